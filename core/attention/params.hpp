@@ -1,0 +1,140 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "core/base/tensor.hpp"
+
+/// Plain structs that say what one attention call, put or copy means. Caches fill them in, kernels only read them.
+/// Whoever fills them has checked everything; a kernel checks nothing.
+namespace kvc {
+
+/// Where one layer's keys and values lie. A row is one token of one head: head_dim contiguous elements.
+struct LayerStorage {
+  std::byte* k = nullptr;        // [n_kv_heads][n_cells][head_dim_k], heads k_head_stride bytes apart
+  std::byte* v = nullptr;        // [n_kv_heads][n_cells][head_dim_v], heads v_head_stride bytes apart
+  size_t k_head_stride = 0;      // bytes
+  size_t v_head_stride = 0;      // bytes
+  int32_t n_cells = 0;
+  int32_t n_kv_heads = 0;
+  int32_t head_dim_k = 0;
+  int32_t head_dim_v = 0;
+  DType dtype_k = DType::f32;
+  DType dtype_v = DType::f32;
+};
+
+/// RoPE as a table: dimension pair i turns by (offset × frequency[i]). Pairs are (2i, 2i+1), or (i, i + n_dims/2) when halves.
+struct Rope {
+  const double* frequency = nullptr;  // [n_dims / 2] radians per position: scale · base^(−2i / n_dims) / factor_i
+  int32_t n_dims = 0;                 // 0: this layer's keys carry no rotation
+  bool halves = false;
+};
+
+/// Constants of the model, bound per layer.
+struct AttentionConstants {
+  int32_t n_q_heads = 0;          // a multiple of n_kv_heads; query head h reads KV head h / (n_q_heads / n_kv_heads)
+  float scale = 0;                // multiplies q·k
+  float softcap = 0;              // 0: none; else x → softcap · tanh(x / softcap), after the scale
+  const float* slopes = nullptr;  // [n_q_heads] ALiBi, may be null: adds −slope · |p − j|
+  const float* sinks = nullptr;   // [n_q_heads], may be null: one extra logit that has no value
+  Rope rope;
+};
+
+/// The tokens of one sequence in order of position: logical index i is the i-th of them. They lie in up to three pieces
+/// of memory (the kept-first part, the ring up to its end, the ring from its start); piece p holds the next count[p].
+struct TokenList {
+  const int32_t* cell[3] = {};      // [count[p]] index of the cell that holds the token
+  const int32_t* position[3] = {};  // [count[p]] ascending; a gap is legal
+  int32_t count[3] = {};
+  int32_t total = 0;                // sum of count
+  bool owes_rotation = false;       // some token's position differs from the one its key was rotated for
+};
+
+/// What one token of the batch sees: the logical indexes [0, first_end) and [begin, end) of its sequence's list,
+/// first_end <= begin <= end. All its query heads see the same.
+struct AttentionRow {
+  int32_t token = 0;     // index in the batch: row of q, out and lse
+  int32_t list = 0;      // index of its sequence's TokenList
+  int32_t position = 0;  // of the token itself
+  int32_t first_end = 0;
+  int32_t begin = 0;
+  int32_t end = 0;
+};
+
+/// Lists whose first `length` entries name the same cells at the same positions: their rows may be served by one read.
+struct SharedPrefix {
+  int32_t list_begin = 0;  // lists [list_begin, list_end) of the plan share
+  int32_t list_end = 0;
+  int32_t length = 0;      // logical indexes [0, length)
+};
+
+/// The whole batch: rows grouped by list, within a list in batch order (so `end` never falls among causal rows).
+struct AttentionPlan {
+  const AttentionRow* rows = nullptr;        // [n_rows]
+  const TokenList* lists = nullptr;          // [n_lists]
+  const SharedPrefix* shared = nullptr;      // [n_shared] disjoint, ascending
+  const int32_t* rotated_for = nullptr;      // [n_cells] position that a cell's key was rotated for
+  int32_t n_rows = 0;
+  int32_t n_lists = 0;
+  int32_t n_shared = 0;
+};
+
+/// One attention call. Scores are softmax(scale · q kᵀ → softcap → + ALiBi / visibility → sinks) v.
+/// A key that owes a rotation of (position − rotated_for) is met by a query turned the other way: qᵀ R(p−d) k = (R(d) q)ᵀ R(p) k.
+struct AttentionParams {
+  LayerStorage storage;
+  AttentionConstants constants;
+  AttentionPlan plan;
+  Tensor q;    // [n_tokens, n_q_heads, head_dim_k] f32, f16 or bf16, any strides
+  Tensor out;  // [n_tokens, n_q_heads, head_dim_v] f32, f16 or bf16, any strides
+  Tensor lse;  // [n_tokens, n_q_heads] f32, any strides; data null: not wanted. Natural log, over visible keys, never the sink
+  std::byte* workspace = nullptr;  // attention_workspace_bytes() of them, aligned to 4096
+};
+
+/// Rows of a put: token t goes to cell[t] of every KV head, converted to the storage type.
+struct StoreParams {
+  LayerStorage storage;
+  const int32_t* cell = nullptr;  // [n_tokens]
+  int32_t n_tokens = 0;
+  Tensor k;  // [n_tokens, n_kv_heads, head_dim_k] f32, f16 or bf16, any strides
+  Tensor v;  // [n_tokens, n_kv_heads, head_dim_v]
+};
+
+/// Rows of a gather: the token at cell[t] of every KV head goes to row t, converted, its key turned by what it owes.
+struct LoadParams {
+  LayerStorage storage;
+  Rope rope;
+  const int32_t* cell = nullptr;    // [n_tokens]; −1: a row of zeros
+  const int32_t* offset = nullptr;  // [n_tokens] position − rotated_for, the rotation still owed; null: none
+  int32_t n_tokens = 0;
+  Tensor k;  // [n_tokens, n_kv_heads, head_dim_k]; data null: not wanted
+  Tensor v;  // [n_tokens, n_kv_heads, head_dim_v] (a transposed destination is the same view with other strides); data null: not wanted
+};
+
+/// Cells of one layer that move: row cell to[i] becomes a copy of row from[i] in K and V of every head;
+/// where offset[i] != 0 its key is turned by that many positions. from == to turns in place.
+struct MoveParams {
+  LayerStorage storage;
+  Rope rope;
+  const int32_t* from = nullptr;    // [n_cells]
+  const int32_t* to = nullptr;      // [n_cells], no cell named twice, none of them a later `from`
+  const int32_t* offset = nullptr;  // [n_cells]
+  int32_t n_cells = 0;
+};
+
+/// Cells of one layer that become zeros in K and V of every head.
+struct ClearParams {
+  LayerStorage storage;
+  const int32_t* cell = nullptr;  // [n_cells]
+  int32_t n_cells = 0;
+};
+
+/// Bounds that size an attention workspace.
+struct AttentionBounds {
+  int32_t max_batch = 0;
+  int32_t max_q_heads = 0;
+  int32_t n_kv_heads = 0;
+  int32_t head_dim_k = 0;
+  int32_t head_dim_v = 0;
+};
+
+}  // namespace kvc

@@ -1,0 +1,26 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace kvc {
+
+/// Element types by their DLPack number: code | bits << 8 | lanes << 16.
+enum class DType : uint32_t {
+  f32 = 2 | 32 << 8 | 1 << 16,
+  f16 = 2 | 16 << 8 | 1 << 16,
+  bf16 = 4 | 16 << 8 | 1 << 16,
+};
+
+constexpr size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+/// A strided view of at most eight dimensions. The boundary has checked it: data is not null, aligned to its element,
+/// shape and strides (in elements) describe memory that the caller named.
+struct Tensor {
+  void* data = nullptr;
+  int64_t shape[8] = {};
+  int64_t stride[8] = {};
+  int32_t ndim = 0;
+  DType dtype = DType::f32;
+};
+
+}  // namespace kvc
