@@ -1,0 +1,42 @@
+/* kvc: the KV cache that any inference runtime can link.
+ *
+ * A KV cache holds the keys and values of the tokens that a transformer has processed, for several sequences at once.
+ * kvc keeps them in cells, decides which cell takes which token, knows what each token may see, and computes attention
+ * straight from the cells. This header is the umbrella; the manual is in the four headers below, in reading order:
+ *
+ *   base.h       status codes and messages, tensors, versions, threads and forks
+ *   device.h     where memory lies and how many threads work
+ *   cache.h      creating a cache, the forward pass, sequences, watching
+ *   attention.h  constants of the model, attention, reading K, V and the mask with kernels of your own
+ *
+ * The shortest use, one token at a time (statuses unchecked for brevity):
+ *
+ *   kvc_device *device;  kvc_cache *cache;
+ *   kvc_cache_desc desc = {.struct_size = sizeof desc, .kind = KVC_CAUSAL, .n_layers = 30, .n_kv_heads = 3,
+ *                          .head_dim_k = 64, .dtype_k = KVC_F16, .dtype_v = KVC_F16,
+ *                          .max_sequences = 1, .capacity = 2048, .max_batch = 512, .max_q_heads = 9};
+ *   kvc_device_open("cpu", NULL, NULL, &device);
+ *   kvc_cache_create(device, &desc, NULL, &cache);
+ *   for each batch of tokens {
+ *     kvc_begin(cache, n_tokens, position, sequence, NULL, 0, NULL);
+ *     for each layer {                                       // your projections make k, v and q, rotated as you like
+ *       kvc_put(cache, layer, &k, &v);                       // [n_tokens, n_kv_heads, head_dim]
+ *       kvc_attention(cache, layer, &q, &out, NULL);         // [n_tokens, n_q_heads, head_dim]
+ *     }
+ *     kvc_commit(cache);
+ *   }
+ *   kvc_cache_destroy(cache);  kvc_device_close(device);
+ *
+ * Conventions that hold everywhere: scalars have fixed width, ranges are half-open, outputs come last, every function
+ * but the four that return text or a number returns a kvc_status. Descriptors begin with struct_size; zero in any other
+ * field means its default, and KVC_NONE (-1) means "off" where 0 could not. A call that fails has changed nothing
+ * (DEVICE and INTERNAL excepted). After create has returned, no call allocates memory, maps memory or starts a thread. */
+#ifndef KVC_KVC_H
+#define KVC_KVC_H
+
+#include "base.h"
+#include "device.h"
+#include "cache.h"
+#include "attention.h"
+
+#endif
