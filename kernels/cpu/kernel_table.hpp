@@ -1,0 +1,58 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/tile.hpp"
+
+/// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags and export one each:
+///
+///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
+///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
+///   rows.hpp     convert and accumulate           contiguous floats
+namespace kvc::cpu {
+
+/// A tile never has more rows than this: 48 tokens of a group of four.
+inline constexpr int32_t tile_rows_max = 192;
+
+/// Cells of a tile at most; longer stretches are handed over in several tiles over the same state.
+inline constexpr int32_t tile_cells_max = 1536;
+
+struct KernelTable {
+  const char* name;  // "portable", "avx2", "avx512"
+
+  /// A tile of up to tile_rows_max rows, any head dimension, every option.
+  void (*process_narrow_tile)(const Tile& tile);
+  size_t (*narrow_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
+
+  /// The same contract and the same results to rounding, faster from wide_tile_rows_min rows on.
+  void (*process_wide_tile)(const Tile& tile);
+  size_t (*wide_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
+  int32_t wide_tile_rows_min;
+
+  /// `count` contiguous elements.
+  void (*to_f32)(float* to, const void* from, DType from_type, int64_t count);
+  void (*from_f32)(void* to, DType to_type, const float* from, int64_t count);
+  /// to = to · keep + from · add, over floats.
+  void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
+  /// 2^x of each, and tanh: what the kernels use, for tests.
+  void (*exp2)(float* to, const float* from, int64_t count);
+  void (*tanh)(float* to, const float* from, int64_t count);
+};
+
+extern const KernelTable portable_kernels;
+#if defined(__x86_64__)
+extern const KernelTable avx2_kernels;
+extern const KernelTable avx512_kernels;
+#endif
+
+/// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names (portable, avx2, avx512)
+/// when the machine can run it. Chosen at the first call, the same for the life of the process.
+const KernelTable& kernels() noexcept;
+
+/// Table `index` of those this machine can run, best first; null past the last. For tests and benchmarks.
+const KernelTable* runnable_kernels(int32_t index) noexcept;
+
+/// Overrides kernels() for the calls that start after it. For tests and benchmarks; null goes back to the default.
+void use_kernels(const KernelTable* table) noexcept;
+
+}  // namespace kvc::cpu

@@ -1,0 +1,367 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "core/base/tensor.hpp"
+
+/// One vector of floats, whatever the instruction set. The file that includes this has set KVC_ISA_NAMESPACE.
+///
+/// Kernels are compiled once per instruction set, so nothing here may leave its translation unit: no standard header
+/// with inline functions is included, everything lives in a namespace of its own and is inlined by force. An inline
+/// function shared with the rest of the library could otherwise be linked in its AVX-512 form and end an older machine.
+///
+/// Vectors take the compiler's own operators + - * /; comparisons are spelled out below. (Some AVX-512 intrinsics stand in
+/// their zero-masked form because gcc 12 warns about an uninitialised operand inside its own plain ones.)
+#if !defined(KVC_ISA_NAMESPACE)
+#error "include this through kernels/cpu/isa_*.cpp"
+#endif
+
+#define KVC_INLINE [[maybe_unused, gnu::always_inline]] static inline
+
+namespace kvc::cpu::KVC_ISA_NAMESPACE {
+
+/// Four floats or integers: the four rows of a block of scores.
+using Quad = float __attribute__((vector_size(16)));
+using QuadInt = int32_t __attribute__((vector_size(16)));
+
+/// How elements lie in memory.
+struct F32 {
+  using Element = float;
+};
+struct F16 {
+  using Element = uint16_t;
+};
+struct Bf16 {
+  using Element = uint16_t;
+};
+
+template <class Storage>
+inline constexpr size_t element_bytes = sizeof(typename Storage::Element);
+
+#if defined(__AVX512F__)
+
+inline constexpr int32_t lanes = 16;
+using Vec = __m512;
+
+KVC_INLINE Vec zero() { return _mm512_setzero_ps(); }
+KVC_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
+KVC_INLINE Vec load(const float* p) { return _mm512_load_ps(p); }
+KVC_INLINE Vec load_unaligned(const float* p) { return _mm512_loadu_ps(p); }
+KVC_INLINE void store(float* p, Vec x) { _mm512_store_ps(p, x); }
+KVC_INLINE void store_unaligned(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+/// a · b + c
+KVC_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+/// The larger of the two; b when either is NaN.
+KVC_INLINE Vec maximum(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+/// Lane by lane a < b ? x : y; false when either is NaN.
+KVC_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+KVC_INLINE bool any_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
+KVC_INLINE Vec absolute(Vec x) { return _mm512_abs_ps(x); }
+/// The magnitude of x (not negative) with the sign of s.
+KVC_INLINE Vec with_sign(Vec x, Vec s) {
+  return _mm512_or_ps(x, _mm512_and_ps(s, _mm512_set1_ps(-0.0f)));
+}
+/// 2^n for the integer n that x + 1.5·2^23 holds in its low bits, −126 ≤ n ≤ 127.
+KVC_INLINE Vec power_of_two(Vec x) {
+  const __m512i exponent = _mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(x), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f800000)));
+}
+
+KVC_INLINE Vec load_elements(F32, const float* p) {
+  return _mm512_loadu_ps(p);
+}
+KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m512i words = _mm512_maskz_cvtepu16_epi32(0xffff, halves);
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
+}
+
+KVC_INLINE void store_elements(F32, float* p, Vec x) {
+  _mm512_storeu_ps(p, x);
+}
+KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
+  const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
+}
+KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i high = _mm512_maskz_srli_epi32(0xffff, bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i biased = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i rounded = _mm512_maskz_srli_epi32(0xffff, biased, 16);
+  const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m512i result = _mm512_mask_blend_epi32(is_nan, rounded, quiet);
+  const __m256i halves = _mm512_maskz_cvtepi32_epi16(0xffff, result);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
+}
+
+/// Lanes 0-3, 4-7, … folded into one group of four.
+KVC_INLINE __m256 lower_half(Vec x) { return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7); }
+KVC_INLINE __m256 upper_half(Vec x) {
+  return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+KVC_INLINE Quad fold_sum(Vec x) {
+  const __m256 y = _mm256_add_ps(lower_half(x), upper_half(x));
+  return _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
+KVC_INLINE Quad fold_maximum(Vec x) {
+  const __m256 y = _mm256_max_ps(lower_half(x), upper_half(x));
+  return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
+/// Four floats, repeated over the vector.
+KVC_INLINE Vec repeat(Quad x) { return _mm512_maskz_broadcast_f32x4(0xffff, x); }
+
+#elif defined(__AVX2__)
+
+inline constexpr int32_t lanes = 8;
+using Vec = __m256;
+
+KVC_INLINE Vec zero() { return _mm256_setzero_ps(); }
+KVC_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
+KVC_INLINE Vec load(const float* p) { return _mm256_load_ps(p); }
+KVC_INLINE Vec load_unaligned(const float* p) { return _mm256_loadu_ps(p); }
+KVC_INLINE void store(float* p, Vec x) { _mm256_store_ps(p, x); }
+KVC_INLINE void store_unaligned(float* p, Vec x) { _mm256_storeu_ps(p, x); }
+KVC_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+KVC_INLINE Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+KVC_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+KVC_INLINE bool any_less(Vec a, Vec b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0;
+}
+KVC_INLINE Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+KVC_INLINE Vec with_sign(Vec x, Vec s) {
+  return _mm256_or_ps(x, _mm256_and_ps(s, _mm256_set1_ps(-0.0f)));
+}
+KVC_INLINE Vec power_of_two(Vec x) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(x), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f800000)));
+}
+
+KVC_INLINE Vec load_elements(F32, const float* p) {
+  return _mm256_loadu_ps(p);
+}
+KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+KVC_INLINE void store_elements(F32, float* p, Vec x) {
+  _mm256_storeu_ps(p, x);
+}
+KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
+  const __m128i halves = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
+}
+KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i high = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i biased = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i result = _mm256_blendv_epi8(_mm256_srli_epi32(biased, 16), quiet, is_nan);
+  const __m128i low = _mm256_castsi256_si128(result);
+  const __m128i upper = _mm256_extracti128_si256(result, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, upper));
+}
+
+KVC_INLINE Quad fold_sum(Vec x) {
+  return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+}
+KVC_INLINE Quad fold_maximum(Vec x) {
+  return _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+}
+KVC_INLINE Vec repeat(Quad x) { return _mm256_set_m128(x, x); }
+
+#else  // the compiler's own vectors: SSE2, NEON or whatever the machine has
+
+inline constexpr int32_t lanes = 4;
+using Vec = Quad;
+using QuadBits = uint32_t __attribute__((vector_size(16)));
+using QuadHalf = uint16_t __attribute__((vector_size(8)));
+
+KVC_INLINE Vec zero() { return Vec{}; }
+KVC_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
+KVC_INLINE Vec load_unaligned(const float* p) {
+  Vec x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+KVC_INLINE Vec load(const float* p) {
+  return load_unaligned(static_cast<const float*>(__builtin_assume_aligned(p, 16)));
+}
+KVC_INLINE void store_unaligned(float* p, Vec x) { __builtin_memcpy(p, &x, sizeof x); }
+KVC_INLINE void store(float* p, Vec x) {
+  store_unaligned(static_cast<float*>(__builtin_assume_aligned(p, 16)), x);
+}
+KVC_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__aarch64__)
+  for (int32_t i = 0; i < 4; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);  // becomes one fmla
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+KVC_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+KVC_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
+KVC_INLINE bool any_less(Vec a, Vec b) {
+  const QuadInt less = a < b;
+  return (less[0] | less[1] | less[2] | less[3]) != 0;
+}
+KVC_INLINE Vec absolute(Vec x) { return (Vec)((QuadBits)x & 0x7fffffffu); }
+KVC_INLINE Vec with_sign(Vec x, Vec s) { return (Vec)((QuadBits)x | ((QuadBits)s & 0x80000000u)); }
+KVC_INLINE Vec power_of_two(Vec x) { return (Vec)(((QuadBits)x << 23) + 0x3f800000u); }
+
+KVC_INLINE QuadBits load_halves(const uint16_t* p) {
+  QuadHalf halves;
+  __builtin_memcpy(&halves, p, sizeof halves);
+  return __builtin_convertvector(halves, QuadBits);
+}
+KVC_INLINE void store_halves(uint16_t* p, QuadBits bits) {
+  const QuadHalf halves = __builtin_convertvector(bits, QuadHalf);
+  __builtin_memcpy(p, &halves, sizeof halves);
+}
+
+KVC_INLINE Vec load_elements(F32, const float* p) {
+  return load_unaligned(p);
+}
+KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
+  const QuadBits half = load_halves(p);
+  const QuadBits magnitude = half & 0x7fffu;
+  const QuadBits quiet = magnitude > 0x7c00u ? (QuadBits{} + 0x400000u) : QuadBits{};
+  const QuadBits not_finite = magnitude << 13 | 0x7f800000u | quiet;
+  const Vec small = __builtin_convertvector((QuadInt)magnitude, Vec) * 0x1p-24f;  // exact
+  QuadBits bits = (magnitude << 13) + 0x38000000u;
+  bits = magnitude < 0x400u ? (QuadBits)small : bits;
+  bits = magnitude >= 0x7c00u ? not_finite : bits;
+  return (Vec)(bits | (half & 0x8000u) << 16);
+}
+KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
+  return (Vec)(load_halves(p) << 16);
+}
+
+KVC_INLINE void store_elements(F32, float* p, Vec x) {
+  store_unaligned(p, x);
+}
+KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
+  const QuadBits magnitude = (QuadBits)x & 0x7fffffffu;
+  const QuadBits rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  QuadBits bits = (rounded - 0x38000000u) >> 13;
+  const QuadBits small = (QuadBits)((Vec)magnitude + 0.5f) - 0x3f000000u;  // 0.5 has f16's smallest step as its ulp
+  bits = magnitude < 0x38800000u ? small : bits;
+  bits = magnitude >= 0x477ff000u ? (QuadBits{} + 0x7c00u) : bits;
+  bits = magnitude > 0x7f800000u ? (magnitude >> 13 & 0x3ffu) | 0x7e00u : bits;
+  store_halves(p, bits | ((QuadBits)x >> 16 & 0x8000u));
+}
+KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
+  const QuadBits bits = (QuadBits)x;
+  const QuadBits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  store_halves(p, (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16 | 0x40u) : rounded);
+}
+
+KVC_INLINE Quad fold_sum(Vec x) { return x; }
+KVC_INLINE Quad fold_maximum(Vec x) { return x; }
+KVC_INLINE Vec repeat(Quad x) { return x; }
+
+#endif
+
+/// `lanes` elements of a row, in f32. Alignment to the element is enough.
+template <class Storage>
+KVC_INLINE Vec load_as(const typename Storage::Element* p) {
+  return load_elements(Storage{}, p);
+}
+
+/// Stores `lanes` elements, rounded to nearest even.
+template <class Storage>
+KVC_INLINE void store_as(typename Storage::Element* p, Vec x) {
+  store_elements(Storage{}, p, x);
+}
+
+KVC_INLINE Quad load_quad(const float* p) {
+  Quad x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+KVC_INLINE void store_quad(float* p, Quad x) { __builtin_memcpy(p, &x, sizeof x); }
+KVC_INLINE QuadInt load_quad(const int32_t* p) {
+  QuadInt x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+/// The four sums over all lanes of a, b, c and d, added in a fixed order.
+KVC_INLINE Quad sum_each(Vec a, Vec b, Vec c, Vec d) {
+  const Quad w = fold_sum(a), x = fold_sum(b), y = fold_sum(c), z = fold_sum(d);
+#if defined(__AVX2__)
+  const Quad wx = _mm_hadd_ps(w, x), yz = _mm_hadd_ps(y, z);
+  return _mm_hadd_ps(wx, yz);
+#else
+  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+  const Quad wy = __builtin_shuffle(w, y, low) + __builtin_shuffle(w, y, high);
+  const Quad xz = __builtin_shuffle(x, z, low) + __builtin_shuffle(x, z, high);
+  return __builtin_shuffle(wy, xz, low) + __builtin_shuffle(wy, xz, high);
+#endif
+}
+
+KVC_INLINE float reduce_sum(Vec x) {
+  const Quad y = fold_sum(x);
+  return (y[0] + y[2]) + (y[1] + y[3]);
+}
+KVC_INLINE float reduce_maximum(Vec x) {
+  const Quad y = fold_maximum(x);
+  const float a = y[0] > y[1] ? y[0] : y[1];
+  const float b = y[2] > y[3] ? y[2] : y[3];
+  return a > b ? a : b;
+}
+
+/// 2^x for x ≤ 127 with an error of about one ulp. Results below 2^−126 become 0, −infinity gives 0, NaN stays NaN.
+KVC_INLINE Vec exp2(Vec x) {
+  const Vec smallest = broadcast(-126.0f);
+  const Vec rounding = broadcast(12582912.0f);  // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
+  const Vec clamped = maximum(smallest, x);     // in this order NaN survives
+  const Vec shifted = clamped + rounding;
+  const Vec fraction = clamped - (shifted - rounding);
+  Vec p = broadcast(1.5345812164e-4f);
+  p = fma(p, fraction, broadcast(1.3399931209e-3f));
+  p = fma(p, fraction, broadcast(9.6184889565e-3f));
+  p = fma(p, fraction, broadcast(5.5503287770e-2f));
+  p = fma(p, fraction, broadcast(2.4022646891e-1f));
+  p = fma(p, fraction, broadcast(6.9314720574e-1f));
+  p = fma(p, fraction, broadcast(1.0f));
+  return select_less(x, smallest, zero(), p * power_of_two(shifted));
+}
+
+/// tanh(x): a polynomial near 0, where 1 − e^(−2|x|) would cancel, else from 2^x.
+KVC_INLINE Vec tanh(Vec x) {
+  const Vec magnitude = absolute(x);
+  const Vec square = x * x;
+  Vec p = broadcast(-5.70498872745e-3f);
+  p = fma(p, square, broadcast(2.06390887954e-2f));
+  p = fma(p, square, broadcast(-5.37397155531e-2f));
+  p = fma(p, square, broadcast(1.33314422036e-1f));
+  p = fma(p, square, broadcast(-3.33332819422e-1f));
+  const Vec small = fma(p * square, x, x);
+  const Vec decay = exp2(magnitude * broadcast(-2.88539008178f));  // e^(−2|x|)
+  const Vec large = with_sign((broadcast(1.0f) - decay) / (broadcast(1.0f) + decay), x);
+  return select_less(magnitude, broadcast(0.625f), small, large);
+}
+
+/// Asks for the cache line at `p`; any address is allowed.
+KVC_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+}  // namespace kvc::cpu::KVC_ISA_NAMESPACE
