@@ -1,0 +1,124 @@
+#include "kernels/reference/attention.hpp"
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/base/half.hpp"
+
+namespace kvc {
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+/// One visible token: where it lies, where it is, and how far its key has still to be turned.
+struct Seen {
+  int32_t cell = 0;
+  int32_t position = 0;
+  int32_t offset = 0;
+};
+
+/// Logical index i of a list, found by walking its pieces.
+Seen token_at(const AttentionPlan& plan, const TokenList& list, int32_t index) {
+  int32_t piece = 0;
+  while (index >= list.count[piece]) index -= list.count[piece++];
+  Seen seen{.cell = list.cell[piece][index], .position = list.position[piece][index]};
+  if (list.owes_rotation) seen.offset = seen.position - plan.rotated_for[seen.cell];
+  return seen;
+}
+
+std::vector<Seen> visible_tokens(const AttentionPlan& plan, const AttentionRow& row) {
+  std::vector<Seen> tokens;
+  const TokenList& list = plan.lists[row.list];
+  for (int32_t i = 0; i < row.first_end; ++i) tokens.push_back(token_at(plan, list, i));
+  for (int32_t i = row.begin; i < row.end; ++i) tokens.push_back(token_at(plan, list, i));
+  return tokens;
+}
+
+void rotate(std::vector<double>& key, const Rope& rope, int32_t offset) {
+  for (int32_t i = 0; i < rope.n_dims / 2; ++i) {
+    const size_t first = static_cast<size_t>(rope.halves ? i : 2 * i);
+    const size_t second = first + static_cast<size_t>(rope.halves ? rope.n_dims / 2 : 1);
+    const double angle = offset * rope.frequency[i];
+    const double a = key[first];
+    const double b = key[second];
+    key[first] = a * std::cos(angle) - b * std::sin(angle);
+    key[second] = a * std::sin(angle) + b * std::cos(angle);
+  }
+}
+
+std::vector<double> load_row(const std::byte* row, DType dtype, int32_t n) {
+  std::vector<double> values(static_cast<size_t>(n));
+  for (int32_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = load_element(row, dtype, i);
+  return values;
+}
+
+double score(const AttentionParams& params, const AttentionRow& row, int32_t head, const Seen& token) {
+  const LayerStorage& storage = params.storage;
+  const AttentionConstants& constants = params.constants;
+  const int32_t kv_head = head / (constants.n_q_heads / storage.n_kv_heads);
+  const size_t row_bytes = size_of(storage.dtype_k) * static_cast<size_t>(storage.head_dim_k);
+  const std::byte* row_of_cell = storage.k + static_cast<size_t>(kv_head) * storage.k_head_stride +
+                                 static_cast<size_t>(token.cell) * row_bytes;
+  std::vector<double> key = load_row(row_of_cell, storage.dtype_k, storage.head_dim_k);
+  if (token.offset != 0) rotate(key, constants.rope, token.offset);
+  double x = 0;
+  for (int32_t i = 0; i < storage.head_dim_k; ++i) {
+    const int64_t index = row.token * params.q.stride[0] + head * params.q.stride[1] + i * params.q.stride[2];
+    x += key[static_cast<size_t>(i)] * load_element(params.q.data, params.q.dtype, index);
+  }
+  x *= constants.scale;
+  if (constants.softcap != 0) x = constants.softcap * std::tanh(x / constants.softcap);
+  if (constants.slopes) {
+    x -= constants.slopes[head] * std::fabs(static_cast<double>(row.position) - token.position);
+  }
+  return x;
+}
+
+void attend(const AttentionParams& params, const AttentionRow& row, int32_t head) {
+  const LayerStorage& storage = params.storage;
+  const AttentionConstants& constants = params.constants;
+  const int32_t kv_head = head / (constants.n_q_heads / storage.n_kv_heads);
+  const std::vector<Seen> tokens = visible_tokens(params.plan, row);
+
+  std::vector<double> scores;
+  double maximum = -infinity;
+  for (const Seen& token : tokens) {
+    scores.push_back(score(params, row, head, token));
+    if (scores.back() > maximum) maximum = scores.back();
+  }
+  const double shift = maximum == -infinity ? 0 : maximum;
+  double sum = 0;
+  std::vector<double> out(static_cast<size_t>(storage.head_dim_v), 0.0);
+  for (size_t j = 0; j < tokens.size(); ++j) {
+    const double p = std::exp(scores[j] - shift);
+    const size_t row_bytes = size_of(storage.dtype_v) * static_cast<size_t>(storage.head_dim_v);
+    const std::byte* row_of_cell = storage.v + static_cast<size_t>(kv_head) * storage.v_head_stride +
+                                   static_cast<size_t>(tokens[j].cell) * row_bytes;
+    const std::vector<double> value = load_row(row_of_cell, storage.dtype_v, storage.head_dim_v);
+    sum += p;
+    for (size_t i = 0; i < out.size(); ++i) out[i] += p * value[i];
+  }
+  const bool sees_nothing = sum == 0;
+  const double sink = constants.sinks && !sees_nothing ? std::exp(constants.sinks[head] - shift) : 0;
+  for (int32_t i = 0; i < storage.head_dim_v; ++i) {
+    const int64_t index = row.token * params.out.stride[0] + head * params.out.stride[1] + i * params.out.stride[2];
+    const double value = sees_nothing ? 0 : out[static_cast<size_t>(i)] / (sum + sink);
+    store_element(params.out.data, params.out.dtype, index, static_cast<float>(value));
+  }
+  if (params.lse.data) {
+    const int64_t index = row.token * params.lse.stride[0] + head * params.lse.stride[1];
+    const double value = sees_nothing ? -infinity : shift + std::log(sum);
+    static_cast<float*>(params.lse.data)[index] = static_cast<float>(value);
+  }
+}
+
+}  // namespace
+
+void reference_attention(const AttentionParams& params) {
+  for (int32_t i = 0; i < params.plan.n_rows; ++i) {
+    for (int32_t head = 0; head < params.constants.n_q_heads; ++head) attend(params, params.plan.rows[i], head);
+  }
+}
+
+}  // namespace kvc
