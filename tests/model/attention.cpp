@@ -1,0 +1,73 @@
+#include "attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace model {
+
+double attend_row(const Constants& constants, int32_t head, double scale,
+                  const std::vector<Seen>& keys, int32_t head_dim_v, double* out) {
+  std::fill(out, out + head_dim_v, 0.0);
+  if (keys.empty()) return -HUGE_VAL;
+  const auto h = static_cast<size_t>(head);
+  std::vector<double> logit;
+  for (const Seen& key : keys) {
+    double x = scale * key.dot;
+    if (constants.softcap > 0) x = constants.softcap * std::tanh(x / constants.softcap);
+    if (!constants.slopes.empty()) x -= constants.slopes[h] * key.distance;
+    logit.push_back(x);
+  }
+  double largest = *std::max_element(logit.begin(), logit.end());
+  double visible = 0;
+  for (const double x : logit) visible += std::exp(x - largest);
+  double total = visible;
+  if (!constants.sinks.empty()) total += std::exp(constants.sinks[h] - largest);
+  for (size_t i = 0; i < keys.size(); ++i)
+    for (int32_t d = 0; d < head_dim_v; ++d)
+      out[d] += std::exp(logit[i] - largest) / total * keys[i].value[d];
+  return largest + std::log(visible);
+}
+
+AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
+                       const std::vector<double>& q) {
+  const int32_t n = oracle.pass.n_tokens;
+  const int32_t dk = oracle.cache.head_dim_k;
+  const int32_t dv = oracle.cache.head_dim_v;
+  const Constants& constants = oracle.constants[static_cast<size_t>(layer)];
+  const double scale =
+      constants.scale != 0 ? constants.scale : 1 / std::sqrt(static_cast<double>(dk));
+  AttentionResult result;
+  result.out.resize(static_cast<size_t>(n * n_q_heads * dv));
+  for (int32_t t = 0; t < n; ++t) {
+    const std::vector<Token> tokens = oracle.visible(t);
+    std::vector<std::vector<double>> keys, values;
+    for (const Token& token : tokens) {
+      keys.push_back(oracle.key(layer, token));
+      values.push_back(oracle.value(layer, token));
+    }
+    for (int32_t h = 0; h < n_q_heads; ++h) {
+      const int32_t kv_head = h / (n_q_heads / oracle.cache.n_kv_heads);
+      const double* query = q.data() + (t * n_q_heads + h) * dk;
+      std::vector<Seen> seen;
+      double largest = 0;
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        double dot = 0;
+        for (int32_t d = 0; d < dk; ++d)
+          dot += query[d] * keys[i][static_cast<size_t>(kv_head * dk + d)];
+        const double* value = values[i].data() + kv_head * dv;
+        for (int32_t d = 0; d < dv; ++d) largest = std::max(largest, std::fabs(value[d]));
+        seen.push_back(
+            {dot,
+             std::fabs(static_cast<double>(oracle.pass.position[static_cast<size_t>(t)]) -
+                       tokens[i].position),
+             value});
+      }
+      double* out = result.out.data() + (t * n_q_heads + h) * dv;
+      result.lse.push_back(attend_row(constants, h, scale, seen, dv, out));
+      result.largest.push_back(largest);
+    }
+  }
+  return result;
+}
+
+}  // namespace model

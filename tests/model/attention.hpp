@@ -1,0 +1,34 @@
+#pragma once
+#include <vector>
+
+#include "oracle.hpp"
+
+/// softmax(scale * q k^T -> softcap -> + ALiBi / visibility -> sinks) v, by its definition, in
+/// double.
+namespace model {
+
+struct AttentionResult {
+  std::vector<double> out;      // [n_tokens, n_q_heads, head_dim_v]
+  std::vector<double> lse;      // [n_tokens, n_q_heads]
+  std::vector<double> largest;  // [n_tokens, n_q_heads] largest |v| that the row sees: what errors
+                                // are measured against
+};
+
+/// One key that one query sees: its logit before softcap and ALiBi, how far away it stands, its
+/// value.
+struct Seen {
+  double dot;
+  double distance;
+  const double* value;  // [head_dim_v]
+};
+
+/// One query head over the keys that it sees. `out` [head_dim_v]; returns the log-sum-exp, without
+/// the sink.
+double attend_row(const Constants& constants, int32_t head, double scale,
+                  const std::vector<Seen>& keys, int32_t head_dim_v, double* out);
+
+/// The whole batch of the oracle's open pass. q [n_tokens, n_q_heads, head_dim_k].
+AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
+                       const std::vector<double>& q);
+
+}  // namespace model

@@ -1,0 +1,260 @@
+#include "oracle.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+
+namespace model {
+
+Oracle::Oracle(const kvc_cache_desc& cache_desc, const kvc_causal_desc& causal_desc)
+    : cache(cache_desc), causal(causal_desc) {
+  if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
+  if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
+  if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
+  sequences.resize(static_cast<size_t>(cache.max_sequences));
+  rope.resize(static_cast<size_t>(cache.n_layers));
+  constants.resize(static_cast<size_t>(cache.n_layers));
+
+  // Memory is limited with a reach, and with a chunk when `memory` is given.
+  int64_t least = 0;
+  if (causal.reach > 0 && causal.memory != KVC_NONE) {
+    limited = true;
+    least = causal.reach;
+  } else if (causal.reach == 0 && causal.chunk > 0 && causal.memory > 0) {
+    limited = true;
+    least = causal.chunk - 1;
+  }
+  if (limited) {
+    if (cache.max_sequences > 1) least += 1;
+    const int64_t kept =
+        std::max<int64_t>(causal.memory == 0 ? causal.reach : causal.memory, least);
+    if (kept >= cache.capacity)
+      limited = false;
+    else
+      memory = static_cast<int32_t>(kept);
+  }
+  const int64_t n = cache.max_sequences;
+  const int64_t per_pass = 2 * static_cast<int64_t>(cache.max_batch);
+  const int64_t kept = static_cast<int64_t>(memory) + causal.keep_first;
+  pool_ = cache.cells > 0 ? cache.cells : limited ? n * kept + per_pass : n * cache.capacity;
+}
+
+// ---- What may be asked
+// -------------------------------------------------------------------------------------------------
+
+int32_t Oracle::limit() const {
+  return limited ? memory + causal.keep_first + 2 * cache.max_batch : cache.capacity;
+}
+
+int64_t Oracle::low(int64_t g) const {
+  int64_t lowest = 0;
+  if (causal.reach > 0) lowest = std::max(lowest, g - causal.reach);
+  if (causal.chunk > 0) lowest = std::max(lowest, g - g % causal.chunk);
+  return lowest;
+}
+
+bool Oracle::can_continue(const Sequence& sequence, int32_t g) const {
+  if (g == 0) return true;
+  return g <= sequence.next &&
+         (!limited || g <= causal.keep_first || low(g) >= sequence.lost_below);
+}
+
+int32_t Oracle::largest_continuation(const Sequence& sequence, int32_t want) const {
+  const int32_t most = std::min(want, sequence.next);
+  if (can_continue(sequence, most)) return most;
+  // low() never falls as g grows, so when `most` fails, all above keep_first do.
+  return std::min(most, causal.keep_first);
+}
+
+bool Oracle::can_turn() const {
+  if (causal.flags & KVC_CAUSAL_POSITION_FREE) return true;
+  return std::any_of(rope.begin(), rope.end(), [](const Rope& layer) { return layer.n_dims > 0; });
+}
+
+bool Oracle::fully_put() const {
+  return std::all_of(pass.put.begin(), pass.put.end(), [](char put) { return put != 0; });
+}
+
+Info Oracle::info(int32_t s) const {
+  const Sequence& sequence = sequences[static_cast<size_t>(s)];
+  const auto count = static_cast<int32_t>(sequence.tokens.size());
+  const int64_t room = std::min<int64_t>(limit() - count, pool_ - used());
+  return {sequence.tokens.empty() ? sequence.next : sequence.tokens.front().position, sequence.next,
+          count, static_cast<int32_t>(room), sequence.lost_below};
+}
+
+int64_t Oracle::used() const {
+  std::set<int32_t> distinct;
+  for (const Sequence& sequence : sequences)
+    for (const Token& token : sequence.tokens) distinct.insert(token.content);
+  return static_cast<int64_t>(distinct.size());
+}
+
+int64_t Oracle::shared() const {
+  std::multiset<int32_t> all;
+  for (const Sequence& sequence : sequences)
+    for (const Token& token : sequence.tokens) all.insert(token.content);
+  std::set<int32_t> more_than_once;
+  for (const int32_t content : all)
+    if (all.count(content) > 1) more_than_once.insert(content);
+  return static_cast<int64_t>(more_than_once.size());
+}
+
+int32_t Oracle::owed(const Token& token) const {
+  if (causal.flags & KVC_CAUSAL_POSITION_FREE) return 0;  // its keys carry no rotation
+  return token.position - contents[static_cast<size_t>(token.content)].rotated_for;
+}
+
+bool Oracle::sees(int32_t batch_index, int32_t j) const {
+  const auto i = static_cast<size_t>(batch_index);
+  const int64_t p = pass.position[i];
+  if (j > p && !pass.except[i]) return false;
+  if (causal.chunk > 0 && j < p - p % causal.chunk) return false;
+  return causal.reach == 0 || j >= p - causal.reach || j < causal.keep_first;
+}
+
+std::vector<Token> Oracle::visible(int32_t batch_index) const {
+  std::vector<Token> result;
+  const int32_t s = pass.sequence[static_cast<size_t>(batch_index)];
+  for (const Token& token : sequences[static_cast<size_t>(s)].tokens)
+    if (sees(batch_index, token.position)) result.push_back(token);
+  return result;
+}
+
+// ---- A pass
+// ------------------------------------------------------------------------------------------------------------
+
+bool Oracle::legal_batch(int32_t n, const int32_t* position, const int32_t* sequence) const {
+  if (n < 1 || n > cache.max_batch || !position || !sequence) return false;
+  std::vector<int32_t> next;
+  for (const Sequence& each : sequences) next.push_back(each.next);
+  for (int32_t i = 0; i < n; ++i) {
+    if (!is_sequence(sequence[i])) return false;
+    if (position[i] < 0 || position[i] >= std::numeric_limits<int32_t>::max() - 1) return false;
+    int32_t& expected = next[static_cast<size_t>(sequence[i])];
+    if (position[i] < expected) return false;
+    if ((cache.flags & KVC_CACHE_STRICT) && position[i] != expected) return false;
+    expected = position[i] + 1;
+  }
+  return true;
+}
+
+kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* sequence) const {
+  if (!legal_batch(n, position, sequence)) return KVC_E_INVALID_ARGUMENT;
+  if (!closable()) return KVC_E_BAD_STATE;
+  // What slides out stays owned until the pass is committed, but no longer counts for its sequence.
+  if (used() + n > pool_) return KVC_E_CACHE_FULL;
+  if (limited) return KVC_OK;
+  for (int32_t s = 0; s < cache.max_sequences; ++s) {
+    const auto more = std::count(sequence, sequence + n, s);
+    const auto held = static_cast<int64_t>(sequences[static_cast<size_t>(s)].tokens.size());
+    if (held + more > cache.capacity) return KVC_E_CACHE_FULL;
+  }
+  return KVC_OK;
+}
+
+kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequence,
+                         const uint32_t* token_flags, uint32_t flags) {
+  if (flags & ~static_cast<uint32_t>(KVC_BEGIN_RESERVE)) return KVC_E_INVALID_ARGUMENT;
+  if (n < 1 || n > cache.max_batch) return KVC_E_INVALID_ARGUMENT;
+  const bool reserve = flags & KVC_BEGIN_RESERVE;
+  for (int32_t i = 0; token_flags && i < n; ++i)
+    if (token_flags[i] & ~static_cast<uint32_t>(KVC_TOKEN_SEES_LATER))
+      return KVC_E_INVALID_ARGUMENT;
+  if (reserve) {
+    if (!closable()) return KVC_E_BAD_STATE;
+  } else if (const kvc_status status = fits(n, position, sequence); status != KVC_OK) {
+    return status;
+  }
+  close();
+  pass = Pass();
+  pass_open = true;
+  pass.reserve = reserve;
+  pass.n_tokens = n;
+  pass.put.assign(static_cast<size_t>(cache.n_layers), 0);
+  pass.except.assign(static_cast<size_t>(n), 0);
+  if (reserve) return KVC_OK;
+
+  pass.before = sequences;
+  for (int32_t i = 0; i < n; ++i) {
+    pass.position.push_back(position[i]);
+    pass.sequence.push_back(sequence[i]);
+    pass.except[static_cast<size_t>(i)] = token_flags && (token_flags[i] & KVC_TOKEN_SEES_LATER);
+    pass.content.push_back(static_cast<int32_t>(contents.size()));
+    Content content;
+    content.rotated_for = position[i];
+    content.put.assign(static_cast<size_t>(cache.n_layers), 0);
+    const auto rows = static_cast<size_t>(cache.n_layers * cache.n_kv_heads);
+    content.k.assign(rows * static_cast<size_t>(cache.head_dim_k), 0.0f);
+    content.v.assign(rows * static_cast<size_t>(cache.head_dim_v), 0.0f);
+    contents.push_back(content);
+  }
+  end_pass_keeping(std::vector<char>(static_cast<size_t>(n), 1));
+  return KVC_OK;
+}
+
+/// The sequences as they are when these tokens of the batch are kept: all slide, then the kept
+/// tokens are appended.
+void Oracle::end_pass_keeping(const std::vector<char>& kept) {
+  sequences = pass.before;
+  for (int32_t s = 0; s < cache.max_sequences; ++s) {
+    Sequence& sequence = sequences[static_cast<size_t>(s)];
+    int64_t p = sequence.next;
+    for (size_t i = pass.position.size(); i-- > 0;)
+      if (pass.sequence[i] == s && kept[i])
+        p = pass.position[i];  // ends with the first one, which is the lowest
+    std::vector<Token> stay;
+    for (const Token& token : sequence.tokens) {
+      if (limited && causal.keep_first <= token.position && token.position < p - memory)
+        sequence.lost_below = std::max(sequence.lost_below, token.position + 1);
+      else
+        stay.push_back(token);
+    }
+    sequence.tokens = stay;
+    for (size_t i = 0; i < pass.position.size(); ++i) {
+      if (pass.sequence[i] != s || !kept[i]) continue;
+      sequence.tokens.push_back({pass.position[i], pass.content[i]});
+      sequence.next = pass.position[i] + 1;
+    }
+    if (sequence.next <= causal.keep_first) sequence.lost_below = 0;
+  }
+}
+
+kvc_status Oracle::needs_put(int32_t layer) const {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  if (layer < 0 || layer >= cache.n_layers) return KVC_E_INVALID_ARGUMENT;
+  return pass.put[static_cast<size_t>(layer)] ? KVC_OK : KVC_E_BAD_STATE;
+}
+
+kvc_status Oracle::put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v) {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  if (layer < 0 || layer >= cache.n_layers) return KVC_E_INVALID_ARGUMENT;
+  pass.put[static_cast<size_t>(layer)] = 1;
+  if (pass.reserve) return KVC_OK;
+  const auto k_row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_k);
+  const auto v_row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_v);
+  for (size_t i = 0; i < pass.content.size(); ++i) {
+    Content& content = contents[static_cast<size_t>(pass.content[i])];
+    content.put[static_cast<size_t>(layer)] = 1;
+    for (size_t e = 0; e < k_row; ++e)
+      content.k[static_cast<size_t>(layer) * k_row + e] =
+          static_cast<float>(round_to(cache.dtype_k, k[i * k_row + e]));
+    for (size_t e = 0; e < v_row; ++e)
+      content.v[static_cast<size_t>(layer) * v_row + e] =
+          static_cast<float>(round_to(cache.dtype_v, v[i * v_row + e]));
+  }
+  return KVC_OK;
+}
+
+kvc_status Oracle::set_causal(int32_t n, const int32_t* except) {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  if (n < 0 || (n > 0 && !except)) return KVC_E_INVALID_ARGUMENT;
+  for (int32_t i = 0; i < n; ++i)
+    if (except[i] < 0 || except[i] >= pass.n_tokens) return KVC_E_INVALID_ARGUMENT;
+  pass.except.assign(pass.except.size(), 0);
+  for (int32_t i = 0; i < n; ++i) pass.except[static_cast<size_t>(except[i])] = 1;
+  return KVC_OK;
+}
+
+}  // namespace model

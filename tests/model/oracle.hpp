@@ -1,0 +1,134 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "formats.hpp"
+
+/// The oracle: what a causal cache must do, written as lists. A sequence is a list of tokens; a
+/// token is a position and the number of a content; a content is what was put. It knows no cells
+/// but their count: as many are in use as there are distinct contents in the lists. Nothing is fast
+/// here, and nothing resembles the library.
+namespace model {
+
+/// How a layer's keys turn: pair i by position * frequency[i]. n_dims 0: they do not.
+struct Rope {
+  int32_t n_dims = 0;
+  bool halves = false;
+  std::vector<double> frequency;
+};
+
+/// Turns `vector` by `positions` (RoPE), in place.
+void turn(const Rope& rope, double positions, double* vector);
+
+/// Constants of the model for one layer.
+struct Constants {
+  int32_t n_q_heads = 0;  // 0: never bound, taken from q
+  double scale = 0;       // 0: 1 / sqrt(head_dim_k)
+  double softcap = 0;
+  std::vector<double> slopes;  // empty: none
+  std::vector<double> sinks;   // empty: none
+};
+
+struct Token {
+  int32_t position = 0;
+  int32_t content = 0;  // index into Oracle::contents
+};
+
+struct Sequence {
+  std::vector<Token> tokens;  // positions ascend
+  int32_t next = 0;
+  int32_t lost_below = 0;
+};
+
+struct Content {
+  int32_t rotated_for = 0;  // the position that its key was turned for
+  std::vector<char> put;    // [n_layers]: stored, or kept as zeros
+  std::vector<float> k, v;  // [n_layers, n_kv_heads, head_dim], as the storage type holds them
+};
+
+struct Pass {
+  bool reserve = false;
+  int32_t n_tokens = 0;
+  std::vector<int32_t> position, sequence, content;  // [n_tokens], empty for a reserve pass
+  std::vector<char> except;                          // [n_tokens]
+  std::vector<char> put;                             // [n_layers]
+  std::vector<Sequence> before;                      // what abort goes back to
+};
+
+struct Info {
+  int32_t first, next, count, room, lost_below;
+};
+
+class Oracle {
+ public:
+  Oracle(const kvc_cache_desc& cache, const kvc_causal_desc& causal);
+
+  kvc_status begin(int32_t n, const int32_t* position, const int32_t* sequence,
+                   const uint32_t* token_flags, uint32_t flags);
+  kvc_status fits(int32_t n, const int32_t* position, const int32_t* sequence) const;
+  /// k, v: what the caller's tensors hold, [n_tokens, n_kv_heads, head_dim].
+  kvc_status put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v);
+  kvc_status set_causal(int32_t n, const int32_t* except);
+  kvc_status commit();
+  kvc_status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep);
+  kvc_status abort();
+  kvc_status can_resume(int32_t sequence, int32_t want, int32_t* best) const;
+  kvc_status resume(int32_t sequence, int32_t want, int32_t* got);
+  kvc_status copy_prefix(int32_t src, int32_t dst, int32_t len, int32_t* got);
+  kvc_status reorder(int32_t n, const int32_t* dst, const int32_t* src);
+  kvc_status remove(int32_t sequence, int32_t begin, int32_t end);
+
+  /// The status of a call that needs this layer to be put in the open pass: attention and get.
+  kvc_status needs_put(int32_t layer) const;
+  /// The status of a call that needs a pass: mask.
+  kvc_status needs_pass() const { return pass_open ? KVC_OK : KVC_E_BAD_STATE; }
+
+  Info info(int32_t sequence) const;
+  int64_t used() const;    // cells held by at least one sequence
+  int64_t shared() const;  // cells held by more than one
+  int64_t pool() const { return pool_; }
+  int32_t owed(const Token& token) const;
+  bool sees(int32_t batch_index, int32_t position) const;
+  std::vector<Token> visible(int32_t batch_index) const;
+  bool fully_put() const;
+
+  /// The key of a token as it must look now: turned by what it owes. [n_kv_heads, head_dim_k]
+  std::vector<double> key(int32_t layer, const Token& token) const;
+  std::vector<double> value(int32_t layer, const Token& token) const;
+
+  /// kvc_get() has rewritten this token's key in the layers that turn: from now on it owes nothing.
+  /// `k` [n_layers, n_kv_heads, head_dim_k] are the rounded keys. Sequences that share the content
+  /// and stand elsewhere keep the old one.
+  void pay(int32_t sequence, int32_t position, const std::vector<float>& k);
+
+  kvc_cache_desc cache;
+  kvc_causal_desc causal;
+  bool limited = false;              // is memory limited?
+  int32_t memory = 0;                // when it is
+  std::vector<Rope> rope;            // [n_layers]
+  std::vector<Constants> constants;  // [n_layers]
+
+  std::vector<Sequence> sequences;  // as if an open pass were committed
+  std::vector<Content> contents;    // only grows
+  bool pass_open = false;
+  Pass pass;
+  uint64_t passes = 0;  // committed
+
+ private:
+  bool legal_batch(int32_t n, const int32_t* position, const int32_t* sequence) const;
+  bool closable() const { return !pass_open || pass.reserve || fully_put(); }
+  void close();
+  void end_pass_keeping(const std::vector<char>& kept);
+  void cut(Sequence& sequence, int32_t g) const;
+  int64_t low(int64_t g) const;
+  bool can_continue(const Sequence& sequence, int32_t g) const;
+  int32_t largest_continuation(const Sequence& sequence, int32_t want) const;
+  int32_t limit() const;
+  kvc_status remove_middle(Sequence& sequence, int32_t b, int32_t e);
+  bool can_turn() const;
+  bool is_sequence(int32_t s) const { return s >= 0 && s < cache.max_sequences; }
+
+  int64_t pool_ = 0;
+};
+
+}  // namespace model
