@@ -8,7 +8,7 @@
 ///
 ///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
 ///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
-///   rows.hpp     convert and accumulate           contiguous floats
+///   vectors.hpp  convert, blend, scale            contiguous floats
 namespace kvc::cpu {
 
 /// A tile never has more rows than this: 48 tokens of a group of four.
@@ -32,9 +32,10 @@ struct KernelTable {
   /// `count` contiguous elements.
   void (*to_f32)(float* to, const void* from, DType from_type, int64_t count);
   void (*from_f32)(void* to, DType to_type, const float* from, int64_t count);
-  /// to = to · keep + from · add, over floats.
+  /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
-  /// 2^x of each, and tanh: what the kernels use, for tests.
+  void (*scale)(float* to, float factor, int64_t count);
+  /// 2^x of each, and tanh: what the kernels use, for tests. `count` is a multiple of 16.
   void (*exp2)(float* to, const float* from, int64_t count);
   void (*tanh)(float* to, const float* from, int64_t count);
 };

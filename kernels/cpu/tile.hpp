@@ -44,8 +44,8 @@ struct Tile {
   float cap = 0;                      // 0: score = x; else softcap · log2(e), score = cap · tanh(x)
   const float* slope = nullptr;       // [group] ALiBi slopes · log2(e), may be null: score −= slope · |position difference|
 
-  float* max = nullptr;               // [n_rows] −infinity at first
-  float* sum = nullptr;               // [n_rows] 0 at first
+  float* max = nullptr;               // [n_rows] −infinity at first; room for n_rows rounded up to 16, 64-byte aligned
+  float* sum = nullptr;               // [n_rows] 0 at first; likewise
   float* o = nullptr;                 // [n_rows][o_stride] 64-byte aligned, 0 at first: Σ 2^(score − max) · v
   int32_t o_stride = 0;               // floats, head_dim_v rounded up to 16
 

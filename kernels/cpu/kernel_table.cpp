@@ -1,0 +1,45 @@
+#include "kernels/cpu/kernel_table.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace kvc::cpu {
+namespace {
+
+std::atomic<const KernelTable*> override_table{nullptr};
+
+const KernelTable& choose() noexcept {
+  if (const char* wanted = std::getenv("KVC_CPU_ISA")) {
+    for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
+      if (std::strcmp(table->name, wanted) == 0) return *table;
+    }
+  }
+  return *runnable_kernels(0);
+}
+
+}  // namespace
+
+const KernelTable* runnable_kernels(int32_t index) noexcept {
+  const KernelTable* found[3] = {};
+  int32_t n_found = 0;
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx2 && avx512) found[n_found++] = &avx512_kernels;
+  if (avx2) found[n_found++] = &avx2_kernels;
+#endif
+  found[n_found++] = &portable_kernels;
+  return index >= 0 && index < n_found ? found[index] : nullptr;
+}
+
+const KernelTable& kernels() noexcept {
+  static const KernelTable& chosen = choose();
+  const KernelTable* table = override_table.load(std::memory_order_acquire);
+  return table ? *table : chosen;
+}
+
+void use_kernels(const KernelTable* table) noexcept { override_table.store(table, std::memory_order_release); }
+
+}  // namespace kvc::cpu

@@ -1,0 +1,264 @@
+#include "kernels/cpu/rows.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/base/half.hpp"
+#include "kernels/cpu/kernel_table.hpp"
+
+namespace kvc::cpu {
+namespace {
+
+/// Elements converted at a time, in a buffer on the stack.
+constexpr int32_t chunk_elements = 256;
+
+/// Pairs turned with one table of cosines.
+constexpr int32_t chunk_pairs = 128;
+
+/// Less than this is done by the caller alone: handing out work costs some microseconds.
+constexpr size_t parallel_bytes = size_t{256} << 10;
+
+/// Work is handed out in items of one head and this many tokens.
+constexpr int32_t item_tokens = 64;
+
+/// One row, wherever it lies. The stride is in elements.
+struct Row {
+  std::byte* data = nullptr;
+  int64_t stride = 1;
+  DType dtype = DType::f32;
+};
+
+Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
+  const int64_t element = token * tensor.stride[0] + head * tensor.stride[1];
+  auto* data = static_cast<std::byte*>(tensor.data) + element * static_cast<int64_t>(size_of(tensor.dtype));
+  return {.data = data, .stride = tensor.stride[2], .dtype = tensor.dtype};
+}
+
+/// The slab of K or of V.
+struct Slab {
+  std::byte* data = nullptr;
+  size_t head_stride = 0;
+  size_t row_bytes = 0;
+  int32_t head_dim = 0;
+  DType dtype = DType::f32;
+
+  Row row(int32_t cell, int32_t head) const {
+    std::byte* at = data + static_cast<size_t>(head) * head_stride + static_cast<size_t>(cell) * row_bytes;
+    return {.data = at, .stride = 1, .dtype = dtype};
+  }
+};
+
+Slab slab_of_k(const LayerStorage& s) {
+  const size_t row_bytes = size_of(s.dtype_k) * static_cast<size_t>(s.head_dim_k);
+  return {.data = s.k, .head_stride = s.k_head_stride, .row_bytes = row_bytes, .head_dim = s.head_dim_k, .dtype = s.dtype_k};
+}
+
+Slab slab_of_v(const LayerStorage& s) {
+  const size_t row_bytes = size_of(s.dtype_v) * static_cast<size_t>(s.head_dim_v);
+  return {.data = s.v, .head_stride = s.v_head_stride, .row_bytes = row_bytes, .head_dim = s.head_dim_v, .dtype = s.dtype_v};
+}
+
+template <class Element>
+void copy_elements(const Row& to, const Row& from, int32_t n) {
+  auto* target = reinterpret_cast<Element*>(to.data);
+  const auto* source = reinterpret_cast<const Element*>(from.data);
+  for (int32_t i = 0; i < n; ++i) target[i * to.stride] = source[i * from.stride];
+}
+
+/// Copies a row of n elements; the same type bit for bit, else rounded to nearest even.
+void convert_row(const Row& to, const Row& from, int32_t n) {
+  if (to.dtype == from.dtype) {
+    if (to.stride == 1 && from.stride == 1) {
+      std::memcpy(to.data, from.data, size_of(to.dtype) * static_cast<size_t>(n));
+    } else if (size_of(to.dtype) == 2) {
+      copy_elements<uint16_t>(to, from, n);
+    } else {
+      copy_elements<float>(to, from, n);
+    }
+    return;
+  }
+  const KernelTable& table = kernels();
+  alignas(64) float buffer[chunk_elements];
+  for (int32_t begin = 0; begin < n; begin += chunk_elements) {
+    const int32_t count = std::min(n - begin, chunk_elements);
+    if (from.stride == 1) {
+      table.to_f32(buffer, from.data + size_of(from.dtype) * static_cast<size_t>(begin), from.dtype, count);
+    } else {
+      for (int32_t i = 0; i < count; ++i) buffer[i] = load_element(from.data, from.dtype, (begin + i) * from.stride);
+    }
+    if (to.stride == 1) {
+      table.from_f32(to.data + size_of(to.dtype) * static_cast<size_t>(begin), to.dtype, buffer, count);
+    } else {
+      for (int32_t i = 0; i < count; ++i) store_element(to.data, to.dtype, (begin + i) * to.stride, buffer[i]);
+    }
+  }
+}
+
+void zero_row(const Row& to, int32_t n) {
+  if (to.stride == 1) {
+    std::memset(to.data, 0, size_of(to.dtype) * static_cast<size_t>(n));
+    return;
+  }
+  for (int32_t i = 0; i < n; ++i) store_element(to.data, to.dtype, i * to.stride, 0.0f);
+}
+
+/// The cosines and sines of some pairs of dimensions at one offset. Angles are made in double: an offset may be large.
+struct Turn {
+  float cosine[chunk_pairs];
+  float sine[chunk_pairs];
+  int32_t first_pair = 0;
+  int32_t n_pairs = 0;
+  int32_t offset = 0;
+
+  void prepare(const Rope& rope, int32_t first, int32_t by) {
+    if (n_pairs != 0 && first == first_pair && by == offset) return;
+    first_pair = first;
+    offset = by;
+    n_pairs = std::min(rope.n_dims / 2 - first, chunk_pairs);
+    for (int32_t i = 0; i < n_pairs; ++i) {
+      const double angle = by * rope.frequency[first + i];
+      cosine[i] = static_cast<float>(std::cos(angle));
+      sine[i] = static_cast<float>(std::sin(angle));
+    }
+  }
+};
+
+/// Turns the prepared pairs of a row. `from` may be `to`.
+void turn_row(const Row& to, const Row& from, const Rope& rope, const Turn& turn) {
+  const int64_t step = rope.halves ? 1 : 2;
+  const int64_t partner = rope.halves ? rope.n_dims / 2 : 1;
+  for (int32_t i = 0; i < turn.n_pairs; ++i) {
+    const int64_t first = (turn.first_pair + i) * step;
+    const int64_t second = first + partner;
+    const float a = load_element(from.data, from.dtype, first * from.stride);
+    const float b = load_element(from.data, from.dtype, second * from.stride);
+    store_element(to.data, to.dtype, first * to.stride, a * turn.cosine[i] - b * turn.sine[i]);
+    store_element(to.data, to.dtype, second * to.stride, a * turn.sine[i] + b * turn.cosine[i]);
+  }
+}
+
+/// Calls `per_row(token, head)` for every row; tokens of one head in a row, so that a head's slab is walked in order.
+template <class PerRow>
+void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& pool, const PerRow& per_row) noexcept {
+  struct Job {
+    const PerRow& per_row;
+    int32_t n_tokens;
+    int32_t n_chunks;
+  };
+  const Job job{per_row, n_tokens, (n_tokens + item_tokens - 1) / item_tokens};
+  const auto work = [](void* context, int32_t item, int32_t) noexcept {
+    const Job& mine = *static_cast<const Job*>(context);
+    const int32_t head = item / mine.n_chunks;
+    const int32_t begin = item % mine.n_chunks * item_tokens;
+    const int32_t end = std::min(begin + item_tokens, mine.n_tokens);
+    for (int32_t token = begin; token < end; ++token) mine.per_row(token, head);
+  };
+  const int32_t n_items = job.n_chunks * n_heads;
+  if (bytes >= parallel_bytes) {
+    pool.run(n_items, work, const_cast<Job*>(&job));
+  } else {
+    for (int32_t item = 0; item < n_items; ++item) work(const_cast<Job*>(&job), item, 0);
+  }
+}
+
+size_t bytes_of(const LayerStorage& storage, int32_t n_tokens) {
+  const size_t per_head = slab_of_k(storage).row_bytes + slab_of_v(storage).row_bytes;
+  return per_head * static_cast<size_t>(storage.n_kv_heads) * static_cast<size_t>(n_tokens);
+}
+
+}  // namespace
+
+void store_rows(const StoreParams& params, ThreadPool& pool) noexcept {
+  const Slab k = slab_of_k(params.storage);
+  const Slab v = slab_of_v(params.storage);
+  const auto store = [&](int32_t token, int32_t head) {
+    const int32_t cell = params.cell[token];
+    convert_row(k.row(cell, head), row_at(params.k, token, head), k.head_dim);
+    convert_row(v.row(cell, head), row_at(params.v, token, head), v.head_dim);
+  };
+  for_each_row(params.n_tokens, params.storage.n_kv_heads, bytes_of(params.storage, params.n_tokens), pool, store);
+}
+
+void load_rows(const LoadParams& params, ThreadPool& pool) noexcept {
+  const Slab k = slab_of_k(params.storage);
+  const Slab v = slab_of_v(params.storage);
+  const auto load = [&](int32_t token, int32_t head) {
+    const int32_t cell = params.cell[token];
+    const Row to_k = params.k.data ? row_at(params.k, token, head) : Row{};
+    const Row to_v = params.v.data ? row_at(params.v, token, head) : Row{};
+    if (cell < 0) {
+      if (to_k.data) zero_row(to_k, k.head_dim);
+      if (to_v.data) zero_row(to_v, v.head_dim);
+      return;
+    }
+    if (to_k.data) convert_row(to_k, k.row(cell, head), k.head_dim);
+    if (to_v.data) convert_row(to_v, v.row(cell, head), v.head_dim);
+  };
+  const int32_t n_heads = params.storage.n_kv_heads;
+  for_each_row(params.n_tokens, n_heads, bytes_of(params.storage, params.n_tokens), pool, load);
+  if (!params.k.data || !params.offset) return;
+
+  // Keys that owe a rotation are read again and turned: neighbours mostly owe the same, so one table serves them all.
+  Turn turn;
+  for (int32_t first = 0; first < params.rope.n_dims / 2; first += chunk_pairs) {
+    for (int32_t token = 0; token < params.n_tokens; ++token) {
+      if (params.offset[token] == 0 || params.cell[token] < 0) continue;
+      turn.prepare(params.rope, first, params.offset[token]);
+      for (int32_t head = 0; head < n_heads; ++head) {
+        turn_row(row_at(params.k, token, head), k.row(params.cell[token], head), params.rope, turn);
+      }
+    }
+  }
+}
+
+void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
+  const Slab k = slab_of_k(params.storage);
+  const Slab v = slab_of_v(params.storage);
+  const int32_t n_heads = params.storage.n_kv_heads;
+  // No target is a later source, but it may be an earlier one: the order of the cells is kept by doing whole heads.
+  struct Job {
+    const MoveParams& params;
+    const Slab& k;
+    const Slab& v;
+  };
+  Job job{params, k, v};
+  const auto copy_head = [](void* context, int32_t head, int32_t) noexcept {
+    const Job& mine = *static_cast<const Job*>(context);
+    for (int32_t i = 0; i < mine.params.n_cells; ++i) {
+      if (mine.params.from[i] == mine.params.to[i]) continue;
+      convert_row(mine.k.row(mine.params.to[i], head), mine.k.row(mine.params.from[i], head), mine.k.head_dim);
+      convert_row(mine.v.row(mine.params.to[i], head), mine.v.row(mine.params.from[i], head), mine.v.head_dim);
+    }
+  };
+  if (bytes_of(params.storage, params.n_cells) >= parallel_bytes) {
+    pool.run(n_heads, copy_head, &job);
+  } else {
+    for (int32_t head = 0; head < n_heads; ++head) copy_head(&job, head, 0);
+  }
+  if (!params.offset) return;
+
+  Turn turn;
+  for (int32_t first = 0; first < params.rope.n_dims / 2; first += chunk_pairs) {
+    for (int32_t i = 0; i < params.n_cells; ++i) {
+      if (params.offset[i] == 0) continue;
+      turn.prepare(params.rope, first, params.offset[i]);
+      for (int32_t head = 0; head < n_heads; ++head) {
+        const Row row = k.row(params.to[i], head);
+        turn_row(row, row, params.rope, turn);
+      }
+    }
+  }
+}
+
+void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept {
+  const Slab k = slab_of_k(params.storage);
+  const Slab v = slab_of_v(params.storage);
+  const auto clear = [&](int32_t i, int32_t head) {
+    zero_row(k.row(params.cell[i], head), k.head_dim);
+    zero_row(v.row(params.cell[i], head), v.head_dim);
+  };
+  for_each_row(params.n_cells, params.storage.n_kv_heads, bytes_of(params.storage, params.n_cells), pool, clear);
+}
+
+}  // namespace kvc::cpu

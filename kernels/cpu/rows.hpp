@@ -1,0 +1,13 @@
+#pragma once
+#include "core/attention/params.hpp"
+#include "core/base/thread_pool.hpp"
+
+/// Putting rows into cells and taking them out again: what the caches ask for beside attention (see Backend).
+namespace kvc::cpu {
+
+void store_rows(const StoreParams& params, ThreadPool& pool) noexcept;
+void load_rows(const LoadParams& params, ThreadPool& pool) noexcept;
+void move_rows(const MoveParams& params, ThreadPool& pool) noexcept;
+void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept;
+
+}  // namespace kvc::cpu

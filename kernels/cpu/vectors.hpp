@@ -1,0 +1,67 @@
+#pragma once
+#include "kernels/cpu/simd.hpp"
+#include "kernels/cpu/tile.hpp"
+
+/// Loops over contiguous elements: conversion to and from f32, and the few sums that the attention driver needs.
+namespace kvc::cpu::KVC_ISA_NAMESPACE {
+
+template <class Storage>
+KVC_INLINE void widen(float* to, const typename Storage::Element* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store_unaligned(to + i, load_as<Storage>(from + i));
+  if (i == count) return;
+  typename Storage::Element rest[16] = {};
+  alignas(64) float wide[16];
+  for (int64_t j = i; j < count; ++j) rest[j - i] = from[j];
+  store(wide, load_as<Storage>(rest));
+  for (int64_t j = i; j < count; ++j) to[j] = wide[j - i];
+}
+
+template <class Storage>
+KVC_INLINE void narrow(typename Storage::Element* to, const float* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store_as<Storage>(to + i, load_unaligned(from + i));
+  if (i == count) return;
+  typename Storage::Element rest[16];
+  alignas(64) float wide[16] = {};
+  for (int64_t j = i; j < count; ++j) wide[j - i] = from[j];
+  store_as<Storage>(rest, load(wide));
+  for (int64_t j = i; j < count; ++j) to[j] = rest[j - i];
+}
+
+[[maybe_unused]] static void to_f32(float* to, const void* from, DType from_type, int64_t count) {
+  switch (from_type) {
+    case DType::f32: return widen<F32>(to, static_cast<const float*>(from), count);
+    case DType::f16: return widen<F16>(to, static_cast<const uint16_t*>(from), count);
+    case DType::bf16: return widen<Bf16>(to, static_cast<const uint16_t*>(from), count);
+  }
+}
+
+[[maybe_unused]] static void from_f32(void* to, DType to_type, const float* from, int64_t count) {
+  switch (to_type) {
+    case DType::f32: return narrow<F32>(static_cast<float*>(to), from, count);
+    case DType::f16: return narrow<F16>(static_cast<uint16_t*>(to), from, count);
+    case DType::bf16: return narrow<Bf16>(static_cast<uint16_t*>(to), from, count);
+  }
+}
+
+/// to = to · keep + from · add. Whole vectors: the caller's rows are padded to 16 floats.
+[[maybe_unused]] static void blend(float* to, float keep, const float* from, float add, int64_t count) {
+  const Vec a = broadcast(keep), b = broadcast(add);
+  for (int64_t i = 0; i < count; i += lanes) store(to + i, fma(load(from + i), b, load(to + i) * a));
+}
+
+[[maybe_unused]] static void scale(float* to, float factor, int64_t count) {
+  const Vec a = broadcast(factor);
+  for (int64_t i = 0; i < count; i += lanes) store(to + i, load(to + i) * a);
+}
+
+[[maybe_unused]] static void exp2_each(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += lanes) store_unaligned(to + i, exp2(load_unaligned(from + i)));
+}
+
+[[maybe_unused]] static void tanh_each(float* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += lanes) store_unaligned(to + i, tanh(load_unaligned(from + i)));
+}
+
+}  // namespace kvc::cpu::KVC_ISA_NAMESPACE
