@@ -67,8 +67,7 @@ int32_t Oracle::largest_continuation(const Sequence& sequence, int32_t want) con
   return std::min(most, causal.keep_first);
 }
 
-bool Oracle::can_turn() const {
-  if (causal.flags & KVC_CAUSAL_POSITION_FREE) return true;
+bool Oracle::turns() const {
   return std::any_of(rope.begin(), rope.end(), [](const Rope& layer) { return layer.n_dims > 0; });
 }
 
@@ -102,7 +101,7 @@ int64_t Oracle::shared() const {
 }
 
 int32_t Oracle::owed(const Token& token) const {
-  if (causal.flags & KVC_CAUSAL_POSITION_FREE) return 0;  // its keys carry no rotation
+  if (!turns()) return 0;  // its keys carry no rotation
   return token.position - contents[static_cast<size_t>(token.content)].rotated_for;
 }
 

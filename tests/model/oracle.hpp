@@ -91,6 +91,7 @@ class Oracle {
   bool sees(int32_t batch_index, int32_t position) const;
   std::vector<Token> visible(int32_t batch_index) const;
   bool fully_put() const;
+  bool turns() const;  // does any layer rotate its keys?
 
   /// The key of a token as it must look now: turned by what it owes. [n_kv_heads, head_dim_k]
   std::vector<double> key(int32_t layer, const Token& token) const;
@@ -125,7 +126,6 @@ class Oracle {
   int32_t largest_continuation(const Sequence& sequence, int32_t want) const;
   int32_t limit() const;
   kvc_status remove_middle(Sequence& sequence, int32_t b, int32_t e);
-  bool can_turn() const;
   bool is_sequence(int32_t s) const { return s >= 0 && s < cache.max_sequences; }
 
   int64_t pool_ = 0;

@@ -45,7 +45,7 @@ kvc_status Oracle::commit_prefix(int32_t n, const int32_t* sequence, const int32
     int32_t seen = 0;
     for (size_t t = 0; t < pass.sequence.size(); ++t)
       if (pass.sequence[t] == sequence[i]) kept[t] = seen++ < keep[i];
-    if (keep[i] > seen) return KVC_E_INVALID_ARGUMENT;
+    if (keep[i] > seen && !pass.reserve) return KVC_E_INVALID_ARGUMENT;
   }
   for (size_t a = 0; a < kept.size(); ++a)
     for (size_t b = 0; b < kept.size(); ++b) {
@@ -142,7 +142,8 @@ kvc_status Oracle::remove_middle(Sequence& sequence, int32_t b, int32_t e) {
     if (n > causal.keep_first && low(n) < lost) return KVC_E_WINDOW_LOST;
   }
   const bool moves = !sequence.tokens.empty() && sequence.tokens.back().position >= e;
-  if (moves && !can_turn()) return KVC_E_NOT_SUPPORTED;
+  const bool position_free = causal.flags & KVC_CAUSAL_POSITION_FREE;
+  if (moves && !turns() && !position_free) return KVC_E_NOT_SUPPORTED;
   close();
   std::vector<Token> stay;
   for (const Token& token : sequence.tokens) {
