@@ -72,6 +72,10 @@ KVC_INLINE Vec power_of_two(Vec x) {
   const __m512i exponent = _mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(x), 23);
   return _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f800000)));
 }
+/// 2^n for the integer n that x + 1.5·2^23 + 127 holds in its low bits; 0 when n is −127.
+KVC_INLINE Vec power_of_biased(Vec x) {
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(x), 23));
+}
 
 KVC_INLINE Vec load_elements(F32, const float* p) {
   return _mm512_loadu_ps(p);
@@ -147,6 +151,9 @@ KVC_INLINE Vec with_sign(Vec x, Vec s) {
 KVC_INLINE Vec power_of_two(Vec x) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(x), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f800000)));
+}
+KVC_INLINE Vec power_of_biased(Vec x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
 }
 
 KVC_INLINE Vec load_elements(F32, const float* p) {
@@ -226,6 +233,7 @@ KVC_INLINE bool any_less(Vec a, Vec b) {
 KVC_INLINE Vec absolute(Vec x) { return (Vec)((QuadBits)x & 0x7fffffffu); }
 KVC_INLINE Vec with_sign(Vec x, Vec s) { return (Vec)((QuadBits)x | ((QuadBits)s & 0x80000000u)); }
 KVC_INLINE Vec power_of_two(Vec x) { return (Vec)(((QuadBits)x << 23) + 0x3f800000u); }
+KVC_INLINE Vec power_of_biased(Vec x) { return (Vec)((QuadBits)x << 23); }
 
 KVC_INLINE QuadBits load_halves(const uint16_t* p) {
   QuadHalf halves;
