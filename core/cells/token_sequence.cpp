@@ -1,0 +1,118 @@
+#include "core/cells/token_sequence.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace kvc {
+
+void TokenSequence::attach(int32_t* storage, int32_t head_capacity, int32_t ring_capacity) {
+  head_capacity_ = head_capacity;
+  ring_capacity_ = ring_capacity;
+  head_cell_ = storage;
+  head_position_ = head_cell_ + head_capacity;
+  ring_cell_ = head_position_ + head_capacity;
+  ring_position_ = ring_cell_ + ring_capacity;
+}
+
+int32_t TokenSequence::ring_rank(int64_t position) const {
+  int32_t low = 0, high = n_ring_;
+  while (low < high) {
+    const int32_t middle = low + (high - low) / 2;
+    if (ring_position_[ring_slot(middle)] < position) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+int32_t TokenSequence::rank(int32_t position) const {
+  if (n_head_ > 0 && position <= head_position_[n_head_ - 1]) {
+    return static_cast<int32_t>(std::lower_bound(head_position_, head_position_ + n_head_, position) - head_position_);
+  }
+  return n_head_ + std::max(0, ring_rank(position) - n_hidden_);
+}
+
+void TokenSequence::append(Token token, bool to_head) {
+  if (to_head) {
+    head_cell_[n_head_] = token.cell;
+    head_position_[n_head_++] = token.position;
+    return;
+  }
+  const int32_t slot = ring_slot(n_ring_++);
+  ring_cell_[slot] = token.cell;
+  ring_position_[slot] = token.position;
+}
+
+void TokenSequence::drop_hidden() {
+  ring_start_ = ring_slot(n_hidden_ == ring_capacity_ ? 0 : n_hidden_);
+  n_ring_ -= n_hidden_;
+  n_hidden_ = 0;
+}
+
+void TokenSequence::truncate(int32_t new_count) {
+  if (new_count <= n_head_) {
+    n_head_ = new_count;
+    n_ring_ = n_hidden_;
+  } else {
+    n_ring_ = new_count - n_head_ + n_hidden_;
+  }
+}
+
+void TokenSequence::clear() { n_head_ = ring_start_ = n_ring_ = n_hidden_ = 0; }
+
+void TokenSequence::erase(int32_t begin, int32_t end, int32_t distance, int32_t keep_first) {
+  const int32_t total = count();
+  int32_t kept = begin;
+  // One pass over what follows: each token lands at the index where the removed ones leave off, head or ring by position.
+  const int32_t head_before = n_head_;
+  int32_t head = std::min(begin, head_before);
+  int32_t ring = std::max(0, begin - head_before);
+  for (int32_t index = end; index < total; ++index, ++kept) {
+    Token token = at(index);  // reads n_head_, which stays as it was until the loop is over
+    token.position -= distance;
+    if (head < head_capacity_ && token.position < keep_first) {
+      head_cell_[head] = token.cell;
+      head_position_[head++] = token.position;
+    } else {
+      const int32_t slot = ring_slot(ring++);
+      ring_cell_[slot] = token.cell;
+      ring_position_[slot] = token.position;
+    }
+  }
+  n_head_ = head;
+  n_ring_ = ring;
+}
+
+void TokenSequence::assign(const TokenSequence& source, int32_t n) {
+  clear();
+  n_head_ = std::min(n, source.n_head_);
+  if (n_head_ > 0) {
+    std::memcpy(head_cell_, source.head_cell_, static_cast<size_t>(n_head_) * sizeof(int32_t));
+    std::memcpy(head_position_, source.head_position_, static_cast<size_t>(n_head_) * sizeof(int32_t));
+  }
+  source.for_each_piece(n_head_, n, [this](const int32_t* cell, const int32_t* position, int32_t length) {
+    std::memcpy(ring_cell_ + n_ring_, cell, static_cast<size_t>(length) * sizeof(int32_t));
+    std::memcpy(ring_position_ + n_ring_, position, static_cast<size_t>(length) * sizeof(int32_t));
+    n_ring_ += length;
+  });
+}
+
+TokenList TokenSequence::list(int32_t from) const {
+  TokenList list;
+  const int32_t from_head = std::min(from, n_head_);
+  list.cell[0] = head_cell_ + from_head;
+  list.position[0] = head_position_ + from_head;
+  list.count[0] = n_head_ - from_head;
+  const int32_t skipped = n_hidden_ + (from - from_head);
+  const int32_t start = ring_slot(skipped == ring_capacity_ ? 0 : skipped);
+  const int32_t in_ring = n_ring_ - skipped;
+  list.cell[1] = ring_cell_ + start;
+  list.position[1] = ring_position_ + start;
+  list.count[1] = std::min(in_ring, ring_capacity_ - start);
+  list.cell[2] = ring_cell_;
+  list.position[2] = ring_position_;
+  list.count[2] = in_ring - list.count[1];
+  list.total = count() - from;
+  return list;
+}
+
+}  // namespace kvc

@@ -1,0 +1,103 @@
+#pragma once
+#include <cstdint>
+
+#include "core/attention/params.hpp"
+#include "core/base/checked.hpp"
+
+namespace kvc {
+
+/// One token of a sequence: the cell that holds it and its position now.
+struct Token {
+  int32_t cell;
+  int32_t position;
+};
+
+/// The tokens of one sequence in order of position: a head for those that are kept for ever (only where memory is limited
+/// and keep_first > 0: exactly the positions below keep_first) and a ring for the rest, so that sliding moves nothing.
+///
+/// Index i counts the tokens in sight. The open pass may hide tokens at the start of the ring; they stay stored until
+/// it ends. Counts and order only: who owns a cell is the cache's business.
+class TokenSequence {
+ public:
+  /// 32-bit words that the storage of one sequence takes.
+  static CheckedSize storage_words(int32_t head_capacity, int32_t ring_capacity) {
+    return CheckedSize(2) * (CheckedSize(static_cast<uint64_t>(head_capacity)) + CheckedSize(static_cast<uint64_t>(ring_capacity)));
+  }
+  void attach(int32_t* storage, int32_t head_capacity, int32_t ring_capacity);
+
+  int32_t count() const { return n_head_ + n_ring_ - n_hidden_; }
+  int32_t n_hidden() const { return n_hidden_; }
+  int32_t stored() const { return n_head_ + n_ring_; }
+  bool ring_is_full() const { return n_ring_ == ring_capacity_; }
+  int32_t head_capacity() const { return head_capacity_; }
+  int32_t n_head() const { return n_head_; }
+
+  Token at(int32_t index) const {
+    if (index < n_head_) return {head_cell_[index], head_position_[index]};
+    const int32_t slot = ring_slot(index - n_head_ + n_hidden_);
+    return {ring_cell_[slot], ring_position_[slot]};
+  }
+  Token hidden_at(int32_t index) const {
+    const int32_t slot = ring_slot(index);
+    return {ring_cell_[slot], ring_position_[slot]};
+  }
+  void set_cell(int32_t index, int32_t cell) {
+    if (index < n_head_) head_cell_[index] = cell;
+    else ring_cell_[ring_slot(index - n_head_ + n_hidden_)] = cell;
+  }
+  int32_t last_cell() const { return stored() == 0 ? -1 : n_ring_ == 0 ? head_cell_[n_head_ - 1] : hidden_at(n_ring_ - 1).cell; }
+
+  /// How many tokens in sight have a position below `position`: the index where it would stand.
+  int32_t rank(int32_t position) const;
+  /// How many tokens at the start of the ring, hidden ones included, have a position below `position`.
+  int32_t ring_rank(int64_t position) const;
+
+  void append(Token token, bool to_head);
+  void hide(int32_t n) { n_hidden_ = n; }  // the first n of the ring
+  void drop_hidden();                      // forget them
+  void truncate(int32_t new_count);        // keep the first new_count tokens in sight
+  void clear();
+
+  /// Removes the tokens in sight at [begin, end) and moves the positions of later ones down by `distance`; then those
+  /// whose position came below `keep_first` move into the head. Nothing may be hidden.
+  void erase(int32_t begin, int32_t end, int32_t distance, int32_t keep_first);
+
+  /// Becomes a copy of the first `n` tokens in sight of `source`, which hides none.
+  void assign(const TokenSequence& source, int32_t n);
+
+  /// The tokens in sight from index `from` on, as kernels read them.
+  TokenList list(int32_t from) const;
+
+  /// Calls `visit(cells, positions, n)` for each piece of memory that the tokens [begin, end) in sight lie in.
+  template <class Visit>
+  void for_each_piece(int32_t begin, int32_t end, Visit visit) const {
+    const TokenList tokens = list(0);
+    int32_t start = 0;
+    for (int piece = 0; piece < 3; ++piece) {
+      const int32_t stop = start + tokens.count[piece];
+      const int32_t first = begin > start ? begin : start;
+      const int32_t last = end < stop ? end : stop;
+      if (first < last) visit(tokens.cell[piece] + (first - start), tokens.position[piece] + (first - start), last - first);
+      start = stop;
+    }
+  }
+
+ private:
+  int32_t ring_slot(int32_t index) const {
+    const int32_t slot = ring_start_ + index;  // both below ring_capacity_ <= 2^30: no overflow
+    return slot >= ring_capacity_ ? slot - ring_capacity_ : slot;
+  }
+
+  int32_t* head_cell_ = nullptr;      // [head_capacity]
+  int32_t* head_position_ = nullptr;  // [head_capacity]
+  int32_t* ring_cell_ = nullptr;      // [ring_capacity]
+  int32_t* ring_position_ = nullptr;  // [ring_capacity]
+  int32_t head_capacity_ = 0;
+  int32_t ring_capacity_ = 0;
+  int32_t n_head_ = 0;
+  int32_t ring_start_ = 0;
+  int32_t n_ring_ = 0;    // hidden ones included
+  int32_t n_hidden_ = 0;  // at the start of the ring
+};
+
+}  // namespace kvc
