@@ -1,0 +1,110 @@
+#pragma once
+#include <cstdint>
+
+#include "core/attention/params.hpp"
+#include "core/base/status.hpp"
+#include "core/base/tensor.hpp"
+
+namespace kvc {
+
+/// Geometry that every kind of cache shares, defaults filled in.
+struct CacheBounds {
+  int32_t n_layers = 0;
+  int32_t n_kv_heads = 0;
+  int32_t head_dim_k = 0;
+  int32_t head_dim_v = 0;
+  DType dtype_k = DType::f32;
+  DType dtype_v = DType::f32;
+  int32_t max_sequences = 0;
+  int32_t capacity = 0;
+  int32_t max_batch = 0;
+  int32_t cells = 0;
+  int32_t max_q_heads = 0;
+  bool strict = false;
+  bool zero_on_free = false;
+  bool prefault = false;
+};
+
+struct Batch {
+  int32_t n_tokens = 0;
+  const int32_t* position = nullptr;
+  const int32_t* sequence = nullptr;
+  const uint32_t* sees_later = nullptr;  // flags per token, may be null; bit 0: in the except set
+};
+
+struct SequenceInfo {
+  int32_t first, next, count, room, lost_below;
+};
+
+enum class CacheState : uint32_t { idle = 0, pass = 1, reserve = 2, poisoned = 3 };
+
+struct CacheStats {
+  CacheState state;
+  uint64_t cells, cells_used, cells_shared, bytes, passes;
+};
+
+struct Run {
+  int32_t cell, length, position, offset;
+};
+
+struct RopeSettings {
+  bool halves = false;
+  int32_t n_dims = 0;
+  double base = 10000;
+  double scale = 1;
+  const float* factors = nullptr;  // [n_dims / 2], may be null
+};
+
+/// What every kind of cache does, by docs of capi/include/kvc. The boundary has checked pointers and tensors (their shapes
+/// against bounds() and n_tokens()); a cache checks states, ranges and room, in the order that cache.h states.
+/// Const members may run at the same time as each other; any other member runs alone.
+class Cache {
+ public:
+  virtual ~Cache() = default;
+
+  virtual const CacheBounds& bounds() const = 0;
+  /// ok, or internal/device once a broken invariant or a failed device has poisoned the cache.
+  virtual Status health() const = 0;
+
+  // Pass. The ready_… members are the checks that come before those of arguments.
+  virtual Status begin(const Batch& batch, bool reserve) = 0;
+  virtual Status fits(const Batch& batch) const = 0;
+  virtual int32_t n_tokens() const = 0;  // of the open pass
+  virtual Status ready_in_pass() const = 0;
+  virtual Status ready_for_layer(int32_t layer, bool needs_put) const = 0;
+  virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
+  virtual Status attention(int32_t layer, const Tensor& q, const Tensor& out, const Tensor& lse) = 0;
+  virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
+  virtual Status commit() = 0;
+  virtual Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) = 0;
+  virtual Status abort() = 0;
+
+  // Constants of the model.
+  virtual Status bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants) = 0;
+  virtual Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
+  /// Query heads bound to a layer; 0: never bound.
+  virtual int32_t bound_q_heads(int32_t layer) const = 0;
+
+  // Reading. Shapes of dense views: the boundary makes kvc_tensor of them.
+  virtual Status get(int32_t layer, Tensor* k, Tensor* v) = 0;
+  virtual Status history(int32_t* cells) = 0;
+  virtual DType mask_dtype() const = 0;
+  virtual Status mask(const Tensor& into) = 0;
+  virtual Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) = 0;
+  virtual Status runs(int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const = 0;
+
+  // Sequences.
+  virtual Status can_resume(int32_t sequence, int32_t want, int32_t* best) const = 0;
+  virtual Status resume(int32_t sequence, int32_t want, int32_t* got) = 0;
+  virtual Status copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) = 0;
+  virtual Status reorder(int32_t n, const int32_t* destination, const int32_t* source) = 0;
+  virtual Status remove(int32_t sequence, int32_t begin, int32_t end) = 0;
+  virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
+
+  // Watching.
+  virtual CacheStats stats() const = 0;
+  virtual Status digest(uint64_t out[2]) const = 0;
+  virtual Status check() const = 0;
+};
+
+}  // namespace kvc

@@ -1,0 +1,221 @@
+#include "core/caches/causal.hpp"
+
+#include <cmath>
+#include <new>
+
+namespace kvc {
+namespace {
+
+constexpr int32_t max_extent = 65536;          // layers, heads, dimensions
+constexpr int32_t max_count = 1 << 30;         // sequences, positions, tokens, cells: two of them add up without overflow
+constexpr uint64_t page_bytes = 4096;
+
+Status in_range(const char* name, int32_t value, int32_t low, int32_t high) {
+  if (value >= low && value <= high) return Status::ok;
+  return fail(Status::invalid_argument, "%s %d out of range [%d, %d]", name, value, low, high);
+}
+
+
+/// Heads of a layer lie this far apart: off powers of two, so that the streams of several heads, and K's and V's of one
+/// head, do not meet in the same sets of the first-level cache.
+CheckedSize head_stride(int32_t rows, int32_t head_dim, DType dtype) {
+  const CheckedSize bytes =
+      CheckedSize(static_cast<uint64_t>(rows)) * CheckedSize(static_cast<uint64_t>(head_dim)) * CheckedSize(size_of(dtype));
+  return bytes.rounded_up(page_bytes) + CheckedSize(9 * 64);
+}
+
+/// Cells that the other bounds can need at most.
+CheckedSize needed_cells(const CacheBounds& bounds, const CausalSettings& settings) {
+  const CheckedSize sequences(static_cast<uint64_t>(bounds.max_sequences));
+  if (!settings.limited) return sequences * CheckedSize(static_cast<uint64_t>(bounds.capacity));
+  const CheckedSize kept = CheckedSize(static_cast<uint64_t>(settings.memory)) +
+                           CheckedSize(static_cast<uint64_t>(settings.visibility.keep_first));
+  return sequences * kept + CheckedSize(2) * CheckedSize(static_cast<uint64_t>(bounds.max_batch));
+}
+
+Status check_bounds(const CacheBounds& b) {
+  struct Check {
+    const char* name;
+    int32_t value, low, high;
+  };
+  const Check checks[] = {
+      {"n_layers", b.n_layers, 1, max_extent},           {"n_kv_heads", b.n_kv_heads, 1, max_extent},
+      {"head_dim_k", b.head_dim_k, 1, max_extent},       {"head_dim_v", b.head_dim_v, 0, max_extent},
+      {"max_sequences", b.max_sequences, 1, max_count},  {"capacity", b.capacity, 1, max_count},
+      {"max_batch", b.max_batch, 1, max_count},          {"cells", b.cells, 0, max_count},
+      {"max_q_heads", b.max_q_heads, 0, max_extent * 16}};
+  for (const Check& check : checks) {
+    if (Status s = in_range(check.name, check.value, check.low, check.high); s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+Status check_request(const CausalRequest& r) {
+  if (Status s = in_range("reach", r.reach, 0, max_count); s != Status::ok) return s;
+  if (Status s = in_range("memory", r.memory, -1, max_count); s != Status::ok) return s;
+  if (Status s = in_range("chunk", r.chunk, 0, max_count); s != Status::ok) return s;
+  if (Status s = in_range("keep_first", r.keep_first, 0, max_count); s != Status::ok) return s;
+  if (Status s = in_range("cell_padding", r.cell_padding, 0, max_extent); s != Status::ok) return s;
+  return Status::ok;
+}
+
+/// semantics §2, Sizes.
+void resolve_memory(const CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings) {
+  settings->limited = request.memory != -1 && (request.reach > 0 || (request.chunk > 0 && request.memory > 0));
+  if (!settings->limited) return;
+  int64_t least = request.reach > 0 ? request.reach : request.chunk - 1;
+  if (bounds.max_sequences > 1) least += 1;  // room to step back one token
+  const int64_t wanted = request.memory > 0 ? request.memory : request.reach;
+  const int64_t memory = wanted > least ? wanted : least;
+  settings->limited = memory < bounds.capacity;
+  settings->memory = static_cast<int32_t>(settings->limited ? memory : bounds.capacity);
+}
+
+}  // namespace
+
+Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings) {
+  if (Status s = check_bounds(bounds); s != Status::ok) return s;
+  if (Status s = check_request(request); s != Status::ok) return s;
+  if (bounds.head_dim_v == 0) bounds.head_dim_v = bounds.head_dim_k;
+  if (bounds.max_q_heads == 0) bounds.max_q_heads = bounds.n_kv_heads * 16;
+  if (bounds.max_q_heads < bounds.n_kv_heads) {
+    return fail(Status::invalid_argument, "max_q_heads %d below n_kv_heads %d", bounds.max_q_heads, bounds.n_kv_heads);
+  }
+  settings->visibility = {request.reach, request.chunk, request.keep_first};
+  settings->position_free = request.position_free;
+  settings->cell_padding = request.cell_padding > 0 ? request.cell_padding : 1;
+  settings->mask_dtype = request.mask_dtype;
+  resolve_memory(bounds, request, settings);
+  const CheckedSize cells = needed_cells(bounds, *settings);
+  const auto padding = static_cast<uint64_t>(settings->cell_padding);
+  if (bounds.cells == 0) {
+    if (cells.overflowed() || cells.value() > static_cast<uint64_t>(max_count)) {
+      return fail(Status::overflow, "the bounds need more than %d cells", max_count);
+    }
+    bounds.cells = static_cast<int32_t>(cells.value());
+  }
+  if (static_cast<uint64_t>(bounds.cells) + padding > static_cast<uint64_t>(max_count) + 1) {
+    return fail(Status::overflow, "%d cells and a padding of %d", bounds.cells, settings->cell_padding);
+  }
+  return Status::ok;
+}
+
+CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings)
+    : backend_(std::move(backend)), bounds_(bounds), settings_(settings) {}
+
+CausalCache::~CausalCache() {
+  if (block_ != nullptr) backend_->release(block_, block_bytes_);
+}
+
+/// Lays the cache out over no block, which touches nothing.
+Status CausalCache::memory_bytes(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings,
+                                 uint64_t* bytes) {
+  CausalCache cache(std::move(backend), bounds, settings);
+  Carver carver;
+  cache.carve(carver);
+  const CheckedSize total = carver.used().rounded_up(page_bytes);
+  if (total.overflowed() || total.value() > static_cast<uint64_t>(PTRDIFF_MAX)) {
+    return fail(Status::overflow, "the cache's memory does not fit the address space");
+  }
+  *bytes = total.value();
+  return Status::ok;
+}
+
+Status CausalCache::create(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings,
+                           std::unique_ptr<Cache>* out) {
+  uint64_t bytes = 0;
+  if (Status s = memory_bytes(backend, bounds, settings, &bytes); s != Status::ok) return s;
+  std::unique_ptr<CausalCache> cache(new (std::nothrow) CausalCache(std::move(backend), bounds, settings));
+  if (!cache) return fail(Status::out_of_memory, "no memory for a cache");
+  cache->block_ = cache->backend_->allocate(bytes, bounds.prefault);
+  if (cache->block_ == nullptr) {
+    return fail(Status::out_of_memory, "no block of %llu bytes", static_cast<unsigned long long>(bytes));
+  }
+  cache->block_bytes_ = bytes;
+  Carver carver(cache->block_);
+  cache->carve(carver);
+  cache->pool_.reset();
+  *out = std::move(cache);
+  return Status::ok;
+}
+
+/// Runs twice (see Carver): what it finds out about sizes must not depend on the block being there.
+void CausalCache::carve(Carver& carver) {
+  layers_ = carver.take<Layer>(static_cast<uint64_t>(bounds_.n_layers), page_bytes);
+  sequences_ = carver.take<Sequence>(static_cast<uint64_t>(bounds_.max_sequences), 64);
+  const bool measuring = layers_ == nullptr;
+  Layer measured;
+  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
+    carve_layer(carver, measuring ? measured : *new (&layers_[layer]) Layer());
+  }
+  const AttentionBounds attention = {bounds_.max_batch, bounds_.max_q_heads, bounds_.n_kv_heads, bounds_.head_dim_k,
+                                     bounds_.head_dim_v};
+  workspace_ = carver.take<std::byte>(backend_->attention_workspace_bytes(attention), page_bytes);
+  pool_.carve(carver, bounds_.cells);
+  carve_batch(carver);
+
+  const int32_t head = settings_.limited ? settings_.visibility.keep_first : 0;
+  const int32_t ring = sequence_limit() - head;
+  const CheckedSize words = TokenSequence::storage_words(head, ring);
+  int32_t* storage = carver.take<int32_t>(words * CheckedSize(static_cast<uint64_t>(bounds_.max_sequences)), 64);
+  for (int32_t sequence = 0; !measuring && sequence < bounds_.max_sequences; ++sequence) {
+    (new (&sequences_[sequence]) Sequence())->tokens.attach(storage + words.value() * static_cast<uint64_t>(sequence), head, ring);
+  }
+}
+
+void CausalCache::carve_batch(Carver& carver) {
+  const auto batch = static_cast<uint64_t>(bounds_.max_batch);
+  const auto sequences = static_cast<uint64_t>(bounds_.max_sequences);
+  plan_ = carver.take<SequencePlan>(sequences, 64);
+  plan_order_ = carver.take<int32_t>(sequences, 64);
+  touched_ = carver.take<int32_t>(sequences, 64);
+  dirty_ = carver.take<int32_t>(sequences, 64);
+  is_dirty_ = carver.take<uint8_t>(sequences, 64);
+  batch_position_ = carver.take<int32_t>(batch, 64);
+  batch_sequence_ = carver.take<int32_t>(batch, 64);
+  batch_cell_ = carver.take<int32_t>(batch, 64);
+  batch_follower_ = carver.take<int32_t>(batch, 64);
+  except_ = carver.take<uint64_t>(batch / 64 + 1, 64);
+  rows_ = carver.take<AttentionRow>(batch, 64);
+  lists_ = carver.take<TokenList>(batch, 64);
+  shared_ = carver.take<SharedPrefix>(batch, 64);
+  freed_ = carver.take<int32_t>(freed_capacity, 64);
+}
+
+void CausalCache::carve_layer(Carver& carver, Layer& layer) {
+  // The dense view of get() may be rounded up to the padding: rows behind the last cell exist and stay zero.
+  const int32_t padding = settings_.cell_padding;
+  const int32_t rows = (bounds_.cells + padding - 1) / padding * padding;
+  LayerStorage& storage = layer.storage;
+  storage.n_cells = rows;
+  storage.n_kv_heads = bounds_.n_kv_heads;
+  storage.head_dim_k = bounds_.head_dim_k;
+  storage.head_dim_v = bounds_.head_dim_v;
+  storage.dtype_k = bounds_.dtype_k;
+  storage.dtype_v = bounds_.dtype_v;
+  const CheckedSize heads(static_cast<uint64_t>(bounds_.n_kv_heads));
+  const CheckedSize k_stride = head_stride(rows, bounds_.head_dim_k, bounds_.dtype_k);
+  const CheckedSize v_stride = head_stride(rows, bounds_.head_dim_v, bounds_.dtype_v);
+  storage.k_head_stride = k_stride.value();
+  storage.v_head_stride = v_stride.value();
+  storage.k = carver.take<std::byte>(heads * k_stride, page_bytes);
+  carver.take<std::byte>(page_bytes / 2, page_bytes);  // V begins half a page off K
+  storage.v = carver.take<std::byte>(heads * v_stride, 64);
+  layer.slopes = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
+  layer.sinks = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
+  layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);
+}
+
+void CausalCache::expect(bool condition, const char* what) const {
+  if (condition || health_ != Status::ok) return;
+  health_ = fail(Status::internal, "broken invariant: %s", what);
+}
+
+int32_t CausalCache::sequence_limit() const {
+  if (!settings_.limited) return bounds_.capacity;
+  const int64_t limit =
+      int64_t{settings_.memory} + settings_.visibility.keep_first + 2 * int64_t{bounds_.max_batch};
+  return static_cast<int32_t>(limit < max_count ? limit : max_count);
+}
+
+}  // namespace kvc

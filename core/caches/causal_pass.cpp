@@ -1,0 +1,372 @@
+#include <algorithm>
+
+#include "core/caches/causal.hpp"
+
+namespace kvc {
+
+// ---- Checks -----------------------------------------------------------------------------------------------------------
+
+Status CausalCache::ready_in_pass() const {
+  if (state_ == CacheState::idle) return fail(Status::bad_state, "no pass is open");
+  return Status::ok;
+}
+
+Status CausalCache::check_layer(int32_t layer) const {
+  if (layer >= 0 && layer < bounds_.n_layers) return Status::ok;
+  return fail(Status::invalid_argument, "layer %d out of range [0, %d)", layer, bounds_.n_layers);
+}
+
+Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
+  if (Status s = ready_in_pass(); s != Status::ok) return s;
+  if (Status s = check_layer(layer); s != Status::ok) return s;
+  if (needs_put && state_ == CacheState::pass && !layers_[layer].put) {
+    return fail(Status::bad_state, "layer %d was not put in this pass", layer);
+  }
+  return Status::ok;
+}
+
+Status CausalCache::ready_to_end_pass() const {
+  if (state_ != CacheState::pass || n_layers_put_ == bounds_.n_layers) return Status::ok;
+  return fail(Status::bad_state, "the open pass has %d of %d layers put", n_layers_put_, bounds_.n_layers);
+}
+
+/// Forgets what the last plan found out, without touching every sequence.
+void CausalCache::begin_plan() const {
+  n_planned_ = 0;
+  if (++plan_stamp_ != 0) return;
+  for (int32_t i = 0; i < bounds_.max_sequences; ++i) plan_[i].stamp = 0;  // wrapped: no old stamp may look fresh
+  plan_stamp_ = 1;
+}
+
+/// The batch against the bounds. Leaves per sequence what the rest of planning needs.
+Status CausalCache::check_batch(const Batch& batch) const {
+  if (batch.n_tokens < 1 || batch.n_tokens > bounds_.max_batch) {
+    return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens, bounds_.max_batch);
+  }
+  begin_plan();
+  for (int32_t i = 0; i < batch.n_tokens; ++i) {
+    const int32_t position = batch.position[i], sequence = batch.sequence[i];
+    if (sequence < 0 || sequence >= bounds_.max_sequences) {
+      return fail(Status::invalid_argument, "token %d: sequence %d out of range [0, %d)", i, sequence, bounds_.max_sequences);
+    }
+    if (position < 0 || position >= INT32_MAX - 1) {
+      return fail(Status::invalid_argument, "token %d: position %d out of range [0, %d)", i, position, INT32_MAX - 1);
+    }
+    SequencePlan& plan = plan_[sequence];
+    const bool first = plan.stamp != plan_stamp_;
+    const int32_t next = first ? sequences_[sequence].next : plan.last + 1;
+    if (position < next || (bounds_.strict && position != next)) {
+      return fail(Status::invalid_argument, "token %d: position %d of sequence %d, which continues at %d%s", i, position,
+                  sequence, next, bounds_.strict ? " (strict)" : "");
+    }
+    if (first) {
+      plan = {plan_stamp_, position, position, 0};
+      plan_order_[n_planned_++] = sequence;
+    }
+    plan.last = position;
+    ++plan.count;
+  }
+  return Status::ok;
+}
+
+Status CausalCache::check_room(const Batch& batch) const {
+  const int32_t limit = sequence_limit();
+  for (int32_t i = 0; i < n_planned_; ++i) {
+    const Sequence& sequence = sequences_[plan_order_[i]];
+    const SequencePlan& plan = plan_[plan_order_[i]];
+    const int64_t held = int64_t{sequence.tokens.count()} - (tokens_to_slide(sequence, plan.first) - sequence.tokens.n_hidden());
+    if (held + plan.count > limit) {
+      return fail(Status::cache_full, "sequence %d holds %d positions of at most %d, the batch brings %d", plan_order_[i],
+                  static_cast<int32_t>(held), limit, plan.count);
+    }
+  }
+  const int32_t room = pool_.n_free() + pool_.n_free_at_commit();
+  if (batch.n_tokens > room) {
+    return fail(Status::cache_full, "sequence %d: %d free cells of %d, the batch brings %d tokens", batch.sequence[room], room,
+                bounds_.cells, batch.n_tokens);
+  }
+  return Status::ok;
+}
+
+Status CausalCache::plan_batch(const Batch& batch) const {
+  if (Status s = check_batch(batch); s != Status::ok) return s;
+  if (Status s = ready_to_end_pass(); s != Status::ok) return s;
+  return check_room(batch);
+}
+
+Status CausalCache::fits(const Batch& batch) const {
+  const std::lock_guard lock(plan_mutex_);
+  return plan_batch(batch);
+}
+
+// ---- Sliding and placing ------------------------------------------------------------------------------------------------
+
+/// Positions below it (and not kept for ever) slide when the lowest position of the sequence's batch is `lowest`.
+int64_t CausalCache::slide_bound(int32_t lowest) const {
+  return settings_.limited ? int64_t{lowest} - settings_.memory : INT64_MIN;
+}
+
+/// How many at the start of the ring, those included that are hidden already.
+int32_t CausalCache::tokens_to_slide(const Sequence& sequence, int32_t lowest) const {
+  if (!settings_.limited) return 0;
+  return std::max(sequence.tokens.n_hidden(), sequence.tokens.ring_rank(slide_bound(lowest)));
+}
+
+void CausalCache::hide(Sequence& sequence, int32_t n) {
+  for (int32_t i = 0; i < n; ++i) pool_.hide(sequence.tokens.hidden_at(i).cell);
+  if (n > 0) sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_at(n - 1).position + 1);
+  sequence.tokens.hide(n);
+}
+
+/// Hides only the first n again.
+void CausalCache::show(Sequence& sequence, int32_t n) {
+  for (int32_t i = n; i < sequence.tokens.n_hidden(); ++i) pool_.show(sequence.tokens.hidden_at(i).cell);
+  sequence.tokens.hide(n);
+  sequence.lost_below = sequence.lost_below_before;
+  if (n > 0) sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_at(n - 1).position + 1);
+}
+
+void CausalCache::mark_dirty(int32_t sequence) {
+  if (is_dirty_[sequence] != 0 || !settings_.limited) return;
+  is_dirty_[sequence] = 1;
+  dirty_[n_dirty_++] = sequence;
+}
+
+/// Remembers what abort brings back and puts out of sight what slides.
+void CausalCache::open_sequence(int32_t index, int32_t lowest) {
+  Sequence& sequence = sequences_[index];
+  sequence.next_before = sequence.next;
+  sequence.lost_below_before = sequence.lost_below;
+  sequence.n_added = 0;
+  sequence.first_added = sequence.last_added = -1;
+  hide(sequence, tokens_to_slide(sequence, lowest));
+  touched_[n_touched_++] = index;
+}
+
+/// Each sequence has a part of the pool to begin in, so that sequences that grow together stay in long runs.
+int32_t CausalCache::home_block(int32_t sequence) const {
+  const int64_t cell = int64_t{bounds_.cells} * sequence / bounds_.max_sequences;
+  return static_cast<int32_t>(std::min<int64_t>((cell + CellPool::block_cells - 1) / CellPool::block_cells,
+                                                (bounds_.cells - 1) / CellPool::block_cells));
+}
+
+void CausalCache::place(int32_t index, int32_t position, int32_t sequence_index) {
+  Sequence& sequence = sequences_[sequence_index];
+  const int32_t cell = pool_.take(sequence.tokens.last_cell(), home_block(sequence_index), position);
+  expect(sequence.tokens.stored() < sequence_limit(), "a sequence stores more than its limit");
+  sequence.tokens.append({cell, position}, position < sequence.tokens.head_capacity());
+  sequence.next = position + 1;
+  ++sequence.n_added;
+  batch_position_[index] = position;
+  batch_sequence_[index] = sequence_index;
+  batch_cell_[index] = cell;
+  batch_follower_[index] = -1;
+  if (sequence.last_added >= 0) batch_follower_[sequence.last_added] = index;
+  else sequence.first_added = index;
+  sequence.last_added = index;
+}
+
+Status CausalCache::begin(const Batch& batch, bool reserve) {
+  if (reserve) {
+    if (batch.n_tokens < 1 || batch.n_tokens > bounds_.max_batch) {
+      return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens, bounds_.max_batch);
+    }
+    if (Status s = ready_to_end_pass(); s != Status::ok) return s;
+    if (Status s = keep_pass(); s != Status::ok) return s;
+    state_ = CacheState::reserve;
+    n_tokens_ = batch.n_tokens;
+    return Status::ok;
+  }
+  const std::lock_guard lock(plan_mutex_);
+  if (Status s = plan_batch(batch); s != Status::ok) return s;
+  if (Status s = keep_pass(); s != Status::ok) return s;
+
+  n_touched_ = 0;
+  for (int32_t i = 0; i < n_planned_; ++i) open_sequence(plan_order_[i], plan_[plan_order_[i]].first);
+  n_in_batch_ = n_touched_;
+  for (int32_t i = 0; i < n_dirty_; ++i) {
+    const int32_t index = dirty_[i];
+    is_dirty_[index] = 0;
+    if (plan_[index].stamp != plan_stamp_) open_sequence(index, sequences_[index].next);
+  }
+  n_dirty_ = 0;
+
+  std::fill_n(except_, batch.n_tokens / 64 + 1, uint64_t{0});
+  for (int32_t i = 0; i < batch.n_tokens; ++i) {
+    place(i, batch.position[i], batch.sequence[i]);
+    if (batch.sees_later != nullptr && (batch.sees_later[i] & 1u) != 0) except_[i / 64] |= uint64_t{1} << (i % 64);
+  }
+  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) layers_[layer].put = false;
+  n_layers_put_ = 0;
+  n_tokens_ = batch.n_tokens;
+  state_ = CacheState::pass;
+  attention_planned_ = history_spanned_ = false;
+  expect(pool_.n_free() >= 0, "more cells taken than free");
+  return health_;
+}
+
+// ---- Put and the except set -------------------------------------------------------------------------------------------------
+
+Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
+  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (state_ == CacheState::reserve) return Status::ok;
+  Layer& l = layers_[layer];
+  if (Status s = backend_->store({l.storage, batch_cell_, n_tokens_, k, v}); s != Status::ok) return health_ = s;
+  n_layers_put_ += !l.put;
+  l.put = true;
+  return Status::ok;
+}
+
+Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
+  if (Status s = ready_in_pass(); s != Status::ok) return s;
+  if (n_except < 0 || (n_except > 0 && except == nullptr)) {
+    return fail(Status::invalid_argument, "%d indexes of the except set%s", n_except, n_except > 0 ? ", and none given" : "");
+  }
+  for (int32_t i = 0; i < n_except; ++i) {
+    if (except[i] < 0 || except[i] >= n_tokens_) {
+      return fail(Status::invalid_argument, "index %d out of range [0, %d)", except[i], n_tokens_);
+    }
+  }
+  if (state_ == CacheState::reserve) return Status::ok;
+  std::fill_n(except_, n_tokens_ / 64 + 1, uint64_t{0});
+  for (int32_t i = 0; i < n_except; ++i) except_[except[i] / 64] |= uint64_t{1} << (except[i] % 64);
+  attention_planned_ = history_spanned_ = false;
+  return Status::ok;
+}
+
+// ---- The end of a pass ---------------------------------------------------------------------------------------------------------
+
+/// Cells that just became free. With zero_on_free they become zeros, a few hundred at a time.
+void CausalCache::release(int32_t cell) {
+  if (!bounds_.zero_on_free) return;
+  freed_[n_freed_++] = cell;
+  if (n_freed_ == freed_capacity && flush_freed() != Status::ok) expect(false, "cells could not be cleared");
+}
+
+Status CausalCache::flush_freed() {
+  for (int32_t layer = 0; layer < bounds_.n_layers && n_freed_ > 0; ++layer) {
+    if (Status s = backend_->clear({layers_[layer].storage, freed_, n_freed_}); s != Status::ok) return health_ = s;
+  }
+  n_freed_ = 0;
+  return health_;
+}
+
+/// Takes back the last n tokens that the open pass added to a sequence.
+void CausalCache::drop_added(Sequence& sequence, int32_t n) {
+  const int32_t kept = sequence.tokens.count() - n;
+  for (int32_t i = 0; i < n; ++i) {
+    const int32_t cell = sequence.tokens.at(kept + i).cell;
+    if (pool_.drop_owner(cell)) release(cell);
+  }
+  sequence.tokens.truncate(kept);
+  sequence.n_added -= n;
+}
+
+/// In a layer that was not put, the kept tokens hold zeros.
+Status CausalCache::clear_missing_layers() {
+  if (n_layers_put_ == bounds_.n_layers) return Status::ok;
+  int32_t n = 0;
+  for (int32_t i = 0; i < n_tokens_; ++i) {
+    if (batch_cell_[i] >= 0) batch_cell_[n++] = batch_cell_[i];
+  }
+  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
+    if (layers_[layer].put) continue;
+    if (Status s = backend_->clear({layers_[layer].storage, batch_cell_, n}); s != Status::ok) return health_ = s;
+  }
+  return Status::ok;
+}
+
+void CausalCache::close_pass() {
+  n_touched_ = n_in_batch_ = n_tokens_ = 0;
+  state_ = CacheState::idle;
+  attention_planned_ = history_spanned_ = false;
+}
+
+Status CausalCache::keep_pass() {
+  if (state_ != CacheState::pass) {
+    close_pass();
+    return Status::ok;
+  }
+  if (Status s = clear_missing_layers(); s != Status::ok) return s;
+  for (int32_t i = 0; i < n_touched_; ++i) {
+    Sequence& sequence = sequences_[touched_[i]];
+    for (int32_t h = 0; h < sequence.tokens.n_hidden(); ++h) {
+      const int32_t cell = sequence.tokens.hidden_at(h).cell;
+      if (pool_.drop_hidden(cell)) release(cell);
+    }
+    sequence.tokens.drop_hidden();
+    if (sequence.n_added > 0) mark_dirty(touched_[i]);
+    sequence.n_added = 0;
+  }
+  expect(pool_.n_free_at_commit() == 0, "hidden cells outlived their pass");
+  ++n_passes_;
+  close_pass();
+  return flush_freed();
+}
+
+Status CausalCache::commit() {
+  if (Status s = ready_in_pass(); s != Status::ok) return s;
+  return keep_pass();
+}
+
+Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
+  if (Status s = ready_in_pass(); s != Status::ok) return s;
+  if (n < 0 || (n > 0 && (sequence == nullptr || keep == nullptr))) {
+    return fail(Status::invalid_argument, "%d sequences to keep a prefix of%s", n, n > 0 ? ", and none given" : "");
+  }
+  if (n > bounds_.max_sequences) return fail(Status::invalid_argument, "%d sequences of %d named", n, bounds_.max_sequences);
+  const std::lock_guard lock(plan_mutex_);
+  begin_plan();
+  for (int32_t i = 0; i < n; ++i) {
+    if (Status s = check_sequence(sequence[i]); s != Status::ok) return s;
+    SequencePlan& plan = plan_[sequence[i]];
+    if (plan.stamp == plan_stamp_) return fail(Status::invalid_argument, "sequence %d is named twice", sequence[i]);
+    plan.stamp = plan_stamp_;
+    if (state_ == CacheState::reserve) continue;
+    const Sequence& kept = sequences_[sequence[i]];
+    if (keep[i] < 0 || keep[i] > kept.n_added) {
+      return fail(Status::invalid_argument, "%d tokens of sequence %d, which has %d in the pass", keep[i], sequence[i], kept.n_added);
+    }
+    int32_t token = kept.first_added;
+    for (int32_t k = 0; k < keep[i] && keep[i] < kept.n_added; ++k, token = batch_follower_[token]) {
+      if (in_except_set(token)) {
+        return fail(Status::invalid_argument, "token %d of the except set saw a token that is dropped", token);
+      }
+    }
+  }
+  for (int32_t i = 0; i < n && state_ == CacheState::pass; ++i) keep_added(sequences_[sequence[i]], keep[i]);
+  return keep_pass();
+}
+
+/// Keeps the first n tokens that the open pass added. One that keeps none slides as if it had not been in the batch.
+void CausalCache::keep_added(Sequence& sequence, int32_t n) {
+  if (n == sequence.n_added) return;
+  int32_t token = sequence.first_added;
+  for (int32_t i = 0; token >= 0; ++i, token = batch_follower_[token]) {
+    if (i >= n) batch_cell_[token] = -1;
+    else sequence.next = batch_position_[token] + 1;
+  }
+  drop_added(sequence, sequence.n_added - n);
+  if (n > 0) return;
+  sequence.next = sequence.next_before;
+  show(sequence, std::min(sequence.tokens.n_hidden(), settings_.limited ? sequence.tokens.ring_rank(slide_bound(sequence.next)) : 0));
+}
+
+Status CausalCache::abort() {
+  if (Status s = ready_in_pass(); s != Status::ok) return s;
+  if (state_ == CacheState::reserve) {
+    close_pass();
+    return Status::ok;
+  }
+  for (int32_t i = 0; i < n_touched_; ++i) {
+    Sequence& sequence = sequences_[touched_[i]];
+    drop_added(sequence, sequence.n_added);
+    show(sequence, 0);
+    sequence.next = sequence.next_before;
+    mark_dirty(touched_[i]);
+  }
+  close_pass();
+  return flush_freed();
+}
+
+}  // namespace kvc
