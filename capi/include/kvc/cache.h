@@ -94,10 +94,11 @@ typedef struct kvc_causal_desc {
   uint32_t mask_dtype;  /* what kvc_mask() proposes: KVC_F32 or KVC_F16; 0: KVC_F32 */
 } kvc_causal_desc;
 
-/* The bytes that kvc_cache_create() would take from the device's allocator with these descriptors, all told.
- * Takes no handle and allocates nothing. Errors: INVALID_ARGUMENT, DTYPE, NOT_SUPPORTED, OVERFLOW, VERSION. Threads: any.
- * Since 0.1. */
-KVC_API kvc_status kvc_cache_memory_bytes(const kvc_cache_desc *desc, const void *kind_desc, uint64_t *out_bytes) KVC_NOEXCEPT;
+/* The bytes that kvc_cache_create() would take from this device's allocator with these descriptors, all told. It depends on
+ * the device: every thread of it has a workspace of its own. Allocates nothing.
+ * Errors: INVALID_ARGUMENT, DTYPE, NOT_SUPPORTED, OVERFLOW, VERSION. Threads: const. Since 0.1. */
+KVC_API kvc_status kvc_cache_memory_bytes(const kvc_device *device, const kvc_cache_desc *desc, const void *kind_desc,
+                                          uint64_t *out_bytes) KVC_NOEXCEPT;
 
 /* Creates a cache and reserves all memory it will ever use, workspace included, as zeros.
  *

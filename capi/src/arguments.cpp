@@ -1,0 +1,125 @@
+#include "capi/src/arguments.hpp"
+
+#include <algorithm>
+#include <cinttypes>
+
+#include "core/base/checked.hpp"
+
+namespace kvc::capi {
+namespace {
+
+constexpr size_t longest_descriptor = 4096;  // no descriptor will ever be longer: a larger number is garbage
+
+bool is_float(uint32_t dtype) { return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16; }
+
+/// Elements from the first to the last, both included.
+CheckedSize span_of(const kvc_tensor& t) {
+  CheckedSize span(1);
+  for (int32_t d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] == 0) return CheckedSize(0);
+    span = span + CheckedSize(static_cast<uint64_t>(t.shape[d] - 1)) * CheckedSize(static_cast<uint64_t>(t.strides[d]));
+  }
+  return span;
+}
+
+/// Two indexes that name the same element would be written twice. Dense views with their dimensions in any order, padded or
+/// sliced, pass.
+bool writes_twice(const kvc_tensor& t) {
+  int32_t order[KVC_MAX_DIMS];
+  int32_t n = 0;
+  for (int32_t d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] <= 1) continue;
+    int32_t at = n++;  // sorted by stride, by insertion: there are at most eight
+    for (; at > 0 && t.strides[order[at - 1]] > t.strides[d]; --at) order[at] = order[at - 1];
+    order[at] = d;
+  }
+  CheckedSize inner(1);
+  for (int32_t i = 0; i < n; ++i) {
+    const auto stride = static_cast<uint64_t>(t.strides[order[i]]);
+    if (inner.overflowed() || stride < inner.value()) return true;
+    inner = inner + CheckedSize(static_cast<uint64_t>(t.shape[order[i]] - 1)) * CheckedSize(stride);
+  }
+  return false;
+}
+
+Status check_shape(const char* name, const kvc_tensor& t, const Expected& expected, Direction direction) {
+  if (t.ndim != expected.ndim) return fail(Status::shape, "%s has %d dimensions, not %d", name, t.ndim, expected.ndim);
+  for (int32_t d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] != expected.shape[d]) {
+      return fail(Status::shape, "%s: dimension %d is %" PRId64 ", not %" PRId64, name, d, t.shape[d], expected.shape[d]);
+    }
+    if (t.strides[d] < 0) return fail(Status::shape, "%s: stride %d is negative", name, d);
+  }
+  if (direction == Direction::out && writes_twice(t)) return fail(Status::shape, "%s: strides make elements overlap", name);
+  return Status::ok;
+}
+
+Status check_memory(const char* name, const kvc_tensor& t) {
+  const CheckedSize span = span_of(t);
+  if (!span.overflowed() && span.value() == 0) return Status::ok;
+  if (t.data == nullptr) return fail(Status::invalid_argument, "%s.data is null", name);
+  const uint64_t element = size_of(static_cast<DType>(t.dtype));
+  const uint64_t address = reinterpret_cast<uintptr_t>(t.data);
+  const CheckedSize end = CheckedSize(address) + CheckedSize(t.byte_offset) + span * CheckedSize(element);
+  if (end.overflowed()) return fail(Status::overflow, "%s spans more than the address space", name);
+  if ((address + t.byte_offset) % element != 0) {
+    return fail(Status::invalid_argument, "%s is not aligned to its elements of %d bytes", name, static_cast<int>(element));
+  }
+  return Status::ok;
+}
+
+}  // namespace
+
+Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size, size_t known) {
+  if (struct_size < known || struct_size > longest_descriptor) {
+    return fail(Status::invalid_argument, "%s.struct_size %u out of range [%zu, %zu]", name, struct_size, known, longest_descriptor);
+  }
+  const auto* bytes = static_cast<const unsigned char*>(descriptor);
+  for (size_t i = known; i < struct_size; ++i) {
+    if (bytes[i] != 0) return fail(Status::version, "%s sets a field behind byte %zu, which this library does not know", name, known);
+  }
+  return Status::ok;
+}
+
+Status storage_dtype(const char* name, uint32_t dtype, DType* out) {
+  if (dtype == 0) dtype = KVC_F32;
+  if (!is_float(dtype)) return fail(Status::dtype, "%s 0x%x is no storage type", name, dtype);
+  *out = static_cast<DType>(dtype);
+  return Status::ok;
+}
+
+Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected, Direction direction, Tensor* to,
+                   DType only) {
+  if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
+  if (from->flags != 0 || from->reserved != 0) return fail(Status::invalid_argument, "%s has unknown flags", name);
+  if (Status s = check_shape(name, *from, expected, direction); s != Status::ok) return s;
+  if (!is_float(from->dtype) || (only != DType{} && from->dtype != static_cast<uint32_t>(only))) {
+    return fail(Status::dtype, "%s has dtype 0x%x", name, from->dtype);
+  }
+  if (from->device_type != KVC_CPU || from->device_id != 0) {
+    return fail(Status::device_mismatch, "%s lies on device %d:%d, the cache on the CPU", name, from->device_type, from->device_id);
+  }
+  if (Status s = check_memory(name, *from); s != Status::ok) return s;
+  to->data = static_cast<std::byte*>(from->data) + from->byte_offset;
+  to->ndim = from->ndim;
+  to->dtype = static_cast<DType>(from->dtype);
+  std::copy_n(from->shape, from->ndim, to->shape);
+  std::copy_n(from->strides, from->ndim, to->stride);
+  return Status::ok;
+}
+
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto bytes = [](const Tensor& t) {
+    int64_t span = 1;
+    for (int32_t d = 0; d < t.ndim; ++d) {
+      if (t.shape[d] == 0) return int64_t{0};
+      span += (t.shape[d] - 1) * t.stride[d];
+    }
+    return span * static_cast<int64_t>(size_of(t.dtype));
+  };
+  const auto* a_begin = static_cast<const std::byte*>(a.data);
+  const auto* b_begin = static_cast<const std::byte*>(b.data);
+  return bytes(a) > 0 && bytes(b) > 0 && a_begin < b_begin + bytes(b) && b_begin < a_begin + bytes(a);
+}
+
+}  // namespace kvc::capi

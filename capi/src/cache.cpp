@@ -1,0 +1,240 @@
+#include <algorithm>
+#include <new>
+
+#include "capi/src/arguments.hpp"
+#include "capi/src/guard.hpp"
+#include "core/caches/causal.hpp"
+#include "kernels/cpu/cpu_backend.hpp"
+
+namespace kvc::capi {
+namespace {
+
+constexpr uint64_t cache_flags = KVC_CACHE_STRICT | KVC_CACHE_ZERO_ON_FREE | KVC_CACHE_PREFAULT;
+
+/// Descriptors as the core understands them, defaults filled in.
+struct CausalPlan {
+  CacheBounds bounds;
+  CausalSettings settings;
+};
+
+Status read_bounds(const kvc_cache_desc* desc, CacheBounds* bounds) {
+  kvc_cache_desc d;
+  if (Status s = read_descriptor("kvc_cache_desc", desc, &d); s != Status::ok) return s;
+  if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING) return fail(Status::invalid_argument, "kind %u is none", d.kind);
+  if (d.kind != KVC_CAUSAL) return fail(Status::not_supported, "this version creates causal caches only");
+  if ((d.flags & ~cache_flags) != 0) return fail(Status::invalid_argument, "unknown flags of kvc_cache_desc");
+  if (Status s = storage_dtype("dtype_k", d.dtype_k, &bounds->dtype_k); s != Status::ok) return s;
+  if (Status s = storage_dtype("dtype_v", d.dtype_v, &bounds->dtype_v); s != Status::ok) return s;
+  bounds->n_layers = d.n_layers;
+  bounds->n_kv_heads = d.n_kv_heads;
+  bounds->head_dim_k = d.head_dim_k;
+  bounds->head_dim_v = d.head_dim_v;
+  bounds->max_sequences = d.max_sequences;
+  bounds->capacity = d.capacity;
+  bounds->max_batch = d.max_batch;
+  bounds->cells = d.cells;
+  bounds->max_q_heads = d.max_q_heads;
+  bounds->strict = (d.flags & KVC_CACHE_STRICT) != 0;
+  bounds->zero_on_free = (d.flags & KVC_CACHE_ZERO_ON_FREE) != 0;
+  bounds->prefault = (d.flags & KVC_CACHE_PREFAULT) != 0;
+  return Status::ok;
+}
+
+Status read_causal(const void* desc, CausalRequest* request) {
+  if (desc == nullptr) return Status::ok;
+  kvc_causal_desc d;
+  if (Status s = read_descriptor("kvc_causal_desc", static_cast<const kvc_causal_desc*>(desc), &d); s != Status::ok) return s;
+  if ((d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}) != 0) {
+    return fail(Status::invalid_argument, "unknown flags of kvc_causal_desc");
+  }
+  if (Status s = storage_dtype("mask_dtype", d.mask_dtype, &request->mask_dtype); s != Status::ok) return s;
+  if (request->mask_dtype == DType::bf16) return fail(Status::dtype, "mask_dtype is f32 or f16");
+  request->reach = d.reach;
+  request->memory = d.memory;
+  request->chunk = d.chunk;
+  request->keep_first = d.keep_first;
+  request->cell_padding = d.cell_padding;
+  request->position_free = (d.flags & KVC_CAUSAL_POSITION_FREE) != 0;
+  return Status::ok;
+}
+
+Status plan_causal(const kvc_cache_desc* desc, const void* kind_desc, CausalPlan* plan) {
+  if (Status s = read_bounds(desc, &plan->bounds); s != Status::ok) return s;
+  CausalRequest request;
+  if (Status s = read_causal(kind_desc, &request); s != Status::ok) return s;
+  return CausalCache::resolve(plan->bounds, request, &plan->settings);
+}
+
+Status backend_of(const kvc_device* device, std::shared_ptr<Backend>* backend) {
+  void* object = nullptr;
+  if (Status s = handles::enter(device, Kind::device, Access::shared, &object); s != Status::ok) return s;
+  *backend = static_cast<DeviceObject*>(object)->backend;
+  handles::leave(device, Access::shared);
+  return Status::ok;
+}
+
+Status create(std::shared_ptr<Backend> backend, const CausalPlan& plan, kvc_cache** out) {
+  std::unique_ptr<CacheObject> object(new (std::nothrow) CacheObject());
+  if (!object) return fail(Status::out_of_memory, "no memory for a cache");
+  const Status made = CausalCache::create(std::move(backend), plan.bounds, plan.settings, &object->cache);
+  if (made != Status::ok) return made;
+  *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get()));
+  if (*out == nullptr) return Status::out_of_memory;
+  object.release();  // the table owns it now
+  return Status::ok;
+}
+
+Status read_batch(int32_t n_tokens, const int32_t* position, const int32_t* sequence, Batch* batch) {
+  if (position == nullptr || sequence == nullptr) return fail(Status::invalid_argument, "position or sequence is null");
+  *batch = {n_tokens, position, sequence, nullptr};
+  return Status::ok;
+}
+
+Status check_token_flags(int32_t n_tokens, int32_t max_batch, const uint32_t* flags) {
+  constexpr uint32_t known = KVC_TOKEN_SEES_LATER | KVC_TOKEN_ENCODER_INPUT;
+  for (int32_t i = 0; flags != nullptr && i < std::min(n_tokens, max_batch); ++i) {
+    if ((flags[i] & ~known) != 0) return fail(Status::invalid_argument, "token %d has unknown flags", i);
+  }
+  return Status::ok;
+}
+
+}  // namespace
+}  // namespace kvc::capi
+
+using kvc::Cache, kvc::fail, kvc::Status;
+using kvc::capi::with_cache;
+
+kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc, const void* kind_desc,
+                                  uint64_t* out_bytes) noexcept {
+  return kvc::capi::guard([&]() -> Status {
+    std::shared_ptr<kvc::Backend> backend;
+    if (Status s = kvc::capi::backend_of(device, &backend); s != Status::ok) return s;
+    if (out_bytes == nullptr) return fail(Status::invalid_argument, "out_bytes is null");
+    kvc::capi::CausalPlan plan;
+    if (Status s = kvc::capi::plan_causal(desc, kind_desc, &plan); s != Status::ok) return s;
+    return kvc::CausalCache::memory_bytes(backend, plan.bounds, plan.settings, out_bytes);
+  });
+}
+
+kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, const void* kind_desc, kvc_cache** out) noexcept {
+  return kvc::capi::guard([&]() -> Status {
+    std::shared_ptr<kvc::Backend> backend;
+    if (out != nullptr) *out = nullptr;
+    if (Status s = kvc::capi::backend_of(device, &backend); s != Status::ok) return s;
+    if (out == nullptr) return fail(Status::invalid_argument, "out is null");
+    kvc::capi::CausalPlan plan;
+    if (Status s = kvc::capi::plan_causal(desc, kind_desc, &plan); s != Status::ok) return s;
+    return kvc::capi::create(std::move(backend), plan, out);
+  });
+}
+
+kvc_status kvc_cache_destroy(kvc_cache* cache) noexcept {
+  if (cache == nullptr) return KVC_OK;
+  return kvc::capi::guard([&]() -> Status {
+    void* object = nullptr;
+    const Status removed = kvc::capi::handles::remove(cache, kvc::capi::Kind::cache, &object);
+    if (removed == Status::ok) delete static_cast<kvc::capi::CacheObject*>(object);
+    return removed;
+  });
+}
+
+// ---- A pass ---------------------------------------------------------------------------------------------------------------
+
+kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position, const int32_t* sequence,
+                     const uint32_t* token_flags, uint32_t flags, void* stream) noexcept {
+  return with_cache(cache, [&](Cache& c) -> Status {
+    const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
+    if ((flags & ~uint32_t{KVC_BEGIN_RESERVE}) != 0) return fail(Status::invalid_argument, "unknown flags of begin");
+    if (stream != nullptr) return fail(Status::invalid_argument, "a CPU cache takes no stream");
+    kvc::Batch batch;
+    batch.n_tokens = n_tokens;
+    if (!reserve) {
+      if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok) return s;
+      if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags); s != Status::ok) return s;
+      batch.sees_later = token_flags;
+    }
+    return c.begin(batch, reserve);
+  });
+}
+
+kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* position, const int32_t* sequence) noexcept {
+  return with_cache(cache, [&](const Cache& c) -> Status {
+    kvc::Batch batch;
+    if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok) return s;
+    return c.fits(batch);
+  });
+}
+
+kvc_status kvc_set_causal(kvc_cache* cache, int32_t n_except, const int32_t* except) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.set_causal(n_except, except); });
+}
+
+kvc_status kvc_commit(kvc_cache* cache) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.commit(); });
+}
+
+kvc_status kvc_commit_prefix(kvc_cache* cache, int32_t n_sequences, const int32_t* sequence, const int32_t* keep) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.commit_prefix(n_sequences, sequence, keep); });
+}
+
+kvc_status kvc_abort(kvc_cache* cache) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.abort(); });
+}
+
+// ---- Sequences ----------------------------------------------------------------------------------------------------------------
+
+kvc_status kvc_can_resume(const kvc_cache* cache, int32_t sequence, int32_t want, int32_t* best) noexcept {
+  return with_cache(cache, [&](const Cache& c) -> Status {
+    if (best == nullptr) return fail(Status::invalid_argument, "best is null");
+    return c.can_resume(sequence, want, best);
+  });
+}
+
+kvc_status kvc_resume(kvc_cache* cache, int32_t sequence, int32_t want, int32_t* got) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.resume(sequence, want, got); });
+}
+
+kvc_status kvc_copy_prefix(kvc_cache* cache, int32_t src, int32_t dst, int32_t len, int32_t* got) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.copy_prefix(src, dst, len, got); });
+}
+
+kvc_status kvc_reorder(kvc_cache* cache, int32_t n, const int32_t* dst, const int32_t* src) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.reorder(n, dst, src); });
+}
+
+kvc_status kvc_remove(kvc_cache* cache, int32_t sequence, int32_t begin, int32_t end) noexcept {
+  return with_cache(cache, [&](Cache& c) { return c.remove(sequence, begin, end); });
+}
+
+kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence, kvc_sequence_info* out) noexcept {
+  return with_cache(cache, [&](const Cache& c) -> Status {
+    if (Status s = kvc::capi::check_output("kvc_sequence_info", out); s != Status::ok) return s;
+    kvc::SequenceInfo info = {};
+    if (Status s = c.sequence_info(sequence, &info); s != Status::ok) return s;
+    *out = {out->struct_size, 0, info.first, info.next, info.count, info.room, info.lost_below, 0};
+    return Status::ok;
+  });
+}
+
+// ---- Watching -------------------------------------------------------------------------------------------------------------------
+
+kvc_status kvc_cache_stats(const kvc_cache* cache, kvc_stats* out) noexcept {
+  return with_cache(cache, [&](const Cache& c) -> Status {
+    if (Status s = kvc::capi::check_output("kvc_stats", out); s != Status::ok) return s;
+    const kvc::CacheStats stats = c.stats();
+    *out = {out->struct_size,   static_cast<uint32_t>(stats.state), stats.cells, stats.cells_used,
+            stats.cells_shared, stats.bytes,                        stats.passes};
+    return Status::ok;
+  });
+}
+
+kvc_status kvc_state_digest(const kvc_cache* cache, uint64_t out[2]) noexcept {
+  return with_cache(cache, [&](const Cache& c) -> Status {
+    if (out == nullptr) return fail(Status::invalid_argument, "out is null");
+    return c.digest(out);
+  });
+}
+
+kvc_status kvc_check(const kvc_cache* cache) noexcept {
+  return with_cache(cache, [&](const Cache& c) { return c.check(); });
+}

@@ -1,0 +1,48 @@
+#pragma once
+#include <new>
+
+#include "capi/src/handle_table.hpp"
+#include "capi/src/objects.hpp"
+#include "core/base/status.hpp"
+#include "kvc/kvc.h"
+
+/// The boundary: nothing that happens behind it may throw across it, and every object is entered and left.
+namespace kvc::capi {
+
+template <class Body>
+kvc_status guard(Body body) noexcept {
+  try {
+    return static_cast<kvc_status>(body());
+  } catch (const std::bad_alloc&) {
+    return static_cast<kvc_status>(fail(Status::out_of_memory, "no memory"));
+  } catch (...) {
+    return static_cast<kvc_status>(fail(Status::internal, "an unexpected exception"));
+  }
+}
+
+/// Calls `body(Cache&)` inside the cache behind `handle`, alone or beside other const calls by the handle's constness.
+/// A poisoned cache answers with what poisoned it.
+template <class Body>
+kvc_status with_cache(kvc_cache* handle, Access access, Body body) noexcept {
+  void* object = nullptr;
+  if (Status s = handles::enter(handle, Kind::cache, access, &object); s != Status::ok) return static_cast<kvc_status>(s);
+  const kvc_status status = guard([&]() -> Status {
+    Cache& cache = *static_cast<CacheObject*>(object)->cache;
+    if (Status s = cache.health(); s != Status::ok) return fail(s, "the cache is poisoned by an earlier failure");
+    return body(cache);
+  });
+  handles::leave(handle, access);
+  return status;
+}
+
+template <class Body>
+kvc_status with_cache(kvc_cache* handle, Body body) noexcept {
+  return with_cache(handle, Access::exclusive, body);
+}
+
+template <class Body>
+kvc_status with_cache(const kvc_cache* handle, Body body) noexcept {
+  return with_cache(const_cast<kvc_cache*>(handle), Access::shared, [&](const Cache& cache) { return body(cache); });
+}
+
+}  // namespace kvc::capi

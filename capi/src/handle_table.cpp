@@ -1,0 +1,194 @@
+#include "capi/src/handle_table.hpp"
+
+#include <sys/mman.h>
+#include <sys/random.h>
+
+#include <atomic>
+
+namespace kvc::capi::handles {
+namespace {
+
+static_assert(sizeof(void*) == 8, "handles need 64 bits");
+
+// A handle, from the top: 16 bits of a fixed pattern, then 48 bits that are (generation 28, index 16, kind 4), scrambled.
+constexpr uint64_t pattern = uint64_t{0x6b76} << 48;
+constexpr uint64_t payload_mask = (uint64_t{1} << 48) - 1;
+constexpr uint32_t n_slots = 1 << 16;
+constexpr uint32_t last_generation = (1u << 28) - 1;  // odd while the slot is in use, even while it is free
+constexpr uint64_t multiplier = 0x9e3779b97f4b;       // odd, so that scrambling can be undone
+
+constexpr uint64_t inverse(uint64_t odd) {
+  uint64_t x = odd;  // right in the low 3 bits; each step doubles them (Newton)
+  for (int i = 0; i < 5; ++i) x *= 2 - odd * x;
+  return x;
+}
+static_assert(((multiplier * inverse(multiplier)) & payload_mask) == 1);
+
+// Low half of a slot's word: who is inside.
+constexpr uint64_t exclusive_bit = uint64_t{1} << 31;
+constexpr uint64_t inside_mask = (uint64_t{1} << 32) - 1;
+
+struct Slot {
+  std::atomic<uint64_t> word;  // generation << 32 | exclusive << 31 | number of shared calls
+  void* object;
+  uint32_t kind;
+  uint32_t next_free;          // index + 1 of the next free slot; 0: none
+};
+
+struct Table {
+  std::atomic<uint64_t> secret;  // 0: this process has not begun to use the table (a forked child, say)
+  std::atomic<uint32_t> lock;
+  uint32_t first_free;           // index + 1
+  uint32_t n_begun;              // slots that were ever used
+  uint32_t n_live;
+  Slot slots[n_slots];
+};
+
+std::atomic<Table*> shared_table{nullptr};
+
+/// Unmaps the table with the library, unless handles are still in use then.
+struct TableOwner {
+  ~TableOwner() {
+    Table* table = shared_table.load();
+    if (table == nullptr || table->n_live != 0) return;
+    shared_table.store(nullptr);
+    munmap(table, sizeof(Table));
+  }
+} table_owner;
+
+class Lock {
+ public:
+  explicit Lock(Table& table) : table_(table) {
+    while (table_.lock.exchange(1, std::memory_order_acquire) != 0) {
+    }
+  }
+  ~Lock() { table_.lock.store(0, std::memory_order_release); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
+
+ private:
+  Table& table_;
+};
+
+Table* map_table() {
+  Table* table = shared_table.load(std::memory_order_acquire);
+  if (table != nullptr) return table;
+  void* memory = mmap(nullptr, sizeof(Table), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  if (madvise(memory, sizeof(Table), MADV_WIPEONFORK) != 0) {
+    munmap(memory, sizeof(Table));
+    return nullptr;
+  }
+  auto* mapped = static_cast<Table*>(memory);  // zeros are a table without handles
+  if (shared_table.compare_exchange_strong(table, mapped)) return mapped;
+  munmap(memory, sizeof(Table));
+  return table;
+}
+
+uint64_t new_secret() {
+  uint64_t secret = 0;
+  if (getrandom(&secret, sizeof secret, GRND_NONBLOCK) != static_cast<ssize_t>(sizeof secret)) {
+    secret = reinterpret_cast<uintptr_t>(&secret) * multiplier;  // early boot: the stack's random place has to do
+  }
+  return (secret & payload_mask) | 1;
+}
+
+uint64_t encode(uint64_t secret, uint32_t generation, uint32_t index, uint32_t kind) {
+  const uint64_t payload = uint64_t{generation} << 20 | uint64_t{index} << 4 | kind;
+  return pattern | (((payload * multiplier) & payload_mask) ^ secret);
+}
+
+struct Key {
+  Slot* slot;
+  uint32_t generation;
+};
+
+Status decode(const void* handle, Kind kind, Key* key) {
+  if (handle == nullptr) return fail(Status::handle, "the handle is null");
+  const uint64_t value = reinterpret_cast<uintptr_t>(handle);
+  Table* table = shared_table.load(std::memory_order_acquire);
+  const uint64_t secret = table == nullptr ? 0 : table->secret.load(std::memory_order_acquire);
+  if ((value & ~payload_mask) != pattern || secret == 0) return fail(Status::handle, "no handle of this process");
+  const uint64_t payload = (((value & payload_mask) ^ secret) * inverse(multiplier)) & payload_mask;
+  Slot& slot = table->slots[payload >> 4 & (n_slots - 1)];
+  const auto generation = static_cast<uint32_t>(payload >> 20);
+  const bool live = slot.word.load(std::memory_order_acquire) >> 32 == generation && (generation & 1u) != 0;
+  if (!live) return fail(Status::handle, "the handle was destroyed, or never made");
+  if (slot.kind != (payload & 15u)) return fail(Status::handle, "the handle was never made");
+  if (slot.kind != static_cast<uint32_t>(kind)) return fail(Status::handle, "a handle of another kind");
+  *key = {&slot, generation};
+  return Status::ok;
+}
+
+}  // namespace
+
+void* add(Kind kind, void* object) noexcept {
+  Table* table = map_table();
+  if (table == nullptr) {
+    (void)fail(Status::out_of_memory, "no memory for the table of handles");
+    return nullptr;
+  }
+  const Lock lock(*table);
+  if (table->secret.load() == 0) table->secret.store(new_secret());
+  uint32_t index = 0;
+  if (table->first_free != 0) {
+    index = table->first_free - 1;
+    table->first_free = table->slots[index].next_free;
+  } else if (table->n_begun < n_slots) {
+    index = table->n_begun++;
+  } else {
+    (void)fail(Status::out_of_memory, "all %u handles are in use", n_slots);
+    return nullptr;
+  }
+  Slot& slot = table->slots[index];
+  const auto generation = static_cast<uint32_t>(slot.word.load() >> 32) + 1;
+  slot.object = object;
+  slot.kind = static_cast<uint32_t>(kind);
+  slot.word.store(uint64_t{generation} << 32, std::memory_order_release);
+  ++table->n_live;
+  return reinterpret_cast<void*>(encode(table->secret.load(), generation, index, slot.kind));
+}
+
+Status enter(const void* handle, Kind kind, Access access, void** object) noexcept {
+  Key key = {};
+  if (Status s = decode(handle, kind, &key); s != Status::ok) return s;
+  uint64_t word = key.slot->word.load(std::memory_order_relaxed);
+  while (true) {
+    if (word >> 32 != key.generation) return fail(Status::handle, "the handle was destroyed, or never made");
+    const uint64_t inside = word & inside_mask;
+    if (access == Access::exclusive ? inside != 0 : (inside & exclusive_bit) != 0) {
+      return fail(Status::busy, "another thread is inside a call");
+    }
+    const uint64_t entered = access == Access::exclusive ? word | exclusive_bit : word + 1;
+    if (key.slot->word.compare_exchange_weak(word, entered, std::memory_order_acquire)) break;
+  }
+  *object = key.slot->object;
+  return Status::ok;
+}
+
+void leave(const void* handle, Access access) noexcept {
+  Table* table = shared_table.load(std::memory_order_acquire);
+  const uint64_t value = reinterpret_cast<uintptr_t>(handle);
+  const uint64_t payload = (((value & payload_mask) ^ table->secret.load()) * inverse(multiplier)) & payload_mask;
+  Slot& slot = table->slots[payload >> 4 & (n_slots - 1)];
+  if (access == Access::exclusive) slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
+  else slot.word.fetch_sub(1, std::memory_order_release);
+}
+
+Status remove(const void* handle, Kind kind, void** object) noexcept {
+  if (Status s = enter(handle, kind, Access::exclusive, object); s != Status::ok) return s;
+  Table* table = shared_table.load(std::memory_order_acquire);
+  Key key = {};
+  if (Status s = decode(handle, kind, &key); s != Status::ok) return s;
+  const Lock lock(*table);
+  key.slot->object = nullptr;
+  key.slot->word.store(uint64_t{key.generation + 1} << 32, std::memory_order_release);
+  --table->n_live;
+  if (key.generation + 1 < last_generation) {  // a slot whose generations are used up is retired
+    key.slot->next_free = table->first_free;
+    table->first_free = static_cast<uint32_t>(key.slot - table->slots) + 1;
+  }
+  return Status::ok;
+}
+
+}  // namespace kvc::capi::handles
