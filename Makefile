@@ -16,6 +16,7 @@ say = @printf '\n== %s\n' "$(1)"
 # Configures quietly (a failure shows all of it), then builds: $(call cmake,directory,options,targets)
 cmake = @mkdir -p build/$(1) && { cmake -S . -B build/$(1) -G Ninja $(2) >build/$(1)/configure.log 2>&1 \
   || { cat build/$(1)/configure.log; exit 1; }; } && cmake --build build/$(1) --parallel $(JOBS) $(3)
+python = PYTHONPATH=build/python build/venv/bin/python
 ctest = ctest --test-dir build/$(1) --output-on-failure --no-tests=error
 
 help: ## this list
@@ -23,7 +24,7 @@ help: ## this list
 
 demo: python ## a real language model generates text through kvc   DEMO='--prompt "…"' for its options
 	$(call say,demo: SmolLM2-135M-Instruct, every key and value in a kvc cache)
-	@build/venv/bin/python examples/python/generate.py $(DEMO)
+	@$(python) examples/python/generate.py $(DEMO)
 
 test: ## everything that CI runs
 	@tools/setup test
@@ -33,7 +34,7 @@ test: ## everything that CI runs
 	@$(call ctest,developer) -L short
 	$(call say,test 3/4: the Python package and its tests)
 	@tools/build_python build/developer
-	@tools/test_python
+	@$(python) -m pytest bindings/python/tests
 	$(call say,test 4/4: all tests under ASan and UBSan)
 	$(call cmake,sanitize,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=address$(comma)undefined \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS))
