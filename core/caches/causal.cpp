@@ -1,5 +1,7 @@
 #include "core/caches/causal.hpp"
 
+#include "core/base/planted.hpp"
+
 #include <cmath>
 #include <new>
 
@@ -154,7 +156,7 @@ void CausalCache::carve(Carver& carver) {
   pool_.carve(carver, bounds_.cells);
   carve_batch(carver);
 
-  const int32_t head = settings_.limited ? settings_.visibility.keep_first : 0;
+  const int32_t head = settings_.limited && !planted(12) ? settings_.visibility.keep_first : 0;
   const int32_t ring = sequence_limit() - head;
   const CheckedSize words = TokenSequence::storage_words(head, ring);
   int32_t* storage = carver.take<int32_t>(words * CheckedSize(static_cast<uint64_t>(bounds_.max_sequences)), 64);

@@ -143,6 +143,7 @@ class CausalCache final : public Cache {
   void drop_added(Sequence& sequence, int32_t n);
   void keep_added(Sequence& sequence, int32_t n);
   Status clear_missing_layers();
+  void drop_slid(Sequence& sequence);
   Status keep_pass();  // ends the open pass, if there is one
   void close_pass();
   void release(int32_t cell);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
 
 namespace kvc {
@@ -122,7 +123,7 @@ void CausalCache::hide(Sequence& sequence, int32_t n) {
 void CausalCache::show(Sequence& sequence, int32_t n) {
   for (int32_t i = n; i < sequence.tokens.n_hidden(); ++i) pool_.show(sequence.tokens.hidden_at(i).cell);
   sequence.tokens.hide(n);
-  sequence.lost_below = sequence.lost_below_before;
+  if (!planted(4)) sequence.lost_below = sequence.lost_below_before;
   if (n > 0) sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_at(n - 1).position + 1);
 }
 
@@ -140,6 +141,7 @@ void CausalCache::open_sequence(int32_t index, int32_t lowest) {
   sequence.n_added = 0;
   sequence.first_added = sequence.last_added = -1;
   hide(sequence, tokens_to_slide(sequence, lowest));
+  if (planted(10)) drop_slid(sequence);
   touched_[n_touched_++] = index;
 }
 
@@ -178,7 +180,10 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
     return Status::ok;
   }
   const std::lock_guard lock(plan_mutex_);
-  if (Status s = plan_batch(batch); s != Status::ok) return s;
+  if (Status s = plan_batch(batch); s != Status::ok) {
+    if (planted(13) && s == Status::cache_full && keep_pass() != Status::ok) return Status::internal;
+    return s;
+  }
   if (Status s = keep_pass(); s != Status::ok) return s;
 
   n_touched_ = 0;
@@ -187,7 +192,7 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   for (int32_t i = 0; i < n_dirty_; ++i) {
     const int32_t index = dirty_[i];
     is_dirty_[index] = 0;
-    if (plan_[index].stamp != plan_stamp_) open_sequence(index, sequences_[index].next);
+    if (!planted(2) && plan_[index].stamp != plan_stamp_) open_sequence(index, sequences_[index].next);
   }
   n_dirty_ = 0;
 
@@ -211,6 +216,7 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
   if (state_ == CacheState::reserve) return Status::ok;
   Layer& l = layers_[layer];
+  if (planted(16) && l.put) return Status::ok;
   if (Status s = backend_->store({l.storage, batch_cell_, n_tokens_, k, v}); s != Status::ok) return health_ = s;
   n_layers_put_ += !l.put;
   l.put = true;
@@ -228,7 +234,7 @@ Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
     }
   }
   if (state_ == CacheState::reserve) return Status::ok;
-  std::fill_n(except_, n_tokens_ / 64 + 1, uint64_t{0});
+  if (!planted(14)) std::fill_n(except_, n_tokens_ / 64 + 1, uint64_t{0});
   for (int32_t i = 0; i < n_except; ++i) except_[except[i] / 64] |= uint64_t{1} << (except[i] % 64);
   attention_planned_ = history_spanned_ = false;
   return Status::ok;
@@ -244,7 +250,7 @@ void CausalCache::release(int32_t cell) {
 }
 
 Status CausalCache::flush_freed() {
-  for (int32_t layer = 0; layer < bounds_.n_layers && n_freed_ > 0; ++layer) {
+  for (int32_t layer = 0; layer < bounds_.n_layers - planted(19) && n_freed_ > 0; ++layer) {
     if (Status s = backend_->clear({layers_[layer].storage, freed_, n_freed_}); s != Status::ok) return health_ = s;
   }
   n_freed_ = 0;
@@ -264,7 +270,7 @@ void CausalCache::drop_added(Sequence& sequence, int32_t n) {
 
 /// In a layer that was not put, the kept tokens hold zeros.
 Status CausalCache::clear_missing_layers() {
-  if (n_layers_put_ == bounds_.n_layers) return Status::ok;
+  if (n_layers_put_ == bounds_.n_layers || planted(3)) return Status::ok;
   int32_t n = 0;
   for (int32_t i = 0; i < n_tokens_; ++i) {
     if (batch_cell_[i] >= 0) batch_cell_[n++] = batch_cell_[i];
@@ -282,6 +288,15 @@ void CausalCache::close_pass() {
   attention_planned_ = history_spanned_ = false;
 }
 
+/// What the pass put out of sight is gone.
+void CausalCache::drop_slid(Sequence& sequence) {
+  for (int32_t i = 0; i < sequence.tokens.n_hidden(); ++i) {
+    const int32_t cell = sequence.tokens.hidden_at(i).cell;
+    if (pool_.drop_hidden(cell)) release(cell);
+  }
+  sequence.tokens.drop_hidden();
+}
+
 Status CausalCache::keep_pass() {
   if (state_ != CacheState::pass) {
     close_pass();
@@ -290,11 +305,7 @@ Status CausalCache::keep_pass() {
   if (Status s = clear_missing_layers(); s != Status::ok) return s;
   for (int32_t i = 0; i < n_touched_; ++i) {
     Sequence& sequence = sequences_[touched_[i]];
-    for (int32_t h = 0; h < sequence.tokens.n_hidden(); ++h) {
-      const int32_t cell = sequence.tokens.hidden_at(h).cell;
-      if (pool_.drop_hidden(cell)) release(cell);
-    }
-    sequence.tokens.drop_hidden();
+    drop_slid(sequence);
     if (sequence.n_added > 0) mark_dirty(touched_[i]);
     sequence.n_added = 0;
   }
@@ -341,6 +352,7 @@ Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int3
 /// Keeps the first n tokens that the open pass added. One that keeps none slides as if it had not been in the batch.
 void CausalCache::keep_added(Sequence& sequence, int32_t n) {
   if (n == sequence.n_added) return;
+  if (planted(9)) ++n;
   int32_t token = sequence.first_added;
   for (int32_t i = 0; token >= 0; ++i, token = batch_follower_[token]) {
     if (i >= n) batch_cell_[token] = -1;
@@ -361,6 +373,7 @@ Status CausalCache::abort() {
   for (int32_t i = 0; i < n_touched_; ++i) {
     Sequence& sequence = sequences_[touched_[i]];
     drop_added(sequence, sequence.n_added);
+    if (planted(5)) drop_slid(sequence);
     show(sequence, 0);
     sequence.next = sequence.next_before;
     mark_dirty(touched_[i]);

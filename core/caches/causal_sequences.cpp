@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
 
 namespace kvc {
@@ -62,13 +63,13 @@ Status CausalCache::resume(int32_t sequence, int32_t want, int32_t* got) {
 
 /// Owners of the source's cells are counted first: what both hold must never look free in between.
 void CausalCache::copy(const Sequence& source, int32_t count, int32_t next, Sequence& destination) {
-  source.tokens.for_each_piece(0, count, [this](const int32_t* cell, const int32_t*, int32_t n) {
+  source.tokens.for_each_piece(0, count - (planted(6) && count > 0), [this](const int32_t* cell, const int32_t*, int32_t n) {
     for (int32_t i = 0; i < n; ++i) pool_.add_owner(cell[i]);
   });
   cut(destination, 0);
   destination.tokens.assign(source.tokens, count);
   destination.next = next;
-  destination.lost_below = next <= settings_.visibility.keep_first ? 0 : source.lost_below;
+  destination.lost_below = next <= settings_.visibility.keep_first || planted(8) ? 0 : source.lost_below;
   destination.may_owe = source.may_owe;
 }
 
@@ -114,6 +115,11 @@ Status CausalCache::reorder(int32_t n, const int32_t* destination, const int32_t
   const std::lock_guard lock(plan_mutex_);
   if (Status s = plan_reorder(n, destination, source); s != Status::ok) return s;
   if (Status s = keep_pass(); s != Status::ok) return s;
+  for (int32_t i = 0; planted(11) && i < n; ++i) {
+    const Sequence& original = sequences_[source[i]];
+    plan_[destination[i]].source = -1;
+    if (source[i] != destination[i]) copy(original, original.tokens.count(), original.next, sequences_[destination[i]]);
+  }
   for (int32_t i = 0; i < n; ++i) {
     // Follow the chain: each copy may free its source to be overwritten in turn.
     int32_t to = destination[i];
@@ -157,7 +163,7 @@ Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin
         return fail(Status::window_lost, "positions from %d move below %d, but those up to %d have slid out", end, keep_first, before);
       }
     } else {
-      *lost_below = before <= begin ? before : std::max(begin, before - distance);
+      *lost_below = before <= begin || planted(18) ? before : std::max(begin, before - distance);
     }
     const int32_t next = sequence.next - distance;
     if (next > keep_first && settings_.visibility.low(next) < *lost_below) {
@@ -181,7 +187,7 @@ void CausalCache::remove_middle(Sequence& sequence, int32_t begin, int32_t end, 
   });
   const bool moves = last < sequence.tokens.count();
   sequence.tokens.erase(first, last, end - begin, settings_.visibility.keep_first);
-  sequence.next -= end - begin;
+  sequence.next -= end - begin - planted(20);
   sequence.lost_below = sequence.next <= settings_.visibility.keep_first ? 0 : lost_below;
   sequence.may_owe = sequence.tokens.count() > 0 && (sequence.may_owe || (moves && has_rope_));
 }
