@@ -1,0 +1,71 @@
+"""Element types by name, and NumPy views of memory that belongs to a cache."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple
+
+import numpy as np
+
+from . import kvc_capi as _capi
+from .errors import DtypeError
+
+Array = Any
+"""An object with the buffer protocol or `__array_interface__`; NumPy arrays have both."""
+
+_CODES = {
+    "f32": _capi.KVC_F32, "float32": _capi.KVC_F32,
+    "f16": _capi.KVC_F16, "float16": _capi.KVC_F16,
+    "bf16": _capi.KVC_BF16, "bfloat16": _capi.KVC_BF16,
+}
+
+
+def dtype_code(dtype: Any, argument: str = "dtype") -> int:
+    """The library's number of a type given by name, as a NumPy dtype or as its scalar type."""
+    name = dtype
+    if not isinstance(dtype, str):
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            pass
+    try:
+        return _CODES[name]
+    except (KeyError, TypeError):
+        raise DtypeError(f"{argument} {dtype!r} is not one of f32, f16, bf16") from None
+
+
+def numpy_dtype(code: int) -> np.dtype:
+    """The NumPy dtype of a number; bfloat16 is ml_dtypes' when that is installed, else uint16."""
+    if code == _capi.KVC_F32:
+        return np.dtype(np.float32)
+    if code == _capi.KVC_F16:
+        return np.dtype(np.float16)
+    try:
+        import ml_dtypes
+    except ImportError:
+        return np.dtype(np.uint16)
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def meaning(array: Array, dtype: Optional[Any]) -> Any:
+    """The argument that tells the wrapper what 16-bit integers stand for."""
+    return array if array is None or dtype is None else (array, dtype_code(dtype))
+
+
+class _Lender:
+    """Describes borrowed memory to NumPy and keeps its owner alive as long as an array uses it."""
+
+    def __init__(self, owner: Any, description: Tuple[int, tuple, tuple, int]) -> None:
+        address, shape, strides, code = description
+        self.owner = owner
+        typestr = "<f4" if code == _capi.KVC_F32 else "<f2" if code == _capi.KVC_F16 else "<u2"
+        self.__array_interface__ = {
+            "version": 3, "typestr": typestr, "shape": shape, "strides": strides,
+            "data": (address, True),
+        }
+
+
+def borrowed(owner: Any, description: Tuple[int, tuple, tuple, int]) -> np.ndarray:
+    """A read-only array over memory that the library lends."""
+    view = np.asarray(_Lender(owner, description))
+    code = description[3]
+    return view.view(numpy_dtype(code)) if code == _capi.KVC_BF16 else view

@@ -1,0 +1,76 @@
+"""Where memory lies and how many threads work."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Optional
+
+from . import kvc_capi as _capi
+from ._handles import destroy_quietly, set_integers
+
+
+class Device:
+    """A device that caches are made on. Closing it early is fine: caches keep what they need.
+
+    name       "cpu"
+    n_threads  threads that share one attention call, the caller's included, at most 256;
+               0: as many as the process is allowed; 1: the caller's alone
+
+    Raises InvalidArgument, BackendUnavailable ("cuda:0" where there is none), OutOfMemory.
+    Devices may be used from any thread.
+    """
+
+    def __init__(self, name: str = "cpu", *, n_threads: int = 0) -> None:
+        desc = _capi.kvc_device_desc()
+        set_integers(desc, n_threads=n_threads)
+        self.name = name
+        self._handle: Any = _capi.kvc_device_open(name, desc, None)
+        self._finalizer = weakref.finalize(
+            self, destroy_quietly, _capi.kvc_device_close, self._handle
+        )
+
+    def close(self) -> None:
+        """Closes the device; its threads end with its last cache. Closing twice is fine."""
+        if self._finalizer.detach() is not None:
+            _capi.kvc_device_close(self._handle)
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return not self._finalizer.alive
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvc.Device {self.name}{' closed' if self.closed else ''}>"
+
+
+_default: Optional[Device] = None
+_default_process = 0
+_default_lock = threading.Lock()
+
+
+def default_device() -> Device:
+    """The CPU device that caches share when they are given none, opened when first needed."""
+    global _default, _default_process
+    with _default_lock:
+        # Handles do not outlive a fork: a child opens a device of its own.
+        if _default is None or _default_process != os.getpid():
+            _default, _default_process = Device(), os.getpid()
+        return _default
+
+
+def _renew_lock() -> None:
+    """A fork in the middle of default_device() leaves the child a lock that nobody gives back."""
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -1,0 +1,49 @@
+"""What the library tells about caches and sequences, as plain tuples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class SequenceInfo(NamedTuple):
+    """What a sequence holds, in positions."""
+
+    first: int
+    """lowest position held; `next` when it holds none"""
+    next: int
+    """where it continues: one past its last position"""
+    count: int
+    """positions held"""
+    room: int
+    """tokens that it could take now"""
+    lost_below: int
+    """one more than the highest position that sliding has released; 0: none"""
+
+
+class Stats(NamedTuple):
+    """What a cache holds."""
+
+    state: str
+    """"idle", "pass", "reserve" or "poisoned\""""
+    cells: int
+    """cells in the pool"""
+    cells_used: int
+    """cells held by at least one sequence"""
+    cells_shared: int
+    """cells held by more than one"""
+    bytes: int
+    """memory of this cache, in bytes"""
+    passes: int
+    """passes committed since it was created"""
+
+
+class Run(NamedTuple):
+    """Cells in a row that hold consecutive positions of a sequence."""
+
+    cell: int
+    """the first, counted from the start of the pool"""
+    length: int
+    position: int
+    """position in the first cell"""
+    offset: int
+    """rotation that the keys still owe, in positions"""

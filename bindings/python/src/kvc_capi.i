@@ -1,0 +1,217 @@
+/* The SWIG interface: module kvc_capi inside package kvc, generated from the C headers themselves.
+ *
+ * Every function keeps its C name and order of arguments, but: a status becomes an exception; outputs become results;
+ * arrays come by buffer protocol or __array_interface__ (arrays.h) and lists of integers bring their count along
+ * (support.h). The GIL is released during every call that may take longer than taking it back (-threads).
+ * Nobody but the package's own modules uses this: its proxies never reach a caller. */
+%module(package="kvc") kvc_capi
+
+%{
+#include "arrays.h"
+
+/* kvc_get() with views of its own, for a result in place of two arguments. */
+static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  memset(SECOND_VIEW, 0, sizeof *SECOND_VIEW);
+  return kvc_get(cache, layer, VIEW, SECOND_VIEW);
+}
+
+/* The shape that kvc_mask() wants. */
+static kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  VIEW->device_type = KVC_CPU;
+  return kvc_mask(cache, VIEW);
+}
+
+/* kvc_gather() with the flag that Python's arrays cannot carry. */
+static kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
+                                kvc_tensor *k, kvc_tensor *v) {
+  if (v != NULL && transpose_v) v->flags |= KVC_TENSOR_TRANSPOSED;
+  return kvc_gather(cache, layer, sequence, k, v);
+}
+
+/* kvc_begin() with the flag RESERVE: sizes for the worst case, nothing is planned. */
+static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
+  return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
+}
+
+static void kvc_py_set_errors(PyObject *errors) {
+  Py_INCREF(errors);
+  Py_XSETREF(kvc_py_errors, errors);
+}
+%}
+
+%include <stdint.i>
+%include <cstring.i>
+
+/* ---- Statuses and numbers ------------------------------------------------------------------------------------------ */
+
+%typemap(out) kvc_status {
+  if ($1 != KVC_OK) {
+    kvc_py_raise($1, NULL);
+    SWIG_fail;
+  }
+  $result = SWIG_Py_Void();
+}
+%typemap(in) int32_t {
+  if (!kvc_py_int32($input, "$1_name", &$1)) SWIG_fail;
+}
+%typemap(in, numinputs=0) int32_t *best (int32_t value = 0), int32_t *got (int32_t value = 0),
+                          int32_t *n (int32_t value = 0) "$1 = &value;"
+%typemap(argout) int32_t *best, int32_t *got, int32_t *n {
+  $result = SWIG_Python_AppendOutput($result, PyLong_FromLong(*$1));
+}
+%typemap(in, numinputs=0) uint64_t *out_bytes (uint64_t value = 0) "$1 = &value;"
+%typemap(argout) uint64_t *out_bytes {
+  $result = SWIG_Python_AppendOutput($result, PyLong_FromUnsignedLongLong(*$1));
+}
+%typemap(in, numinputs=0) uint64_t out[2] (uint64_t value[2]) "$1 = value;"
+%typemap(argout) uint64_t out[2] {
+  $result = SWIG_Python_AppendOutput($result, Py_BuildValue("KK", (unsigned long long)$1[0], (unsigned long long)$1[1]));
+}
+/* kvc_status_name() is given any number, not a result. */
+%typemap(in) kvc_status status {
+  if (!kvc_py_int32($input, "status", &$1)) SWIG_fail;
+}
+
+/* ---- Handles --------------------------------------------------------------------------------------------------------- */
+
+%typemap(in, numinputs=0) kvc_cache **out (kvc_cache *handle = NULL), kvc_device **out (kvc_device *handle = NULL)
+  "$1 = &handle;"
+%typemap(argout) kvc_cache **out, kvc_device **out {
+  $result = SWIG_Python_AppendOutput($result, SWIG_NewPointerObj(*$1, $*1_descriptor, 0));
+}
+
+/* ---- Lists of integers ------------------------------------------------------------------------------------------------- */
+
+/* Count and list are one argument. (KVC_PY_EMPTY matters: after a failure SWIG frees every argument, opened or not.) */
+%define KVC_COUNTED(COUNT, LIST)
+%typemap(in) (int32_t COUNT, const int32_t *LIST) (kvc_py_ints ints = KVC_PY_EMPTY) {
+  if (!kvc_py_ints_open(&ints, $input, #LIST, -1)) SWIG_fail;
+  $1 = ints.count;
+  $2 = ints.data;
+}
+%typemap(freearg) (int32_t COUNT, const int32_t *LIST) "kvc_py_ints_close(&ints$argnum);"
+%enddef
+
+/* A list that must be as long as the counted one, which is argument 2 of every function that has one. */
+%define KVC_BESIDE(TYPE, LIST)
+%typemap(in) const TYPE *LIST (kvc_py_ints ints = KVC_PY_EMPTY) {
+  if ($input != Py_None) {
+    if (!kvc_py_ints_open(&ints, $input, #LIST, arg2)) SWIG_fail;
+    $1 = (TYPE *)ints.data;
+  }
+}
+%typemap(freearg) const TYPE *LIST "kvc_py_ints_close(&ints$argnum);"
+%enddef
+
+KVC_COUNTED(n_tokens, position)
+KVC_COUNTED(n_except, except)
+KVC_COUNTED(n_sequences, sequence)
+KVC_COUNTED(n, dst)
+KVC_BESIDE(int32_t, sequence)
+KVC_BESIDE(int32_t, keep)
+KVC_BESIDE(int32_t, src)
+KVC_BESIDE(uint32_t, token_flags)
+
+/* Runs are written into a writable array of int32 [capacity, 4]; None asks for their number alone. */
+%typemap(in) (int32_t capacity, kvc_run *runs) (Py_buffer view = KVC_PY_EMPTY) {
+  $1 = 0;
+  $2 = NULL;
+  if ($input != Py_None) {
+    if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE) != 0) SWIG_fail;
+    $1 = (int32_t)(view.len / (Py_ssize_t)sizeof(kvc_run));
+    $2 = (kvc_run *)view.buf;
+  }
+}
+%typemap(freearg) (int32_t capacity, kvc_run *runs) "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
+
+/* Constants of the model: float32 arrays whose length the Python layer has checked, or None. */
+%typemap(in) const float * (Py_buffer view = KVC_PY_EMPTY) {
+  if ($input != Py_None) {
+    if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS) != 0) SWIG_fail;
+    $1 = (float *)view.buf;
+  }
+}
+%typemap(freearg) const float * "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
+
+/* ---- Tensors ------------------------------------------------------------------------------------------------------------- */
+
+%define KVC_ARRAY(DECLARATION, NAME, WRITABLE)
+%typemap(in) DECLARATION (kvc_py_array array = KVC_PY_EMPTY) {
+  if ($input != Py_None) {
+    if (!kvc_py_array_open(&array, $input, NAME, WRITABLE)) SWIG_fail;
+    $1 = &array.tensor;
+  }
+}
+%typemap(freearg) DECLARATION "kvc_py_array_close(&array$argnum);"
+%enddef
+
+KVC_ARRAY(const kvc_tensor *k, "k", 0)
+KVC_ARRAY(const kvc_tensor *v, "v", 0)
+KVC_ARRAY(const kvc_tensor *q, "q", 0)
+KVC_ARRAY(kvc_tensor *out, "out", 1)
+KVC_ARRAY(kvc_tensor *lse, "lse", 1)
+KVC_ARRAY(kvc_tensor *into, "into", 1)
+KVC_ARRAY(kvc_tensor *k, "k", 1)
+KVC_ARRAY(kvc_tensor *v, "v", 1)
+
+%typemap(in, numinputs=0) kvc_tensor *VIEW (kvc_tensor view), kvc_tensor *SECOND_VIEW (kvc_tensor view) "$1 = &view;"
+%typemap(argout) kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW {
+  $result = SWIG_Python_AppendOutput($result, kvc_py_describe($1));
+}
+
+/* ---- What is left out, renamed, or too short to release the GIL for ---------------------------------------------------------- */
+
+%ignore kvc_tensor;        /* views are made by the typemaps */
+%ignore kvc_tensor_dense;
+%ignore kvc_allocator;     /* its callbacks would need the GIL in the middle of anything */
+%ignore kvc_get;           /* the three shims below stand for these */
+%ignore kvc_gather;
+%ignore kvc_run;
+
+%cstring_output_maxsize(char *buffer, size_t capacity);
+
+%nothreadallow kvc_status_name;
+%nothreadallow kvc_last_error_copy;
+%nothreadallow kvc_version_number;
+%nothreadallow kvc_build_info;
+%nothreadallow kvc_can_resume;
+%nothreadallow kvc_sequence_query;
+%nothreadallow kvc_cache_stats;
+%nothreadallow kvc_py_set_errors;
+
+/* Descriptors know their own size. SWIG's constructors set all else to zero. */
+%define KVC_SIZED(STRUCT)
+%extend STRUCT {
+  STRUCT() {
+    struct STRUCT *self = (struct STRUCT *)calloc(1, sizeof(struct STRUCT));
+    if (self != NULL) self->struct_size = sizeof(struct STRUCT);
+    return self;
+  }
+}
+%enddef
+KVC_SIZED(kvc_device_desc)
+KVC_SIZED(kvc_cache_desc)
+KVC_SIZED(kvc_causal_desc)
+KVC_SIZED(kvc_attention_desc)
+KVC_SIZED(kvc_rope_desc)
+KVC_SIZED(kvc_sequence_info)
+KVC_SIZED(kvc_stats)
+
+%include "kvc/base.h"
+%include "kvc/device.h"
+%include "kvc/cache.h"
+%include "kvc/attention.h"
+
+%rename(kvc_get) kvc_py_get;
+%rename(kvc_gather) kvc_py_gather;
+%rename(kvc_mask_shape) kvc_py_mask_shape;
+%rename(kvc_begin_reserve) kvc_py_begin_reserve;
+%rename(set_errors) kvc_py_set_errors;
+kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
+kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v, kvc_tensor *k,
+                         kvc_tensor *v);
+kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW);
+kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
+void kvc_py_set_errors(PyObject *errors);

@@ -1,0 +1,68 @@
+"""The demo's attention: every key and value in a kvc cache, every attention computed by kvc."""
+
+import time
+
+import numpy as np
+
+import kvc
+
+MAX_BATCH = 512  # tokens of a prompt that go through the model at once
+
+
+class CachedAttention:
+    """A kvc cache for one model, and the time that is spent inside kvc.
+
+    config     model.Config
+    storage    "f32", "f16" or "bf16": how keys and values are stored
+    window     positions that a token sees, its own included; None: all before it
+    capacity   positions that one sequence may hold
+    sequences  how many there may be
+    threads    threads of the device
+    """
+
+    def __init__(self, config, *, storage, window, capacity, sequences, threads):
+        with kvc.Device("cpu", n_threads=threads) as device:
+            self.cache = kvc.Cache(
+                device=device,
+                n_layers=config.n_layers,
+                n_kv_heads=config.n_kv_heads,
+                head_dim=config.head_dim,
+                dtype=storage,
+                max_sequences=sequences,
+                capacity=capacity,
+                max_batch=min(MAX_BATCH, capacity),
+                max_q_heads=config.n_heads,
+                sliding_window=window,
+                prefault=True,
+            )
+        self.cache.bind_attention(config.n_heads)
+        # The model rotates keys and queries itself; this tells kvc how, so that it may move positions.
+        self.cache.bind_rope(base=config.rope_base, n_dims=config.rope_dims, pairs="neighbours")
+        self._max_batch = min(MAX_BATCH, capacity)
+        self.seconds = 0.0  # inside kvc, since the caller last set it to 0
+
+    def feed(self, model, tokens, sequence):
+        """Runs tokens at the end of a sequence and returns the logits after the last of them."""
+        start = self.cache.query(sequence).next
+        logits = None
+        for first in range(0, len(tokens), self._max_batch):
+            batch = tokens[first:first + self._max_batch]
+            positions = np.arange(start + first, start + first + len(batch), dtype=np.int32)
+            self._timed(self.cache.begin, positions, sequence)
+            logits = model.forward(batch, positions, self)
+            self._timed(self.cache.commit)
+        return logits
+
+    def attend(self, layer, q, k, v, out):
+        """What Llama.forward calls: stores k and v, writes the attention of q to out."""
+        self._timed(self.cache.put_attention, layer, k, v, q, out)
+
+    def copy_prefix(self, source, target, length):
+        """Lets `target` begin with what `source` holds; returns how many positions it got."""
+        return self._timed(self.cache.copy_prefix, source, target, length)
+
+    def _timed(self, call, *arguments):
+        start = time.perf_counter()
+        result = call(*arguments)
+        self.seconds += time.perf_counter() - start
+        return result
