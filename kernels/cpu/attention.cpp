@@ -1,0 +1,535 @@
+#include "kernels/cpu/attention.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/base/half.hpp"
+#include "kernels/cpu/attention_plan.hpp"
+#include "kernels/cpu/kernel_table.hpp"
+
+namespace kvc::cpu {
+namespace {
+
+constexpr double log2_e = 1.4426950408889634;
+constexpr double ln_2 = 0.6931471805599453;
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+/// Calls cheaper than this (in cells × rows) are done by the caller alone: handing out work costs some microseconds.
+constexpr int64_t parallel_cost = 4096;
+
+/// Turned angles that a thread remembers: distinct rotations a sequence owes come back tile after tile.
+constexpr int32_t turns_max = 8;
+
+int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+/// Cosines and sines of one offset.
+struct TurnTag {
+  int32_t offset = 0;
+  bool valid = false;
+};
+
+/// What one thread works with. The arrays that the kernels touch all the time begin at page offsets of their own.
+struct ThreadScratch {
+  std::byte* kernel = nullptr;
+  float* q = nullptr;        // [tile_rows_max][q_stride]
+  float* q_turned = nullptr; // [tile_rows_max][q_stride]
+  float* o = nullptr;        // [tile_rows_max][o_stride]
+  float* max = nullptr;      // [tile_rows_max]
+  float* sum = nullptr;      // [tile_rows_max]
+  float* slope = nullptr;    // [tile_rows_max]
+  TileToken* token = nullptr;          // [tile_rows_max] ranges within the chunk of cells
+  TileToken* segment_token = nullptr;  // [tile_rows_max] ranges within a segment of it
+  int32_t* cell = nullptr;             // [tile_cells_max]
+  int32_t* position = nullptr;         // [tile_cells_max]
+  float* turns = nullptr;              // [turns_max][2][q_stride / 2]
+  TurnTag* tags = nullptr;             // [turns_max]
+
+  void place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v);
+};
+
+void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v) {
+  size_t kernel_bytes = 0;
+  for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
+    kernel_bytes = std::max(kernel_bytes, table->narrow_tile_scratch_bytes(head_dim_k, head_dim_v));
+    kernel_bytes = std::max(kernel_bytes, table->wide_tile_scratch_bytes(head_dim_k, head_dim_v));
+  }
+  const auto rows = static_cast<uint64_t>(tile_rows_max);
+  const auto q_stride = static_cast<uint64_t>(padded(head_dim_k));
+  const auto o_stride = static_cast<uint64_t>(padded(head_dim_v));
+  kernel = carver.take<std::byte>(kernel_bytes, 4096);
+  q = carver.take<float>(rows * q_stride, 4096);
+  q_turned = carver.take<float>(rows * q_stride, 4096);
+  o = carver.take<float>(rows * o_stride, 4096);
+  max = carver.take<float>(rows, 64);
+  sum = carver.take<float>(rows, 64);
+  slope = carver.take<float>(rows, 64);
+  token = carver.take<TileToken>(rows, 64);
+  segment_token = carver.take<TileToken>(rows, 64);
+  cell = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
+  position = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
+  turns = carver.take<float>(static_cast<uint64_t>(turns_max) * q_stride, 64);
+  tags = carver.take<TurnTag>(static_cast<uint64_t>(turns_max), 64);
+}
+
+/// The whole workspace of a call.
+struct Workspace {
+  WorkPlan work;
+  std::atomic<int32_t>* finished = nullptr;  // [rows with slots][n_q_heads] partial results that are there
+  float* partial = nullptr;                  // [slots][n_q_heads][o_stride + 16]: o, then max and sum
+  ThreadScratch first;                       // of thread 0; the others follow, scratch_bytes apart
+  size_t scratch_bytes = 0;
+
+  void place(Carver& carver, const AttentionBounds& bounds);
+};
+
+size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v) {
+  return static_cast<size_t>(n_q_heads) * static_cast<size_t>(padded(head_dim_v) + 16) * sizeof(float);
+}
+
+void Workspace::place(Carver& carver, const AttentionBounds& bounds) {
+  work.place(carver, bounds.max_batch);
+  const auto n_q_heads = static_cast<uint64_t>(bounds.max_q_heads);
+  finished = carver.take<std::atomic<int32_t>>(CheckedSize(slots_max / 2) * CheckedSize(n_q_heads), 64);
+  // Sized in bytes: a layer of fewer heads has more slots in the same room.
+  const size_t one = slot_bytes(bounds.max_q_heads, bounds.head_dim_v);
+  const size_t room = std::max(std::min(slots_max * one, slot_bytes_max), one);
+  partial = carver.take<float>(room / sizeof(float), 4096);
+  const CheckedSize before = carver.used().rounded_up(4096);
+  carver.take<std::byte>(0, 4096);
+  first.place(carver, bounds.head_dim_k, bounds.head_dim_v);
+  scratch_bytes = static_cast<size_t>(carver.used().rounded_up(4096).value() - before.value());
+}
+
+class Call {
+ public:
+  Call(const AttentionParams& params) : params_(params), kernels_(kernels()) {
+    const LayerStorage& storage = params.storage;
+    AttentionBounds bounds;
+    bounds.max_batch = params.plan.n_rows;
+    bounds.max_q_heads = params.constants.n_q_heads;
+    bounds.n_kv_heads = storage.n_kv_heads;
+    bounds.head_dim_k = storage.head_dim_k;
+    bounds.head_dim_v = storage.head_dim_v;
+    Carver carver(params.workspace);
+    space_.place(carver, bounds);
+    group_ = params.constants.n_q_heads / storage.n_kv_heads;
+    q_stride_ = padded(storage.head_dim_k);
+    o_stride_ = padded(storage.head_dim_v);
+  }
+
+  void run(ThreadPool& pool) noexcept;
+
+ private:
+  struct Item {
+    const WorkTile* tile = nullptr;
+    int32_t stretch = 0;
+    int32_t kv_head = 0;
+    int32_t q_head = 0;   // the first of the piece
+    int32_t n_heads = 0;  // of the piece
+    ThreadScratch scratch;
+
+    int32_t n_rows() const { return tile->n_tokens * n_heads; }
+  };
+
+  ThreadScratch scratch_of(int32_t thread) const;
+  void run_item(int32_t index, int32_t thread) noexcept;
+  void load_queries(const Item& item) const;
+  Tile describe(const Item& item) const;
+  void attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
+  void attend_segments(const Item& item, Tile& tile) const;
+  void place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
+  void place_tokens(const Item& item, int32_t begin, int32_t end) const;
+  void turn_queries(const Item& item, int32_t offset) const;
+  const float* turn_for(const ThreadScratch& scratch, int32_t offset) const;
+  void process(const Tile& tile) const;
+  void finish(const Item& item);
+  void merge(const Item& item, const WorkRow& row, int32_t plan_row);
+  void write(const Item& item, int32_t plan_row, int32_t head, float* o, float max, float sum) const;
+  float* partial_at(int32_t slot, int32_t head) const {
+    const size_t index = static_cast<size_t>(slot) * static_cast<size_t>(params_.constants.n_q_heads) + static_cast<size_t>(head);
+    return space_.partial + index * static_cast<size_t>(o_stride_ + 16);
+  }
+
+  const AttentionParams& params_;
+  const KernelTable& kernels_;
+  Workspace space_;
+  int32_t group_ = 1;
+  int32_t q_stride_ = 0;
+  int32_t o_stride_ = 0;
+};
+
+template <class T>
+T* shifted(T* pointer, size_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(pointer) + bytes);
+}
+
+ThreadScratch Call::scratch_of(int32_t thread) const {
+  const size_t by = space_.scratch_bytes * static_cast<size_t>(thread);
+  ThreadScratch s = space_.first;
+  s.kernel = shifted(s.kernel, by);
+  s.q = shifted(s.q, by);
+  s.q_turned = shifted(s.q_turned, by);
+  s.o = shifted(s.o, by);
+  s.max = shifted(s.max, by);
+  s.sum = shifted(s.sum, by);
+  s.slope = shifted(s.slope, by);
+  s.token = shifted(s.token, by);
+  s.segment_token = shifted(s.segment_token, by);
+  s.cell = shifted(s.cell, by);
+  s.position = shifted(s.position, by);
+  s.turns = shifted(s.turns, by);
+  s.tags = shifted(s.tags, by);
+  return s;
+}
+
+void Call::run(ThreadPool& pool) noexcept {
+  WorkPlan& work = space_.work;
+  work.n_slots_max = slots_for(slot_bytes(params_.constants.n_q_heads, params_.storage.head_dim_v));
+  make_work_plan(params_, work);
+  const int32_t n_counters = work.n_counters * params_.constants.n_q_heads;
+  for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
+  for (int32_t thread = 0; thread < pool.n_threads(); ++thread) {
+    TurnTag* tags = scratch_of(thread).tags;
+    for (int32_t i = 0; i < turns_max; ++i) tags[i] = TurnTag{};
+  }
+  const int32_t n_items = work.n_units * params_.storage.n_kv_heads * work.n_pieces;
+  const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
+    static_cast<Call*>(context)->run_item(item, thread);
+  };
+  if (work.cost < parallel_cost) {
+    for (int32_t item = 0; item < n_items; ++item) run_one(this, item, 0);
+  } else {
+    pool.run(n_items, run_one, this);
+  }
+}
+
+void Call::run_item(int32_t index, int32_t thread) noexcept {
+  const WorkPlan& work = space_.work;
+  const int32_t n_heads = params_.storage.n_kv_heads * work.n_pieces;
+  const WorkUnit& unit = work.units[index / n_heads];
+  const int32_t head = index % n_heads;
+  const int32_t first_in_group = head % work.n_pieces * work.piece_heads;
+  Item item;
+  item.tile = &work.tiles[unit.tile];
+  item.stretch = unit.stretch;
+  item.kv_head = head / work.n_pieces;
+  item.q_head = item.kv_head * group_ + first_in_group;
+  item.n_heads = std::min(work.piece_heads, group_ - first_in_group);
+  if (item.n_heads <= 0) return;
+  item.scratch = scratch_of(thread);
+
+  load_queries(item);
+  const int32_t n_rows = item.n_rows();
+  const int32_t n_lanes = (n_rows + 15) / 16 * 16;
+  std::fill_n(item.scratch.max, n_lanes, minus_infinity);
+  std::fill_n(item.scratch.sum, n_lanes, 0.0f);
+  std::fill_n(item.scratch.o, static_cast<size_t>(n_rows) * static_cast<size_t>(o_stride_), 0.0f);
+
+  Tile tile = describe(item);
+  const int32_t begin = item.stretch * item.tile->stretch_cells;
+  const int32_t end = std::min(begin + item.tile->stretch_cells, item.tile->n_seen);
+  for (int32_t at = begin; at < end; at += tile_cells_max) {
+    attend_chunk(item, tile, at, std::min(at + tile_cells_max, end));
+  }
+  finish(item);
+}
+
+/// Queries in f32, scaled so that scores come out in units of log2.
+void Call::load_queries(const Item& item) const {
+  const Tensor& q = params_.q;
+  const AttentionConstants& constants = params_.constants;
+  const int32_t head_dim = params_.storage.head_dim_k;
+  const double unit = constants.softcap != 0 ? 1 / static_cast<double>(constants.softcap) : log2_e;
+  const auto factor = static_cast<float>(constants.scale * unit);
+  float* to = item.scratch.q;
+  for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
+    const int64_t token = params_.plan.rows[item.tile->row + t].token;
+    for (int32_t h = 0; h < item.n_heads; ++h, to += q_stride_) {
+      const int64_t index = token * q.stride[0] + (item.q_head + h) * q.stride[1];
+      if (q.stride[2] == 1) {
+        const auto* from = static_cast<const std::byte*>(q.data) + index * static_cast<int64_t>(size_of(q.dtype));
+        kernels_.to_f32(to, from, q.dtype, head_dim);
+      } else {
+        for (int32_t i = 0; i < head_dim; ++i) to[i] = load_element(q.data, q.dtype, index + i * q.stride[2]);
+      }
+      std::fill(to + head_dim, to + q_stride_, 0.0f);
+      kernels_.scale(to, factor, q_stride_);
+    }
+  }
+}
+
+Tile Call::describe(const Item& item) const {
+  const LayerStorage& storage = params_.storage;
+  const AttentionConstants& constants = params_.constants;
+  Tile tile;
+  tile.k = storage.k + static_cast<size_t>(item.kv_head) * storage.k_head_stride;
+  tile.v = storage.v + static_cast<size_t>(item.kv_head) * storage.v_head_stride;
+  tile.k_row_bytes = size_of(storage.dtype_k) * static_cast<size_t>(storage.head_dim_k);
+  tile.v_row_bytes = size_of(storage.dtype_v) * static_cast<size_t>(storage.head_dim_v);
+  tile.dtype_k = storage.dtype_k;
+  tile.dtype_v = storage.dtype_v;
+  tile.head_dim_k = storage.head_dim_k;
+  tile.head_dim_v = storage.head_dim_v;
+  tile.q = item.scratch.q;
+  tile.token = item.scratch.token;
+  tile.n_rows = item.n_rows();
+  tile.group = item.n_heads;
+  tile.q_stride = q_stride_;
+  tile.cap = static_cast<float>(constants.softcap * log2_e);
+  if (constants.slopes) {
+    for (int32_t h = 0; h < item.n_heads; ++h) {
+      item.scratch.slope[h] = static_cast<float>(constants.slopes[item.q_head + h] * log2_e);
+    }
+    tile.slope = item.scratch.slope;
+  }
+  tile.max = item.scratch.max;
+  tile.sum = item.scratch.sum;
+  tile.o = item.scratch.o;
+  tile.o_stride = o_stride_;
+  tile.scratch = item.scratch.kernel;
+  return tile;
+}
+
+void Call::process(const Tile& tile) const {
+  if (tile.n_rows < kernels_.wide_tile_rows_min) {
+    kernels_.process_narrow_tile(tile);
+  } else {
+    kernels_.process_wide_tile(tile);
+  }
+}
+
+/// Cells [begin, end) of those that the tile sees.
+void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const {
+  place_cells(item, tile, begin, end);
+  place_tokens(item, begin, end);
+  if (params_.plan.lists[item.tile->list].owes_rotation && params_.constants.rope.n_dims > 0) {
+    attend_segments(item, tile);
+  } else {
+    process(tile);
+  }
+}
+
+/// Points the tile at the cell numbers: where they lie in one piece in place, else copied together.
+void Call::place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const {
+  const WorkTile& work = *item.tile;
+  const TokenList& list = params_.plan.lists[work.list];
+  const bool with_positions = params_.constants.slopes || list.owes_rotation;
+  const int32_t n_first = work.first_end - work.low;
+  tile.n_cells = end - begin;
+  tile.cell = item.scratch.cell;
+  tile.position = item.scratch.position;
+  int32_t n_placed = 0;
+  for (int32_t seen = begin; seen < end;) {
+    const bool in_first = seen < n_first;
+    int32_t index = in_first ? work.low + seen : work.begin + seen - n_first;
+    int32_t count = std::min(end, in_first ? n_first : work.n_seen) - seen;
+    int32_t piece = 0;
+    while (index >= list.count[piece]) index -= list.count[piece++];
+    count = std::min(count, list.count[piece] - index);
+    if (count == tile.n_cells) {
+      tile.cell = list.cell[piece] + index;
+      tile.position = list.position[piece] + index;
+      return;
+    }
+    std::copy_n(list.cell[piece] + index, count, item.scratch.cell + n_placed);
+    if (with_positions) std::copy_n(list.position[piece] + index, count, item.scratch.position + n_placed);
+    n_placed += count;
+    seen += count;
+  }
+}
+
+/// What the tile's tokens see of its cells [begin, end).
+void Call::place_tokens(const Item& item, int32_t begin, int32_t end) const {
+  const WorkTile& work = *item.tile;
+  const int32_t n_first = work.first_end - work.low;
+  for (int32_t t = 0; t < work.n_tokens; ++t) {
+    const AttentionRow& row = params_.plan.rows[work.row + t];
+    const auto first_part = [&](int32_t index) {
+      return std::clamp(std::clamp(index, work.low, work.first_end) - work.low - begin, 0, end - begin);
+    };
+    // An index of the second range lies in the gap, or before it, only when the range begins in the first part.
+    const auto second_part = [&](int32_t index) {
+      const int32_t seen = index < work.begin ? std::clamp(index, work.low, work.first_end) - work.low
+                                              : n_first + std::min(index, work.end) - work.begin;
+      return std::clamp(seen - begin, 0, end - begin);
+    };
+    TileToken& token = item.scratch.token[t];
+    token.first_end = first_part(row.first_end);
+    token.begin = second_part(row.begin);
+    token.end = std::max(token.begin, second_part(row.end));
+    token.position = row.position;
+  }
+}
+
+/// A list that owes rotations is met segment by segment of equal debt, each with queries turned for it.
+void Call::attend_segments(const Item& item, Tile& tile) const {
+  const int32_t* rotated_for = params_.plan.rotated_for;
+  const Tile chunk = tile;
+  for (int32_t begin = 0; begin < chunk.n_cells;) {
+    const int32_t offset = chunk.position[begin] - rotated_for[chunk.cell[begin]];
+    int32_t end = begin + 1;
+    while (end < chunk.n_cells && chunk.position[end] - rotated_for[chunk.cell[end]] == offset) ++end;
+    for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
+      const auto inside = [begin, end](int32_t index) { return std::clamp(index, begin, end) - begin; };
+      const TileToken& whole = item.scratch.token[t];
+      item.scratch.segment_token[t] = TileToken{.first_end = inside(whole.first_end),
+                                                .begin = inside(whole.begin),
+                                                .end = inside(whole.end),
+                                                .position = whole.position};
+    }
+    tile.cell = chunk.cell + begin;
+    tile.position = chunk.position + begin;
+    tile.n_cells = end - begin;
+    tile.token = item.scratch.segment_token;
+    tile.q = item.scratch.q;
+    if (offset != 0) {
+      turn_queries(item, offset);
+      tile.q = item.scratch.q_turned;
+    }
+    process(tile);
+    begin = end;
+  }
+  tile = chunk;
+}
+
+/// Cosines, then sines, of the angles of one offset; made in double, because an offset may be large.
+const float* Call::turn_for(const ThreadScratch& scratch, int32_t offset) const {
+  const Rope& rope = params_.constants.rope;
+  const auto place = static_cast<size_t>(static_cast<uint32_t>(offset) % turns_max);
+  float* turn = scratch.turns + place * static_cast<size_t>(q_stride_);
+  TurnTag& tag = scratch.tags[place];
+  if (tag.valid && tag.offset == offset) return turn;
+  const int32_t n_pairs = rope.n_dims / 2;
+  for (int32_t i = 0; i < n_pairs; ++i) {
+    const double angle = offset * rope.frequency[i];
+    turn[i] = static_cast<float>(std::cos(angle));
+    turn[n_pairs + i] = static_cast<float>(std::sin(angle));
+  }
+  tag = TurnTag{.offset = offset, .valid = true};
+  return turn;
+}
+
+/// q turned back by what the keys owe: q · R(offset) k = R(−offset) q · k.
+void Call::turn_queries(const Item& item, int32_t offset) const {
+  const Rope& rope = params_.constants.rope;
+  const int32_t n_pairs = rope.n_dims / 2;
+  const float* cosine = turn_for(item.scratch, offset);
+  const float* sine = cosine + n_pairs;
+  const int32_t step = rope.halves ? 1 : 2;
+  const int32_t partner = rope.halves ? n_pairs : 1;
+  for (int32_t r = 0; r < item.n_rows(); ++r) {
+    const float* from = item.scratch.q + static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
+    float* to = item.scratch.q_turned + static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
+    for (int32_t i = 0; i < n_pairs; ++i) {
+      const float a = from[i * step];
+      const float b = from[i * step + partner];
+      to[i * step] = a * cosine[i] + b * sine[i];
+      to[i * step + partner] = b * cosine[i] - a * sine[i];
+    }
+    std::copy(from + rope.n_dims, from + q_stride_, to + rope.n_dims);
+  }
+}
+
+/// Writes the rows that this item completes, leaves the others where the last of their items will find them.
+void Call::finish(const Item& item) {
+  const WorkTile& tile = *item.tile;
+  for (int32_t t = 0; t < tile.n_tokens; ++t) {
+    const int32_t plan_row = tile.row + t;
+    const WorkRow& row = space_.work.rows[plan_row];
+    const int32_t first = t * item.n_heads;
+    float* o = item.scratch.o + static_cast<size_t>(first) * static_cast<size_t>(o_stride_);
+    if (row.n_partials == 1) {
+      for (int32_t h = 0; h < item.n_heads; ++h, o += o_stride_) {
+        write(item, plan_row, h, o, item.scratch.max[first + h], item.scratch.sum[first + h]);
+      }
+      continue;
+    }
+    const int32_t slot = row.slot + item.stretch + (tile.shared ? 0 : row.n_shared_partials);
+    for (int32_t h = 0; h < item.n_heads; ++h, o += o_stride_) {
+      float* partial = partial_at(slot, item.q_head + h);
+      std::copy_n(o, o_stride_, partial);
+      partial[o_stride_] = item.scratch.max[first + h];
+      partial[o_stride_ + 1] = item.scratch.sum[first + h];
+    }
+    auto& counter = space_.finished[row.counter * params_.constants.n_q_heads + item.q_head];
+    if (counter.fetch_add(1, std::memory_order_acq_rel) + 1 == row.n_partials) merge(item, row, plan_row);
+  }
+}
+
+/// Adds a row's partial results up in the order of its history, whoever made them and when.
+void Call::merge(const Item& item, const WorkRow& row, int32_t plan_row) {
+  for (int32_t h = 0; h < item.n_heads; ++h) {
+    float max = minus_infinity;
+    for (int32_t i = 0; i < row.n_partials; ++i) {
+      max = std::max(max, partial_at(row.slot + i, item.q_head + h)[o_stride_]);
+    }
+    const float base = max == minus_infinity ? 0.0f : max;
+    float sum = 0;
+    float* total = partial_at(row.slot, item.q_head + h);
+    for (int32_t i = 0; i < row.n_partials; ++i) {
+      const float* partial = partial_at(row.slot + i, item.q_head + h);
+      const float weight = std::exp2(partial[o_stride_] - base);
+      sum += weight * partial[o_stride_ + 1];
+      if (i == 0) {
+        kernels_.scale(total, weight, o_stride_);
+      } else {
+        kernels_.blend(total, 1.0f, partial, weight, o_stride_);
+      }
+    }
+    write(item, plan_row, h, total, max, sum);
+  }
+}
+
+/// Normalises one row, sink included, and writes it out.
+void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, float max, float sum) const {
+  const AttentionConstants& constants = params_.constants;
+  const int64_t token = params_.plan.rows[plan_row].token;
+  const int32_t q_head = item.q_head + head;
+  const int32_t head_dim = params_.storage.head_dim_v;
+  const bool sees_nothing = sum == 0;
+  double factor = 0;
+  if (!sees_nothing) {
+    factor = 1 / static_cast<double>(sum);
+    if (constants.sinks) factor = 1 / (sum + std::exp2(constants.sinks[q_head] * log2_e - max));
+  }
+  if (sees_nothing) {
+    std::fill_n(o, o_stride_, 0.0f);
+  } else {
+    kernels_.scale(o, static_cast<float>(factor), o_stride_);
+  }
+  const Tensor& out = params_.out;
+  const int64_t index = token * out.stride[0] + q_head * out.stride[1];
+  if (out.stride[2] == 1) {
+    auto* to = static_cast<std::byte*>(out.data) + index * static_cast<int64_t>(size_of(out.dtype));
+    kernels_.from_f32(to, out.dtype, o, head_dim);
+  } else {
+    for (int32_t i = 0; i < head_dim; ++i) store_element(out.data, out.dtype, index + i * out.stride[2], o[i]);
+  }
+  if (!params_.lse.data) return;
+  const Tensor& lse = params_.lse;
+  const double value = (static_cast<double>(max) + std::log2(static_cast<double>(sum))) * ln_2;
+  static_cast<float*>(lse.data)[token * lse.stride[0] + q_head * lse.stride[1]] =
+      sees_nothing ? minus_infinity : static_cast<float>(value);
+}
+
+}  // namespace
+
+void attention(const AttentionParams& params, ThreadPool& pool) noexcept {
+  if (params.plan.n_rows == 0) return;
+  Call call(params);
+  call.run(pool);
+}
+
+size_t attention_workspace_bytes(const AttentionBounds& bounds, int32_t n_threads) noexcept {
+  Carver carver;
+  Workspace space;
+  space.place(carver, bounds);
+  const CheckedSize others = CheckedSize(static_cast<uint64_t>(n_threads)) * CheckedSize(space.scratch_bytes);
+  const CheckedSize total = (carver.used() + others).rounded_up(4096);
+  return total.overflowed() ? SIZE_MAX : static_cast<size_t>(total.value());
+}
+
+}  // namespace kvc::cpu

@@ -1,0 +1,222 @@
+#include "kernels/cpu/attention_plan.hpp"
+
+#include <algorithm>
+#include <climits>
+
+#include "kernels/cpu/kernel_table.hpp"
+
+namespace kvc::cpu {
+namespace {
+
+/// A call is cut until its largest item is about this share of it.
+constexpr int64_t items_wanted = 64;
+
+/// A tile reads each cell once and computes with it once per row; reading costs as much as this many rows.
+constexpr int64_t rows_per_read = 6;
+
+/// A prefix shorter than this is not worth the merging.
+constexpr int32_t shared_prefix_min = 128;
+
+/// Stretches begin at multiples of the kernels' steps.
+constexpr int32_t narrow_step = 12;
+constexpr int32_t wide_step = 128;
+
+struct Range {
+  int32_t first_end = 0;
+  int32_t begin = 0;
+  int32_t end = 0;
+};
+
+/// What a row sees of [low, high).
+Range clamp(const AttentionRow& row, int32_t low, int32_t high) {
+  const auto inside = [low, high](int32_t index) { return std::clamp(index, low, high); };
+  Range range{inside(row.first_end), inside(row.begin), inside(row.end)};
+  range.end = std::max(range.begin, range.end);
+  return range;
+}
+
+class Planner {
+ public:
+  Planner(const AttentionParams& params, WorkPlan& work) : params_(params), plan_(params.plan), work_(work) {
+    group_ = params.constants.n_q_heads / params.storage.n_kv_heads;
+    work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
+    work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
+    tokens_max_ = std::max(1, tile_rows_max / work_.piece_heads);
+    n_heads_ = static_cast<int64_t>(params.storage.n_kv_heads) * work_.n_pieces;
+  }
+
+  void run() {
+    if (!make_tiles(true) || !choose_stretches()) {
+      make_tiles(false);  // too many rows that share: each needs two slots
+      choose_stretches();
+    }
+    make_units();
+  }
+
+ private:
+  void add_tiles(int32_t row, int32_t n_rows, int32_t list, int32_t low, int32_t high, bool shared) {
+    const int32_t n_parts = (n_rows + tokens_max_ - 1) / tokens_max_;
+    for (int32_t part = 0; part < n_parts; ++part) {
+      const int32_t begin = static_cast<int32_t>(int64_t{n_rows} * part / n_parts);
+      const int32_t end = static_cast<int32_t>(int64_t{n_rows} * (part + 1) / n_parts);
+      WorkTile& tile = work_.tiles[work_.n_tiles++];
+      tile = WorkTile{};
+      tile.row = row + begin;
+      tile.n_tokens = end - begin;
+      tile.list = list;
+      tile.low = low;
+      tile.high = high;
+      tile.shared = shared;
+      measure(tile);
+    }
+  }
+
+  void measure(WorkTile& tile) const {
+    tile.first_end = tile.low;
+    tile.begin = INT_MAX;
+    tile.end = tile.low;
+    for (int32_t i = 0; i < tile.n_tokens; ++i) {
+      const Range range = clamp(plan_.rows[tile.row + i], tile.low, tile.high);
+      tile.first_end = std::max(tile.first_end, range.first_end);
+      if (range.begin < range.end) {
+        tile.begin = std::min(tile.begin, range.begin);
+        tile.end = std::max(tile.end, range.end);
+      }
+    }
+    if (tile.begin == INT_MAX) tile.begin = tile.end = tile.first_end;
+    tile.begin = std::max(tile.begin, tile.first_end);
+    tile.end = std::max(tile.end, tile.begin);
+    tile.n_seen = tile.first_end - tile.low + tile.end - tile.begin;
+  }
+
+  /// The rows of the lists from `list` on that a shared prefix covers, or 0 when sharing would not pay.
+  int32_t shared_rows(const SharedPrefix& shared, int32_t row) const {
+    if (shared.length < shared_prefix_min) return 0;
+    int32_t end = row;
+    while (end < plan_.n_rows && plan_.rows[end].list >= shared.list_begin && plan_.rows[end].list < shared.list_end) ++end;
+    return end - row >= 2 && plan_.rows[end - 1].list != plan_.rows[row].list ? end - row : 0;
+  }
+
+  /// False when the rows that share need more slots than there are.
+  bool make_tiles(bool share) {
+    work_.n_tiles = 0;
+    int32_t next_shared = share ? 0 : plan_.n_shared;
+    int32_t shared_end = 0;     // rows below it are covered by a shared tile
+    int32_t shared_length = 0;
+    int32_t n_shared_rows = 0;
+    for (int32_t row = 0; row < plan_.n_rows;) {
+      const int32_t list = plan_.rows[row].list;
+      while (next_shared < plan_.n_shared && plan_.shared[next_shared].list_end <= list) ++next_shared;
+      if (row >= shared_end && next_shared < plan_.n_shared && plan_.shared[next_shared].list_begin <= list) {
+        const SharedPrefix& shared = plan_.shared[next_shared++];
+        const int32_t n_rows = shared_rows(shared, row);
+        if (n_rows > 0) {
+          shared_end = row + n_rows;
+          shared_length = shared.length;
+          n_shared_rows += n_rows;
+          add_tiles(row, n_rows, list, 0, shared_length, true);
+        }
+      }
+      int32_t end = row;
+      while (end < plan_.n_rows && plan_.rows[end].list == list) ++end;
+      add_tiles(row, end - row, list, row < shared_end ? shared_length : 0, plan_.lists[list].total, false);
+      row = end;
+    }
+    return 2 * n_shared_rows <= work_.n_slots_max;
+  }
+
+  int64_t cost_of(const WorkTile& tile) const {
+    return int64_t{tile.n_seen} * (rows_per_read + int64_t{tile.n_tokens} * work_.piece_heads);
+  }
+
+  void set_stretches(WorkTile& tile, int32_t n) const {
+    const int32_t step = tile.n_tokens * work_.piece_heads < kernels().wide_tile_rows_min ? narrow_step : wide_step;
+    const int32_t cells = (tile.n_seen + n - 1) / n;
+    tile.stretch_cells = std::max(1, (cells + step - 1) / step) * step;
+    tile.n_stretches = std::max(1, (tile.n_seen + tile.stretch_cells - 1) / tile.stretch_cells);
+  }
+
+  /// Cuts long tiles, as far as there are slots; false when even uncut tiles have too few.
+  bool choose_stretches() {
+    work_.cost = 0;
+    for (int32_t i = 0; i < work_.n_tiles; ++i) work_.cost += cost_of(work_.tiles[i]) * n_heads_;
+    int64_t item_cost = std::max<int64_t>(1, work_.cost / items_wanted);
+    for (int32_t attempt = 0; attempt < 40; ++attempt, item_cost *= 2) {
+      bool whole = true;
+      for (int32_t i = 0; i < work_.n_tiles; ++i) {
+        WorkTile& tile = work_.tiles[i];
+        const int64_t by_cost = (cost_of(tile) + item_cost - 1) / item_cost;
+        const int64_t by_cells = std::max(1, tile.n_seen / stretch_cells_min);
+        set_stretches(tile, static_cast<int32_t>(std::min({by_cost, by_cells, int64_t{slots_max}})));
+        whole = whole && tile.n_stretches == 1;
+      }
+      if (assign_slots()) return true;
+      if (whole) return false;
+    }
+    return false;
+  }
+
+  bool assign_slots() {
+    for (int32_t i = 0; i < plan_.n_rows; ++i) work_.rows[i] = WorkRow{};
+    for (int32_t i = 0; i < work_.n_tiles; ++i) {
+      const WorkTile& tile = work_.tiles[i];
+      for (int32_t t = 0; t < tile.n_tokens; ++t) {
+        WorkRow& row = work_.rows[tile.row + t];
+        row.n_partials += tile.n_stretches;
+        if (tile.shared) row.n_shared_partials = tile.n_stretches;
+      }
+    }
+    int64_t n_slots = 0;
+    work_.n_counters = 0;
+    for (int32_t i = 0; i < plan_.n_rows; ++i) {
+      WorkRow& row = work_.rows[i];
+      if (row.n_partials < 2) continue;
+      row.slot = static_cast<int32_t>(n_slots);
+      row.counter = work_.n_counters++;
+      n_slots += row.n_partials;
+      if (n_slots > work_.n_slots_max) return false;
+    }
+    return true;
+  }
+
+  void make_units() {
+    work_.n_units = 0;
+    for (int32_t i = 0; i < work_.n_tiles; ++i) {
+      const WorkTile& tile = work_.tiles[i];
+      for (int32_t s = 0; s < tile.n_stretches; ++s) {
+        const int32_t cells = std::min(tile.stretch_cells, tile.n_seen - s * tile.stretch_cells);
+        const int64_t per_cell = rows_per_read + int64_t{tile.n_tokens} * work_.piece_heads;
+        work_.units[work_.n_units++] = WorkUnit{.cost = cells * per_cell, .tile = i, .stretch = s};
+      }
+    }
+    std::sort(work_.units, work_.units + work_.n_units, [](const WorkUnit& a, const WorkUnit& b) {
+      if (a.cost != b.cost) return a.cost > b.cost;
+      return a.tile != b.tile ? a.tile < b.tile : a.stretch < b.stretch;
+    });
+  }
+
+  const AttentionParams& params_;
+  const AttentionPlan& plan_;
+  WorkPlan& work_;
+  int32_t group_ = 1;
+  int32_t tokens_max_ = 1;
+  int64_t n_heads_ = 1;
+};
+
+}  // namespace
+
+void WorkPlan::place(Carver& carver, int32_t n_rows) {
+  const auto count = static_cast<uint64_t>(n_rows);
+  tiles = carver.take<WorkTile>(2 * count);
+  units = carver.take<WorkUnit>(2 * count + slots_max);
+  rows = carver.take<WorkRow>(count);
+}
+
+int32_t slots_for(size_t slot_bytes) {
+  const size_t fitting = slot_bytes_max / slot_bytes;
+  return fitting < slots_max ? static_cast<int32_t>(fitting) : slots_max;
+}
+
+void make_work_plan(const AttentionParams& params, WorkPlan& work) { Planner(params, work).run(); }
+
+}  // namespace kvc::cpu

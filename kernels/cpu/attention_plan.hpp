@@ -1,0 +1,75 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "core/attention/params.hpp"
+#include "core/base/carver.hpp"
+
+/// How one attention call is cut into work. The cut depends on the shape of the call alone, never on the number of
+/// threads, so that the same inputs give the same bits everywhere.
+///
+///   tile     some tokens of one list (or of lists that share a prefix) against a range of logical indexes
+///   stretch  one of the equal parts of a tile's history
+///   unit     a tile and one of its stretches; an item of work is a unit and a head
+///   slot     where the partial result of one token and one stretch waits for the others
+namespace kvc::cpu {
+
+/// Partial results that one call can hold at most, in tokens × stretches; fewer when they would take more than the bytes.
+inline constexpr int32_t slots_max = 512;
+inline constexpr size_t slot_bytes_max = size_t{32} << 20;
+
+/// Below this many cells a stretch is not cut further: starting one costs about as much as 30 cells.
+inline constexpr int32_t stretch_cells_min = 512;
+
+/// Rows [row, row + n_tokens) of the plan against what they see of the logical indexes [low, high) of a list.
+/// "Seen" is the union over the rows, counted without the gap: [0, first_end) and then [begin, end).
+struct WorkTile {
+  int32_t row = 0;
+  int32_t n_tokens = 0;
+  int32_t list = 0;
+  int32_t low = 0;
+  int32_t high = 0;
+  int32_t first_end = 0;
+  int32_t begin = 0;
+  int32_t end = 0;
+  int32_t n_seen = 0;
+  int32_t n_stretches = 1;
+  int32_t stretch_cells = 0;
+  bool shared = false;        // its rows have a second tile, for the rest of their histories
+};
+
+struct WorkUnit {
+  int64_t cost = 0;
+  int32_t tile = 0;
+  int32_t stretch = 0;
+};
+
+/// Where the partial results of one row lie. A row with one partial needs no slot.
+struct WorkRow {
+  int32_t slot = 0;
+  int32_t n_partials = 0;
+  int32_t n_shared_partials = 0;  // the first ones, made by the tile over the shared prefix
+  int32_t counter = 0;            // index among the rows that have slots
+};
+
+struct WorkPlan {
+  WorkTile* tiles = nullptr;  // [2 · n_rows]
+  WorkUnit* units = nullptr;  // [2 · n_rows + slots_max], longest first
+  WorkRow* rows = nullptr;    // [n_rows]
+  int32_t n_tiles = 0;
+  int32_t n_units = 0;
+  int32_t n_counters = 0;
+  int32_t n_pieces = 1;      // a group too large for a tile is cut into pieces
+  int32_t piece_heads = 0;   // query heads per piece, the last one may have fewer
+  int32_t n_slots_max = 0;
+  int64_t cost = 0;          // of all units, all heads
+
+  void place(Carver& carver, int32_t n_rows);
+};
+
+/// Slots that fit in the bytes, given what one takes.
+int32_t slots_for(size_t slot_bytes);
+
+void make_work_plan(const AttentionParams& params, WorkPlan& work);
+
+}  // namespace kvc::cpu
