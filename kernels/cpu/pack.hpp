@@ -1,0 +1,128 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/simd.hpp"
+#include "kernels/cpu/tile.hpp"
+
+/// How the wide kernel lays out what it multiplies: queries as columns of strips, keys as rows, values as panels.
+/// All of it is f32, so conversion is paid once per block of cells and not once per row of queries.
+namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
+
+/// Query rows that lie side by side in the lanes of the score kernel.
+inline constexpr int32_t strip_vectors = 3;
+inline constexpr int32_t strip_rows = strip_vectors * lanes;
+
+/// Value dimensions that lie side by side in the value kernel.
+inline constexpr int32_t value_vectors = 2;
+inline constexpr int32_t panel_dims = value_vectors * lanes;
+
+/// Cells are packed in groups; a group that no row sees is neither read nor packed.
+inline constexpr int32_t pack_cells = 16;
+
+constexpr int32_t rounded_up(int32_t x, int32_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+constexpr int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+constexpr int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/// Cells packed at a time. K and V of a block should leave room in a second-level cache of 512 KiB for queries and output.
+constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
+  const int32_t dims = rounded_up(head_dim_k, 16) + rounded_up(head_dim_v, 16);
+  return dims <= 576 ? 128 : dims <= 1152 ? 64 : 32;
+}
+
+/// A row of a strip of queries becomes a column: to[d · width + row], width a multiple of lanes; missing rows are 0.
+KVC_INLINE void pack_queries(float* to, const float* q, size_t q_stride, int32_t n_rows,
+                             int32_t width, int32_t dims) {
+  for (int32_t row = 0; row < width; ++row) {
+    float* column = to + row;
+    if (row >= n_rows) {
+      for (int32_t d = 0; d < dims; ++d) column[d * width] = 0;
+      continue;
+    }
+    const float* from = q + static_cast<size_t>(row) * q_stride;
+    for (int32_t d = 0; d < dims; ++d) column[d * width] = from[d];
+  }
+}
+
+/// The last dims of a row that do not fill a vector, zeros behind them.
+template <class Storage>
+KVC_INLINE Vec load_tail(const typename Storage::Element* from, int32_t count) {
+  typename Storage::Element padded[lanes] = {};
+  for (int32_t i = 0; i < count; ++i) padded[i] = from[i];
+  return load_as<Storage>(padded);
+}
+
+/// Vector `index` of a row of `dims` elements; what lies past the row is 0.
+template <class Storage>
+KVC_INLINE Vec load_row(const typename Storage::Element* row, int32_t index, int32_t dims) {
+  const int32_t left = dims - index * lanes;
+  if (left >= lanes) return load_as<Storage>(row + index * lanes);
+  return left > 0 ? load_tail<Storage>(row + index * lanes, left) : zero();
+}
+
+/// Keys of cells [0, count) as rows of `stride` floats; rows up to the next multiple of pack_cells become 0.
+template <class Storage>
+void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, int32_t count) {
+  const int32_t vectors = static_cast<int32_t>(stride) / lanes;
+  const int32_t whole = tile.head_dim_k / lanes;
+  for (int32_t i = 0; i < count; ++i) {
+    const auto* row = reinterpret_cast<const typename Storage::Element*>(
+        tile.k + static_cast<size_t>(cell[i]) * tile.k_row_bytes);
+    float* out = to + static_cast<size_t>(i) * stride;
+    for (int32_t v = 0; v < whole; ++v) store(out + v * lanes, load_as<Storage>(row + v * lanes));
+    for (int32_t v = whole; v < vectors; ++v) {
+      store(out + v * lanes, load_row<Storage>(row, v, tile.head_dim_k));
+    }
+  }
+  for (int32_t i = count; i < rounded_up(count, pack_cells); ++i) {
+    for (int32_t v = 0; v < vectors; ++v)
+      store(to + static_cast<size_t>(i) * stride + v * lanes, zero());
+  }
+}
+
+/// Values of cells [begin, begin + count) of the block as panels of panel_dims: panel p starts at p · panel_dims · block, a cell's row within it is
+/// panel_dims long (the last panel may be narrower). True when every value is finite.
+template <class Storage>
+bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, const int32_t* cell,
+                 int32_t count) {
+  const int32_t dims = rounded_up(tile.head_dim_v, 16);
+  Vec poison[2] = {zero(), zero()};  // 0 · x is 0 for finite x only
+  for (int32_t i = 0; i < count; ++i) {
+    const auto* row = reinterpret_cast<const typename Storage::Element*>(
+        tile.v + static_cast<size_t>(cell[i]) * tile.v_row_bytes);
+    for (int32_t d = 0; d < dims; d += panel_dims) {
+      const int32_t width = smaller(panel_dims, dims - d);
+      float* out = to + static_cast<size_t>(d) * static_cast<size_t>(block) + (begin + i) * width;
+      for (int32_t v = 0; v < width / lanes; ++v) {
+        const Vec x = load_row<Storage>(row, d / lanes + v, tile.head_dim_v);
+        poison[v] = fma(x, zero(), poison[v]);
+        store(out + v * lanes, x);
+      }
+    }
+  }
+  const Vec sum = poison[0] + poison[1];
+  return reduce_sum(sum) == 0.0f;
+}
+
+KVC_INLINE void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell,
+                          int32_t count) {
+  switch (tile.dtype_k) {
+    case DType::f32: return pack_keys<F32>(to, stride, tile, cell, count);
+    case DType::f16: return pack_keys<F16>(to, stride, tile, cell, count);
+    case DType::bf16: return pack_keys<Bf16>(to, stride, tile, cell, count);
+  }
+}
+
+KVC_INLINE bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile,
+                            const int32_t* cell, int32_t count) {
+  switch (tile.dtype_v) {
+    case DType::f16: return pack_values<F16>(to, block, begin, tile, cell, count);
+    case DType::bf16: return pack_values<Bf16>(to, block, begin, tile, cell, count);
+    case DType::f32: break;
+  }
+  return pack_values<F32>(to, block, begin, tile, cell, count);
+}
+
+}  // namespace kvc::cpu::KVC_ISA_NAMESPACE::wide

@@ -1,0 +1,198 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/simd.hpp"
+#include "kernels/cpu/tile.hpp"
+
+/// From scores to probabilities, for the wide kernel. Scores lie as [cell][width] with rows in the lanes, so that nothing
+/// is summed across lanes and what differs between rows (limits, slopes, references) is a vector.
+namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
+
+inline constexpr float lowest = -__builtin_inff();
+
+/// Scores may exceed the reference they are taken relative to by this much (log2) before sums are rescaled.
+inline constexpr float slack = 8.0f;
+
+inline constexpr int32_t row_arrays = 7;
+
+/// Per row of the tile, padded to whole strips.
+struct RowState {
+  float* max;
+  float* sum;
+  float* first_end;  // the token's limits; counts below 2^24, exact in f32
+  float* begin;
+  float* end;
+  float* position;  // relative to the tile's first token: small numbers near the rows, so differences are exact there
+  float* slope;
+
+  [[gnu::always_inline]] void place(float* base, const size_t (&at)[row_arrays]) {
+    float** arrays[row_arrays] = {&max, &sum, &first_end, &begin, &end, &position, &slope};
+    for (int32_t i = 0; i < row_arrays; ++i) *arrays[i] = base + at[i];
+  }
+
+  [[gnu::always_inline]] void load_from(const Tile& tile, int32_t padded_rows) {
+    for (int32_t row = 0; row < padded_rows; ++row) {
+      const bool real = row < tile.n_rows;
+      const int32_t head = real ? row % tile.group : 0;
+      const TileToken token = real ? tile.token[row / tile.group] : TileToken{};
+      max[row] = real ? tile.max[row] : lowest;
+      sum[row] = real ? tile.sum[row] : 0.0f;
+      first_end[row] = static_cast<float>(token.first_end);
+      begin[row] = static_cast<float>(token.begin);
+      end[row] = static_cast<float>(token.end);
+      position[row] = real ? relative(tile, token.position) : 0.0f;
+      slope[row] = tile.slope != nullptr ? tile.slope[head] : 0.0f;
+    }
+  }
+
+  [[gnu::always_inline]] void store_to(const Tile& tile) const {
+    for (int32_t row = 0; row < tile.n_rows; ++row) {
+      // A row that saw only NaN has no maximum; it must not look like a row that saw nothing.
+      const bool lost = sum[row] != sum[row] && max[row] == lowest;
+      tile.max[row] = lost ? 0.0f : max[row];
+      tile.sum[row] = sum[row];
+    }
+  }
+
+  [[gnu::always_inline]] static float relative(const Tile& tile, int32_t at) {
+    return static_cast<float>(static_cast<int64_t>(at) - tile.token[0].position);
+  }
+};
+
+/// The scores of one strip in one block.
+struct Scores {
+  const Tile* tile;
+  const RowState* rows;
+  float* at;
+  int32_t block_begin;
+  int32_t first_row;
+};
+
+/// 2^x for x ≤ 127: error 1.5e-7. Below 2^−126.5 exactly 0, −infinity included; NaN stays NaN.
+KVC_INLINE Vec exp2_of(Vec x) {
+  // Adding it leaves the nearest integer + 127, an exponent's bits, at the low end of the sum.
+  const Vec rounding = broadcast(12582912.0f + 127.0f);
+  const Vec clamped = maximum(broadcast(-127.0f),
+                              x);  // in this order NaN survives; 2^−127 has exponent bits 0: zero
+  const Vec shifted = clamped + rounding;
+  const Vec fraction = clamped - (shifted - rounding);
+  Vec p = broadcast(1.3270896161e-3f);
+  p = fma(p, fraction, broadcast(9.6713611856e-3f));
+  p = fma(p, fraction, broadcast(5.5507078767e-2f));
+  p = fma(p, fraction, broadcast(2.4022245407e-1f));
+  p = fma(p, fraction, broadcast(6.9314700365e-1f));
+  p = fma(p, fraction, broadcast(1.0f));
+  return p * power_of_biased(shifted);
+}
+
+/// Cap and ALiBi. Cells past the tile's last are computed with its position and hidden later.
+template <int32_t vectors>
+KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
+  const Tile& tile = *scores.tile;
+  if (tile.cap != 0.0f) {
+    const Vec cap = broadcast(tile.cap);
+    float* s = scores.at + begin * vectors * lanes;
+    for (int32_t i = begin * vectors; i < end * vectors; ++i, s += lanes)
+      store(s, cap * tanh(load(s)));
+  }
+  if (tile.slope == nullptr) return;
+  Vec slope[vectors], position[vectors];
+  for (int32_t v = 0; v < vectors; ++v) {
+    slope[v] = zero() - load(scores.rows->slope + scores.first_row + v * lanes);
+    position[v] = load(scores.rows->position + scores.first_row + v * lanes);
+  }
+  for (int32_t cell = begin; cell < end; ++cell) {
+    const int32_t index = scores.block_begin + cell;
+    const int32_t known = index < tile.n_cells ? index : tile.n_cells - 1;
+    const Vec other = broadcast(RowState::relative(tile, tile.position[known]));
+    float* s = scores.at + cell * vectors * lanes;
+    for (int32_t v = 0; v < vectors; ++v) {
+      store(s + v * lanes, fma(slope[v], absolute(position[v] - other), load(s + v * lanes)));
+    }
+  }
+}
+
+/// Scores of cells that a row does not see become −infinity. Cells in [0, first_all) and [begin_all, end_all) are seen by
+/// every row and left alone.
+template <int32_t vectors>
+KVC_INLINE void hide(const Scores& scores, int32_t begin, int32_t end, int32_t first_all,
+                     int32_t begin_all, int32_t end_all) {
+  const Vec hidden = broadcast(lowest);
+  for (int32_t cell = begin; cell < end;) {
+    if (cell < first_all) {
+      cell = first_all;
+      continue;
+    }
+    if (cell >= begin_all && cell < end_all) {
+      cell = end_all;
+      continue;
+    }
+    const Vec index = broadcast(static_cast<float>(scores.block_begin + cell));
+    float* s = scores.at + cell * vectors * lanes;
+    for (int32_t v = 0; v < vectors; ++v) {
+      const int32_t row = scores.first_row + v * lanes;
+      const Vec score = load(s + v * lanes);
+      Vec x = select_less(index, load(scores.rows->end + row), score, hidden);
+      x = select_less(index, load(scores.rows->begin + row), hidden, x);
+      store(s + v * lanes, select_less(index, load(scores.rows->first_end + row), score, x));
+    }
+    ++cell;
+  }
+}
+
+/// Raises `highest` to the largest score of each row; NaN is passed over. end − begin is even.
+template <int32_t vectors>
+KVC_INLINE void find_highest(const Scores& scores, int32_t begin, int32_t end,
+                             Vec (&highest)[vectors]) {
+  Vec second[vectors];
+  for (int32_t v = 0; v < vectors; ++v) second[v] = highest[v];
+  const float* s = scores.at + begin * vectors * lanes;
+  for (int32_t cell = begin; cell < end; cell += 2, s += 2 * vectors * lanes) {
+    for (int32_t v = 0; v < vectors; ++v) {
+      highest[v] = maximum(load(s + v * lanes), highest[v]);
+      second[v] = maximum(load(s + (vectors + v) * lanes), second[v]);
+    }
+  }
+  for (int32_t v = 0; v < vectors; ++v) highest[v] = maximum(second[v], highest[v]);
+}
+
+/// The reference that a row's scores are taken relative to: kept while scores exceed it by no more than the slack, 0 for
+/// a row that has seen nothing. `rescale` becomes what the row's earlier sums are multiplied with, mostly 1.
+template <int32_t vectors>
+KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vectors], float* rescale,
+                                Vec (&reference)[vectors]) {
+  for (int32_t v = 0; v < vectors; ++v) {
+    float* max = scores.rows->max + scores.first_row + v * lanes;
+    const Vec old = load(max);
+    const Vec raised = select_less(old + broadcast(slack), highest[v], highest[v], old);
+    reference[v] = select_less(broadcast(lowest), raised, raised, zero());
+    store(rescale + v * lanes, exp2_of(old - reference[v]));
+    store(max, raised);
+  }
+}
+
+/// Scores become probabilities, which are added to `sums`.
+template <int32_t vectors>
+KVC_INLINE void exponentiate(const Scores& scores, int32_t begin, int32_t end,
+                             const Vec (&reference)[vectors], Vec (&sums)[vectors]) {
+  float* s = scores.at + begin * vectors * lanes;
+  for (int32_t cell = begin; cell < end; ++cell, s += vectors * lanes) {
+#pragma GCC unroll 4
+    for (int32_t v = 0; v < vectors; ++v) {
+      const Vec p = exp2_of(load(s + v * lanes) - reference[v]);
+      sums[v] = sums[v] + p;
+      store(s + v * lanes, p);
+    }
+  }
+}
+
+template <int32_t vectors>
+KVC_INLINE void add_sums(const Scores& scores, const float* rescale, const Vec (&sums)[vectors]) {
+  for (int32_t v = 0; v < vectors; ++v) {
+    float* sum = scores.rows->sum + scores.first_row + v * lanes;
+    store(sum, fma(load(sum), load(rescale + v * lanes), sums[v]));
+  }
+}
+
+}  // namespace kvc::cpu::KVC_ISA_NAMESPACE::wide

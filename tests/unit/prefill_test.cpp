@@ -1,0 +1,453 @@
+/// The wide kernel of every instruction set that this machine runs, against attention in double over the same tile.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/base/half.hpp"
+#include "kernels/cpu/kernel_table.hpp"
+
+namespace {
+
+using kvc::DType;
+using kvc::cpu::KernelTable;
+using kvc::cpu::Tile;
+using kvc::cpu::TileToken;
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
+constexpr float log2_e = 1.4426950408889634f;
+constexpr unsigned first_seed = 20240611;
+
+/// Memory aligned to a page with a guard behind it that nothing may touch.
+class Guarded {
+ public:
+  explicit Guarded(size_t bytes, int fill)
+      : bytes_(bytes), memory_(static_cast<std::byte*>(std::aligned_alloc(4096, padded(bytes)))) {
+    std::memset(memory_.get(), fill, bytes);
+    std::memset(memory_.get() + bytes, guard, padded(bytes) - bytes);
+  }
+  std::byte* data() const { return memory_.get(); }
+  float* floats() const { return reinterpret_cast<float*>(memory_.get()); }
+  bool intact() const {
+    for (size_t i = bytes_; i < padded(bytes_); ++i) {
+      if (memory_.get()[i] != std::byte{guard}) return false;
+    }
+    return true;
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  static constexpr uint8_t guard = 0xa5;
+  static size_t padded(size_t bytes) { return (bytes + 4096 + 4095) / 4096 * 4096; }
+  size_t bytes_;
+  std::unique_ptr<std::byte, Free> memory_;
+};
+
+/// What a case is made of; everything else follows from the seed.
+struct Shape {
+  int32_t tokens = 8;
+  int32_t group = 4;
+  int32_t n_cells = 100;
+  int32_t head_dim_k = 128;
+  int32_t head_dim_v = 128;
+  DType dtype_k = DType::f16;
+  DType dtype_v = DType::f16;
+  bool cap = false;
+  bool slopes = false;
+  int visibility = 0;  // 0 causal at the end, 1 windows behind a kept first part, 2 any ranges, 3 everything
+  bool poison_hidden = false;
+  float sharpness = 1.0f;
+};
+
+std::string describe(const Shape& s, unsigned seed, const char* isa) {
+  const auto n = [](auto x) { return std::to_string(x) + " "; };
+  return std::string(isa) + " seed " + n(seed) + "tokens " + n(s.tokens) + "group " + n(s.group) +
+         "cells " + n(s.n_cells) + "dims " + n(s.head_dim_k) + n(s.head_dim_v) + "types " +
+         n(static_cast<uint32_t>(s.dtype_k)) + n(static_cast<uint32_t>(s.dtype_v)) + "cap " +
+         n(s.cap) + "slopes " + n(s.slopes) + "visibility " + n(s.visibility) + "poison " +
+         n(s.poison_hidden);
+}
+
+/// A tile with its memory.
+class Problem {
+ public:
+  Problem(const Shape& shape, unsigned seed)
+      : shape_(shape),
+        random_(seed),
+        q_stride_(padded(shape.head_dim_k)),
+        o_stride_(padded(shape.head_dim_v)),
+        n_rows_(shape.tokens * shape.group),
+        pool_(shape.n_cells + 7),
+        k_(row_bytes(shape.head_dim_k, shape.dtype_k) * count(pool_), 0xff),
+        v_(row_bytes(shape.head_dim_v, shape.dtype_v) * count(pool_), 0xff),
+        q_(count(n_rows_ * q_stride_) * sizeof(float), 0),
+        o_(count(n_rows_ * o_stride_) * sizeof(float), 0),
+        max_(count(n_rows_), -infinity),
+        sum_(count(n_rows_), 0.0f) {
+    place_cells();
+    place_tokens();
+    fill();
+    if (shape.poison_hidden) poison_hidden();
+  }
+
+  bool sees(int32_t row, int32_t index) const {
+    const TileToken& t = token_[static_cast<size_t>(row / shape_.group)];
+    return index < t.first_end || (index >= t.begin && index < t.end);
+  }
+
+  void set_key(int32_t index, int32_t d, float x) {
+    kvc::store_element(k_.data(), shape_.dtype_k,
+                       int64_t{cell_[count(index)]} * shape_.head_dim_k + d, x);
+  }
+  void set_value(int32_t index, int32_t d, float x) {
+    kvc::store_element(v_.data(), shape_.dtype_v,
+                       int64_t{cell_[count(index)]} * shape_.head_dim_v + d, x);
+  }
+  double key(int32_t index, int32_t d) const {
+    return kvc::load_element(k_.data(), shape_.dtype_k,
+                             int64_t{cell_[count(index)]} * shape_.head_dim_k + d);
+  }
+  double value(int32_t index, int32_t d) const {
+    return kvc::load_element(v_.data(), shape_.dtype_v,
+                             int64_t{cell_[count(index)]} * shape_.head_dim_v + d);
+  }
+
+  Tile tile(std::byte* scratch) {
+    Tile t;
+    t.k = k_.data();
+    t.v = v_.data();
+    t.k_row_bytes = row_bytes(shape_.head_dim_k, shape_.dtype_k);
+    t.v_row_bytes = row_bytes(shape_.head_dim_v, shape_.dtype_v);
+    t.dtype_k = shape_.dtype_k;
+    t.dtype_v = shape_.dtype_v;
+    t.head_dim_k = shape_.head_dim_k;
+    t.head_dim_v = shape_.head_dim_v;
+    t.cell = cell_.data();
+    t.position = position_.data();
+    t.n_cells = shape_.n_cells;
+    t.q = q_.floats();
+    t.token = token_.data();
+    t.n_rows = n_rows_;
+    t.group = shape_.group;
+    t.q_stride = q_stride_;
+    t.cap = shape_.cap ? 30.0f * log2_e : 0.0f;
+    t.slope = shape_.slopes ? slope_.data() : nullptr;
+    t.max = max_.data();
+    t.sum = sum_.data();
+    t.o = o_.floats();
+    t.o_stride = o_stride_;
+    t.scratch = scratch;
+    return t;
+  }
+
+  /// Runs the kernel over cells [begin, end) alone, limits moved accordingly.
+  void run(const KernelTable& isa, int32_t begin, int32_t end) {
+    const size_t bytes = isa.wide_tile_scratch_bytes(shape_.head_dim_k, shape_.head_dim_v);
+    const Guarded scratch(bytes, 0xff);
+    Tile t = tile(scratch.data());
+    std::vector<TileToken> moved = token_;
+    for (TileToken& m : moved) {
+      for (int32_t* limit : {&m.first_end, &m.begin, &m.end})
+        *limit = std::clamp(*limit, begin, end) - begin;
+    }
+    t.token = moved.data();
+    t.cell += begin;
+    t.position += begin;
+    t.n_cells = end - begin;
+    isa.process_wide_tile(t);
+    EXPECT_TRUE(scratch.intact());
+    EXPECT_TRUE(o_.intact());
+  }
+
+  /// The largest error of any row: output relative to the row's largest, log-sum-exp absolute. Infinite when one side is
+  /// NaN or infinite and the other is not.
+  double error() const {
+    double worst = 0;
+    for (int32_t row = 0; row < n_rows_; ++row) worst = std::max(worst, row_error(row));
+    return worst;
+  }
+
+  const std::vector<float>& max() const { return max_; }
+  const std::vector<float>& sum() const { return sum_; }
+  const float* o() const { return o_.floats(); }
+  int32_t n_rows() const { return n_rows_; }
+  size_t o_count() const { return count(n_rows_ * o_stride_); }
+
+ private:
+  static size_t count(int32_t n) { return static_cast<size_t>(n); }
+  static int32_t padded(int32_t n) { return (n + 15) / 16 * 16; }
+  static size_t row_bytes(int32_t dims, DType type) { return count(dims) * kvc::size_of(type); }
+  int32_t below(int32_t n) { return std::uniform_int_distribution<int32_t>(0, n)(random_); }
+
+  void place_cells() {
+    std::vector<int32_t> all(count(pool_));
+    for (int32_t i = 0; i < pool_; ++i) all[count(i)] = i;
+    if (below(1) == 1) std::shuffle(all.begin(), all.end(), random_);
+    cell_.assign(all.begin(), all.begin() + shape_.n_cells);
+    int32_t position = below(1) == 1 ? 0 : 2000000000;
+    for (int32_t i = 0; i < shape_.n_cells; ++i)
+      position_.push_back(position += 1 + below(20) / 20);
+  }
+
+  void place_tokens() {
+    const int32_t n = shape_.n_cells;
+    const int32_t reach = 1 + below(n), kept = below(n / 4);
+    for (int32_t i = 0; i < shape_.tokens; ++i) {
+      const int32_t own = std::max(0, n - shape_.tokens + i + 1);
+      TileToken t{0, 0, own, 0};
+      if (shape_.visibility == 1)
+        t = {std::min(kept, own), std::max(std::min(kept, own), own - reach), own, 0};
+      if (shape_.visibility == 2) {
+        int32_t limits[3] = {below(n), below(n), below(n)};
+        std::sort(limits, limits + 3);
+        t = {below(2) == 0 ? 0 : limits[0], limits[1], limits[2], 0};
+        if (below(5) == 0) t = {0, 0, 0, 0};
+      }
+      if (shape_.visibility == 3) t = {0, 0, n, 0};
+      t.position = position_[count(std::clamp(own - 1, 0, n - 1))];
+      token_.push_back(t);
+    }
+  }
+
+  void fill() {
+    std::normal_distribution<float> normal;
+    for (int32_t i = 0; i < shape_.n_cells; ++i) {
+      for (int32_t d = 0; d < shape_.head_dim_k; ++d) set_key(i, d, normal(random_));
+      for (int32_t d = 0; d < shape_.head_dim_v; ++d) set_value(i, d, normal(random_));
+    }
+    const float scale = shape_.sharpness * 1.442695f /
+                        std::sqrt(static_cast<float>(shape_.head_dim_k));
+    for (int32_t row = 0; row < n_rows_; ++row) {
+      for (int32_t d = 0; d < shape_.head_dim_k; ++d) {
+        q_.floats()[row * q_stride_ + d] = normal(random_) * (shape_.cap ? scale / 30 : scale);
+      }
+    }
+    for (int32_t h = 0; h < shape_.group; ++h)
+      slope_.push_back(1.442695f * std::exp2(-8.0f * float(h + 1) / 16));
+  }
+
+  /// NaN and infinity wherever no row looks, and where only some rows look in cells that others see.
+  void poison_hidden() {
+    for (int32_t i = 0; i < shape_.n_cells; ++i) {
+      bool seen = false;
+      for (int32_t row = 0; row < n_rows_; row += shape_.group) seen |= sees(row, i);
+      if (seen && below(60) != 0) continue;
+      // Seen infinities stay out: 2^−200 times infinity is infinite in double and NaN in f32.
+      const float poison = seen || below(1) == 1 ? not_a_number : infinity;
+      if (!seen || below(1) == 1) set_value(i, below(shape_.head_dim_v - 1), poison);
+      if (!seen) set_key(i, below(shape_.head_dim_k - 1), poison);
+    }
+  }
+
+  double score(int32_t row, int32_t index) const {
+    double x = 0;
+    for (int32_t d = 0; d < shape_.head_dim_k; ++d)
+      x += double{q_.floats()[row * q_stride_ + d]} * key(index, d);
+    const double cap = 30.0f * log2_e;
+    if (shape_.cap) x = cap * std::tanh(x);
+    if (shape_.slopes) {
+      const double distance = static_cast<double>(position_[count(index)]) -
+                              token_[count(row / shape_.group)].position;
+      x -= double{slope_[count(row % shape_.group)]} * std::abs(distance);
+    }
+    return x;
+  }
+
+  double row_error(int32_t row) const {
+    std::vector<double> scores;
+    std::vector<int32_t> seen;
+    double max = -infinity, sum = 0;
+    for (int32_t i = 0; i < shape_.n_cells; ++i) {
+      if (!sees(row, i)) continue;
+      seen.push_back(i);
+      scores.push_back(score(row, i));
+      if (scores.back() > max) max = scores.back();
+    }
+    std::vector<double> out(count(shape_.head_dim_v), 0.0);
+    for (size_t i = 0; i < seen.size(); ++i) {
+      const double p = std::exp2(scores[i] - (max == -infinity ? 0 : max));
+      sum += p;
+      for (int32_t d = 0; d < shape_.head_dim_v; ++d) out[count(d)] += p * value(seen[i], d);
+    }
+    const float* o = o_.floats() + row * o_stride_;
+    if (seen.empty()) {
+      bool nothing = max_[count(row)] == -infinity && sum_[count(row)] == 0;
+      for (int32_t d = 0; d < o_stride_; ++d) nothing &= o[d] == 0;
+      return nothing ? 0 : infinity;
+    }
+    double scale = 0, worst = 0;
+    for (const double x : out) {
+      if (std::isfinite(x)) scale = std::max(scale, std::abs(x / sum));
+    }
+    for (int32_t d = 0; d < shape_.head_dim_v; ++d) {
+      worst = std::max(worst, difference(out[count(d)] / sum, double{o[d]} / sum_[count(row)], scale));
+    }
+    const double lse = max_[count(row)] + std::log2(double{sum_[count(row)]});
+    worst = std::max(worst, difference(max + std::log2(sum), lse, 1.0));
+    return worst / std::max(1.0, std::abs(max) /
+                                     8);  // scores are sums in f32: their rounding grows with them
+  }
+
+  static double difference(double expected, double actual, double scale) {
+    if (std::isnan(expected) && std::isnan(actual)) return 0;
+    if (std::isinf(expected) && expected == actual) return 0;
+    const double error = std::abs(expected - actual) / scale;
+    return std::isfinite(error) ? error : infinity;
+  }
+
+  Shape shape_;
+  std::mt19937 random_;
+  int32_t q_stride_, o_stride_, n_rows_, pool_;
+  Guarded k_, v_, q_, o_;
+  std::vector<int32_t> cell_, position_;
+  std::vector<TileToken> token_;
+  std::vector<float> slope_, max_, sum_;
+};
+
+class WideTile : public testing::TestWithParam<int> {
+ protected:
+  void SetUp() override {
+    isa_ = kvc::cpu::runnable_kernels(GetParam());
+    if (isa_ == nullptr) GTEST_SKIP() << "this machine runs fewer instruction sets";
+  }
+
+  void check(const Shape& shape, unsigned seed, double bound = 1e-5) {
+    SCOPED_TRACE(describe(shape, seed, isa_->name));
+    Problem problem(shape, seed);
+    problem.run(*isa_, 0, shape.n_cells);
+    EXPECT_LE(problem.error(), bound);
+    worst_ = std::max(worst_, problem.error());
+  }
+
+  const KernelTable* isa_ = nullptr;
+  double worst_ = 0;
+};
+
+TEST_P(WideTile, AgreesWithDoubleOverRandomShapesAndOptions) {
+  std::mt19937 random(first_seed);
+  const auto below = [&](int32_t n) { return std::uniform_int_distribution<int32_t>(0, n)(random); };
+  constexpr DType types[] = {DType::f32, DType::f16, DType::bf16};
+  constexpr int32_t dims[] = {16,  32,  48,  64,  80,  96,  112, 128,
+                              144, 192, 256, 512, 576, 100, 36,  8};
+  constexpr int32_t groups[] = {1, 2, 3, 4, 5, 7, 8, 12, 16, 64};
+  for (unsigned i = 0; i < 240; ++i) {
+    Shape shape;
+    shape.group = groups[below(9)];
+    shape.tokens = 1 + below(kvc::cpu::tile_rows_max / shape.group - 1);
+    shape.n_cells = 1 + below(below(3) == 0 ? 700 : 150);
+    shape.head_dim_k = dims[below(15)];
+    shape.head_dim_v = below(2) != 0 ? shape.head_dim_k : dims[below(15)];
+    shape.dtype_k = types[below(2)];
+    shape.dtype_v = below(1) == 1 ? shape.dtype_k : types[below(2)];
+    shape.cap = below(3) == 0;
+    shape.slopes = below(3) == 0;
+    shape.visibility = below(3);
+    shape.poison_hidden = below(3) == 0;
+    shape.sharpness = below(3) == 0 ? 4.0f : 1.0f;
+    check(shape, first_seed + i);
+    if (HasFailure()) return;
+  }
+  RecordProperty("worst_error", std::to_string(worst_));
+}
+
+TEST_P(WideTile, TakesEveryNumberOfRows) {
+  for (int32_t tokens = 1; tokens <= 192; tokens += tokens < 64 ? 1 : 7) {
+    Shape shape;
+    shape.tokens = tokens;
+    shape.group = 1;
+    shape.n_cells = 150 + tokens;
+    shape.head_dim_k = shape.head_dim_v = 64;
+    check(shape, first_seed + static_cast<unsigned>(tokens), 4e-6);
+  }
+}
+
+TEST_P(WideTile, CarriesTheSoftmaxOnFromTileToTile) {
+  for (unsigned i = 0; i < 12; ++i) {
+    Shape shape;
+    shape.tokens = 24;
+    shape.n_cells = 400;
+    shape.visibility = static_cast<int>(i % 4);
+    shape.slopes = i % 3 == 0;
+    shape.sharpness = 6.0f;
+    SCOPED_TRACE(describe(shape, first_seed + i, isa_->name));
+    Problem problem(shape, first_seed + i);
+    problem.run(*isa_, 0, 100);
+    problem.run(*isa_, 100, 101);
+    problem.run(*isa_, 101, 390);
+    problem.run(*isa_, 390, 400);
+    EXPECT_LE(problem.error(), 1e-5);
+  }
+}
+
+TEST_P(WideTile, KeepsErrorsSmall) {
+  Shape shape;
+  shape.tokens = 48;
+  shape.n_cells = 1536;
+  check(shape, first_seed, 2e-6);
+  shape.dtype_k = shape.dtype_v = DType::bf16;
+  check(shape, first_seed + 1, 2e-6);
+}
+
+TEST_P(WideTile, WhatIsSeenPropagatesAndWhatIsHiddenDoesNot) {
+  for (const float poison : {not_a_number, infinity, -infinity}) {
+    for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
+      Shape shape;
+      shape.tokens = 40;
+      shape.n_cells = 200;
+      shape.dtype_k = shape.dtype_v = type;
+      SCOPED_TRACE(describe(shape, first_seed, isa_->name) + std::to_string(poison));
+      Problem values(shape, first_seed);
+      for (const int32_t index : {170, 185, 199}) values.set_value(index, index % 128, poison);
+      values.run(*isa_, 0, shape.n_cells);
+      EXPECT_EQ(values.error(), std::min(values.error(), 1e-5));
+      if (poison == poison) continue;  // an infinite key may give either sign of infinity, or NaN
+      Problem keys(shape, first_seed);
+      for (const int32_t index : {175, 199}) keys.set_key(index, index % 128, poison);
+      keys.run(*isa_, 0, shape.n_cells);
+      EXPECT_EQ(keys.error(), std::min(keys.error(), 1e-5));
+    }
+  }
+}
+
+TEST_P(WideTile, ARowThatSawOnlyNanIsNan) {
+  Shape shape;
+  shape.tokens = 16;
+  shape.n_cells = 16;
+  Problem problem(shape, first_seed);
+  problem.set_key(0, 3, not_a_number);
+  problem.run(*isa_, 0, shape.n_cells);
+  EXPECT_LE(problem.error(), 1e-5);
+  EXPECT_TRUE(std::isnan(problem.sum()[0]));
+  EXPECT_NE(problem.max()[0], -infinity);
+}
+
+TEST_P(WideTile, RepeatsItselfBitForBit) {
+  Shape shape;
+  shape.tokens = 37;
+  shape.group = 5;
+  shape.n_cells = 333;
+  shape.slopes = shape.cap = true;
+  Problem one(shape, first_seed), two(shape, first_seed);
+  one.run(*isa_, 0, shape.n_cells);
+  two.run(*isa_, 0, shape.n_cells);
+  EXPECT_EQ(one.sum(), two.sum());
+  EXPECT_EQ(std::memcmp(one.o(), two.o(), one.o_count() * sizeof(float)), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(InstructionSets, WideTile, testing::Range(0, 3), [](const auto& parameter) {
+  const KernelTable* isa = kvc::cpu::runnable_kernels(parameter.param);
+  return std::string(isa == nullptr ? "none" : isa->name) + "_" + std::to_string(parameter.param);
+});
+
+}  // namespace
