@@ -51,7 +51,7 @@ fuzz: ## random operations against the oracle   OPERATIONS=1000000
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	$(call say,fuzz: $(OPERATIONS) random operations per program)
 	@set -e; for program in build/developer/bin/fuzz_*; do \
-	  printf '\n-- %s\n' "$${program##*/}"; KVC_FUZZ_OPERATIONS=$(OPERATIONS) "$$program"; done
+	  printf '\n-- %s\n' "$${program##*/}"; "$$program" --operations $(OPERATIONS); done
 
 bench: ## measure: limits of this machine, then kvc against them   BENCH=… for its options
 	@tools/setup bench
