@@ -34,8 +34,8 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
   const int32_t dk = oracle.cache.head_dim_k;
   const int32_t dv = oracle.cache.head_dim_v;
   const Constants& constants = oracle.constants[static_cast<size_t>(layer)];
-  const double scale =
-      constants.scale != 0 ? constants.scale : 1 / std::sqrt(static_cast<double>(dk));
+  const double scale = constants.scale != 0 ? constants.scale
+                                            : 1 / std::sqrt(static_cast<double>(dk));
   AttentionResult result;
   result.out.resize(static_cast<size_t>(n * n_q_heads * dv));
   for (int32_t t = 0; t < n; ++t) {
@@ -56,11 +56,10 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
           dot += query[d] * keys[i][static_cast<size_t>(kv_head * dk + d)];
         const double* value = values[i].data() + kv_head * dv;
         for (int32_t d = 0; d < dv; ++d) largest = std::max(largest, std::fabs(value[d]));
-        seen.push_back(
-            {dot,
-             std::fabs(static_cast<double>(oracle.pass.position[static_cast<size_t>(t)]) -
-                       tokens[i].position),
-             value});
+        seen.push_back({dot,
+                        std::fabs(static_cast<double>(oracle.pass.position[static_cast<size_t>(t)]) -
+                                  tokens[i].position),
+                        value});
       }
       double* out = result.out.data() + (t * n_q_heads + h) * dv;
       result.lse.push_back(attend_row(constants, h, scale, seen, dv, out));

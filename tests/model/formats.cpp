@@ -63,8 +63,7 @@ double round_to(uint32_t dtype, double value) {
 }
 
 double load(const void* data, uint32_t dtype, int64_t index) {
-  const char* at =
-      static_cast<const char*>(data) + index * static_cast<int64_t>(element_bytes(dtype));
+  const char* at = static_cast<const char*>(data) + index * static_cast<int64_t>(element_bytes(dtype));
   if (dtype == KVC_F32) {
     float value;
     std::memcpy(&value, at, sizeof value);

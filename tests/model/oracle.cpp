@@ -27,8 +27,7 @@ Oracle::Oracle(const kvc_cache_desc& cache_desc, const kvc_causal_desc& causal_d
   }
   if (limited) {
     if (cache.max_sequences > 1) least += 1;
-    const int64_t kept =
-        std::max<int64_t>(causal.memory == 0 ? causal.reach : causal.memory, least);
+    const int64_t kept = std::max<int64_t>(causal.memory == 0 ? causal.reach : causal.memory, least);
     if (kept >= cache.capacity)
       limited = false;
     else
@@ -56,8 +55,7 @@ int64_t Oracle::low(int64_t g) const {
 
 bool Oracle::can_continue(const Sequence& sequence, int32_t g) const {
   if (g == 0) return true;
-  return g <= sequence.next &&
-         (!limited || g <= causal.keep_first || low(g) >= sequence.lost_below);
+  return g <= sequence.next && (!limited || g <= causal.keep_first || low(g) >= sequence.lost_below);
 }
 
 int32_t Oracle::largest_continuation(const Sequence& sequence, int32_t want) const {
@@ -237,11 +235,11 @@ kvc_status Oracle::put(int32_t layer, const std::vector<float>& k, const std::ve
     Content& content = contents[static_cast<size_t>(pass.content[i])];
     content.put[static_cast<size_t>(layer)] = 1;
     for (size_t e = 0; e < k_row; ++e)
-      content.k[static_cast<size_t>(layer) * k_row + e] =
-          static_cast<float>(round_to(cache.dtype_k, k[i * k_row + e]));
+      content.k[static_cast<size_t>(layer) * k_row + e] = static_cast<float>(
+          round_to(cache.dtype_k, k[i * k_row + e]));
     for (size_t e = 0; e < v_row; ++e)
-      content.v[static_cast<size_t>(layer) * v_row + e] =
-          static_cast<float>(round_to(cache.dtype_v, v[i * v_row + e]));
+      content.v[static_cast<size_t>(layer) * v_row + e] = static_cast<float>(
+          round_to(cache.dtype_v, v[i * v_row + e]));
   }
   return KVC_OK;
 }

@@ -97,9 +97,15 @@ class Oracle {
   std::vector<double> key(int32_t layer, const Token& token) const;
   std::vector<double> value(int32_t layer, const Token& token) const;
 
-  /// kvc_get() has rewritten this token's key in the layers that turn: from now on it owes nothing.
-  /// `k` [n_layers, n_kv_heads, head_dim_k] are the rounded keys. Sequences that share the content
-  /// and stand elsewhere keep the old one.
+  /// kvc_get() rewrites the keys that owe a rotation and that some token of the batch sees; a cell
+  /// that somebody else holds too, out of sight or not, is copied first. Its status, then which keys.
+  kvc_status get(int32_t layer) const;
+  struct Debt {
+    int32_t sequence, position;
+  };
+  std::vector<Debt> debts() const;
+  /// One of them has been rewritten: it owes nothing from now on. `k` [n_layers, n_kv_heads,
+  /// head_dim_k] are the rounded keys. It stays so when the pass is aborted.
   void pay(int32_t sequence, int32_t position, const std::vector<float>& k);
 
   kvc_cache_desc cache;

@@ -1,4 +1,6 @@
 #include <cmath>
+#include <map>
+#include <set>
 
 #include "oracle.hpp"
 
@@ -18,8 +20,8 @@ void turn(const Rope& rope, double positions, double* vector) {
 
 std::vector<double> Oracle::key(int32_t layer, const Token& token) const {
   const auto row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_k);
-  const float* stored =
-      contents[static_cast<size_t>(token.content)].k.data() + static_cast<size_t>(layer) * row;
+  const float* stored = contents[static_cast<size_t>(token.content)].k.data() +
+                        static_cast<size_t>(layer) * row;
   std::vector<double> result(stored, stored + row);
   if (const int32_t offset = owed(token); offset != 0)
     for (int32_t head = 0; head < cache.n_kv_heads; ++head)
@@ -29,9 +31,38 @@ std::vector<double> Oracle::key(int32_t layer, const Token& token) const {
 
 std::vector<double> Oracle::value(int32_t layer, const Token& token) const {
   const auto row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_v);
-  const float* stored =
-      contents[static_cast<size_t>(token.content)].v.data() + static_cast<size_t>(layer) * row;
+  const float* stored = contents[static_cast<size_t>(token.content)].v.data() +
+                        static_cast<size_t>(layer) * row;
   return std::vector<double>(stored, stored + row);
+}
+
+std::vector<Oracle::Debt> Oracle::debts() const {
+  std::vector<Debt> result;
+  for (int32_t s = 0; s < cache.max_sequences; ++s)
+    for (const Token& token : sequences[static_cast<size_t>(s)].tokens) {
+      bool seen = false;
+      for (size_t i = 0; i < pass.position.size(); ++i)
+        seen = seen || (pass.sequence[i] == s && sees(static_cast<int32_t>(i), token.position));
+      if (seen && owed(token) != 0) result.push_back({s, token.position});
+    }
+  return result;
+}
+
+kvc_status Oracle::get(int32_t layer) const {
+  if (const kvc_status status = needs_put(layer); status != KVC_OK || pass.reserve) return status;
+  std::map<int32_t, std::set<int32_t>> holders;  // of each content, those out of sight included
+  for (int32_t s = 0; s < cache.max_sequences; ++s)
+    for (const std::vector<Sequence>* lists : {&sequences, &pass.before})
+      for (const Token& token : (*lists)[static_cast<size_t>(s)].tokens)
+        holders[token.content].insert(s);
+  int64_t free = pool_ - static_cast<int64_t>(holders.size());
+  for (const Debt& debt : debts())
+    for (const Token& token : sequences[static_cast<size_t>(debt.sequence)].tokens)
+      if (token.position == debt.position && holders[token.content].size() > 1) {
+        holders[token.content].erase(debt.sequence);
+        --free;
+      }
+  return free < 0 ? KVC_E_CACHE_FULL : KVC_OK;
 }
 
 void Oracle::pay(int32_t s, int32_t position, const std::vector<float>& k) {

@@ -17,9 +17,7 @@ inline std::string last_message() {
   return text.data();
 }
 
-inline std::string name(kvc_status status) {
-  return kvc_status_name(status);
-}
+inline std::string name(kvc_status status) { return kvc_status_name(status); }
 
 class Device {
  public:

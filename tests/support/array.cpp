@@ -43,8 +43,7 @@ void Array::lay_out(const std::vector<int64_t>& strides, int64_t elements, uint6
 }
 
 int64_t Array::count() const {
-  return std::accumulate(tensor_.shape, tensor_.shape + tensor_.ndim, int64_t{1},
-                         std::multiplies<>());
+  return std::accumulate(tensor_.shape, tensor_.shape + tensor_.ndim, int64_t{1}, std::multiplies<>());
 }
 
 int64_t Array::offset_of(int64_t index) const {

@@ -23,11 +23,10 @@ class AbiPlayer final : public Player {
   }
   ~AbiPlayer() override { EXPECT_EQ(kvc_check(cache_), KVC_OK) << support::last_message(); }
 
-  kvc_status begin(const Numbers& position, const Numbers& sequence,
-                   const Numbers& value) override {
+  kvc_status begin(const Numbers& position, const Numbers& sequence, const Numbers& value) override {
     const auto n = static_cast<int32_t>(position.size());
-    const kvc_status status =
-        kvc_begin(cache_, n, position.data(), sequence.data(), nullptr, 0, nullptr);
+    const kvc_status status = kvc_begin(cache_, n, position.data(), sequence.data(), nullptr, 0,
+                                        nullptr);
     if (status != KVC_OK) return status;
     sequence_ = sequence;
     const auto dv = static_cast<size_t>(script_.cache.head_dim_v);
@@ -43,8 +42,7 @@ class AbiPlayer final : public Player {
     return status;
   }
   kvc_status fits(const Numbers& position, const Numbers& sequence) override {
-    return kvc_fits(cache_, static_cast<int32_t>(position.size()), position.data(),
-                    sequence.data());
+    return kvc_fits(cache_, static_cast<int32_t>(position.size()), position.data(), sequence.data());
   }
   kvc_status set_causal(const Numbers& except) override {
     return kvc_set_causal(cache_, static_cast<int32_t>(except.size()), except.data());
@@ -84,13 +82,13 @@ class AbiPlayer final : public Player {
     Held result;
     for (size_t i = 0; i < places.size(); ++i) {
       const auto row = v.begin() + static_cast<ptrdiff_t>(i * dv);
-      const auto value =
-          static_cast<int32_t>(std::find(row, row + static_cast<ptrdiff_t>(dv), 1.0f) - row);
+      const auto value = static_cast<int32_t>(
+          std::find(row, row + static_cast<ptrdiff_t>(dv), 1.0f) - row);
       result.insert({places[i].position, value});
       // The key was four times value + 1; a turn keeps its length.
       const float* key = k.data() + i * 4;
-      const double length =
-          std::sqrt(key[0] * key[0] + key[1] * key[1] + key[2] * key[2] + key[3] * key[3]);
+      const double length = std::sqrt(key[0] * key[0] + key[1] * key[1] + key[2] * key[2] +
+                                      key[3] * key[3]);
       EXPECT_NEAR(length, 2.0 * (value + 1), 1e-4 * (value + 1));
     }
     return result;

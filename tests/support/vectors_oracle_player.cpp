@@ -12,8 +12,7 @@ class OraclePlayer final : public Player {
       if (script.rope) rope = {4, false, {1.0, 0.01}};
   }
 
-  kvc_status begin(const Numbers& position, const Numbers& sequence,
-                   const Numbers& value) override {
+  kvc_status begin(const Numbers& position, const Numbers& sequence, const Numbers& value) override {
     const auto n = static_cast<int32_t>(position.size());
     const kvc_status status = oracle_.begin(n, position.data(), sequence.data(), nullptr, 0);
     if (status != KVC_OK) return status;
@@ -32,8 +31,7 @@ class OraclePlayer final : public Player {
   }
   kvc_status commit() override { return oracle_.commit(); }
   kvc_status commit_prefix(const Numbers& sequence, const Numbers& keep) override {
-    return oracle_.commit_prefix(static_cast<int32_t>(sequence.size()), sequence.data(),
-                                 keep.data());
+    return oracle_.commit_prefix(static_cast<int32_t>(sequence.size()), sequence.data(), keep.data());
   }
   kvc_status abort() override { return oracle_.abort(); }
   kvc_status can_resume(int32_t sequence, int32_t want, int32_t* best) override {

@@ -24,8 +24,7 @@ class Player {
  public:
   virtual ~Player() = default;
   /// Begins and, when that succeeds, puts every layer.
-  virtual kvc_status begin(const Numbers& position, const Numbers& sequence,
-                           const Numbers& value) = 0;
+  virtual kvc_status begin(const Numbers& position, const Numbers& sequence, const Numbers& value) = 0;
   virtual kvc_status fits(const Numbers& position, const Numbers& sequence) = 0;
   virtual kvc_status set_causal(const Numbers& except) = 0;
   virtual kvc_status commit() = 0;

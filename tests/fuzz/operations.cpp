@@ -1,0 +1,119 @@
+// Random operations on a cache and on the oracle, everything compared after each. docs/TESTING.md
+// says what; support/fuzz_world.hpp is where to begin reading.
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <iostream>
+#include <random>
+#include <string>
+
+#include "support/fuzz_world.hpp"
+
+namespace {
+
+constexpr int32_t operations_per_episode = 500;
+constexpr uint64_t least_of_a_million = 1000;  // each number of the table, in a million operations
+
+struct Options {
+  uint64_t operations = 1000000;
+  uint64_t seed = 0;
+  std::string setup;     // empty: all
+  int64_t episode = -1;  // only this one
+};
+
+[[noreturn]] void usage(const char* problem) {
+  std::cerr << problem << "\nusage: operations [--operations N] [--seed S] [--setup NAME]"
+            << " [--episode E]\nset-ups:";
+  for (const std::string& name : fuzz::setup_names()) std::cerr << ' ' << name;
+  std::cerr << '\n';
+  std::exit(2);
+}
+
+uint64_t number(const char* text) {
+  char* end = nullptr;
+  const uint64_t value = std::strtoull(text, &end, 10);
+  if (*text == '\0' || *end != '\0') usage("not a number");
+  return value;
+}
+
+Options parse(int argc, char** argv) {
+  Options options;
+  std::random_device entropy;
+  options.seed = entropy();
+  if (const char* operations = std::getenv("KVC_FUZZ_OPERATIONS"))
+    options.operations = number(operations);
+  if (const char* seed = std::getenv("KVC_FUZZ_SEED")) options.seed = number(seed);
+  for (int i = 1; i < argc; i += 2) {
+    const std::string option = argv[i];
+    if (i + 1 == argc) usage("an option without its value");
+    if (option == "--operations")
+      options.operations = number(argv[i + 1]);
+    else if (option == "--seed")
+      options.seed = number(argv[i + 1]);
+    else if (option == "--setup")
+      options.setup = argv[i + 1];
+    else if (option == "--episode")
+      options.episode = static_cast<int64_t>(number(argv[i + 1]));
+    else
+      usage("unknown option");
+  }
+  return options;
+}
+
+/// One cache and its operations: a function of the run's seed and its number alone.
+bool run_episode(const Options& options, uint64_t episode, kvc_device* device,
+                 fuzz::Coverage& coverage) {
+  support::Random random(support::derived_seed(options.seed, episode));
+  const std::vector<std::string>& names = fuzz::setup_names();
+  const std::string setup_name = options.setup.empty() ? names[episode % names.size()]
+                                                       : options.setup;
+  const fuzz::Setup setup = fuzz::draw_setup(setup_name, random);
+  std::string history = setup.describe() + "\n";
+  try {
+    fuzz::World world(device, setup, random.bits(), coverage);
+    try {
+      const uint64_t until = coverage.operations + operations_per_episode;
+      while (coverage.operations < until) world.step();
+      world.finish();
+    } catch (const fuzz::Difference&) {
+      history = world.history();
+      throw;
+    }
+  } catch (const fuzz::Difference& difference) {
+    std::cerr << "\nDIFFERENCE: " << difference.what() << "\n"
+              << history << "repeat: operations --seed " << options.seed << " --episode " << episode;
+    if (!options.setup.empty()) std::cerr << " --setup " << options.setup;
+    std::cerr << std::endl;
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  std::cout << "seed " << options.seed << ", " << options.operations << " operations" << std::endl;
+  fuzz::Coverage coverage;
+  const support::Device alone(1), helped(2);
+  if (alone.status != KVC_OK || helped.status != KVC_OK) usage("no cpu device");
+  if (options.episode >= 0)
+    return !run_episode(options, static_cast<uint64_t>(options.episode), alone, coverage);
+  uint64_t reported = 0;
+  for (uint64_t episode = 0; coverage.operations < options.operations; ++episode) {
+    if (!run_episode(options, episode, episode % 8 == 7 ? helped : alone, coverage)) return 1;
+    if (coverage.operations - reported >= 250000) {
+      reported = coverage.operations;
+      std::cout << reported << " operations" << std::endl;
+    }
+  }
+  coverage.print(std::cout);
+  if (!options.setup.empty()) return 0;  // one set-up cannot meet everything
+  const uint64_t wanted = std::min(least_of_a_million,
+                                   options.operations * least_of_a_million / 1000000);
+  std::cout << "smallest number of the table: " << coverage.least() << ", wanted " << wanted
+            << std::endl;
+  return coverage.least() < wanted || coverage.rebuilt == 0 || coverage.poisonings == 0;
+}

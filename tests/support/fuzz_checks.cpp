@@ -1,0 +1,150 @@
+#include <algorithm>
+#include <map>
+
+#include "fuzz_world.hpp"
+
+/// What is compared after every operation.
+namespace fuzz {
+
+void World::compare_all() {
+  if (kvc_check(cache_) != KVC_OK) differ("check: " + support::last_message());
+  compare_sequences();
+  compare_places();
+  compare_stats();
+  compare_digest(!state_may_change_);
+  const Circumstances met = circumstances({});
+  for (const Op op : {Op::check, Op::sequence_query, Op::runs, Op::stats, Op::digest})
+    coverage_.record(op, true, met);
+  gather(random_.below(setup_.cache.n_layers), random_.below(setup_.cache.max_sequences));
+}
+
+void World::compare_sequences() {
+  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
+    kvc_sequence_info info{};
+    info.struct_size = sizeof info;
+    if (kvc_sequence_query(cache_, s, &info) != KVC_OK)
+      differ("sequence_query: " + support::last_message());
+    const model::Info wanted = oracle_.info(s);
+    const std::string of = " of sequence " + std::to_string(s);
+    expect_equal(info.next, wanted.next, ("next" + of).c_str());
+    expect_equal(info.count, wanted.count, ("count" + of).c_str());
+    expect_equal(info.first, wanted.first, ("first" + of).c_str());
+    expect_equal(info.lost_below, wanted.lost_below, ("lost_below" + of).c_str());
+    expect_equal(info.room, wanted.room, ("room" + of).c_str());
+    expect_equal(info.flags, 0, "flags");
+  }
+}
+
+/// Runs name the oracle's positions and debts, are the fewest, and two tokens share a cell exactly
+/// where they share a content.
+void World::compare_places() {
+  places_.assign(static_cast<size_t>(setup_.cache.max_sequences), {});
+  std::map<int32_t, int32_t> content_of, cell_of;
+  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
+    const std::vector<kvc_run> runs = support::runs(cache_, s);
+    std::vector<support::Place>& places = places_[static_cast<size_t>(s)];
+    for (size_t r = 0; r < runs.size(); ++r) {
+      const kvc_run& run = runs[r];
+      const kvc_run* before = r > 0 ? &runs[r - 1] : nullptr;
+      if (before && before->cell + before->length == run.cell && before->offset == run.offset &&
+          before->position + before->length == run.position)
+        differ("two runs of sequence " + std::to_string(s) + " could be one");
+      if (run.length < 1) differ("an empty run");
+      for (int32_t i = 0; i < run.length; ++i)
+        places.push_back({run.cell + i, run.position + i, run.offset});
+    }
+    const auto& tokens = oracle_.sequences[static_cast<size_t>(s)].tokens;
+    expect_equal(static_cast<int64_t>(places.size()), static_cast<int64_t>(tokens.size()),
+                 "tokens in runs");
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      expect_equal(places[i].position, tokens[i].position, "position in a run");
+      expect_equal(places[i].offset, oracle_.owed(tokens[i]), "offset of a run");
+      if (places[i].cell < 0 || places[i].cell >= oracle_.pool()) differ("a cell beyond the pool");
+      const auto content = content_of.insert({places[i].cell, tokens[i].content}).first;
+      const auto cell = cell_of.insert({tokens[i].content, places[i].cell}).first;
+      if (content->second != tokens[i].content) differ("two tokens lie in one cell");
+      if (cell->second != places[i].cell) differ("a shared token was copied to another cell");
+    }
+  }
+}
+
+void World::compare_stats() {
+  kvc_stats stats{};
+  stats.struct_size = sizeof stats;
+  if (kvc_cache_stats(cache_, &stats) != KVC_OK) differ("stats: " + support::last_message());
+  expect_equal(static_cast<int64_t>(stats.cells), oracle_.pool(), "stats.cells");
+  expect_equal(static_cast<int64_t>(stats.cells_used), oracle_.used(), "stats.cells_used");
+  expect_equal(static_cast<int64_t>(stats.cells_shared), oracle_.shared(), "stats.cells_shared");
+  const bool reserve = oracle_.pass_open && oracle_.pass.reserve;
+  const int64_t state = reserve             ? KVC_STATE_RESERVE
+                        : oracle_.pass_open ? KVC_STATE_PASS
+                                            : KVC_STATE_IDLE;
+  expect_equal(stats.state, state, "stats.state");
+  if (!oracle_.pass_open)
+    expect_equal(static_cast<int64_t>(stats.passes), static_cast<int64_t>(oracle_.passes),
+                 "stats.passes");
+}
+
+void World::compare_digest(bool must_stay) {
+  support::Digest now{};
+  if (kvc_state_digest(cache_, now.data()) != KVC_OK) differ("digest: " + support::last_message());
+  if (must_stay && now != last_digest_) differ("the digest changed");
+  last_digest_ = now;
+  const std::string wrong = ledger_.enter(oracle_, now);
+  if (!wrong.empty()) differ("digest: " + wrong);
+}
+
+void World::gather(int32_t layer, int32_t sequence) {
+  const auto n = static_cast<int64_t>(oracle_.sequences[static_cast<size_t>(sequence)].tokens.size());
+  support::Array k(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
+  support::Array v(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
+  if (kvc_gather(cache_, layer, sequence, k.tensor(), v.tensor()) != KVC_OK)
+    differ("gather: " + support::last_message());
+  compare_gathered(layer, sequence, &k, &v, false);
+}
+
+void World::finish() {
+  for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
+    for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) gather(layer, s);
+  if (!oracle_.pass_open) compare_rebuilt();
+}
+
+/// The same state put together in another cache, sequences in the opposite order: other cells, the
+/// same digest. Only states that puts alone can reach.
+void World::compare_rebuilt() {
+  for (const model::Sequence& sequence : oracle_.sequences) {
+    if (sequence.lost_below > 0) return;
+    const int32_t end = sequence.tokens.empty() ? 0 : sequence.tokens.back().position + 1;
+    if (sequence.next != end) return;
+    for (const model::Token& token : sequence.tokens)
+      if (oracle_.owed(token) != 0) return;
+  }
+  kvc_cache_desc desc = setup_.cache;
+  desc.cells = 0;
+  support::Cache other(device_, desc, &setup_.causal);
+  if (other.status != KVC_OK || setup_.bind_rope(other) != KVC_OK)
+    differ("the second cache failed");
+  for (int32_t s = setup_.cache.max_sequences; s-- > 0;) {
+    for (const model::Token& token : oracle_.sequences[static_cast<size_t>(s)].tokens) {
+      if (kvc_begin(other, 1, &token.position, &s, nullptr, 0, nullptr) != KVC_OK)
+        differ("the second cache: " + support::last_message());
+      for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
+        support::Array k(KVC_F32, {1, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
+        support::Array v(KVC_F32, {1, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
+        const std::vector<double> key = oracle_.key(layer, token);
+        const std::vector<double> value = oracle_.value(layer, token);
+        for (size_t e = 0; e < key.size(); ++e) k.set(static_cast<int64_t>(e), key[e]);
+        for (size_t e = 0; e < value.size(); ++e) v.set(static_cast<int64_t>(e), value[e]);
+        kvc_put(other, layer, k.tensor(), v.tensor());
+      }
+      kvc_commit(other);
+    }
+  }
+  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s)
+    if (support::sequence_info(other, s).lost_below > 0) return;  // it slides when put one by one
+  if (support::digest(other) != last_digest_)
+    differ("the same state in other cells has another digest");
+  ++coverage_.rebuilt;
+}
+
+}  // namespace fuzz

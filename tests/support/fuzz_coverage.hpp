@@ -1,0 +1,66 @@
+#pragma once
+#include <array>
+#include <cstdint>
+#include <iosfwd>
+
+namespace fuzz {
+
+enum class Op {
+  begin,
+  begin_reserve,
+  fits,
+  put,
+  attention,
+  put_attention,
+  get,
+  mask,
+  gather,
+  set_causal,
+  commit,
+  commit_prefix,
+  abort,
+  can_resume,
+  resume,
+  copy_prefix,
+  reorder,
+  remove_tail,
+  remove_middle,
+  runs,
+  sequence_query,
+  stats,
+  digest,
+  check,
+  bind_attention,
+  count
+};
+
+const char* name(Op op);
+
+/// What an operation met when it was called: in the sequences that it names, or, when it names
+/// none, in any.
+struct Circumstances {
+  bool shared = false;  // a cell that another sequence holds too
+  bool slid = false;    // tokens that have slid out of the window
+  bool full = false;    // no free cell, or the call answered CACHE_FULL
+  bool open = false;    // a pass
+};
+
+/// How often each operation succeeded, and what it met.
+class Coverage {
+ public:
+  void record(Op op, bool succeeded, const Circumstances& met);
+  void print(std::ostream& out) const;
+  /// The smallest number of the table.
+  uint64_t least() const;
+  uint64_t operations = 0;     // performed
+  uint64_t rows_compared = 0;  // attention rows that were compared with double
+  uint64_t rows_wild = 0;      // left out: they see a key or value too large to compare
+  uint64_t rebuilt = 0;        // states built a second time in other cells: equal digests
+  uint64_t poisonings = 0;     // free cells filled with NaN
+
+ private:
+  static constexpr size_t columns = 5;
+  std::array<std::array<uint64_t, columns>, static_cast<size_t>(Op::count)> table_{};
+};
+
+}  // namespace fuzz

@@ -1,0 +1,237 @@
+#include <algorithm>
+#include <cmath>
+
+#include "fuzz_world.hpp"
+#include "model/attention.hpp"
+
+/// attention, mask and gather, and what they are compared with.
+namespace fuzz {
+
+namespace {
+
+constexpr double too_large = 50;  // beyond it a logit's f32 rounding alone outgrows the tolerance
+
+uint32_t some_dtype(support::Random& random) {
+  return random.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BF16});
+}
+
+}  // namespace
+
+bool World::is_wild(int32_t layer, const std::vector<model::Token>& tokens) const {
+  const auto wild = [](double value) { return !(std::fabs(value) <= too_large); };
+  for (const model::Token& token : tokens) {
+    const std::vector<double> k = oracle_.key(layer, token), v = oracle_.value(layer, token);
+    if (std::any_of(k.begin(), k.end(), wild) || std::any_of(v.begin(), v.end(), wild)) return true;
+  }
+  return false;
+}
+
+void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vector<double>& q,
+                              const support::Array& out, const support::Array* lse) {
+  if (!out.gaps_intact() || (lse && !lse->gaps_intact()))
+    differ("attention wrote beside its output");
+  const model::AttentionResult expected = model::attend(oracle_, layer, n_q_heads, q);
+  const int64_t dv = oracle_.cache.head_dim_v;
+  for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
+    if (is_wild(layer, oracle_.visible(t))) {
+      ++coverage_.rows_wild;
+      continue;
+    }
+    ++coverage_.rows_compared;
+    for (int32_t h = 0; h < n_q_heads; ++h) {
+      const int64_t row = t * n_q_heads + h;
+      const double largest = expected.largest[static_cast<size_t>(row)];
+      for (int64_t d = 0; d < dv; ++d) {
+        const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
+        const double got = out.get(row * dv + d);
+        const double tolerance = 4e-5 * largest +
+                                 0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
+        if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
+          differ("attention of batch token " + std::to_string(t) + " head " + std::to_string(h) +
+                 " dimension " + std::to_string(d) + " is " + std::to_string(got) + ", expected " +
+                 std::to_string(wanted));
+      }
+      const double sum = expected.lse[static_cast<size_t>(row)];
+      if (lse && !(std::fabs(lse->get(row) - sum) <= 4e-5 * std::max(1.0, std::fabs(sum))))
+        differ("log-sum-exp is " + std::to_string(lse->get(row)) + ", expected " +
+               std::to_string(sum));
+    }
+  }
+}
+
+void World::attention() {
+  const Numbers layers = put_layers();
+  int32_t layer = some_layer();
+  if (!layers.empty() && !random_.chance(0.05))
+    layer = layers[static_cast<size_t>(random_.below(static_cast<int32_t>(layers.size())))];
+  const bool exists = layer >= 0 && layer < setup_.cache.n_layers;
+  const int32_t heads = exists ? q_heads(layer) : setup_.cache.n_kv_heads;
+  const int64_t n = oracle_.pass_open ? oracle_.pass.n_tokens : 1;
+  support::Array q(some_dtype(random_), {n, heads, oracle_.cache.head_dim_k}, random_);
+  support::Array out(some_dtype(random_), {n, heads, oracle_.cache.head_dim_v}, random_);
+  support::Array lse(KVC_F32, {n, heads}, random_);
+  q.fill(random_);
+  const bool with_lse = random_.chance(0.5);
+  Call made = call(Op::attention, oracle_.pass.sequence, "layer " + std::to_string(layer));
+  state_may_change_ = false;
+  const kvc_status expected = oracle_.needs_put(layer);
+  const kvc_status status = kvc_attention(cache_, layer, q.tensor(), out.tensor(),
+                                          with_lse ? lse.tensor() : nullptr);
+  if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
+    compare_attention(layer, heads, q.doubles(), out, with_lse ? &lse : nullptr);
+  judge(made, status, expected);
+}
+
+void World::put_attention() {
+  const int32_t layer = some_layer();
+  const bool exists = layer >= 0 && layer < setup_.cache.n_layers;
+  const int32_t heads = exists ? q_heads(layer) : setup_.cache.n_kv_heads;
+  const int64_t n = oracle_.pass_open ? oracle_.pass.n_tokens : 1;
+  const int64_t kv = setup_.cache.n_kv_heads;
+  support::Array k(some_dtype(random_), {n, kv, oracle_.cache.head_dim_k}, random_);
+  support::Array v(some_dtype(random_), {n, kv, oracle_.cache.head_dim_v}, random_);
+  support::Array q(some_dtype(random_), {n, heads, oracle_.cache.head_dim_k}, random_);
+  support::Array out(some_dtype(random_), {n, heads, oracle_.cache.head_dim_v}, random_);
+  fill_values(k);
+  fill_values(v);
+  q.fill(random_);
+  Call made = call(Op::put_attention, oracle_.pass.sequence, "layer " + std::to_string(layer));
+  const kvc_status expected = oracle_.put(layer, k.floats(), v.floats());
+  const kvc_status status = kvc_put_attention(cache_, layer, k.tensor(), v.tensor(), q.tensor(),
+                                              out.tensor(), nullptr);
+  if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
+    compare_attention(layer, heads, q.doubles(), out, nullptr);
+  judge(made, status, expected);
+}
+
+// ---- Mask --------------------------------------------------------------------------------------
+
+/// Per token of the batch the cells that it must see. places_ runs parallel to the oracle's lists.
+std::vector<std::vector<int32_t>> World::visible_cells() const {
+  std::vector<std::vector<int32_t>> cells;
+  for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
+    cells.emplace_back();
+    const int32_t sequence = oracle_.pass.sequence[static_cast<size_t>(t)];
+    for (const support::Place& place : places_[static_cast<size_t>(sequence)])
+      if (oracle_.sees(t, place.position)) cells.back().push_back(place.cell);
+  }
+  return cells;
+}
+
+int32_t World::first_column(const std::vector<std::vector<int32_t>>& cells) const {
+  int32_t lowest = INT32_MAX;
+  for (const std::vector<int32_t>& row : cells)
+    for (const int32_t cell : row) lowest = std::min(lowest, cell);
+  const int32_t padding = std::max(1, setup_.causal.cell_padding);
+  return lowest / padding * padding;
+}
+
+void World::compare_mask(const support::Array& mask,
+                         const std::vector<std::vector<int32_t>>& cells) const {
+  if (!mask.gaps_intact()) differ("mask wrote beside its output");
+  const int64_t history = mask.tensor()->shape[1];
+  const int32_t first = first_column(cells);
+  const int32_t padding = std::max(1, setup_.causal.cell_padding);
+  int32_t highest = -1;
+  for (size_t t = 0; t < cells.size(); ++t) {
+    std::vector<char> seen(static_cast<size_t>(history), 0);
+    for (const int32_t cell : cells[t]) {
+      highest = std::max(highest, cell);
+      if (cell - first >= history) differ("the history ends before a cell that is seen");
+      seen[static_cast<size_t>(cell - first)] = 1;
+    }
+    for (int64_t column = 0; column < history; ++column) {
+      const double value = mask.get(static_cast<int64_t>(t) * history + column);
+      if (value != (seen[static_cast<size_t>(column)] ? 0.0 : -HUGE_VAL))
+        differ("mask of batch token " + std::to_string(t) + " column " + std::to_string(column) +
+               " is " + std::to_string(value));
+    }
+  }
+  expect_equal(history, (highest / padding + 1) * padding - first, "history");
+}
+
+void World::mask() {
+  Call made = call(Op::mask, oracle_.pass.sequence, "");
+  state_may_change_ = false;
+  const kvc_status expected = oracle_.needs_pass();
+  kvc_tensor size{};
+  kvc_status status = kvc_mask(cache_, &size);
+  if (status == KVC_OK && expected == KVC_OK) {
+    const uint32_t proposed = setup_.causal.mask_dtype == 0 ? uint32_t{KVC_F32}
+                                                            : setup_.causal.mask_dtype;
+    expect_equal(size.dtype, proposed, "proposed mask dtype");
+    expect_equal(size.ndim, 2, "mask dimensions");
+    expect_equal(size.shape[0], oracle_.pass.n_tokens, "mask rows");
+    const uint32_t dtype = random_.pick<uint32_t>({KVC_F32, KVC_F16});
+    support::Array mask(dtype, {size.shape[0], size.shape[1]}, random_);
+    mask.fill(3);
+    status = kvc_mask(cache_, mask.tensor());
+    if (status == KVC_OK && !oracle_.pass.reserve) compare_mask(mask, visible_cells());
+  }
+  judge(made, status, expected);
+}
+
+// ---- Gather ------------------------------------------------------------------------------------
+
+void World::gather() {
+  const int32_t sequence = some_sequence();
+  const int32_t layer = some_layer();
+  const bool exists = sequence >= 0 && sequence < setup_.cache.max_sequences && layer >= 0 &&
+                      layer < setup_.cache.n_layers;
+  Call made = call(Op::gather, {sequence},
+                   "layer " + std::to_string(layer) + " sequence " + std::to_string(sequence));
+  state_may_change_ = false;
+  const size_t held = exists ? oracle_.sequences[static_cast<size_t>(sequence)].tokens.size() : 1;
+  const auto n = static_cast<int64_t>(held);
+  const int64_t heads = setup_.cache.n_kv_heads;
+  const int64_t dv = oracle_.cache.head_dim_v;
+  const bool transposed = random_.chance(0.3);
+  support::Array k(some_dtype(random_), {n, heads, oracle_.cache.head_dim_k}, random_);
+  support::Array v = transposed ? support::Array(some_dtype(random_), {heads, dv, n}, random_)
+                                : support::Array(some_dtype(random_), {n, heads, dv}, random_);
+  if (transposed) v.tensor()->flags = KVC_TENSOR_TRANSPOSED;
+  const bool with_k = random_.chance(0.9), with_v = random_.chance(0.9);
+  const kvc_status status = kvc_gather(cache_, layer, sequence, with_k ? k.tensor() : nullptr,
+                                       with_v ? v.tensor() : nullptr);
+  if (status == KVC_OK && exists)
+    compare_gathered(layer, sequence, with_k ? &k : nullptr, with_v ? &v : nullptr, transposed);
+  judge(made, status, exists ? KVC_OK : KVC_E_INVALID_ARGUMENT);
+}
+
+void World::compare_gathered(int32_t layer, int32_t sequence, const support::Array* k,
+                             const support::Array* v, bool transposed) const {
+  const std::vector<model::Token>& tokens = oracle_.sequences[static_cast<size_t>(sequence)].tokens;
+  const int64_t n = static_cast<int64_t>(tokens.size());
+  const int64_t k_row = setup_.cache.n_kv_heads * oracle_.cache.head_dim_k;
+  const int64_t v_row = setup_.cache.n_kv_heads * oracle_.cache.head_dim_v;
+  if ((k && !k->gaps_intact()) || (v && !v->gaps_intact()))
+    differ("gather wrote beside its output");
+  const auto wrong = [&](const char* what, int64_t i, double got, double wanted) {
+    differ(std::string("gather: ") + what + " of layer " + std::to_string(layer) + " sequence " +
+           std::to_string(sequence) + " position " +
+           std::to_string(tokens[static_cast<size_t>(i)].position) + " is " + std::to_string(got) +
+           ", expected " + std::to_string(wanted));
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    const model::Token& token = tokens[static_cast<size_t>(i)];
+    const bool turned = oracle_.owed(token) != 0 &&
+                        oracle_.rope[static_cast<size_t>(layer)].n_dims > 0;
+    const std::vector<double> key = oracle_.key(layer, token), value = oracle_.value(layer, token);
+    for (int64_t e = 0; k && e < k_row; ++e) {
+      const double wanted = key[static_cast<size_t>(e)], got = k->get(i * k_row + e);
+      const double exact = model::round_to(k->tensor()->dtype, wanted);
+      const double slack = turned ? 2e-6 * (1 + std::fabs(wanted)) +
+                                        1.01 * model::spacing(k->tensor()->dtype, wanted)
+                                  : 0;
+      const bool wild = turned && !(std::fabs(wanted) <= too_large);
+      if (!wild && got != exact && !(std::fabs(got - exact) <= slack)) wrong("key", i, got, exact);
+    }
+    for (int64_t e = 0; v && e < v_row; ++e) {
+      const double got = v->get(transposed ? e * n + i : i * v_row + e);
+      const double exact = model::round_to(v->tensor()->dtype, value[static_cast<size_t>(e)]);
+      if (got != exact) wrong("value", i, got, exact);
+    }
+  }
+}
+
+}  // namespace fuzz

@@ -1,0 +1,92 @@
+#include "fuzz_state.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <set>
+
+namespace fuzz {
+namespace {
+
+/// Folds a word in. Two lanes of multiply and rotate: no secret, only no accident.
+void fold(Hash& hash, uint64_t word) {
+  hash.first = std::rotl((hash.first ^ word) * 0x9e3779b97f4a7c15ull, 29);
+  hash.second = std::rotl((hash.second + word) * 0xc2b2ae3d27d4eb4full, 31) ^ word;
+}
+
+void fold(Hash& hash, const Hash& other) {
+  fold(hash, other.first);
+  fold(hash, other.second);
+}
+
+}  // namespace
+
+Hash DigestLedger::content_hash(const model::Oracle& oracle, int32_t index) {
+  const auto at = static_cast<size_t>(index);
+  if (at < contents_.size() && contents_[at] != Hash()) return contents_[at];
+  const model::Content& content = oracle.contents[at];
+  Hash hash{1, 2};
+  bool final = true;
+  const size_t k_row = content.k.size() / content.put.size();
+  const size_t v_row = content.v.size() / content.put.size();
+  for (size_t layer = 0; layer < content.put.size(); ++layer) {
+    fold(hash, static_cast<uint64_t>(content.put[layer]));
+    final = final && content.put[layer];
+    if (!content.put[layer]) continue;
+    for (size_t i = 0; i < k_row; ++i)
+      fold(hash, std::bit_cast<uint32_t>(content.k[layer * k_row + i]));
+    for (size_t i = 0; i < v_row; ++i)
+      fold(hash, std::bit_cast<uint32_t>(content.v[layer * v_row + i]));
+  }
+  // Tokens of an open pass may be put again.
+  if (final && (!oracle.pass_open || oracle.pass.content.empty() || index < oracle.pass.content[0])) {
+    contents_.resize(std::max(contents_.size(), at + 1));
+    contents_[at] = hash;
+  }
+  return hash;
+}
+
+StateHashes DigestLedger::hashes(const model::Oracle& oracle) {
+  StateHashes result{{3, 4}, {5, 6}};
+  const auto both = [&](uint64_t word) {
+    fold(result.fine, word);
+    fold(result.coarse, word);
+  };
+  for (const model::Sequence& sequence : oracle.sequences) {
+    both(static_cast<uint64_t>(sequence.next));
+    both(static_cast<uint64_t>(sequence.lost_below));
+    for (const model::Token& token : sequence.tokens) {
+      const std::vector<char>& put = oracle.contents[static_cast<size_t>(token.content)].put;
+      const bool somewhere = std::find(put.begin(), put.end(), 1) != put.end();
+      Hash hash = content_hash(oracle, token.content);
+      fold(hash, static_cast<uint64_t>(token.position));
+      fold(hash, static_cast<uint64_t>(static_cast<int64_t>(oracle.owed(token))));
+      fold(result.fine, hash);
+      if (somewhere) fold(result.coarse, hash);
+    }
+  }
+  fold(result.fine, oracle.pass_open ? oracle.pass.reserve ? 2 : 1 : 0);
+  fold(result.coarse, oracle.pass_open && !oracle.pass.reserve);
+  std::set<std::pair<int32_t, int32_t>> except;
+  for (size_t i = 0; i < oracle.pass.position.size(); ++i)
+    if (oracle.pass.except[i]) except.insert({oracle.pass.sequence[i], oracle.pass.position[i]});
+  for (const auto& [sequence, position] : except) {
+    both(static_cast<uint64_t>(sequence));
+    both(static_cast<uint64_t>(position));
+  }
+  if (!except.empty())
+    for (size_t i = 0; i < oracle.pass.position.size(); ++i)
+      fold(result.fine, static_cast<uint64_t>(oracle.pass.sequence[i]));
+  return result;
+}
+
+std::string DigestLedger::enter(const model::Oracle& oracle, const support::Digest& digest) {
+  const StateHashes state = hashes(oracle);
+  const auto [known, first] = digest_of_.insert({state.fine, digest});
+  if (!first && known->second != digest) return "this state had another digest before";
+  const auto [owner, unseen] = state_of_.insert({digest, state.coarse});
+  if (!unseen && owner->second != state.coarse)
+    return "a different state had the same digest before";
+  return "";
+}
+
+}  // namespace fuzz
