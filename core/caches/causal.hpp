@@ -139,7 +139,8 @@ class CausalCache final : public Cache {
   void open_sequence(int32_t sequence, int32_t lowest);
   void hide(Sequence& sequence, int32_t n);
   void show(Sequence& sequence, int32_t n);
-  void place(int32_t index, int32_t position, int32_t sequence);
+  void place(const Batch& batch, int32_t begin, int32_t end);
+  void drop_tokens(Sequence& sequence, int32_t begin, int32_t end);
   void drop_added(Sequence& sequence, int32_t n);
   void keep_added(Sequence& sequence, int32_t n);
   Status clear_missing_layers();

@@ -114,17 +114,19 @@ int32_t CausalCache::tokens_to_slide(const Sequence& sequence, int32_t lowest) c
 }
 
 void CausalCache::hide(Sequence& sequence, int32_t n) {
-  for (int32_t i = 0; i < n; ++i) pool_.hide(sequence.tokens.hidden_at(i).cell);
-  if (n > 0) sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_at(n - 1).position + 1);
+  if (n == 0) return;
+  sequence.tokens.for_each_hidden(0, n, [this](const int32_t* cells, int32_t count) { pool_.hide(cells, count); });
+  sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_position(n - 1) + 1);
   sequence.tokens.hide(n);
 }
 
 /// Hides only the first n again.
 void CausalCache::show(Sequence& sequence, int32_t n) {
-  for (int32_t i = n; i < sequence.tokens.n_hidden(); ++i) pool_.show(sequence.tokens.hidden_at(i).cell);
+  sequence.tokens.for_each_hidden(n, sequence.tokens.n_hidden(),
+                                  [this](const int32_t* cells, int32_t count) { pool_.show(cells, count); });
   sequence.tokens.hide(n);
   if (!planted(4)) sequence.lost_below = sequence.lost_below_before;
-  if (n > 0) sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_at(n - 1).position + 1);
+  if (n > 0) sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_position(n - 1) + 1);
 }
 
 void CausalCache::mark_dirty(int32_t sequence) {
@@ -152,20 +154,31 @@ int32_t CausalCache::home_block(int32_t sequence) const {
                                                 (bounds_.cells - 1) / CellPool::block_cells));
 }
 
-void CausalCache::place(int32_t index, int32_t position, int32_t sequence_index) {
-  Sequence& sequence = sequences_[sequence_index];
-  const int32_t cell = pool_.take(sequence.tokens.last_cell(), home_block(sequence_index), position);
-  expect(sequence.tokens.stored() < sequence_limit(), "a sequence stores more than its limit");
-  sequence.tokens.append({cell, position}, position < sequence.tokens.head_capacity());
-  sequence.next = position + 1;
-  ++sequence.n_added;
-  batch_position_[index] = position;
-  batch_sequence_[index] = sequence_index;
-  batch_cell_[index] = cell;
-  batch_follower_[index] = -1;
-  if (sequence.last_added >= 0) batch_follower_[sequence.last_added] = index;
-  else sequence.first_added = index;
-  sequence.last_added = index;
+/// Tokens [begin, end) of the batch, which belong to one sequence.
+void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
+  const int32_t index = batch.sequence[begin];
+  Sequence& sequence = sequences_[index];
+  expect(sequence.tokens.stored() + (end - begin) <= sequence_limit(), "a sequence stores more than its limit");
+  if (sequence.last_added >= 0) batch_follower_[sequence.last_added] = begin;
+  else sequence.first_added = begin;
+  for (int32_t i = begin; i < end;) {
+    // As many at a time as lie in a row and go to the same part of the sequence.
+    const bool to_head = batch.position[i] < sequence.tokens.head_capacity();
+    int32_t stop = to_head ? i + 1 : end;
+    while (stop < end && to_head && batch.position[stop] < sequence.tokens.head_capacity()) ++stop;
+    const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), home_block(index), stop - i, batch.position + i);
+    sequence.tokens.append(cells.first, batch.position + i, cells.count, to_head);
+    for (int32_t n = 0; n < cells.count; ++n, ++i) {
+      batch_position_[i] = batch.position[i];
+      batch_sequence_[i] = index;
+      batch_cell_[i] = cells.first + n;
+      batch_follower_[i] = i + 1;
+    }
+  }
+  batch_follower_[end - 1] = -1;
+  sequence.last_added = end - 1;
+  sequence.n_added += end - begin;
+  sequence.next = batch.position[end - 1] + 1;
 }
 
 Status CausalCache::begin(const Batch& batch, bool reserve) {
@@ -197,9 +210,14 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   n_dirty_ = 0;
 
   std::fill_n(except_, batch.n_tokens / 64 + 1, uint64_t{0});
-  for (int32_t i = 0; i < batch.n_tokens; ++i) {
-    place(i, batch.position[i], batch.sequence[i]);
-    if (batch.sees_later != nullptr && (batch.sees_later[i] & 1u) != 0) except_[i / 64] |= uint64_t{1} << (i % 64);
+  for (int32_t i = 0; i < batch.n_tokens;) {
+    int32_t end = i + 1;
+    while (end < batch.n_tokens && batch.sequence[end] == batch.sequence[i]) ++end;
+    place(batch, i, end);
+    i = end;
+  }
+  for (int32_t i = 0; batch.sees_later != nullptr && i < batch.n_tokens; ++i) {
+    if ((batch.sees_later[i] & 1u) != 0) except_[i / 64] |= uint64_t{1} << (i % 64);
   }
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) layers_[layer].put = false;
   n_layers_put_ = 0;
@@ -257,13 +275,17 @@ Status CausalCache::flush_freed() {
   return health_;
 }
 
+/// The tokens in sight at [begin, end) lose their owner; the sequence still has to forget them.
+void CausalCache::drop_tokens(Sequence& sequence, int32_t begin, int32_t end) {
+  sequence.tokens.for_each_piece(begin, end, [this](const int32_t* cells, const int32_t*, int32_t count) {
+    pool_.drop_owners(cells, count, [this](int32_t cell) { release(cell); });
+  });
+}
+
 /// Takes back the last n tokens that the open pass added to a sequence.
 void CausalCache::drop_added(Sequence& sequence, int32_t n) {
   const int32_t kept = sequence.tokens.count() - n;
-  for (int32_t i = 0; i < n; ++i) {
-    const int32_t cell = sequence.tokens.at(kept + i).cell;
-    if (pool_.drop_owner(cell)) release(cell);
-  }
+  drop_tokens(sequence, kept, kept + n);
   sequence.tokens.truncate(kept);
   sequence.n_added -= n;
 }
@@ -290,10 +312,10 @@ void CausalCache::close_pass() {
 
 /// What the pass put out of sight is gone.
 void CausalCache::drop_slid(Sequence& sequence) {
-  for (int32_t i = 0; i < sequence.tokens.n_hidden(); ++i) {
-    const int32_t cell = sequence.tokens.hidden_at(i).cell;
-    if (pool_.drop_hidden(cell)) release(cell);
-  }
+  if (sequence.tokens.n_hidden() == 0) return;
+  sequence.tokens.for_each_hidden(0, sequence.tokens.n_hidden(), [this](const int32_t* cells, int32_t count) {
+    pool_.drop_hidden(cells, count, [this](int32_t cell) { release(cell); });
+  });
   sequence.tokens.drop_hidden();
 }
 

@@ -38,11 +38,7 @@ Status CausalCache::can_resume(int32_t sequence, int32_t want, int32_t* best) co
 /// Drops what lies at or behind `position`, where the sequence continues then. No pass is open.
 void CausalCache::cut(Sequence& sequence, int32_t position) {
   const int32_t kept = sequence.tokens.rank(position);
-  sequence.tokens.for_each_piece(kept, sequence.tokens.count(), [this](const int32_t* cell, const int32_t*, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) {
-      if (pool_.drop_owner(cell[i])) release(cell[i]);
-    }
-  });
+  drop_tokens(sequence, kept, sequence.tokens.count());
   sequence.tokens.truncate(kept);
   sequence.next = position;
   if (position <= settings_.visibility.keep_first) sequence.lost_below = 0;
@@ -63,8 +59,8 @@ Status CausalCache::resume(int32_t sequence, int32_t want, int32_t* got) {
 
 /// Owners of the source's cells are counted first: what both hold must never look free in between.
 void CausalCache::copy(const Sequence& source, int32_t count, int32_t next, Sequence& destination) {
-  source.tokens.for_each_piece(0, count - (planted(6) && count > 0), [this](const int32_t* cell, const int32_t*, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) pool_.add_owner(cell[i]);
+  source.tokens.for_each_piece(0, count - (planted(6) && count > 0), [this](const int32_t* cells, const int32_t*, int32_t n) {
+    pool_.add_owners(cells, n);
   });
   cut(destination, 0);
   destination.tokens.assign(source.tokens, count);
@@ -180,11 +176,7 @@ Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin
 
 void CausalCache::remove_middle(Sequence& sequence, int32_t begin, int32_t end, int32_t lost_below) {
   const int32_t first = sequence.tokens.rank(begin), last = sequence.tokens.rank(end);
-  sequence.tokens.for_each_piece(first, last, [this](const int32_t* cell, const int32_t*, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) {
-      if (pool_.drop_owner(cell[i])) release(cell[i]);
-    }
-  });
+  drop_tokens(sequence, first, last);
   const bool moves = last < sequence.tokens.count();
   sequence.tokens.erase(first, last, end - begin, settings_.visibility.keep_first);
   sequence.next -= end - begin - planted(20);

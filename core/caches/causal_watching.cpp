@@ -107,7 +107,9 @@ Status CausalCache::check() const {
     if (Status s = check_sequence_invariants(index); s != Status::ok) return s;
     const TokenSequence& tokens = sequences_[index].tokens;
     for (int32_t i = 0; i < tokens.count(); ++i) owners += mixed(static_cast<uint64_t>(tokens.at(i).cell));
-    for (int32_t i = 0; i < tokens.n_hidden(); ++i) hidden += mixed(static_cast<uint64_t>(tokens.hidden_at(i).cell));
+    tokens.for_each_hidden(0, tokens.n_hidden(), [&hidden](const int32_t* cells, int32_t n) {
+      for (int32_t i = 0; i < n; ++i) hidden += mixed(static_cast<uint64_t>(cells[i]));
+    });
   }
   for (int32_t cell = 0; cell < bounds_.cells; ++cell) {
     const uint64_t number = mixed(static_cast<uint64_t>(cell));

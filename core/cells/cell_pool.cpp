@@ -1,5 +1,6 @@
 #include "core/cells/cell_pool.hpp"
 
+#include <algorithm>
 #include <bit>
 
 namespace kvc {
@@ -10,6 +11,12 @@ constexpr int32_t words_for(int32_t n_blocks) { return (n_blocks + 63) / 64; }
 void set_bit(uint64_t* words, int32_t index) { words[index / 64] |= uint64_t{1} << (index % 64); }
 void clear_bit(uint64_t* words, int32_t index) { words[index / 64] &= ~(uint64_t{1} << (index % 64)); }
 bool test_bit(const uint64_t* words, int32_t index) { return (words[index / 64] >> (index % 64) & 1u) != 0; }
+
+/// The bits of a block's word from cell `first` on, `count` of them.
+uint32_t bits_of(int32_t first, int32_t count) {
+  const uint32_t run = count == CellPool::block_cells ? ~0u : (1u << count) - 1;
+  return run << (first % CellPool::block_cells);
+}
 
 }  // namespace
 
@@ -25,24 +32,37 @@ void CellPool::carve(Carver& carver, int32_t n_cells) {
   all_free_ = carver.take<uint64_t>(static_cast<uint64_t>(words_for(n_blocks_)), 64);
 }
 
-void CellPool::reset() {
-  for (int32_t cell = 0; cell < n_cells_; ++cell) mark_free(cell);
+void CellPool::reset() { mark_free({0, n_cells_}); }
+
+void CellPool::mark_free(Stretch stretch) {
+  n_free_ += stretch.count;
+  while (stretch.count > 0) {
+    const int32_t block = stretch.first / block_cells;
+    const int32_t inside = std::min(stretch.count, block_cells - stretch.first % block_cells);
+    free_[block] |= bits_of(stretch.first, inside);
+    set_bit(some_free_, block);
+    if (free_[block] == ~0u) set_bit(all_free_, block);  // a short last block never counts as wholly free
+    stretch = {stretch.first + inside, stretch.count - inside};
+  }
 }
 
-void CellPool::mark_free(int32_t cell) {
-  const int32_t block = cell / block_cells;
-  free_[block] |= 1u << (cell % block_cells);
-  set_bit(some_free_, block);
-  if (free_[block] == ~0u) set_bit(all_free_, block);  // a short last block never counts as wholly free
-  ++n_free_;
-}
-
-void CellPool::mark_taken(int32_t cell) {
-  const int32_t block = cell / block_cells;
-  free_[block] &= ~(1u << (cell % block_cells));
+void CellPool::mark_taken(Stretch stretch) {
+  const int32_t block = stretch.first / block_cells;
+  free_[block] &= ~bits_of(stretch.first, stretch.count);
   if (free_[block] == 0) clear_bit(some_free_, block);
   clear_bit(all_free_, block);
-  --n_free_;
+  n_free_ -= stretch.count;
+}
+
+int32_t CellPool::stretch_length(const int32_t* cells, int32_t n) {
+  int32_t length = 1;
+  for (; length + block_cells <= n; length += block_cells) {
+    int32_t differences = 0;  // without an early exit the compiler compares several at a time
+    for (int32_t i = 0; i < block_cells; ++i) differences |= cells[length + i] ^ (cells[0] + length + i);
+    if (differences != 0) break;
+  }
+  while (length < n && cells[length] == cells[0] + length) ++length;
+  return length;
 }
 
 /// The first block at or after `from`, round the end, whose bit is set; −1: none.
@@ -58,7 +78,7 @@ int32_t CellPool::find(const uint64_t* blocks, int32_t from) const {
   return -1;
 }
 
-int32_t CellPool::take(int32_t previous, int32_t home, int32_t position) {
+CellPool::Stretch CellPool::take(int32_t previous, int32_t home, int32_t wanted, const int32_t* position) {
   int32_t cell = -1;
   int32_t from = home;
   if (previous >= 0 && previous + 1 < n_cells_) {
@@ -72,33 +92,70 @@ int32_t CellPool::take(int32_t previous, int32_t home, int32_t position) {
     if (block < 0) block = find(some_free_, from);
     cell = block * block_cells + std::countr_zero(free_[block]);
   }
-  mark_taken(cell);
-  owners_[cell] = 1;
-  hidden_[cell] = 0;
-  rotated_for_[cell] = position;
-  return cell;
+  const int32_t in_a_row = std::countr_one(free_[cell / block_cells] >> (cell % block_cells));
+  const Stretch taken = {cell, std::min(wanted, in_a_row)};
+  mark_taken(taken);
+  for (int32_t i = 0; i < taken.count; ++i) {
+    owners_[cell + i] = 1;
+    rotated_for_[cell + i] = position[i];
+  }
+  return taken;
 }
 
-bool CellPool::drop_owner(int32_t cell) {
-  n_shared_ -= owners_[cell]-- - hidden_[cell] == 2;
-  if (owners_[cell] != 0) {
-    n_free_at_commit_ += owners_[cell] == hidden_[cell];
-    return false;
-  }
-  mark_free(cell);
-  return true;
+void CellPool::add_owners(const int32_t* cells, int32_t n) {
+  for_each_stretch(cells, n, [this](Stretch stretch) {
+    int32_t shared = 0;
+    for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+      shared += owners_[cell] - hidden_[cell] == 1;
+      ++owners_[cell];
+    }
+    n_shared_ += shared;
+  });
 }
 
-bool CellPool::drop_hidden(int32_t cell) {
-  n_free_at_commit_ -= owners_[cell] == hidden_[cell];
-  --hidden_[cell];
-  --owners_[cell];
-  if (owners_[cell] != 0) {
-    n_free_at_commit_ += owners_[cell] == hidden_[cell];
-    return false;
+int32_t CellPool::drop_stretch(Stretch stretch) {
+  int32_t shared = 0, waiting = 0, freed = 0;
+  for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+    shared += owners_[cell] - hidden_[cell] == 2;
+    const int32_t left = --owners_[cell];
+    waiting += left == hidden_[cell];
+    freed += left == 0;
   }
-  mark_free(cell);
-  return true;
+  n_shared_ -= shared;
+  n_free_at_commit_ += waiting - freed;  // owned, but only by entries out of sight
+  if (freed == stretch.count) {
+    mark_free(stretch);
+  } else if (freed > 0) {
+    for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+      if (owners_[cell] == 0) mark_free({cell, 1});
+    }
+  }
+  return freed;
+}
+
+void CellPool::hide(const int32_t* cells, int32_t n) {
+  for_each_stretch(cells, n, [this](Stretch stretch) {
+    int32_t shared = 0, waiting = 0;
+    for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+      shared += owners_[cell] - hidden_[cell] == 2;
+      waiting += owners_[cell] == ++hidden_[cell];
+    }
+    n_shared_ -= shared;
+    n_free_at_commit_ += waiting;
+  });
+}
+
+void CellPool::show(const int32_t* cells, int32_t n) {
+  for_each_stretch(cells, n, [this](Stretch stretch) {
+    int32_t shared = 0, waiting = 0;
+    for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+      waiting += owners_[cell] == hidden_[cell];
+      --hidden_[cell];
+      shared += owners_[cell] - hidden_[cell] == 2;
+    }
+    n_free_at_commit_ -= waiting;
+    n_shared_ += shared;
+  });
 }
 
 const char* CellPool::broken_invariant() const {

@@ -33,38 +33,62 @@ class CellPool {
   const int32_t* rotated_for() const { return rotated_for_; }
   void set_rotated_for(int32_t cell, int32_t position) { rotated_for_[cell] = position; }
 
-  /// Takes a free cell for a token whose predecessor lies in `previous` (−1: none), searching from block `home` otherwise.
-  /// The pool must not be empty. The cell then has one owner.
-  int32_t take(int32_t previous, int32_t home, int32_t position);
+  /// Cells next to each other.
+  struct Stretch {
+    int32_t first;
+    int32_t count;
+  };
 
-  void add_owner(int32_t cell) {
-    n_shared_ += owners_[cell]++ - hidden_[cell] == 1;
+  /// Takes up to `wanted` free cells in a row, inside one block, for tokens whose predecessor lies in `previous` (−1: none),
+  /// searching from block `home` when it cannot be followed. The pool must not be empty. Each then has one owner.
+  Stretch take(int32_t previous, int32_t home, int32_t wanted, const int32_t* position);
+
+  void add_owners(const int32_t* cells, int32_t n);
+
+  /// Takes an owner of each cell away; calls `freed(cell)` for those that have none left and are free now.
+  template <class Freed>
+  void drop_owners(const int32_t* cells, int32_t n, Freed freed) {
+    for_each_stretch(cells, n, [&](Stretch stretch) {
+      if (drop_stretch(stretch) == 0) return;
+      for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+        if (owners_[cell] == 0) freed(cell);
+      }
+    });
   }
-  /// True when that was the last one: the cell is free now.
-  bool drop_owner(int32_t cell);
 
   /// For counting ahead: takes an owner away and says how many are left; every one lent must be returned.
   int32_t lend_owner(int32_t cell) { return --owners_[cell]; }
   void return_owner(int32_t cell) { ++owners_[cell]; }
 
-  void hide(int32_t cell) {
-    n_shared_ -= owners_[cell] - hidden_[cell]++ == 2;
-    n_free_at_commit_ += owners_[cell] == hidden_[cell];
+  void hide(const int32_t* cells, int32_t n);
+  void show(const int32_t* cells, int32_t n);
+
+  /// The end of hidden entries; calls `freed(cell)` for those cells that nobody owns any more.
+  template <class Freed>
+  void drop_hidden(const int32_t* cells, int32_t n, Freed freed) {
+    show(cells, n);
+    drop_owners(cells, n, freed);
   }
-  void show(int32_t cell) {
-    n_free_at_commit_ -= owners_[cell] == hidden_[cell];
-    n_shared_ += owners_[cell] - --hidden_[cell] == 2;
-  }
-  /// The end of a hidden entry: true when the cell is free now.
-  bool drop_hidden(int32_t cell);
 
   /// Null, or the invariant of the bitmaps and counters that is broken.
   const char* broken_invariant() const;
 
  private:
+  /// Long rows of cells are what the cache aims at, so counts are changed a stretch at a time.
+  template <class Visit>
+  static void for_each_stretch(const int32_t* cells, int32_t n, Visit visit) {
+    while (n > 0) {
+      const int32_t count = stretch_length(cells, n);
+      visit(Stretch{cells[0], count});
+      cells += count;
+      n -= count;
+    }
+  }
+  static int32_t stretch_length(const int32_t* cells, int32_t n);
   int32_t find(const uint64_t* blocks, int32_t from) const;
-  void mark_free(int32_t cell);
-  void mark_taken(int32_t cell);
+  int32_t drop_stretch(Stretch stretch);  // how many of them have no owner left
+  void mark_free(Stretch stretch);
+  void mark_taken(Stretch inside_block);
 
   int32_t n_cells_ = 0;
   int32_t n_blocks_ = 0;

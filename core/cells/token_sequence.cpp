@@ -14,8 +14,14 @@ void TokenSequence::attach(int32_t* storage, int32_t head_capacity, int32_t ring
   ring_position_ = ring_cell_ + ring_capacity;
 }
 
+/// What slides is asked for in every pass and is little: the search gallops from the start.
 int32_t TokenSequence::ring_rank(int64_t position) const {
-  int32_t low = 0, high = n_ring_;
+  int32_t low = 0, high = 1;
+  while (high <= n_ring_ && ring_position_[ring_slot(high - 1)] < position) {
+    low = high;
+    high *= 2;
+  }
+  high = std::min(high - 1, n_ring_);
   while (low < high) {
     const int32_t middle = low + (high - low) / 2;
     if (ring_position_[ring_slot(middle)] < position) low = middle + 1;
@@ -31,19 +37,18 @@ int32_t TokenSequence::rank(int32_t position) const {
   return n_head_ + std::max(0, ring_rank(position) - n_hidden_);
 }
 
-void TokenSequence::append(Token token, bool to_head) {
-  if (to_head) {
-    head_cell_[n_head_] = token.cell;
-    head_position_[n_head_++] = token.position;
-    return;
+void TokenSequence::append(int32_t first_cell, const int32_t* position, int32_t n, bool to_head) {
+  int32_t slot = to_head ? n_head_ : ring_slot(n_ring_);
+  for (int32_t i = 0; i < n; ++i, ++slot) {
+    if (!to_head && slot == ring_capacity_) slot = 0;
+    (to_head ? head_cell_ : ring_cell_)[slot] = first_cell + i;
+    (to_head ? head_position_ : ring_position_)[slot] = position[i];
   }
-  const int32_t slot = ring_slot(n_ring_++);
-  ring_cell_[slot] = token.cell;
-  ring_position_[slot] = token.position;
+  (to_head ? n_head_ : n_ring_) += n;
 }
 
 void TokenSequence::drop_hidden() {
-  ring_start_ = ring_slot(n_hidden_ == ring_capacity_ ? 0 : n_hidden_);
+  ring_start_ = ring_slot(n_hidden_);
   n_ring_ -= n_hidden_;
   n_hidden_ = 0;
 }
@@ -60,26 +65,47 @@ void TokenSequence::truncate(int32_t new_count) {
 void TokenSequence::clear() { n_head_ = ring_start_ = n_ring_ = n_hidden_ = 0; }
 
 void TokenSequence::erase(int32_t begin, int32_t end, int32_t distance, int32_t keep_first) {
-  const int32_t total = count();
-  int32_t kept = begin;
-  // One pass over what follows: each token lands at the index where the removed ones leave off, head or ring by position.
-  const int32_t head_before = n_head_;
-  int32_t head = std::min(begin, head_before);
-  int32_t ring = std::max(0, begin - head_before);
-  for (int32_t index = end; index < total; ++index, ++kept) {
-    Token token = at(index);  // reads n_head_, which stays as it was until the loop is over
-    token.position -= distance;
-    if (head < head_capacity_ && token.position < keep_first) {
-      head_cell_[head] = token.cell;
-      head_position_[head++] = token.position;
-    } else {
-      const int32_t slot = ring_slot(ring++);
-      ring_cell_[slot] = token.cell;
-      ring_position_[slot] = token.position;
-    }
+  const int32_t head = n_head_;
+  erase_from_ring(std::max(0, begin - head), std::max(0, end - head), distance);
+  if (begin < head) erase_from_head(begin, std::min(end, head), distance);
+  while (n_ring_ > 0 && n_head_ < head_capacity_ && ring_position_[ring_start_] < keep_first) {
+    head_cell_[n_head_] = ring_cell_[ring_start_];
+    head_position_[n_head_++] = ring_position_[ring_start_];
+    ring_start_ = ring_slot(1);
+    --n_ring_;
   }
-  n_head_ = head;
-  n_ring_ = ring;
+}
+
+void TokenSequence::erase_from_head(int32_t begin, int32_t end, int32_t distance) {
+  for (int32_t i = end; i < n_head_; ++i) {
+    head_cell_[begin + i - end] = head_cell_[i];
+    head_position_[begin + i - end] = head_position_[i] - distance;
+  }
+  n_head_ -= end - begin;
+}
+
+void TokenSequence::copy_in_ring(int32_t from, int32_t to) {
+  ring_cell_[ring_slot(to)] = ring_cell_[ring_slot(from)];
+  ring_position_[ring_slot(to)] = ring_position_[ring_slot(from)];
+}
+
+/// Positions behind the gap change in place; then the shorter side moves to close it.
+void TokenSequence::erase_from_ring(int32_t begin, int32_t end, int32_t distance) {
+  for (int32_t at = end; at < n_ring_;) {
+    const int32_t slot = ring_slot(at);
+    const int32_t n = std::min(n_ring_ - at, ring_capacity_ - slot);
+    for (int32_t i = 0; i < n; ++i) ring_position_[slot + i] -= distance;
+    at += n;
+  }
+  const int32_t removed = end - begin;
+  if (removed == 0) return;
+  if (begin < n_ring_ - end) {
+    for (int32_t i = begin - 1; i >= 0; --i) copy_in_ring(i, i + removed);
+    ring_start_ = ring_slot(removed);
+  } else {
+    for (int32_t i = end; i < n_ring_; ++i) copy_in_ring(i, i - removed);
+  }
+  n_ring_ -= removed;
 }
 
 void TokenSequence::assign(const TokenSequence& source, int32_t n) {
@@ -103,7 +129,7 @@ TokenList TokenSequence::list(int32_t from) const {
   list.position[0] = head_position_ + from_head;
   list.count[0] = n_head_ - from_head;
   const int32_t skipped = n_hidden_ + (from - from_head);
-  const int32_t start = ring_slot(skipped == ring_capacity_ ? 0 : skipped);
+  const int32_t start = ring_slot(skipped);
   const int32_t in_ring = n_ring_ - skipped;
   list.cell[1] = ring_cell_ + start;
   list.position[1] = ring_position_ + start;

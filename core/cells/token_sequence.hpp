@@ -37,22 +37,23 @@ class TokenSequence {
     const int32_t slot = ring_slot(index - n_head_ + n_hidden_);
     return {ring_cell_[slot], ring_position_[slot]};
   }
-  Token hidden_at(int32_t index) const {
-    const int32_t slot = ring_slot(index);
-    return {ring_cell_[slot], ring_position_[slot]};
-  }
+  int32_t hidden_position(int32_t index) const { return ring_position_[ring_slot(index)]; }
   void set_cell(int32_t index, int32_t cell) {
     if (index < n_head_) head_cell_[index] = cell;
     else ring_cell_[ring_slot(index - n_head_ + n_hidden_)] = cell;
   }
-  int32_t last_cell() const { return stored() == 0 ? -1 : n_ring_ == 0 ? head_cell_[n_head_ - 1] : hidden_at(n_ring_ - 1).cell; }
+  int32_t last_cell() const {  // −1: none
+    if (n_ring_ > 0) return ring_cell_[ring_slot(n_ring_ - 1)];
+    return n_head_ > 0 ? head_cell_[n_head_ - 1] : -1;
+  }
 
   /// How many tokens in sight have a position below `position`: the index where it would stand.
   int32_t rank(int32_t position) const;
   /// How many tokens at the start of the ring, hidden ones included, have a position below `position`.
   int32_t ring_rank(int64_t position) const;
 
-  void append(Token token, bool to_head);
+  /// Adds n tokens in cells next to each other, all to the head or all to the ring.
+  void append(int32_t first_cell, const int32_t* position, int32_t n, bool to_head);
   void hide(int32_t n) { n_hidden_ = n; }  // the first n of the ring
   void drop_hidden();                      // forget them
   void truncate(int32_t new_count);        // keep the first new_count tokens in sight
@@ -67,6 +68,17 @@ class TokenSequence {
 
   /// The tokens in sight from index `from` on, as kernels read them.
   TokenList list(int32_t from) const;
+
+  /// Calls `visit(cells, n)` for each piece of memory that the hidden tokens [begin, end) lie in.
+  template <class Visit>
+  void for_each_hidden(int32_t begin, int32_t end, Visit visit) const {
+    while (begin < end) {
+      const int32_t slot = ring_slot(begin);
+      const int32_t n = end - begin < ring_capacity_ - slot ? end - begin : ring_capacity_ - slot;
+      visit(ring_cell_ + slot, n);
+      begin += n;
+    }
+  }
 
   /// Calls `visit(cells, positions, n)` for each piece of memory that the tokens [begin, end) in sight lie in.
   template <class Visit>
@@ -83,6 +95,9 @@ class TokenSequence {
   }
 
  private:
+  void erase_from_head(int32_t begin, int32_t end, int32_t distance);
+  void erase_from_ring(int32_t begin, int32_t end, int32_t distance);
+  void copy_in_ring(int32_t from, int32_t to);
   int32_t ring_slot(int32_t index) const {
     const int32_t slot = ring_start_ + index;  // both below ring_capacity_ <= 2^30: no overflow
     return slot >= ring_capacity_ ? slot - ring_capacity_ : slot;

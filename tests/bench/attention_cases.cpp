@@ -1,0 +1,199 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "cases.hpp"
+#include "measure.hpp"
+#include "rig.hpp"
+
+namespace bench {
+namespace {
+
+const char* dtype_name(uint32_t dtype) { return dtype == KVC_F32 ? "f32" : dtype == KVC_F16 ? "f16" : "bf16"; }
+
+double decode_limit(Limits& limits, double bytes, double operations) {
+  return std::fmax(bytes / limits.read_rate(static_cast<size_t>(bytes)), operations / limits.multiply_rate());
+}
+
+void decode(Limits& limits, const std::string& name, Setup setup, double must_percent, double go_for) {
+  Rig rig(setup);
+  rig.open(1);
+  rig.attend();
+  const double bytes = rig.bytes_of_history();
+  const double operations = Rig::causal_operations(setup, 1, setup.context) * setup.sequences;
+  for (int pair = 0; pair < pairs(); ++pair) {
+    const double limit = decode_limit(limits, bytes, operations);
+    const double kernel = seconds([&] { rig.attend(); });
+    report({"decode", name, "% of limit", Better::higher, must_percent, go_for}, 100 * limit / kernel, kernel);
+  }
+  rig.close();
+}
+
+}  // namespace
+
+void decode_cases(Limits& limits) {
+  const auto single = [&](uint32_t dtype, int32_t context, double must_percent, double go_for) {
+    Setup setup;
+    setup.dtype = dtype;
+    setup.context = context;
+    char name[64];
+    std::snprintf(name, sizeof name, "decode %s, %dk, batch 1", dtype_name(dtype), context / 1024);
+    decode(limits, name, setup, must_percent, go_for);
+  };
+  single(KVC_F16, 1024, 72, 85);
+  single(KVC_F16, 4096, 82, 92);
+  single(KVC_F16, 16384, 80, 92);
+  single(KVC_F16, 65536, 80, 92);
+  single(KVC_BF16, 16384, 75, 88);
+  single(KVC_F32, 16384, 75, 90);
+  for (const int32_t sequences : {8, 32}) {
+    for (const bool together : {true, false}) {
+      Setup setup;
+      setup.sequences = sequences;
+      setup.together = together;
+      char name[64];
+      std::snprintf(name, sizeof name, "decode f16, %d x 4k, %s", sequences, together ? "generated together" : "one after another");
+      decode(limits, name, setup, together ? 78 : 0, together ? 92 : 0);
+    }
+  }
+}
+
+void prefill_cases(Limits& limits) {
+  struct Case {
+    int32_t tokens, context;
+    double must_percent, go_for;
+  };
+  for (const Case& c : {Case{2048, 2048, 78, 88}, Case{512, 4096, 75, 85}, Case{512, 512, 66, 75}}) {
+    Setup setup;
+    setup.context = c.context - c.tokens;
+    setup.batch = c.tokens;
+    setup.layers = 4;
+    Rig rig(setup);
+    rig.open(c.tokens);
+    rig.attend();
+    const double operations = Rig::causal_operations(setup, c.tokens, setup.context);
+    char name[64];
+    std::snprintf(name, sizeof name, "prefill f16, %d on %d", c.tokens, c.context);
+    for (int pair = 0; pair < pairs(); ++pair) {
+      const double limit = operations / limits.multiply_rate();
+      const double kernel = seconds([&] { rig.attend(); });
+      report({"prefill", name, "% of FMA peak", Better::higher, c.must_percent, c.go_for}, 100 * limit / kernel, kernel);
+    }
+    rig.close();
+  }
+}
+
+void option_cases(Limits&) {
+  struct Option {
+    const char* name;
+    void (*apply)(Setup&);
+    bool sees_later, log_sum_exp;
+  };
+  const Option options[] = {
+      {"window", [](Setup& s) { s.causal.reach = s.context + s.batch; s.causal.memory = KVC_NONE; }, false, false},
+      {"softcap", [](Setup& s) { s.softcap = 30; }, false, false},
+      {"sinks", [](Setup& s) { s.sinks = true; }, false, false},
+      {"ALiBi", [](Setup& s) { s.alibi = true; }, false, false},
+      {"except rows", [](Setup&) {}, true, false},
+      {"log-sum-exp", [](Setup&) {}, false, true}};
+  for (const bool prefill : {false, true}) {
+    Setup setup;
+    setup.context = prefill ? 0 : 4096;
+    setup.batch = prefill ? 512 : 1;
+    if (prefill) setup.layers = 4;
+    Rig plain(setup);
+    plain.open(setup.batch);
+    plain.attend();
+    for (const Option& option : options) {
+      Setup with = setup;
+      option.apply(with);
+      Rig rig(with);
+      rig.open(setup.batch, option.sees_later);
+      rig.attend(option.log_sum_exp);
+      // Rows that see later tokens have almost twice the pairs to do in a prefill; the time is taken per pair.
+      const double more = option.sees_later ? 2.0 * setup.batch / (setup.batch + 1.0) : 1.0;
+      for (int pair = 0; pair < pairs(); ++pair) {
+        const double base = seconds([&] { plain.attend(); });
+        const double kernel = seconds([&] { rig.attend(option.log_sum_exp); });
+        report({"options", std::string(prefill ? "prefill 512: " : "decode 4k: ") + option.name, "x plain", Better::lower, 1.25, 1.1},
+               kernel / base / (prefill ? more : 1.0), kernel);
+      }
+      rig.close();
+    }
+    plain.close();
+  }
+}
+
+void token_count_cases(Limits&) {
+  Setup setup;
+  setup.batch = 128;
+  Rig rig(setup);
+  double best[8] = {};
+  const int32_t counts[] = {1, 2, 4, 8, 16, 32, 64, 128};
+  for (int pair = 0; pair < pairs(); ++pair) {
+    for (size_t i = 0; i < std::size(counts); ++i) {
+      rig.open(counts[i]);
+      rig.attend();
+      best[i] = 1e9;
+      for (int repeat = 0; repeat < 3; ++repeat) best[i] = std::fmin(best[i], seconds([&] { rig.attend(); }));
+      rig.close();
+    }
+    for (size_t i = 0; i + 1 < std::size(counts); ++i) {
+      char name[64];
+      std::snprintf(name, sizeof name, "%d tokens on 4k", counts[i]);
+      report({"tokens", name, "x of twice as many", Better::lower, 1.0, 1.0}, best[i] / best[i + 1], best[i]);
+    }
+  }
+}
+
+void mixed_cases(Limits&) {
+  Setup setup;
+  setup.sequences = 32;
+  setup.batch = 480;
+  Rig rig(setup);
+  for (int pair = 0; pair < pairs(); ++pair) {
+    double alone = 0;
+    for (const bool chunk : {true, false}) {
+      rig.open_mixed(480, chunk, !chunk);
+      rig.attend();
+      alone += seconds([&] { rig.attend(); });
+      rig.close();
+    }
+    rig.open_mixed(480);
+    rig.attend();
+    const double kernel = seconds([&] { rig.attend(); });
+    rig.close();
+    report({"mixed", "480 prefill + 31 decodes at 4k", "x of the sum of both alone", Better::lower, 1.1, 1.0}, kernel / alone, kernel);
+  }
+}
+
+void interrupted_cases(Limits& limits) {
+  for (const int32_t context : {1024, 4096}) {
+    Setup setup;
+    setup.context = context;
+    Rig rig(setup);
+    setup.n_threads = 1;
+    Rig alone(setup);
+    rig.open(1);
+    alone.open(1);
+    rig.attend();
+    alone.attend();
+    char name[80];
+    for (int pair = 0; pair < pairs(); ++pair) {
+      double back_to_back = 0;
+      for (int i = 0; i < 3; ++i) back_to_back = seconds([&] { rig.attend(); });
+      limits.other_work(0.002);
+      const double interrupted = seconds([&] { rig.attend(); });
+      limits.other_work(0.002);
+      const double single = seconds([&] { alone.attend(); });
+      std::snprintf(name, sizeof name, "decode %dk after 2 ms of other work", context / 1024);
+      report({"interrupted", name, "µs above back to back", Better::lower, 60, 20}, 1e6 * (interrupted - back_to_back), interrupted);
+      std::snprintf(name, sizeof name, "decode %dk after other work, 2 threads", context / 1024);
+      report({"interrupted", name, "x of one thread", Better::lower, 1.0, 0}, interrupted / single, interrupted);
+    }
+    rig.close();
+    alone.close();
+  }
+}
+
+}  // namespace bench

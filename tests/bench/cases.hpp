@@ -1,0 +1,15 @@
+#pragma once
+#include "limits.hpp"
+
+/// One function per subject; each measures its figures once per pair and reports them.
+namespace bench {
+
+void decode_cases(Limits& limits);
+void prefill_cases(Limits& limits);
+void option_cases(Limits& limits);
+void token_count_cases(Limits& limits);
+void mixed_cases(Limits& limits);
+void interrupted_cases(Limits& limits);
+void bookkeeping_cases();
+
+}  // namespace bench

@@ -1,0 +1,184 @@
+#include "limits.hpp"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include <kvc/kvc.h>
+
+#include "measure.hpp"
+
+namespace bench {
+namespace {
+
+constexpr size_t buffer_bytes = size_t{3} << 29;  // 1.5 GiB: well beyond any last-level cache; windows into it rotate
+
+// Vectors by compiler extension: these loops run wherever the compiler does. The widest are used when kvc uses them.
+using Wide = float __attribute__((vector_size(64)));
+using Half = float __attribute__((vector_size(32)));
+using Narrow = float __attribute__((vector_size(16)));
+
+/// Twelve chains hide the latency of a multiply-add on two ports. The products are opaque to the compiler.
+template <class Vector>
+[[gnu::always_inline]] inline float multiply_add(int64_t rounds) {
+  Vector chain[12];
+  for (int i = 0; i < 12; ++i) chain[i] = Vector{} + 1.0f + static_cast<float>(i);
+  Vector factor = Vector{} + 0.999f, addend = Vector{} + 0.001f;
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int i = 0; i < 12; ++i) chain[i] = chain[i] * factor + addend;
+  }
+  float sum = 0;
+  for (const Vector& c : chain) sum += c[0];
+  return sum;
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx512f"), gnu::optimize("O3", "fp-contract=fast")]] float multiply_wide(int64_t n) { return multiply_add<Wide>(n); }
+[[gnu::target("avx2,fma"), gnu::optimize("O3", "fp-contract=fast")]] float multiply_half(int64_t n) { return multiply_add<Half>(n); }
+#endif
+[[gnu::optimize("O3", "fp-contract=fast")]] float multiply_narrow(int64_t n) { return multiply_add<Narrow>(n); }
+
+struct Multiplier {
+  float (*run)(int64_t);
+  int lanes;
+};
+
+Multiplier multiplier() {
+#if defined(__x86_64__)
+  if (std::strstr(kvc_build_info(), "avx512") != nullptr) return {multiply_wide, 16};
+  if (std::strstr(kvc_build_info(), "avx2") != nullptr) return {multiply_half, 8};
+#endif
+  return {multiply_narrow, 4};
+}
+
+/// Reads `bytes` in `streams` parallel streams and returns something that depends on all of it.
+[[gnu::optimize("O3")]] uint64_t read(const std::byte* from, size_t bytes, int streams) {
+  const size_t stream_bytes = bytes / static_cast<size_t>(streams) / 256 * 256;
+  using Block = uint64_t __attribute__((vector_size(32), aligned(32), may_alias));
+  Block sum[4] = {};
+  for (size_t at = 0; at < stream_bytes; at += 128) {
+    for (int s = 0; s < streams; ++s) {
+      const auto* block = reinterpret_cast<const Block*>(from + static_cast<size_t>(s) * stream_bytes + at);
+      for (int i = 0; i < 4; ++i) sum[i] += block[i];
+    }
+  }
+  const Block all = sum[0] + sum[1] + sum[2] + sum[3];
+  return all[0] + all[1] + all[2] + all[3];
+}
+
+std::atomic<uint64_t> sink;
+
+}  // namespace
+
+/// Threads sleep between jobs, so that they do not disturb the kernel under test; a job's time starts when all are awake.
+struct Limits::State {
+  enum class Job { none, read, multiply, stop };
+
+  std::vector<std::thread> threads;
+  std::byte* buffer = nullptr;
+  size_t offset = 0;
+  std::atomic<int> generation{0};
+  std::atomic<int> awake{0};
+  std::atomic<int> done{0};
+  Job job = Job::none;
+  size_t bytes = 0;      // per thread
+  int streams = 1;
+  double duration = 0;   // of multiply
+  std::vector<double> rate;
+
+  int n_threads() const { return static_cast<int>(threads.size()) + 1; }
+
+  void work(int thread) {
+    awake.fetch_add(1);
+    while (awake.load() < n_threads()) {
+    }
+    if (job == Job::read) {
+      sink += read(buffer + offset + static_cast<size_t>(thread) * bytes, bytes, streams);
+    } else if (job == Job::multiply) {
+      const Multiplier multiply = multiplier();
+      constexpr int64_t rounds = 20000;
+      double operations = 0;
+      const double start = now();
+      do {
+        sink += static_cast<uint64_t>(multiply.run(rounds));
+        operations += 2.0 * 12 * multiply.lanes * rounds;
+      } while (now() - start < duration);
+      rate[static_cast<size_t>(thread)] = operations / (now() - start);
+    }
+    done.fetch_add(1);
+  }
+
+  double run(Job what) {
+    job = what;
+    awake = done = 0;
+    generation.fetch_add(1);
+    generation.notify_all();
+    if (what == Job::stop) return 0;
+    while (awake.load() < n_threads() - 1) {
+    }
+    const double start = now();
+    work(0);
+    while (done.load() < n_threads()) {
+    }
+    return now() - start;
+  }
+
+  void loop(int thread) {
+    for (int seen = 0;;) {
+      generation.wait(seen);
+      seen = generation.load();
+      if (job == Job::stop) return;
+      work(thread);
+    }
+  }
+};
+
+Limits::Limits(int n_threads) : state_(new State()) {
+  void* memory = mmap(nullptr, buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  madvise(memory, buffer_bytes, MADV_HUGEPAGE);
+  std::memset(memory, 1, buffer_bytes);
+  state_->buffer = static_cast<std::byte*>(memory);
+  state_->rate.resize(static_cast<size_t>(n_threads));
+  state_->threads.resize(static_cast<size_t>(n_threads - 1));
+  for (int t = 1; t < n_threads; ++t) state_->threads[static_cast<size_t>(t - 1)] = std::thread([this, t] { state_->loop(t); });
+}
+
+Limits::~Limits() {
+  state_->run(State::Job::stop);
+  for (std::thread& thread : state_->threads) thread.join();
+  munmap(state_->buffer, buffer_bytes);
+  delete state_;
+}
+
+double Limits::read_rate(size_t bytes) {
+  const auto n = static_cast<size_t>(state_->n_threads());
+  double best = 0;
+  for (const int streams : {1, 2, 4}) {
+    state_->bytes = std::min(bytes, buffer_bytes / 3) / n / 4096 * 4096;
+    if (state_->offset + state_->bytes * n > buffer_bytes) state_->offset = 0;
+    state_->streams = streams;
+    const double elapsed = state_->run(State::Job::read);
+    best = std::max(best, static_cast<double>(state_->bytes * n) / elapsed);
+    state_->offset += state_->bytes * n;
+  }
+  return best;
+}
+
+double Limits::multiply_rate() {
+  state_->duration = 0.004;
+  state_->run(State::Job::multiply);
+  double sum = 0;
+  for (const double rate : state_->rate) sum += rate;
+  return sum;
+}
+
+void Limits::other_work(double seconds) {
+  state_->duration = seconds;
+  state_->run(State::Job::multiply);
+}
+
+}  // namespace bench

@@ -1,0 +1,29 @@
+#pragma once
+#include <cstddef>
+
+/// What this machine can do, measured beside every kernel call: reading memory and multiplying floats, on as many threads
+/// as the cache's device has.
+namespace bench {
+
+class Limits {
+ public:
+  explicit Limits(int n_threads);
+  ~Limits();
+  Limits(const Limits&) = delete;
+  Limits& operator=(const Limits&) = delete;
+
+  /// Bytes per second over `bytes` that lie in no cache, by the best of 1, 2 and 4 streams per thread.
+  double read_rate(size_t bytes);
+
+  /// Floating-point operations per second, by chains of fused multiply-adds on the widest vectors that kvc's kernels use here.
+  double multiply_rate();
+
+  /// Keeps every thread busy with products for about this long, as a runtime's own kernels would.
+  void other_work(double seconds);
+
+ private:
+  struct State;
+  State* state_;
+};
+
+}  // namespace bench

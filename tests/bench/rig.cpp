@@ -1,0 +1,174 @@
+#include "rig.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+namespace bench {
+
+void must(kvc_status status, const char* what) {
+  if (status == KVC_OK) return;
+  char message[512];
+  kvc_last_error_copy(message, sizeof message);
+  std::fprintf(stderr, "%s: %s: %s\n", what, kvc_status_name(status), message);
+  std::exit(1);
+}
+
+Array::Array(uint32_t dtype, const std::vector<int64_t>& shape) {
+  must(kvc_tensor_dense(nullptr, dtype, static_cast<int32_t>(shape.size()), shape.data(), &tensor_), "tensor");
+  const int64_t elements = shape[0] * tensor_.strides[0];
+  bytes_.resize(static_cast<size_t>(elements) * (dtype == KVC_F32 ? 2 : 1));
+  tensor_.data = bytes_.data();
+}
+
+void Array::fill(uint32_t seed) {
+  std::minstd_rand random(seed);
+  std::uniform_real_distribution<float> value(-1.7f, 1.7f);
+  float table[4096];
+  for (float& x : table) x = value(random);
+  auto* floats = reinterpret_cast<float*>(bytes_.data());
+  for (size_t i = 0; i < bytes_.size() / 2; ++i) floats[i] = table[(i * 7 + seed * 31 + i / 4096) % 4096];
+}
+
+Rig::Rig(const Setup& setup) : setup_(setup) {
+  kvc_device_desc device = {};
+  device.struct_size = sizeof device;
+  device.n_threads = setup.n_threads;
+  must(kvc_device_open("cpu", &device, nullptr, &device_), "device");
+  kvc_cache_desc desc = {};
+  desc.struct_size = sizeof desc;
+  desc.kind = KVC_CAUSAL;
+  desc.flags = KVC_CACHE_PREFAULT;
+  const double layer_bytes = bytes_of_history();
+  if (setup_.layers == 0) setup_.layers = static_cast<int32_t>(std::fmax(2, std::ceil(std::exp2(30) / layer_bytes)));
+  desc.n_layers = setup_.layers;
+  desc.n_kv_heads = setup.n_kv_heads;
+  desc.head_dim_k = setup.head_dim;
+  desc.dtype_k = desc.dtype_v = setup.dtype;
+  desc.max_sequences = setup.sequences;
+  desc.max_batch = std::max({setup.sequences * std::max(setup.batch, 1), 512, setup.sequences + setup.batch});
+  desc.capacity = setup.context + std::max(setup.batch, 1);
+  desc.max_q_heads = setup.n_q_heads;
+  kvc_causal_desc causal = setup.causal;
+  causal.struct_size = sizeof causal;
+  must(kvc_cache_create(device_, &desc, &causal, &cache_), "cache");
+
+  kvc_attention_desc attention = {};
+  attention.struct_size = sizeof attention;
+  attention.n_q_heads = setup.n_q_heads;
+  attention.softcap = setup.softcap;
+  std::vector<float> slopes(static_cast<size_t>(setup.n_q_heads)), sinks(slopes.size(), 0.5f);
+  for (size_t h = 0; h < slopes.size(); ++h) slopes[h] = std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(slopes.size()));
+  must(kvc_bind_attention(cache_, 0, setup_.layers, &attention, setup.alibi ? slopes.data() : nullptr,
+                          setup.sinks ? sinks.data() : nullptr), "bind");
+  generate();
+}
+
+Rig::~Rig() {
+  must(kvc_cache_destroy(cache_), "destroy");
+  must(kvc_device_close(device_), "close");
+}
+
+double Rig::bytes_of_history() const {
+  const double element = setup_.dtype == KVC_F32 ? 4 : 2;
+  double seen = setup_.context + 1;
+  if (setup_.causal.reach > 0) seen = std::fmin(seen, setup_.causal.reach + 1);
+  return 2.0 * setup_.n_kv_heads * setup_.head_dim * element * setup_.sequences * seen;
+}
+
+double Rig::causal_operations(const Setup& setup, int32_t tokens, int32_t past) {
+  double pairs = 0;
+  for (int32_t t = 0; t < tokens; ++t) {
+    double seen = past + t + 1;
+    if (setup.causal.reach > 0) seen = std::fmin(seen, setup.causal.reach + 1);
+    pairs += seen;
+  }
+  return 4.0 * pairs * setup.n_q_heads * setup.head_dim;
+}
+
+void Rig::begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence, bool sees_later) {
+  const std::vector<uint32_t> flags(position.size(), sees_later ? KVC_TOKEN_SEES_LATER : 0);
+  n_tokens_ = static_cast<int32_t>(position.size());
+  must(kvc_begin(cache_, n_tokens_, position.data(), sequence.data(), flags.data(), 0, nullptr), "begin");
+}
+
+void Rig::put_all() {
+  const int64_t n = n_tokens_, kv = setup_.n_kv_heads, q = setup_.n_q_heads, d = setup_.head_dim;
+  arrays_.clear();
+  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, d});
+  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, d});
+  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, d});
+  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, d});
+  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q});
+  for (size_t i = 0; i < 3; ++i) arrays_[i].fill(static_cast<uint32_t>(i + 1));
+  for (int32_t layer = 0; layer < setup_.layers; ++layer) {
+    must(kvc_put(cache_, layer, arrays_[0].tensor(), arrays_[1].tensor()), "put");
+  }
+}
+
+/// Fills the histories: in chunks of one sequence after another, or one token of each per pass.
+void Rig::generate() {
+  const int32_t chunk = setup_.together && setup_.sequences > 1 ? 1 : 512;
+  for (int32_t first = 0; first < (setup_.together ? 1 : setup_.sequences); ++first) {
+    const int32_t last = setup_.together ? setup_.sequences : first + 1;
+    for (int32_t at = 0; at < setup_.context; at += chunk) {
+      std::vector<int32_t> position, sequence;
+      for (int32_t s = first; s < last; ++s) {
+        for (int32_t i = at; i < std::min(at + chunk, setup_.context); ++i) {
+          position.push_back(i);
+          sequence.push_back(s);
+        }
+      }
+      begin(position, sequence, false);
+      if (arrays_.empty() || arrays_[0].tensor()->shape[0] != n_tokens_) {
+        put_all();
+      } else {
+        for (int32_t layer = 0; layer < setup_.layers; ++layer) {
+          must(kvc_put(cache_, layer, arrays_[0].tensor(), arrays_[1].tensor()), "put");
+        }
+      }
+      must(kvc_commit(cache_), "commit");
+    }
+  }
+}
+
+void Rig::open(int32_t tokens, bool sees_later) {
+  std::vector<int32_t> position, sequence;
+  for (int32_t s = 0; s < setup_.sequences; ++s) {
+    for (int32_t i = 0; i < tokens; ++i) {
+      position.push_back(setup_.context + i);
+      sequence.push_back(s);
+    }
+  }
+  begin(position, sequence, sees_later);
+  put_all();
+}
+
+void Rig::open_mixed(int32_t chunk, bool chunk_only, bool decodes_only) {
+  std::vector<int32_t> position, sequence;
+  for (int32_t i = 0; i < chunk && !decodes_only; ++i) {
+    position.push_back(setup_.context + i);
+    sequence.push_back(0);
+  }
+  for (int32_t s = 1; s < setup_.sequences && !chunk_only; ++s) {
+    position.push_back(setup_.context);
+    sequence.push_back(s);
+  }
+  begin(position, sequence, false);
+  put_all();
+}
+
+void Rig::attend_layer(int32_t layer, bool log_sum_exp) {
+  must(kvc_attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(), log_sum_exp ? arrays_[4].tensor() : nullptr),
+       "attention");
+}
+
+void Rig::attend(bool log_sum_exp) {
+  attend_layer(layer_, log_sum_exp);
+  layer_ = (layer_ + 1) % setup_.layers;
+}
+
+}  // namespace bench

@@ -1,0 +1,80 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <kvc/kvc.h>
+
+/// A cache with a history, as a bench case needs it: several layers, so that the calls rotate over more memory than any
+/// last-level cache holds.
+namespace bench {
+
+/// Ends the process with the message of a failed call: a bench that goes on after a failure measures nothing.
+void must(kvc_status status, const char* what);
+
+/// An array in 16- or 32-bit floats with a dense tensor over it.
+class Array {
+ public:
+  Array(uint32_t dtype, const std::vector<int64_t>& shape);
+  kvc_tensor* tensor() { return &tensor_; }
+  void fill(uint32_t seed);  // values around 0 with variance 1
+
+ private:
+  std::vector<uint16_t> bytes_;
+  kvc_tensor tensor_;
+};
+
+struct Setup {
+  int32_t n_q_heads = 32;
+  int32_t n_kv_heads = 8;
+  int32_t head_dim = 128;
+  uint32_t dtype = KVC_F16;
+  int32_t sequences = 1;
+  int32_t context = 4096;      // tokens of each sequence before the measured pass
+  int32_t batch = 0;           // tokens per sequence that measured passes bring at most; 0: 1
+  bool together = true;        // histories generated together, one token each per pass; else one after another
+  int32_t n_threads = 0;
+  int32_t layers = 0;          // 0: enough for 1 GiB
+  kvc_causal_desc causal = {};
+  float softcap = 0;
+  bool alibi = false;
+  bool sinks = false;
+};
+
+class Rig {
+ public:
+  explicit Rig(const Setup& setup);
+  ~Rig();
+  Rig(const Rig&) = delete;
+  Rig& operator=(const Rig&) = delete;
+
+  const Setup& setup() const { return setup_; }
+  kvc_cache* cache() { return cache_; }
+
+  /// Opens a pass of `tokens` tokens for each sequence and puts every layer.
+  void open(int32_t tokens, bool sees_later = false);
+  /// Opens a pass of `chunk` tokens of sequence 0 and one of each other.
+  void open_mixed(int32_t chunk, bool chunk_only = false, bool decodes_only = false);
+  void close() { must(kvc_abort(cache_), "abort"); }
+
+  /// Attention of the open pass in the next layer of the rotation.
+  void attend(bool log_sum_exp = false);
+  void attend_layer(int32_t layer, bool log_sum_exp = false);
+
+  double bytes_of_history() const;  // of K and V that one call of a decode pass reads
+  static double causal_operations(const Setup& setup, int32_t tokens, int32_t past);
+
+ private:
+  void begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence, bool sees_later);
+  void put_all();
+  void generate();
+
+  Setup setup_;
+  kvc_device* device_ = nullptr;
+  kvc_cache* cache_ = nullptr;
+  int32_t layer_ = 0;
+  int32_t n_tokens_ = 0;
+  std::vector<Array> arrays_;  // k, v, q, out, lse of the open pass
+};
+
+}  // namespace bench
