@@ -98,9 +98,10 @@ class Cache:
         self._dtype_v: int = desc.dtype_v
 
     @staticmethod
-    def memory_bytes(**geometry: Any) -> int:
+    def memory_bytes(*, device: Optional[Device] = None, **geometry: Any) -> int:
         """The bytes that a cache with these arguments would reserve; allocates nothing."""
-        return _capi.kvc_cache_memory_bytes(*causal_descriptors(**geometry))
+        owner = default_device() if device is None else device
+        return _capi.kvc_cache_memory_bytes(owner._handle, *causal_descriptors(**geometry))
 
     def close(self) -> None:
         """Gives the memory back, whatever the state. Closing twice is fine.

@@ -20,18 +20,18 @@ static void kvc_py_array_close(kvc_py_array *array) {
   Py_CLEAR(array->interface);
 }
 
-/* The kvc element type of a code ('f' floating, 'u' unsigned, 'V' bfloat16) and a size; 0: none. */
-static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of_uint16) {
+/* The kvc element type of a code ('f' floating, 'b' bfloat16, 'u' and 'V' bare bits) and a size; 0: none. */
+static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of_bits) {
   if (code == 'f' && itemsize == 4) return KVC_F32;
   if (code == 'f' && itemsize == 2) return KVC_F16;
-  if (code == 'V' && itemsize == 2) return KVC_BF16;
-  if (code == 'u' && itemsize == 2) return meaning_of_uint16;
+  if (code == 'b' && itemsize == 2) return KVC_BF16;
+  if ((code == 'u' || code == 'V') && itemsize == 2) return meaning_of_bits;
   return 0;
 }
 
-static int kvc_py_array_refuse_dtype(const char *name, const char *found, int is_uint16) {
-  if (is_uint16) {
-    kvc_py_raise_format(KVC_E_DTYPE, "%s holds 16-bit integers: say what they stand for (dtype=\"bf16\")", name);
+static int kvc_py_array_refuse_dtype(const char *name, const char *found, int is_bits) {
+  if (is_bits) {
+    kvc_py_raise_format(KVC_E_DTYPE, "%s holds bare 16-bit values: say what they stand for (dtype=\"bf16\")", name);
   } else {
     kvc_py_raise_format(KVC_E_DTYPE, "%s has element type %s; float32, float16 and bfloat16 are taken", name, found);
   }
@@ -61,10 +61,11 @@ static int kvc_py_array_set_ndim(kvc_tensor *tensor, Py_ssize_t ndim, const char
 
 /* 1: taken; 0: an exception is set; -1: no such buffer, try __array_interface__. */
 static int kvc_py_array_from_buffer(kvc_py_array *array, PyObject *object, const char *name, int writable,
-                                    uint32_t meaning_of_uint16) {
+                                    uint32_t meaning_of_bits) {
   Py_buffer *view = &array->view;
   kvc_tensor *tensor = &array->tensor;
   const char *format;
+  Py_ssize_t dense;
   char code;
   int dim;
   if (!PyObject_CheckBuffer(object)) return -1;
@@ -76,12 +77,16 @@ static int kvc_py_array_from_buffer(kvc_py_array *array, PyObject *object, const
   format = view->format ? view->format : "B";
   if (*format == '@' || *format == '=' || *format == '<') ++format;
   code = strcmp(format, "f") == 0 || strcmp(format, "e") == 0 ? 'f' : strcmp(format, "H") == 0 ? 'u' : '?';
-  tensor->dtype = kvc_py_dtype(code, view->itemsize, meaning_of_uint16);
+  tensor->dtype = kvc_py_dtype(code, view->itemsize, meaning_of_bits);
   if (tensor->dtype == 0) return kvc_py_array_refuse_dtype(name, view->format ? view->format : "B", code == 'u');
   if (!kvc_py_array_set_ndim(tensor, view->ndim, name)) return 0;
-  for (dim = 0; dim < view->ndim; ++dim) {
+  dense = view->itemsize;
+  for (dim = view->ndim - 1; dim >= 0; --dim) {
+    /* Asked for strides, ctypes still leaves them out: dense rows. */
+    Py_ssize_t bytes = view->strides ? view->strides[dim] : dense;
     tensor->shape[dim] = view->shape[dim];
-    if (!kvc_py_array_set_stride(tensor, dim, view->strides[dim], view->itemsize, name)) return 0;
+    if (!kvc_py_array_set_stride(tensor, dim, bytes, view->itemsize, name)) return 0;
+    dense *= view->shape[dim];
   }
   tensor->data = view->buf;
   return 1;
@@ -129,7 +134,7 @@ static int kvc_py_array_set_extents(kvc_tensor *tensor, PyObject *shape, PyObjec
 }
 
 static int kvc_py_array_from_interface(kvc_py_array *array, PyObject *object, const char *name, int writable,
-                                       uint32_t meaning_of_uint16) {
+                                       uint32_t meaning_of_bits) {
   kvc_tensor *tensor = &array->tensor;
   PyObject *data, *type;
   const char *typestr;
@@ -157,9 +162,11 @@ static int kvc_py_array_from_interface(kvc_py_array *array, PyObject *object, co
   }
   itemsize = atoi(typestr + 2);
   code = typestr[0] == '>' ? '?' : typestr[1];
-  if (code == 'V' && !kvc_py_is_bfloat16(object)) code = '?';
-  tensor->dtype = kvc_py_dtype(code, itemsize, meaning_of_uint16);
-  if (tensor->dtype == 0) return kvc_py_array_refuse_dtype(name, typestr, code == 'u' && itemsize == 2);
+  if (code == 'V' && kvc_py_is_bfloat16(object)) code = 'b';
+  tensor->dtype = kvc_py_dtype(code, itemsize, meaning_of_bits);
+  if (tensor->dtype == 0) {
+    return kvc_py_array_refuse_dtype(name, typestr, (code == 'u' || code == 'V') && itemsize == 2);
+  }
   tensor->data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(data, 0));
   if (PyErr_Occurred()) return 0;
   return kvc_py_array_set_extents(tensor, PyDict_GetItemString(array->interface, "shape"),
@@ -168,18 +175,18 @@ static int kvc_py_array_from_interface(kvc_py_array *array, PyObject *object, co
 
 /* Opens an argument as a view. 0: an exception is set. Close it in either case. */
 static int kvc_py_array_open(kvc_py_array *array, PyObject *object, const char *name, int writable) {
-  uint32_t meaning_of_uint16 = 0;
+  uint32_t meaning_of_bits = 0;
   int taken;
   memset(array, 0, sizeof *array);
   array->tensor.device_type = KVC_CPU;
   if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
-    meaning_of_uint16 = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(object, 1));
+    meaning_of_bits = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(object, 1));
     if (PyErr_Occurred()) return 0;
     object = PyTuple_GET_ITEM(object, 0);
   }
-  taken = kvc_py_array_from_buffer(array, object, name, writable, meaning_of_uint16);
+  taken = kvc_py_array_from_buffer(array, object, name, writable, meaning_of_bits);
   if (taken >= 0) return taken;
-  return kvc_py_array_from_interface(array, object, name, writable, meaning_of_uint16);
+  return kvc_py_array_from_interface(array, object, name, writable, meaning_of_bits);
 }
 
 /* A view that the library filled in, as (address, shape, strides in bytes, dtype). */

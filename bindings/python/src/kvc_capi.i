@@ -35,6 +35,9 @@ static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
   return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
 }
 
+/* What the library would be given for an array: (address, shape, strides in bytes, dtype). For tests. */
+static PyObject *kvc_py_describe_array(const kvc_tensor *k) { return kvc_py_describe(k); }
+
 static void kvc_py_set_errors(PyObject *errors) {
   Py_INCREF(errors);
   Py_XSETREF(kvc_py_errors, errors);
@@ -179,6 +182,7 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %nothreadallow kvc_can_resume;
 %nothreadallow kvc_sequence_query;
 %nothreadallow kvc_cache_stats;
+%nothreadallow kvc_py_describe_array;
 %nothreadallow kvc_py_set_errors;
 
 /* Descriptors know their own size. SWIG's constructors set all else to zero. */
@@ -199,6 +203,8 @@ KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
 KVC_SIZED(kvc_stats)
 
+%constant int32_t KVC_SEQ_END = INT32_MAX; /* a macro that SWIG cannot read */
+
 %include "kvc/base.h"
 %include "kvc/device.h"
 %include "kvc/cache.h"
@@ -208,10 +214,12 @@ KVC_SIZED(kvc_stats)
 %rename(kvc_gather) kvc_py_gather;
 %rename(kvc_mask_shape) kvc_py_mask_shape;
 %rename(kvc_begin_reserve) kvc_py_begin_reserve;
+%rename(describe_array) kvc_py_describe_array;
 %rename(set_errors) kvc_py_set_errors;
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v, kvc_tensor *k,
                          kvc_tensor *v);
 kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW);
 kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
+PyObject *kvc_py_describe_array(const kvc_tensor *k);
 void kvc_py_set_errors(PyObject *errors);

@@ -125,7 +125,7 @@ static char kvc_py_int_format(const Py_buffer *view) {
  * -1: not such a buffer. */
 static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const char *name) {
   Py_buffer view;
-  Py_ssize_t i;
+  Py_ssize_t i, stride;
   char kind;
   if (!PyObject_CheckBuffer(object) || PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
     PyErr_Clear();
@@ -136,7 +136,8 @@ static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const ch
     PyBuffer_Release(&view);
     return -1;
   }
-  if (kind == 'i' && (view.strides[0] == 4 || view.shape[0] < 2) && view.shape[0] <= INT32_MAX &&
+  stride = view.strides ? view.strides[0] : view.itemsize;
+  if (kind == 'i' && (stride == 4 || view.shape[0] < 2) && view.shape[0] <= INT32_MAX &&
       (uintptr_t)view.buf % 4 == 0) {
     ints->data = (int32_t *)view.buf;
     ints->count = (int32_t)view.shape[0];
@@ -149,7 +150,7 @@ static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const ch
     return 0;
   }
   for (i = 0; i < view.shape[0]; ++i) {
-    const char *at = (const char *)view.buf + i * view.strides[0];
+    const char *at = (const char *)view.buf + i * stride;
     int64_t value;
     if (kind == 'i') {
       int32_t narrow;

@@ -1,0 +1,77 @@
+"""A small model's worth of caches and arrays."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+# `python -m pytest` puts the current folder first: here that is the source, which has no extension.
+_SOURCE = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry or ".").resolve() != _SOURCE]
+
+import kvc  # noqa: E402
+
+GEOMETRY = dict(
+    n_layers=2, n_kv_heads=2, head_dim=16, capacity=64, max_sequences=4, max_batch=32, max_q_heads=4
+)
+
+
+@pytest.fixture(scope="session")
+def device():
+    with kvc.Device(n_threads=2) as device:
+        yield device
+
+
+@pytest.fixture
+def make(device):
+    """Makes caches of two layers, two KV heads of 16 and four query heads; closes them."""
+    made = []
+
+    def create(**changes):
+        made.append(kvc.Cache(device=device, **{**GEOMETRY, **changes}))
+        return made[-1]
+
+    yield create
+    for cache in made:
+        cache.check() if not cache.closed else None
+        cache.close()
+
+
+@pytest.fixture
+def cache(make):
+    return make()
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def kvq(random):
+    """Random float32 (k, v, q) for n tokens."""
+
+    def draw(n_tokens, n_kv_heads=2, n_q_heads=4, head_dim_k=16, head_dim_v=16):
+        return (
+            random.standard_normal((n_tokens, n_kv_heads, head_dim_k), dtype=np.float32),
+            random.standard_normal((n_tokens, n_kv_heads, head_dim_v), dtype=np.float32),
+            random.standard_normal((n_tokens, n_q_heads, head_dim_k), dtype=np.float32),
+        )
+
+    return draw
+
+
+@pytest.fixture
+def fill(kvq):
+    """Puts n new tokens of a sequence into every layer; returns what layer 0 was given."""
+
+    def put(cache, n_tokens, sequence=0, start=None):
+        start = cache.query(sequence).next if start is None else start
+        k, v, q = kvq(n_tokens)
+        with cache.forward(np.arange(start, start + n_tokens), sequence):
+            for layer in range(cache.n_layers):
+                cache.put(layer, k, v)
+        return k, v, q
+
+    return put

@@ -1,0 +1,266 @@
+"""Every method of a cache, and that its answers are plain Python."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import kvc
+from kvc import kvc_capi
+
+
+def test_memory_bytes_is_what_a_cache_takes(device):
+    geometry = dict(device=device, n_layers=2, n_kv_heads=2, head_dim=16, capacity=4096, dtype="f16")
+    told = kvc.Cache.memory_bytes(**geometry)
+    with kvc.Cache(**geometry) as cache:
+        assert cache.stats().bytes == told
+    assert kvc.Cache.memory_bytes(**{**geometry, "dtype": np.float32}) > told
+
+
+def test_types_by_any_name(make):
+    for name in ("f16", "float16", np.float16, np.dtype(np.float16)):
+        with kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, dtype=name) as cache:
+            with cache.forward([0]):
+                cache.put(0, np.ones((1, 1, 8), np.float32), np.ones((1, 1, 8), np.float32))
+            assert cache.gather(0, 0)[0].dtype == np.float16
+
+
+def test_k_and_v_may_be_stored_differently(make, fill):
+    cache = make(dtype_k="f32", dtype_v="f16")
+    k, v, _ = fill(cache, 4)
+    held_k, held_v = cache.gather(0, 0)
+    np.testing.assert_array_equal(held_k, k)
+    np.testing.assert_array_equal(held_v, v.astype(np.float16))
+
+
+def test_a_pass_commits_or_aborts(cache, kvq):
+    k, v, q = kvq(3)
+    empty = cache.digest()
+    cache.begin([0, 1, 2], 1)
+    cache.put(0, k, v)
+    cache.put(1, k, v)
+    cache.abort()
+    assert cache.digest() == empty
+    cache.begin([0, 1, 2], [1, 1, 1])
+    cache.commit()
+    assert cache.query(1).count == 3
+    assert not cache.gather(0, 1)[0].any()  # a layer that was not put holds zeros
+    with cache.forward([3], 1) as this:
+        assert this.cache is cache
+        cache.put(0, k[:1], v[:1])
+    assert cache.query(1).next == 4
+    with pytest.raises(KeyError):
+        with cache.forward([4], 1):
+            raise KeyError
+    assert cache.query(1).next == 4 and cache.stats().state == "idle"
+    with cache.forward([4], 1):
+        cache.abort()  # ended inside: the block does not end it again
+    assert cache.query(1).next == 4
+
+
+def test_beginning_again_commits_what_was_put(cache, kvq):
+    k, v, _ = kvq(1)
+    cache.begin([0])
+    with pytest.raises(kvc.BadState):
+        cache.begin([1])
+    for layer in range(2):
+        cache.put(layer, k, v)
+    cache.begin([1])
+    assert cache.stats().passes == 1
+    cache.abort()
+    assert cache.query(0).next == 1
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [[0, 1, 2], (0, 1, 2), range(3), np.arange(3), np.arange(3, dtype=np.int32),
+     np.arange(6, dtype=np.int32)[::2] // 2, np.arange(3, dtype=np.int16), [np.int64(0), 1, 2]],
+    ids=["list", "tuple", "range", "int64", "int32", "strided", "int16", "numpy ints"],
+)
+def test_positions_of_any_kind(cache, positions):
+    cache.begin(positions, np.zeros(3, np.int8))
+    cache.commit()
+    info = cache.query(0)
+    assert (info.first, info.next, info.count) == (0, 3, 3)
+
+
+def test_many_positions_are_converted(make):
+    cache = make(capacity=200, max_batch=200)
+    cache.begin(list(range(200)), [1] * 200)
+    cache.commit()
+    assert cache.query(1).count == 200
+
+
+def test_fits_foretells_begin(make):
+    cache = make(cells=8)
+    assert cache.fits(range(8))
+    assert not cache.fits(range(9))
+    with pytest.raises(kvc.CacheFull):
+        cache.begin(range(9))
+    with pytest.raises(kvc.InvalidArgument):
+        cache.fits([-1])
+    assert cache.stats().state == "idle"
+
+
+def test_commit_prefix_keeps_what_was_verified(cache, kvq):
+    k, v, _ = kvq(6)
+    cache.begin([0, 0, 1, 1, 2, 2], [0, 1] * 3)
+    for layer in range(2):
+        cache.put(layer, k, v)
+    cache.commit_prefix([0], np.array([2]))
+    assert cache.query(0).next == 2 and cache.query(1).next == 3
+
+
+def test_prefixes_are_copied_and_resumed(cache, fill):
+    k, v, _ = fill(cache, 10)
+    assert cache.copy_prefix(0, 1, 6) == 6
+    assert cache.copy_prefix(0, 2) == 10
+    assert cache.copy_prefix(3, 2) == 0
+    stats = cache.stats()
+    assert (stats.cells_used, stats.cells_shared) == (10, 6)
+    np.testing.assert_array_equal(cache.gather(0, 1)[0], k[:6])
+    assert cache.can_resume(0, 4) == 4 and cache.query(0).next == 10
+    assert cache.can_resume(0, 99) == 10
+    assert cache.resume(0, 4) == 4 and cache.query(0).next == 4
+    assert type(cache.resume(0, np.int64(2))) is int
+    assert cache.query(1).next == 6
+
+
+def test_reorder_copies_each_source_as_it_was(cache, fill):
+    keys = [fill(cache, 4, sequence)[0] for sequence in range(2)]
+    cache.reorder([0, 1, 2], [1, 0, 1])
+    for sequence, source in enumerate((1, 0, 1)):
+        np.testing.assert_array_equal(cache.gather(1, sequence)[0], keys[source])
+
+
+def test_remove(cache, fill, make):
+    fill(cache, 10)
+    cache.remove(0, 7)
+    assert cache.query(0).next == 7
+    cache.remove(0, 5, 7)
+    assert cache.query(0).next == 5
+    cache.remove(0)
+    assert cache.query(0) == kvc.SequenceInfo(0, 0, 0, 64, 0)
+    free = make(position_free=True)
+    k, _, _ = fill(free, 10)
+    free.remove(0, 2, 5)
+    np.testing.assert_array_equal(free.gather(0, 0)[0], np.delete(k, range(2, 5), axis=0))
+
+
+def test_runs_tell_where_tokens_lie(cache, fill):
+    assert cache.runs(0) == []
+    fill(cache, 10)
+    runs = cache.runs(0)
+    assert sum(run.length for run in runs) == 10 and runs[0].position == 0
+    assert all(type(value) is int for value in runs[0]) and runs[0].offset == 0
+
+
+@pytest.mark.parametrize("dtype", [None, "f32", "f16", "bf16"])
+def test_gather(cache, fill, dtype):
+    k, v, _ = fill(cache, 7)
+    held_k, held_v = cache.gather(0, 0, dtype=dtype)
+    np.testing.assert_allclose(held_k.astype(np.float32), k, rtol=1e-2, atol=1e-2)
+    _, turned = cache.gather(0, 0, transpose_v=True, dtype=dtype)
+    assert turned.shape == (2, 16, 7)
+    np.testing.assert_array_equal(turned.transpose(2, 0, 1), held_v)
+    into = np.zeros((2, 7, 16), np.float32).transpose(1, 0, 2)
+    assert cache.gather(0, 0, into, np.zeros((7, 2, 16), np.float16))[0] is into
+    np.testing.assert_array_equal(into, k)
+    with pytest.raises(kvc.ShapeError):
+        cache.gather(0, 0, into[:6], v)
+
+
+def test_a_window_slides(make, fill):
+    cache = make(reach=4, memory=6)
+    fill(cache, 20)
+    fill(cache, 1)
+    info = cache.query(0)
+    assert info.next == 21 and info.lost_below == 14 and info.first == 14 and info.count == 7
+    assert cache.can_resume(0, 10) == 0
+    with pytest.raises(kvc.WindowLost):
+        cache.remove(0, 10)
+    assert cache.resume(0, 19) == 19
+
+
+def test_unlimited_memory_with_a_window(make, fill):
+    cache = make(reach=4, memory=kvc.UNLIMITED)
+    fill(cache, 20)
+    fill(cache, 1)
+    assert cache.resume(0, 2) == 2
+
+
+def test_strict_caches_take_no_gaps(make):
+    with pytest.raises(kvc.InvalidArgument):
+        make(strict=True).begin([1])
+    cache = make()
+    cache.begin([1])
+    cache.commit()
+    assert cache.query(0).first == 1
+
+
+def test_a_reserve_pass_sizes_the_worst_case(cache, kvq):
+    before = cache.digest()
+    cache.begin_reserve(32)
+    assert cache.stats().state == "reserve"
+    k, v, q = kvq(32)
+    assert cache.put_attention(0, k, v, q).shape == q.shape
+    assert len(cache.get(0)[0]) == cache.mask().shape[1] == cache.stats().cells
+    cache.abort()
+    assert cache.digest() == before
+
+
+def test_watching(cache, fill):
+    assert cache.stats() == kvc.Stats("idle", 256, 0, 0, cache.stats().bytes, 0)
+    empty = cache.digest()
+    assert len(empty) == 32 and int(empty, 16) >= 0
+    fill(cache, 5)
+    assert cache.stats().cells_used == 5 and cache.stats().passes == 1
+    assert cache.digest() != empty
+    cache.check()
+    assert "2 layers" in repr(cache) and "idle" in repr(cache)
+    cache.close()
+    assert "closed" in repr(cache)
+
+
+def test_zero_on_free_and_prefault_are_accepted(make, fill):
+    fill(make(zero_on_free=True, prefault=True), 3)
+
+
+def test_versions():
+    assert kvc.__version__.count(".") == 2
+    assert kvc.__version__ in kvc.build_info()
+
+
+def test_no_proxy_reaches_a_caller(cache, fill):
+    """What methods answer is Python's own, NumPy's or this package's."""
+    fill(cache, 3)
+    cache.begin([3])
+    for layer in range(2):
+        cache.put(layer, *[np.zeros((1, 2, 16), np.float32)] * 2)
+    answers = [
+        cache.stats(), *cache.stats(), cache.query(0), *cache.query(0), cache.runs(0), *cache.runs(0)[0],
+        cache.digest(), cache.get(0)[0], cache.mask(), cache.can_resume(0, 1), cache.fits([4]),
+    ]
+    for answer in answers:
+        assert type(answer).__module__ in ("builtins", "numpy", "kvc.info"), type(answer)
+    cache.abort()
+
+
+def test_every_public_name_is_documented():
+    for name in kvc.__all__:
+        assert getattr(kvc, name).__doc__, name
+    for name, member in inspect.getmembers(kvc.Cache):
+        assert name.startswith("_") or member.__doc__, name
+
+
+def test_every_function_of_the_library_is_wrapped():
+    """All but those that Python has no use for."""
+    import pathlib
+    import re
+
+    folder = pathlib.Path(__file__).resolve().parents[3] / "capi" / "include" / "kvc"
+    headers = "".join(path.read_text() for path in folder.glob("*.h"))
+    declared = set(re.findall(r"^KVC_API [^(]*?\b(kvc_\w+)\(", headers, re.M))
+    assert len(declared) > 30
+    views_are_made_by_the_wrapper = {"kvc_tensor_dense"}
+    assert declared - views_are_made_by_the_wrapper <= set(dir(kvc_capi))

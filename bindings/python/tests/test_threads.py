@@ -1,0 +1,156 @@
+"""The GIL is released while the library works, and threads meet no surprises but Busy."""
+
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import kvc
+
+
+@pytest.fixture
+def slow():
+    """A cache with one thread of its own, and arguments for an attention of about 0.2 s."""
+    n_tokens, n_heads, head_dim = 1024, 16, 128
+    array = np.ones((n_tokens, n_heads, head_dim), np.float32)
+    with kvc.Device(n_threads=1) as device, kvc.Cache(
+        device=device, n_layers=1, n_kv_heads=n_heads, head_dim=head_dim, capacity=n_tokens,
+        max_batch=n_tokens, max_q_heads=n_heads,
+    ) as cache:
+        cache.begin(np.arange(n_tokens, dtype=np.int32))
+        yield cache, array
+
+
+def steps_of_another_thread_during(call):
+    """How often another thread ran Python code while this one was inside a call."""
+    steps = 0
+    stop = threading.Event()
+    started = threading.Event()
+
+    def count():
+        nonlocal steps
+        while not stop.is_set():
+            steps += 1
+            started.set()
+            time.sleep(0)
+
+    thread = threading.Thread(target=count)
+    # Without a release in the call this thread would not be asked to give the GIL away for 60 s.
+    interval = sys.getswitchinterval()
+    thread.start()
+    started.wait()
+    sys.setswitchinterval(60.0)
+    try:
+        before = steps
+        call()
+        during = steps - before
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
+    return during
+
+
+def test_another_thread_runs_during_long_calls(slow):
+    cache, array = slow
+    cache.put(0, array, array)
+    calls = {
+        "attention": lambda: [cache.attention(0, array) for _ in range(3)],
+        "put": lambda: [cache.put(0, array, array) for _ in range(100)],
+        "put_attention": lambda: cache.put_attention(0, array, array, array),
+        "mask": lambda: [cache.mask() for _ in range(20)],
+        "gather": lambda: [cache.gather(0, 0) for _ in range(20)],
+        "digest": lambda: [cache.digest() for _ in range(3)],
+    }
+    for name, call in calls.items():
+        assert steps_of_another_thread_during(call) > 0, name
+
+
+def test_creating_releases_the_gil():
+    def create():
+        for _ in range(20):
+            kvc.Cache(n_layers=4, n_kv_heads=8, head_dim=128, capacity=4096, prefault=True).close()
+
+    assert steps_of_another_thread_during(create) > 0
+
+
+def test_an_overlap_on_one_cache_is_busy(slow):
+    cache, array = slow
+    cache.put(0, array, array)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(cache.attention(0, array)))
+    thread.start()
+    busy = 0
+    while thread.is_alive() and busy < 3:
+        try:
+            cache.set_causal()
+        except kvc.Busy:
+            busy += 1
+    if thread.is_alive():
+        with pytest.raises(kvc.Busy):
+            cache.close()
+        assert not cache.closed
+    thread.join()
+    assert busy > 0 and len(results) == 1
+    np.testing.assert_allclose(results[0], 1.0, rtol=1e-5)
+    cache.commit()
+
+
+def test_caches_of_different_threads_are_independent(device):
+    """Each thread gets its own results and its own messages."""
+    failures = []
+
+    def work(number):
+        try:
+            row = np.full((1, 1, 8), number, np.float32)
+            with kvc.Cache(device=device, n_layers=1, n_kv_heads=1, head_dim=8, capacity=300) as cache:
+                for position in range(200):
+                    with cache.forward([position]):
+                        out = cache.put_attention(0, row, row, row)
+                        assert np.allclose(out, number)
+                        with pytest.raises(kvc.InvalidArgument, match=f"layer {number + 10}"):
+                            cache.put(number + 10, row, row)
+                assert cache.query(0).next == 200
+        except BaseException as error:  # noqa: B902: whatever it was, the test must fail
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+
+
+def test_a_cache_moves_between_threads(cache, kvq):
+    k, v, _ = kvq(1)
+
+    def step(position):
+        with cache.forward([position]):
+            for layer in range(cache.n_layers):
+                cache.put(layer, k, v)
+
+    for position in range(5):
+        thread = threading.Thread(target=step, args=(position,))
+        thread.start()
+        thread.join()
+    assert cache.query(0).next == 5
+
+
+def test_reading_calls_overlap(slow):
+    cache, array = slow
+    cache.put(0, array, array)
+    cache.commit()
+    expected = cache.digest()
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append((cache.digest(), cache.query(0), cache.runs(0))))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 4 and all(answer[0] == expected for answer in answers)
