@@ -221,7 +221,7 @@ void Oracle::end_pass_keeping(const std::vector<char>& kept) {
 kvc_status Oracle::needs_put(int32_t layer) const {
   if (!pass_open) return KVC_E_BAD_STATE;
   if (layer < 0 || layer >= cache.n_layers) return KVC_E_INVALID_ARGUMENT;
-  return pass.put[static_cast<size_t>(layer)] ? KVC_OK : KVC_E_BAD_STATE;
+  return pass.reserve || pass.put[static_cast<size_t>(layer)] ? KVC_OK : KVC_E_BAD_STATE;
 }
 
 kvc_status Oracle::put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v) {

@@ -107,10 +107,10 @@ Setup draw_setup(const std::string& name, Random& random) {
   draw_geometry(random, setup);
   draw_window(name, random, setup);
   if (name == "strict" || random.chance(0.05)) setup.cache.flags |= KVC_CACHE_STRICT;
-  if (name == "small_pool" || random.chance(0.4)) {
+  if (name == "small_pool" || random.chance(0.5)) {
     const model::Oracle full(setup.cache, setup.causal);
     const auto most = static_cast<int32_t>(full.pool());
-    setup.cache.cells = std::max(setup.cache.max_batch, random.between(most / 4, most));
+    setup.cache.cells = std::max(setup.cache.max_batch, random.between(most / 5, most * 3 / 4));
   }
   draw_rope(random, setup);
   draw_attention(random, setup);

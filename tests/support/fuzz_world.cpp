@@ -62,7 +62,7 @@ void World::step_idle() {
                         {25, [&] { remove_tail(); }},
                         {60, [&] { remove_middle(); }},
                         {30, [&] { gather(); }},
-                        {15, [&] { bind_attention(); }},
+                        {20, [&] { bind_attention(); }},
                         {3, [&] { poison_by_abort(); }},
                         {2, [&] { poison_by_spare_sequence(); }},
                         // Illegal now.
@@ -86,7 +86,7 @@ void World::step_open() {
                         {30, [&] { get(); }},
                         {25, [&] { mask(); }},
                         {25, [&] { set_causal(); }},
-                        {4 * ending, [&] { commit(); }},
+                        {5 * ending, [&] { commit(); }},
                         {6 * ending, [&] { commit_prefix(); }},
                         {5 * ending, [&] { abort(); }},
                         {8 * ending, [&] { begin(draw_batch(), random_.chance(0.3)); }},
@@ -99,7 +99,7 @@ void World::step_open() {
                         {3 * ending, [&] { remove_tail(); }},
                         {5 * ending, [&] { remove_middle(); }},
                         {15, [&] { gather(); }},
-                        {8, [&] { bind_attention(); }}});
+                        {12, [&] { bind_attention(); }}});
 }
 
 // ---- Arguments ---------------------------------------------------------------------------------
