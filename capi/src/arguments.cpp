@@ -28,7 +28,8 @@ bool writes_twice(const kvc_tensor& t) {
   int32_t order[KVC_MAX_DIMS];
   int32_t n = 0;
   for (int32_t d = 0; d < t.ndim; ++d) {
-    if (t.shape[d] <= 1) continue;
+    if (t.shape[d] == 0) return false;
+    if (t.shape[d] == 1) continue;
     int32_t at = n++;  // sorted by stride, by insertion: there are at most eight
     for (; at > 0 && t.strides[order[at - 1]] > t.strides[d]; --at) order[at] = order[at - 1];
     order[at] = d;

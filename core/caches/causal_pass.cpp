@@ -355,9 +355,10 @@ Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int3
     SequencePlan& plan = plan_[sequence[i]];
     if (plan.stamp == plan_stamp_) return fail(Status::invalid_argument, "sequence %d is named twice", sequence[i]);
     plan.stamp = plan_stamp_;
+    if (keep[i] < 0) return fail(Status::invalid_argument, "%d tokens of sequence %d", keep[i], sequence[i]);
     if (state_ == CacheState::reserve) continue;
     const Sequence& kept = sequences_[sequence[i]];
-    if (keep[i] < 0 || keep[i] > kept.n_added) {
+    if (keep[i] > kept.n_added) {
       return fail(Status::invalid_argument, "%d tokens of sequence %d, which has %d in the pass", keep[i], sequence[i], kept.n_added);
     }
     int32_t token = kept.first_added;

@@ -117,8 +117,10 @@ void CausalCache::for_each_owing(Visit visit) {
     int32_t kept_begin = count, kept_end = 0, begin = count, end = 0;  // what any row sees, in indexes of the sequence
     for (int32_t i = 0; i < sequence.n_added; ++i, ++row) {
       const int32_t start = count - lists_[rows_[row].list].total;
-      kept_begin = std::min(kept_begin, start);
-      kept_end = std::max(kept_end, start + rows_[row].first_end);
+      if (rows_[row].first_end > 0) {
+        kept_begin = std::min(kept_begin, start);
+        kept_end = std::max(kept_end, start + rows_[row].first_end);
+      }
       begin = std::min(begin, start + rows_[row].begin);
       end = std::max(end, start + rows_[row].end);
     }

@@ -54,7 +54,7 @@ enum { /* kvc_cache_desc.flags */
   KVC_CACHE_PREFAULT = 4      /* touch all memory at create, so that no page fault comes later */
 };
 
-/* Geometry that every kind shares. All bounds are hard. */
+/* Geometry that every kind shares. All bounds are hard. Counts of sequences, positions, tokens and cells are at most 2^30. */
 typedef struct kvc_cache_desc {
   uint32_t struct_size;
   uint32_t kind;         /* KVC_CAUSAL … */
