@@ -161,7 +161,9 @@ void CausalCache::carve(Carver& carver) {
   const CheckedSize words = TokenSequence::storage_words(head, ring);
   int32_t* storage = carver.take<int32_t>(words * CheckedSize(static_cast<uint64_t>(bounds_.max_sequences)), 64);
   for (int32_t sequence = 0; !measuring && sequence < bounds_.max_sequences; ++sequence) {
-    (new (&sequences_[sequence]) Sequence())->tokens.attach(storage + words.value() * static_cast<uint64_t>(sequence), head, ring);
+    Sequence& record = *new (&sequences_[sequence]) Sequence();
+    record.tokens.attach(storage + words.value() * static_cast<uint64_t>(sequence), head, ring);
+    record.home = home_block(sequence);
   }
 }
 

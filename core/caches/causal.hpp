@@ -89,6 +89,7 @@ class CausalCache final : public Cache {
  private:
   struct Sequence {
     TokenSequence tokens;
+    int32_t home = 0;        // the block where it begins
     int32_t next = 0;        // one past its last position, the open pass included
     int32_t lost_below = 0;  // one more than the highest position that sliding released, the open pass included
     bool may_owe = false;    // some key may owe a rotation
@@ -106,6 +107,7 @@ class CausalCache final : public Cache {
     int32_t first = 0;  // lowest position
     int32_t last = 0;   // highest so far
     int32_t count = 0;  // tokens
+    int32_t slides = 0; // tokens at the start of its ring that the pass puts out of sight
     int32_t source = -1;  // reorder: the sequence it becomes a copy of
     int32_t uses = 0;     // reorder: copies still to be made of it
   };
@@ -128,7 +130,7 @@ class CausalCache final : public Cache {
   void begin_plan() const;
   Status plan_batch(const Batch& batch) const;
   Status check_batch(const Batch& batch) const;
-  Status check_room(const Batch& batch) const;
+  Status check_room(const Batch& batch) const;  // leaves in the plan how many slide
   Status ready_to_end_pass() const;  // no pass, or every layer put
   int64_t slide_bound(int32_t lowest) const;
   int32_t tokens_to_slide(const Sequence& sequence, int32_t lowest) const;
@@ -136,7 +138,7 @@ class CausalCache final : public Cache {
   int32_t home_block(int32_t sequence) const;
 
   // Applying.
-  void open_sequence(int32_t sequence, int32_t lowest);
+  void open_sequence(int32_t sequence, int32_t n_slide);
   void hide(Sequence& sequence, int32_t n);
   void show(Sequence& sequence, int32_t n);
   void place(const Batch& batch, int32_t begin, int32_t end);

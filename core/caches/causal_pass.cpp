@@ -61,7 +61,9 @@ Status CausalCache::check_batch(const Batch& batch) const {
                   sequence, next, bounds_.strict ? " (strict)" : "");
     }
     if (first) {
-      plan = {plan_stamp_, position, position, 0};
+      plan.stamp = plan_stamp_;
+      plan.first = position;
+      plan.count = 0;
       plan_order_[n_planned_++] = sequence;
     }
     plan.last = position;
@@ -74,8 +76,9 @@ Status CausalCache::check_room(const Batch& batch) const {
   const int32_t limit = sequence_limit();
   for (int32_t i = 0; i < n_planned_; ++i) {
     const Sequence& sequence = sequences_[plan_order_[i]];
-    const SequencePlan& plan = plan_[plan_order_[i]];
-    const int64_t held = int64_t{sequence.tokens.count()} - (tokens_to_slide(sequence, plan.first) - sequence.tokens.n_hidden());
+    SequencePlan& plan = plan_[plan_order_[i]];
+    plan.slides = tokens_to_slide(sequence, plan.first) - sequence.tokens.n_hidden();  // those hidden go with the open pass
+    const int64_t held = int64_t{sequence.tokens.count()} - plan.slides;
     if (held + plan.count > limit) {
       return fail(Status::cache_full, "sequence %d holds %d positions of at most %d, the batch brings %d", plan_order_[i],
                   static_cast<int32_t>(held), limit, plan.count);
@@ -136,13 +139,13 @@ void CausalCache::mark_dirty(int32_t sequence) {
 }
 
 /// Remembers what abort brings back and puts out of sight what slides.
-void CausalCache::open_sequence(int32_t index, int32_t lowest) {
+void CausalCache::open_sequence(int32_t index, int32_t n_slide) {
   Sequence& sequence = sequences_[index];
   sequence.next_before = sequence.next;
   sequence.lost_below_before = sequence.lost_below;
   sequence.n_added = 0;
   sequence.first_added = sequence.last_added = -1;
-  hide(sequence, tokens_to_slide(sequence, lowest));
+  hide(sequence, n_slide);
   if (planted(10)) drop_slid(sequence);
   touched_[n_touched_++] = index;
 }
@@ -166,7 +169,7 @@ void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
     const bool to_head = batch.position[i] < sequence.tokens.head_capacity();
     int32_t stop = to_head ? i + 1 : end;
     while (stop < end && to_head && batch.position[stop] < sequence.tokens.head_capacity()) ++stop;
-    const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), home_block(index), stop - i, batch.position + i);
+    const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), sequence.home, stop - i, batch.position + i);
     sequence.tokens.append(cells.first, batch.position + i, cells.count, to_head);
     for (int32_t n = 0; n < cells.count; ++n, ++i) {
       batch_position_[i] = batch.position[i];
@@ -200,12 +203,14 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   if (Status s = keep_pass(); s != Status::ok) return s;
 
   n_touched_ = 0;
-  for (int32_t i = 0; i < n_planned_; ++i) open_sequence(plan_order_[i], plan_[plan_order_[i]].first);
+  for (int32_t i = 0; i < n_planned_; ++i) open_sequence(plan_order_[i], plan_[plan_order_[i]].slides);
   n_in_batch_ = n_touched_;
   for (int32_t i = 0; i < n_dirty_; ++i) {
     const int32_t index = dirty_[i];
     is_dirty_[index] = 0;
-    if (!planted(2) && plan_[index].stamp != plan_stamp_) open_sequence(index, sequences_[index].next);
+    if (!planted(2) && plan_[index].stamp != plan_stamp_) {
+      open_sequence(index, tokens_to_slide(sequences_[index], sequences_[index].next));
+    }
   }
   n_dirty_ = 0;
 

@@ -165,7 +165,7 @@ Status CausalCache::pay_rotations() {
 /// Gives a sequence a cell of its own for a token whose cell it shares.
 int32_t CausalCache::own_copy(int32_t sequence, int32_t index, Token token) {
   const int32_t rotated_for = pool_.rotated_for(token.cell);
-  const CellPool::Stretch copy = pool_.take(token.cell, home_block(sequence), 1, &rotated_for);
+  const CellPool::Stretch copy = pool_.take(token.cell, sequences_[sequence].home, 1, &rotated_for);
   pool_.drop_owners(&token.cell, 1, [](int32_t) {});  // it is shared: somebody still holds it
   sequences_[sequence].tokens.set_cell(index, copy.first);
   return copy.first;

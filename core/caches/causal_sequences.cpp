@@ -91,7 +91,11 @@ Status CausalCache::plan_reorder(int32_t n, const int32_t* destination, const in
   begin_plan();
   const auto planned = [this](int32_t sequence) -> SequencePlan& {
     SequencePlan& plan = plan_[sequence];
-    if (plan.stamp != plan_stamp_) plan = {plan_stamp_, 0, 0, 0, -1, 0};
+    if (plan.stamp != plan_stamp_) {
+      plan.stamp = plan_stamp_;
+      plan.source = -1;
+      plan.uses = 0;
+    }
     return plan;
   };
   for (int32_t i = 0; i < n; ++i) {

@@ -113,24 +113,39 @@ void CellPool::add_owners(const int32_t* cells, int32_t n) {
   });
 }
 
-int32_t CellPool::drop_stretch(Stretch stretch) {
-  int32_t shared = 0, waiting = 0, freed = 0;
-  for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
-    shared += owners_[cell] - hidden_[cell] == 2;
-    const int32_t left = --owners_[cell];
-    waiting += left == hidden_[cell];
-    freed += left == 0;
-  }
-  n_shared_ -= shared;
-  n_free_at_commit_ += waiting - freed;  // owned, but only by entries out of sight
-  if (freed == stretch.count) {
+bool CellPool::free_unowned(Stretch stretch, int32_t unowned) {
+  if (unowned == stretch.count) {
     mark_free(stretch);
-  } else if (freed > 0) {
+  } else if (unowned > 0) {
     for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
       if (owners_[cell] == 0) mark_free({cell, 1});
     }
   }
-  return freed;
+  return unowned > 0;
+}
+
+bool CellPool::drop_owners(Stretch stretch) {
+  int32_t shared = 0, waiting = 0, unowned = 0;
+  for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+    shared += owners_[cell] - hidden_[cell] == 2;
+    const int32_t left = --owners_[cell];
+    waiting += left == hidden_[cell];
+    unowned += left == 0;
+  }
+  n_shared_ -= shared;
+  n_free_at_commit_ += waiting - unowned;  // owned, but only by entries out of sight
+  return free_unowned(stretch, unowned);
+}
+
+/// What is in sight of a cell does not change, so neither does whether it is shared.
+bool CellPool::drop_hidden(Stretch stretch) {
+  int32_t unowned = 0;
+  for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+    --hidden_[cell];
+    unowned += --owners_[cell] == 0;
+  }
+  n_free_at_commit_ -= unowned;
+  return free_unowned(stretch, unowned);
 }
 
 void CellPool::hide(const int32_t* cells, int32_t n) {

@@ -49,10 +49,7 @@ class CellPool {
   template <class Freed>
   void drop_owners(const int32_t* cells, int32_t n, Freed freed) {
     for_each_stretch(cells, n, [&](Stretch stretch) {
-      if (drop_stretch(stretch) == 0) return;
-      for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
-        if (owners_[cell] == 0) freed(cell);
-      }
+      if (drop_owners(stretch)) report_free(stretch, freed);
     });
   }
 
@@ -66,8 +63,9 @@ class CellPool {
   /// The end of hidden entries; calls `freed(cell)` for those cells that nobody owns any more.
   template <class Freed>
   void drop_hidden(const int32_t* cells, int32_t n, Freed freed) {
-    show(cells, n);
-    drop_owners(cells, n, freed);
+    for_each_stretch(cells, n, [&](Stretch stretch) {
+      if (drop_hidden(stretch)) report_free(stretch, freed);
+    });
   }
 
   /// Null, or the invariant of the bitmaps and counters that is broken.
@@ -78,7 +76,7 @@ class CellPool {
   template <class Visit>
   static void for_each_stretch(const int32_t* cells, int32_t n, Visit visit) {
     while (n > 0) {
-      const int32_t count = stretch_length(cells, n);
+      const int32_t count = n == 1 ? 1 : stretch_length(cells, n);
       visit(Stretch{cells[0], count});
       cells += count;
       n -= count;
@@ -86,7 +84,15 @@ class CellPool {
   }
   static int32_t stretch_length(const int32_t* cells, int32_t n);
   int32_t find(const uint64_t* blocks, int32_t from) const;
-  int32_t drop_stretch(Stretch stretch);  // how many of them have no owner left
+  template <class Freed>
+  void report_free(Stretch stretch, Freed freed) const {
+    for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+      if (owners_[cell] == 0) freed(cell);
+    }
+  }
+  bool drop_owners(Stretch stretch);  // whether any of them has no owner left
+  bool drop_hidden(Stretch stretch);
+  bool free_unowned(Stretch stretch, int32_t unowned);
   void mark_free(Stretch stretch);
   void mark_taken(Stretch inside_block);
 
