@@ -120,14 +120,10 @@ void replay(std::unique_ptr<Player> (*make)(const players::Script&)) {
   EXPECT_GT(steps, scripts().size() * 10) << "the vectors are there, but hold next to nothing";
 }
 
-TEST(Vectors, Oracle) {
-  replay(players::make_oracle_player);
-}
+TEST(Vectors, Oracle) { replay(players::make_oracle_player); }
 
 #ifndef KVC_ORACLE_ALONE
-TEST(Vectors, CAbi) {
-  replay(players::make_abi_player);
-}
+TEST(Vectors, CAbi) { replay(players::make_abi_player); }
 #endif
 
 }  // namespace

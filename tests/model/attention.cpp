@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <utility>
 
 namespace model {
 
@@ -22,9 +24,10 @@ double attend_row(const Constants& constants, int32_t head, double scale,
   for (const double x : logit) visible += std::exp(x - largest);
   double total = visible;
   if (!constants.sinks.empty()) total += std::exp(constants.sinks[h] - largest);
-  for (size_t i = 0; i < keys.size(); ++i)
-    for (int32_t d = 0; d < head_dim_v; ++d)
-      out[d] += std::exp(logit[i] - largest) / total * keys[i].value[d];
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const double weight = std::exp(logit[i] - largest) / total;
+    for (int32_t d = 0; d < head_dim_v; ++d) out[d] += weight * keys[i].value[d];
+  }
   return largest + std::log(visible);
 }
 
@@ -36,14 +39,20 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
   const Constants& constants = oracle.constants[static_cast<size_t>(layer)];
   const double scale = constants.scale != 0 ? constants.scale
                                             : 1 / std::sqrt(static_cast<double>(dk));
+  struct Row {
+    std::vector<double> key, value;
+  };
+  std::map<std::pair<int32_t, int32_t>, Row> rows;  // by content and position, each made once
   AttentionResult result;
   result.out.resize(static_cast<size_t>(n * n_q_heads * dv));
   for (int32_t t = 0; t < n; ++t) {
+    const int32_t p = oracle.pass.position[static_cast<size_t>(t)];
     const std::vector<Token> tokens = oracle.visible(t);
-    std::vector<std::vector<double>> keys, values;
+    std::vector<const Row*> visible;
     for (const Token& token : tokens) {
-      keys.push_back(oracle.key(layer, token));
-      values.push_back(oracle.value(layer, token));
+      Row& row = rows[{token.content, token.position}];
+      if (row.key.empty()) row = {oracle.key(layer, token), oracle.value(layer, token)};
+      visible.push_back(&row);
     }
     for (int32_t h = 0; h < n_q_heads; ++h) {
       const int32_t kv_head = h / (n_q_heads / oracle.cache.n_kv_heads);
@@ -51,15 +60,12 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
       std::vector<Seen> seen;
       double largest = 0;
       for (size_t i = 0; i < tokens.size(); ++i) {
+        const double* key = visible[i]->key.data() + kv_head * dk;
+        const double* value = visible[i]->value.data() + kv_head * dv;
         double dot = 0;
-        for (int32_t d = 0; d < dk; ++d)
-          dot += query[d] * keys[i][static_cast<size_t>(kv_head * dk + d)];
-        const double* value = values[i].data() + kv_head * dv;
+        for (int32_t d = 0; d < dk; ++d) dot += query[d] * key[d];
         for (int32_t d = 0; d < dv; ++d) largest = std::max(largest, std::fabs(value[d]));
-        seen.push_back({dot,
-                        std::fabs(static_cast<double>(oracle.pass.position[static_cast<size_t>(t)]) -
-                                  tokens[i].position),
-                        value});
+        seen.push_back({dot, std::fabs(static_cast<double>(p) - tokens[i].position), value});
       }
       double* out = result.out.data() + (t * n_q_heads + h) * dv;
       result.lse.push_back(attend_row(constants, h, scale, seen, dv, out));

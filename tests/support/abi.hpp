@@ -42,7 +42,7 @@ class Cache {
   Cache(kvc_device* device, const kvc_cache_desc& desc, const kvc_causal_desc* causal = nullptr) {
     status = kvc_cache_create(device, &desc, causal, &handle);
   }
-  Cache(const Cache&) = delete;
+  Cache(const Cache&) = delete;  // made where it lives (guaranteed elision)
   Cache& operator=(const Cache&) = delete;
   ~Cache() { kvc_cache_destroy(handle); }
   operator kvc_cache*() const { return handle; }

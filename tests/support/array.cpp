@@ -29,8 +29,7 @@ Array::Array(uint32_t dtype, const std::vector<int64_t>& shape, Random& random)
   int64_t extent = 1;
   for (size_t i = order.size(); i-- > 0;) {
     strides[order[i]] = extent;
-    extent = extent * std::max<int64_t>(1, shape[order[i]]) +
-             (random.chance(0.3) ? random.below(5) : 0);
+    extent = extent * shape[order[i]] + (random.chance(0.3) ? random.below(5) : 0);
   }
   lay_out(strides, extent, static_cast<uint64_t>(random.below(4)) * model::element_bytes(dtype));
 }

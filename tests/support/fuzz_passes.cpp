@@ -60,7 +60,7 @@ void World::spoil(Batch& batch) {
     case 3:
       batch.n = random_.pick({0, -1, INT32_MIN, INT32_MAX, setup_.cache.max_batch + 1});
       break;
-    case 4: batch.flags[i] |= random_.pick<uint32_t>({4u, 1u << 31}); break;
+    case 4: batch.flags[i] |= random_.pick<uint32_t>({4u, 2u, 1u << 31}); break;
     default: std::reverse(batch.position.begin(), batch.position.end()); break;
   }
 }
@@ -155,8 +155,7 @@ void World::commit_prefix() {
         std::count(oracle_.pass.sequence.begin(), oracle_.pass.sequence.end(), s));
     sequence.push_back(s);
     keep.push_back(random_.below(most + 1));
-    if (random_.chance(0.02) && !oracle_.pass.reserve)
-      keep.back() = random_.chance(0.5) ? most + 1 : odd_number();
+    if (random_.chance(0.02)) keep.back() = random_.chance(0.5) ? most + 1 : odd_number();
   }
   if (random_.chance(0.02)) {
     sequence.push_back(random_.chance(0.5) ? 0 : odd_number());

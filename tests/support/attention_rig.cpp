@@ -1,0 +1,231 @@
+#include "attention_rig.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace support {
+namespace {
+
+kvc_cache_desc describe(const AttentionOptions& options, int32_t capacity, int32_t max_batch) {
+  kvc_cache_desc desc = cache_desc(1, options.n_kv_heads, options.head_dim_k, options.head_dim_v);
+  desc.dtype_k = options.dtype_k;
+  desc.dtype_v = options.dtype_v;
+  desc.max_sequences = options.mixed || options.shared ? 3 : 1;
+  desc.capacity = capacity;
+  desc.max_batch = max_batch;
+  desc.max_q_heads = options.n_q_heads;
+  return desc;
+}
+
+kvc_causal_desc describe_causal(const AttentionOptions& options) {
+  kvc_causal_desc causal = causal_desc();
+  causal.reach = options.reach;
+  causal.memory = options.memory;
+  causal.chunk = options.chunk;
+  causal.keep_first = options.keep_first;
+  causal.cell_padding = options.padding;
+  if (!options.rope) causal.flags |= KVC_CAUSAL_POSITION_FREE;
+  return causal;
+}
+
+Cache make_cache(kvc_device* device, const AttentionOptions& options, int32_t capacity,
+                 int32_t max_batch) {
+  const kvc_causal_desc causal = describe_causal(options);
+  return Cache(device, describe(options, capacity, max_batch), &causal);
+}
+
+}  // namespace
+
+kvc_device* shared_device() {
+  static const Device device(1);
+  return device;
+}
+
+AttentionRig::AttentionRig(kvc_device* device, const AttentionOptions& chosen, int32_t capacity,
+                           int32_t max_batch, uint64_t seed)
+    : options(chosen),
+      random(seed),
+      cache(make_cache(device, chosen, capacity, max_batch)),
+      oracle(describe(chosen, capacity, max_batch), describe_causal(chosen)) {
+  EXPECT_EQ(cache.status, KVC_OK) << last_message();
+  poison();
+  if (options.rope) {
+    kvc_rope_desc rope{};
+    rope.struct_size = sizeof rope;
+    rope.pairs = options.halves ? KVC_ROPE_HALVES : KVC_ROPE_NEIGHBOURS;
+    EXPECT_EQ(kvc_bind_rope(cache, 0, 1, &rope, nullptr), KVC_OK) << last_message();
+    oracle.rope[0] = {options.head_dim_k / 2 * 2, options.halves, {}};
+    for (int32_t i = 0; i < options.head_dim_k / 2; ++i)
+      oracle.rope[0].frequency.push_back(std::pow(10000.0, -2.0 * i / oracle.rope[0].n_dims));
+  }
+  kvc_attention_desc desc{};
+  desc.struct_size = sizeof desc;
+  desc.n_q_heads = options.n_q_heads;
+  desc.scale = options.scale;
+  desc.softcap = options.softcap;
+  std::vector<float> slopes, sinks;
+  for (int32_t h = 0; h < options.n_q_heads; ++h) {
+    slopes.push_back(
+        std::exp2f(-8.0f * static_cast<float>(h + 1) / static_cast<float>(options.n_q_heads)));
+    sinks.push_back(random.value());
+  }
+  EXPECT_EQ(kvc_bind_attention(cache, 0, 1, &desc, options.slopes ? slopes.data() : nullptr,
+                               options.sinks ? sinks.data() : nullptr),
+            KVC_OK)
+      << last_message();
+  model::Constants& constants = oracle.constants[0];
+  constants = {options.n_q_heads, options.scale, options.softcap, {}, {}};
+  if (options.slopes) constants.slopes.assign(slopes.begin(), slopes.end());
+  if (options.sinks) constants.sinks.assign(sinks.begin(), sinks.end());
+}
+
+Array AttentionRig::array(uint32_t dtype, const std::vector<int64_t>& shape) {
+  return options.strided ? Array(dtype, shape, random) : Array(dtype, shape);
+}
+
+void AttentionRig::poison() {
+  for (int32_t s = 0; s < oracle.cache.max_sequences; ++s) {
+    for (;;) {
+      const kvc_stats now = stats(cache);
+      const auto free = static_cast<int32_t>(now.cells - now.cells_used);
+      const int32_t n = std::min({oracle.cache.max_batch, free, sequence_info(cache, s).room});
+      // Where memory is limited a sequence takes no more than its share; the others take the rest.
+      if (n < 1 || sequence_info(cache, s).lost_below > 0) break;
+      std::vector<int32_t> position, sequence(static_cast<size_t>(n), s);
+      for (int32_t i = 0; i < n; ++i) position.push_back(sequence_info(cache, s).next + i);
+      ASSERT_EQ(kvc_begin(cache, n, position.data(), sequence.data(), nullptr, 0, nullptr), KVC_OK);
+      Array k(KVC_F32, {n, options.n_kv_heads, options.head_dim_k});
+      Array v(KVC_F32, {n, options.n_kv_heads, options.head_dim_v});
+      k.fill(std::nan(""));
+      v.fill(std::nan(""));
+      ASSERT_EQ(kvc_put(cache, 0, k.tensor(), v.tensor()), KVC_OK);
+      ASSERT_EQ(kvc_commit(cache), KVC_OK);
+    }
+  }
+  for (int32_t s = 0; s < oracle.cache.max_sequences; ++s)
+    ASSERT_EQ(kvc_remove(cache, s, 0, KVC_SEQ_END), KVC_OK);
+}
+
+void AttentionRig::open(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence,
+                        const std::vector<uint32_t>& flags) {
+  const auto n = static_cast<int32_t>(position.size());
+  const uint32_t* token_flags = flags.empty() ? nullptr : flags.data();
+  ASSERT_EQ(kvc_begin(cache, n, position.data(), sequence.data(), token_flags, 0, nullptr), KVC_OK)
+      << last_message();
+  ASSERT_EQ(oracle.begin(n, position.data(), sequence.data(), token_flags, 0), KVC_OK);
+  Array k = array(options.dtype_in, {n, options.n_kv_heads, options.head_dim_k});
+  Array v = array(options.dtype_in, {n, options.n_kv_heads, options.head_dim_v});
+  k.fill(random);
+  v.fill(random);
+  put(k, v);
+}
+
+void AttentionRig::put(Array& k, Array& v) {
+  ASSERT_EQ(kvc_put(cache, 0, k.tensor(), v.tensor()), KVC_OK) << last_message();
+  ASSERT_EQ(oracle.put(0, k.floats(), v.floats()), KVC_OK);
+}
+
+double AttentionRig::attend_and_compare() {
+  const int64_t n = oracle.pass.n_tokens, heads = options.n_q_heads, dv = options.head_dim_v;
+  Array q = array(options.dtype_q, {n, heads, options.head_dim_k});
+  Array out = array(options.dtype_out, {n, heads, dv});
+  Array lse = array(KVC_F32, {n, heads});
+  q.fill(random);
+  EXPECT_EQ(kvc_attention(cache, 0, q.tensor(), out.tensor(), options.lse ? lse.tensor() : nullptr), KVC_OK)
+      << last_message();
+  EXPECT_TRUE(out.gaps_intact() && lse.gaps_intact());
+  const model::AttentionResult wanted = model::attend(oracle, 0, options.n_q_heads, q.doubles());
+  double worst = 0;
+  for (int64_t row = 0; row < n * heads; ++row) {
+    const double largest = wanted.largest[static_cast<size_t>(row)];
+    for (int64_t d = 0; d < dv; ++d) {
+      const double exact = wanted.out[static_cast<size_t>(row * dv + d)];
+      const double rounding = options.dtype_out == KVC_F32
+                                  ? 0
+                                  : 0.5 * model::spacing(options.dtype_out, exact);
+      const double error = std::fabs(out.get(row * dv + d) - exact) - rounding;
+      if (!(error <= 1e-5 * largest)) {
+        ADD_FAILURE() << options.name << ": token " << row / heads << " of " << n << " head "
+                      << row % heads << " dimension " << d << " is " << out.get(row * dv + d)
+                      << ", double says " << exact;
+        return HUGE_VAL;
+      }
+      worst = std::max(worst, error / std::max(largest, 1e-30));
+    }
+    const double sum = wanted.lse[static_cast<size_t>(row)];
+    if (options.lse) {
+      EXPECT_NEAR(lse.get(row), sum, 1e-5 * std::max(1.0, std::fabs(sum))) << options.name;
+    }
+  }
+  return worst * 1e6;
+}
+
+void AttentionRig::compare_textbook() {
+  const int32_t n = oracle.pass.n_tokens, heads = options.n_q_heads, dv = options.head_dim_v;
+  kvc_tensor k{}, v{}, size{};
+  ASSERT_EQ(kvc_get(cache, 0, &k, &v), KVC_OK) << last_message();
+  ASSERT_EQ(kvc_mask(cache, &size), KVC_OK);
+  ASSERT_EQ(size.shape[1], k.shape[0]);
+  Array mask(KVC_F32, {n, size.shape[1]});
+  ASSERT_EQ(kvc_mask(cache, mask.tensor()), KVC_OK);
+  Array q(KVC_F32, {n, heads, options.head_dim_k}), out(KVC_F32, {n, heads, dv});
+  q.fill(random);
+  ASSERT_EQ(kvc_attention(cache, 0, q.tensor(), out.tensor(), nullptr), KVC_OK);
+  const double scale = options.scale != 0 ? options.scale
+                                          : 1 / std::sqrt(static_cast<double>(options.head_dim_k));
+  const auto element = [](const kvc_tensor& view, int64_t cell, int64_t head, int64_t d) {
+    return model::load(view.data, view.dtype,
+                       cell * view.strides[0] + head * view.strides[1] + d * view.strides[2]);
+  };
+  for (int32_t t = 0; t < n; ++t) {
+    const auto row = static_cast<size_t>(t);
+    // ALiBi needs positions: the columns that a row sees are its visible tokens, cell by cell.
+    std::vector<std::pair<int32_t, int32_t>> seen_cells;  // (cell, position)
+    for (const Place& place : places(cache, oracle.pass.sequence[row]))
+      if (oracle.sees(t, place.position)) seen_cells.emplace_back(place.cell, place.position);
+    std::sort(seen_cells.begin(), seen_cells.end());
+    std::vector<int64_t> columns;
+    for (int64_t c = 0; c < size.shape[1]; ++c)
+      if (mask.get(t * size.shape[1] + c) == 0) columns.push_back(c);
+    ASSERT_EQ(columns.size(), seen_cells.size()) << options.name;
+    for (int32_t h = 0; h < heads; ++h) {
+      const int32_t kv = h / (heads / options.n_kv_heads);
+      std::vector<double> values, wanted(static_cast<size_t>(dv));
+      std::vector<model::Seen> seen;
+      values.reserve(columns.size() * static_cast<size_t>(dv));
+      for (size_t i = 0; i < columns.size(); ++i) {
+        double dot = 0;
+        for (int32_t d = 0; d < options.head_dim_k; ++d)
+          dot += q.get((t * heads + h) * options.head_dim_k + d) * element(k, columns[i], kv, d);
+        const double* value = values.data() + values.size();
+        for (int32_t d = 0; d < dv; ++d) values.push_back(element(v, columns[i], kv, d));
+        const double distance = std::abs(oracle.pass.position[row] - seen_cells[i].second);
+        seen.push_back({dot, distance, value});
+      }
+      model::attend_row(oracle.constants[0], h, scale, seen, dv, wanted.data());
+      for (int32_t d = 0; d < dv; ++d)
+        ASSERT_NEAR(out.get((t * heads + h) * dv + d), wanted[static_cast<size_t>(d)], 3e-5)
+            << options.name << ": the textbook over get and mask";
+    }
+  }
+}
+
+void AttentionRig::commit() {
+  ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  ASSERT_EQ(oracle.commit(), KVC_OK);
+}
+
+void AttentionRig::remove(int32_t sequence, int32_t begin, int32_t end) {
+  const kvc_status expected = oracle.remove(sequence, begin, end);
+  ASSERT_EQ(kvc_remove(cache, sequence, begin, end), expected) << last_message();
+}
+
+void AttentionRig::copy(int32_t src, int32_t dst) {
+  int32_t got = 0;
+  const kvc_status expected = oracle.copy_prefix(src, dst, INT32_MAX, &got);
+  ASSERT_EQ(kvc_copy_prefix(cache, src, dst, INT32_MAX, nullptr), expected) << last_message();
+}
+
+}  // namespace support

@@ -1,0 +1,64 @@
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "abi.hpp"
+#include "array.hpp"
+#include "model/attention.hpp"
+#include "model/oracle.hpp"
+#include "random.hpp"
+
+/// A cache and the oracle, for tests of attention: passes with random keys and values, and the
+/// comparison with double.
+namespace support {
+
+/// Everything that can change what attention does.
+struct AttentionOptions {
+  int32_t n_q_heads = 2, n_kv_heads = 2, head_dim_k = 64, head_dim_v = 64;
+  uint32_t dtype_k = KVC_F32, dtype_v = KVC_F32;  // storage
+  uint32_t dtype_in = KVC_F32;                    // of the tensors that are put
+  uint32_t dtype_q = KVC_F32, dtype_out = KVC_F32;
+  int32_t reach = 0, memory = 0, chunk = 0, keep_first = 0;
+  float scale = 0, softcap = 0;
+  bool slopes = false, sinks = false, lse = false;
+  bool rope = false, halves = false;
+  bool shifts = false, shared = false, gaps = false, mixed = false, except = false;
+  bool strided = false;
+  int32_t padding = 0;
+  std::string name;
+};
+
+class AttentionRig {
+ public:
+  AttentionRig(kvc_device* device, const AttentionOptions& options, int32_t capacity,
+               int32_t max_batch, uint64_t seed);
+
+  /// NaN in every cell; the cache is empty afterwards.
+  void poison();
+  /// Begins a pass and puts random keys and values.
+  void open(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence,
+            const std::vector<uint32_t>& flags = {});
+  /// Attends with random queries and compares with double. The largest error, relative to the
+  /// largest |v| that the row sees, in units of 1e-6.
+  double attend_and_compare();
+  /// kvc_get() and kvc_mask(), a textbook attention in double over them, and kvc_attention() again.
+  void compare_textbook();
+  void commit();
+  void remove(int32_t sequence, int32_t begin, int32_t end);
+  void copy(int32_t src, int32_t dst);
+
+  AttentionOptions options;
+  Random random;
+  Cache cache;
+  model::Oracle oracle;
+
+ private:
+  Array array(uint32_t dtype, const std::vector<int64_t>& shape);
+  void put(Array& k, Array& v);
+};
+
+/// A device of one thread that all tests of a program share.
+kvc_device* shared_device();
+
+}  // namespace support
