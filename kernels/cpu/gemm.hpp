@@ -10,23 +10,69 @@
 /// of the multiply-add, and leave registers for the vectors of B and the broadcast.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
-/// Element (i, k) of A is a[i · a_row + k · a_step]; row k of B starts at b + k · b_step.
-template <int32_t rows, int32_t vectors>
-KVC_INLINE void multiply_add(Vec (&c)[rows][vectors], const float* a, size_t a_row, size_t a_step,
-                             const float* b, size_t b_step, int32_t depth) {
-#pragma GCC unroll 4
-  for (int32_t k = 0; k < depth; ++k) {
-    Vec right[vectors];
+/// Keeps an address in a register of its own. Left alone the compiler derives the rows' addresses
+/// from one another with more registers than there are.
+KVC_INLINE void keep_in_register([[maybe_unused]] const float*& p) {
+#if defined(__GNUC__)
+  asm("" : "+r"(p));
+#endif
+}
+
+/// One step of the product: a column of A, whose elements are given, times a row of B.
+template <int32_t rows, int32_t vectors, class Element>
+KVC_INLINE void multiply_add_step(Vec (&c)[rows][vectors], const float* b, Element element) {
+  Vec right[vectors];
 #pragma GCC unroll 8
-    for (int32_t j = 0; j < vectors; ++j) right[j] = load(b + j * lanes);
+  for (int32_t j = 0; j < vectors; ++j) right[j] = load(b + j * lanes);
 #pragma GCC unroll 16
-    for (int32_t i = 0; i < rows; ++i) {
-      const Vec left = broadcast(a[static_cast<size_t>(i) * a_row]);
+  for (int32_t i = 0; i < rows; ++i) {
+    const Vec left = broadcast(element(i));
 #pragma GCC unroll 8
-      for (int32_t j = 0; j < vectors; ++j) c[i][j] = fma(left, right[j], c[i][j]);
+    for (int32_t j = 0; j < vectors; ++j) c[i][j] = fma(left, right[j], c[i][j]);
+  }
+}
+
+inline constexpr int32_t unrolled = 4;
+
+/// A by rows: element (i, k) is a[i · a_row + k]. Row k of B starts at b + k · b_step.
+template <int32_t rows, int32_t vectors>
+KVC_INLINE void multiply_add_rows(Vec (&c)[rows][vectors], const float* a, size_t a_row,
+                                  const float* b, size_t b_step, int32_t depth) {
+  const float* row[rows];
+#pragma GCC unroll 16
+  for (int32_t i = 0; i < rows; ++i) {
+    row[i] = a + static_cast<size_t>(i) * a_row;
+    keep_in_register(row[i]);
+  }
+  for (; depth >= unrolled; depth -= unrolled) {
+#pragma GCC unroll 8
+    for (size_t k = 0; k < unrolled; ++k) {
+      multiply_add_step(c, b + k * b_step, [&](int32_t i) { return row[i][k]; });
     }
-    a += a_step;
-    b += b_step;
+#pragma GCC unroll 16
+    for (int32_t i = 0; i < rows; ++i) row[i] += unrolled;
+    b += unrolled * b_step;
+  }
+  for (; depth > 0; --depth, b += b_step) {
+    multiply_add_step(c, b, [&](int32_t i) { return *row[i]++; });
+  }
+}
+
+/// A by columns: element (i, k) is a[i + k · a_step].
+template <int32_t rows, int32_t vectors>
+KVC_INLINE void multiply_add_columns(Vec (&c)[rows][vectors], const float* a, size_t a_step,
+                                     const float* b, size_t b_step, int32_t depth) {
+  for (; depth >= unrolled; depth -= unrolled) {
+#pragma GCC unroll 8
+    for (size_t k = 0; k < unrolled; ++k) {
+      multiply_add_step(c, b + k * b_step,
+                        [&](int32_t i) { return a[k * a_step + static_cast<size_t>(i)]; });
+    }
+    a += unrolled * a_step;
+    b += unrolled * b_step;
+  }
+  for (; depth > 0; --depth, a += a_step, b += b_step) {
+    multiply_add_step(c, b, [&](int32_t i) { return a[i]; });
   }
 }
 

@@ -32,17 +32,32 @@ constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
   return dims <= 576 ? 128 : dims <= 1152 ? 64 : 32;
 }
 
-/// A row of a strip of queries becomes a column: to[d · width + row], width a multiple of lanes; missing rows are 0.
-KVC_INLINE void pack_queries(float* to, const float* q, size_t q_stride, int32_t n_rows,
-                             int32_t width, int32_t dims) {
-  for (int32_t row = 0; row < width; ++row) {
-    float* column = to + row;
-    if (row >= n_rows) {
-      for (int32_t d = 0; d < dims; ++d) column[d * width] = 0;
-      continue;
+/// Four rows of four become four columns, `stride` apart.
+KVC_INLINE void transpose_quads(Quad a, Quad b, Quad c, Quad d, float* to, size_t stride) {
+  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, front = {0, 1, 4, 5},
+                    back = {2, 3, 6, 7};
+  const Quad ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
+  const Quad cd_low = __builtin_shuffle(c, d, low), cd_high = __builtin_shuffle(c, d, high);
+  store_quad(to, __builtin_shuffle(ab_low, cd_low, front));
+  store_quad(to + stride, __builtin_shuffle(ab_low, cd_low, back));
+  store_quad(to + 2 * stride, __builtin_shuffle(ab_high, cd_high, front));
+  store_quad(to + 3 * stride, __builtin_shuffle(ab_high, cd_high, back));
+}
+
+/// A row of a strip of queries becomes a column: to[d · width + row]. `width` is a multiple of
+/// lanes, `dims` of 16; missing rows are 0.
+[[maybe_unused, gnu::noinline]] static void pack_queries(float* to, const float* q, size_t q_stride,
+                                                         int32_t n_rows, int32_t width, int32_t dims) {
+  const size_t stride = static_cast<size_t>(width);
+  for (int32_t row = 0; row < width; row += 4) {
+    for (int32_t d = 0; d < dims; d += 4) {
+      Quad quads[4] = {};
+      for (int32_t i = 0; i < 4; ++i) {
+        if (row + i < n_rows) quads[i] = load_quad(q + static_cast<size_t>(row + i) * q_stride + d);
+      }
+      transpose_quads(quads[0], quads[1], quads[2], quads[3],
+                      to + static_cast<size_t>(d) * stride + row, stride);
     }
-    const float* from = q + static_cast<size_t>(row) * q_stride;
-    for (int32_t d = 0; d < dims; ++d) column[d * width] = from[d];
   }
 }
 
@@ -71,6 +86,7 @@ void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, 
     const auto* row = reinterpret_cast<const typename Storage::Element*>(
         tile.k + static_cast<size_t>(cell[i]) * tile.k_row_bytes);
     float* out = to + static_cast<size_t>(i) * stride;
+#pragma GCC unroll 4
     for (int32_t v = 0; v < whole; ++v) store(out + v * lanes, load_as<Storage>(row + v * lanes));
     for (int32_t v = whole; v < vectors; ++v) {
       store(out + v * lanes, load_row<Storage>(row, v, tile.head_dim_k));
@@ -82,28 +98,56 @@ void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, 
   }
 }
 
-/// Values of cells [begin, begin + count) of the block as panels of panel_dims: panel p starts at p · panel_dims · block, a cell's row within it is
-/// panel_dims long (the last panel may be narrower). True when every value is finite.
+/// Values of up to pack_cells cells as panels of panel_dims: panel p starts at p · panel_dims · block,
+/// a cell's row within it is panel_dims long (the last panel may be narrower). Panel by panel, so that
+/// stores run along memory. What is added to `poison` is 0 when every value is finite.
 template <class Storage>
-bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, const int32_t* cell,
-                 int32_t count) {
+KVC_INLINE void pack_value_group(float* to, int32_t block, int32_t begin, const Tile& tile,
+                                 const int32_t* cell, int32_t count, Vec (&poison)[value_vectors]) {
+  using Element = typename Storage::Element;
   const int32_t dims = rounded_up(tile.head_dim_v, 16);
-  Vec poison[2] = {zero(), zero()};  // 0 · x is 0 for finite x only
+  const int32_t whole = tile.head_dim_v / panel_dims * panel_dims;
+  const Element* row[pack_cells];
   for (int32_t i = 0; i < count; ++i) {
-    const auto* row = reinterpret_cast<const typename Storage::Element*>(
-        tile.v + static_cast<size_t>(cell[i]) * tile.v_row_bytes);
-    for (int32_t d = 0; d < dims; d += panel_dims) {
-      const int32_t width = smaller(panel_dims, dims - d);
-      float* out = to + static_cast<size_t>(d) * static_cast<size_t>(block) + (begin + i) * width;
+    row[i] = reinterpret_cast<const Element*>(tile.v +
+                                              static_cast<size_t>(cell[i]) * tile.v_row_bytes);
+  }
+  for (int32_t d = 0; d < dims; d += panel_dims) {
+    const int32_t width = smaller(panel_dims, dims - d);
+    float* out = to + static_cast<size_t>(d) * static_cast<size_t>(block) + begin * width;
+    if (d < whole) {
+      for (int32_t i = 0; i < count; ++i, out += panel_dims) {
+#pragma GCC unroll 4
+        for (int32_t v = 0; v < value_vectors; ++v) {
+          const Vec x = load_as<Storage>(row[i] + d + v * lanes);
+          poison[v] = fma(x, zero(), poison[v]);  // 0 · x is 0 for finite x only
+          store(out + v * lanes, x);
+        }
+      }
+      continue;
+    }
+    for (int32_t i = 0; i < count; ++i, out += width) {
       for (int32_t v = 0; v < width / lanes; ++v) {
-        const Vec x = load_row<Storage>(row, d / lanes + v, tile.head_dim_v);
-        poison[v] = fma(x, zero(), poison[v]);
+        const Vec x = load_row<Storage>(row[i], d / lanes + v, tile.head_dim_v);
+        poison[0] = fma(x, zero(), poison[0]);
         store(out + v * lanes, x);
       }
     }
   }
-  const Vec sum = poison[0] + poison[1];
-  return reduce_sum(sum) == 0.0f;
+}
+
+/// Values of cells [begin, begin + count) of the block. True when every value is finite.
+template <class Storage>
+bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, const int32_t* cell,
+                 int32_t count) {
+  Vec poison[value_vectors];
+  for (Vec& x : poison) x = zero();
+  for (int32_t i = 0; i < count; i += pack_cells) {
+    pack_value_group<Storage>(to, block, begin + i, tile, cell + i, smaller(pack_cells, count - i),
+                              poison);
+  }
+  for (int32_t v = 1; v < value_vectors; ++v) poison[0] = poison[0] + poison[v];
+  return reduce_sum(poison[0]) == 0.0f;
 }
 
 KVC_INLINE void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell,

@@ -60,6 +60,9 @@ struct Work {
   int32_t block_begin;  // this block's first cell
   int32_t n_cells;      // of this block
   bool finite;          // every packed value of this block
+  int32_t ahead_begin;  // cells of the next block still to ask memory for
+  int32_t ahead_end;
+  int32_t ahead_step;  // asked for between two products
 
   float* queries;  // strip s at s · strip_rows · dims_k, [dims_k][width]
   float* keys;     // [block][dims_k]
@@ -170,8 +173,8 @@ KVC_INLINE bool pack_block(Work& work) {
 
 /// Scores of `cells` cells and `vectors` · lanes rows, over dimensions [depth_begin, depth_end).
 template <int32_t cells, int32_t vectors>
-KVC_INLINE void score_cells_of(const float* keys, size_t stride, const float* queries,
-                               int32_t depth, bool first, float* scores) {
+[[gnu::noinline]] static void score_cells_of(const float* keys, size_t stride, const float* queries,
+                                             int32_t depth, bool first, float* scores) {
   constexpr size_t width = vectors * lanes;
   Vec c[cells][vectors];
   if (first) {
@@ -179,13 +182,18 @@ KVC_INLINE void score_cells_of(const float* keys, size_t stride, const float* qu
   } else {
     load_block(c, scores, width);
   }
-  multiply_add(c, keys, stride, 1, queries, width, depth);
+  multiply_add_rows(c, keys, stride, queries, width, depth);
   store_block(c, scores, width);
 }
 
+/// Cells whose scores are computed together; as many as keep the multipliers busy for a narrow strip.
 template <int32_t vectors>
-static void score_strip(const Work& work, const float* queries, const Range (&ranges)[2]) {
-  constexpr int32_t cells = vectors == 1 ? 2 * score_cells : score_cells;
+inline constexpr int32_t cells_at_once = vectors == 1 ? 8 : score_cells;
+
+template <int32_t vectors>
+[[gnu::noinline]] static void score_strip(const Work& work, const float* queries,
+                                          const Range (&ranges)[2]) {
+  constexpr int32_t cells = cells_at_once<vectors>;
   constexpr int32_t width = vectors * lanes;
   const int32_t dims = work.tile->head_dim_k;
   const int32_t n_chunks = (dims + score_depth - 1) / score_depth;
@@ -204,15 +212,16 @@ static void score_strip(const Work& work, const float* queries, const Range (&ra
 
 /// o[rows][dims of a panel] = o · rescale + probabilities · values, over the piece's ranges.
 template <int32_t n_rows, int32_t vectors>
-static void add_values(const Work& work, const Piece& piece, int32_t width, const float* panel,
-                       float* o) {
+[[gnu::noinline]] static void add_values(const Work& work, const Piece& piece, int32_t width,
+                                         const float* panel, float* o) {
   const size_t stride = static_cast<size_t>(work.tile->o_stride);
   Vec c[n_rows][vectors];
   clear_block(c);  // a chain of sums no longer than a block: earlier blocks are added last
   for (const Range& range : piece.ranges) {
     if (range.begin >= range.end) continue;
-    multiply_add(c, work.scores + range.begin * width + piece.row, 1, static_cast<size_t>(width),
-                 panel + range.begin * vectors * lanes, vectors * lanes, range.end - range.begin);
+    multiply_add_columns(c, work.scores + range.begin * width + piece.row,
+                         static_cast<size_t>(width), panel + range.begin * vectors * lanes,
+                         vectors * lanes, range.end - range.begin);
   }
   add_rescaled(c, o, stride, work.rescale + piece.row);
 }
@@ -267,13 +276,27 @@ KVC_INLINE int32_t cut_strip(const Work& work, int32_t first_row, int32_t n_rows
   return count;
 }
 
+/// Asks for a few cells of the next block, so that packing them will not wait for memory. A few at a
+/// time: what is asked for at once beyond the misses a core can have in flight stops it.
+KVC_INLINE void ask_ahead(Work& work) {
+  const Tile& tile = *work.tile;
+  const int32_t end = smaller(work.ahead_begin + work.ahead_step, work.ahead_end);
+  for (; work.ahead_begin < end; ++work.ahead_begin) {
+    const size_t cell = static_cast<size_t>(tile.cell[work.ahead_begin]);
+    const std::byte* key = tile.k + cell * tile.k_row_bytes;
+    const std::byte* value = tile.v + cell * tile.v_row_bytes;
+    for (size_t at = 0; at < tile.k_row_bytes; at += 64) prefetch_far(key + at);
+    for (size_t at = 0; at < tile.v_row_bytes; at += 64) prefetch_far(value + at);
+  }
+}
+
 /// One strip of rows through the block: scores, softmax, values.
 template <int32_t vectors>
 static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   constexpr int32_t width = vectors * lanes;
   const View view = view_of(work, first_row, n_rows);
   Range ranges[2];
-  grow(view.any, vectors == 1 ? 2 * score_cells : score_cells, ranges);
+  grow(view.any, cells_at_once<vectors>, ranges);
   if (ranges[0].begin >= ranges[0].end && ranges[1].begin >= ranges[1].end) return;
 
   score_strip<vectors>(
@@ -303,6 +326,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
     const float* panel = work.values + static_cast<size_t>(d) * static_cast<size_t>(work.block);
     const bool whole = work.dims_v - d >= panel_dims;
     for (int32_t i = 0; i < count; ++i) {
+      ask_ahead(work);
       float* rows = o +
                     static_cast<size_t>(pieces[i].row) * static_cast<size_t>(work.tile->o_stride) + d;
       if (whole) {
@@ -320,6 +344,11 @@ KVC_INLINE int32_t strip_width(int32_t n_rows) {
 
 KVC_INLINE void process_block(Work& work) {
   const int32_t n_rows = work.tile->n_rows;
+  const int32_t n_products = (n_rows + value_rows - 1) / value_rows *
+                             ((work.dims_v + panel_dims - 1) / panel_dims);
+  work.ahead_begin = work.block_begin + work.n_cells;
+  work.ahead_end = smaller(work.ahead_begin + work.block, work.tile->n_cells);
+  work.ahead_step = (work.block + n_products - 1) / n_products;
   for (int32_t row = 0; row < n_rows; row += strip_rows) {
     const int32_t count = smaller(strip_rows, n_rows - row);
     switch (strip_width(count) / lanes) {

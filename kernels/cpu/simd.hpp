@@ -125,6 +125,29 @@ KVC_INLINE Quad fold_maximum(Vec x) {
 /// Four floats, repeated over the vector.
 KVC_INLINE Vec repeat(Quad x) { return _mm512_maskz_broadcast_f32x4(0xffff, x); }
 
+/// Decode takes this many cells by four rows at a time: as many sums as registers hold.
+inline constexpr int32_t step_cells = 4;
+
+/// Per group of four lanes: the sums of x, y, z and w.
+KVC_INLINE Vec sum_quads(Vec x, Vec y, Vec z, Vec w) {
+  const Vec xy = _mm512_maskz_unpacklo_ps(0xffff, x, y) + _mm512_maskz_unpackhi_ps(0xffff, x, y);
+  const Vec zw = _mm512_maskz_unpacklo_ps(0xffff, z, w) + _mm512_maskz_unpackhi_ps(0xffff, z, w);
+  return _mm512_maskz_shuffle_ps(0xffff, xy, zw, 0x44) + _mm512_maskz_shuffle_ps(0xffff, xy, zw, 0xee);
+}
+
+/// Sums over all lanes, to[cell][row], added in a fixed order.
+KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
+  Vec row[4];
+#pragma GCC unroll 4
+  for (int32_t r = 0; r < 4; ++r) {
+    const Vec a = sum[0][r], b = sum[1][r], c = sum[2][r], d = sum[3][r];
+    const Vec ab = _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x44) + _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xee);
+    const Vec cd = _mm512_maskz_shuffle_f32x4(0xffff, c, d, 0x44) + _mm512_maskz_shuffle_f32x4(0xffff, c, d, 0xee);
+    row[r] = _mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0x88) + _mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0xdd);
+  }
+  store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
+}
+
 #elif defined(__AVX2__)
 
 inline constexpr int32_t lanes = 8;
@@ -163,8 +186,11 @@ KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
+  // One shuffle moves each half up and puts zeros below; widening and shifting would take turns with the products.
+  const __m256i places = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,  //
+                                          -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
   const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(halves), places));
 }
 
 KVC_INLINE void store_elements(F32, float* p, Vec x) {
@@ -194,6 +220,28 @@ KVC_INLINE Quad fold_maximum(Vec x) {
   return _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
 KVC_INLINE Vec repeat(Quad x) { return _mm256_set_m128(x, x); }
+
+inline constexpr int32_t step_cells = 3;
+
+KVC_INLINE Vec sum_quads(Vec x, Vec y, Vec z, Vec w) {
+  const Vec xy = _mm256_unpacklo_ps(x, y) + _mm256_unpackhi_ps(x, y);
+  const Vec zw = _mm256_unpacklo_ps(z, w) + _mm256_unpackhi_ps(z, w);
+  return _mm256_shuffle_ps(xy, zw, 0x44) + _mm256_shuffle_ps(xy, zw, 0xee);
+}
+
+KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
+  Vec row[4];
+#pragma GCC unroll 4
+  for (int32_t r = 0; r < 4; ++r) {
+    const Vec a = sum[0][r], b = sum[1][r];
+    row[r] = _mm256_blend_ps(a, b, 0xf0) + _mm256_permute2f128_ps(a, b, 0x21);
+  }
+  store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
+  const Quad x = fold_sum(sum[2][0]), y = fold_sum(sum[2][1]), z = fold_sum(sum[2][2]), w = fold_sum(sum[2][3]);
+  const Quad xy = _mm_unpacklo_ps(x, y) + _mm_unpackhi_ps(x, y);
+  const Quad zw = _mm_unpacklo_ps(z, w) + _mm_unpackhi_ps(z, w);
+  _mm_storeu_ps(to + 8, _mm_movelh_ps(xy, zw) + _mm_movehl_ps(zw, xy));
+}
 
 #else  // the compiler's own vectors: SSE2, NEON or whatever the machine has
 
@@ -286,6 +334,19 @@ KVC_INLINE Quad fold_sum(Vec x) { return x; }
 KVC_INLINE Quad fold_maximum(Vec x) { return x; }
 KVC_INLINE Vec repeat(Quad x) { return x; }
 
+inline constexpr int32_t step_cells = 3;
+
+KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
+  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+  for (int32_t i = 0; i < step_cells; ++i) {
+    const Quad w = sum[i][0], x = sum[i][1], y = sum[i][2], z = sum[i][3];
+    const Quad wy = __builtin_shuffle(w, y, low) + __builtin_shuffle(w, y, high);
+    const Quad xz = __builtin_shuffle(x, z, low) + __builtin_shuffle(x, z, high);
+    const Quad all = __builtin_shuffle(wy, xz, low) + __builtin_shuffle(wy, xz, high);
+    store_unaligned(to + 4 * i, all);
+  }
+}
+
 #endif
 
 /// `lanes` elements of a row, in f32. Alignment to the element is enough.
@@ -310,20 +371,6 @@ KVC_INLINE QuadInt load_quad(const int32_t* p) {
   QuadInt x;
   __builtin_memcpy(&x, p, sizeof x);
   return x;
-}
-
-/// The four sums over all lanes of a, b, c and d, added in a fixed order.
-KVC_INLINE Quad sum_each(Vec a, Vec b, Vec c, Vec d) {
-  const Quad w = fold_sum(a), x = fold_sum(b), y = fold_sum(c), z = fold_sum(d);
-#if defined(__AVX2__)
-  const Quad wx = _mm_hadd_ps(w, x), yz = _mm_hadd_ps(y, z);
-  return _mm_hadd_ps(wx, yz);
-#else
-  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
-  const Quad wy = __builtin_shuffle(w, y, low) + __builtin_shuffle(w, y, high);
-  const Quad xz = __builtin_shuffle(x, z, low) + __builtin_shuffle(x, z, high);
-  return __builtin_shuffle(wy, xz, low) + __builtin_shuffle(wy, xz, high);
-#endif
 }
 
 KVC_INLINE float reduce_sum(Vec x) {
@@ -371,5 +418,7 @@ KVC_INLINE Vec tanh(Vec x) {
 
 /// Asks for the cache line at `p`; any address is allowed.
 KVC_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+/// The same into the second-level cache, for what is needed later.
+KVC_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

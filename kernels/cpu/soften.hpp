@@ -88,7 +88,7 @@ KVC_INLINE Vec exp2_of(Vec x) {
 
 /// Cap and ALiBi. Cells past the tile's last are computed with its position and hidden later.
 template <int32_t vectors>
-KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
+[[gnu::noinline]] static void adjust(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
   if (tile.cap != 0.0f) {
     const Vec cap = broadcast(tile.cap);
@@ -116,8 +116,8 @@ KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
 /// Scores of cells that a row does not see become −infinity. Cells in [0, first_all) and [begin_all, end_all) are seen by
 /// every row and left alone.
 template <int32_t vectors>
-KVC_INLINE void hide(const Scores& scores, int32_t begin, int32_t end, int32_t first_all,
-                     int32_t begin_all, int32_t end_all) {
+[[gnu::noinline]] static void hide(const Scores& scores, int32_t begin, int32_t end,
+                                   int32_t first_all, int32_t begin_all, int32_t end_all) {
   const Vec hidden = broadcast(lowest);
   for (int32_t cell = begin; cell < end;) {
     if (cell < first_all) {
@@ -143,8 +143,8 @@ KVC_INLINE void hide(const Scores& scores, int32_t begin, int32_t end, int32_t f
 
 /// Raises `highest` to the largest score of each row; NaN is passed over. end − begin is even.
 template <int32_t vectors>
-KVC_INLINE void find_highest(const Scores& scores, int32_t begin, int32_t end,
-                             Vec (&highest)[vectors]) {
+[[gnu::noinline]] static void find_highest(const Scores& scores, int32_t begin, int32_t end,
+                                           Vec (&highest)[vectors]) {
   Vec second[vectors];
   for (int32_t v = 0; v < vectors; ++v) second[v] = highest[v];
   const float* s = scores.at + begin * vectors * lanes;
@@ -174,8 +174,8 @@ KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vecto
 
 /// Scores become probabilities, which are added to `sums`.
 template <int32_t vectors>
-KVC_INLINE void exponentiate(const Scores& scores, int32_t begin, int32_t end,
-                             const Vec (&reference)[vectors], Vec (&sums)[vectors]) {
+[[gnu::noinline]] static void exponentiate(const Scores& scores, int32_t begin, int32_t end,
+                                           const Vec (&reference)[vectors], Vec (&sums)[vectors]) {
   float* s = scores.at + begin * vectors * lanes;
   for (int32_t cell = begin; cell < end; ++cell, s += vectors * lanes) {
 #pragma GCC unroll 4
