@@ -62,7 +62,9 @@ Status check_memory(const char* name, const kvc_tensor& t) {
   const uint64_t element = size_of(static_cast<DType>(t.dtype));
   const uint64_t address = reinterpret_cast<uintptr_t>(t.data);
   const CheckedSize end = CheckedSize(address) + CheckedSize(t.byte_offset) + span * CheckedSize(element);
-  if (end.overflowed()) return fail(Status::overflow, "%s spans more than the address space", name);
+  if (end.overflowed() || end.value() > uint64_t{PTRDIFF_MAX}) {
+    return fail(Status::overflow, "%s spans more than the address space", name);
+  }
   if ((address + t.byte_offset) % element != 0) {
     return fail(Status::invalid_argument, "%s is not aligned to its elements of %d bytes", name, static_cast<int>(element));
   }
