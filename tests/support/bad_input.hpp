@@ -1,0 +1,47 @@
+#pragma once
+#include <functional>
+#include <string>
+
+#include "abi.hpp"
+
+namespace support {
+
+/// Calls that must fail: each with its status and a message, and leaves digest and check alone.
+class BadInput {
+ public:
+  /// `cache` is watched; null: only status and message.
+  explicit BadInput(const kvc_cache* cache) : cache_(cache) {}
+
+  /// One call. `what` names it.
+  void expect(kvc_status expected, const std::string& what, const std::function<kvc_status()>& call);
+
+  int32_t calls() const { return calls_; }
+
+ private:
+  const kvc_cache* cache_;
+  int32_t calls_ = 0;
+};
+
+/// A small cache with something in it, tensors that fit it, and a batch that it would take.
+class Specimen {
+ public:
+  explicit Specimen(kvc_device* device, uint64_t flags = 0, bool rope = false);
+
+  /// Opens a pass of two tokens (sequences 0 and 1) and puts the first `n_layers` layers.
+  void open(int32_t n_layers);
+  /// Puts one token at the next position of a sequence and commits it.
+  void append(int32_t sequence);
+
+  static constexpr int32_t n_layers = 2, kv_heads = 2, dk = 4, dv = 3, q_heads = 4;
+  static constexpr int32_t max_sequences = 3, capacity = 8, max_batch = 4, cells = 12;
+
+  Cache cache;
+  float k_data[max_batch * kv_heads * dk] = {};
+  float v_data[max_batch * kv_heads * dv] = {};
+  float q_data[max_batch * q_heads * dk] = {};
+  float out_data[max_batch * q_heads * dv] = {};
+  float lse_data[max_batch * q_heads] = {};
+  kvc_tensor k{}, v{}, q{}, out{}, lse{};  // for a pass of two tokens
+};
+
+}  // namespace support
