@@ -131,7 +131,7 @@ setup(
             sources=[],
             depends=[f"src/{MODULE}.i", "src/arrays.h", "src/support.h"],
             libraries=["kvc"],
-            extra_compile_args=["-O2", "-fvisibility=hidden"],
+            extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
         )
     ],
     cmdclass={"build_ext": BuildExtension},

@@ -9,12 +9,15 @@ import sys
 
 import pytest
 
+import kvc
+
 pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 import tiny_model  # noqa: E402
 
+PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
 DEMO = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
 
 
@@ -29,7 +32,7 @@ def generate(*arguments, **environment):
     """Runs the command. Whatever happens, it shows no traceback."""
     result = subprocess.run(
         [sys.executable, str(DEMO / "generate.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True, text=True, timeout=120, check=False,
     )
     assert "Traceback" not in result.stderr, result.stderr

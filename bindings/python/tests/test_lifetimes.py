@@ -138,8 +138,9 @@ def test_interpreters_exit_quietly(ending, tmp_path):
         "cache = kvc.Cache(device=device, n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)\n"
         "other = kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)\n" + ending
     )
+    where = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60,
-        check=False,
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": where},
+        capture_output=True, text=True, timeout=60, check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
