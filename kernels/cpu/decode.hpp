@@ -4,10 +4,10 @@
 
 /// The kernel for few rows: decode, drafts, short prompts.
 ///
-/// A tile is walked in strips of twelve cells, its rows in blocks of four. A step of three cells by four rows keeps
-/// twelve sums in registers, so a group of four query heads reads K and V once. The scores of strip t and the weighted
+/// A tile is walked in strips of twelve cells, its rows in blocks of four. A step of three cells (four, with more
+/// registers) by four rows keeps all its sums in registers, so a group of four query heads reads K and V once. The scores of strip t and the weighted
 /// values of strip t − 1 are computed in turn, step by step: K and V are then two steady streams from memory, each asked
-/// for `cells_ahead` cells early, where one after the other they would be two bursts that wait for each other. More
+/// for two strips early, where one after the other they would be two bursts that wait for each other. More
 /// than four rows run over the same strip while it is in the first-level cache.
 ///
 /// What a row does not see is kept out twice: its score is replaced (not added to), and in strips where some row sees
@@ -15,21 +15,22 @@
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 inline constexpr int32_t strip_cells = 12;
-inline constexpr int32_t step_cells = 3;
 inline constexpr int32_t block_rows = 4;
-inline constexpr int32_t cells_ahead = 24;
 inline constexpr int32_t narrow_blocks_max = 48;
+inline constexpr size_t chunk = 64;  // dimensions per turn of the inner loops
 inline constexpr float minus_infinity = -__builtin_inff();
 
 enum class View : int32_t { none, all, mixed };
 
-/// Where twelve cells lie, and those that will be needed next. Rows past n_cells repeat the last one.
+/// Where twelve cells lie, in bytes from the first row of K and of V. Cells past the last one repeat it.
 struct Strip {
-  const std::byte* row[strip_cells];
-  const std::byte* ahead[strip_cells];
-  int32_t begin;
-  int32_t n_cells;
+  size_t k[strip_cells];
+  size_t v[strip_cells];
 };
+
+/// Three steps of the walk: the strip of the scores, the one before it (values), and two that are asked for early.
+inline constexpr int32_t strips_ahead = 2;
+inline constexpr int32_t strips_kept = 4;
 
 /// Four rows of the tile; the last block may have fewer.
 struct alignas(64) Block {
@@ -112,72 +113,101 @@ KVC_INLINE View view_of(const Block& block, int32_t begin, int32_t end) {
   return View::mixed;
 }
 
-/// Scores of three cells and ROWS rows: scores[cell][row].
-template <class K, int32_t ROWS>
-KVC_INLINE void score_step(const Tile& tile, const float* q, const Strip& strip, int32_t first, bool ask_ahead,
-                           float* scores) {
-  using Element = typename K::Element;
-  const auto* k0 = reinterpret_cast<const Element*>(strip.row[first]);
-  const auto* k1 = reinterpret_cast<const Element*>(strip.row[first + 1]);
-  const auto* k2 = reinterpret_cast<const Element*>(strip.row[first + 2]);
-  const auto* ahead0 = reinterpret_cast<const Element*>(strip.ahead[first]);
-  const auto* ahead1 = reinterpret_cast<const Element*>(strip.ahead[first + 1]);
-  const auto* ahead2 = reinterpret_cast<const Element*>(strip.ahead[first + 2]);
-  const size_t stride = static_cast<size_t>(tile.q_stride);
-  Vec sum0[block_rows], sum1[block_rows], sum2[block_rows];
+/// Rows that one step reads, and those to ask for meanwhile.
+template <class Storage>
+struct Step {
+  using Element = typename Storage::Element;
+  const Element* row[step_cells];
+  const Element* ahead[step_cells];
+
+  [[gnu::always_inline]] Step(const std::byte* rows, const size_t* offset, const size_t* offset_ahead) {
 #pragma GCC unroll 4
-  for (int32_t r = 0; r < block_rows; ++r) sum0[r] = sum1[r] = sum2[r] = zero();
-  for (size_t d = 0; d < stride; d += lanes) {
-    if (ask_ahead && d % (64 / sizeof(Element)) == 0) {
-      prefetch(ahead0 + d);
-      prefetch(ahead1 + d);
-      prefetch(ahead2 + d);
-    }
-    const Vec x0 = load_as<K>(k0 + d), x1 = load_as<K>(k1 + d), x2 = load_as<K>(k2 + d);
-#pragma GCC unroll 4
-    for (int32_t r = 0; r < ROWS; ++r) {
-      const Vec y = load(q + static_cast<size_t>(r) * stride + d);
-      sum0[r] = fma(y, x0, sum0[r]);
-      sum1[r] = fma(y, x1, sum1[r]);
-      sum2[r] = fma(y, x2, sum2[r]);
+    for (int32_t i = 0; i < step_cells; ++i) {
+      row[i] = reinterpret_cast<const Element*>(rows + offset[i]);
+      ahead[i] = reinterpret_cast<const Element*>(rows + offset_ahead[i]);
     }
   }
-  store_quad(scores, sum_each(sum0[0], sum0[1], sum0[2], sum0[3]));
-  store_quad(scores + 4, sum_each(sum1[0], sum1[1], sum1[2], sum1[3]));
-  store_quad(scores + 8, sum_each(sum2[0], sum2[1], sum2[2], sum2[3]));
-}
+  [[gnu::always_inline]] void ask(size_t d) const {
+    if (d % (64 / sizeof(Element)) != 0) return;
+#pragma GCC unroll 4
+    for (int32_t i = 0; i < step_cells; ++i) prefetch(ahead[i] + d);
+  }
+};
 
-/// Adds the values of three cells, weighted with probability[cell][row], to ROWS rows of o.
-template <class V, int32_t ROWS>
-KVC_INLINE void value_step(const Tile& tile, float* o, const Strip& strip, int32_t first, bool ask_ahead,
-                           const float* probability) {
-  using Element = typename V::Element;
-  const auto* v0 = reinterpret_cast<const Element*>(strip.row[first]);
-  const auto* v1 = reinterpret_cast<const Element*>(strip.row[first + 1]);
-  const auto* v2 = reinterpret_cast<const Element*>(strip.row[first + 2]);
-  const auto* ahead0 = reinterpret_cast<const Element*>(strip.ahead[first]);
-  const auto* ahead1 = reinterpret_cast<const Element*>(strip.ahead[first + 1]);
-  const auto* ahead2 = reinterpret_cast<const Element*>(strip.ahead[first + 2]);
-  const size_t stride = static_cast<size_t>(tile.o_stride);
-  Vec p0[ROWS], p1[ROWS], p2[ROWS];
+template <class K, int32_t ROWS>
+KVC_INLINE void score_dims(const Step<K>& step, const float* q, size_t stride, size_t d, Vec (&sum)[step_cells][4]) {
+  Vec x[step_cells];
+#pragma GCC unroll 4
+  for (int32_t i = 0; i < step_cells; ++i) x[i] = load_as<K>(step.row[i] + d);
 #pragma GCC unroll 4
   for (int32_t r = 0; r < ROWS; ++r) {
-    p0[r] = broadcast(probability[r]);
-    p1[r] = broadcast(probability[4 + r]);
-    p2[r] = broadcast(probability[8 + r]);
-  }
-  for (size_t d = 0; d < stride; d += lanes) {
-    if (ask_ahead && d % (64 / sizeof(Element)) == 0) {
-      prefetch(ahead0 + d);
-      prefetch(ahead1 + d);
-      prefetch(ahead2 + d);
-    }
-    const Vec x0 = load_as<V>(v0 + d), x1 = load_as<V>(v1 + d), x2 = load_as<V>(v2 + d);
+    const Vec y = load(q + static_cast<size_t>(r) * stride + d);
 #pragma GCC unroll 4
-    for (int32_t r = 0; r < ROWS; ++r) {
-      float* to = o + static_cast<size_t>(r) * stride + d;
-      store(to, fma(p2[r], x2, fma(p1[r], x1, fma(p0[r], x0, load(to)))));
+    for (int32_t i = 0; i < step_cells; ++i) sum[i][r] = fma(y, x[i], sum[i][r]);
+  }
+}
+
+/// Scores of one step's cells and ROWS rows: scores[cell][row].
+template <class K, int32_t ROWS>
+KVC_INLINE void score_step(const Tile& tile, const float* q, const Step<K>& step, bool ask_ahead, float* scores) {
+  const size_t stride = static_cast<size_t>(tile.q_stride);
+  Vec sum[step_cells][4];
+#pragma GCC unroll 4
+  for (int32_t i = 0; i < step_cells; ++i) {
+#pragma GCC unroll 4
+    for (int32_t r = 0; r < 4; ++r) sum[i][r] = zero();
+  }
+  size_t d = 0;
+  for (; d + chunk <= stride; d += chunk) {
+#pragma GCC unroll 16
+    for (size_t j = 0; j < chunk; j += lanes) {
+      if (ask_ahead) step.ask(d + j);
+      score_dims<K, ROWS>(step, q, stride, d + j, sum);
     }
+  }
+  for (; d < stride; d += lanes) {
+    if (ask_ahead) step.ask(d);
+    score_dims<K, ROWS>(step, q, stride, d, sum);
+  }
+  store_sums(scores, sum);
+}
+
+template <class V, int32_t ROWS>
+KVC_INLINE void value_dims(const Step<V>& step, float* o, size_t stride, size_t d, const Vec (&p)[step_cells][ROWS]) {
+  Vec x[step_cells];
+#pragma GCC unroll 4
+  for (int32_t i = 0; i < step_cells; ++i) x[i] = load_as<V>(step.row[i] + d);
+#pragma GCC unroll 4
+  for (int32_t r = 0; r < ROWS; ++r) {
+    float* to = o + static_cast<size_t>(r) * stride + d;
+    Vec sum = load(to);
+#pragma GCC unroll 4
+    for (int32_t i = 0; i < step_cells; ++i) sum = fma(p[i][r], x[i], sum);
+    store(to, sum);
+  }
+}
+
+/// Adds the values of one step's cells, weighted with probability[cell][row], to ROWS rows of o.
+template <class V, int32_t ROWS>
+KVC_INLINE void value_step(const Tile& tile, float* o, const Step<V>& step, bool ask_ahead, const float* probability) {
+  const size_t stride = static_cast<size_t>(tile.o_stride);
+  Vec p[step_cells][ROWS];
+#pragma GCC unroll 4
+  for (int32_t i = 0; i < step_cells; ++i) {
+#pragma GCC unroll 4
+    for (int32_t r = 0; r < ROWS; ++r) p[i][r] = broadcast(probability[i * block_rows + r]);
+  }
+  size_t d = 0;
+  for (; d + chunk <= stride; d += chunk) {
+#pragma GCC unroll 16
+    for (size_t j = 0; j < chunk; j += lanes) {
+      if (ask_ahead) step.ask(d + j);
+      value_dims<V, ROWS>(step, o, stride, d + j, p);
+    }
+  }
+  for (; d < stride; d += lanes) {
+    if (ask_ahead) step.ask(d);
+    value_dims<V, ROWS>(step, o, stride, d, p);
   }
 }
 
@@ -189,34 +219,54 @@ KVC_INLINE void add_value(const Tile& tile, float* o, const std::byte* row, floa
   for (int32_t d = 0; d < tile.o_stride; d += lanes) store(o + d, fma(p, load_as<V>(v + d), load(o + d)));
 }
 
-/// One block: scores of one strip, values of the strip before it, step by step in turn.
-template <class K, class V, int32_t ROWS>
-static void advance(const Tile& tile, const Block& block, const Strip& k, const Strip& v, bool ask_ahead,
-                    float* scores, const float* probability) {
-  const float* q = tile.q + static_cast<size_t>(block.row) * static_cast<size_t>(tile.q_stride);
-  float* o = tile.o + static_cast<size_t>(block.row) * static_cast<size_t>(tile.o_stride);
-  const int32_t n_scores = scores ? k.n_cells : 0;
-  const int32_t n_values = block.view == View::all ? v.n_cells : 0;
-  int32_t i = 0;
-  for (; i + step_cells <= strip_cells; i += step_cells) {
-    if (i < n_scores) score_step<K, ROWS>(tile, q, k, i, ask_ahead, scores + i * block_rows);
-    if (i + step_cells <= n_values) value_step<V, ROWS>(tile, o, v, i, ask_ahead, probability + i * block_rows);
-  }
-  for (i = n_values - n_values % step_cells; i < n_values; ++i) {
-    for (int32_t r = 0; r < ROWS; ++r) {
-      add_value<V>(tile, o + static_cast<size_t>(r) * static_cast<size_t>(tile.o_stride), v.row[i],
-                   probability[i * block_rows + r]);
-    }
-  }
-  if (block.view != View::mixed) return;
-  for (i = 0; i < v.n_cells; ++i) {
-    const int32_t cell = v.begin + i;
+/// What a block does in one turn of the walk.
+struct Turn {
+  const std::byte* k;          // first row of K, or of the widened strip
+  const std::byte* v;
+  const Strip* score_strip;
+  const Strip* value_strip;
+  const Strip* k_ahead;
+  const Strip* v_ahead;
+  float* scores;               // of score_strip; null: the block sees nothing of it
+  const float* probability;    // of value_strip
+  int32_t n_values;            // cells of value_strip
+  int32_t value_begin;         // its first cell
+  bool ask_ahead;
+};
+
+/// Values of the cells from `from` on, one cell and row at a time: of a strip of which not every row sees every cell,
+/// or of the last cells, too few for a step.
+template <class V, int32_t ROWS>
+KVC_INLINE void add_values_singly(const Tile& tile, const Block& block, const Turn& turn, float* o, int32_t from) {
+  for (int32_t i = from; i < turn.n_values; ++i) {
+    const int32_t cell = turn.value_begin + i;
     for (int32_t r = 0; r < ROWS; ++r) {
       const bool seen = cell < block.first_end[r] || (cell >= block.begin[r] && cell < block.end[r]);
       if (!seen) continue;
-      add_value<V>(tile, o + static_cast<size_t>(r) * static_cast<size_t>(tile.o_stride), v.row[i],
-                   probability[i * block_rows + r]);
+      add_value<V>(tile, o + static_cast<size_t>(r) * static_cast<size_t>(tile.o_stride), turn.v + turn.value_strip->v[i],
+                   turn.probability[i * block_rows + r]);
     }
+  }
+}
+
+/// One block: scores of one strip, values of the strip before it, step by step in turn.
+template <class K, class V, int32_t ROWS>
+static void advance(const Tile& tile, const Block& block, const Turn& turn) {
+  const float* q = tile.q + static_cast<size_t>(block.row) * static_cast<size_t>(tile.q_stride);
+  float* o = tile.o + static_cast<size_t>(block.row) * static_cast<size_t>(tile.o_stride);
+  const int32_t n_values = block.view == View::all ? turn.n_values : 0;
+  for (int32_t i = 0; i < strip_cells; i += step_cells) {
+    if (turn.scores) {
+      const Step<K> step(turn.k, turn.score_strip->k + i, turn.k_ahead->k + i);
+      score_step<K, ROWS>(tile, q, step, turn.ask_ahead, turn.scores + i * block_rows);
+    }
+    if (i + step_cells <= n_values) {
+      const Step<V> step(turn.v, turn.value_strip->v + i, turn.v_ahead->v + i);
+      value_step<V, ROWS>(tile, o, step, turn.ask_ahead, turn.probability + i * block_rows);
+    }
+  }
+  if (block.view != View::none && n_values < strip_cells) {
+    add_values_singly<V, ROWS>(tile, block, turn, o, n_values - n_values % step_cells);
   }
 }
 
@@ -299,28 +349,19 @@ KVC_INLINE void widen_row(float* to, const std::byte* from, int32_t n, int32_t p
   }
 }
 
-KVC_INLINE void locate_strip(const Tile& tile, const std::byte* rows, size_t row_bytes, int32_t begin, Strip& strip) {
-  strip.begin = begin;
-  strip.n_cells = smaller(strip_cells, tile.n_cells - begin);
+KVC_INLINE void locate_strip(const Tile& tile, int32_t begin, Strip& strip) {
   for (int32_t i = 0; i < strip_cells; ++i) {
-    const int32_t cell = tile.cell[smaller(begin + i, tile.n_cells - 1)];
-    const int32_t ahead = tile.cell[smaller(begin + i + cells_ahead, tile.n_cells - 1)];
-    strip.row[i] = rows + static_cast<size_t>(cell) * row_bytes;
-    strip.ahead[i] = rows + static_cast<size_t>(ahead) * row_bytes;
+    const auto cell = static_cast<size_t>(tile.cell[smaller(begin + i, tile.n_cells - 1)]);
+    strip.k[i] = cell * tile.k_row_bytes;
+    strip.v[i] = cell * tile.v_row_bytes;
   }
 }
 
-/// Copies a strip's rows into f32 scratch and points the strip there.
+/// Copies a strip's rows into f32 scratch, row i to to[i].
 template <class Storage>
-KVC_INLINE void widen_strip(Strip& strip, float* to, int32_t head_dim, int32_t stride) {
+KVC_INLINE void widen_strip(float* to, const std::byte* rows, const size_t* offset, int32_t head_dim, int32_t stride) {
   for (int32_t i = 0; i < strip_cells; ++i) {
-    float* row = to + static_cast<size_t>(i) * static_cast<size_t>(stride);
-    if (i < strip.n_cells) {
-      widen_row<Storage>(row, strip.row[i], head_dim, stride);
-    } else {
-      row = to;
-    }
-    strip.row[i] = reinterpret_cast<const std::byte*>(row);
+    widen_row<Storage>(to + static_cast<size_t>(i) * static_cast<size_t>(stride), rows + offset[i], head_dim, stride);
   }
 }
 
@@ -333,43 +374,63 @@ struct Choose<false, Yes, No> {
   using Type = No;
 };
 
-/// How the rows of a tile are read: in place, or (head dimensions that are no multiple of 16) widened strip by strip.
+/// Scores of one strip to probabilities, once the block's options are applied.
+KVC_INLINE void finish_scores(const Tile& tile, const Block& block, View view, int32_t begin, float* scores) {
+  const int32_t n_cells = smaller(strip_cells, tile.n_cells - begin);
+  if (tile.cap != 0) apply_cap(tile, scores);
+  if (tile.slope) apply_slopes(tile, block, begin, n_cells, scores);
+  if (view == View::mixed || n_cells < strip_cells) hide(block, view, begin, n_cells, scores);
+  soften(tile, block, scores);
+}
+
+/// Walks a tile. Rows are read in place or (head dimensions that are no multiple of 16) widened strip by strip.
 template <class K, class V, bool WIDEN>
 static void process_rows(const Tile& tile) {
   using KernelK = typename Choose<WIDEN, F32, K>::Type;
   using KernelV = typename Choose<WIDEN, F32, V>::Type;
-  using Advance = void (*)(const Tile&, const Block&, const Strip&, const Strip&, bool, float*, const float*);
-  static constexpr Advance advance_rows[block_rows] = {
-      advance<KernelK, KernelV, 1>, advance<KernelK, KernelV, 2>, advance<KernelK, KernelV, 3>,
-      advance<KernelK, KernelV, 4>};
+  using Advance = void (*)(const Tile&, const Block&, const Turn&);
+  static constexpr Advance advance_rows[block_rows] = {advance<KernelK, KernelV, 1>, advance<KernelK, KernelV, 2>,
+                                                       advance<KernelK, KernelV, 3>, advance<KernelK, KernelV, 4>};
   const Scratch scratch = lay_out_scratch(tile);
   const int32_t n_blocks = (tile.n_rows + block_rows - 1) / block_rows;
   for (int32_t b = 0; b < n_blocks; ++b) describe_block(tile, b, scratch.block[b]);
 
-  Strip k, v;
-  v.n_cells = 0;
-  int32_t turn = 0;  // which half of a block's probabilities the scores go to
-  for (int32_t begin = 0; begin < tile.n_cells + strip_cells; begin += strip_cells, turn ^= 1) {
+  Strip widened;
+  for (size_t i = 0; i < strip_cells; ++i) {
+    widened.k[i] = i * static_cast<size_t>(tile.q_stride) * sizeof(float);
+    widened.v[i] = i * static_cast<size_t>(tile.o_stride) * sizeof(float);
+  }
+  Strip strips[strips_kept];
+  for (int32_t i = 0; i < strips_ahead; ++i) locate_strip(tile, i * strip_cells, strips[i]);
+  for (int32_t t = 0; (t - 1) * strip_cells < tile.n_cells; ++t) {
+    const int32_t begin = t * strip_cells;
+    const Strip& k = strips[t % strips_kept];
+    const Strip& v = strips[(t + strips_kept - 1) % strips_kept];
+    locate_strip(tile, begin + strips_ahead * strip_cells, strips[(t + strips_ahead) % strips_kept]);
     const bool has_scores = begin < tile.n_cells;
-    if (has_scores) locate_strip(tile, tile.k, tile.k_row_bytes, begin, k);
-    if (begin > 0) locate_strip(tile, tile.v, tile.v_row_bytes, begin - strip_cells, v);
-    if (WIDEN && has_scores) widen_strip<K>(k, scratch.k, tile.head_dim_k, tile.q_stride);
-    if (WIDEN && begin > 0) widen_strip<V>(v, scratch.v, tile.head_dim_v, tile.o_stride);
-    bool ask_ahead = !WIDEN;
+    if (WIDEN && has_scores) widen_strip<K>(scratch.k, tile.k, k.k, tile.head_dim_k, tile.q_stride);
+    if (WIDEN && t > 0) widen_strip<V>(scratch.v, tile.v, v.v, tile.head_dim_v, tile.o_stride);
+    Turn turn;
+    turn.k = WIDEN ? reinterpret_cast<const std::byte*>(scratch.k) : tile.k;
+    turn.v = WIDEN ? reinterpret_cast<const std::byte*>(scratch.v) : tile.v;
+    turn.score_strip = WIDEN ? &widened : &k;
+    turn.value_strip = WIDEN ? &widened : &v;
+    turn.k_ahead = &strips[(t + strips_ahead) % strips_kept];
+    turn.v_ahead = &strips[(t + strips_ahead - 1) % strips_kept];
+    turn.value_begin = begin - strip_cells;
+    turn.n_values = smaller(strip_cells, tile.n_cells - turn.value_begin);
+    turn.ask_ahead = !WIDEN;
     for (int32_t b = 0; b < n_blocks; ++b) {
       Block& block = scratch.block[b];
       float* probability = scratch.probability + b * 2 * strip_scores;
-      const View view = has_scores ? view_of(block, begin, begin + k.n_cells) : View::none;
+      const View view = has_scores ? view_of(block, begin, smaller(begin + strip_cells, tile.n_cells)) : View::none;
       if (view == View::none && block.view == View::none) continue;
-      float* scores = view == View::none ? nullptr : probability + turn * strip_scores;
-      advance_rows[block.n_rows - 1](tile, block, k, v, ask_ahead, scores, probability + (turn ^ 1) * strip_scores);
-      ask_ahead = false;  // the first block has asked for all of it
+      turn.scores = view == View::none ? nullptr : probability + (t & 1) * strip_scores;
+      turn.probability = probability + ((t & 1) ^ 1) * strip_scores;
+      advance_rows[block.n_rows - 1](tile, block, turn);
+      turn.ask_ahead = false;  // the first block has asked for all of it
       block.view = view;
-      if (view == View::none) continue;
-      if (tile.cap != 0) apply_cap(tile, scores);
-      if (tile.slope) apply_slopes(tile, block, begin, k.n_cells, scores);
-      if (view == View::mixed || k.n_cells < strip_cells) hide(block, view, begin, k.n_cells, scores);
-      soften(tile, block, scores);
+      if (view != View::none) finish_scores(tile, block, view, begin, turn.scores);
     }
   }
 }
