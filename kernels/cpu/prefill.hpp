@@ -186,6 +186,9 @@ template <int32_t cells, int32_t vectors>
   store_block(c, scores, width);
 }
 
+/// Scores are computed for whole groups of so many cells.
+inline constexpr int32_t fewest_cells = 4;
+
 /// Cells whose scores are computed together; as many as keep the multipliers busy for a narrow strip.
 template <int32_t vectors>
 inline constexpr int32_t cells_at_once = vectors == 1 ? 8 : score_cells;
@@ -202,9 +205,15 @@ template <int32_t vectors>
   for (int32_t d = 0; d < dims; d += chunk) {
     const int32_t depth = smaller(chunk, dims - d);
     for (const Range& range : ranges) {
-      for (int32_t i = range.begin; i < range.end; i += cells) {
-        score_cells_of<cells, vectors>(work.keys + static_cast<size_t>(i) * stride + d, stride,
-                                       queries + d * width, depth, d == 0, work.scores + i * width);
+      const float* keys = work.keys + static_cast<size_t>(range.begin) * stride + d;
+      float* scores = work.scores + range.begin * width;
+      int32_t left = range.end - range.begin;
+      for (; left >= cells; left -= cells, keys += cells * stride, scores += cells * width) {
+        score_cells_of<cells, vectors>(keys, stride, queries + d * width, depth, d == 0, scores);
+      }
+      if (left > 0) {
+        score_cells_of<fewest_cells, vectors>(keys, stride, queries + d * width, depth, d == 0,
+                                              scores);
       }
     }
   }
@@ -296,7 +305,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   constexpr int32_t width = vectors * lanes;
   const View view = view_of(work, first_row, n_rows);
   Range ranges[2];
-  grow(view.any, cells_at_once<vectors>, ranges);
+  grow(view.any, fewest_cells, ranges);
   if (ranges[0].begin >= ranges[0].end && ranges[1].begin >= ranges[1].end) return;
 
   score_strip<vectors>(
