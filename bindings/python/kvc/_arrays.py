@@ -12,6 +12,9 @@ from .errors import DtypeError
 Array = Any
 """An object with the buffer protocol or `__array_interface__`; NumPy arrays have both."""
 
+Description = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
+"""Address, shape, strides in bytes and dtype number of memory that the library lends."""
+
 _CODES = {
     "f32": _capi.KVC_F32, "float32": _capi.KVC_F32,
     "f16": _capi.KVC_F16, "float16": _capi.KVC_F16,
@@ -33,7 +36,7 @@ def dtype_code(dtype: Any, argument: str = "dtype") -> int:
         raise DtypeError(f"{argument} {dtype!r} is not one of f32, f16, bf16") from None
 
 
-def numpy_dtype(code: int) -> np.dtype:
+def numpy_dtype(code: int) -> np.dtype[Any]:
     """The NumPy dtype of a number; bfloat16 is ml_dtypes' when that is installed, else uint16."""
     if code == _capi.KVC_F32:
         return np.dtype(np.float32)
@@ -54,7 +57,7 @@ def meaning(array: Array, dtype: Optional[Any]) -> Any:
 class _Lender:
     """Describes borrowed memory to NumPy and keeps its owner alive as long as an array uses it."""
 
-    def __init__(self, owner: Any, description: Tuple[int, tuple, tuple, int]) -> None:
+    def __init__(self, owner: Any, description: Description) -> None:
         address, shape, strides, code = description
         self.owner = owner
         typestr = "<f4" if code == _capi.KVC_F32 else "<f2" if code == _capi.KVC_F16 else "<u2"
@@ -64,7 +67,7 @@ class _Lender:
         }
 
 
-def borrowed(owner: Any, description: Tuple[int, tuple, tuple, int]) -> np.ndarray:
+def borrowed(owner: Any, description: Description) -> np.ndarray[Any, Any]:
     """A read-only array over memory that the library lends."""
     view = np.asarray(_Lender(owner, description))
     code = description[3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, TypedDict
 
 from . import kvc_capi as _capi
 from ._arrays import dtype_code
@@ -11,6 +11,37 @@ from .errors import InvalidArgument
 
 UNLIMITED = _capi.KVC_NONE
 """For `memory`: keep every position, however short the reach."""
+
+
+class _Shapes(TypedDict):
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    capacity: int
+
+
+class Geometry(_Shapes, total=False):
+    """The keyword arguments of kvc.Cache, for type checkers; kvc.Cache documents them."""
+
+    head_dim_v: Optional[int]
+    dtype: Any
+    dtype_k: Any
+    dtype_v: Any
+    max_sequences: int
+    max_batch: int
+    cells: int
+    max_q_heads: int
+    reach: Optional[int]
+    sliding_window: Optional[int]
+    memory: Optional[int]
+    chunk: Optional[int]
+    keep_first: int
+    cell_padding: int
+    mask_dtype: Any
+    position_free: bool
+    strict: bool
+    zero_on_free: bool
+    prefault: bool
 
 
 def causal_descriptors(

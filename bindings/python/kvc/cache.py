@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from typing import Any, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from . import kvc_capi as _capi
 from ._arrays import Array, borrowed, dtype_code, meaning, numpy_dtype
-from ._descriptors import UNLIMITED, causal_descriptors
+from ._descriptors import UNLIMITED, Geometry, causal_descriptors
 from ._handles import destroy_quietly, set_integers
 from .device import Device, default_device
 from .errors import CacheFull, InvalidArgument
 from .info import Run, SequenceInfo, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["UNLIMITED", "Cache", "Pass"]
 
@@ -83,7 +87,7 @@ class Cache:
     Raises InvalidArgument, DtypeError, SizeOverflow, OutOfMemory.
     """
 
-    def __init__(self, *, device: Optional[Device] = None, **geometry: Any) -> None:
+    def __init__(self, *, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> None:
         desc, causal = causal_descriptors(**geometry)
         owner = default_device() if device is None else device
         self._handle: Any = _capi.kvc_cache_create(owner._handle, desc, causal)
@@ -98,7 +102,7 @@ class Cache:
         self._dtype_v: int = desc.dtype_v
 
     @staticmethod
-    def memory_bytes(*, device: Optional[Device] = None, **geometry: Any) -> int:
+    def memory_bytes(*, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> int:
         """The bytes that a cache with these arguments would reserve; allocates nothing."""
         owner = default_device() if device is None else device
         return _capi.kvc_cache_memory_bytes(owner._handle, *causal_descriptors(**geometry))
@@ -226,7 +230,7 @@ class Cache:
 
         Raises CacheFull; BadState when the open pass is not fully put.
         """
-        flags = None
+        flags: Any = None
         if sees_later is not None:
             flags = np.zeros(len(positions), dtype=np.int32)
             flags[_indexes(sees_later, len(flags))] = _capi.KVC_TOKEN_SEES_LATER
@@ -507,6 +511,14 @@ class Cache:
     def check(self) -> None:
         """Walks every invariant. Raises InternalError that names the broken one."""
         _capi.kvc_check(self._handle)
+
+
+# help() and editors show the arguments by name.
+_OPTIONS = inspect.signature(causal_descriptors).parameters.values()
+_DEVICE = inspect.Parameter(
+    "device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Optional[Device]"
+)
+Cache.__signature__ = inspect.Signature([*_OPTIONS, _DEVICE])  # type: ignore[attr-defined]
 
 
 class Pass:

@@ -6,7 +6,7 @@ Each is an `Error`, and also the built-in exception that Python code would expec
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 from . import kvc_capi as _capi
 
@@ -24,7 +24,7 @@ class Error(RuntimeError):
         if status is not None:
             self.status = status
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return type(self), (str(self), self.status)
 
 

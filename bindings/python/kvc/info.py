@@ -1,11 +1,12 @@
-"""What the library tells about caches and sequences, as plain tuples."""
+"""What the library tells about caches and sequences, as plain records."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class SequenceInfo(NamedTuple):
+@dataclass(frozen=True)
+class SequenceInfo:
     """What a sequence holds, in positions."""
 
     first: int
@@ -20,7 +21,8 @@ class SequenceInfo(NamedTuple):
     """one more than the highest position that sliding has released; 0: none"""
 
 
-class Stats(NamedTuple):
+@dataclass(frozen=True)
+class Stats:
     """What a cache holds."""
 
     state: str
@@ -37,7 +39,8 @@ class Stats(NamedTuple):
     """passes committed since it was created"""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """Cells in a row that hold consecutive positions of a sequence."""
 
     cell: int

@@ -1,6 +1,7 @@
 """Every method of a cache, and that its answers are plain Python."""
 
 import inspect
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_runs_tell_where_tokens_lie(cache, fill):
     fill(cache, 10)
     runs = cache.runs(0)
     assert sum(run.length for run in runs) == 10 and runs[0].position == 0
-    assert all(type(value) is int for value in runs[0]) and runs[0].offset == 0
+    assert all(type(value) is int for value in astuple(runs[0])) and runs[0].offset == 0
 
 
 @pytest.mark.parametrize("dtype", [None, "f32", "f16", "bf16"])
@@ -238,12 +239,20 @@ def test_no_proxy_reaches_a_caller(cache, fill):
     for layer in range(2):
         cache.put(layer, *[np.zeros((1, 2, 16), np.float32)] * 2)
     answers = [
-        cache.stats(), *cache.stats(), cache.query(0), *cache.query(0), cache.runs(0), *cache.runs(0)[0],
+        cache.stats(), *astuple(cache.stats()), cache.query(0), *astuple(cache.query(0)), cache.runs(0),
+        *astuple(cache.runs(0)[0]),
         cache.digest(), cache.get(0)[0], cache.mask(), cache.can_resume(0, 1), cache.fits([4]),
     ]
     for answer in answers:
         assert type(answer).__module__ in ("builtins", "numpy", "kvc.info"), type(answer)
     cache.abort()
+
+
+def test_arguments_are_shown_and_typed_by_name():
+    from kvc._descriptors import Geometry
+
+    shown = set(inspect.signature(kvc.Cache).parameters)
+    assert shown == {"device", *Geometry.__required_keys__, *Geometry.__optional_keys__}
 
 
 def test_every_public_name_is_documented():

@@ -1,0 +1,397 @@
+package kvc
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const (
+	nLayers, kvHeads, qHeads, headDim = 2, 2, 4, 16
+)
+
+func testDesc() CacheDesc {
+	return CacheDesc{
+		NLayers: nLayers, NKVHeads: kvHeads, HeadDimK: headDim, DTypeK: F16, DTypeV: F32,
+		MaxSequences: 2, Capacity: 32, MaxBatch: 8, MaxQHeads: qHeads,
+	}
+}
+
+func open(t testing.TB) *Cache {
+	t.Helper()
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 2})
+	must(t, err)
+	cache, err := NewCache(device, testDesc(), CausalDesc{})
+	must(t, err)
+	must(t, device.Close()) // the cache keeps what it needs
+	t.Cleanup(func() { must(t, cache.Close()) })
+	return cache
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func is(t testing.TB, err error, status Status, part string) {
+	t.Helper()
+	var e *Error
+	if !errors.Is(err, status) || !errors.As(err, &e) || !strings.Contains(e.Message, part) {
+		t.Fatalf("%v is not %v with %q", err, status, part)
+	}
+}
+
+// arrays of n tokens; the value of token i is i + 1 throughout
+func arrays(n int) (k, v, q, out []float32) {
+	k, v = make([]float32, n*kvHeads*headDim), make([]float32, n*kvHeads*headDim)
+	q, out = make([]float32, n*qHeads*headDim), make([]float32, n*qHeads*headDim)
+	for i := range v {
+		k[i], v[i] = float32(i%7)-3, float32(i/(kvHeads*headDim)+1)
+	}
+	return k, v, q, out
+}
+
+func kv(data []float32, n int) Tensor { return Float32(data, n, kvHeads, headDim) }
+func qo(data []float32, n int) Tensor { return Float32(data, n, qHeads, headDim) }
+
+func TestPass(t *testing.T) {
+	cache := open(t)
+	k, v, q, out := arrays(3)
+	lse := make([]float32, 3*qHeads)
+	must(t, cache.BindAttention(0, nLayers, AttentionDesc{NQHeads: qHeads, Sinks: make([]float32, qHeads)}))
+	must(t, cache.BindAttention(0, nLayers, AttentionDesc{NQHeads: qHeads}))
+	must(t, cache.BindRope(0, nLayers, RopeDesc{Pairs: Halves, FrequencyFactors: ones(headDim / 2)}))
+	must(t, cache.Begin([]int32{0, 1, 2}, []int32{0, 0, 0}))
+	for layer := 0; layer < nLayers; layer++ {
+		must(t, cache.Put(layer, kv(k, 3), kv(v, 3)))
+		must(t, cache.AttentionLSE(layer, qo(q, 3), qo(out, 3), Float32(lse, 3, qHeads)))
+	}
+	// Queries of zeros weigh all keys alike: each token gets the mean of the values before it.
+	for token, want := range []float32{1, 1.5, 2} {
+		if got := out[token*qHeads*headDim]; got < want-1e-5 || got > want+1e-5 {
+			t.Errorf("token %d: %v, not %v", token, got, want)
+		}
+	}
+	if lse[0] != 0 {
+		t.Errorf("one key of weight e^0 has the log %v", lse[0])
+	}
+
+	keys, values, err := cache.Get(1)
+	must(t, err)
+	if keys.DType != F16 || values.DType != F32 || keys.Shape[1] != kvHeads || values.Shape[2] != headDim {
+		t.Fatalf("views of %+v and %+v", keys, values)
+	}
+	nTokens, history, dtype, err := cache.MaskShape()
+	must(t, err)
+	if nTokens != 3 || history != keys.Shape[0] || dtype != F32 {
+		t.Fatalf("a mask of %d, %d, %v", nTokens, history, dtype)
+	}
+	mask := make([]float32, nTokens*history)
+	must(t, cache.Mask(Float32(mask, nTokens, history)))
+	seen := 0
+	for cell := 0; cell < history; cell++ {
+		if mask[2*history+cell] == 0 {
+			seen++
+			if got := values.Float32(cell, 1)[5]; got != 1 && got != 2 && got != 3 {
+				t.Errorf("cell %d holds %v", cell, got)
+			}
+			_ = keys.Bits(cell, 0)
+		}
+	}
+	if seen != 3 {
+		t.Errorf("the last token sees %d cells", seen)
+	}
+	must(t, cache.Commit())
+
+	gathered := make([]float32, 3*kvHeads*headDim)
+	must(t, cache.Gather(0, 0, Tensor{}, kv(gathered, 3)))
+	for i := range gathered {
+		if gathered[i] != v[i] {
+			t.Fatalf("gathered %v at %d, not %v", gathered[i], i, v[i])
+		}
+	}
+	runs, err := cache.Runs(0)
+	must(t, err)
+	if len(runs) != 1 || runs[0].Length != 3 || runs[0].Position != 0 {
+		t.Errorf("runs %v", runs)
+	}
+	must(t, cache.Check())
+}
+
+func ones(n int) []float32 {
+	all := make([]float32, n)
+	for i := range all {
+		all[i] = 1
+	}
+	return all
+}
+
+func fill(t testing.TB, cache *Cache, sequence, first, n int) {
+	t.Helper()
+	k, v, q, out := arrays(n)
+	positions, sequences := make([]int32, n), make([]int32, n)
+	for i := range positions {
+		positions[i], sequences[i] = int32(first+i), int32(sequence)
+	}
+	must(t, cache.BeginFlagged(positions, sequences, make([]TokenFlags, n)))
+	for layer := 0; layer < nLayers; layer++ {
+		must(t, cache.PutAttention(layer, kv(k, n), kv(v, n), qo(q, n), qo(out, n)))
+	}
+}
+
+func TestSequences(t *testing.T) {
+	cache := open(t)
+	must(t, cache.BindRope(0, nLayers, RopeDesc{}))
+	fill(t, cache, 0, 0, 8)
+	must(t, cache.SetCausal([]int32{7}))
+	must(t, cache.SetCausal(nil))
+	must(t, cache.CommitPrefix([]int32{0}, []int32{6}))
+	before, err := cache.Digest()
+	must(t, err)
+	fill(t, cache, 0, 6, 2)
+	must(t, cache.Abort())
+	after, err := cache.Digest()
+	must(t, err)
+	if before != after {
+		t.Error("abort left a trace")
+	}
+	if got, err := cache.CopyPrefix(0, 1, 4); err != nil || got != 4 {
+		t.Errorf("CopyPrefix: %d, %v", got, err)
+	}
+	must(t, cache.Remove(0, 1, 3))
+	if best, err := cache.CanResume(0, 3); err != nil || best != 3 {
+		t.Errorf("CanResume: %d, %v", best, err)
+	}
+	if got, err := cache.Resume(0, 3); err != nil || got != 3 {
+		t.Errorf("Resume: %d, %v", got, err)
+	}
+	must(t, cache.Reorder([]int32{0}, []int32{1}))
+	info, err := cache.Sequence(0)
+	must(t, err)
+	if info.First != 0 || info.Next != 4 || info.Count != 4 || info.LostBelow != 0 || info.Room != 28 {
+		t.Errorf("%+v", info)
+	}
+	stats, err := cache.Stats()
+	must(t, err)
+	if stats.State != Idle || stats.Cells != 64 || stats.CellsUsed != 4 || stats.CellsShared != 4 || stats.Passes != 1 {
+		t.Errorf("%+v", stats)
+	}
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 2})
+	must(t, err)
+	bytes, err := MemoryBytes(device, testDesc(), CausalDesc{})
+	must(t, err)
+	must(t, device.Close())
+	if bytes != stats.Bytes {
+		t.Errorf("MemoryBytes said %d, the cache has %d", bytes, stats.Bytes)
+	}
+	must(t, cache.BeginReserve(8))
+	must(t, cache.Remove(0, 0, SeqEnd))
+}
+
+func TestErrors(t *testing.T) {
+	cache := open(t)
+	short := make([]float32, 8)
+	is(t, cache.Commit(), BadState, "pass")
+	is(t, cache.Begin([]int32{0}, []int32{0, 0}), InvalidArgument, "1 and 2")
+	is(t, cache.Begin(nil, nil), InvalidArgument, "")
+	is(t, cache.Fits([]int32{40}, []int32{7}), InvalidArgument, "7")
+	is(t, cache.BeginFlagged([]int32{0}, []int32{0}, []TokenFlags{0, 0}), InvalidArgument, "1 and 2")
+	is(t, cache.BindAttention(0, 1, AttentionDesc{NQHeads: 4, Sinks: short[:3]}), InvalidArgument, "3 elements")
+	is(t, cache.BindRope(0, 1, RopeDesc{FrequencyFactors: short[:3]}), InvalidArgument, "3 elements")
+	is(t, cache.BindRope(0, 1, RopeDesc{Base: -1}), InvalidArgument, "")
+	must(t, cache.Begin([]int32{0}, []int32{0}))
+	// The library knows no lengths: slices that are too short are found here.
+	is(t, cache.Put(0, kv(short, 1), kv(short, 1)), Shape, "slice of 8")
+	is(t, cache.Put(0, Float32(short, 1<<40, 1<<40, 1<<40), kv(short, 1)), Shape, "slice of 8")
+	is(t, cache.Put(0, Tensor{}, kv(short, 1)), Shape, "0 dimensions")
+	is(t, cache.Put(0, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), Shape, "")
+	is(t, cache.Put(1<<40, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), InvalidArgument, "layer")
+	is(t, cache.Put(nLayers, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), InvalidArgument, "layer 2")
+	must(t, cache.Abort())
+	is(t, cache.Remove(0, 2, 1), InvalidArgument, "")
+
+	_, err := OpenDevice("cuda:9", DeviceOptions{})
+	is(t, err, BackendUnavailable, "")
+	_, err = NewCache(&Device{}, CacheDesc{}, CausalDesc{})
+	is(t, err, InvalidHandle, "")
+	var none Cache
+	is(t, none.Commit(), InvalidHandle, "")
+	must(t, none.Close())
+}
+
+func TestClose(t *testing.T) {
+	cache := open(t)
+	var all sync.WaitGroup
+	for i := 0; i < 16; i++ {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			must(t, cache.Close())
+		}()
+	}
+	all.Wait()
+	is(t, cache.Commit(), InvalidHandle, "")
+	_, err := cache.Digest()
+	is(t, err, InvalidHandle, "")
+}
+
+func TestForgottenCachesAreClosed(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	forget := func() Cache {
+		cache, err := NewCache(device, testDesc(), CausalDesc{})
+		must(t, err)
+		return Cache{handle: cache.handle} // a copy of the key, which does not keep the cache
+	}
+	key := forget()
+	for i := 0; i < 200; i++ {
+		runtime.GC()
+		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a cache that nobody holds is still open")
+}
+
+// Two foreign calls, one that fails and one that fetches the message, lose messages when a goroutine changes threads
+// between them. Every goroutine here must find its own number in its message.
+func TestMessagesAreNeverLost(t *testing.T) {
+	const goroutines, calls = 64, 500
+	var all sync.WaitGroup
+	lost := make(chan string, goroutines)
+	for i := 0; i < goroutines; i++ {
+		all.Add(1)
+		go func(i int) {
+			defer all.Done()
+			device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+			if err != nil {
+				lost <- err.Error()
+				return
+			}
+			defer device.Close()
+			cache, err := NewCache(device, CacheDesc{
+				NLayers: 1, NKVHeads: 1, HeadDimK: 8, MaxSequences: 1, Capacity: 8, MaxBatch: 1,
+			}, CausalDesc{})
+			if err != nil {
+				lost <- err.Error()
+				return
+			}
+			defer cache.Close()
+			data := make([]float32, 8)
+			for call := 0; call < calls; call++ {
+				layer := 1000 + i*calls + call
+				err := cache.Begin([]int32{0}, []int32{0})
+				if err == nil {
+					err = cache.Put(layer, Float32(data, 1, 1, 8), Float32(data, 1, 1, 8))
+				}
+				if err == nil || !strings.Contains(err.Error(), fmt.Sprint("layer ", layer, " ")) {
+					lost <- fmt.Sprintf("layer %d: %v", layer, err)
+					return
+				}
+				if err := cache.Abort(); err != nil {
+					lost <- err.Error()
+					return
+				}
+			}
+		}(i)
+	}
+	all.Wait()
+	close(lost)
+	for message := range lost {
+		t.Error(message)
+	}
+}
+
+// One cache, many goroutines: whoever comes too early is told Busy, and nothing else goes wrong.
+func TestOverlapIsBusy(t *testing.T) {
+	cache := open(t)
+	var all sync.WaitGroup
+	for i := 0; i < 8; i++ {
+		all.Add(1)
+		go func(sequence int) {
+			defer all.Done()
+			for n := 0; n < 500; n++ {
+				if err := cache.Remove(sequence, 0, SeqEnd); err != nil && !errors.Is(err, Busy) {
+					t.Error(err)
+				}
+				if _, err := cache.Stats(); err != nil && !errors.Is(err, Busy) {
+					t.Error(err)
+				}
+			}
+		}(i % 2)
+	}
+	all.Wait()
+	must(t, cache.Check())
+}
+
+func TestHotCallsAllocateNothing(t *testing.T) {
+	cache := open(t)
+	k, v, q, out := arrays(1)
+	positions, sequences := []int32{0}, []int32{0}
+	allocations := testing.AllocsPerRun(100, func() {
+		must(t, cache.Begin(positions, sequences))
+		for layer := 0; layer < nLayers; layer++ {
+			must(t, cache.Put(layer, kv(k, 1), kv(v, 1)))
+			must(t, cache.Attention(layer, qo(q, 1), qo(out, 1)))
+		}
+		must(t, cache.Abort())
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations in a pass", allocations)
+	}
+}
+
+// A slice inside a struct that holds pointers: cgo must not take the whole struct for what is passed.
+func TestSliceOfLargerStruct(t *testing.T) {
+	cache := open(t)
+	type model struct {
+		next *model
+		data [kvHeads * headDim]float32
+	}
+	m := &model{}
+	m.next = m
+	must(t, cache.Begin([]int32{0}, []int32{0}))
+	must(t, cache.Put(0, kv(m.data[:], 1), kv(m.data[:], 1)))
+	must(t, cache.Abort())
+}
+
+func TestHalfPrecision(t *testing.T) {
+	cache := open(t)
+	bits := make([]uint16, kvHeads*headDim)
+	for i := range bits {
+		bits[i] = 0x3f80 // 1 in bfloat16, 1.875 in half precision
+	}
+	for _, test := range []struct {
+		tensor Tensor
+		want   float32
+	}{{BFloat16(bits, 1, kvHeads, headDim), 1}, {Float16(bits, 1, kvHeads, headDim), 1.875}} {
+		must(t, cache.Begin([]int32{0}, []int32{0}))
+		must(t, cache.Put(0, test.tensor, test.tensor))
+		k := make([]float32, kvHeads*headDim)
+		must(t, cache.Gather(0, 0, kv(k, 1), Tensor{}))
+		if k[0] != test.want {
+			t.Errorf("%v, not %v", k[0], test.want)
+		}
+		must(t, cache.Abort())
+	}
+}
+
+func ExampleStatus() {
+	device, _ := OpenDevice("cpu", DeviceOptions{})
+	defer device.Close()
+	cache, _ := NewCache(device, CacheDesc{
+		NLayers: 1, NKVHeads: 1, HeadDimK: 8, MaxSequences: 1, Capacity: 4, MaxBatch: 8,
+	}, CausalDesc{})
+	defer cache.Close()
+	err := cache.Begin([]int32{0, 1, 2, 3, 4}, []int32{0, 0, 0, 0, 0})
+	fmt.Println(errors.Is(err, CacheFull))
+	// Output: true
+}

@@ -1,0 +1,115 @@
+package kvc
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unsafe"
+)
+
+// golden reads the lines of tests/abi/layout.txt that begin with a word.
+func golden(t *testing.T, kind string) (lines [][]string) {
+	t.Helper()
+	file, err := os.Open(filepath.Join("..", "..", "tests", "abi", "layout.txt"))
+	if err != nil {
+		t.Skip("outside the repository: ", err)
+	}
+	defer file.Close()
+	for scanner := bufio.NewScanner(file); scanner.Scan(); {
+		if words := strings.Fields(scanner.Text()); len(words) > 1 && words[0] == kind {
+			lines = append(lines, words[1:])
+		}
+	}
+	if len(lines) == 0 {
+		t.Fatalf("layout.txt has no %s", kind)
+	}
+	return lines
+}
+
+func TestStructsAreAsGolden(t *testing.T) {
+	mirrored := sizes()
+	for _, words := range golden(t, "struct") {
+		if got, want := fmt.Sprint(mirrored[words[0]]), words[2]; got != want {
+			t.Errorf("%s has size %s, not %s", words[0], got, want)
+		}
+	}
+	if size := unsafe.Sizeof(Run{}); int(size) != mirrored["kvc_run"] {
+		t.Errorf("Run has size %d; Runs hands its memory to C", size)
+	}
+}
+
+func TestConstantsAreAsGolden(t *testing.T) {
+	mirrored := map[string]int64{
+		"OK": 0, "F32": int64(F32), "F16": int64(F16), "BF16": int64(BF16), "SEQ_END": SeqEnd, "NONE": None,
+		"CACHE_STRICT": int64(Strict), "CACHE_ZERO_ON_FREE": int64(ZeroOnFree), "CACHE_PREFAULT": int64(Prefault),
+		"TOKEN_SEES_LATER": int64(SeesLater), "ROPE_NEIGHBOURS": int64(Neighbours), "ROPE_HALVES": int64(Halves),
+		"STATE_IDLE": Idle, "STATE_PASS": InPass, "STATE_RESERVE": Reserve, "STATE_POISONED": Poisoned,
+	}
+	statuses := []Status{
+		InvalidArgument, InvalidHandle, OutOfMemory, NotSupported, BadState, Busy, Shape, Dtype, Overflow, Version,
+		CacheFull, WindowLost, NotFound, InvalidRecurrentShape, DeviceFailure, DeviceMismatch, BackendUnavailable, IO,
+		Corrupt, Internal,
+	}
+	for _, status := range statuses {
+		mirrored["E_"+status.String()] = int64(status)
+	}
+	// What the package sets or needs itself.
+	inside := "|I32|CPU|CUDA|TENSOR_TRANSPOSED|CAUSAL|ENCODER|RECURRENT|WRAPPER|TRANSFORMER|LIGHTNING|" +
+		"CAUSAL_POSITION_FREE|TOKEN_ENCODER_INPUT|BEGIN_RESERVE|MAX_DIMS|"
+	for _, words := range golden(t, "constant") {
+		name := strings.TrimPrefix(words[0], "KVC_")
+		value, known := mirrored[name]
+		if !known && !strings.Contains(inside, "|"+name+"|") {
+			t.Errorf("%s is not mirrored", words[0])
+		}
+		if known && fmt.Sprint(value) != words[1] {
+			t.Errorf("%s is %d, not %s", words[0], value, words[1])
+		}
+	}
+}
+
+func TestEveryFunctionIsReached(t *testing.T) {
+	var text strings.Builder
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append(files, "shim.h") {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text.Write(source)
+	}
+	for _, words := range golden(t, "function") {
+		if !strings.Contains(text.String(), words[0]+"(") {
+			t.Errorf("%s is not reached", words[0])
+		}
+	}
+}
+
+func TestEveryStatusIsAnError(t *testing.T) {
+	for _, words := range golden(t, "constant") {
+		if !strings.HasPrefix(words[0], "KVC_E_") {
+			continue
+		}
+		var number int32
+		if _, err := fmt.Sscan(words[1], &number); err != nil {
+			t.Fatal(err)
+		}
+		var err error = &Error{Status(number), "why"}
+		if !errors.Is(err, Status(number)) || errors.Is(err, Status(-1000)) {
+			t.Errorf("errors.Is does not find %s", words[0])
+		}
+		if want := strings.TrimPrefix(words[0], "KVC_E_") + ": why"; err.Error() != want {
+			t.Errorf("%q is not %q", err, want)
+		}
+	}
+}

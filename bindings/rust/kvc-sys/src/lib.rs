@@ -1,0 +1,303 @@
+//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` says, in its order and with its names. The headers are the manual.
+//!
+//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt`, the golden list of the C headers. Statuses and other
+//! constants are integers, never Rust enums: a later library may answer with a number that this crate does not know.
+#![allow(non_camel_case_types)]
+
+use std::marker::{PhantomData, PhantomPinned};
+use std::os::raw::{c_char, c_void};
+
+/// 0 is success, errors are negative.
+pub type kvc_status = i32;
+
+/// A handle: a key of a table, never dereferenced.
+#[repr(C)]
+pub struct kvc_device {
+    _opaque: [u8; 0],
+    _marker: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+/// A handle: a key of a table, never dereferenced.
+#[repr(C)]
+pub struct kvc_cache {
+    _opaque: [u8; 0],
+    _marker: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+pub const KVC_OK: kvc_status = 0;
+pub const KVC_E_INVALID_ARGUMENT: kvc_status = -1;
+pub const KVC_E_HANDLE: kvc_status = -2;
+pub const KVC_E_OUT_OF_MEMORY: kvc_status = -3;
+pub const KVC_E_NOT_SUPPORTED: kvc_status = -4;
+pub const KVC_E_BAD_STATE: kvc_status = -5;
+pub const KVC_E_BUSY: kvc_status = -6;
+pub const KVC_E_SHAPE: kvc_status = -7;
+pub const KVC_E_DTYPE: kvc_status = -8;
+pub const KVC_E_OVERFLOW: kvc_status = -9;
+pub const KVC_E_VERSION: kvc_status = -10;
+pub const KVC_E_CACHE_FULL: kvc_status = -20;
+pub const KVC_E_WINDOW_LOST: kvc_status = -21;
+pub const KVC_E_NOT_FOUND: kvc_status = -22;
+pub const KVC_E_INVALID_RECURRENT_SHAPE: kvc_status = -23;
+pub const KVC_E_DEVICE: kvc_status = -40;
+pub const KVC_E_DEVICE_MISMATCH: kvc_status = -41;
+pub const KVC_E_BACKEND_UNAVAILABLE: kvc_status = -42;
+pub const KVC_E_IO: kvc_status = -60;
+pub const KVC_E_CORRUPT: kvc_status = -61;
+pub const KVC_E_INTERNAL: kvc_status = -99;
+pub const KVC_F32: u32 = 73730;
+pub const KVC_F16: u32 = 69634;
+pub const KVC_BF16: u32 = 69636;
+pub const KVC_I32: u32 = 73728;
+pub const KVC_CPU: i32 = 1;
+pub const KVC_CUDA: i32 = 2;
+pub const KVC_TENSOR_TRANSPOSED: u32 = 1;
+pub const KVC_CAUSAL: u32 = 1;
+pub const KVC_ENCODER: u32 = 2;
+pub const KVC_RECURRENT: u32 = 3;
+pub const KVC_WRAPPER: u32 = 4;
+pub const KVC_TRANSFORMER: u32 = 5;
+pub const KVC_LIGHTNING: u32 = 6;
+pub const KVC_CACHE_STRICT: u64 = 1;
+pub const KVC_CACHE_ZERO_ON_FREE: u64 = 2;
+pub const KVC_CACHE_PREFAULT: u64 = 4;
+pub const KVC_CAUSAL_POSITION_FREE: u32 = 1;
+pub const KVC_TOKEN_SEES_LATER: u32 = 1;
+pub const KVC_TOKEN_ENCODER_INPUT: u32 = 2;
+pub const KVC_BEGIN_RESERVE: u32 = 1;
+pub const KVC_STATE_IDLE: u32 = 0;
+pub const KVC_STATE_PASS: u32 = 1;
+pub const KVC_STATE_RESERVE: u32 = 2;
+pub const KVC_STATE_POISONED: u32 = 3;
+pub const KVC_ROPE_NEIGHBOURS: u32 = 0;
+pub const KVC_ROPE_HALVES: u32 = 1;
+pub const KVC_MAX_DIMS: usize = 8;
+pub const KVC_SEQ_END: i32 = i32::MAX;
+pub const KVC_NONE: i32 = -1;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_tensor {
+    pub data: *mut c_void,
+    pub byte_offset: u64,
+    pub shape: [i64; KVC_MAX_DIMS],
+    pub strides: [i64; KVC_MAX_DIMS],
+    pub ndim: i32,
+    pub dtype: u32,
+    pub device_type: i32,
+    pub device_id: i32,
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_device_desc {
+    pub struct_size: u32,
+    pub n_threads: i32,
+    pub flags: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_allocator {
+    pub user: *mut c_void,
+    pub alloc: Option<unsafe extern "C" fn(user: *mut c_void, bytes: usize, alignment: usize) -> *mut c_void>,
+    pub free: Option<unsafe extern "C" fn(user: *mut c_void, block: *mut c_void, bytes: usize, alignment: usize)>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_cache_desc {
+    pub struct_size: u32,
+    pub kind: u32,
+    pub flags: u64,
+    pub n_layers: i32,
+    pub n_kv_heads: i32,
+    pub head_dim_k: i32,
+    pub head_dim_v: i32,
+    pub dtype_k: u32,
+    pub dtype_v: u32,
+    pub max_sequences: i32,
+    pub capacity: i32,
+    pub max_batch: i32,
+    pub cells: i32,
+    pub max_q_heads: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_causal_desc {
+    pub struct_size: u32,
+    pub flags: u32,
+    pub reach: i32,
+    pub memory: i32,
+    pub chunk: i32,
+    pub keep_first: i32,
+    pub cell_padding: i32,
+    pub mask_dtype: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_sequence_info {
+    pub struct_size: u32,
+    pub flags: u32,
+    pub first: i32,
+    pub next: i32,
+    pub count: i32,
+    pub room: i32,
+    pub lost_below: i32,
+    pub reserved: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_stats {
+    pub struct_size: u32,
+    pub state: u32,
+    pub cells: u64,
+    pub cells_used: u64,
+    pub cells_shared: u64,
+    pub bytes: u64,
+    pub passes: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_attention_desc {
+    pub struct_size: u32,
+    pub n_q_heads: i32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub flags: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_rope_desc {
+    pub struct_size: u32,
+    pub pairs: u32,
+    pub n_dims: i32,
+    pub base: f32,
+    pub scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_run {
+    pub cell: i32,
+    pub length: i32,
+    pub position: i32,
+    pub offset: i32,
+}
+
+extern "C" {
+    pub fn kvc_status_name(status: kvc_status) -> *const c_char;
+    pub fn kvc_last_error_copy(buffer: *mut c_char, capacity: usize) -> usize;
+    pub fn kvc_tensor_dense(
+        data: *mut c_void,
+        dtype: u32,
+        ndim: i32,
+        shape: *const i64,
+        out: *mut kvc_tensor,
+    ) -> kvc_status;
+    pub fn kvc_version_number() -> u32;
+    pub fn kvc_build_info() -> *const c_char;
+    pub fn kvc_device_open(
+        name: *const c_char,
+        desc: *const kvc_device_desc,
+        allocator: *const kvc_allocator,
+        out: *mut *mut kvc_device,
+    ) -> kvc_status;
+    pub fn kvc_device_close(device: *mut kvc_device) -> kvc_status;
+    pub fn kvc_cache_memory_bytes(
+        device: *const kvc_device,
+        desc: *const kvc_cache_desc,
+        kind_desc: *const c_void,
+        out_bytes: *mut u64,
+    ) -> kvc_status;
+    pub fn kvc_cache_create(
+        device: *mut kvc_device,
+        desc: *const kvc_cache_desc,
+        kind_desc: *const c_void,
+        out: *mut *mut kvc_cache,
+    ) -> kvc_status;
+    pub fn kvc_cache_destroy(cache: *mut kvc_cache) -> kvc_status;
+    pub fn kvc_begin(
+        cache: *mut kvc_cache,
+        n_tokens: i32,
+        position: *const i32,
+        sequence: *const i32,
+        token_flags: *const u32,
+        flags: u32,
+        stream: *mut c_void,
+    ) -> kvc_status;
+    pub fn kvc_fits(cache: *const kvc_cache, n_tokens: i32, position: *const i32, sequence: *const i32) -> kvc_status;
+    pub fn kvc_put(cache: *mut kvc_cache, layer: i32, k: *const kvc_tensor, v: *const kvc_tensor) -> kvc_status;
+    pub fn kvc_set_causal(cache: *mut kvc_cache, n_except: i32, except: *const i32) -> kvc_status;
+    pub fn kvc_commit(cache: *mut kvc_cache) -> kvc_status;
+    pub fn kvc_commit_prefix(
+        cache: *mut kvc_cache,
+        n_sequences: i32,
+        sequence: *const i32,
+        keep: *const i32,
+    ) -> kvc_status;
+    pub fn kvc_abort(cache: *mut kvc_cache) -> kvc_status;
+    pub fn kvc_can_resume(cache: *const kvc_cache, sequence: i32, want: i32, best: *mut i32) -> kvc_status;
+    pub fn kvc_resume(cache: *mut kvc_cache, sequence: i32, want: i32, got: *mut i32) -> kvc_status;
+    pub fn kvc_copy_prefix(cache: *mut kvc_cache, src: i32, dst: i32, len: i32, got: *mut i32) -> kvc_status;
+    pub fn kvc_reorder(cache: *mut kvc_cache, n: i32, dst: *const i32, src: *const i32) -> kvc_status;
+    pub fn kvc_remove(cache: *mut kvc_cache, sequence: i32, begin: i32, end: i32) -> kvc_status;
+    pub fn kvc_sequence_query(cache: *const kvc_cache, sequence: i32, out: *mut kvc_sequence_info) -> kvc_status;
+    pub fn kvc_cache_stats(cache: *const kvc_cache, out: *mut kvc_stats) -> kvc_status;
+    pub fn kvc_state_digest(cache: *const kvc_cache, out: *mut u64) -> kvc_status;
+    pub fn kvc_check(cache: *const kvc_cache) -> kvc_status;
+    pub fn kvc_bind_attention(
+        cache: *mut kvc_cache,
+        layer_begin: i32,
+        layer_end: i32,
+        desc: *const kvc_attention_desc,
+        alibi_slopes: *const f32,
+        sinks: *const f32,
+    ) -> kvc_status;
+    pub fn kvc_bind_rope(
+        cache: *mut kvc_cache,
+        layer_begin: i32,
+        layer_end: i32,
+        desc: *const kvc_rope_desc,
+        frequency_factors: *const f32,
+    ) -> kvc_status;
+    pub fn kvc_attention(
+        cache: *mut kvc_cache,
+        layer: i32,
+        q: *const kvc_tensor,
+        out: *mut kvc_tensor,
+        lse: *mut kvc_tensor,
+    ) -> kvc_status;
+    pub fn kvc_put_attention(
+        cache: *mut kvc_cache,
+        layer: i32,
+        k: *const kvc_tensor,
+        v: *const kvc_tensor,
+        q: *const kvc_tensor,
+        out: *mut kvc_tensor,
+        lse: *mut kvc_tensor,
+    ) -> kvc_status;
+    pub fn kvc_get(cache: *mut kvc_cache, layer: i32, k: *mut kvc_tensor, v: *mut kvc_tensor) -> kvc_status;
+    pub fn kvc_mask(cache: *mut kvc_cache, into: *mut kvc_tensor) -> kvc_status;
+    pub fn kvc_gather(
+        cache: *mut kvc_cache,
+        layer: i32,
+        sequence: i32,
+        k: *mut kvc_tensor,
+        v: *mut kvc_tensor,
+    ) -> kvc_status;
+    pub fn kvc_runs(
+        cache: *const kvc_cache,
+        sequence: i32,
+        capacity: i32,
+        runs: *mut kvc_run,
+        n: *mut i32,
+    ) -> kvc_status;
+}

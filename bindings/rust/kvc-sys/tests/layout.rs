@@ -1,0 +1,149 @@
+//! The declarations are what tests/abi/layout.txt says: the same constants, structs, fields in the same places, functions
+//! with the same arguments. Mirrors are tested, not trusted.
+#![allow(non_camel_case_types)]
+use kvc_sys::*;
+use std::collections::HashMap;
+use std::mem::{align_of, size_of, MaybeUninit};
+
+const SOURCE: &str = include_str!("../src/lib.rs");
+
+/// The golden list; None outside the repository.
+fn golden() -> Option<String> {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tests/abi/layout.txt")).ok()
+}
+
+fn squeeze(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(").replace(", )", ")").replace(",)", ")")
+}
+
+/// "const int32_t *position" -> ("position", "*const i32")
+fn translate(declaration: &str) -> (String, String) {
+    let declaration = declaration.trim();
+    if let Some(array) = declaration.strip_suffix("[KVC_MAX_DIMS]") {
+        let (name, element) = translate(array);
+        return (name, format!("[{element}; KVC_MAX_DIMS]"));
+    }
+    if let Some(array) = declaration.strip_suffix("[2]") {
+        let (name, element) = translate(array);
+        return (name, format!("*mut {element}")); // an array argument is a pointer
+    }
+    let at = declaration.rfind(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap() + 1;
+    (declaration[at..].to_string(), translate_type(&declaration[..at]))
+}
+
+fn translate_type(c: &str) -> String {
+    let c = c.trim();
+    let (constant, c) = c.strip_prefix("const ").map_or((false, c), |rest| (true, rest));
+    let stars = c.matches('*').count();
+    let base = match c.trim_end_matches('*').trim() {
+        "int32_t" => "i32",
+        "uint32_t" => "u32",
+        "int64_t" => "i64",
+        "uint64_t" => "u64",
+        "size_t" => "usize",
+        "float" => "f32",
+        "char" => "c_char",
+        "void" => "c_void",
+        other => other,
+    };
+    let innermost = if constant { "*const " } else { "*mut " };
+    let pointers: String = (0..stars).rev().map(|depth| if depth == 0 { innermost } else { "*mut " }).collect();
+    pointers + base
+}
+
+macro_rules! struct_layouts {
+    ($($name:ident { $($field:ident),* $(,)? })*) => {{
+        let mut places: HashMap<String, (usize, usize)> = HashMap::new();
+        $(
+            places.insert(stringify!($name).to_string(), (size_of::<$name>(), align_of::<$name>()));
+            let probe = MaybeUninit::<$name>::uninit();
+            let base = probe.as_ptr();
+            $({
+                // Sound on uninitialised memory: only an address is taken.
+                let field = unsafe { std::ptr::addr_of!((*base).$field) };
+                fn size_behind<T>(_: *const T) -> usize { size_of::<T>() }
+                places.insert(
+                    concat!(stringify!($name), ".", stringify!($field)).to_string(),
+                    (field as usize - base as usize, size_behind(field)),
+                );
+            })*
+        )*
+        places
+    }};
+}
+
+#[test]
+fn structs_are_as_golden() {
+    let Some(golden) = golden() else { return };
+    let mut places = struct_layouts! {
+        kvc_tensor { data, byte_offset, shape, strides, ndim, dtype, device_type, device_id, flags, reserved }
+        kvc_device_desc { struct_size, n_threads, flags }
+        kvc_allocator { user, alloc, free }
+        kvc_cache_desc {
+            struct_size, kind, flags, n_layers, n_kv_heads, head_dim_k, head_dim_v, dtype_k, dtype_v, max_sequences,
+            capacity, max_batch, cells, max_q_heads,
+        }
+        kvc_causal_desc { struct_size, flags, reach, memory, chunk, keep_first, cell_padding, mask_dtype }
+        kvc_sequence_info { struct_size, flags, first, next, count, room, lost_below, reserved }
+        kvc_stats { struct_size, state, cells, cells_used, cells_shared, bytes, passes }
+        kvc_attention_desc { struct_size, n_q_heads, scale, softcap, flags }
+        kvc_rope_desc { struct_size, pairs, n_dims, base, scale }
+        kvc_run { cell, length, position, offset }
+    };
+    for line in golden.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words[0] == "struct" || words[0] == "field" {
+            let want = (words[3].parse().unwrap(), words[5].parse().unwrap());
+            assert_eq!(places.remove(words[1]), Some(want), "{line}");
+        }
+        if words[0] == "field" && !line.contains("(*") {
+            let (name, kind) = translate(line.split_once(" : ").unwrap().1);
+            assert!(SOURCE.contains(&format!("    pub {name}: {kind},")), "{line}: {name}: {kind}");
+        }
+    }
+    assert!(places.is_empty(), "not in the golden list: {places:?}");
+}
+
+#[test]
+fn constants_are_as_golden() {
+    let Some(golden) = golden() else { return };
+    let mut wanted = Vec::new();
+    for line in golden.lines().filter(|line| line.starts_with("constant ")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        wanted.push((words[1].to_string(), words[2].parse::<i64>().unwrap()));
+    }
+    let declared: Vec<(String, i64)> = SOURCE
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub const "))
+        .map(|rest| {
+            let (name, rest) = rest.split_once(": ").unwrap();
+            let value = rest.split_once(" = ").unwrap().1.trim_end_matches(';');
+            (name.to_string(), if value == "i32::MAX" { i64::from(i32::MAX) } else { value.parse().unwrap() })
+        })
+        .collect();
+    assert_eq!(declared, wanted);
+}
+
+#[test]
+fn functions_are_as_golden() {
+    let Some(golden) = golden() else { return };
+    let source = squeeze(SOURCE);
+    let mut count = 0;
+    for line in golden.lines().filter_map(|line| line.strip_prefix("function ")) {
+        let (name, rest) = line.split_once(" : ").unwrap();
+        let (result, arguments) = rest.split_once('(').unwrap();
+        let arguments = arguments.trim_end_matches(')');
+        let translated: Vec<String> = arguments
+            .split(',')
+            .filter(|argument| *argument != "void")
+            .map(|argument| {
+                let (name, kind) = translate(argument);
+                format!("{name}: {kind}")
+            })
+            .collect();
+        let want = format!("pub fn {name}({}) -> {};", translated.join(", "), translate_type(result));
+        assert!(source.contains(&want), "{want}");
+        count += 1;
+    }
+    assert_eq!(source.matches("pub fn kvc_").count(), count);
+}
