@@ -1,0 +1,295 @@
+// Every field of every descriptor beyond its bounds, every struct_size, every unknown flag.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <iostream>
+
+#include "support/bad_input.hpp"
+
+namespace {
+
+using support::BadInput;
+using support::Specimen;
+
+constexpr kvc_status invalid = KVC_E_INVALID_ARGUMENT;
+constexpr int32_t least = INT32_MIN, most = INT32_MAX, billion = 1 << 30;
+
+/// A descriptor with room behind it, as a program built against a newer kvc would pass.
+template <class Descriptor>
+struct Longer {
+  Descriptor known;
+  unsigned char tail[32];
+};
+
+/// Calls with every wrong struct_size, and with a tail that the library does not know.
+template <class Descriptor>
+void expect_struct_sizes(BadInput& bad, const std::string& what, const Descriptor& good,
+                         const std::function<kvc_status(const Descriptor*)>& call) {
+  const auto size = static_cast<uint32_t>(sizeof good);
+  for (const uint32_t wrong : {0u, 1u, 4u, size - 1, size - 4, UINT32_MAX, 1u << 31}) {
+    Longer<Descriptor> desc{};
+    desc.known = good;
+    desc.known.struct_size = wrong;
+    bad.expect(invalid, what + ": struct_size " + std::to_string(wrong),
+               [&] { return call(&desc.known); });
+  }
+  for (const size_t at : {size_t{0}, size_t{31}}) {
+    Longer<Descriptor> desc{};
+    desc.known = good;
+    desc.known.struct_size = size + 32;
+    desc.tail[at] = 1;
+    bad.expect(KVC_E_VERSION, what + ": a field from the future", [&] { return call(&desc.known); });
+  }
+  Longer<Descriptor> desc{};
+  desc.known = good;
+  desc.known.struct_size = size + 32;
+  bad.expect(KVC_OK, what + ": fields from the future that are zero",
+             [&] { return call(&desc.known); });
+}
+
+TEST(BadDescriptors, Device) {
+  BadInput bad(nullptr);
+  const auto open = [](const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator) {
+    kvc_device* device = nullptr;
+    const kvc_status status = kvc_device_open(name, desc, allocator, &device);
+    EXPECT_EQ(device != nullptr, status == KVC_OK);
+    EXPECT_EQ(kvc_device_close(device), KVC_OK);
+    return status;
+  };
+  kvc_device_desc good{};
+  good.struct_size = sizeof good;
+  good.n_threads = 1;
+  expect_struct_sizes<kvc_device_desc>(
+      bad, "device", good, [&](const kvc_device_desc* desc) { return open("cpu", desc, nullptr); });
+  for (const int32_t n : {least, -1, 257, most}) {
+    kvc_device_desc desc = good;
+    desc.n_threads = n;
+    bad.expect(invalid, "n_threads", [&] { return open("cpu", &desc, nullptr); });
+  }
+  for (const uint64_t flags : {uint64_t{1}, uint64_t{1} << 63}) {
+    kvc_device_desc desc = good;
+    desc.flags = flags;
+    bad.expect(invalid, "flags", [&] { return open("cpu", &desc, nullptr); });
+  }
+  for (const char* name : {"", "CPU", "gpu", "cpux"})
+    bad.expect(invalid, name, [&] { return open(name, nullptr, nullptr); });
+  for (const char* name : {"cuda", "cuda:0", "cuda:99"})
+    bad.expect(KVC_E_BACKEND_UNAVAILABLE, name, [&] { return open(name, nullptr, nullptr); });
+  bad.expect(invalid, "null name", [&] { return open(nullptr, nullptr, nullptr); });
+  bad.expect(invalid, "null out", [&] { return kvc_device_open("cpu", nullptr, nullptr, nullptr); });
+  kvc_allocator half{};
+  half.alloc = [](void*, size_t, size_t) -> void* { return nullptr; };
+  bad.expect(invalid, "an allocator that cannot free", [&] { return open("cpu", nullptr, &half); });
+  half.free = [](void*, void*, size_t, size_t) {};
+  half.alloc = nullptr;
+  bad.expect(invalid, "an allocator that cannot allocate",
+             [&] { return open("cpu", nullptr, &half); });
+}
+
+/// One field set to one value.
+struct Wrong {
+  std::string what;
+  std::function<void(kvc_cache_desc&, kvc_causal_desc&)> set;
+  kvc_status expected = invalid;
+};
+
+template <class Number, class Descriptor>
+void add(std::vector<Wrong>& list, const char* name, Number Descriptor::*field,
+         std::initializer_list<Number> values, kvc_status expected = invalid) {
+  for (const Number value : values) {
+    const auto set = [field, value](kvc_cache_desc& cache, kvc_causal_desc& causal) {
+      if constexpr (std::is_same_v<Descriptor, kvc_cache_desc>)
+        cache.*field = value;
+      else
+        causal.*field = value;
+      (void)cache, (void)causal;
+    };
+    list.push_back({std::string(name) + " " + std::to_string(value), set, expected});
+  }
+}
+
+std::vector<Wrong> wrong_caches() {
+  using C = kvc_cache_desc;
+  using W = kvc_causal_desc;
+  std::vector<Wrong> list;
+  add(list, "kind", &C::kind, {0u, 7u, UINT32_MAX});
+  add(list, "kind", &C::kind, {2u, 3u, 4u, 5u, 6u}, KVC_E_NOT_SUPPORTED);
+  add(list, "flags", &C::flags, {uint64_t{8}, uint64_t{1} << 32, ~uint64_t{0}});
+  add(list, "n_layers", &C::n_layers, {least, -1, 0, 65537, most});
+  add(list, "n_kv_heads", &C::n_kv_heads, {least, -1, 0, 65537, most});
+  add(list, "head_dim_k", &C::head_dim_k, {least, -1, 0, 65537, most});
+  add(list, "head_dim_v", &C::head_dim_v, {least, -1, 65537, most});
+  add(list, "dtype_k", &C::dtype_k, {1u, uint32_t{KVC_I32}, UINT32_MAX}, KVC_E_DTYPE);
+  add(list, "dtype_v", &C::dtype_v, {1u, uint32_t{KVC_I32}, UINT32_MAX}, KVC_E_DTYPE);
+  add(list, "max_sequences", &C::max_sequences, {least, -1, 0, billion + 1, most});
+  add(list, "capacity", &C::capacity, {least, -1, 0, billion + 1, most});
+  add(list, "max_batch", &C::max_batch, {least, -1, 0, billion + 1, most});
+  add(list, "cells", &C::cells, {least, -1, billion + 1, most});
+  add(list, "max_q_heads", &C::max_q_heads, {least, -1, 1, most});
+  add(list, "reach", &W::reach, {least, -1});
+  add(list, "memory", &W::memory, {least, -2});
+  add(list, "chunk", &W::chunk, {least, -1});
+  add(list, "keep_first", &W::keep_first, {least, -1});
+  add(list, "cell_padding", &W::cell_padding, {least, -1});
+  add(list, "causal flags", &W::flags, {2u, 1u << 31, ~0u});
+  add(list, "mask_dtype", &W::mask_dtype, {uint32_t{KVC_BF16}, uint32_t{KVC_I32}, 1u}, KVC_E_DTYPE);
+  return list;
+}
+
+TEST(BadDescriptors, Cache) {
+  const support::Device device(1);
+  BadInput bad(nullptr);
+  kvc_cache_desc good = support::cache_desc(1, 2, 4, 4);
+  kvc_causal_desc good_causal = support::causal_desc();
+  good_causal.reach = 4;
+  const auto create = [&](const kvc_cache_desc* desc, const void* causal) {
+    kvc_cache* cache = reinterpret_cast<kvc_cache*>(&bad);
+    const kvc_status status = kvc_cache_create(device, desc, causal, &cache);
+    EXPECT_EQ(cache != nullptr, status == KVC_OK);
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+    return status;
+  };
+  const auto measure = [&](const kvc_cache_desc* desc, const void* causal) {
+    uint64_t bytes = 0;
+    return kvc_cache_memory_bytes(device, desc, causal, &bytes);
+  };
+  for (const Wrong& wrong : wrong_caches()) {
+    kvc_cache_desc desc = good;
+    kvc_causal_desc causal = good_causal;
+    wrong.set(desc, causal);
+    bad.expect(wrong.expected, "create: " + wrong.what, [&] { return create(&desc, &causal); });
+    bad.expect(wrong.expected, "memory_bytes: " + wrong.what, [&] { return measure(&desc, &causal); });
+  }
+  expect_struct_sizes<kvc_cache_desc>(bad, "cache", good,
+                                      [&](const kvc_cache_desc* d) { return create(d, nullptr); });
+  expect_struct_sizes<kvc_causal_desc>(bad, "causal", good_causal,
+                                       [&](const kvc_causal_desc* d) { return create(&good, d); });
+  bad.expect(invalid, "create: null desc", [&] { return create(nullptr, nullptr); });
+  bad.expect(invalid, "memory_bytes: null desc", [&] { return measure(nullptr, nullptr); });
+  bad.expect(invalid, "create: null out",
+             [&] { return kvc_cache_create(device, &good, nullptr, nullptr); });
+  bad.expect(invalid, "memory_bytes: null out",
+             [&] { return kvc_cache_memory_bytes(device, &good, nullptr, nullptr); });
+  std::cout << bad.calls() << " calls" << std::endl;
+  EXPECT_GE(bad.calls(), 150);
+}
+
+TEST(BadDescriptors, SizesThatDoNotFit) {
+  const support::Device device(1);
+  BadInput bad(nullptr);
+  uint64_t bytes = 0;
+  kvc_cache* cache = nullptr;
+  kvc_cache_desc huge = support::cache_desc(65536, 65536, 65536, 65536);
+  huge.capacity = huge.max_sequences = huge.max_batch = huge.cells = billion;
+  const auto both = [&](kvc_status expected, const char* what) {
+    bad.expect(expected, what, [&] { return kvc_cache_create(device, &huge, nullptr, &cache); });
+    bad.expect(expected, what, [&] { return kvc_cache_memory_bytes(device, &huge, nullptr, &bytes); });
+  };
+  both(KVC_E_OVERFLOW, "everything at its largest");
+  huge.max_sequences = huge.max_batch = 1;
+  both(KVC_E_OVERFLOW, "K and V alone");
+  huge = support::cache_desc(65536, 1024, 256, 256);
+  huge.capacity = 1 << 20;
+  huge.max_batch = 1;
+  bad.expect(KVC_OK, "2^55 bytes can be computed",
+             [&] { return kvc_cache_memory_bytes(device, &huge, nullptr, &bytes); });
+  EXPECT_GT(bytes, uint64_t{1} << 54);
+  bad.expect(KVC_E_OUT_OF_MEMORY, "2^55 bytes",
+             [&] { return kvc_cache_create(device, &huge, nullptr, &cache); });
+}
+
+TEST(BadDescriptors, Attention) {
+  const support::Device device(1);
+  Specimen s(device);
+  BadInput bad(s.cache);
+  kvc_attention_desc good{};
+  good.struct_size = sizeof good;
+  good.n_q_heads = Specimen::q_heads;
+  const auto bind = [&](const kvc_attention_desc* desc) {
+    return kvc_bind_attention(s.cache, 0, 2, desc, nullptr, nullptr);
+  };
+  expect_struct_sizes<kvc_attention_desc>(bad, "attention", good, bind);
+  const auto refuse = [&](const std::string& what,
+                          const std::function<void(kvc_attention_desc&)>& set) {
+    kvc_attention_desc desc = good;
+    set(desc);
+    bad.expect(invalid, what, [&] { return bind(&desc); });
+  };
+  for (const int32_t n : {least, -4, -1, 0, 1, 3, 6, most, most - 1})
+    refuse("n_q_heads " + std::to_string(n), [&](auto& d) { d.n_q_heads = n; });
+  for (const float wrong : {NAN, HUGE_VALF, -HUGE_VALF}) {
+    refuse("scale", [&](auto& d) { d.scale = wrong; });
+    refuse("softcap", [&](auto& d) { d.softcap = wrong; });
+    const float numbers[] = {0, 1, wrong, 1};
+    bad.expect(invalid, "slopes",
+               [&] { return kvc_bind_attention(s.cache, 0, 1, &good, numbers, nullptr); });
+    bad.expect(invalid, "sinks",
+               [&] { return kvc_bind_attention(s.cache, 0, 1, &good, nullptr, numbers); });
+  }
+  refuse("softcap below 0", [](auto& d) { d.softcap = -1; });
+  refuse("flags", [](auto& d) { d.flags = 1; });
+  bad.expect(invalid, "null desc", [&] { return bind(nullptr); });
+  for (const auto& [begin, end] : std::initializer_list<std::pair<int32_t, int32_t>>{
+           {-1, 1}, {least, 1}, {0, 3}, {0, most}, {2, 1}, {1, -1}, {least, most}, {3, 3}}) {
+    const std::string range = "layers [" + std::to_string(begin) + ", " + std::to_string(end) + ")";
+    bad.expect(invalid, range, [&, b = begin, e = end] {
+      return kvc_bind_attention(s.cache, b, e, &good, nullptr, nullptr);
+    });
+  }
+}
+
+TEST(BadDescriptors, Rope) {
+  const support::Device device(1);
+  const support::Cache empty(device, support::cache_desc(2, 1, 6, 6));
+  BadInput bad(empty);
+  kvc_rope_desc good{};
+  good.struct_size = sizeof good;
+  const auto bind = [&](const kvc_rope_desc* desc) {
+    return kvc_bind_rope(empty, 0, 2, desc, nullptr);
+  };
+  expect_struct_sizes<kvc_rope_desc>(bad, "rope", good, bind);
+  const auto refuse = [&](const std::string& what, const std::function<void(kvc_rope_desc&)>& set) {
+    kvc_rope_desc desc = good;
+    set(desc);
+    bad.expect(invalid, what, [&] { return bind(&desc); });
+  };
+  for (const uint32_t pairs : {2u, UINT32_MAX}) refuse("pairs", [&](auto& d) { d.pairs = pairs; });
+  for (const int32_t n : {least, -2, -1, 1, 3, 7, 8, most})
+    refuse("n_dims " + std::to_string(n), [&](auto& d) { d.n_dims = n; });
+  for (const float wrong : {NAN, HUGE_VALF, -HUGE_VALF, -1.0f}) {
+    refuse("base", [&](auto& d) { d.base = wrong; });
+    refuse("scale", [&](auto& d) { d.scale = wrong; });
+    const float factors[] = {1, 1, wrong};
+    bad.expect(invalid, "factor", [&] { return kvc_bind_rope(empty, 0, 1, &good, factors); });
+  }
+  const float zero[] = {1, 0, 1};
+  bad.expect(invalid, "factor 0", [&] { return kvc_bind_rope(empty, 0, 1, &good, zero); });
+  bad.expect(invalid, "null desc", [&] { return bind(nullptr); });
+  for (const auto& [begin, end] :
+       std::initializer_list<std::pair<int32_t, int32_t>>{{-1, 1}, {0, 3}, {2, 1}, {least, most}})
+    bad.expect(invalid, "layers",
+               [&, b = begin, e = end] { return kvc_bind_rope(empty, b, e, &good, nullptr); });
+}
+
+TEST(BadDescriptors, Answers) {
+  const support::Device device(1);
+  Specimen s(device);
+  BadInput bad(s.cache);
+  for (const uint32_t wrong : {0u, 4u, uint32_t{sizeof(kvc_stats)} - 8}) {
+    kvc_stats stats{};
+    stats.struct_size = wrong;
+    bad.expect(invalid, "stats", [&] { return kvc_cache_stats(s.cache, &stats); });
+    kvc_sequence_info info{};
+    info.struct_size = wrong == sizeof(kvc_stats) - 8 ? uint32_t{sizeof info} - 4 : wrong;
+    bad.expect(invalid, "sequence info", [&] { return kvc_sequence_query(s.cache, 0, &info); });
+  }
+  Longer<kvc_stats> longer{};
+  longer.known.struct_size = sizeof longer;
+  std::memset(longer.tail, 0x5A, sizeof longer.tail);
+  EXPECT_EQ(kvc_cache_stats(s.cache, &longer.known), KVC_OK);
+  EXPECT_EQ(longer.known.struct_size, sizeof longer);
+  EXPECT_EQ(longer.known.cells, static_cast<uint64_t>(Specimen::cells));
+}
+
+}  // namespace
