@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { LAYERS = 2, KV_HEADS = 2, QUERY_HEADS = 4, HEAD_DIM = 16, MAX_BATCH = 8, REACH = 8, MEMORY = 16, CELLS = 48 };
+enum { LAYERS = 2, KV_HEADS = 2, QUERY_HEADS = 4, HEAD_DIM = 16, MAX_BATCH = 8, REACH = 8, MEMORY = 16, CELLS = 44 };
 enum { KEY = 0, VALUE = 1, QUERY = 2 };
 
 /* ---- Errors: the status says what to do, the message what happened -------------------------------------------------- */

@@ -153,7 +153,7 @@ kvc::Cache make_cache() {
   desc.capacity = 64;
   desc.max_batch = max_batch;
   desc.max_q_heads = query_heads;
-  desc.cells = 48;
+  desc.cells = 44;
   kvc::CausalDesc causal;
   causal.reach = 8;
   causal.memory = 16;

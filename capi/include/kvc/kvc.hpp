@@ -1,0 +1,415 @@
+// kvc/kvc.hpp: the C API for C++17 and later, with owners, guards and exceptions. Header only.
+//
+// Each member function is one call of the C function that bears its name; the C headers (cache.h, attention.h) say what it
+// does, costs and asks for. This header adds four things:
+//
+//   owners      Device and Cache destroy what they own; they move and do not copy
+//   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception leaves the cache as it was
+//   exceptions  a failing call throws Error, which knows the status and the message; CacheFull and WindowLost, which
+//               programs handle, and the others have types of their own, so that they can be caught alone
+//   tensors     made of a pointer and a shape: {k, {n_tokens, n_kv_heads, head_dim}}
+//
+//   kvc::CacheDesc desc;
+//   desc.n_layers = 30, desc.n_kv_heads = 3, desc.head_dim_k = 64;
+//   desc.max_sequences = 1, desc.capacity = 2048, desc.max_batch = 512;
+//   kvc::Cache cache(kvc::Device("cpu"), desc);
+//   for each batch of tokens {
+//     kvc::Pass pass(cache, positions, sequences);
+//     for each layer {
+//       cache.put(layer, {k, {n, 3, 64}}, {v, {n, 3, 64}});
+//       cache.attention(layer, {q, {n, 9, 64}}, {out, {n, 9, 64}});
+//     }
+//     pass.commit();
+//   }
+//
+// Threads: as in C. A const member function may overlap others of the same cache, every other one excludes them; an
+// overlap that breaks this rule throws Busy. Different caches are independent.
+// A call that throws has changed nothing (DeviceFailure and InternalError excepted).
+#ifndef KVC_KVC_HPP
+#define KVC_KVC_HPP
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvc.h"
+
+namespace kvc {
+// The library has a namespace kvc of its own, and a static libkvc.a hides nothing: these names must not be its names.
+inline namespace api_0_1 {
+
+// ---- Errors ---------------------------------------------------------------------------------------------------------
+
+// What a failing call throws. what() is "CACHE_FULL: " and the message.
+class Error : public std::runtime_error {
+ public:
+  Error(kvc_status status, const std::string &message)
+      : std::runtime_error(std::string(kvc_status_name(status)) + ": " + message), status_(status), message_(message) {}
+
+  kvc_status status() const noexcept { return status_; }
+  const std::string &message() const noexcept { return message_; }
+
+ private:
+  kvc_status status_;
+  std::string message_;
+};
+
+// An Error of one status, to be caught by its type.
+template <kvc_status Status>
+class ErrorOf : public Error {
+ public:
+  explicit ErrorOf(const std::string &message) : Error(Status, message) {}
+};
+
+using InvalidArgument = ErrorOf<KVC_E_INVALID_ARGUMENT>;
+using InvalidHandle = ErrorOf<KVC_E_HANDLE>;  // closed, or moved from
+using OutOfMemory = ErrorOf<KVC_E_OUT_OF_MEMORY>;
+using NotSupported = ErrorOf<KVC_E_NOT_SUPPORTED>;
+using BadState = ErrorOf<KVC_E_BAD_STATE>;
+using Busy = ErrorOf<KVC_E_BUSY>;
+using ShapeError = ErrorOf<KVC_E_SHAPE>;
+using DtypeError = ErrorOf<KVC_E_DTYPE>;
+using SizeOverflow = ErrorOf<KVC_E_OVERFLOW>;
+using VersionMismatch = ErrorOf<KVC_E_VERSION>;
+using CacheFull = ErrorOf<KVC_E_CACHE_FULL>;
+using WindowLost = ErrorOf<KVC_E_WINDOW_LOST>;
+using DeviceFailure = ErrorOf<KVC_E_DEVICE>;
+using DeviceMismatch = ErrorOf<KVC_E_DEVICE_MISMATCH>;
+using BackendUnavailable = ErrorOf<KVC_E_BACKEND_UNAVAILABLE>;
+using InternalError = ErrorOf<KVC_E_INTERNAL>;
+
+// Throws the Error of a status; a status that has no type of its own becomes a plain Error.
+[[noreturn]] inline void raise(kvc_status status, const std::string &message) {
+  switch (status) {
+    case KVC_E_INVALID_ARGUMENT: throw InvalidArgument(message);
+    case KVC_E_HANDLE: throw InvalidHandle(message);
+    case KVC_E_OUT_OF_MEMORY: throw OutOfMemory(message);
+    case KVC_E_NOT_SUPPORTED: throw NotSupported(message);
+    case KVC_E_BAD_STATE: throw BadState(message);
+    case KVC_E_BUSY: throw Busy(message);
+    case KVC_E_SHAPE: throw ShapeError(message);
+    case KVC_E_DTYPE: throw DtypeError(message);
+    case KVC_E_OVERFLOW: throw SizeOverflow(message);
+    case KVC_E_VERSION: throw VersionMismatch(message);
+    case KVC_E_CACHE_FULL: throw CacheFull(message);
+    case KVC_E_WINDOW_LOST: throw WindowLost(message);
+    case KVC_E_DEVICE: throw DeviceFailure(message);
+    case KVC_E_DEVICE_MISMATCH: throw DeviceMismatch(message);
+    case KVC_E_BACKEND_UNAVAILABLE: throw BackendUnavailable(message);
+    case KVC_E_INTERNAL: throw InternalError(message);
+    default: throw Error(status, message);
+  }
+}
+
+// Throws what a C function's status says; for callers that mix both APIs: kvc::check(kvc_commit(cache.handle())).
+inline void check(kvc_status status) {
+  if (status == KVC_OK) return;
+  char message[512];
+  kvc_last_error_copy(message, sizeof message);
+  raise(status, message);
+}
+
+// ---- Descriptors: the C structs, with struct_size set and all else at its default -----------------------------------
+
+struct DeviceDesc : kvc_device_desc {
+  DeviceDesc() noexcept : kvc_device_desc{} { struct_size = sizeof(kvc_device_desc); }
+};
+
+struct CacheDesc : kvc_cache_desc {  // of kind KVC_CAUSAL, unless set otherwise
+  CacheDesc() noexcept : kvc_cache_desc{} {
+    struct_size = sizeof(kvc_cache_desc);
+    kind = KVC_CAUSAL;
+  }
+};
+
+struct CausalDesc : kvc_causal_desc {
+  CausalDesc() noexcept : kvc_causal_desc{} { struct_size = sizeof(kvc_causal_desc); }
+};
+
+struct AttentionDesc : kvc_attention_desc {
+  AttentionDesc() noexcept : kvc_attention_desc{} { struct_size = sizeof(kvc_attention_desc); }
+};
+
+struct RopeDesc : kvc_rope_desc {
+  RopeDesc() noexcept : kvc_rope_desc{} { struct_size = sizeof(kvc_rope_desc); }
+};
+
+// ---- Tensors: views of memory on the CPU that the caller owns -------------------------------------------------------
+
+// A view that kvc writes to: float is KVC_F32; 16-bit elements are void with their type. Rows are dense unless the C
+// struct says otherwise (fill in a kvc_tensor of your own for strides).
+class Tensor {
+ public:
+  Tensor(float *data, std::initializer_list<std::int64_t> shape) : Tensor(data, KVC_F32, shape) {}
+  Tensor(void *data, std::uint32_t dtype, std::initializer_list<std::int64_t> shape) {
+    check(kvc_tensor_dense(data, dtype, static_cast<std::int32_t>(shape.size()), shape.begin(), &view_));
+  }
+  Tensor(const kvc_tensor &view) noexcept : view_(view) {}
+
+  kvc_tensor *get() noexcept { return &view_; }
+  const kvc_tensor *get() const noexcept { return &view_; }
+
+ private:
+  kvc_tensor view_;
+};
+
+// A view that kvc only reads.
+class ConstTensor {
+ public:
+  ConstTensor(const float *data, std::initializer_list<std::int64_t> shape) : ConstTensor(data, KVC_F32, shape) {}
+  ConstTensor(const void *data, std::uint32_t dtype, std::initializer_list<std::int64_t> shape)
+      : view_(const_cast<void *>(data), dtype, shape) {}  // the C struct has one pointer for both
+  ConstTensor(const Tensor &view) noexcept : view_(view) {}
+  ConstTensor(const kvc_tensor &view) noexcept : view_(view) {}
+
+  const kvc_tensor *get() const noexcept { return view_.get(); }
+
+ private:
+  Tensor view_;
+};
+
+// Keys and values of one layer.
+struct KeyValueViews {
+  kvc_tensor k, v;
+};
+
+// ---- Device ---------------------------------------------------------------------------------------------------------
+
+// Where memory lies and how many threads work. May be closed before the caches made on it.
+class Device {
+ public:
+  // Threads as many as the process is allowed, unless the descriptor says otherwise.
+  explicit Device(const char *name = "cpu", const DeviceDesc &desc = {}, const kvc_allocator *allocator = nullptr) {
+    check(kvc_device_open(name, &desc, allocator, &handle_));
+  }
+  Device(Device &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Device &operator=(Device &&other) noexcept {
+    if (this != &other) {
+      kvc_device_close(handle_);
+      handle_ = std::exchange(other.handle_, nullptr);
+    }
+    return *this;
+  }
+  ~Device() { kvc_device_close(handle_); }
+
+  // The destructor does the same, but cannot say BUSY. Closing twice is fine.
+  void close() {
+    check(kvc_device_close(handle_));
+    handle_ = nullptr;
+  }
+  kvc_device *handle() const noexcept { return handle_; }
+
+ private:
+  kvc_device *handle_ = nullptr;
+};
+
+// ---- Cache ----------------------------------------------------------------------------------------------------------
+
+class Cache {
+ public:
+  // Reserves all memory that the cache will ever use.
+  Cache(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {}) {
+    check(kvc_cache_create(device.handle(), &desc, &causal, &handle_));
+  }
+  Cache(Cache &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Cache &operator=(Cache &&other) noexcept {
+    if (this != &other) {
+      kvc_cache_destroy(handle_);
+      handle_ = std::exchange(other.handle_, nullptr);
+    }
+    return *this;
+  }
+  ~Cache() { kvc_cache_destroy(handle_); }
+
+  // The destructor does the same, but cannot say BUSY. Closing twice is fine.
+  void close() {
+    check(kvc_cache_destroy(handle_));
+    handle_ = nullptr;
+  }
+  kvc_cache *handle() const noexcept { return handle_; }
+
+  // The bytes that such a cache would take; allocates nothing.
+  static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {}) {
+    std::uint64_t bytes = 0;
+    check(kvc_cache_memory_bytes(device.handle(), &desc, &causal, &bytes));
+    return bytes;
+  }
+
+  // Constants of the model, for layers [layer_begin, layer_end). Arrays are copied and may be null.
+  void bind_attention(std::int32_t layer_begin, std::int32_t layer_end, const AttentionDesc &desc,
+                      const float *alibi_slopes = nullptr, const float *sinks = nullptr) {
+    check(kvc_bind_attention(handle_, layer_begin, layer_end, &desc, alibi_slopes, sinks));
+  }
+  void bind_rope(std::int32_t layer_begin, std::int32_t layer_end, const RopeDesc &desc,
+                 const float *frequency_factors = nullptr) {
+    check(kvc_bind_rope(handle_, layer_begin, layer_end, &desc, frequency_factors));
+  }
+
+  // A pass. The guard Pass, below, does begin and abort; these are for whoever keeps the pass open between functions.
+  void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) {
+    begin(same_length(position, sequence), position.data(), sequence.data());
+  }
+  void begin(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
+             const std::uint32_t *token_flags = nullptr, std::uint32_t flags = 0, void *stream = nullptr) {
+    check(kvc_begin(handle_, n_tokens, position, sequence, token_flags, flags, stream));
+  }
+  // Whether begin() would find room; throws what else it would throw.
+  bool fits(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) const {
+    const kvc_status status = kvc_fits(handle_, same_length(position, sequence), position.data(), sequence.data());
+    if (status != KVC_E_CACHE_FULL) check(status);
+    return status == KVC_OK;
+  }
+  void put(std::int32_t layer, const ConstTensor &k, const ConstTensor &v) {
+    check(kvc_put(handle_, layer, k.get(), v.get()));
+  }
+  void attention(std::int32_t layer, const ConstTensor &q, Tensor out) {
+    check(kvc_attention(handle_, layer, q.get(), out.get(), nullptr));
+  }
+  void attention(std::int32_t layer, const ConstTensor &q, Tensor out, Tensor lse) {
+    check(kvc_attention(handle_, layer, q.get(), out.get(), lse.get()));
+  }
+  void put_attention(std::int32_t layer, const ConstTensor &k, const ConstTensor &v, const ConstTensor &q, Tensor out) {
+    check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), nullptr));
+  }
+  void put_attention(std::int32_t layer, const ConstTensor &k, const ConstTensor &v, const ConstTensor &q, Tensor out,
+                     Tensor lse) {
+    check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), lse.get()));
+  }
+  // Which tokens of the batch, by index, see later ones too.
+  void set_causal(const std::vector<std::int32_t> &except) {
+    check(kvc_set_causal(handle_, length(except), except.data()));
+  }
+  void commit() { check(kvc_commit(handle_)); }
+  void commit_prefix(const std::vector<std::int32_t> &sequence, const std::vector<std::int32_t> &keep) {
+    check(kvc_commit_prefix(handle_, same_length(sequence, keep), sequence.data(), keep.data()));
+  }
+  void abort() { check(kvc_abort(handle_)); }
+
+  // Sequences. What continues somewhere else than asked for says where.
+  std::int32_t can_resume(std::int32_t sequence, std::int32_t want) const {
+    std::int32_t best = 0;
+    check(kvc_can_resume(handle_, sequence, want, &best));
+    return best;
+  }
+  std::int32_t resume(std::int32_t sequence, std::int32_t want) {
+    std::int32_t got = 0;
+    check(kvc_resume(handle_, sequence, want, &got));
+    return got;
+  }
+  std::int32_t copy_prefix(std::int32_t source, std::int32_t destination, std::int32_t len) {
+    std::int32_t got = 0;
+    check(kvc_copy_prefix(handle_, source, destination, len, &got));
+    return got;
+  }
+  void reorder(const std::vector<std::int32_t> &destination, const std::vector<std::int32_t> &source) {
+    check(kvc_reorder(handle_, same_length(destination, source), destination.data(), source.data()));
+  }
+  void remove(std::int32_t sequence, std::int32_t begin, std::int32_t end = KVC_SEQ_END) {
+    check(kvc_remove(handle_, sequence, begin, end));
+  }
+
+  // Reading, for callers with kernels of their own. The views last until the pass ends.
+  KeyValueViews get(std::int32_t layer) {
+    KeyValueViews views{};
+    check(kvc_get(handle_, layer, &views.k, &views.v));
+    return views;
+  }
+  // The shape that mask() asks for: [n_tokens, history], with data null.
+  kvc_tensor mask_shape() {
+    kvc_tensor shape{};
+    check(kvc_mask(handle_, &shape));
+    return shape;
+  }
+  void mask(Tensor into) { check(kvc_mask(handle_, into.get())); }
+  void gather(std::int32_t layer, std::int32_t sequence, Tensor k, Tensor v) {
+    check(kvc_gather(handle_, layer, sequence, k.get(), v.get()));
+  }
+  std::vector<kvc_run> runs(std::int32_t sequence) const {
+    std::int32_t n = 0;
+    check(kvc_runs(handle_, sequence, 0, nullptr, &n));
+    std::vector<kvc_run> found(static_cast<std::size_t>(n));
+    check(kvc_runs(handle_, sequence, n, found.data(), &n));
+    return found;
+  }
+
+  // Watching.
+  kvc_sequence_info sequence(std::int32_t index) const {
+    kvc_sequence_info info{};
+    info.struct_size = sizeof info;
+    check(kvc_sequence_query(handle_, index, &info));
+    return info;
+  }
+  kvc_stats stats() const {
+    kvc_stats stats{};
+    stats.struct_size = sizeof stats;
+    check(kvc_cache_stats(handle_, &stats));
+    return stats;
+  }
+  std::array<std::uint64_t, 2> digest() const {
+    std::array<std::uint64_t, 2> digest{};
+    check(kvc_state_digest(handle_, digest.data()));
+    return digest;
+  }
+  void check_invariants() const { check(kvc_check(handle_)); }
+
+ private:
+  static std::int32_t length(const std::vector<std::int32_t> &values) {
+    if (values.size() > static_cast<std::size_t>(INT32_MAX)) raise(KVC_E_INVALID_ARGUMENT, "more than 2^31 - 1 elements");
+    return static_cast<std::int32_t>(values.size());
+  }
+  static std::int32_t same_length(const std::vector<std::int32_t> &a, const std::vector<std::int32_t> &b) {
+    if (a.size() != b.size()) raise(KVC_E_INVALID_ARGUMENT, "two arrays that belong together differ in length");
+    return length(a);
+  }
+
+  kvc_cache *handle_ = nullptr;
+};
+
+// ---- Pass -----------------------------------------------------------------------------------------------------------
+
+// An open pass, for a block: aborted at its end unless it was committed. The cache must stay where it is and no other
+// pass of it may begin meanwhile, or that one would be aborted.
+class Pass {
+ public:
+  Pass(Cache &cache, const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence)
+      : cache_(cache) {
+    cache.begin(position, sequence);
+  }
+  Pass(Cache &cache, std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
+       const std::uint32_t *token_flags = nullptr, std::uint32_t flags = 0, void *stream = nullptr)
+      : cache_(cache) {
+    cache.begin(n_tokens, position, sequence, token_flags, flags, stream);
+  }
+  Pass(const Pass &) = delete;
+  Pass &operator=(const Pass &) = delete;
+  ~Pass() {
+    if (open_) kvc_abort(cache_.handle());
+  }
+
+  void commit() {
+    cache_.commit();
+    open_ = false;
+  }
+  void commit_prefix(const std::vector<std::int32_t> &sequence, const std::vector<std::int32_t> &keep) {
+    cache_.commit_prefix(sequence, keep);
+    open_ = false;
+  }
+  void abort() {
+    cache_.abort();
+    open_ = false;
+  }
+
+ private:
+  Cache &cache_;
+  bool open_ = true;
+};
+
+}  // namespace api_0_1
+}  // namespace kvc
+
+#endif
