@@ -32,32 +32,36 @@ constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
   return dims <= 576 ? 128 : dims <= 1152 ? 64 : 32;
 }
 
-/// Four rows of four become four columns, `stride` apart.
-KVC_INLINE void transpose_quads(Quad a, Quad b, Quad c, Quad d, float* to, size_t stride) {
-  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, front = {0, 1, 4, 5},
-                    back = {2, 3, 6, 7};
-  const Quad ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
-  const Quad cd_low = __builtin_shuffle(c, d, low), cd_high = __builtin_shuffle(c, d, high);
-  store_quad(to, __builtin_shuffle(ab_low, cd_low, front));
-  store_quad(to + stride, __builtin_shuffle(ab_low, cd_low, back));
-  store_quad(to + 2 * stride, __builtin_shuffle(ab_high, cd_high, front));
-  store_quad(to + 3 * stride, __builtin_shuffle(ab_high, cd_high, back));
+/// `lanes` rows of queries become columns: to[d · width + row]. `dims` is a multiple of 16.
+KVC_INLINE void pack_whole_queries(float* to, size_t width, const float* q, size_t q_stride,
+                                   int32_t dims) {
+  for (int32_t d = 0; d < dims; d += 4, to += 4 * width) {
+    Vec x[4];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; ++i) x[i] = load_quads(q + i * q_stride + d, 4 * q_stride);
+    transpose_quads(x[0], x[1], x[2], x[3]);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; ++i) store(to + i * width, x[i]);
+  }
 }
 
-/// A row of a strip of queries becomes a column: to[d · width + row]. `width` is a multiple of
-/// lanes, `dims` of 16; missing rows are 0.
-[[maybe_unused, gnu::noinline]] static void pack_queries(float* to, const float* q, size_t q_stride,
-                                                         int32_t n_rows, int32_t width, int32_t dims) {
-  const size_t stride = static_cast<size_t>(width);
-  for (int32_t row = 0; row < width; row += 4) {
-    for (int32_t d = 0; d < dims; d += 4) {
-      Quad quads[4] = {};
-      for (int32_t i = 0; i < 4; ++i) {
-        if (row + i < n_rows) quads[i] = load_quad(q + static_cast<size_t>(row + i) * q_stride + d);
-      }
-      transpose_quads(quads[0], quads[1], quads[2], quads[3],
-                      to + static_cast<size_t>(d) * stride + row, stride);
+/// The same for fewer than `lanes` rows; the others become 0.
+KVC_INLINE void pack_some_queries(float* to, size_t width, const float* q, size_t q_stride,
+                                  int32_t n_rows, int32_t dims) {
+  for (int32_t d = 0; d < dims; ++d, to += width) {
+    for (int32_t row = 0; row < lanes; ++row) {
+      to[row] = row < n_rows ? q[static_cast<size_t>(row) * q_stride + static_cast<size_t>(d)] : 0.0f;
     }
+  }
+}
+
+[[maybe_unused, gnu::noinline]] static void pack_queries(float* to, int32_t width, const float* q,
+                                                         size_t q_stride, int32_t n_rows,
+                                                         int32_t dims) {
+  if (n_rows >= lanes) {
+    pack_whole_queries(to, static_cast<size_t>(width), q, q_stride, dims);
+  } else {
+    pack_some_queries(to, static_cast<size_t>(width), q, q_stride, n_rows, dims);
   }
 }
 

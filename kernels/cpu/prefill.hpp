@@ -38,6 +38,8 @@ struct Range {
   int32_t end = 0;
 };
 
+KVC_INLINE bool is_empty(Range range) { return range.begin >= range.end; }
+
 /// What some rows see of a block: up to two ranges that any of them sees, up to two that all of them see.
 struct View {
   Range any[2];
@@ -151,6 +153,47 @@ KVC_INLINE void grow(const Range (&from)[2], int32_t multiple, Range (&to)[2]) {
   }
 }
 
+/// Asks for a few cells of the next block, so that packing them will not wait for memory. A few at a
+/// time: what is asked for at once beyond the misses a core can have in flight stops it.
+KVC_INLINE void ask_ahead(Work& work) {
+  const Tile& tile = *work.tile;
+  const int32_t end = smaller(work.ahead_begin + work.ahead_step, work.ahead_end);
+  for (; work.ahead_begin < end; ++work.ahead_begin) {
+    const size_t cell = static_cast<size_t>(tile.cell[work.ahead_begin]);
+    const std::byte* key = tile.k + cell * tile.k_row_bytes;
+    const std::byte* value = tile.v + cell * tile.v_row_bytes;
+    for (size_t at = 0; at < tile.k_row_bytes; at += 64) prefetch_far(key + at);
+    for (size_t at = 0; at < tile.v_row_bytes; at += 64) prefetch_far(value + at);
+  }
+}
+
+/// From now on ask_ahead asks for cells [begin, begin + block), spread over `calls` calls.
+KVC_INLINE void look_ahead(Work& work, int32_t begin, int32_t calls) {
+  work.ahead_begin = begin;
+  work.ahead_end = smaller(begin + work.block, work.tile->n_cells);
+  work.ahead_step = (work.block + calls - 1) / calls;
+}
+
+KVC_INLINE int32_t strip_width(int32_t n_rows) {
+  return n_rows >= strip_rows ? strip_rows : rounded_up(n_rows, lanes);
+}
+
+/// Packs all queries, strip by strip, while the first cells are on their way.
+KVC_INLINE void pack_strips(Work& work) {
+  const Tile& tile = *work.tile;
+  const size_t stride = static_cast<size_t>(tile.q_stride), dims = static_cast<size_t>(work.dims_k);
+  look_ahead(work, 0, (tile.n_rows + lanes - 1) / lanes);
+  for (int32_t row = 0; row < tile.n_rows; row += strip_rows) {
+    const int32_t width = strip_width(tile.n_rows - row);
+    float* strip = work.queries + static_cast<size_t>(row) * dims;
+    for (int32_t column = 0; column < width; column += lanes) {
+      ask_ahead(work);
+      pack_queries(strip + column, width, tile.q + static_cast<size_t>(row + column) * stride,
+                   stride, tile.n_rows - row - column, work.dims_k);
+    }
+  }
+}
+
 /// Converts what any row of the tile sees of the block. False when there is nothing to see.
 KVC_INLINE bool pack_block(Work& work) {
   const Tile& tile = *work.tile;
@@ -259,44 +302,34 @@ KVC_INLINE int32_t piece_rows(int32_t left) {
   return 1;
 }
 
-KVC_INLINE bool is_seen_by_all(const View& view, Range range) {
-  if (range.begin >= range.end || range.end <= view.all[0].end) return true;
-  return range.begin >= view.all[1].begin && range.end <= view.all[1].end;
+/// Whether every row sees all that any row sees. May say no where kept cells meet a window.
+KVC_INLINE bool is_seen_by_all(const View& view) {
+  bool all = true;
+  for (const Range& range : view.any) {
+    const bool kept = range.end <= view.all[0].end;
+    const bool windowed = range.begin >= view.all[1].begin && range.end <= view.all[1].end;
+    all &= is_empty(range) || kept || windowed;
+  }
+  return all;
 }
 
 /// Cuts a strip into pieces. With a value that is not finite in the block, rows that do not all see the same cells go
 /// alone: a probability of zero would not keep it from them.
-KVC_INLINE int32_t cut_strip(const Work& work, int32_t first_row, int32_t n_rows, Piece* pieces) {
+KVC_INLINE int32_t cut_strip(const Work& work, const View& strip, int32_t first_row, int32_t n_rows,
+                             Piece* pieces) {
+  const bool all_same = is_seen_by_all(strip);
   int32_t count = 0;
-  for (int32_t row = 0; row < n_rows;) {
-    int32_t size = piece_rows(n_rows - row);
-    View view = view_of(work, first_row + row, size);
-    const bool same = is_seen_by_all(view, view.any[0]) && is_seen_by_all(view, view.any[1]);
-    if (!work.finite && !same && size > 1) {
+  for (int32_t row = 0, size = 0; row < n_rows; row += size) {
+    size = piece_rows(n_rows - row);
+    View view = all_same ? strip : view_of(work, first_row + row, size);
+    if (!work.finite && !is_seen_by_all(view)) {
       size = 1;
       view = view_of(work, first_row + row, 1);
     }
-    Piece& piece = pieces[count];
-    piece = {row, size, {view.any[0], view.any[1]}};
-    const bool sees = view.any[0].begin < view.any[0].end || view.any[1].begin < view.any[1].end;
-    if (sees) ++count;
-    row += size;
+    pieces[count] = {row, size, {view.any[0], view.any[1]}};
+    count += !is_empty(view.any[0]) || !is_empty(view.any[1]);
   }
   return count;
-}
-
-/// Asks for a few cells of the next block, so that packing them will not wait for memory. A few at a
-/// time: what is asked for at once beyond the misses a core can have in flight stops it.
-KVC_INLINE void ask_ahead(Work& work) {
-  const Tile& tile = *work.tile;
-  const int32_t end = smaller(work.ahead_begin + work.ahead_step, work.ahead_end);
-  for (; work.ahead_begin < end; ++work.ahead_begin) {
-    const size_t cell = static_cast<size_t>(tile.cell[work.ahead_begin]);
-    const std::byte* key = tile.k + cell * tile.k_row_bytes;
-    const std::byte* value = tile.v + cell * tile.v_row_bytes;
-    for (size_t at = 0; at < tile.k_row_bytes; at += 64) prefetch_far(key + at);
-    for (size_t at = 0; at < tile.v_row_bytes; at += 64) prefetch_far(value + at);
-  }
 }
 
 /// One strip of rows through the block: scores, softmax, values.
@@ -306,7 +339,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   const View view = view_of(work, first_row, n_rows);
   Range ranges[2];
   grow(view.any, fewest_cells, ranges);
-  if (ranges[0].begin >= ranges[0].end && ranges[1].begin >= ranges[1].end) return;
+  if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
   score_strip<vectors>(
       work, work.queries + static_cast<size_t>(first_row) * static_cast<size_t>(work.dims_k), ranges);
@@ -329,7 +362,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   add_sums<vectors>(scores, work.rescale, sums);
 
   Piece pieces[strip_rows];
-  const int32_t count = cut_strip(work, first_row, n_rows, pieces);
+  const int32_t count = cut_strip(work, view, first_row, n_rows, pieces);
   float* o = work.tile->o + static_cast<size_t>(first_row) * static_cast<size_t>(work.tile->o_stride);
   for (int32_t d = 0; d < work.dims_v; d += panel_dims) {
     const float* panel = work.values + static_cast<size_t>(d) * static_cast<size_t>(work.block);
@@ -347,17 +380,11 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   }
 }
 
-KVC_INLINE int32_t strip_width(int32_t n_rows) {
-  return n_rows >= strip_rows ? strip_rows : rounded_up(n_rows, lanes);
-}
-
 KVC_INLINE void process_block(Work& work) {
   const int32_t n_rows = work.tile->n_rows;
   const int32_t n_products = (n_rows + value_rows - 1) / value_rows *
                              ((work.dims_v + panel_dims - 1) / panel_dims);
-  work.ahead_begin = work.block_begin + work.n_cells;
-  work.ahead_end = smaller(work.ahead_begin + work.block, work.tile->n_cells);
-  work.ahead_step = (work.block + n_products - 1) / n_products;
+  look_ahead(work, work.block_begin + work.n_cells, n_products);
   for (int32_t row = 0; row < n_rows; row += strip_rows) {
     const int32_t count = smaller(strip_rows, n_rows - row);
     switch (strip_width(count) / lanes) {
@@ -381,13 +408,7 @@ KVC_INLINE void process_block(Work& work) {
   wide::Work work = {};
   work.tile = &tile;
   wide::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.head_dim_k, tile.head_dim_v);
-  for (int32_t row = 0; row < tile.n_rows; row += wide::strip_rows) {
-    const int32_t count = wide::smaller(wide::strip_rows, tile.n_rows - row);
-    const size_t stride = static_cast<size_t>(tile.q_stride);
-    wide::pack_queries(work.queries + static_cast<size_t>(row) * static_cast<size_t>(work.dims_k),
-                       tile.q + static_cast<size_t>(row) * stride, stride, count,
-                       wide::strip_width(count), work.dims_k);
-  }
+  wide::pack_strips(work);
   work.rows.load_from(tile, wide::rounded_up(tile.n_rows, wide::strip_rows));
   for (int32_t begin = 0; begin < tile.n_cells; begin += work.block) {
     work.block_begin = begin;

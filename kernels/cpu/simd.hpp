@@ -122,6 +122,24 @@ KVC_INLINE Quad fold_maximum(Vec x) {
   const __m256 y = _mm256_max_ps(lower_half(x), upper_half(x));
   return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
+/// Four floats from each of p, p + stride, p + 2 · stride, … in turn.
+KVC_INLINE Vec load_quads(const float* p, size_t stride) {
+  Vec x = _mm512_zextps128_ps512(_mm_loadu_ps(p));
+  x = _mm512_maskz_insertf32x4(0xffff, x, _mm_loadu_ps(p + stride), 1);
+  x = _mm512_maskz_insertf32x4(0xffff, x, _mm_loadu_ps(p + 2 * stride), 2);
+  return _mm512_maskz_insertf32x4(0xffff, x, _mm_loadu_ps(p + 3 * stride), 3);
+}
+/// In each group of four lanes: the 4 × 4 matrix whose rows are a, b, c, d becomes its transpose.
+KVC_INLINE void transpose_quads(Vec& a, Vec& b, Vec& c, Vec& d) {
+  const Vec ab_low = _mm512_maskz_unpacklo_ps(0xffff, a, b);
+  const Vec ab_high = _mm512_maskz_unpackhi_ps(0xffff, a, b);
+  const Vec cd_low = _mm512_maskz_unpacklo_ps(0xffff, c, d);
+  const Vec cd_high = _mm512_maskz_unpackhi_ps(0xffff, c, d);
+  a = _mm512_maskz_shuffle_ps(0xffff, ab_low, cd_low, 0x44);
+  b = _mm512_maskz_shuffle_ps(0xffff, ab_low, cd_low, 0xee);
+  c = _mm512_maskz_shuffle_ps(0xffff, ab_high, cd_high, 0x44);
+  d = _mm512_maskz_shuffle_ps(0xffff, ab_high, cd_high, 0xee);
+}
 /// Four floats, repeated over the vector.
 KVC_INLINE Vec repeat(Quad x) { return _mm512_maskz_broadcast_f32x4(0xffff, x); }
 
@@ -147,6 +165,12 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
   }
   store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
 }
+
+/// Loads what store_sums has just stored, in pieces no larger than it stored: others would wait for the cache.
+KVC_INLINE Vec load_sums(const float* p) { return load_unaligned(p); }
+
+/// Whether any of four comparisons holds.
+KVC_INLINE bool any(QuadInt x) { return _mm_movemask_ps(_mm_castsi128_ps((__m128i)x)) != 0; }
 
 #elif defined(__AVX2__)
 
@@ -219,6 +243,17 @@ KVC_INLINE Quad fold_sum(Vec x) {
 KVC_INLINE Quad fold_maximum(Vec x) {
   return _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
+KVC_INLINE Vec load_quads(const float* p, size_t stride) {
+  return _mm256_insertf128_ps(_mm256_zextps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+}
+KVC_INLINE void transpose_quads(Vec& a, Vec& b, Vec& c, Vec& d) {
+  const Vec ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
+  const Vec cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
+  a = _mm256_shuffle_ps(ab_low, cd_low, 0x44);
+  b = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
+  c = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+  d = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
+}
 KVC_INLINE Vec repeat(Quad x) { return _mm256_set_m128(x, x); }
 
 inline constexpr int32_t step_cells = 3;
@@ -242,6 +277,10 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
   const Quad zw = _mm_unpacklo_ps(z, w) + _mm_unpackhi_ps(z, w);
   _mm_storeu_ps(to + 8, _mm_movelh_ps(xy, zw) + _mm_movehl_ps(zw, xy));
 }
+
+KVC_INLINE Vec load_sums(const float* p) { return _mm256_set_m128(_mm_loadu_ps(p + 4), _mm_loadu_ps(p)); }
+
+KVC_INLINE bool any(QuadInt x) { return _mm_movemask_ps(_mm_castsi128_ps((__m128i)x)) != 0; }
 
 #else  // the compiler's own vectors: SSE2, NEON or whatever the machine has
 
@@ -332,6 +371,17 @@ KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
 
 KVC_INLINE Quad fold_sum(Vec x) { return x; }
 KVC_INLINE Quad fold_maximum(Vec x) { return x; }
+KVC_INLINE Vec load_quads(const float* p, size_t) { return load_unaligned(p); }
+KVC_INLINE void transpose_quads(Vec& a, Vec& b, Vec& c, Vec& d) {
+  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+  constexpr QuadInt front = {0, 1, 4, 5}, back = {2, 3, 6, 7};
+  const Vec ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
+  const Vec cd_low = __builtin_shuffle(c, d, low), cd_high = __builtin_shuffle(c, d, high);
+  a = __builtin_shuffle(ab_low, cd_low, front);
+  b = __builtin_shuffle(ab_low, cd_low, back);
+  c = __builtin_shuffle(ab_high, cd_high, front);
+  d = __builtin_shuffle(ab_high, cd_high, back);
+}
 KVC_INLINE Vec repeat(Quad x) { return x; }
 
 inline constexpr int32_t step_cells = 3;
@@ -346,6 +396,10 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
     store_unaligned(to + 4 * i, all);
   }
 }
+
+KVC_INLINE Vec load_sums(const float* p) { return load_unaligned(p); }
+
+KVC_INLINE bool any(QuadInt x) { return (x[0] | x[1] | x[2] | x[3]) != 0; }
 
 #endif
 

@@ -32,17 +32,22 @@ struct RowState {
   }
 
   [[gnu::always_inline]] void load_from(const Tile& tile, int32_t padded_rows) {
-    for (int32_t row = 0; row < padded_rows; ++row) {
-      const bool real = row < tile.n_rows;
-      const int32_t head = real ? row % tile.group : 0;
-      const TileToken token = real ? tile.token[row / tile.group] : TileToken{};
-      max[row] = real ? tile.max[row] : lowest;
-      sum[row] = real ? tile.sum[row] : 0.0f;
-      first_end[row] = static_cast<float>(token.first_end);
-      begin[row] = static_cast<float>(token.begin);
-      end[row] = static_cast<float>(token.end);
-      position[row] = real ? relative(tile, token.position) : 0.0f;
-      slope[row] = tile.slope != nullptr ? tile.slope[head] : 0.0f;
+    for (int32_t row = 0, index = 0; row < tile.n_rows; ++index) {
+      const TileToken& token = tile.token[index];
+      const float at = relative(tile, token.position);
+      for (int32_t head = 0; head < tile.group && row < tile.n_rows; ++head, ++row) {
+        max[row] = tile.max[row];
+        sum[row] = tile.sum[row];
+        first_end[row] = static_cast<float>(token.first_end);
+        begin[row] = static_cast<float>(token.begin);
+        end[row] = static_cast<float>(token.end);
+        position[row] = at;
+        slope[row] = tile.slope != nullptr ? tile.slope[head] : 0.0f;
+      }
+    }
+    for (int32_t row = tile.n_rows; row < padded_rows; ++row) {
+      max[row] = lowest;
+      sum[row] = first_end[row] = begin[row] = end[row] = position[row] = slope[row] = 0.0f;
     }
   }
 
