@@ -30,6 +30,7 @@ fn link(flag: &str) {
     } else if path.extension().map_or(false, |extension| extension == "a") {
         println!("cargo:rustc-link-search=native={}", path.parent().unwrap().display());
         println!("cargo:rustc-link-lib=static=kvc");
+        println!("cargo:rerun-if-changed={flag}");
     }
 }
 

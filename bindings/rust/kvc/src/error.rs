@@ -41,7 +41,9 @@ impl Status {
     /// The name without its prefix, "CACHE_FULL"; "UNKNOWN" for a number that is none.
     pub fn name(self) -> &'static str {
         // The library never returns null, and the text is static ASCII.
-        unsafe { CStr::from_ptr(kvc_sys::kvc_status_name(self.0)) }.to_str().unwrap_or("UNKNOWN")
+        unsafe { CStr::from_ptr(kvc_sys::kvc_status_name(self.0)) }
+            .to_str()
+            .unwrap_or("UNKNOWN")
     }
 }
 

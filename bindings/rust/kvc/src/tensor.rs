@@ -30,9 +30,14 @@ impl DType {
 
 fn view(data: *mut c_void, length: usize, dtype: DType, shape: &[usize]) -> Result<kvc_sys::kvc_tensor> {
     // The library knows no lengths: a shape that reaches beyond the slice must not get that far.
-    let product = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
+    let product = shape
+        .iter()
+        .try_fold(1usize, |product, &extent| product.checked_mul(extent));
     if product != Some(length) {
-        return Err(Error::new(Status::SHAPE, format!("shape {shape:?} does not fit a slice of {length}")));
+        return Err(Error::new(
+            Status::SHAPE,
+            format!("shape {shape:?} does not fit a slice of {length}"),
+        ));
     }
     let mut extents = [0i64; kvc_sys::KVC_MAX_DIMS];
     if shape.is_empty() || shape.len() > extents.len() {
@@ -78,7 +83,10 @@ impl<'a> Tensor<'a> {
 
     // The C struct has one pointer for reading and writing; through this one nothing is written.
     fn new(data: *mut c_void, length: usize, dtype: DType, shape: &[usize]) -> Result<Tensor<'a>> {
-        Ok(Tensor { raw: view(data, length, dtype, shape)?, lifetime: PhantomData })
+        Ok(Tensor {
+            raw: view(data, length, dtype, shape)?,
+            lifetime: PhantomData,
+        })
     }
 }
 
@@ -104,7 +112,10 @@ impl<'a> TensorMut<'a> {
     }
 
     fn new(data: *mut c_void, length: usize, dtype: DType, shape: &[usize]) -> Result<TensorMut<'a>> {
-        Ok(TensorMut { raw: view(data, length, dtype, shape)?, lifetime: PhantomData })
+        Ok(TensorMut {
+            raw: view(data, length, dtype, shape)?,
+            lifetime: PhantomData,
+        })
     }
 }
 
@@ -117,7 +128,10 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     pub(crate) fn new(raw: kvc_sys::kvc_tensor) -> View<'a> {
-        View { raw, lifetime: PhantomData }
+        View {
+            raw,
+            lifetime: PhantomData,
+        }
     }
 
     pub fn dtype(&self) -> DType {
@@ -151,7 +165,10 @@ impl<'a> View<'a> {
     // T must be as large as the view's elements.
     unsafe fn row<T>(&self, cell: usize, head: usize) -> &[T] {
         let (shape, strides) = (self.shape(), self.strides());
-        assert!(cell < shape[0] && head < shape[1], "cell {cell} and head {head} are outside {shape:?}");
+        assert!(
+            cell < shape[0] && head < shape[1],
+            "cell {cell} and head {head} are outside {shape:?}"
+        );
         let first = (self.as_ptr() as *const T).add(cell * strides[0] + head * strides[1]);
         std::slice::from_raw_parts(first, shape[2])
     }

@@ -1,0 +1,48 @@
+//! The KV cache that any inference runtime can link, for Rust.
+//!
+//! A [`Cache`] holds the keys and values of the tokens that a transformer has processed, for several sequences at once,
+//! and computes attention straight from its memory:
+//!
+//! ```
+//! use kvc::{Cache, CacheDesc, CausalDesc, Device, Tensor, TensorMut};
+//! # fn main() -> kvc::Result<()> {
+//! let device = Device::open("cpu", 0)?;
+//! let desc = CacheDesc { n_layers: 1, n_kv_heads: 3, head_dim_k: 64, capacity: 2048, max_batch: 512, ..Default::default() };
+//! let mut cache = Cache::new(&device, &desc, &CausalDesc::default())?;
+//! let (k, v) = (vec![0.5; 2 * 3 * 64], vec![1.0; 2 * 3 * 64]); // your projections, rotated as you like
+//! let (q, mut out) = (vec![0.25; 2 * 9 * 64], vec![0.0; 2 * 9 * 64]);
+//! let mut pass = cache.begin(&[0, 1], &[0, 0])?; // positions of two tokens of sequence 0
+//! pass.put(0, Tensor::f32(&k, &[2, 3, 64])?, Tensor::f32(&v, &[2, 3, 64])?)?;
+//! pass.attention(0, Tensor::f32(&q, &[2, 9, 64])?, TensorMut::f32(&mut out, &[2, 9, 64])?)?;
+//! pass.commit()?; // dropped without it, the pass is aborted
+//! assert_eq!(out[0], 1.0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The C headers say what each call does, costs and asks for. What differs here: a [`Pass`] borrows its cache, so what C
+//! answers with BAD_STATE or BUSY does not compile; a slice must be as long as its shape says; nothing is `unsafe`.
+mod cache;
+mod error;
+mod tensor;
+
+pub use cache::{
+    AttentionDesc, Cache, CacheDesc, CausalDesc, Device, Pass, RopeDesc, RopePairs, Run, SequenceInfo, Stats, SEQ_END,
+    UNLIMITED,
+};
+pub use error::{Error, Result, Status};
+pub use tensor::{DType, Tensor, TensorMut, View};
+
+use std::ffi::CStr;
+
+/// The library's version: major << 16 | minor << 8 | patch.
+pub fn version_number() -> u32 {
+    unsafe { kvc_sys::kvc_version_number() }
+}
+
+/// One line about the library, for people.
+pub fn build_info() -> String {
+    unsafe { CStr::from_ptr(kvc_sys::kvc_build_info()) }
+        .to_string_lossy()
+        .into_owned()
+}
