@@ -2,6 +2,7 @@
 
 import array as standard
 import ctypes
+import sys
 import tracemalloc
 
 import numpy as np
@@ -169,6 +170,21 @@ def test_bfloat16_as_uint16_is_the_same_bits(make, kvq):
         np.testing.assert_array_equal(into.view(ml_dtypes.bfloat16), k)
         results.append((cache.digest(), out.view(np.uint16).tolist()))
     assert results[0] == results[1]
+
+
+def test_without_ml_dtypes_bfloat16_is_shown_as_uint16(make, fill, monkeypatch):
+    cache = make(dtype="bf16")
+    k, _, _ = fill(cache, 3)
+    expected = cache.gather(0, 0)[0].view(np.uint16)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    held, _ = cache.gather(0, 0)
+    assert held.dtype == np.uint16
+    np.testing.assert_array_equal(held, expected)
+    cache.begin([3])
+    for layer in range(2):
+        cache.put(layer, k[:1], k[:1])
+    assert cache.get(0)[0].dtype == np.uint16
+    cache.commit()
 
 
 def test_strided_arrays_give_what_dense_ones_give(make, kvq, random):

@@ -268,6 +268,8 @@ def test_every_function_of_the_library_is_wrapped():
     import re
 
     folder = pathlib.Path(__file__).resolve().parents[3] / "capi" / "include" / "kvc"
+    if not folder.is_dir():
+        pytest.skip("outside the source tree")
     headers = "".join(path.read_text() for path in folder.glob("*.h"))
     declared = set(re.findall(r"^KVC_API [^(]*?\b(kvc_\w+)\(", headers, re.M))
     assert len(declared) > 30

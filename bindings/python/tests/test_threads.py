@@ -113,7 +113,7 @@ def test_caches_of_different_threads_are_independent(device):
                         with pytest.raises(kvc.InvalidArgument, match=f"layer {number + 10}"):
                             cache.put(number + 10, row, row)
                 assert cache.query(0).next == 200
-        except BaseException as error:  # noqa: B902: whatever it was, the test must fail
+        except BaseException as error:  # whatever it was, the test must fail
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
