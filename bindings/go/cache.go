@@ -134,22 +134,20 @@ type Cache struct {
 
 // closing makes Close idempotent, from several goroutines too.
 type closing struct {
-	lock   sync.Mutex
-	closed bool
-	stop   func()
+	lock sync.Mutex
+	open bool
 }
 
 func (c *closing) close(destroy func() C.go_result) error {
 	c.lock.Lock()
 	defer c.lock.Unlock()
-	if c.closed || c.stop == nil {
+	if !c.open {
 		return nil
 	}
 	if err := failure(destroy()); err != nil {
 		return err
 	}
-	c.closed = true
-	c.stop()
+	c.open = false
 	return nil
 }
 
@@ -196,13 +194,16 @@ func NewCache(device *Device, desc CacheDesc, causal CausalDesc) (*Cache, error)
 		return nil, err
 	}
 	c := &Cache{handle: answer.cache, headDimK: int(desc.HeadDimK)}
-	c.once.stop = whenForgotten(c, answer.cache, func(h *C.kvc_cache) { dropped(C.go_cache_destroy(h)) })
+	c.once.open = true
+	whenForgotten(c, answer.cache, func(h *C.kvc_cache) { dropped(C.go_cache_destroy(h)) })
 	return c, nil
 }
 
 // Close gives the memory back, whatever the state. Closing twice is fine. Busy: another goroutine is inside a call.
 func (c *Cache) Close() error {
-	return c.once.close(func() C.go_result { return C.go_cache_destroy(c.handle) })
+	err := c.once.close(func() C.go_result { return C.go_cache_destroy(c.handle) })
+	runtime.KeepAlive(c)
+	return err
 }
 
 // BindAttention binds how layers [layerBegin, layerEnd) attend. Slices are copied.

@@ -4,8 +4,8 @@ package kvc
 
 import "runtime"
 
-// whenForgotten destroys a handle whose owner was collected without Close. The result forgets that.
-func whenForgotten[T, H any](owner *T, handle H, destroy func(H)) (stop func()) {
+// whenForgotten destroys a handle whose owner was collected. After Close that finds a dead key and does nothing.
+// The owner must not be reachable from destroy, or it would never be collected.
+func whenForgotten[T, H any](owner *T, handle H, destroy func(H)) {
 	runtime.SetFinalizer(owner, func(*T) { destroy(handle) })
-	return func() { runtime.SetFinalizer(owner, nil) }
 }

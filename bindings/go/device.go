@@ -28,12 +28,15 @@ func OpenDevice(name string, options DeviceOptions) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{handle: answer.device}
-	d.once.stop = whenForgotten(d, answer.device, func(h *C.kvc_device) { dropped(C.go_device_close(h)) })
+	d.once.open = true
+	whenForgotten(d, answer.device, func(h *C.kvc_device) { dropped(C.go_device_close(h)) })
 	runtime.KeepAlive(d)
 	return d, nil
 }
 
 // Close ends the device; caches made on it keep what they need. Closing twice is fine.
 func (d *Device) Close() error {
-	return d.once.close(func() C.go_result { return C.go_device_close(d.handle) })
+	err := d.once.close(func() C.go_result { return C.go_device_close(d.handle) })
+	runtime.KeepAlive(d)
+	return err
 }

@@ -332,23 +332,6 @@ func TestOverlapIsBusy(t *testing.T) {
 	must(t, cache.Check())
 }
 
-func TestHotCallsAllocateNothing(t *testing.T) {
-	cache := open(t)
-	k, v, q, out := arrays(1)
-	positions, sequences := []int32{0}, []int32{0}
-	allocations := testing.AllocsPerRun(100, func() {
-		must(t, cache.Begin(positions, sequences))
-		for layer := 0; layer < nLayers; layer++ {
-			must(t, cache.Put(layer, kv(k, 1), kv(v, 1)))
-			must(t, cache.Attention(layer, qo(q, 1), qo(out, 1)))
-		}
-		must(t, cache.Abort())
-	})
-	if allocations != 0 {
-		t.Errorf("%v allocations in a pass", allocations)
-	}
-}
-
 // A slice inside a struct that holds pointers: cgo must not take the whole struct for what is passed.
 func TestSliceOfLargerStruct(t *testing.T) {
 	cache := open(t)
