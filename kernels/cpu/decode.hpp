@@ -7,7 +7,7 @@
 /// A tile is walked in strips of twelve cells, its rows in blocks of four. A step of three cells (four, with more
 /// registers) by four rows keeps all its sums in registers, so a group of four query heads reads K and V once. The scores of strip t and the weighted
 /// values of strip t − 1 are computed in turn, step by step: K and V are then two steady streams from memory, each asked
-/// for two strips early, where one after the other they would be two bursts that wait for each other. More
+/// for early, where one after the other they would be two bursts that wait for each other. More
 /// than four rows run over the same strip while it is in the first-level cache.
 ///
 /// What a row does not see is kept out twice: its score is replaced (not added to), and in strips where some row sees
@@ -28,9 +28,11 @@ struct Strip {
   size_t v[strip_cells];
 };
 
-/// Three steps of the walk: the strip of the scores, the one before it (values), and two that are asked for early.
-inline constexpr int32_t strips_ahead = 2;
-inline constexpr int32_t strips_kept = 4;
+/// How early rows are asked for: into the second-level cache three strips ahead, into the first-level one a strip ahead.
+/// Asked for straight from memory, lines hold the few miss buffers of the first level for too long.
+inline constexpr int32_t strips_near = 1;
+inline constexpr int32_t strips_far = 3;
+inline constexpr int32_t strips_kept = 8;  // of a ring: the strip of the values to the farthest one asked for
 
 /// Four rows of the tile; the last block may have fewer.
 struct alignas(64) Block {
@@ -118,19 +120,24 @@ template <class Storage>
 struct Step {
   using Element = typename Storage::Element;
   const Element* row[step_cells];
-  const Element* ahead[step_cells];
+  const Element* near[step_cells];
+  const Element* far[step_cells];
 
-  [[gnu::always_inline]] Step(const std::byte* rows, const size_t* offset, const size_t* offset_ahead) {
+  [[gnu::always_inline]] Step(const std::byte* rows, const size_t* at, const size_t* at_near, const size_t* at_far) {
 #pragma GCC unroll 4
     for (int32_t i = 0; i < step_cells; ++i) {
-      row[i] = reinterpret_cast<const Element*>(rows + offset[i]);
-      ahead[i] = reinterpret_cast<const Element*>(rows + offset_ahead[i]);
+      row[i] = reinterpret_cast<const Element*>(rows + at[i]);
+      near[i] = reinterpret_cast<const Element*>(rows + at_near[i]);
+      far[i] = reinterpret_cast<const Element*>(rows + at_far[i]);
     }
   }
   [[gnu::always_inline]] void ask(size_t d) const {
     if (d % (64 / sizeof(Element)) != 0) return;
 #pragma GCC unroll 4
-    for (int32_t i = 0; i < step_cells; ++i) prefetch(ahead[i] + d);
+    for (int32_t i = 0; i < step_cells; ++i) {
+      prefetch(near[i] + d);
+      prefetch_far(far[i] + d);
+    }
   }
 };
 
@@ -225,8 +232,10 @@ struct Turn {
   const std::byte* v;
   const Strip* score_strip;
   const Strip* value_strip;
-  const Strip* k_ahead;
-  const Strip* v_ahead;
+  const Strip* k_near;
+  const Strip* k_far;
+  const Strip* v_near;
+  const Strip* v_far;
   float* scores;               // of score_strip; null: the block sees nothing of it
   const float* probability;    // of value_strip
   int32_t n_values;            // cells of value_strip
@@ -257,11 +266,11 @@ static void advance(const Tile& tile, const Block& block, const Turn& turn) {
   const int32_t n_values = block.view == View::all ? turn.n_values : 0;
   for (int32_t i = 0; i < strip_cells; i += step_cells) {
     if (turn.scores) {
-      const Step<K> step(turn.k, turn.score_strip->k + i, turn.k_ahead->k + i);
+      const Step<K> step(turn.k, turn.score_strip->k + i, turn.k_near->k + i, turn.k_far->k + i);
       score_step<K, ROWS>(tile, q, step, turn.ask_ahead, turn.scores + i * block_rows);
     }
     if (i + step_cells <= n_values) {
-      const Step<V> step(turn.v, turn.value_strip->v + i, turn.v_ahead->v + i);
+      const Step<V> step(turn.v, turn.value_strip->v + i, turn.v_near->v + i, turn.v_far->v + i);
       value_step<V, ROWS>(tile, o, step, turn.ask_ahead, turn.probability + i * block_rows);
     }
   }
@@ -272,7 +281,7 @@ static void advance(const Tile& tile, const Block& block, const Turn& turn) {
 
 KVC_INLINE void apply_cap(const Tile& tile, float* scores) {
   const Vec cap = broadcast(tile.cap);
-  for (int32_t i = 0; i < strip_scores; i += lanes) store(scores + i, cap * tanh(load(scores + i)));
+  for (int32_t i = 0; i < strip_scores; i += lanes) store(scores + i, cap * tanh(load_sums(scores + i)));
 }
 
 KVC_INLINE void apply_slopes(const Tile& tile, const Block& block, int32_t begin, int32_t n_cells, float* scores) {
@@ -306,7 +315,7 @@ KVC_INLINE void hide(const Block& block, View view, int32_t begin, int32_t n_cel
 KVC_INLINE void soften(const Tile& tile, const Block& block, float* scores) {
   const Quad minus_infinities = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
   Vec top = repeat(minus_infinities);
-  for (int32_t i = 0; i < strip_scores; i += lanes) top = maximum(load(scores + i), top);  // NaN is passed over
+  for (int32_t i = 0; i < strip_scores; i += lanes) top = maximum(load_sums(scores + i), top);  // NaN is passed over
   const Quad before = load_quad(tile.max + block.row);
   const Quad strip_top = fold_maximum(top);
   const Quad after = strip_top > before ? strip_top : before;
@@ -314,13 +323,13 @@ KVC_INLINE void soften(const Tile& tile, const Block& block, float* scores) {
   const Vec base_all = repeat(base);
   Vec sum = zero();
   for (int32_t i = 0; i < strip_scores; i += lanes) {
-    const Vec p = exp2(load(scores + i) - base_all);
+    const Vec p = exp2(load_sums(scores + i) - base_all);
     store(scores + i, p);
     sum = sum + p;
   }
   Quad total = load_quad(tile.sum + block.row);
   const QuadInt grown = after > before;
-  if ((grown[0] | grown[1] | grown[2] | grown[3]) != 0) {
+  if (any(grown)) {
     alignas(64) float shrink[16];
     store(shrink, exp2(repeat(before - base)));
     total *= load_quad(shrink);
@@ -354,6 +363,17 @@ KVC_INLINE void locate_strip(const Tile& tile, int32_t begin, Strip& strip) {
     const auto cell = static_cast<size_t>(tile.cell[smaller(begin + i, tile.n_cells - 1)]);
     strip.k[i] = cell * tile.k_row_bytes;
     strip.v[i] = cell * tile.v_row_bytes;
+  }
+}
+
+/// Asks for the strips that come before the walk asks by itself.
+KVC_INLINE void ask_for_first_strips(const Tile& tile, const Strip* strips) {
+  for (int32_t t = 0; t < strips_far && t * strip_cells < tile.n_cells; ++t) {
+    const int32_t n_cells = smaller(strip_cells, tile.n_cells - t * strip_cells);
+    for (int32_t i = 0; i < n_cells; ++i) {
+      for (size_t b = 0; b < tile.k_row_bytes; b += 64) prefetch(tile.k + strips[t].k[i] + b);
+      for (size_t b = 0; b < tile.v_row_bytes; b += 64) prefetch_far(tile.v + strips[t].v[i] + b);
+    }
   }
 }
 
@@ -401,12 +421,13 @@ static void process_rows(const Tile& tile) {
     widened.v[i] = i * static_cast<size_t>(tile.o_stride) * sizeof(float);
   }
   Strip strips[strips_kept];
-  for (int32_t i = 0; i < strips_ahead; ++i) locate_strip(tile, i * strip_cells, strips[i]);
+  for (int32_t i = 0; i < strips_far; ++i) locate_strip(tile, i * strip_cells, strips[i]);
+  if (!WIDEN) ask_for_first_strips(tile, strips);
   for (int32_t t = 0; (t - 1) * strip_cells < tile.n_cells; ++t) {
     const int32_t begin = t * strip_cells;
     const Strip& k = strips[t % strips_kept];
     const Strip& v = strips[(t + strips_kept - 1) % strips_kept];
-    locate_strip(tile, begin + strips_ahead * strip_cells, strips[(t + strips_ahead) % strips_kept]);
+    locate_strip(tile, begin + strips_far * strip_cells, strips[(t + strips_far) % strips_kept]);
     const bool has_scores = begin < tile.n_cells;
     if (WIDEN && has_scores) widen_strip<K>(scratch.k, tile.k, k.k, tile.head_dim_k, tile.q_stride);
     if (WIDEN && t > 0) widen_strip<V>(scratch.v, tile.v, v.v, tile.head_dim_v, tile.o_stride);
@@ -415,8 +436,10 @@ static void process_rows(const Tile& tile) {
     turn.v = WIDEN ? reinterpret_cast<const std::byte*>(scratch.v) : tile.v;
     turn.score_strip = WIDEN ? &widened : &k;
     turn.value_strip = WIDEN ? &widened : &v;
-    turn.k_ahead = &strips[(t + strips_ahead) % strips_kept];
-    turn.v_ahead = &strips[(t + strips_ahead - 1) % strips_kept];
+    turn.k_near = &strips[(t + strips_near) % strips_kept];
+    turn.k_far = &strips[(t + strips_far) % strips_kept];
+    turn.v_near = &strips[(t + strips_near - 1) % strips_kept];
+    turn.v_far = &strips[(t + strips_far - 1) % strips_kept];
     turn.value_begin = begin - strip_cells;
     turn.n_values = smaller(strip_cells, tile.n_cells - turn.value_begin);
     turn.ask_ahead = !WIDEN;
