@@ -83,7 +83,7 @@ bool run_episode(const Options& options, uint64_t episode, kvc_device* device,
     }
   } catch (const fuzz::Difference& difference) {
     std::cerr << "\nDIFFERENCE: " << difference.what() << "\n"
-              << history << "repeat: operations --seed " << options.seed << " --episode " << episode;
+              << history << "repeat: fuzz_operations --seed " << options.seed << " --episode " << episode;
     if (!options.setup.empty()) std::cerr << " --setup " << options.setup;
     std::cerr << std::endl;
     return false;
