@@ -1,7 +1,7 @@
 """Builds the extension: SWIG over the C headers, linked with libkvc.
 
 Where the library comes from, first that applies:
-  KVC_BUILD_DIR=<folder>   a CMake build of this source tree; its libkvc.so is shipped in the package
+  KVC_BUILD_DIR=<folder>   a CMake build of this source tree; its libkvc.so is shipped
   KVC_SYSTEM=1             an installed kvc that pkg-config finds; it is linked, not shipped
   the source tree around   built by CMake in build/release, and shipped in the package
   else                     as with KVC_SYSTEM=1
@@ -43,12 +43,16 @@ def from_pkg_config():
     command = [needed("pkg-config", "pkg-config"), "--cflags-only-I", "--libs-only-L", "kvc"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        fail(f"pkg-config finds no kvc: install it, or build inside its source tree\n{result.stderr}")
+        fail(
+            f"pkg-config finds no kvc: install it, or build inside its source tree\n{result.stderr}"
+        )
     words = result.stdout.split()
     includes = [word[2:] for word in words if word.startswith("-I")]
     if not includes:  # a system folder is not named
         query = [command[0], "--variable=includedir", "kvc"]
-        includes = [subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()]
+        includes = [
+            subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+        ]
     return includes, [word[2:] for word in words if word.startswith("-L")], None
 
 
@@ -68,7 +72,15 @@ def build_tree():
     if not (folder / "CMakeCache.txt").exists() and shutil.which("ninja"):
         configure += ["-G", "Ninja"]
     subprocess.run(configure, check=True)
-    build = [cmake, "--build", str(folder), "--target", "kvc", "--parallel", str(os.cpu_count() or 1)]
+    build = [
+        cmake,
+        "--build",
+        str(folder),
+        "--target",
+        "kvc",
+        "--parallel",
+        str(os.cpu_count() or 1),
+    ]
     subprocess.run(build, check=True)
     return folder
 

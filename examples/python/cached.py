@@ -36,7 +36,7 @@ class CachedAttention:
                 prefault=True,
             )
         self.cache.bind_attention(config.n_heads)
-        # The model rotates keys and queries itself; this tells kvc how, so that it may move positions.
+        # The model rotates keys and queries itself; this lets kvc move positions.
         self.cache.bind_rope(base=config.rope_base, n_dims=config.rope_dims, pairs="neighbours")
         self._max_batch = min(MAX_BATCH, capacity)
         self.seconds = 0.0  # inside kvc, since the caller last set it to 0
@@ -46,7 +46,7 @@ class CachedAttention:
         start = self.cache.query(sequence).next
         logits = None
         for first in range(0, len(tokens), self._max_batch):
-            batch = tokens[first:first + self._max_batch]
+            batch = tokens[first : first + self._max_batch]
             positions = np.arange(start + first, start + first + len(batch), dtype=np.int32)
             self._timed(self.cache.begin, positions, sequence)
             logits = model.forward(batch, positions, self)

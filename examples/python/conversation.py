@@ -74,7 +74,13 @@ def answer(model, tokenizer, attention, sequence, prompt, limit, sampler, shared
     seconds = time.perf_counter() - start
     end = [token] if token in sampler.end_tokens else []
     return Answer(
-        tokens, end, len(prompt) - n_shared, n_shared, prompt_seconds, seconds, attention.seconds,
+        tokens,
+        end,
+        len(prompt) - n_shared,
+        n_shared,
+        prompt_seconds,
+        seconds,
+        attention.seconds,
         attention.cache.query(sequence).next,
     )
 
@@ -88,13 +94,20 @@ def verified(model, prompt, result, options, sampler):
     sequence = list(prompt)
     tokens = result.tokens + result.end
     for index, token in enumerate(tokens):
-        print(f"\r  verify      token {index + 1} of {len(tokens)}", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r  verify      token {index + 1} of {len(tokens)}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
         logits = model.forward(sequence, np.arange(len(sequence)), attention)
         expected = sampler.choose(logits)
         if token != expected:
             lead = logits[expected] - logits[token]
-            print(f"\n  verify      DIFFERS at token {index + 1}: kvc chose {token}, NumPy {expected}, "
-                  f"which leads by {lead:.2g} in the logits")
+            print(
+                f"\n  verify      DIFFERS at token {index + 1}: kvc chose {token}, "
+                f"NumPy {expected}, which leads by {lead:.2g} in the logits"
+            )
             return False
         sequence.append(token)
     print("\r", end="", file=sys.stderr)

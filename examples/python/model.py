@@ -98,12 +98,12 @@ class Llama:
         column = 0
         for name in ("attn_q", "attn_k", "attn_v"):
             part = tensor(name)
-            np.multiply(part.T, gain, out=qkv[:, column:column + len(part)])
+            np.multiply(part.T, gain, out=qkv[:, column : column + len(part)])
             column += len(part)
         attended[:] = tensor("attn_output").T
         gain = tensor("ffn_norm")[:, None]
-        np.multiply(tensor("ffn_gate").T, gain, out=gate_up[:, :config.feed_forward])
-        np.multiply(tensor("ffn_up").T, gain, out=gate_up[:, config.feed_forward:])
+        np.multiply(tensor("ffn_gate").T, gain, out=gate_up[:, : config.feed_forward])
+        np.multiply(tensor("ffn_up").T, gain, out=gate_up[:, config.feed_forward :])
         down[:] = tensor("ffn_down").T
 
     def forward(self, tokens, positions, attention):
@@ -121,12 +121,12 @@ class Llama:
         for layer, (qkv, attended, gate_up, down) in enumerate(self._layers):
             heads = (self._normed(x) @ qkv).reshape(n_tokens, -1, config.head_dim)
             # Neighbouring pairs are complex numbers in memory: one product turns queries and keys.
-            pairs = heads[:, :n_rotated, :config.rope_dims].view(np.complex64)
+            pairs = heads[:, :n_rotated, : config.rope_dims].view(np.complex64)
             pairs *= turns
             attention.attend(
                 layer,
-                heads[:, :config.n_heads],
-                heads[:, config.n_heads:n_rotated],
+                heads[:, : config.n_heads],
+                heads[:, config.n_heads : n_rotated],
                 heads[:, n_rotated:],
                 out,
             )
@@ -136,7 +136,7 @@ class Llama:
         return self._normed(x[-1:])[0] @ self._head
 
     def _normed(self, x):
-        """RMS norm without its gain, which lies in the matrix that follows: [n_tokens, embedding]."""
+        """RMS norm of [n_tokens, embedding] without its gain, which the next matrix holds."""
         squares = np.einsum("te,te->t", x, x)
         return x * (1.0 / np.sqrt(squares / x.shape[1] + self.config.norm_epsilon))[:, None]
 
@@ -150,7 +150,7 @@ class _Block:
 
     def take(self, shape):
         size = shape[0] * shape[1]
-        part = self._values[self._used:self._used + size].reshape(shape)
+        part = self._values[self._used : self._used + size].reshape(shape)
         self._used += size
         return part
 

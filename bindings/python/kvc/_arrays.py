@@ -16,9 +16,12 @@ Description = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 """Address, shape, strides in bytes and dtype number of memory that the library lends."""
 
 _CODES = {
-    "f32": _capi.KVC_F32, "float32": _capi.KVC_F32,
-    "f16": _capi.KVC_F16, "float16": _capi.KVC_F16,
-    "bf16": _capi.KVC_BF16, "bfloat16": _capi.KVC_BF16,
+    "f32": _capi.KVC_F32,
+    "float32": _capi.KVC_F32,
+    "f16": _capi.KVC_F16,
+    "float16": _capi.KVC_F16,
+    "bf16": _capi.KVC_BF16,
+    "bfloat16": _capi.KVC_BF16,
 }
 
 
@@ -62,7 +65,10 @@ class _Lender:
         self.owner = owner
         typestr = "<f4" if code == _capi.KVC_F32 else "<f2" if code == _capi.KVC_F16 else "<u2"
         self.__array_interface__ = {
-            "version": 3, "typestr": typestr, "shape": shape, "strides": strides,
+            "version": 3,
+            "typestr": typestr,
+            "shape": shape,
+            "strides": strides,
             "data": (address, True),
         }
 

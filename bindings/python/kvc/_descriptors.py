@@ -78,18 +78,30 @@ def causal_descriptors(
         | (_capi.KVC_CACHE_PREFAULT if prefault else 0)
     )
     set_integers(
-        desc, kind=_capi.KVC_CAUSAL, flags=flags, n_layers=n_layers, n_kv_heads=n_kv_heads,
-        head_dim_k=head_dim, head_dim_v=head_dim if head_dim_v is None else head_dim_v,
+        desc,
+        kind=_capi.KVC_CAUSAL,
+        flags=flags,
+        n_layers=n_layers,
+        n_kv_heads=n_kv_heads,
+        head_dim_k=head_dim,
+        head_dim_v=head_dim if head_dim_v is None else head_dim_v,
         dtype_k=dtype_code(dtype if dtype_k is None else dtype_k, "dtype_k"),
         dtype_v=dtype_code(dtype if dtype_v is None else dtype_v, "dtype_v"),
-        max_sequences=max_sequences, capacity=capacity, max_batch=max_batch, cells=cells,
+        max_sequences=max_sequences,
+        capacity=capacity,
+        max_batch=max_batch,
+        cells=cells,
         max_q_heads=max_q_heads,
     )
     causal = _capi.kvc_causal_desc()
     set_integers(
-        causal, flags=_capi.KVC_CAUSAL_POSITION_FREE if position_free else 0,
-        reach=_reach(reach, sliding_window), memory=0 if memory is None else memory,
-        chunk=0 if chunk is None else chunk, keep_first=keep_first, cell_padding=cell_padding,
+        causal,
+        flags=_capi.KVC_CAUSAL_POSITION_FREE if position_free else 0,
+        reach=_reach(reach, sliding_window),
+        memory=0 if memory is None else memory,
+        chunk=0 if chunk is None else chunk,
+        keep_first=keep_first,
+        cell_padding=cell_padding,
         mask_dtype=dtype_code(mask_dtype, "mask_dtype"),
     )
     return desc, causal
@@ -102,7 +114,7 @@ def _reach(reach: Optional[int], sliding_window: Optional[int]) -> int:
     if sliding_window is not None:
         if sliding_window < 2:
             raise InvalidArgument(
-                f"sliding_window {sliding_window} is below 2: a token sees at least the one before it"
+                f"sliding_window {sliding_window} is below 2: a token sees the one before it"
             )
         return sliding_window - 1
     if reach is not None and reach < 1:

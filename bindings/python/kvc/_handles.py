@@ -14,9 +14,7 @@ def set_integers(desc: Any, **values: Any) -> None:
         try:
             number = operator.index(value)
         except TypeError:
-            raise TypeError(
-                f"{name} must be an integer, not {type(value).__name__}"
-            ) from None
+            raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
         try:
             setattr(desc, name, number)
         except (OverflowError, TypeError):

@@ -135,7 +135,7 @@ class Cache:
             f"{self.head_dim_k}/{self.head_dim_v}, {state}>"
         )
 
-    # ---- Constants of the model -----------------------------------------------------------------
+    # ---- Constants of the model ------------------------------------------------------------------
 
     def bind_attention(
         self,
@@ -162,7 +162,9 @@ class Cache:
         set_integers(desc, n_q_heads=n_q_heads)
         desc.scale, desc.softcap = float(scale), float(softcap)
         _capi.kvc_bind_attention(
-            self._handle, *self._layer_range(layers), desc,
+            self._handle,
+            *self._layer_range(layers),
+            desc,
             _constants(alibi_slopes, n_q_heads, "alibi_slopes"),
             _constants(sinks, n_q_heads, "sinks"),
         )
@@ -196,7 +198,9 @@ class Cache:
         desc.base, desc.scale = float(base), float(scale)
         rotated = n_dims if n_dims else self.head_dim_k // 2 * 2
         _capi.kvc_bind_rope(
-            self._handle, *self._layer_range(layers), desc,
+            self._handle,
+            *self._layer_range(layers),
+            desc,
             _constants(frequency_factors, rotated // 2, "frequency_factors"),
         )
 
@@ -212,7 +216,7 @@ class Cache:
             return begin, end
         return layers, layers + 1
 
-    # ---- A pass -----------------------------------------------------------------------------------
+    # ---- A pass ----------------------------------------------------------------------------------
 
     def begin(
         self,
@@ -360,7 +364,7 @@ class Cache:
         """Forgets the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
         _capi.kvc_abort(self._handle)
 
-    # ---- Sequences ----------------------------------------------------------------------------------
+    # ---- Sequences -------------------------------------------------------------------------------
 
     def can_resume(self, sequence: int, want: int) -> int:
         """The largest position up to `want` at which the sequence can continue; changes nothing."""
@@ -410,7 +414,7 @@ class Cache:
         _capi.kvc_sequence_query(self._handle, sequence, info)
         return SequenceInfo(info.first, info.next, info.count, info.room, info.lost_below)
 
-    # ---- Reading --------------------------------------------------------------------------------------
+    # ---- Reading ---------------------------------------------------------------------------------
 
     def get(self, layer: int) -> Tuple[np.ndarray, np.ndarray]:
         """Read-only views of a layer's K and V over the cells that the pass may see.
@@ -473,8 +477,12 @@ class Cache:
             if v is None:
                 v = np.empty((*shape[1:], count) if transpose_v else shape, numpy_dtype(code_v))
         _capi.kvc_gather(
-            self._handle, layer, sequence, int(transpose_v),
-            _stored(k, dtype, self._dtype_k), _stored(v, dtype, self._dtype_v),
+            self._handle,
+            layer,
+            sequence,
+            int(transpose_v),
+            _stored(k, dtype, self._dtype_k),
+            _stored(v, dtype, self._dtype_v),
         )
         return k, v
 
@@ -488,14 +496,18 @@ class Cache:
                 return [Run(*row) for row in table[:found].tolist()]
             count = found
 
-    # ---- Watching -------------------------------------------------------------------------------------
+    # ---- Watching --------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """How full the cache is."""
         stats = _capi.kvc_stats()
         _capi.kvc_cache_stats(self._handle, stats)
         return Stats(
-            _STATES[stats.state], stats.cells, stats.cells_used, stats.cells_shared, stats.bytes,
+            _STATES[stats.state],
+            stats.cells,
+            stats.cells_used,
+            stats.cells_shared,
+            stats.bytes,
             stats.passes,
         )
 

@@ -1,7 +1,7 @@
 /* Arrays of Python as kvc_tensor views, without a copy. Included once, by the generated wrapper.
  *
- * An argument is an object with the buffer protocol or with __array_interface__, or a tuple (object, dtype) that says what
- * its 16-bit unsigned integers stand for (the buffer protocol has no bfloat16). */
+ * An argument is an object with the buffer protocol or with __array_interface__, or a tuple (object,
+ * dtype) that says what its 16-bit values stand for (the buffer protocol has no bfloat16). */
 #ifndef KVC_PYTHON_ARRAYS_H
 #define KVC_PYTHON_ARRAYS_H
 
@@ -11,16 +11,16 @@ typedef struct kvc_py_array {
   kvc_tensor tensor;
   int has_view;
   Py_buffer view;
-  PyObject *interface; /* keeps what __array_interface__ described alive during the call */
+  PyObject* interface; /* keeps what __array_interface__ described alive during the call */
 } kvc_py_array;
 
-static void kvc_py_array_close(kvc_py_array *array) {
+static void kvc_py_array_close(kvc_py_array* array) {
   if (array->has_view) PyBuffer_Release(&array->view);
   array->has_view = 0;
   Py_CLEAR(array->interface);
 }
 
-/* The kvc element type of a code ('f' floating, 'b' bfloat16, 'u' and 'V' bare bits) and a size; 0: none. */
+/* The kvc element type of a size and a code: 'f' floating, 'b' bfloat16, 'u' and 'V' bare bits. */
 static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of_bits) {
   if (code == 'f' && itemsize == 4) return KVC_F32;
   if (code == 'f' && itemsize == 2) return KVC_F16;
@@ -29,28 +29,32 @@ static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of
   return 0;
 }
 
-static int kvc_py_array_refuse_dtype(const char *name, const char *found, int is_bits) {
+static int kvc_py_array_refuse_dtype(const char* name, const char* found, int is_bits) {
   if (is_bits) {
-    kvc_py_raise_format(KVC_E_DTYPE, "%s holds bare 16-bit values: say what they stand for (dtype=\"bf16\")", name);
+    kvc_py_raise_format(
+        KVC_E_DTYPE, "%s holds bare 16-bit values: say what they stand for (dtype=\"bf16\")", name);
   } else {
-    kvc_py_raise_format(KVC_E_DTYPE, "%s has element type %s; float32, float16 and bfloat16 are taken", name, found);
+    kvc_py_raise_format(
+        KVC_E_DTYPE, "%s has element type %s; float32, float16 and bfloat16 are taken", name, found);
   }
   return 0;
 }
 
 /* Strides of bytes become strides of elements. A negative one passes: the library refuses it. */
-static int kvc_py_array_set_stride(kvc_tensor *tensor, int dim, Py_ssize_t bytes, Py_ssize_t itemsize, const char *name) {
-  if (tensor->shape[dim] <= 1 && (bytes < 0 || bytes % itemsize != 0)) bytes = 0; /* never stepped */
+static int kvc_py_array_set_stride(kvc_tensor* tensor, int dim, Py_ssize_t bytes,
+                                   Py_ssize_t itemsize, const char* name) {
+  if (tensor->shape[dim] <= 1 && (bytes < 0 || bytes % itemsize != 0))
+    bytes = 0; /* never stepped */
   if (bytes % itemsize != 0) {
-    kvc_py_raise_format(KVC_E_SHAPE, "%s: a stride of %zd bytes is no multiple of its elements' %zd", name, bytes,
-                        itemsize);
+    kvc_py_raise_format(KVC_E_SHAPE, "%s: a stride of %zd bytes is no multiple of its elements' %zd",
+                        name, bytes, itemsize);
     return 0;
   }
   tensor->strides[dim] = bytes / itemsize;
   return 1;
 }
 
-static int kvc_py_array_set_ndim(kvc_tensor *tensor, Py_ssize_t ndim, const char *name) {
+static int kvc_py_array_set_ndim(kvc_tensor* tensor, Py_ssize_t ndim, const char* name) {
   if (ndim > KVC_MAX_DIMS) {
     kvc_py_raise_format(KVC_E_SHAPE, "%s has %zd dimensions, more than %d", name, ndim, KVC_MAX_DIMS);
     return 0;
@@ -60,25 +64,30 @@ static int kvc_py_array_set_ndim(kvc_tensor *tensor, Py_ssize_t ndim, const char
 }
 
 /* 1: taken; 0: an exception is set; -1: no such buffer, try __array_interface__. */
-static int kvc_py_array_from_buffer(kvc_py_array *array, PyObject *object, const char *name, int writable,
-                                    uint32_t meaning_of_bits) {
-  Py_buffer *view = &array->view;
-  kvc_tensor *tensor = &array->tensor;
-  const char *format;
+static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const char* name,
+                                    int writable, uint32_t meaning_of_bits) {
+  Py_buffer* view = &array->view;
+  kvc_tensor* tensor = &array->tensor;
+  const char* format;
   Py_ssize_t dense;
   char code;
   int dim;
   if (!PyObject_CheckBuffer(object)) return -1;
-  if (PyObject_GetBuffer(object, view, PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) != 0) {
-    PyErr_Clear(); /* read-only, or an element type that a buffer cannot name: the interface knows more */
+  if (PyObject_GetBuffer(object, view,
+                         PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) != 0) {
+    /* Read-only, or an element type that a buffer cannot name: the interface knows more. */
+    PyErr_Clear();
     return -1;
   }
   array->has_view = 1;
   format = view->format ? view->format : "B";
   if (*format == '@' || *format == '=' || *format == '<') ++format;
-  code = strcmp(format, "f") == 0 || strcmp(format, "e") == 0 ? 'f' : strcmp(format, "H") == 0 ? 'u' : '?';
+  code = strcmp(format, "f") == 0 || strcmp(format, "e") == 0 ? 'f'
+         : strcmp(format, "H") == 0                           ? 'u'
+                                                              : '?';
   tensor->dtype = kvc_py_dtype(code, view->itemsize, meaning_of_bits);
-  if (tensor->dtype == 0) return kvc_py_array_refuse_dtype(name, view->format ? view->format : "B", code == 'u');
+  if (tensor->dtype == 0)
+    return kvc_py_array_refuse_dtype(name, view->format ? view->format : "B", code == 'u');
   if (!kvc_py_array_set_ndim(tensor, view->ndim, name)) return 0;
   dense = view->itemsize;
   for (dim = view->ndim - 1; dim >= 0; --dim) {
@@ -93,10 +102,11 @@ static int kvc_py_array_from_buffer(kvc_py_array *array, PyObject *object, const
 }
 
 /* Whether an array of two-byte records is ml_dtypes' bfloat16. */
-static int kvc_py_is_bfloat16(PyObject *object) {
-  PyObject *dtype = PyObject_GetAttrString(object, "dtype");
-  PyObject *name = dtype ? PyObject_GetAttrString(dtype, "name") : NULL;
-  int answer = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
+static int kvc_py_is_bfloat16(PyObject* object) {
+  PyObject* dtype = PyObject_GetAttrString(object, "dtype");
+  PyObject* name = dtype ? PyObject_GetAttrString(dtype, "name") : NULL;
+  int answer = name && PyUnicode_Check(name) &&
+               PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
   Py_XDECREF(name);
   Py_XDECREF(dtype);
   PyErr_Clear();
@@ -104,8 +114,8 @@ static int kvc_py_is_bfloat16(PyObject *object) {
 }
 
 /* Shape and strides of an __array_interface__; null strides mean dense rows. */
-static int kvc_py_array_set_extents(kvc_tensor *tensor, PyObject *shape, PyObject *strides, Py_ssize_t itemsize,
-                                    const char *name) {
+static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObject* strides,
+                                    Py_ssize_t itemsize, const char* name) {
   Py_ssize_t dense = itemsize;
   int dim;
   if (shape == NULL || !PyTuple_Check(shape)) {
@@ -115,7 +125,8 @@ static int kvc_py_array_set_extents(kvc_tensor *tensor, PyObject *shape, PyObjec
   if (!kvc_py_array_set_ndim(tensor, PyTuple_GET_SIZE(shape), name)) return 0;
   if (strides == Py_None) strides = NULL;
   if (strides && (!PyTuple_Check(strides) || PyTuple_GET_SIZE(strides) != tensor->ndim)) {
-    PyErr_Format(PyExc_TypeError, "%s: its __array_interface__ has strides that do not fit its shape", name);
+    PyErr_Format(PyExc_TypeError,
+                 "%s: its __array_interface__ has strides that do not fit its shape", name);
     return 0;
   }
   for (dim = tensor->ndim - 1; dim >= 0; --dim) {
@@ -133,25 +144,28 @@ static int kvc_py_array_set_extents(kvc_tensor *tensor, PyObject *shape, PyObjec
   return 1;
 }
 
-static int kvc_py_array_from_interface(kvc_py_array *array, PyObject *object, const char *name, int writable,
-                                       uint32_t meaning_of_bits) {
-  kvc_tensor *tensor = &array->tensor;
+static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, const char* name,
+                                       int writable, uint32_t meaning_of_bits) {
+  kvc_tensor* tensor = &array->tensor;
   PyObject *data, *type;
-  const char *typestr;
+  const char* typestr;
   Py_ssize_t itemsize;
   char code;
   int read_only;
   array->interface = PyObject_GetAttrString(object, "__array_interface__");
   if (array->interface == NULL || !PyDict_Check(array->interface)) {
-    PyErr_Format(PyExc_TypeError, "%s must be an array (buffer protocol or __array_interface__), not %.100s", name,
+    PyErr_Format(PyExc_TypeError,
+                 "%s must be an array (buffer protocol or __array_interface__), not %.100s", name,
                  Py_TYPE(object)->tp_name);
     return 0;
   }
   data = PyDict_GetItemString(array->interface, "data");
   type = PyDict_GetItemString(array->interface, "typestr");
   typestr = type && PyUnicode_Check(type) ? PyUnicode_AsUTF8(type) : NULL;
-  if (typestr == NULL || strlen(typestr) < 3 || data == NULL || !PyTuple_Check(data) || PyTuple_GET_SIZE(data) != 2) {
-    PyErr_Format(PyExc_TypeError, "%s: its __array_interface__ names no element type or no address", name);
+  if (typestr == NULL || strlen(typestr) < 3 || data == NULL || !PyTuple_Check(data) ||
+      PyTuple_GET_SIZE(data) != 2) {
+    PyErr_Format(PyExc_TypeError, "%s: its __array_interface__ names no element type or no address",
+                 name);
     return 0;
   }
   read_only = PyObject_IsTrue(PyTuple_GET_ITEM(data, 1));
@@ -174,7 +188,7 @@ static int kvc_py_array_from_interface(kvc_py_array *array, PyObject *object, co
 }
 
 /* Opens an argument as a view. 0: an exception is set. Close it in either case. */
-static int kvc_py_array_open(kvc_py_array *array, PyObject *object, const char *name, int writable) {
+static int kvc_py_array_open(kvc_py_array* array, PyObject* object, const char* name, int writable) {
   uint32_t meaning_of_bits = 0;
   int taken;
   memset(array, 0, sizeof *array);
@@ -190,20 +204,20 @@ static int kvc_py_array_open(kvc_py_array *array, PyObject *object, const char *
 }
 
 /* A view that the library filled in, as (address, shape, strides in bytes, dtype). */
-static PyObject *kvc_py_describe(const kvc_tensor *tensor) {
+static PyObject* kvc_py_describe(const kvc_tensor* tensor) {
   const Py_ssize_t itemsize = (Py_ssize_t)(tensor->dtype >> 8 & 0xff) / 8;
   PyObject *shape = PyTuple_New(tensor->ndim), *strides = PyTuple_New(tensor->ndim), *result = NULL;
   int dim;
   if (shape == NULL || strides == NULL) goto done;
   for (dim = 0; dim < tensor->ndim; ++dim) {
-    PyObject *extent = PyLong_FromLongLong(tensor->shape[dim]);
-    PyObject *stride = PyLong_FromLongLong(tensor->strides[dim] * itemsize);
+    PyObject* extent = PyLong_FromLongLong(tensor->shape[dim]);
+    PyObject* stride = PyLong_FromLongLong(tensor->strides[dim] * itemsize);
     if (extent) PyTuple_SET_ITEM(shape, dim, extent);
     if (stride) PyTuple_SET_ITEM(strides, dim, stride);
     if (extent == NULL || stride == NULL) goto done;
   }
-  result = Py_BuildValue("KOOI", (unsigned long long)((uintptr_t)tensor->data + tensor->byte_offset), shape, strides,
-                         tensor->dtype);
+  result = Py_BuildValue("KOOI", (unsigned long long)((uintptr_t)tensor->data + tensor->byte_offset),
+                         shape, strides, tensor->dtype);
 done:
   Py_XDECREF(shape);
   Py_XDECREF(strides);

@@ -1,16 +1,18 @@
 /* The SWIG interface: module kvc_capi inside package kvc, generated from the C headers themselves.
  *
- * Every function keeps its C name and order of arguments, but: a status becomes an exception; outputs become results;
- * arrays come by buffer protocol or __array_interface__ (arrays.h) and lists of integers bring their count along
- * (support.h). The GIL is released during every call that may take longer than taking it back (-threads).
- * Nobody but the package's own modules uses this: its proxies never reach a caller. */
+ * Every function keeps its C name and order of arguments, but: a status becomes an exception; outputs
+ * become results; arrays come by buffer protocol or __array_interface__ (arrays.h) and lists of
+ * integers bring their count along (support.h). The GIL is released during every call that may take
+ * longer than taking it back (-threads). Nobody but the package's own modules uses this: its proxies
+ * never reach a caller. */
 %module(package="kvc") kvc_capi
 
 %{
 #include "arrays.h"
 
 /* kvc_get() with views of its own, for a result in place of two arguments. */
-static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW) {
+static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
+                             kvc_tensor *SECOND_VIEW) {
   memset(VIEW, 0, sizeof *VIEW);
   memset(SECOND_VIEW, 0, sizeof *SECOND_VIEW);
   return kvc_get(cache, layer, VIEW, SECOND_VIEW);
@@ -24,8 +26,8 @@ static kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW) {
 }
 
 /* kvc_gather() with the flag that Python's arrays cannot carry. */
-static kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
-                                kvc_tensor *k, kvc_tensor *v) {
+static kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence,
+                                int32_t transpose_v, kvc_tensor *k, kvc_tensor *v) {
   if (v != NULL && transpose_v) v->flags |= KVC_TENSOR_TRANSPOSED;
   return kvc_gather(cache, layer, sequence, k, v);
 }
@@ -35,7 +37,7 @@ static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
   return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
 }
 
-/* What the library would be given for an array: (address, shape, strides in bytes, dtype). For tests. */
+/* For tests: what the library is given for an array: (address, shape, strides in bytes, dtype). */
 static PyObject *kvc_py_describe_array(const kvc_tensor *k) { return kvc_py_describe(k); }
 
 static void kvc_py_set_errors(PyObject *errors) {
@@ -47,7 +49,7 @@ static void kvc_py_set_errors(PyObject *errors) {
 %include <stdint.i>
 %include <cstring.i>
 
-/* ---- Statuses and numbers ------------------------------------------------------------------------------------------ */
+/* ---- Statuses and numbers -------------------------------------------------------------------- */
 
 %typemap(out) kvc_status {
   if ($1 != KVC_OK) {
@@ -70,24 +72,27 @@ static void kvc_py_set_errors(PyObject *errors) {
 }
 %typemap(in, numinputs=0) uint64_t out[2] (uint64_t value[2]) "$1 = value;"
 %typemap(argout) uint64_t out[2] {
-  $result = SWIG_Python_AppendOutput($result, Py_BuildValue("KK", (unsigned long long)$1[0], (unsigned long long)$1[1]));
+  $result = SWIG_Python_AppendOutput(
+      $result, Py_BuildValue("KK", (unsigned long long)$1[0], (unsigned long long)$1[1]));
 }
 /* kvc_status_name() is given any number, not a result. */
 %typemap(in) kvc_status status {
   if (!kvc_py_int32($input, "status", &$1)) SWIG_fail;
 }
 
-/* ---- Handles --------------------------------------------------------------------------------------------------------- */
+/* ---- Handles --------------------------------------------------------------------------------- */
 
-%typemap(in, numinputs=0) kvc_cache **out (kvc_cache *handle = NULL), kvc_device **out (kvc_device *handle = NULL)
+%typemap(in, numinputs=0) kvc_cache **out (kvc_cache *handle = NULL),
+                          kvc_device **out (kvc_device *handle = NULL)
   "$1 = &handle;"
 %typemap(argout) kvc_cache **out, kvc_device **out {
   $result = SWIG_Python_AppendOutput($result, SWIG_NewPointerObj(*$1, $*1_descriptor, 0));
 }
 
-/* ---- Lists of integers ------------------------------------------------------------------------------------------------- */
+/* ---- Lists of integers ----------------------------------------------------------------------- */
 
-/* Count and list are one argument. (KVC_PY_EMPTY matters: after a failure SWIG frees every argument, opened or not.) */
+/* Count and list are one argument. (KVC_PY_EMPTY matters: after a failure SWIG frees every argument,
+ * opened or not.) */
 %define KVC_COUNTED(COUNT, LIST)
 %typemap(in) (int32_t COUNT, const int32_t *LIST) (kvc_py_ints ints = KVC_PY_EMPTY) {
   if (!kvc_py_ints_open(&ints, $input, #LIST, -1)) SWIG_fail;
@@ -97,7 +102,7 @@ static void kvc_py_set_errors(PyObject *errors) {
 %typemap(freearg) (int32_t COUNT, const int32_t *LIST) "kvc_py_ints_close(&ints$argnum);"
 %enddef
 
-/* A list that must be as long as the counted one, which is argument 2 of every function that has one. */
+/* A list as long as the counted one, which is argument 2 of every function that has one. */
 %define KVC_BESIDE(TYPE, LIST)
 %typemap(in) const TYPE *LIST (kvc_py_ints ints = KVC_PY_EMPTY) {
   if ($input != Py_None) {
@@ -117,7 +122,7 @@ KVC_BESIDE(int32_t, keep)
 KVC_BESIDE(int32_t, src)
 KVC_BESIDE(uint32_t, token_flags)
 
-/* Runs are written into a writable array of int32 [capacity, 4]; None asks for their number alone. */
+/* Runs are written into an array of int32 [capacity, 4]; None asks for their number alone. */
 %typemap(in) (int32_t capacity, kvc_run *runs) (Py_buffer view = KVC_PY_EMPTY) {
   $1 = 0;
   $2 = NULL;
@@ -127,7 +132,8 @@ KVC_BESIDE(uint32_t, token_flags)
     $2 = (kvc_run *)view.buf;
   }
 }
-%typemap(freearg) (int32_t capacity, kvc_run *runs) "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
+%typemap(freearg) (int32_t capacity, kvc_run *runs)
+  "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
 
 /* Constants of the model: float32 arrays whose length the Python layer has checked, or None. */
 %typemap(in) const float * (Py_buffer view = KVC_PY_EMPTY) {
@@ -138,7 +144,7 @@ KVC_BESIDE(uint32_t, token_flags)
 }
 %typemap(freearg) const float * "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
 
-/* ---- Tensors ------------------------------------------------------------------------------------------------------------- */
+/* ---- Tensors --------------------------------------------------------------------------------- */
 
 %define KVC_ARRAY(DECLARATION, NAME, WRITABLE)
 %typemap(in) DECLARATION (kvc_py_array array = KVC_PY_EMPTY) {
@@ -159,12 +165,13 @@ KVC_ARRAY(kvc_tensor *into, "into", 1)
 KVC_ARRAY(kvc_tensor *k, "k", 1)
 KVC_ARRAY(kvc_tensor *v, "v", 1)
 
-%typemap(in, numinputs=0) kvc_tensor *VIEW (kvc_tensor view), kvc_tensor *SECOND_VIEW (kvc_tensor view) "$1 = &view;"
+%typemap(in, numinputs=0) kvc_tensor *VIEW (kvc_tensor view),
+                          kvc_tensor *SECOND_VIEW (kvc_tensor view) "$1 = &view;"
 %typemap(argout) kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW {
   $result = SWIG_Python_AppendOutput($result, kvc_py_describe($1));
 }
 
-/* ---- What is left out, renamed, or too short to release the GIL for ---------------------------------------------------------- */
+/* ---- What is left out, renamed, or too short to release the GIL for -------------------------- */
 
 %ignore kvc_tensor;        /* views are made by the typemaps */
 %ignore kvc_tensor_dense;
@@ -217,8 +224,8 @@ KVC_SIZED(kvc_stats)
 %rename(describe_array) kvc_py_describe_array;
 %rename(set_errors) kvc_py_set_errors;
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
-kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v, kvc_tensor *k,
-                         kvc_tensor *v);
+kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
+                         kvc_tensor *k, kvc_tensor *v);
 kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW);
 kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
 PyObject *kvc_py_describe_array(const kvc_tensor *k);

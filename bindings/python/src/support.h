@@ -1,4 +1,4 @@
-/* What the typemaps of kvc_capi.i share: errors and integers. Included once, by the generated wrapper. */
+/* What the typemaps of kvc_capi.i share: errors and integers. Included by the wrapper alone. */
 #ifndef KVC_PYTHON_SUPPORT_H
 #define KVC_PYTHON_SUPPORT_H
 
@@ -10,13 +10,14 @@
 #include <string.h>
 
 /* Initialises what a typemap opens, so that closing what was never opened does nothing. */
-#define KVC_PY_EMPTY {0}
+#define KVC_PY_EMPTY \
+  { 0 }
 
 /* {status: exception class}, set by kvc/errors.py when the package is imported. */
-static PyObject *kvc_py_errors = NULL;
+static PyObject* kvc_py_errors = NULL;
 
-/* Raises the exception of a status with a message of the binding's own or, when null, the library's. */
-static void kvc_py_raise(kvc_status status, const char *text) {
+/* Raises the exception of a status with the binding's own message or, when null, the library's. */
+static void kvc_py_raise(kvc_status status, const char* text) {
   char message[512];
   PyObject *key, *kind, *value;
   /* First of all: creating an object may run a finalizer that calls kvc on this thread. */
@@ -28,7 +29,7 @@ static void kvc_py_raise(kvc_status status, const char *text) {
   if (key == NULL) return;
   kind = kvc_py_errors ? PyDict_GetItemWithError(kvc_py_errors, key) : NULL;
   if (kind == NULL && kvc_py_errors && !PyErr_Occurred()) {
-    PyObject *base = PyLong_FromLong(0); /* the base class, for a status that this binding does not know */
+    PyObject* base = PyLong_FromLong(0); /* kvc.Error, for a status that this binding does not know */
     kind = base ? PyDict_GetItemWithError(kvc_py_errors, base) : NULL;
     Py_XDECREF(base);
   }
@@ -43,10 +44,10 @@ static void kvc_py_raise(kvc_status status, const char *text) {
 }
 
 /* kvc_py_raise() with a message in the manner of printf, as PyUnicode_FromFormat understands it. */
-static void kvc_py_raise_format(kvc_status status, const char *format, ...) {
+static void kvc_py_raise_format(kvc_status status, const char* format, ...) {
   va_list arguments;
-  PyObject *text;
-  const char *utf8;
+  PyObject* text;
+  const char* utf8;
   va_start(arguments, format);
   text = PyUnicode_FromFormatV(format, arguments);
   va_end(arguments);
@@ -56,9 +57,9 @@ static void kvc_py_raise_format(kvc_status status, const char *format, ...) {
   Py_DECREF(text);
 }
 
-/* Any integer object (NumPy's too) as int32_t; 0 and an exception when it is none or does not fit. */
-static int kvc_py_int32(PyObject *object, const char *name, int32_t *out) {
-  PyObject *number = PyNumber_Index(object);
+/* Any integer object (NumPy's too) as int32_t; 0 and an exception when it is none or too large. */
+static int kvc_py_int32(PyObject* object, const char* name, int32_t* out) {
+  PyObject* number = PyNumber_Index(object);
   long long value;
   int overflow = 0;
   if (number == NULL) {
@@ -76,20 +77,20 @@ static int kvc_py_int32(PyObject *object, const char *name, int32_t *out) {
   return 1;
 }
 
-/* ---- Lists of integers: positions, sequences ---------------------------------------------------------------------- */
+/* ---- Lists of integers: positions, sequences ------------------------------------------------- */
 
 #define KVC_PY_INTS_INSIDE 32
 
 /* An int32 array in place, or a converted list: a decode batch converts without allocating. */
 typedef struct kvc_py_ints {
-  int32_t *data;
+  int32_t* data;
   int32_t count;
   int has_view;
   Py_buffer view;
   int32_t inside[KVC_PY_INTS_INSIDE];
 } kvc_py_ints;
 
-static void kvc_py_ints_close(kvc_py_ints *ints) {
+static void kvc_py_ints_close(kvc_py_ints* ints) {
   if (ints->has_view) {
     PyBuffer_Release(&ints->view);
   } else if (ints->data != ints->inside) {
@@ -99,13 +100,13 @@ static void kvc_py_ints_close(kvc_py_ints *ints) {
   ints->data = NULL;
 }
 
-static int kvc_py_ints_reserve(kvc_py_ints *ints, Py_ssize_t count, const char *name) {
+static int kvc_py_ints_reserve(kvc_py_ints* ints, Py_ssize_t count, const char* name) {
   if (count > INT32_MAX) {
     kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s has %zd entries", name, count);
     return 0;
   }
   ints->count = (int32_t)count;
-  if (count > KVC_PY_INTS_INSIDE) ints->data = (int32_t *)malloc((size_t)count * sizeof(int32_t));
+  if (count > KVC_PY_INTS_INSIDE) ints->data = (int32_t*)malloc((size_t)count * sizeof(int32_t));
   if (ints->data == NULL) {
     PyErr_NoMemory();
     return 0;
@@ -114,20 +115,21 @@ static int kvc_py_ints_reserve(kvc_py_ints *ints, Py_ssize_t count, const char *
 }
 
 /* 'i' for a signed integer of 4 bytes, 'q' for one of 8, else 0. */
-static char kvc_py_int_format(const Py_buffer *view) {
-  const char *format = view->format ? view->format : "B";
+static char kvc_py_int_format(const Py_buffer* view) {
+  const char* format = view->format ? view->format : "B";
   if (*format == '@' || *format == '=' || *format == '<') ++format;
   if (format[0] == '\0' || format[1] != '\0' || strchr("ilq", format[0]) == NULL) return 0;
   return view->itemsize == 4 ? 'i' : view->itemsize == 8 ? 'q' : 0;
 }
 
-/* Takes a one-dimensional integer buffer: in place when it is dense int32, else converted. 0: an exception is set;
- * -1: not such a buffer. */
-static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const char *name) {
+/* Takes a one-dimensional integer buffer: in place when it is dense int32, else converted.
+ * 0: an exception is set; -1: not such a buffer. */
+static int kvc_py_ints_from_buffer(kvc_py_ints* ints, PyObject* object, const char* name) {
   Py_buffer view;
   Py_ssize_t i, stride;
   char kind;
-  if (!PyObject_CheckBuffer(object) || PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
+  if (!PyObject_CheckBuffer(object) ||
+      PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
     PyErr_Clear();
     return -1;
   }
@@ -139,7 +141,7 @@ static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const ch
   stride = view.strides ? view.strides[0] : view.itemsize;
   if (kind == 'i' && (stride == 4 || view.shape[0] < 2) && view.shape[0] <= INT32_MAX &&
       (uintptr_t)view.buf % 4 == 0) {
-    ints->data = (int32_t *)view.buf;
+    ints->data = (int32_t*)view.buf;
     ints->count = (int32_t)view.shape[0];
     ints->view = view;
     ints->has_view = 1;
@@ -150,7 +152,7 @@ static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const ch
     return 0;
   }
   for (i = 0; i < view.shape[0]; ++i) {
-    const char *at = (const char *)view.buf + i * stride;
+    const char* at = (const char*)view.buf + i * stride;
     int64_t value;
     if (kind == 'i') {
       int32_t narrow;
@@ -160,7 +162,8 @@ static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const ch
       memcpy(&value, at, sizeof value);
     }
     if (value < INT32_MIN || value > INT32_MAX) {
-      kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s[%zd] = %lld does not fit 32 bits", name, i, (long long)value);
+      kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s[%zd] = %lld does not fit 32 bits", name, i,
+                          (long long)value);
       PyBuffer_Release(&view);
       return 0;
     }
@@ -170,8 +173,8 @@ static int kvc_py_ints_from_buffer(kvc_py_ints *ints, PyObject *object, const ch
   return 1;
 }
 
-/* Any sequence of integers. `expected` >= 0: it must have that many, and a single integer stands for all of them. */
-static int kvc_py_ints_open(kvc_py_ints *ints, PyObject *object, const char *name, int32_t expected) {
+/* Any sequence of integers. `expected` >= 0: it must have that many; one integer stands for all. */
+static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* name, int32_t expected) {
   int taken;
   ints->data = ints->inside;
   ints->count = 0;
@@ -186,9 +189,10 @@ static int kvc_py_ints_open(kvc_py_ints *ints, PyObject *object, const char *nam
   if (taken == 0) return 0;
   if (taken < 0) {
     Py_ssize_t i;
-    PyObject *items = PySequence_Fast(object, "");
+    PyObject* items = PySequence_Fast(object, "");
     if (items == NULL) {
-      PyErr_Format(PyExc_TypeError, "%s must be a sequence of integers, not %.100s", name, Py_TYPE(object)->tp_name);
+      PyErr_Format(PyExc_TypeError, "%s must be a sequence of integers, not %.100s", name,
+                   Py_TYPE(object)->tp_name);
       return 0;
     }
     taken = kvc_py_ints_reserve(ints, PySequence_Fast_GET_SIZE(items), name);
@@ -199,7 +203,8 @@ static int kvc_py_ints_open(kvc_py_ints *ints, PyObject *object, const char *nam
     if (!taken) return 0;
   }
   if (expected >= 0 && ints->count != expected) {
-    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s has %d entries, not %d", name, (int)ints->count, (int)expected);
+    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s has %d entries, not %d", name, (int)ints->count,
+                        (int)expected);
     return 0;
   }
   return 1;

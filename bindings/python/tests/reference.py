@@ -4,8 +4,20 @@ import numpy as np
 
 
 def attention(
-    q, k, v, q_position, k_position, *, reach=None, chunk=None, keep_first=0, sees_later=(),
-    scale=None, softcap=0.0, slopes=None, sinks=None,
+    q,
+    k,
+    v,
+    q_position,
+    k_position,
+    *,
+    reach=None,
+    chunk=None,
+    keep_first=0,
+    sees_later=(),
+    scale=None,
+    softcap=0.0,
+    slopes=None,
+    sinks=None,
 ):
     """Attention of one sequence, and its log-sum-exp.
 
@@ -18,7 +30,7 @@ def attention(
     q, k, v = (np.asarray(array, dtype=np.float64) for array in (q, k, v))
     n_tokens, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]
-    scale = head_dim ** -0.5 if scale is None else scale
+    scale = head_dim**-0.5 if scale is None else scale
     visible = mask(q_position, k_position, reach, chunk, keep_first, sees_later)
     out = np.zeros((n_tokens, n_heads, v.shape[2]))
     lse = np.full((n_tokens, n_heads), -np.inf)
@@ -64,7 +76,7 @@ def rotated(x, positions, base=10000.0, n_dims=None, pairs="neighbours"):
     if pairs == "neighbours":
         first, second = np.s_[..., 0:n_dims:2], np.s_[..., 1:n_dims:2]
     else:
-        first, second = np.s_[..., :n_dims // 2], np.s_[..., n_dims // 2:n_dims]
+        first, second = np.s_[..., : n_dims // 2], np.s_[..., n_dims // 2 : n_dims]
     a, b = x[first].copy(), x[second].copy()
     x[first], x[second] = a * cos - b * sin, a * sin + b * cos
     return x

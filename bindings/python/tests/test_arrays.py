@@ -87,8 +87,10 @@ def test_an_interface_without_strides_is_dense():
         (OnlyInterface(np.zeros(3, np.float32), strides=(4, 4)), TypeError),
         (OnlyInterface(np.zeros(3, np.float32), typestr=7), TypeError),
         (OnlyInterface(np.zeros(3, np.float32), data=None), TypeError),
-        (OnlyInterface(np.zeros((3, 3), np.float32), shape=(1 << 40, 1 << 40), strides=None),
-         kvc.SizeOverflow),
+        (
+            OnlyInterface(np.zeros((3, 3), np.float32), shape=(1 << 40, 1 << 40), strides=None),
+            kvc.SizeOverflow,
+        ),
     ],
 )
 def test_what_cannot_be_taken_in_place_is_refused(array, error):
@@ -209,8 +211,15 @@ def test_large_arrays_pass_without_a_copy(device):
     k = np.ones((n_tokens, n_heads, head_dim), np.float32)
     out = np.zeros_like(k)
     with kvc.Cache(
-        device=device, n_layers=1, n_kv_heads=n_heads, head_dim=head_dim, dtype="f16",
-        capacity=n_tokens, max_batch=n_tokens, max_q_heads=n_heads, reach=1,
+        device=device,
+        n_layers=1,
+        n_kv_heads=n_heads,
+        head_dim=head_dim,
+        dtype="f16",
+        capacity=n_tokens,
+        max_batch=n_tokens,
+        max_q_heads=n_heads,
+        reach=1,
     ) as cache:
         cache.begin(np.arange(n_tokens, dtype=np.int32))
         tracemalloc.start()

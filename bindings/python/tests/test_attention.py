@@ -35,8 +35,9 @@ def run(cache, k, v, q, splits, layer=0):
 
 
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
-@pytest.mark.parametrize("splits", [(), (20,), range(1, 40), range(3, 40, 6)],
-                         ids=["prefill", "two", "decode", "sixes"])
+@pytest.mark.parametrize(
+    "splits", [(), (20,), range(1, 40), range(3, 40, 6)], ids=["prefill", "two", "decode", "sixes"]
+)
 def test_prefill_and_decode_agree_with_numpy(make, kvq, setup, splits):
     k, v, q = kvq(40)
     cache = make(max_batch=40, **setup)
@@ -51,8 +52,9 @@ def test_prefill_and_decode_agree_with_numpy(make, kvq, setup, splits):
 @pytest.mark.parametrize("head_dims", [(16, 16), (24, 8), (7, 33)])
 def test_heads_of_every_kind(make, kvq, n_kv_heads, n_q_heads, head_dims):
     k, v, q = kvq(12, n_kv_heads, n_q_heads, *head_dims)
-    cache = make(n_kv_heads=n_kv_heads, head_dim=head_dims[0], head_dim_v=head_dims[1],
-                 max_q_heads=n_q_heads)
+    cache = make(
+        n_kv_heads=n_kv_heads, head_dim=head_dims[0], head_dim_v=head_dims[1], max_q_heads=n_q_heads
+    )
     out, _ = run(cache, k, v, q, (5, 6))
     expected, _ = reference.attention(q, k, v, np.arange(12), np.arange(12))
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
@@ -61,7 +63,9 @@ def test_heads_of_every_kind(make, kvq, n_kv_heads, n_q_heads, head_dims):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(scale=0.5), dict(softcap=2.0), dict(alibi_slopes=[0.5, 0.25, 0.125, 0.0625]),
+        dict(scale=0.5),
+        dict(softcap=2.0),
+        dict(alibi_slopes=[0.5, 0.25, 0.125, 0.0625]),
         dict(sinks=np.array([0.5, -1.0, 3.0, 0.0])),
         dict(scale=0.3, softcap=5.0, alibi_slopes=[0.1] * 4, sinks=[1.0] * 4),
     ],
@@ -72,8 +76,14 @@ def test_constants_of_the_model(cache, kvq, options):
     cache.bind_attention(4, **options)
     out, lse = run(cache, k, v, q, (11, 12))
     expected, expected_lse = reference.attention(
-        q, k, v, np.arange(20), np.arange(20), scale=options.get("scale"),
-        softcap=options.get("softcap", 0), slopes=options.get("alibi_slopes"),
+        q,
+        k,
+        v,
+        np.arange(20),
+        np.arange(20),
+        scale=options.get("scale"),
+        softcap=options.get("softcap", 0),
+        slopes=options.get("alibi_slopes"),
         sinks=options.get("sinks"),
     )
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
@@ -84,7 +94,9 @@ def test_constants_are_bound_per_layer(cache, kvq):
     k, v, q = kvq(6)
     for layers in (1, range(1, 2), (1, 2)):
         cache.bind_attention(4, layers=layers, scale=1.0)
-        plain, scaled = (run(cache, k, v, q, (), layer)[0] for layer in range(2) if not cache.remove(0))
+        plain, scaled = (
+            run(cache, k, v, q, (), layer)[0] for layer in range(2) if not cache.remove(0)
+        )
         positions = np.arange(6)
         expected, _ = reference.attention(q, k, v, positions, positions)
         expected_scaled, _ = reference.attention(q, k, v, positions, positions, scale=1.0)
@@ -144,18 +156,21 @@ def test_get_and_mask_with_a_textbook_attention(make, kvq, setup, mask_dtype):
                 weights = np.exp(logits - logits.max(axis=1, keepdims=True))
                 weights /= weights.sum(axis=1, keepdims=True)
                 np.testing.assert_allclose(
-                    out[:, head], weights @ seen_v[:, head // 2], rtol=1e-4, atol=1e-5)
+                    out[:, head], weights @ seen_v[:, head // 2], rtol=1e-4, atol=1e-5
+                )
 
 
 def test_hugging_faces_window_counts_the_token_itself(make, kvq):
     k, v, q = kvq(20)
-    results = [run(make(**setup), k, v, q, (9,))[0] for setup in (dict(sliding_window=6), dict(reach=5))]
+    results = [
+        run(make(**setup), k, v, q, (9,))[0] for setup in (dict(sliding_window=6), dict(reach=5))
+    ]
     np.testing.assert_array_equal(*results)
 
 
 @pytest.mark.parametrize("pairs", ["neighbours", "halves"])
 def test_a_shift_turns_keys_exactly(make, kvq, pairs):
-    """After removing a middle part, attention is as if the rest had always stood where it is now."""
+    """After removing a middle part, attention is as if the rest had always stood there."""
     cache = make()
     rope = dict(base=500.0, n_dims=12, pairs=pairs)
     cache.bind_rope(**rope)
@@ -176,8 +191,13 @@ def test_a_shift_turns_keys_exactly(make, kvq, pairs):
             cache.put(layer, reference.rotated(k[:1], [13], **turned).astype(np.float32), v[:1])
         out = cache.attention(0, reference.rotated(q[:1], [13], **turned).astype(np.float32))
     expected, _ = reference.attention(
-        reference.rotated(q[:1], [13], **turned), reference.rotated(now, positions, **turned), held,
-        [13], positions)
+        reference.rotated(q[:1], [13], **turned),
+        reference.rotated(now, positions, **turned),
+        held,
+        [13],
+        positions,
+    )
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        cache.gather(0, 0)[0], reference.rotated(now, positions, **turned), rtol=1e-5, atol=1e-5)
+        cache.gather(0, 0)[0], reference.rotated(now, positions, **turned), rtol=1e-5, atol=1e-5
+    )

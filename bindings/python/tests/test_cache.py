@@ -11,7 +11,9 @@ from kvc import kvc_capi
 
 
 def test_memory_bytes_is_what_a_cache_takes(device):
-    geometry = dict(device=device, n_layers=2, n_kv_heads=2, head_dim=16, capacity=4096, dtype="f16")
+    geometry = dict(
+        device=device, n_layers=2, n_kv_heads=2, head_dim=16, capacity=4096, dtype="f16"
+    )
     told = kvc.Cache.memory_bytes(**geometry)
     with kvc.Cache(**geometry) as cache:
         assert cache.stats().bytes == told
@@ -74,8 +76,16 @@ def test_beginning_again_commits_what_was_put(cache, kvq):
 
 @pytest.mark.parametrize(
     "positions",
-    [[0, 1, 2], (0, 1, 2), range(3), np.arange(3), np.arange(3, dtype=np.int32),
-     np.arange(6, dtype=np.int32)[::2] // 2, np.arange(3, dtype=np.int16), [np.int64(0), 1, 2]],
+    [
+        [0, 1, 2],
+        (0, 1, 2),
+        range(3),
+        np.arange(3),
+        np.arange(3, dtype=np.int32),
+        np.arange(6, dtype=np.int32)[::2] // 2,
+        np.arange(3, dtype=np.int16),
+        [np.int64(0), 1, 2],
+    ],
     ids=["list", "tuple", "range", "int64", "int32", "strided", "int16", "numpy ints"],
 )
 def test_positions_of_any_kind(cache, positions):
@@ -239,9 +249,17 @@ def test_no_proxy_reaches_a_caller(cache, fill):
     for layer in range(2):
         cache.put(layer, *[np.zeros((1, 2, 16), np.float32)] * 2)
     answers = [
-        cache.stats(), *astuple(cache.stats()), cache.query(0), *astuple(cache.query(0)), cache.runs(0),
+        cache.stats(),
+        *astuple(cache.stats()),
+        cache.query(0),
+        *astuple(cache.query(0)),
+        cache.runs(0),
         *astuple(cache.runs(0)[0]),
-        cache.digest(), cache.get(0)[0], cache.mask(), cache.can_resume(0, 1), cache.fits([4]),
+        cache.digest(),
+        cache.get(0)[0],
+        cache.mask(),
+        cache.can_resume(0, 1),
+        cache.fits([4]),
     ]
     for answer in answers:
         assert type(answer).__module__ in ("builtins", "numpy", "kvc.info"), type(answer)

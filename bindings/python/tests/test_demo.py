@@ -33,7 +33,10 @@ def generate(*arguments, **environment):
     result = subprocess.run(
         [sys.executable, str(DEMO / "generate.py"), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1", **environment},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert "Traceback" not in result.stderr, result.stderr
     return result
@@ -51,7 +54,17 @@ def refused(*arguments, code=1, **environment):
 @pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("window", [None, 9])
 def test_it_says_what_numpy_alone_says(model, storage, window):
-    options = ["--model", model, "--storage", storage, "--tokens", 40, "--threads", 2, "--keep-going"]
+    options = [
+        "--model",
+        model,
+        "--storage",
+        storage,
+        "--tokens",
+        40,
+        "--threads",
+        2,
+        "--keep-going",
+    ]
     result = generate(*options, *(["--window", window] if window else []), "--verify")
     assert result.returncode == 0, result
     assert result.stdout.count("the same 40 tokens as NumPy alone") == 2
@@ -61,7 +74,18 @@ def test_it_says_what_numpy_alone_says(model, storage, window):
 
 
 def test_other_options(model):
-    options = ["--model", model, "--tokens", 20, "--prompt", "the 12 é 漢", "--follow-up", "", "--threads", 1]
+    options = [
+        "--model",
+        model,
+        "--tokens",
+        20,
+        "--prompt",
+        "the 12 é 漢",
+        "--follow-up",
+        "",
+        "--threads",
+        1,
+    ]
     once, again, other = (
         generate(*options, "--temperature", 5, "--seed", seed).stdout.split("\n\n")[0]
         for seed in (1, 1, 2)
@@ -71,7 +95,9 @@ def test_other_options(model):
 
 
 def test_a_long_prompt_goes_in_batches(model):
-    result = generate("--model", model, "--prompt", "a " * 120, "--tokens", 8, "--verify", "--keep-going")
+    result = generate(
+        "--model", model, "--prompt", "a " * 120, "--tokens", 8, "--verify", "--keep-going"
+    )
     assert result.returncode == 0, result
 
 
@@ -86,8 +112,12 @@ def test_missing_and_damaged_models(model, tmp_path):
     assert "there is no model file" in refused("--model", tmp_path)
     content = model.read_bytes()
     for name, part in (
-        ("empty", b""), ("text", b"hello, world\n" * 100), ("head", content[:100]),
-        ("metadata", content[:3000]), ("half", content[:len(content) // 2]), ("nearly", content[:-4000]),
+        ("empty", b""),
+        ("text", b"hello, world\n" * 100),
+        ("head", content[:100]),
+        ("metadata", content[:3000]),
+        ("half", content[: len(content) // 2]),
+        ("nearly", content[:-4000]),
     ):
         damaged = tmp_path / name
         damaged.write_bytes(part)
@@ -104,9 +134,18 @@ def test_models_of_other_kinds(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--tokens", "0"], ["--tokens", "many"], ["--storage", "f8"], ["--window", "1"], ["--threads", "-1"],
-     ["--temperature", "-1"], ["--temperature", "nan"], ["--colour"], ["--verify", "--temperature", "1"],
-     ["stray"]],
+    [
+        ["--tokens", "0"],
+        ["--tokens", "many"],
+        ["--storage", "f8"],
+        ["--window", "1"],
+        ["--threads", "-1"],
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--colour"],
+        ["--verify", "--temperature", "1"],
+        ["stray"],
+    ],
     ids=" ".join,
 )
 def test_unknown_option_values(arguments):
@@ -120,8 +159,11 @@ def test_more_than_the_context_holds(model):
 
 def test_no_network(tmp_path):
     message = refused(
-        KVC_CACHE_DIR=str(tmp_path), PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_NO_INDEX="",
-        PIP_EXTRA_INDEX_URL="", PIP_CONFIG_FILE=os.devnull,
+        KVC_CACHE_DIR=str(tmp_path),
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_NO_INDEX="",
+        PIP_EXTRA_INDEX_URL="",
+        PIP_CONFIG_FILE=os.devnull,
     )
     assert "check the network" in message and "--model PATH" in message
     assert not list((tmp_path / "models").iterdir())  # nothing half-done stays

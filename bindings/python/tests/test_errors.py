@@ -11,7 +11,8 @@ from kvc import kvc_capi
 
 def statuses():
     return {
-        name[len("KVC_E_"):]: getattr(kvc_capi, name) for name in dir(kvc_capi)
+        name[len("KVC_E_") :]: getattr(kvc_capi, name)
+        for name in dir(kvc_capi)
         if name.startswith("KVC_E_")
     }
 
@@ -28,9 +29,15 @@ def test_every_status_has_an_exception():
 
 @pytest.mark.parametrize(
     "kind, builtin",
-    [(kvc.InvalidArgument, ValueError), (kvc.ShapeError, ValueError), (kvc.DtypeError, TypeError),
-     (kvc.OutOfMemory, MemoryError), (kvc.NotSupported, NotImplementedError),
-     (kvc.SizeOverflow, OverflowError), (kvc.NotFound, LookupError)],
+    [
+        (kvc.InvalidArgument, ValueError),
+        (kvc.ShapeError, ValueError),
+        (kvc.DtypeError, TypeError),
+        (kvc.OutOfMemory, MemoryError),
+        (kvc.NotSupported, NotImplementedError),
+        (kvc.SizeOverflow, OverflowError),
+        (kvc.NotFound, LookupError),
+    ],
 )
 def test_exceptions_are_pythons_own_too(kind, builtin):
     assert issubclass(kind, builtin) and issubclass(kind, kvc.Error)
@@ -53,7 +60,14 @@ def raised(kind, call, *arguments, **options):
 
 def test_invalid_arguments(cache, make):
     assert "40" in raised(kvc.InvalidArgument, cache.begin, [0] * 40)
-    for positions, sequences in (([-1], 0), ([1, 0], 0), ([0], 4), ([0, 1], [0]), ([2**31], 0), ([], 0)):
+    for positions, sequences in (
+        ([-1], 0),
+        ([1, 0], 0),
+        ([0], 4),
+        ([0, 1], [0]),
+        ([2**31], 0),
+        ([], 0),
+    ):
         raised(kvc.InvalidArgument, cache.begin, positions, sequences)
     raised(kvc.InvalidArgument, cache.begin, [0], sees_later=[1])
     raised(kvc.InvalidArgument, cache.copy_prefix, 0, 0)
@@ -91,9 +105,15 @@ def test_wrong_python_types(cache, kvq):
     k, v, q = kvq(1)
     cache.begin([0])
     for call in (
-        lambda: cache.put("0", k, v), lambda: cache.put(0.5, k, v), lambda: cache.put(0, k, None),
-        lambda: cache.put(0, k.tolist(), v), lambda: cache.fits("ab"), lambda: cache.fits(3),
-        lambda: cache.fits([0.5]), lambda: kvc.Cache(n_layers=1), lambda: kvc.Device(7),
+        lambda: cache.put("0", k, v),
+        lambda: cache.put(0.5, k, v),
+        lambda: cache.put(0, k, None),
+        lambda: cache.put(0, k.tolist(), v),
+        lambda: cache.fits("ab"),
+        lambda: cache.fits(3),
+        lambda: cache.fits([0.5]),
+        lambda: kvc.Cache(n_layers=1),
+        lambda: kvc.Device(7),
         lambda: kvc.Cache(n_layers="1", n_kv_heads=1, head_dim=1, capacity=1),
         lambda: kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=1, capacity=1, colour="red"),
         lambda: cache.set_causal(3),
@@ -172,8 +192,15 @@ def test_closed_caches(make):
     cache.close()
     raised(kvc.InvalidHandle, cache.begin, [0])
     raised(kvc.InvalidHandle, cache.stats)
-    raised(kvc.InvalidHandle, kvc.Cache, device=closed_device(), n_layers=1, n_kv_heads=1, head_dim=1,
-           capacity=1)
+    raised(
+        kvc.InvalidHandle,
+        kvc.Cache,
+        device=closed_device(),
+        n_layers=1,
+        n_kv_heads=1,
+        head_dim=1,
+        capacity=1,
+    )
 
 
 def closed_device():

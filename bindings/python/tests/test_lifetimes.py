@@ -128,8 +128,14 @@ def test_children_of_a_fork_hold_nothing_and_may_open_their_own():
 
 @pytest.mark.parametrize(
     "ending",
-    ["", "cache.begin([0])", "del device", "import gc; gc.disable(); cache.me = cache",
-     "import atexit; atexit.register(cache.close)", "raise SystemExit(0)"],
+    [
+        "",
+        "cache.begin([0])",
+        "del device",
+        "import gc; gc.disable(); cache.me = cache",
+        "import atexit; atexit.register(cache.close)",
+        "raise SystemExit(0)",
+    ],
 )
 def test_interpreters_exit_quietly(ending, tmp_path):
     program = (
@@ -140,7 +146,12 @@ def test_interpreters_exit_quietly(ending, tmp_path):
     )
     where = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": where},
-        capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": where},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -15,10 +15,18 @@ def slow():
     """A cache with one thread of its own, and arguments for an attention of about 0.2 s."""
     n_tokens, n_heads, head_dim = 1024, 16, 128
     array = np.ones((n_tokens, n_heads, head_dim), np.float32)
-    with kvc.Device(n_threads=1) as device, kvc.Cache(
-        device=device, n_layers=1, n_kv_heads=n_heads, head_dim=head_dim, capacity=n_tokens,
-        max_batch=n_tokens, max_q_heads=n_heads,
-    ) as cache:
+    with (
+        kvc.Device(n_threads=1) as device,
+        kvc.Cache(
+            device=device,
+            n_layers=1,
+            n_kv_heads=n_heads,
+            head_dim=head_dim,
+            capacity=n_tokens,
+            max_batch=n_tokens,
+            max_q_heads=n_heads,
+        ) as cache,
+    ):
         cache.begin(np.arange(n_tokens, dtype=np.int32))
         yield cache, array
 
@@ -105,7 +113,9 @@ def test_caches_of_different_threads_are_independent(device):
     def work(number):
         try:
             row = np.full((1, 1, 8), number, np.float32)
-            with kvc.Cache(device=device, n_layers=1, n_kv_heads=1, head_dim=8, capacity=300) as cache:
+            with kvc.Cache(
+                device=device, n_layers=1, n_kv_heads=1, head_dim=8, capacity=300
+            ) as cache:
                 for position in range(200):
                     with cache.forward([position]):
                         out = cache.put_attention(0, row, row, row)
@@ -146,7 +156,9 @@ def test_reading_calls_overlap(slow):
     expected = cache.digest()
     answers = []
     threads = [
-        threading.Thread(target=lambda: answers.append((cache.digest(), cache.query(0), cache.runs(0))))
+        threading.Thread(
+            target=lambda: answers.append((cache.digest(), cache.query(0), cache.runs(0)))
+        )
         for _ in range(4)
     ]
     for thread in threads:

@@ -39,8 +39,9 @@ def write(path, architecture="llama", tokenizer="smollm"):
 
     def matrix(name, outputs, inputs, kind=gguf.GGMLQuantizationType.F32):
         values = random.standard_normal((outputs, inputs), dtype=np.float32) * 3 / np.sqrt(inputs)
-        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values.astype(np.float32), kind),
-                          raw_dtype=kind)
+        writer.add_tensor(
+            f"{name}.weight", gguf.quants.quantize(values.astype(np.float32), kind), raw_dtype=kind
+        )
 
     def gain(name):
         writer.add_tensor(f"{name}.weight", 1 + random.random(HEADS * HEAD_DIM, dtype=np.float32))
