@@ -6,8 +6,9 @@
 
 /// Small matrix products held in registers: C[rows][vectors · lanes] += A · B.
 ///
-/// One element of A is broadcast against a few vectors of B. Twelve accumulators of 8 lanes (24 of 16) hide the latency
-/// of the multiply-add, and leave registers for the vectors of B and the broadcast.
+/// One element of A is broadcast against a few vectors of B. Twelve accumulators of 8 lanes (24 of
+/// 16) hide the latency of the multiply-add, and leave registers for the vectors of B and the
+/// broadcast.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
 /// Keeps an address in a register of its own. Left alone the compiler derives the rows' addresses

@@ -5,8 +5,9 @@
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// How the wide kernel lays out what it multiplies: queries as columns of strips, keys as rows, values as panels.
-/// All of it is f32, so conversion is paid once per block of cells and not once per row of queries.
+/// How the wide kernel lays out what it multiplies: queries as columns of strips, keys as rows,
+/// values as panels. All of it is f32, so conversion is paid once per block of cells and not once
+/// per row of queries.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
 /// Query rows that lie side by side in the lanes of the score kernel.
@@ -26,7 +27,8 @@ constexpr int32_t rounded_up(int32_t x, int32_t multiple) {
 constexpr int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 constexpr int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/// Cells packed at a time. K and V of a block should leave room in a second-level cache of 512 KiB for queries and output.
+/// Cells packed at a time. K and V of a block should leave room in a second-level cache of 512 KiB
+/// for queries and output.
 constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
   const int32_t dims = rounded_up(head_dim_k, 16) + rounded_up(head_dim_v, 16);
   return dims <= 576 ? 128 : dims <= 1152 ? 64 : 32;
@@ -49,9 +51,9 @@ KVC_INLINE void pack_whole_queries(float* to, size_t width, const float* q, size
 KVC_INLINE void pack_some_queries(float* to, size_t width, const float* q, size_t q_stride,
                                   int32_t n_rows, int32_t dims) {
   for (int32_t d = 0; d < dims; ++d, to += width) {
-    for (int32_t row = 0; row < lanes; ++row) {
-      to[row] = row < n_rows ? q[static_cast<size_t>(row) * q_stride + static_cast<size_t>(d)] : 0.0f;
-    }
+    const float* from = q + d;
+    for (int32_t row = 0; row < lanes; ++row, from += q_stride)
+      to[row] = row < n_rows ? *from : 0.0f;
   }
 }
 
@@ -81,7 +83,8 @@ KVC_INLINE Vec load_row(const typename Storage::Element* row, int32_t index, int
   return left > 0 ? load_tail<Storage>(row + index * lanes, left) : zero();
 }
 
-/// Keys of cells [0, count) as rows of `stride` floats; rows up to the next multiple of pack_cells become 0.
+/// Keys of cells [0, count) as rows of `stride` floats; rows up to the next multiple of pack_cells
+/// become 0.
 template <class Storage>
 void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, int32_t count) {
   const int32_t vectors = static_cast<int32_t>(stride) / lanes;
@@ -102,9 +105,10 @@ void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, 
   }
 }
 
-/// Values of up to pack_cells cells as panels of panel_dims: panel p starts at p · panel_dims · block,
-/// a cell's row within it is panel_dims long (the last panel may be narrower). Panel by panel, so that
-/// stores run along memory. What is added to `poison` is 0 when every value is finite.
+/// Values of up to pack_cells cells as panels of panel_dims: panel p starts at p · panel_dims ·
+/// block, a cell's row within it is panel_dims long (the last panel may be narrower). Panel by
+/// panel, so that stores run along memory. What is added to `poison` is 0 when every value is
+/// finite.
 template <class Storage>
 KVC_INLINE void pack_value_group(float* to, int32_t block, int32_t begin, const Tile& tile,
                                  const int32_t* cell, int32_t count, Vec (&poison)[value_vectors]) {

@@ -11,24 +11,27 @@
 
 /// The wide kernel: many query rows of one KV head against a stretch of cells.
 ///
-/// Cells are taken in blocks whose K and V are converted to f32 once. A strip of rows then makes its whole way through
-/// the block while its scores stay in the first-level cache: scores (rows in the lanes, so keys need no transposing and
-/// softmax no sums across lanes), softmax, and values (dimensions in the lanes, so the output keeps its place).
-/// Scores lie as [cell][row of the strip]: what the first product writes is the layout that the second one broadcasts.
+/// Cells are taken in blocks whose K and V are converted to f32 once. A strip of rows then makes
+/// its whole way through the block while its scores stay in the first-level cache: scores (rows in
+/// the lanes, so keys need no transposing and softmax no sums across lanes), softmax, and values
+/// (dimensions in the lanes, so the output keeps its place). Scores lie as [cell][row of the
+/// strip]: what the first product writes is the layout that the second one broadcasts.
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 namespace wide {
 
-/// Rows of a strip whose values are added together; the first that fits the rows left is taken.
+/// Rows of a strip whose values are added together, and cells whose scores are computed together:
+/// as many sums as registers hold.
 #if defined(__AVX512F__)
 inline constexpr int32_t value_rows = 12;
 inline constexpr int32_t score_cells = 8;
-inline constexpr int32_t score_depth = 192;  // dimensions of a strip's queries that share the first-level cache
 #else
 inline constexpr int32_t value_rows = 6;
 inline constexpr int32_t score_cells = 4;
-inline constexpr int32_t score_depth = 256;
 #endif
+
+/// Dimensions of a strip's queries that stay in the first-level cache from cell to cell.
+inline constexpr int32_t score_depth = 256;
 
 inline constexpr int32_t rows_max = rounded_up(tile_rows_max, strip_rows);
 
@@ -40,7 +43,8 @@ struct Range {
 
 KVC_INLINE bool is_empty(Range range) { return range.begin >= range.end; }
 
-/// What some rows see of a block: up to two ranges that any of them sees, up to two that all of them see.
+/// What some rows see of a block: up to two ranges that any of them sees, up to two that all of
+/// them see.
 struct View {
   Range any[2];
   Range all[2];
@@ -140,7 +144,8 @@ KVC_INLINE View view_of(const Work& work, int32_t begin, int32_t count) {
   return view;
 }
 
-/// The ranges grown to whole groups of `multiple` cells, as the score kernel computes them; joined when they meet.
+/// The ranges grown to whole groups of `multiple` cells, as the score kernel computes them; joined
+/// when they meet.
 KVC_INLINE void grow(const Range (&from)[2], int32_t multiple, Range (&to)[2]) {
   for (int32_t i = 0; i < 2; ++i) {
     to[i] = {0, 0};
@@ -153,8 +158,8 @@ KVC_INLINE void grow(const Range (&from)[2], int32_t multiple, Range (&to)[2]) {
   }
 }
 
-/// Asks for a few cells of the next block, so that packing them will not wait for memory. A few at a
-/// time: what is asked for at once beyond the misses a core can have in flight stops it.
+/// Asks for a few cells of the next block, so that packing them will not wait for memory. A few at
+/// a time: what is asked for at once beyond the misses a core can have in flight stops it.
 KVC_INLINE void ask_ahead(Work& work) {
   const Tile& tile = *work.tile;
   const int32_t end = smaller(work.ahead_begin + work.ahead_step, work.ahead_end);
@@ -232,7 +237,8 @@ template <int32_t cells, int32_t vectors>
 /// Scores are computed for whole groups of so many cells.
 inline constexpr int32_t fewest_cells = 4;
 
-/// Cells whose scores are computed together; as many as keep the multipliers busy for a narrow strip.
+/// Cells whose scores are computed together; as many as keep the multipliers busy for a narrow
+/// strip.
 template <int32_t vectors>
 inline constexpr int32_t cells_at_once = vectors == 1 ? 8 : score_cells;
 
@@ -270,7 +276,7 @@ template <int32_t n_rows, int32_t vectors>
   Vec c[n_rows][vectors];
   clear_block(c);  // a chain of sums no longer than a block: earlier blocks are added last
   for (const Range& range : piece.ranges) {
-    if (range.begin >= range.end) continue;
+    if (is_empty(range)) continue;
     multiply_add_columns(c, work.scores + range.begin * width + piece.row,
                          static_cast<size_t>(width), panel + range.begin * vectors * lanes,
                          vectors * lanes, range.end - range.begin);
@@ -313,8 +319,8 @@ KVC_INLINE bool is_seen_by_all(const View& view) {
   return all;
 }
 
-/// Cuts a strip into pieces. With a value that is not finite in the block, rows that do not all see the same cells go
-/// alone: a probability of zero would not keep it from them.
+/// Cuts a strip into pieces. With a value that is not finite in the block, rows that do not all see
+/// the same cells go alone: a probability of zero would not keep it from them.
 KVC_INLINE int32_t cut_strip(const Work& work, const View& strip, int32_t first_row, int32_t n_rows,
                              Piece* pieces) {
   const bool all_same = is_seen_by_all(strip);
@@ -332,49 +338,52 @@ KVC_INLINE int32_t cut_strip(const Work& work, const View& strip, int32_t first_
   return count;
 }
 
+/// Scores of a strip become probabilities; its rows' maxima and sums are carried on.
+template <int32_t vectors>
+KVC_INLINE void soften_strip(const Work& work, const View& view, int32_t first_row,
+                             const Range (&ranges)[2]) {
+  const Scores scores = {work.tile, &work.rows, work.scores, work.block_begin, first_row};
+  Vec highest[vectors], reference[vectors], sums[vectors];
+  for (Vec& x : highest) x = broadcast(lowest);
+  for (const Range& range : ranges) {
+    if (is_empty(range)) continue;
+    adjust<vectors>(scores, range.begin, range.end);
+    hide<vectors>(scores, range.begin, range.end, view.all[0].end, view.all[1].begin, view.all[1].end);
+    find_highest<vectors>(scores, range.begin, range.end, highest);
+  }
+  raise_reference<vectors>(scores, highest, work.rescale, reference);
+  for (Vec& x : sums) x = zero();
+  for (const Range& range : ranges) {
+    if (!is_empty(range)) exponentiate<vectors>(scores, range.begin, range.end, reference, sums);
+  }
+  add_sums<vectors>(scores, work.rescale, sums);
+}
+
 /// One strip of rows through the block: scores, softmax, values.
 template <int32_t vectors>
 static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   constexpr int32_t width = vectors * lanes;
+  const size_t row = static_cast<size_t>(first_row);
+  const size_t stride = static_cast<size_t>(work.tile->o_stride);
   const View view = view_of(work, first_row, n_rows);
   Range ranges[2];
   grow(view.any, fewest_cells, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
-  score_strip<vectors>(
-      work, work.queries + static_cast<size_t>(first_row) * static_cast<size_t>(work.dims_k), ranges);
-  const Scores scores = {work.tile, &work.rows, work.scores, work.block_begin, first_row};
-  Vec highest[vectors];
-  for (Vec& x : highest) x = broadcast(lowest);
-  for (const Range& range : ranges) {
-    if (range.begin >= range.end) continue;
-    adjust<vectors>(scores, range.begin, range.end);
-    hide<vectors>(scores, range.begin, range.end, view.all[0].end, view.all[1].begin, view.all[1].end);
-    find_highest<vectors>(scores, range.begin, range.end, highest);
-  }
-  Vec reference[vectors], sums[vectors];
-  raise_reference<vectors>(scores, highest, work.rescale, reference);
-  for (Vec& x : sums) x = zero();
-  for (const Range& range : ranges) {
-    if (range.begin < range.end)
-      exponentiate<vectors>(scores, range.begin, range.end, reference, sums);
-  }
-  add_sums<vectors>(scores, work.rescale, sums);
+  score_strip<vectors>(work, work.queries + row * static_cast<size_t>(work.dims_k), ranges);
+  soften_strip<vectors>(work, view, first_row, ranges);
 
   Piece pieces[strip_rows];
   const int32_t count = cut_strip(work, view, first_row, n_rows, pieces);
-  float* o = work.tile->o + static_cast<size_t>(first_row) * static_cast<size_t>(work.tile->o_stride);
   for (int32_t d = 0; d < work.dims_v; d += panel_dims) {
     const float* panel = work.values + static_cast<size_t>(d) * static_cast<size_t>(work.block);
-    const bool whole = work.dims_v - d >= panel_dims;
     for (int32_t i = 0; i < count; ++i) {
       ask_ahead(work);
-      float* rows = o +
-                    static_cast<size_t>(pieces[i].row) * static_cast<size_t>(work.tile->o_stride) + d;
-      if (whole) {
-        add_panel<value_vectors>(work, pieces[i], width, panel, rows);
+      float* o = work.tile->o + (row + static_cast<size_t>(pieces[i].row)) * stride + d;
+      if (work.dims_v - d >= panel_dims) {
+        add_panel<value_vectors>(work, pieces[i], width, panel, o);
       } else {
-        add_panel<1>(work, pieces[i], width, panel, rows);
+        add_panel<1>(work, pieces[i], width, panel, o);
       }
     }
   }
@@ -403,7 +412,8 @@ KVC_INLINE void process_block(Work& work) {
   return wide::lay_out(work, nullptr, head_dim_k, head_dim_v) * sizeof(float);
 }
 
-/// Attention of all rows of the tile over its cells, carried on in (max, sum, o). Any option, any head dimension.
+/// Attention of all rows of the tile over its cells, carried on in (max, sum, o). Any option, any
+/// head dimension.
 [[maybe_unused]] static void process_wide_tile(const Tile& tile) {
   wide::Work work = {};
   work.tile = &tile;

@@ -5,13 +5,15 @@
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// From scores to probabilities, for the wide kernel. Scores lie as [cell][width] with rows in the lanes, so that nothing
-/// is summed across lanes and what differs between rows (limits, slopes, references) is a vector.
+/// From scores to probabilities, for the wide kernel. Scores lie as [cell][width] with rows in the
+/// lanes, so that nothing is summed across lanes and what differs between rows (limits, slopes,
+/// references) is a vector.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
 inline constexpr float lowest = -__builtin_inff();
 
-/// Scores may exceed the reference they are taken relative to by this much (log2) before sums are rescaled.
+/// Scores may exceed the reference they are taken relative to by this much (log2) before sums are
+/// rescaled.
 inline constexpr float slack = 8.0f;
 
 inline constexpr int32_t row_arrays = 7;
@@ -23,7 +25,7 @@ struct RowState {
   float* first_end;  // the token's limits; counts below 2^24, exact in f32
   float* begin;
   float* end;
-  float* position;  // relative to the tile's first token: small numbers near the rows, so differences are exact there
+  float* position;  // relative to the tile's first token, so that differences nearby are exact
   float* slope;
 
   [[gnu::always_inline]] void place(float* base, const size_t (&at)[row_arrays]) {
@@ -91,8 +93,8 @@ KVC_INLINE Vec exp2_of(Vec x) {
   return p * power_of_biased(shifted);
 }
 
-/// score = cap · tanh(score). tanh(x) = x · p(x²) / q(x²) with an error of 2e-7; one division serves
-/// the vectors of a cell, because dividing would take most of the time.
+/// score = cap · tanh(score). tanh(x) = x · p(x²) / q(x²) with an error of 2e-7; one division
+/// serves the vectors of a cell, because dividing would take most of the time.
 template <int32_t vectors>
 [[gnu::noinline]] static void apply_cap(const Scores& scores, int32_t begin, int32_t end) {
   const Vec limit = broadcast(-9.01f);  // tanh is 1 in f32 from there on
@@ -103,7 +105,7 @@ template <int32_t vectors>
     Vec product = broadcast(1.0f);
 #pragma GCC unroll 4
     for (int32_t v = 0; v < vectors; ++v) {
-      // In this order NaN survives in x. It must not enter the shared division: other rows take part.
+      // In this order NaN survives in x, but not in y: other rows take part in the division.
       const Vec x = maximum(limit, zero() - maximum(limit, load(s + v * lanes)));
       const Vec y = maximum(x * x, zero());
       Vec p = fma(broadcast(1.3334137e-8f), y, broadcast(2.0594529e-5f));
@@ -153,8 +155,8 @@ KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   if (tile.cap != 0.0f) apply_cap<vectors>(scores, begin, end);
   if (tile.slope != nullptr) apply_slopes<vectors>(scores, begin, end);
 }
-/// Scores of cells that a row does not see become −infinity. Cells in [0, first_all) and [begin_all, end_all) are seen by
-/// every row and left alone.
+/// Scores of cells that a row does not see become −infinity. Cells in [0, first_all) and
+/// [begin_all, end_all) are seen by every row and left alone.
 template <int32_t vectors>
 [[gnu::noinline]] static void hide(const Scores& scores, int32_t begin, int32_t end,
                                    int32_t first_all, int32_t begin_all, int32_t end_all) {
@@ -197,8 +199,9 @@ template <int32_t vectors>
   for (int32_t v = 0; v < vectors; ++v) highest[v] = maximum(second[v], highest[v]);
 }
 
-/// The reference that a row's scores are taken relative to: kept while scores exceed it by no more than the slack, 0 for
-/// a row that has seen nothing. `rescale` becomes what the row's earlier sums are multiplied with, mostly 1.
+/// The reference that a row's scores are taken relative to: kept while scores exceed it by no more
+/// than the slack, 0 for a row that has seen nothing. `rescale` becomes what the row's earlier sums
+/// are multiplied with, mostly 1.
 template <int32_t vectors>
 KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vectors], float* rescale,
                                 Vec (&reference)[vectors]) {

@@ -1,4 +1,5 @@
-/// The wide kernel of every instruction set that this machine runs, against attention in double over the same tile.
+/// The wide kernel of every instruction set that this machine runs, against attention in double
+/// over the same tile.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -65,7 +66,7 @@ struct Shape {
   DType dtype_v = DType::f16;
   bool cap = false;
   bool slopes = false;
-  int visibility = 0;  // 0 causal at the end, 1 windows behind a kept first part, 2 any ranges, 3 everything
+  int visibility = 0;  // 0 causal, 1 windows behind a kept first part, 2 any ranges, 3 everything
   bool poison_hidden = false;
   float sharpness = 1.0f;
 };
@@ -114,15 +115,6 @@ class Problem {
     kvc::store_element(v_.data(), shape_.dtype_v,
                        int64_t{cell_[count(index)]} * shape_.head_dim_v + d, x);
   }
-  double key(int32_t index, int32_t d) const {
-    return kvc::load_element(k_.data(), shape_.dtype_k,
-                             int64_t{cell_[count(index)]} * shape_.head_dim_k + d);
-  }
-  double value(int32_t index, int32_t d) const {
-    return kvc::load_element(v_.data(), shape_.dtype_v,
-                             int64_t{cell_[count(index)]} * shape_.head_dim_v + d);
-  }
-
   Tile tile(std::byte* scratch) {
     Tile t;
     t.k = k_.data();
@@ -170,11 +162,14 @@ class Problem {
     EXPECT_TRUE(o_.intact());
   }
 
-  /// The largest error of any row: output relative to the row's largest, log-sum-exp absolute. Infinite when one side is
-  /// NaN or infinite and the other is not.
+  /// The largest error of any row: output relative to the row's largest, log-sum-exp absolute.
+  /// Infinite when one side is NaN or infinite and the other is not.
   double error() const {
+    const std::vector<float> keys = decoded(k_.data(), shape_.dtype_k, shape_.head_dim_k);
+    const std::vector<float> values = decoded(v_.data(), shape_.dtype_v, shape_.head_dim_v);
     double worst = 0;
-    for (int32_t row = 0; row < n_rows_; ++row) worst = std::max(worst, row_error(row));
+    for (int32_t row = 0; row < n_rows_; ++row)
+      worst = std::max(worst, row_error(row, keys, values));
     return worst;
   }
 
@@ -237,7 +232,8 @@ class Problem {
       slope_.push_back(1.442695f * std::exp2(-8.0f * float(h + 1) / 16));
   }
 
-  /// NaN and infinity wherever no row looks, and where only some rows look in cells that others see.
+  /// NaN and infinity wherever no row looks, and where only some rows look in cells that others
+  /// see.
   void poison_hidden() {
     for (int32_t i = 0; i < shape_.n_cells; ++i) {
       bool seen = false;
@@ -250,10 +246,20 @@ class Problem {
     }
   }
 
-  double score(int32_t row, int32_t index) const {
+  /// The rows of the tile's cells, in the order of its list.
+  std::vector<float> decoded(const std::byte* rows, DType type, int32_t dims) const {
+    std::vector<float> out;
+    for (const int32_t cell : cell_) {
+      for (int32_t d = 0; d < dims; ++d)
+        out.push_back(kvc::load_element(rows, type, int64_t{cell} * dims + d));
+    }
+    return out;
+  }
+
+  double score(int32_t row, int32_t index, const float* key) const {
     double x = 0;
     for (int32_t d = 0; d < shape_.head_dim_k; ++d)
-      x += double{q_.floats()[row * q_stride_ + d]} * key(index, d);
+      x += double{q_.floats()[row * q_stride_ + d]} * key[d];
     const double cap = 30.0f * log2_e;
     if (shape_.cap) x = cap * std::tanh(x);
     if (shape_.slopes) {
@@ -264,21 +270,23 @@ class Problem {
     return x;
   }
 
-  double row_error(int32_t row) const {
+  double row_error(int32_t row, const std::vector<float>& keys,
+                   const std::vector<float>& values) const {
     std::vector<double> scores;
     std::vector<int32_t> seen;
     double max = -infinity, sum = 0;
     for (int32_t i = 0; i < shape_.n_cells; ++i) {
       if (!sees(row, i)) continue;
       seen.push_back(i);
-      scores.push_back(score(row, i));
+      scores.push_back(score(row, i, &keys[count(i * shape_.head_dim_k)]));
       if (scores.back() > max) max = scores.back();
     }
     std::vector<double> out(count(shape_.head_dim_v), 0.0);
     for (size_t i = 0; i < seen.size(); ++i) {
       const double p = std::exp2(scores[i] - (max == -infinity ? 0 : max));
+      const float* value = &values[count(seen[i] * shape_.head_dim_v)];
       sum += p;
-      for (int32_t d = 0; d < shape_.head_dim_v; ++d) out[count(d)] += p * value(seen[i], d);
+      for (int32_t d = 0; d < shape_.head_dim_v; ++d) out[count(d)] += p * value[d];
     }
     const float* o = o_.floats() + row * o_stride_;
     if (seen.empty()) {
@@ -291,7 +299,8 @@ class Problem {
       if (std::isfinite(x)) scale = std::max(scale, std::abs(x / sum));
     }
     for (int32_t d = 0; d < shape_.head_dim_v; ++d) {
-      worst = std::max(worst, difference(out[count(d)] / sum, double{o[d]} / sum_[count(row)], scale));
+      const double actual = double{o[d]} / sum_[count(row)];
+      worst = std::max(worst, difference(out[count(d)] / sum, actual, scale));
     }
     const double lse = max_[count(row)] + std::log2(double{sum_[count(row)]});
     worst = std::max(worst, difference(max + std::log2(sum), lse, 1.0));
@@ -341,7 +350,7 @@ TEST_P(WideTile, AgreesWithDoubleOverRandomShapesAndOptions) {
   constexpr int32_t dims[] = {16,  32,  48,  64,  80,  96,  112, 128,
                               144, 192, 256, 512, 576, 100, 36,  8};
   constexpr int32_t groups[] = {1, 2, 3, 4, 5, 7, 8, 12, 16, 64};
-  for (unsigned i = 0; i < 240; ++i) {
+  for (unsigned i = 0; i < 120; ++i) {
     Shape shape;
     shape.group = groups[below(9)];
     shape.tokens = 1 + below(kvc::cpu::tile_rows_max / shape.group - 1);
@@ -362,12 +371,12 @@ TEST_P(WideTile, AgreesWithDoubleOverRandomShapesAndOptions) {
 }
 
 TEST_P(WideTile, TakesEveryNumberOfRows) {
-  for (int32_t tokens = 1; tokens <= 192; tokens += tokens < 64 ? 1 : 7) {
+  for (int32_t tokens = 1; tokens <= 192; tokens += tokens < 50 ? 1 : 7) {
     Shape shape;
     shape.tokens = tokens;
     shape.group = 1;
     shape.n_cells = 150 + tokens;
-    shape.head_dim_k = shape.head_dim_v = 64;
+    shape.head_dim_k = shape.head_dim_v = 48;
     check(shape, first_seed + static_cast<unsigned>(tokens), 4e-6);
   }
 }
@@ -392,7 +401,7 @@ TEST_P(WideTile, CarriesTheSoftmaxOnFromTileToTile) {
 
 TEST_P(WideTile, KeepsErrorsSmall) {
   Shape shape;
-  shape.tokens = 48;
+  shape.tokens = 16;
   shape.n_cells = 1536;
   check(shape, first_seed, 2e-6);
   shape.dtype_k = shape.dtype_v = DType::bf16;
@@ -445,9 +454,9 @@ TEST_P(WideTile, RepeatsItselfBitForBit) {
   EXPECT_EQ(std::memcmp(one.o(), two.o(), one.o_count() * sizeof(float)), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(InstructionSets, WideTile, testing::Range(0, 3), [](const auto& parameter) {
-  const KernelTable* isa = kvc::cpu::runnable_kernels(parameter.param);
-  return std::string(isa == nullptr ? "none" : isa->name) + "_" + std::to_string(parameter.param);
+INSTANTIATE_TEST_SUITE_P(InstructionSets, WideTile, testing::Range(0, 3), [](const auto& index) {
+  const KernelTable* isa = kvc::cpu::runnable_kernels(index.param);
+  return std::string(isa == nullptr ? "none" : isa->name) + "_" + std::to_string(index.param);
 });
 
 }  // namespace
