@@ -286,12 +286,15 @@ KVC_INLINE void apply_cap(const Tile& tile, float* scores) {
 
 KVC_INLINE void apply_slopes(const Tile& tile, const Block& block, int32_t begin, int32_t n_cells, float* scores) {
   const QuadInt own = load_quad(block.position);
-  const Quad slope = load_quad(block.slope);
-  for (int32_t i = 0; i < n_cells; ++i) {
-    const QuadInt difference = own - tile.position[begin + i];
-    const QuadInt distance = difference < 0 ? -difference : difference;
-    float* to = scores + i * block_rows;
-    store_quad(to, load_quad(to) - slope * __builtin_convertvector(distance, Quad));
+  const Vec slope = repeat(load_quad(block.slope));
+  const int32_t* position = tile.position + begin;
+  int32_t last[strip_cells] = {};
+  if (n_cells < strip_cells) {  // nothing is read past the end
+    for (int32_t i = 0; i < n_cells; ++i) last[i] = position[i];
+    position = last;
+  }
+  for (int32_t i = 0; i < strip_scores; i += lanes) {
+    store(scores + i, load_sums(scores + i) - slope * distances(own, position + i / block_rows));
   }
 }
 

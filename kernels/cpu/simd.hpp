@@ -169,6 +169,15 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
 /// Loads what store_sums has just stored, in pieces no larger than it stored: others would wait for the cache.
 KVC_INLINE Vec load_sums(const float* p) { return load_unaligned(p); }
 
+/// |own − position| of four rows and `lanes / 4` cells, [cell][row].
+KVC_INLINE Vec distances(QuadInt own, const int32_t* position) {
+  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(position));
+  const __m512i cells = _mm512_maskz_permutexvar_epi32(0xffff, spread, _mm512_zextsi128_si512(four));
+  const __m512i rows = _mm512_maskz_broadcast_i32x4(0xffff, (__m128i)own);
+  return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_abs_epi32(0xffff, _mm512_sub_epi32(rows, cells)));
+}
+
 /// Whether any of four comparisons holds.
 KVC_INLINE bool any(QuadInt x) { return _mm_movemask_ps(_mm_castsi128_ps((__m128i)x)) != 0; }
 
@@ -279,6 +288,12 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
 }
 
 KVC_INLINE Vec load_sums(const float* p) { return _mm256_set_m128(_mm_loadu_ps(p + 4), _mm_loadu_ps(p)); }
+
+KVC_INLINE Vec distances(QuadInt own, const int32_t* position) {
+  const __m256i cells = _mm256_set_m128i(_mm_set1_epi32(position[1]), _mm_set1_epi32(position[0]));
+  const __m256i difference = _mm256_sub_epi32(_mm256_broadcastsi128_si256((__m128i)own), cells);
+  return _mm256_cvtepi32_ps(_mm256_abs_epi32(difference));
+}
 
 KVC_INLINE bool any(QuadInt x) { return _mm_movemask_ps(_mm_castsi128_ps((__m128i)x)) != 0; }
 
@@ -398,6 +413,11 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
 }
 
 KVC_INLINE Vec load_sums(const float* p) { return load_unaligned(p); }
+
+KVC_INLINE Vec distances(QuadInt own, const int32_t* position) {
+  const QuadInt difference = own - position[0];
+  return __builtin_convertvector(difference < 0 ? -difference : difference, Vec);
+}
 
 KVC_INLINE bool any(QuadInt x) { return (x[0] | x[1] | x[2] | x[3]) != 0; }
 
