@@ -16,7 +16,7 @@ inline constexpr float lowest = -__builtin_inff();
 /// rescaled.
 inline constexpr float slack = 8.0f;
 
-inline constexpr int32_t row_arrays = 7;
+inline constexpr int32_t row_arrays = 8;
 
 /// Per row of the tile, padded to whole strips.
 struct RowState {
@@ -25,31 +25,34 @@ struct RowState {
   float* first_end;  // the token's limits; counts below 2^24, exact in f32
   float* begin;
   float* end;
-  float* position;  // relative to the tile's first token, so that differences nearby are exact
+  float* far;   // the token's position is far + near: a multiple of 2^16 and the rest, both exact in f32,
+  float* near;  // so that differences of positions are rounded once
   float* slope;
 
   [[gnu::always_inline]] void place(float* base, const size_t (&at)[row_arrays]) {
-    float** arrays[row_arrays] = {&max, &sum, &first_end, &begin, &end, &position, &slope};
+    float** arrays[row_arrays] = {&max, &sum, &first_end, &begin, &end, &far, &near, &slope};
     for (int32_t i = 0; i < row_arrays; ++i) *arrays[i] = base + at[i];
   }
 
   [[gnu::always_inline]] void load_from(const Tile& tile, int32_t padded_rows) {
     for (int32_t row = 0, index = 0; row < tile.n_rows; ++index) {
       const TileToken& token = tile.token[index];
-      const float at = relative(tile, token.position);
+      const SplitPosition at = split(token.position);
       for (int32_t head = 0; head < tile.group && row < tile.n_rows; ++head, ++row) {
         max[row] = tile.max[row];
         sum[row] = tile.sum[row];
         first_end[row] = static_cast<float>(token.first_end);
         begin[row] = static_cast<float>(token.begin);
         end[row] = static_cast<float>(token.end);
-        position[row] = at;
+        far[row] = at.far;
+        near[row] = at.near;
         slope[row] = tile.slope != nullptr ? tile.slope[head] : 0.0f;
       }
     }
     for (int32_t row = tile.n_rows; row < padded_rows; ++row) {
       max[row] = lowest;
-      sum[row] = first_end[row] = begin[row] = end[row] = position[row] = slope[row] = 0.0f;
+      sum[row] = first_end[row] = begin[row] = end[row] = 0.0f;
+      far[row] = near[row] = slope[row] = 0.0f;
     }
   }
 
@@ -62,8 +65,11 @@ struct RowState {
     }
   }
 
-  [[gnu::always_inline]] static float relative(const Tile& tile, int32_t at) {
-    return static_cast<float>(static_cast<int64_t>(at) - tile.token[0].position);
+  struct SplitPosition {
+    float far, near;
+  };
+  [[gnu::always_inline]] static SplitPosition split(int32_t position) {
+    return {static_cast<float>(position & ~0xffff), static_cast<float>(position & 0xffff)};
   }
 };
 
@@ -133,18 +139,21 @@ template <int32_t vectors>
 template <int32_t vectors>
 [[gnu::noinline]] static void apply_slopes(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
-  Vec slope[vectors], position[vectors];
+  Vec slope[vectors], far[vectors], near[vectors];
   for (int32_t v = 0; v < vectors; ++v) {
     slope[v] = zero() - load(scores.rows->slope + scores.first_row + v * lanes);
-    position[v] = load(scores.rows->position + scores.first_row + v * lanes);
+    far[v] = load(scores.rows->far + scores.first_row + v * lanes);
+    near[v] = load(scores.rows->near + scores.first_row + v * lanes);
   }
   for (int32_t cell = begin; cell < end; ++cell) {
     const int32_t index = scores.block_begin + cell;
     const int32_t known = index < tile.n_cells ? index : tile.n_cells - 1;
-    const Vec other = broadcast(RowState::relative(tile, tile.position[known]));
+    const RowState::SplitPosition other = RowState::split(tile.position[known]);
+    const Vec other_far = broadcast(other.far), other_near = broadcast(other.near);
     float* s = scores.at + cell * vectors * lanes;
     for (int32_t v = 0; v < vectors; ++v) {
-      store(s + v * lanes, fma(slope[v], absolute(position[v] - other), load(s + v * lanes)));
+      const Vec distance = absolute((far[v] - other_far) + (near[v] - other_near));
+      store(s + v * lanes, fma(slope[v], distance, load(s + v * lanes)));
     }
   }
 }

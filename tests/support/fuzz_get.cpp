@@ -152,7 +152,7 @@ void World::compare_textbook(int32_t layer, const kvc_tensor& k, const kvc_tenso
                                             : 1 / std::sqrt(static_cast<double>(dk));
   const int32_t first = first_column(visible_cells());
   for (int32_t t = 0; t < n; ++t) {
-    if (is_wild(layer, oracle_.visible(t)) || is_far_apart(layer, t)) continue;
+    if (is_wild(layer, oracle_.visible(t))) continue;
     const auto sequence = static_cast<size_t>(oracle_.pass.sequence[static_cast<size_t>(t)]);
     std::map<int64_t, int32_t> position_of;  // by column
     for (const support::Place& place : places_[sequence])

@@ -99,7 +99,6 @@ class World {
   void compare_gathered(int32_t layer, int32_t sequence, const support::Array* k,
                         const support::Array* v, bool transposed) const;
   bool is_wild(int32_t layer, const std::vector<model::Token>& tokens) const;
-  bool is_far_apart(int32_t layer, int32_t batch_index) const;
   std::vector<std::vector<int32_t>> visible_cells() const;  // per token of the batch
   int32_t first_column(const std::vector<std::vector<int32_t>>& cells) const;
   void compare_mask(const support::Array& mask, const std::vector<std::vector<int32_t>>& cells) const;
