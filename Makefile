@@ -17,7 +17,7 @@ say = @printf '\n== %s\n' "$(1)"
 cmake = @mkdir -p build/$(1) && { cmake -S . -B build/$(1) -G Ninja $(2) >build/$(1)/configure.log 2>&1 \
   || { cat build/$(1)/configure.log; exit 1; }; } && cmake --build build/$(1) --parallel $(JOBS) $(3)
 python = PYTHONPATH=build/python build/venv/bin/python
-ctest = ctest --test-dir build/$(1) --output-on-failure --no-tests=error
+ctest = ctest --test-dir build/$(1) --output-on-failure --no-tests=error --parallel $(JOBS)
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
