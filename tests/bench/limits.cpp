@@ -55,19 +55,48 @@ Multiplier multiplier() {
   return {multiply_narrow, 4};
 }
 
-/// Reads `bytes` in `streams` parallel streams and returns something that depends on all of it.
-[[gnu::optimize("O3")]] uint64_t read(const std::byte* from, size_t bytes, int streams) {
-  const size_t stream_bytes = bytes / static_cast<size_t>(streams) / 256 * 256;
-  using Block = uint64_t __attribute__((vector_size(32), aligned(32), may_alias));
-  Block sum[4] = {};
-  for (size_t at = 0; at < stream_bytes; at += 128) {
-    for (int s = 0; s < streams; ++s) {
-      const auto* block = reinterpret_cast<const Block*>(from + static_cast<size_t>(s) * stream_bytes + at);
-      for (int i = 0; i < 4; ++i) sum[i] += block[i];
+/// One way to read memory: so many streams side by side, each asked for so many bytes ahead (0: left to the hardware).
+struct Pattern {
+  int streams;
+  size_t ahead;
+};
+constexpr Pattern patterns[] = {{1, 0}, {2, 0}, {4, 0}, {1, 4096}, {2, 4096}, {4, 4096}, {2, 12288}, {4, 12288}};
+
+/// Reads `bytes` and returns something that depends on all of it.
+template <class Vector>
+[[gnu::always_inline]] inline uint64_t read_all(const std::byte* from, size_t bytes, Pattern pattern) {
+  const size_t stream_bytes = bytes / static_cast<size_t>(pattern.streams) / 256 * 256;
+  Vector sum[4] = {};
+  for (size_t at = 0; at < stream_bytes; at += 256) {
+    for (int s = 0; s < pattern.streams; ++s) {
+      const std::byte* line = from + static_cast<size_t>(s) * stream_bytes + at;
+      if (pattern.ahead != 0) {
+        for (size_t i = 0; i < 256; i += 64) __builtin_prefetch(line + pattern.ahead + i, 0, 2);
+      }
+      const auto* vector = reinterpret_cast<const Vector*>(line);
+      for (size_t i = 0; i < 256 / sizeof(Vector); ++i) sum[i % 4] += vector[i];
     }
   }
-  const Block all = sum[0] + sum[1] + sum[2] + sum[3];
-  return all[0] + all[1] + all[2] + all[3];
+  const Vector all = sum[0] + sum[1] + sum[2] + sum[3];
+  return static_cast<uint64_t>(all[0]) + static_cast<uint64_t>(all[1]);
+}
+
+using WideWords = uint64_t __attribute__((vector_size(64), may_alias));
+using NarrowWords = uint64_t __attribute__((vector_size(16), may_alias));
+#if defined(__x86_64__)
+[[gnu::target("avx512f"), gnu::optimize("O3")]] uint64_t read_wide(const std::byte* from, size_t n, Pattern p) { return read_all<WideWords>(from, n, p); }
+using HalfWords = uint64_t __attribute__((vector_size(32), may_alias));
+[[gnu::target("avx2"), gnu::optimize("O3")]] uint64_t read_half(const std::byte* from, size_t n, Pattern p) { return read_all<HalfWords>(from, n, p); }
+#endif
+[[gnu::optimize("O3")]] uint64_t read_narrow(const std::byte* from, size_t n, Pattern p) { return read_all<NarrowWords>(from, n, p); }
+
+/// Memory is read with the widest loads of the machine, whatever kvc's kernels use.
+uint64_t read(const std::byte* from, size_t bytes, Pattern pattern) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return read_wide(from, bytes, pattern);
+  if (__builtin_cpu_supports("avx2")) return read_half(from, bytes, pattern);
+#endif
+  return read_narrow(from, bytes, pattern);
 }
 
 std::atomic<uint64_t> sink;
@@ -86,7 +115,7 @@ struct Limits::State {
   std::atomic<int> done{0};
   Job job = Job::none;
   size_t bytes = 0;      // per thread
-  int streams = 1;
+  Pattern pattern = patterns[0];
   double duration = 0;   // of multiply
   std::vector<double> rate;
 
@@ -97,7 +126,7 @@ struct Limits::State {
     while (awake.load() < n_threads()) {
     }
     if (job == Job::read) {
-      sink += read(buffer + offset + static_cast<size_t>(thread) * bytes, bytes, streams);
+      sink += read(buffer + offset + static_cast<size_t>(thread) * bytes, bytes, pattern);
     } else if (job == Job::multiply) {
       const Multiplier multiply = multiplier();
       constexpr int64_t rounds = 20000;
@@ -157,10 +186,10 @@ Limits::~Limits() {
 double Limits::read_rate(size_t bytes) {
   const auto n = static_cast<size_t>(state_->n_threads());
   double best = 0;
-  for (const int streams : {1, 2, 4}) {
-    state_->bytes = std::min(bytes, buffer_bytes / 3) / n / 4096 * 4096;
+  for (const Pattern& pattern : patterns) {
+    state_->bytes = std::min(bytes, buffer_bytes / 4) / n / 4096 * 4096;
     if (state_->offset + state_->bytes * n > buffer_bytes) state_->offset = 0;
-    state_->streams = streams;
+    state_->pattern = pattern;
     const double elapsed = state_->run(State::Job::read);
     best = std::max(best, static_cast<double>(state_->bytes * n) / elapsed);
     state_->offset += state_->bytes * n;
