@@ -115,6 +115,8 @@ class Problem {
     kvc::store_element(v_.data(), shape_.dtype_v,
                        int64_t{cell_[count(index)]} * shape_.head_dim_v + d, x);
   }
+  void set_query(int32_t row, int32_t d, float x) { q_.floats()[row * q_stride_ + d] = x; }
+
   Tile tile(std::byte* scratch) {
     Tile t;
     t.k = k_.data();
@@ -439,6 +441,19 @@ TEST_P(WideTile, ARowThatSawOnlyNanIsNan) {
   EXPECT_LE(problem.error(), 1e-5);
   EXPECT_TRUE(std::isnan(problem.sum()[0]));
   EXPECT_NE(problem.max()[0], -infinity);
+}
+
+TEST_P(WideTile, ANanQueryStaysInItsRow) {
+  Shape shape;
+  shape.tokens = 20;
+  shape.cap = shape.slopes = true;
+  Problem problem(shape, first_seed);
+  problem.set_query(17, 5, not_a_number);
+  problem.run(*isa_, 0, shape.n_cells);
+  EXPECT_LE(problem.error(), 1e-5);
+  for (int32_t row = 0; row < problem.n_rows(); ++row) {
+    EXPECT_EQ(std::isnan(problem.sum()[static_cast<size_t>(row)]), row == 17) << row;
+  }
 }
 
 TEST_P(WideTile, RepeatsItselfBitForBit) {
