@@ -12,8 +12,8 @@ class Limits {
   Limits(const Limits&) = delete;
   Limits& operator=(const Limits&) = delete;
 
-  /// Bytes per second over `bytes` that lie in no cache, by the best of several patterns: 1, 2 and 4 streams
-  /// per thread, with and without asking ahead.
+  /// Bytes per second over `bytes` that lie in no cache, by the best of several patterns (1, 2 and 4 streams per
+  /// thread, with and without asking ahead), chosen when the process starts.
   double read_rate(size_t bytes);
 
   /// Floating-point operations per second, by chains of fused multiply-adds on the widest vectors that kvc's kernels use here.
@@ -23,6 +23,7 @@ class Limits {
   void other_work(double seconds);
 
  private:
+  void choose_pattern();
   struct State;
   State* state_;
 };
