@@ -388,26 +388,25 @@ KVC_INLINE Quad fold_sum(Vec x) { return x; }
 KVC_INLINE Quad fold_maximum(Vec x) { return x; }
 KVC_INLINE Vec load_quads(const float* p, size_t) { return load_unaligned(p); }
 KVC_INLINE void transpose_quads(Vec& a, Vec& b, Vec& c, Vec& d) {
-  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
-  constexpr QuadInt front = {0, 1, 4, 5}, back = {2, 3, 6, 7};
-  const Vec ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
-  const Vec cd_low = __builtin_shuffle(c, d, low), cd_high = __builtin_shuffle(c, d, high);
-  a = __builtin_shuffle(ab_low, cd_low, front);
-  b = __builtin_shuffle(ab_low, cd_low, back);
-  c = __builtin_shuffle(ab_high, cd_high, front);
-  d = __builtin_shuffle(ab_high, cd_high, back);
+  const Vec ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Vec ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Vec cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Vec cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  a = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+  b = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+  c = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+  d = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
 }
 KVC_INLINE Vec repeat(Quad x) { return x; }
 
 inline constexpr int32_t step_cells = 3;
 
 KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
-  constexpr QuadInt low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+  const auto fold = [](Quad a, Quad b) {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  };
   for (int32_t i = 0; i < step_cells; ++i) {
-    const Quad w = sum[i][0], x = sum[i][1], y = sum[i][2], z = sum[i][3];
-    const Quad wy = __builtin_shuffle(w, y, low) + __builtin_shuffle(w, y, high);
-    const Quad xz = __builtin_shuffle(x, z, low) + __builtin_shuffle(x, z, high);
-    const Quad all = __builtin_shuffle(wy, xz, low) + __builtin_shuffle(wy, xz, high);
+    const Quad all = fold(fold(sum[i][0], sum[i][2]), fold(sum[i][1], sum[i][3]));
     store_unaligned(to + 4 * i, all);
   }
 }

@@ -86,8 +86,8 @@ struct Scores {
 KVC_INLINE Vec exp2_of(Vec x) {
   // Adding it leaves the nearest integer + 127, an exponent's bits, at the low end of the sum.
   const Vec rounding = broadcast(12582912.0f + 127.0f);
-  const Vec clamped = maximum(broadcast(-127.0f),
-                              x);  // in this order NaN survives; 2^−127 has exponent bits 0: zero
+  // In this order NaN survives. The exponent bits of −127 are 0: the result is zero.
+  const Vec clamped = maximum(broadcast(-127.0f), x);
   const Vec shifted = clamped + rounding;
   const Vec fraction = clamped - (shifted - rounding);
   Vec p = broadcast(1.3270896161e-3f);
