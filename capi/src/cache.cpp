@@ -22,6 +22,7 @@ Status read_bounds(const kvc_cache_desc* desc, CacheBounds* bounds) {
   if (Status s = read_descriptor("kvc_cache_desc", desc, &d); s != Status::ok) return s;
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING) return fail(Status::invalid_argument, "kind %u is none", d.kind);
   if (d.kind != KVC_CAUSAL) return fail(Status::not_supported, "this version creates causal caches only");
+  if (d.reserved != 0) return fail(Status::invalid_argument, "kvc_cache_desc.reserved is %d, not 0", d.reserved);
   if ((d.flags & ~cache_flags) != 0) return fail(Status::invalid_argument, "unknown flags of kvc_cache_desc");
   if (Status s = storage_dtype("dtype_k", d.dtype_k, &bounds->dtype_k); s != Status::ok) return s;
   if (Status s = storage_dtype("dtype_v", d.dtype_v, &bounds->dtype_v); s != Status::ok) return s;

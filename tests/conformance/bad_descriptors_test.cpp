@@ -127,6 +127,7 @@ std::vector<Wrong> wrong_caches() {
   add(list, "max_batch", &C::max_batch, {least, -1, 0, billion + 1, most});
   add(list, "cells", &C::cells, {least, -1, billion + 1, most});
   add(list, "max_q_heads", &C::max_q_heads, {least, -1, 1, most});
+  add(list, "reserved", &C::reserved, {1, -1});
   add(list, "reach", &W::reach, {least, -1});
   add(list, "memory", &W::memory, {least, -2});
   add(list, "chunk", &W::chunk, {least, -1});

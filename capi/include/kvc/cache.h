@@ -70,6 +70,7 @@ typedef struct kvc_cache_desc {
   int32_t max_batch;     /* a pass has 1 … max_batch tokens */
   int32_t cells;         /* pool that all sequences share; 0: as many as the other bounds can need (see kvc_causal_desc) */
   int32_t max_q_heads;   /* query heads that an attention may have; sizes the workspace. 0: n_kv_heads * 16 */
+  int32_t reserved;      /* 0 */
 } kvc_cache_desc;
 
 enum { /* kvc_causal_desc.flags */

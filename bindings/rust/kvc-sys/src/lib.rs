@@ -123,6 +123,7 @@ pub struct kvc_cache_desc {
     pub max_batch: i32,
     pub cells: i32,
     pub max_q_heads: i32,
+    pub reserved: i32,
 }
 
 #[repr(C)]

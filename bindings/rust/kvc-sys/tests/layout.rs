@@ -93,7 +93,7 @@ fn structs_are_as_golden() {
         kvc_allocator { user, alloc, free }
         kvc_cache_desc {
             struct_size, kind, flags, n_layers, n_kv_heads, head_dim_k, head_dim_v, dtype_k, dtype_v, max_sequences,
-            capacity, max_batch, cells, max_q_heads,
+            capacity, max_batch, cells, max_q_heads, reserved,
         }
         kvc_causal_desc { struct_size, flags, reach, memory, chunk, keep_first, cell_padding, mask_dtype }
         kvc_sequence_info { struct_size, flags, first, next, count, room, lost_below, reserved }

@@ -117,6 +117,7 @@ impl CacheDesc {
             max_batch: self.max_batch,
             cells: self.cells,
             max_q_heads: self.max_q_heads,
+            reserved: 0,
         }
     }
 }
