@@ -114,7 +114,7 @@ struct ThreadPool::State {
   alignas(64) std::atomic<uint64_t> word{0};     // see word_of
   alignas(64) std::atomic<uint32_t> pending{0};  // items not finished
   std::atomic<uint32_t> caller_sleeps{0};
-  alignas(64) std::atomic<uint32_t> bell{0};     // changes when sleepers are to look again
+  alignas(64) std::atomic<uint32_t> bell{0};  // changes when sleepers are to look again
   std::atomic<int32_t> n_sleeping{0};
   std::atomic<bool> stop{false};
   alignas(64) std::atomic<bool> busy{false};
@@ -135,10 +135,12 @@ bool ThreadPool::State::take_and_run(int32_t thread) noexcept {
   uint64_t seen = word.load(std::memory_order_acquire);
   do {
     if (remaining_of(seen) == 0) return false;
-  } while (!word.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire));
+  } while (!word.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
+                                       std::memory_order_acquire));
   // Having taken an item of this job we keep it open: its fields cannot change under us.
   work(context, static_cast<int32_t>(n_items - remaining_of(seen)), thread);
-  if (pending.fetch_sub(1, std::memory_order_seq_cst) == 1 && caller_sleeps.load(std::memory_order_seq_cst) != 0) {
+  if (pending.fetch_sub(1, std::memory_order_seq_cst) == 1 &&
+      caller_sleeps.load(std::memory_order_seq_cst) != 0) {
     pending.notify_one();
   }
   return true;
@@ -152,7 +154,8 @@ void ThreadPool::State::wake_one() noexcept {
 
 void ThreadPool::State::serve(int32_t thread) noexcept {
   const auto something_to_do = [this]() noexcept {
-    return remaining_of(word.load(std::memory_order_acquire)) != 0 || stop.load(std::memory_order_relaxed);
+    return remaining_of(word.load(std::memory_order_acquire)) != 0 ||
+           stop.load(std::memory_order_relaxed);
   };
   while (!stop.load(std::memory_order_acquire)) {
     while (take_and_run(thread)) {
@@ -161,7 +164,8 @@ void ThreadPool::State::serve(int32_t thread) noexcept {
     // Announce the sleep, then look once more: the caller rings only when it sees a sleeper.
     const uint32_t rung = bell.load(std::memory_order_seq_cst);
     n_sleeping.fetch_add(1, std::memory_order_seq_cst);
-    if (remaining_of(word.load(std::memory_order_seq_cst)) == 0 && !stop.load(std::memory_order_seq_cst)) {
+    if (remaining_of(word.load(std::memory_order_seq_cst)) == 0 &&
+        !stop.load(std::memory_order_seq_cst)) {
       bell.wait(rung, std::memory_order_seq_cst);
     }
     n_sleeping.fetch_sub(1, std::memory_order_seq_cst);
@@ -250,7 +254,9 @@ void ThreadPool::run(int32_t n_items, Work work, void* context) noexcept {
   state.wake_one();
   while (state.take_and_run(0)) {
   }
-  const auto finished = [&state]() noexcept { return state.pending.load(std::memory_order_acquire) == 0; };
+  const auto finished = [&state]() noexcept {
+    return state.pending.load(std::memory_order_acquire) == 0;
+  };
   if (!spin(caller_spin, finished)) {
     state.caller_sleeps.store(1, std::memory_order_seq_cst);
     for (uint32_t left = state.pending.load(std::memory_order_seq_cst); left != 0;

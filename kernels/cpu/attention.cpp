@@ -8,6 +8,7 @@
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/attention_plan.hpp"
+#include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 
 namespace kvc::cpu {
@@ -19,89 +20,6 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 /// Calls cheaper than this (in cells × rows) are done by the caller alone: handing out work costs some microseconds.
 constexpr int64_t parallel_cost = 4096;
-
-/// Turned angles that a thread remembers: distinct rotations a sequence owes come back tile after tile.
-constexpr int32_t turns_max = 8;
-
-int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
-
-/// Cosines and sines of one offset.
-struct TurnTag {
-  int32_t offset = 0;
-  bool valid = false;
-};
-
-/// What one thread works with. The arrays that the kernels touch all the time begin at page offsets of their own.
-struct ThreadScratch {
-  std::byte* kernel = nullptr;
-  float* q = nullptr;        // [tile_rows_max][q_stride]
-  float* q_turned = nullptr; // [tile_rows_max][q_stride]
-  float* o = nullptr;        // [tile_rows_max][o_stride]
-  float* max = nullptr;      // [tile_rows_max]
-  float* sum = nullptr;      // [tile_rows_max]
-  float* slope = nullptr;    // [tile_rows_max]
-  TileToken* token = nullptr;          // [tile_rows_max] ranges within the chunk of cells
-  TileToken* segment_token = nullptr;  // [tile_rows_max] ranges within a segment of it
-  int32_t* cell = nullptr;             // [tile_cells_max]
-  int32_t* position = nullptr;         // [tile_cells_max]
-  float* turns = nullptr;              // [turns_max][2][q_stride / 2]
-  TurnTag* tags = nullptr;             // [turns_max]
-
-  void place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v);
-};
-
-void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v) {
-  size_t kernel_bytes = 0;
-  for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
-    kernel_bytes = std::max(kernel_bytes, table->narrow_tile_scratch_bytes(head_dim_k, head_dim_v));
-    kernel_bytes = std::max(kernel_bytes, table->wide_tile_scratch_bytes(head_dim_k, head_dim_v));
-  }
-  const auto rows = static_cast<uint64_t>(tile_rows_max);
-  const auto q_stride = static_cast<uint64_t>(padded(head_dim_k));
-  const auto o_stride = static_cast<uint64_t>(padded(head_dim_v));
-  kernel = carver.take<std::byte>(kernel_bytes, 4096);
-  q = carver.take<float>(rows * q_stride, 4096);
-  q_turned = carver.take<float>(rows * q_stride, 4096);
-  o = carver.take<float>(rows * o_stride, 4096);
-  max = carver.take<float>(rows, 64);
-  sum = carver.take<float>(rows, 64);
-  slope = carver.take<float>(rows, 64);
-  token = carver.take<TileToken>(rows, 64);
-  segment_token = carver.take<TileToken>(rows, 64);
-  cell = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
-  position = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
-  turns = carver.take<float>(static_cast<uint64_t>(turns_max) * q_stride, 64);
-  tags = carver.take<TurnTag>(static_cast<uint64_t>(turns_max), 64);
-}
-
-/// The whole workspace of a call.
-struct Workspace {
-  WorkPlan work;
-  std::atomic<int32_t>* finished = nullptr;  // [rows with slots][n_q_heads] partial results that are there
-  float* partial = nullptr;                  // [slots][n_q_heads][o_stride + 16]: o, then max and sum
-  ThreadScratch first;                       // of thread 0; the others follow, scratch_bytes apart
-  size_t scratch_bytes = 0;
-
-  void place(Carver& carver, const AttentionBounds& bounds);
-};
-
-size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v) {
-  return static_cast<size_t>(n_q_heads) * static_cast<size_t>(padded(head_dim_v) + 16) * sizeof(float);
-}
-
-void Workspace::place(Carver& carver, const AttentionBounds& bounds) {
-  work.place(carver, bounds.max_batch);
-  const auto n_q_heads = static_cast<uint64_t>(bounds.max_q_heads);
-  finished = carver.take<std::atomic<int32_t>>(CheckedSize(slots_max / 2) * CheckedSize(n_q_heads), 64);
-  // Sized in bytes: a layer of fewer heads has more slots in the same room.
-  const size_t one = slot_bytes(bounds.max_q_heads, bounds.head_dim_v);
-  const size_t room = std::max(std::min(slots_max * one, slot_bytes_max), one);
-  partial = carver.take<float>(room / sizeof(float), 4096);
-  const CheckedSize before = carver.used().rounded_up(4096);
-  carver.take<std::byte>(0, 4096);
-  first.place(carver, bounds.head_dim_k, bounds.head_dim_v);
-  scratch_bytes = static_cast<size_t>(carver.used().rounded_up(4096).value() - before.value());
-}
 
 class Call {
  public:
@@ -134,7 +52,6 @@ class Call {
     int32_t n_rows() const { return tile->n_tokens * n_heads; }
   };
 
-  ThreadScratch scratch_of(int32_t thread) const;
   void run_item(int32_t index, int32_t thread) noexcept;
   void load_queries(const Item& item) const;
   Tile describe(const Item& item) const;
@@ -149,7 +66,8 @@ class Call {
   void merge(const Item& item, const WorkRow& row, int32_t plan_row);
   void write(const Item& item, int32_t plan_row, int32_t head, float* o, float max, float sum) const;
   float* partial_at(int32_t slot, int32_t head) const {
-    const size_t index = static_cast<size_t>(slot) * static_cast<size_t>(params_.constants.n_q_heads) + static_cast<size_t>(head);
+    const size_t index = static_cast<size_t>(slot) * static_cast<size_t>(params_.constants.n_q_heads) +
+                         static_cast<size_t>(head);
     return space_.partial + index * static_cast<size_t>(o_stride_ + 16);
   }
 
@@ -161,30 +79,6 @@ class Call {
   int32_t o_stride_ = 0;
 };
 
-template <class T>
-T* shifted(T* pointer, size_t bytes) {
-  return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(pointer) + bytes);
-}
-
-ThreadScratch Call::scratch_of(int32_t thread) const {
-  const size_t by = space_.scratch_bytes * static_cast<size_t>(thread);
-  ThreadScratch s = space_.first;
-  s.kernel = shifted(s.kernel, by);
-  s.q = shifted(s.q, by);
-  s.q_turned = shifted(s.q_turned, by);
-  s.o = shifted(s.o, by);
-  s.max = shifted(s.max, by);
-  s.sum = shifted(s.sum, by);
-  s.slope = shifted(s.slope, by);
-  s.token = shifted(s.token, by);
-  s.segment_token = shifted(s.segment_token, by);
-  s.cell = shifted(s.cell, by);
-  s.position = shifted(s.position, by);
-  s.turns = shifted(s.turns, by);
-  s.tags = shifted(s.tags, by);
-  return s;
-}
-
 void Call::run(ThreadPool& pool) noexcept {
   WorkPlan& work = space_.work;
   work.n_slots_max = slots_for(slot_bytes(params_.constants.n_q_heads, params_.storage.head_dim_v));
@@ -192,7 +86,7 @@ void Call::run(ThreadPool& pool) noexcept {
   const int32_t n_counters = work.n_counters * params_.constants.n_q_heads;
   for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
   for (int32_t thread = 0; thread < pool.n_threads(); ++thread) {
-    TurnTag* tags = scratch_of(thread).tags;
+    TurnTag* tags = space_.scratch_of(thread).tags;
     for (int32_t i = 0; i < turns_max; ++i) tags[i] = TurnTag{};
   }
   const int32_t n_items = work.n_units * params_.storage.n_kv_heads * work.n_pieces;
@@ -219,7 +113,7 @@ void Call::run_item(int32_t index, int32_t thread) noexcept {
   item.q_head = item.kv_head * group_ + first_in_group;
   item.n_heads = std::min(work.piece_heads, group_ - first_in_group);
   if (item.n_heads <= 0) return;
-  item.scratch = scratch_of(thread);
+  item.scratch = space_.scratch_of(thread);
 
   load_queries(item);
   const int32_t n_rows = item.n_rows();
@@ -250,10 +144,12 @@ void Call::load_queries(const Item& item) const {
     for (int32_t h = 0; h < item.n_heads; ++h, to += q_stride_) {
       const int64_t index = token * q.stride[0] + (item.q_head + h) * q.stride[1];
       if (q.stride[2] == 1) {
-        const auto* from = static_cast<const std::byte*>(q.data) + index * static_cast<int64_t>(size_of(q.dtype));
+        const auto* from = static_cast<const std::byte*>(q.data) +
+                           index * static_cast<int64_t>(size_of(q.dtype));
         kernels_.to_f32(to, from, q.dtype, head_dim);
       } else {
-        for (int32_t i = 0; i < head_dim; ++i) to[i] = load_element(q.data, q.dtype, index + i * q.stride[2]);
+        for (int32_t i = 0; i < head_dim; ++i)
+          to[i] = load_element(q.data, q.dtype, index + i * q.stride[2]);
       }
       std::fill(to + head_dim, to + q_stride_, 0.0f);
       kernels_.scale(to, factor, q_stride_);
@@ -335,7 +231,8 @@ void Call::place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end)
       return;
     }
     std::copy_n(list.cell[piece] + index, count, item.scratch.cell + n_placed);
-    if (with_positions) std::copy_n(list.position[piece] + index, count, item.scratch.position + n_placed);
+    if (with_positions)
+      std::copy_n(list.position[piece] + index, count, item.scratch.position + n_placed);
     n_placed += count;
     seen += count;
   }
@@ -348,7 +245,8 @@ void Call::place_tokens(const Item& item, int32_t begin, int32_t end) const {
   for (int32_t t = 0; t < work.n_tokens; ++t) {
     const AttentionRow& row = params_.plan.rows[work.row + t];
     const auto first_part = [&](int32_t index) {
-      return std::clamp(std::clamp(index, work.low, work.first_end) - work.low - begin, 0, end - begin);
+      return std::clamp(std::clamp(index, work.low, work.first_end) - work.low - begin, 0,
+                        end - begin);
     };
     // An index of the second range lies in the gap, or before it, only when the range begins in the first part.
     const auto second_part = [&](int32_t index) {
@@ -371,9 +269,12 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
   for (int32_t begin = 0; begin < chunk.n_cells;) {
     const int32_t offset = chunk.position[begin] - rotated_for[chunk.cell[begin]];
     int32_t end = begin + 1;
-    while (end < chunk.n_cells && chunk.position[end] - rotated_for[chunk.cell[end]] == offset) ++end;
+    while (end < chunk.n_cells && chunk.position[end] - rotated_for[chunk.cell[end]] == offset)
+      ++end;
     for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
-      const auto inside = [begin, end](int32_t index) { return std::clamp(index, begin, end) - begin; };
+      const auto inside = [begin, end](int32_t index) {
+        return std::clamp(index, begin, end) - begin;
+      };
       const TileToken& whole = item.scratch.token[t];
       item.scratch.segment_token[t] = TileToken{.first_end = inside(whole.first_end),
                                                 .begin = inside(whole.begin),
@@ -455,7 +356,8 @@ void Call::finish(const Item& item) {
       partial[o_stride_ + 1] = item.scratch.sum[first + h];
     }
     auto& counter = space_.finished[row.counter * params_.constants.n_q_heads + item.q_head];
-    if (counter.fetch_add(1, std::memory_order_acq_rel) + 1 == row.n_partials) merge(item, row, plan_row);
+    if (counter.fetch_add(1, std::memory_order_acq_rel) + 1 == row.n_partials)
+      merge(item, row, plan_row);
   }
 }
 
@@ -484,7 +386,8 @@ void Call::merge(const Item& item, const WorkRow& row, int32_t plan_row) {
 }
 
 /// Normalises one row, sink included, and writes it out.
-void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, float max, float sum) const {
+void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, float max,
+                 float sum) const {
   const AttentionConstants& constants = params_.constants;
   const int64_t token = params_.plan.rows[plan_row].token;
   const int32_t q_head = item.q_head + head;
@@ -506,13 +409,16 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
     auto* to = static_cast<std::byte*>(out.data) + index * static_cast<int64_t>(size_of(out.dtype));
     kernels_.from_f32(to, out.dtype, o, head_dim);
   } else {
-    for (int32_t i = 0; i < head_dim; ++i) store_element(out.data, out.dtype, index + i * out.stride[2], o[i]);
+    for (int32_t i = 0; i < head_dim; ++i)
+      store_element(out.data, out.dtype, index + i * out.stride[2], o[i]);
   }
   if (!params_.lse.data) return;
   const Tensor& lse = params_.lse;
   const double value = (static_cast<double>(max) + std::log2(static_cast<double>(sum))) * ln_2;
-  static_cast<float*>(lse.data)[token * lse.stride[0] + q_head * lse.stride[1]] =
-      sees_nothing ? minus_infinity : static_cast<float>(value);
+  static_cast<float*>(
+      lse.data)[token * lse.stride[0] + q_head * lse.stride[1]] = sees_nothing
+                                                                      ? minus_infinity
+                                                                      : static_cast<float>(value);
 }
 
 }  // namespace
@@ -521,15 +427,6 @@ void attention(const AttentionParams& params, ThreadPool& pool) noexcept {
   if (params.plan.n_rows == 0) return;
   Call call(params);
   call.run(pool);
-}
-
-size_t attention_workspace_bytes(const AttentionBounds& bounds, int32_t n_threads) noexcept {
-  Carver carver;
-  Workspace space;
-  space.place(carver, bounds);
-  const CheckedSize others = CheckedSize(static_cast<uint64_t>(n_threads)) * CheckedSize(space.scratch_bytes);
-  const CheckedSize total = (carver.used() + others).rounded_up(4096);
-  return total.overflowed() ? SIZE_MAX : static_cast<size_t>(total.value());
 }
 
 }  // namespace kvc::cpu

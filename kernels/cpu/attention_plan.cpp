@@ -37,7 +37,8 @@ Range clamp(const AttentionRow& row, int32_t low, int32_t high) {
 
 class Planner {
  public:
-  Planner(const AttentionParams& params, WorkPlan& work) : params_(params), plan_(params.plan), work_(work) {
+  Planner(const AttentionParams& params, WorkPlan& work)
+      : params_(params), plan_(params.plan), work_(work) {
     group_ = params.constants.n_q_heads / params.storage.n_kv_heads;
     work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
     work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
@@ -93,7 +94,9 @@ class Planner {
   int32_t shared_rows(const SharedPrefix& shared, int32_t row) const {
     if (shared.length < shared_prefix_min) return 0;
     int32_t end = row;
-    while (end < plan_.n_rows && plan_.rows[end].list >= shared.list_begin && plan_.rows[end].list < shared.list_end) ++end;
+    while (end < plan_.n_rows && plan_.rows[end].list >= shared.list_begin &&
+           plan_.rows[end].list < shared.list_end)
+      ++end;
     return end - row >= 2 && plan_.rows[end - 1].list != plan_.rows[row].list ? end - row : 0;
   }
 
@@ -101,13 +104,15 @@ class Planner {
   bool make_tiles(bool share) {
     work_.n_tiles = 0;
     int32_t next_shared = share ? 0 : plan_.n_shared;
-    int32_t shared_end = 0;     // rows below it are covered by a shared tile
+    int32_t shared_end = 0;  // rows below it are covered by a shared tile
     int32_t shared_length = 0;
     int32_t n_shared_rows = 0;
     for (int32_t row = 0; row < plan_.n_rows;) {
       const int32_t list = plan_.rows[row].list;
-      while (next_shared < plan_.n_shared && plan_.shared[next_shared].list_end <= list) ++next_shared;
-      if (row >= shared_end && next_shared < plan_.n_shared && plan_.shared[next_shared].list_begin <= list) {
+      while (next_shared < plan_.n_shared && plan_.shared[next_shared].list_end <= list)
+        ++next_shared;
+      if (row >= shared_end && next_shared < plan_.n_shared &&
+          plan_.shared[next_shared].list_begin <= list) {
         const SharedPrefix& shared = plan_.shared[next_shared++];
         const int32_t n_rows = shared_rows(shared, row);
         if (n_rows > 0) {
@@ -119,7 +124,8 @@ class Planner {
       }
       int32_t end = row;
       while (end < plan_.n_rows && plan_.rows[end].list == list) ++end;
-      add_tiles(row, end - row, list, row < shared_end ? shared_length : 0, plan_.lists[list].total, false);
+      add_tiles(row, end - row, list, row < shared_end ? shared_length : 0, plan_.lists[list].total,
+                false);
       row = end;
     }
     return 2 * n_shared_rows <= work_.n_slots_max;
@@ -130,7 +136,9 @@ class Planner {
   }
 
   void set_stretches(WorkTile& tile, int32_t n) const {
-    const int32_t step = tile.n_tokens * work_.piece_heads < kernels().wide_tile_rows_min ? narrow_step : wide_step;
+    const int32_t step = tile.n_tokens * work_.piece_heads < kernels().wide_tile_rows_min
+                             ? narrow_step
+                             : wide_step;
     const int32_t cells = (tile.n_seen + n - 1) / n;
     tile.stretch_cells = std::max(1, (cells + step - 1) / step) * step;
     tile.n_stretches = std::max(1, (tile.n_seen + tile.stretch_cells - 1) / tile.stretch_cells);

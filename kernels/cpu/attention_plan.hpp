@@ -35,7 +35,7 @@ struct WorkTile {
   int32_t n_seen = 0;
   int32_t n_stretches = 1;
   int32_t stretch_cells = 0;
-  bool shared = false;        // its rows have a second tile, for the rest of their histories
+  bool shared = false;  // its rows have a second tile, for the rest of their histories
 };
 
 struct WorkUnit {
@@ -59,10 +59,10 @@ struct WorkPlan {
   int32_t n_tiles = 0;
   int32_t n_units = 0;
   int32_t n_counters = 0;
-  int32_t n_pieces = 1;      // a group too large for a tile is cut into pieces
-  int32_t piece_heads = 0;   // query heads per piece, the last one may have fewer
+  int32_t n_pieces = 1;     // a group too large for a tile is cut into pieces
+  int32_t piece_heads = 0;  // query heads per piece, the last one may have fewer
   int32_t n_slots_max = 0;
-  int64_t cost = 0;          // of all units, all heads
+  int64_t cost = 0;  // of all units, all heads
 
   void place(Carver& carver, int32_t n_rows);
 };

@@ -28,7 +28,8 @@ void touch(std::byte* block, size_t bytes) {
 #if defined(MADV_POPULATE_WRITE)
   if (madvise(block, bytes, MADV_POPULATE_WRITE) == 0) return;
 #endif
-  for (size_t i = 0; i < bytes; i += page) static_cast<volatile std::byte*>(block)[i] = std::byte{0};
+  for (size_t i = 0; i < bytes; i += page)
+    static_cast<volatile std::byte*>(block)[i] = std::byte{0};
 }
 
 void* map_pages(size_t bytes, bool prefault) {
@@ -46,7 +47,8 @@ void* map_pages(size_t bytes, bool prefault) {
   if (back > 0) munmap(begin + front + wanted, back);
   std::byte* block = begin + front;
 #if defined(MADV_HUGEPAGE)
-  if (alignment == huge_page) madvise(block, wanted, MADV_HUGEPAGE);  // a wish: without it we are only slower
+  if (alignment == huge_page)
+    madvise(block, wanted, MADV_HUGEPAGE);  // a wish: without it we are only slower
 #endif
   if (prefault) touch(block, wanted);
   return block;
@@ -54,7 +56,8 @@ void* map_pages(size_t bytes, bool prefault) {
 
 }  // namespace
 
-Status CpuBackend::create(int32_t n_threads, const Allocator* allocator, std::unique_ptr<Backend>& out) noexcept {
+Status CpuBackend::create(int32_t n_threads, const Allocator* allocator,
+                          std::unique_ptr<Backend>& out) noexcept {
   ThreadPool* pool = nullptr;
   const Status status = ThreadPool::create(n_threads, &pool);
   if (status != Status::ok) return status;

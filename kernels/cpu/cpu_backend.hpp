@@ -13,7 +13,8 @@ class CpuBackend final : public Backend {
  public:
   /// `n_threads` counts the caller, 0 means what the process is allowed. `allocator` may be null (pages of the system,
   /// huge ones asked for); otherwise it is copied, and its functions are called until the backend is destroyed.
-  static Status create(int32_t n_threads, const Allocator* allocator, std::unique_ptr<Backend>& out) noexcept;
+  static Status create(int32_t n_threads, const Allocator* allocator,
+                       std::unique_ptr<Backend>& out) noexcept;
 
   /// Name of the instruction set that the kernels use: "portable", "avx2" or "avx512".
   static const char* instruction_set() noexcept;

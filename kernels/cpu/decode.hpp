@@ -49,10 +49,10 @@ struct alignas(64) Block {
 
 /// What one tile needs beside K, V, q and o, placed by hand in the thread's scratch.
 struct Scratch {
-  Block* block;          // [narrow_blocks_max]
-  float* probability;    // [narrow_blocks_max][2][strip_cells][block_rows]
-  float* k;              // [strip_cells][q_stride] only for dimensions that are no multiple of 16
-  float* v;              // [strip_cells][o_stride]
+  Block* block;        // [narrow_blocks_max]
+  float* probability;  // [narrow_blocks_max][2][strip_cells][block_rows]
+  float* k;            // [strip_cells][q_stride] only for dimensions that are no multiple of 16
+  float* v;            // [strip_cells][o_stride]
 };
 
 inline constexpr size_t block_bytes = narrow_blocks_max * sizeof(Block);
@@ -64,7 +64,8 @@ KVC_INLINE size_t padded_row_bytes(int32_t head_dim) {
 }
 
 [[maybe_unused]] static size_t narrow_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
-  return block_bytes + probability_bytes + strip_cells * (padded_row_bytes(head_dim_k) + padded_row_bytes(head_dim_v));
+  return block_bytes + probability_bytes +
+         strip_cells * (padded_row_bytes(head_dim_k) + padded_row_bytes(head_dim_v));
 }
 
 KVC_INLINE Scratch lay_out_scratch(const Tile& tile) {
@@ -111,7 +112,8 @@ KVC_INLINE void describe_block(const Tile& tile, int32_t index, Block& block) {
 KVC_INLINE View view_of(const Block& block, int32_t begin, int32_t end) {
   if (end <= block.first_end_min) return View::all;
   if (begin >= block.begin_max && end <= block.end_min) return View::all;
-  if (begin >= block.first_end_max && (end <= block.begin_min || begin >= block.end_max)) return View::none;
+  if (begin >= block.first_end_max && (end <= block.begin_min || begin >= block.end_max))
+    return View::none;
   return View::mixed;
 }
 
@@ -123,7 +125,8 @@ struct Step {
   const Element* near[step_cells];
   const Element* far[step_cells];
 
-  [[gnu::always_inline]] Step(const std::byte* rows, const size_t* at, const size_t* at_near, const size_t* at_far) {
+  [[gnu::always_inline]] Step(const std::byte* rows, const size_t* at, const size_t* at_near,
+                              const size_t* at_far) {
 #pragma GCC unroll 4
     for (int32_t i = 0; i < step_cells; ++i) {
       row[i] = reinterpret_cast<const Element*>(rows + at[i]);
@@ -142,7 +145,8 @@ struct Step {
 };
 
 template <class K, int32_t ROWS>
-KVC_INLINE void score_dims(const Step<K>& step, const float* q, size_t stride, size_t d, Vec (&sum)[step_cells][4]) {
+KVC_INLINE void score_dims(const Step<K>& step, const float* q, size_t stride, size_t d,
+                           Vec (&sum)[step_cells][4]) {
   Vec x[step_cells];
 #pragma GCC unroll 4
   for (int32_t i = 0; i < step_cells; ++i) x[i] = load_as<K>(step.row[i] + d);
@@ -156,7 +160,8 @@ KVC_INLINE void score_dims(const Step<K>& step, const float* q, size_t stride, s
 
 /// Scores of one step's cells and ROWS rows: scores[cell][row].
 template <class K, int32_t ROWS>
-KVC_INLINE void score_step(const Tile& tile, const float* q, const Step<K>& step, bool ask_ahead, float* scores) {
+KVC_INLINE void score_step(const Tile& tile, const float* q, const Step<K>& step, bool ask_ahead,
+                           float* scores) {
   const size_t stride = static_cast<size_t>(tile.q_stride);
   Vec sum[step_cells][4];
 #pragma GCC unroll 4
@@ -180,7 +185,8 @@ KVC_INLINE void score_step(const Tile& tile, const float* q, const Step<K>& step
 }
 
 template <class V, int32_t ROWS>
-KVC_INLINE void value_dims(const Step<V>& step, float* o, size_t stride, size_t d, const Vec (&p)[step_cells][ROWS]) {
+KVC_INLINE void value_dims(const Step<V>& step, float* o, size_t stride, size_t d,
+                           const Vec (&p)[step_cells][ROWS]) {
   Vec x[step_cells];
 #pragma GCC unroll 4
   for (int32_t i = 0; i < step_cells; ++i) x[i] = load_as<V>(step.row[i] + d);
@@ -196,7 +202,8 @@ KVC_INLINE void value_dims(const Step<V>& step, float* o, size_t stride, size_t 
 
 /// Adds the values of one step's cells, weighted with probability[cell][row], to ROWS rows of o.
 template <class V, int32_t ROWS>
-KVC_INLINE void value_step(const Tile& tile, float* o, const Step<V>& step, bool ask_ahead, const float* probability) {
+KVC_INLINE void value_step(const Tile& tile, float* o, const Step<V>& step, bool ask_ahead,
+                           const float* probability) {
   const size_t stride = static_cast<size_t>(tile.o_stride);
   Vec p[step_cells][ROWS];
 #pragma GCC unroll 4
@@ -223,12 +230,13 @@ template <class V>
 KVC_INLINE void add_value(const Tile& tile, float* o, const std::byte* row, float probability) {
   const auto* v = reinterpret_cast<const typename V::Element*>(row);
   const Vec p = broadcast(probability);
-  for (int32_t d = 0; d < tile.o_stride; d += lanes) store(o + d, fma(p, load_as<V>(v + d), load(o + d)));
+  for (int32_t d = 0; d < tile.o_stride; d += lanes)
+    store(o + d, fma(p, load_as<V>(v + d), load(o + d)));
 }
 
 /// What a block does in one turn of the walk.
 struct Turn {
-  const std::byte* k;          // first row of K, or of the widened strip
+  const std::byte* k;  // first row of K, or of the widened strip
   const std::byte* v;
   const Strip* score_strip;
   const Strip* value_strip;
@@ -236,24 +244,25 @@ struct Turn {
   const Strip* k_far;
   const Strip* v_near;
   const Strip* v_far;
-  float* scores;               // of score_strip; null: the block sees nothing of it
-  const float* probability;    // of value_strip
-  int32_t n_values;            // cells of value_strip
-  int32_t value_begin;         // its first cell
+  float* scores;             // of score_strip; null: the block sees nothing of it
+  const float* probability;  // of value_strip
+  int32_t n_values;          // cells of value_strip
+  int32_t value_begin;       // its first cell
   bool ask_ahead;
 };
 
 /// Values of the cells from `from` on, one cell and row at a time: of a strip of which not every row sees every cell,
 /// or of the last cells, too few for a step.
 template <class V, int32_t ROWS>
-KVC_INLINE void add_values_singly(const Tile& tile, const Block& block, const Turn& turn, float* o, int32_t from) {
+KVC_INLINE void add_values_singly(const Tile& tile, const Block& block, const Turn& turn, float* o,
+                                  int32_t from) {
   for (int32_t i = from; i < turn.n_values; ++i) {
     const int32_t cell = turn.value_begin + i;
     for (int32_t r = 0; r < ROWS; ++r) {
       const bool seen = cell < block.first_end[r] || (cell >= block.begin[r] && cell < block.end[r]);
       if (!seen) continue;
-      add_value<V>(tile, o + static_cast<size_t>(r) * static_cast<size_t>(tile.o_stride), turn.v + turn.value_strip->v[i],
-                   turn.probability[i * block_rows + r]);
+      add_value<V>(tile, o + static_cast<size_t>(r) * static_cast<size_t>(tile.o_stride),
+                   turn.v + turn.value_strip->v[i], turn.probability[i * block_rows + r]);
     }
   }
 }
@@ -281,10 +290,12 @@ static void advance(const Tile& tile, const Block& block, const Turn& turn) {
 
 KVC_INLINE void apply_cap(const Tile& tile, float* scores) {
   const Vec cap = broadcast(tile.cap);
-  for (int32_t i = 0; i < strip_scores; i += lanes) store(scores + i, cap * tanh(load_sums(scores + i)));
+  for (int32_t i = 0; i < strip_scores; i += lanes)
+    store(scores + i, cap * tanh(load_sums(scores + i)));
 }
 
-KVC_INLINE void apply_slopes(const Tile& tile, const Block& block, int32_t begin, int32_t n_cells, float* scores) {
+KVC_INLINE void apply_slopes(const Tile& tile, const Block& block, int32_t begin, int32_t n_cells,
+                             float* scores) {
   const QuadInt own = load_quad(block.position);
   const Vec slope = repeat(load_quad(block.slope));
   const int32_t* position = tile.position + begin;
@@ -318,7 +329,8 @@ KVC_INLINE void hide(const Block& block, View view, int32_t begin, int32_t n_cel
 KVC_INLINE void soften(const Tile& tile, const Block& block, float* scores) {
   const Quad minus_infinities = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
   Vec top = repeat(minus_infinities);
-  for (int32_t i = 0; i < strip_scores; i += lanes) top = maximum(load_sums(scores + i), top);  // NaN is passed over
+  for (int32_t i = 0; i < strip_scores; i += lanes)
+    top = maximum(load_sums(scores + i), top);  // NaN is passed over
   const Quad before = load_quad(tile.max + block.row);
   const Quad strip_top = fold_maximum(top);
   const Quad after = strip_top > before ? strip_top : before;
@@ -382,9 +394,11 @@ KVC_INLINE void ask_for_first_strips(const Tile& tile, const Strip* strips) {
 
 /// Copies a strip's rows into f32 scratch, row i to to[i].
 template <class Storage>
-KVC_INLINE void widen_strip(float* to, const std::byte* rows, const size_t* offset, int32_t head_dim, int32_t stride) {
+KVC_INLINE void widen_strip(float* to, const std::byte* rows, const size_t* offset,
+                            int32_t head_dim, int32_t stride) {
   for (int32_t i = 0; i < strip_cells; ++i) {
-    widen_row<Storage>(to + static_cast<size_t>(i) * static_cast<size_t>(stride), rows + offset[i], head_dim, stride);
+    widen_row<Storage>(to + static_cast<size_t>(i) * static_cast<size_t>(stride), rows + offset[i],
+                       head_dim, stride);
   }
 }
 
@@ -398,7 +412,8 @@ struct Choose<false, Yes, No> {
 };
 
 /// Scores of one strip to probabilities, once the block's options are applied.
-KVC_INLINE void finish_scores(const Tile& tile, const Block& block, View view, int32_t begin, float* scores) {
+KVC_INLINE void finish_scores(const Tile& tile, const Block& block, View view, int32_t begin,
+                              float* scores) {
   const int32_t n_cells = smaller(strip_cells, tile.n_cells - begin);
   if (tile.cap != 0) apply_cap(tile, scores);
   if (tile.slope) apply_slopes(tile, block, begin, n_cells, scores);
@@ -412,8 +427,9 @@ static void process_rows(const Tile& tile) {
   using KernelK = typename Choose<WIDEN, F32, K>::Type;
   using KernelV = typename Choose<WIDEN, F32, V>::Type;
   using Advance = void (*)(const Tile&, const Block&, const Turn&);
-  static constexpr Advance advance_rows[block_rows] = {advance<KernelK, KernelV, 1>, advance<KernelK, KernelV, 2>,
-                                                       advance<KernelK, KernelV, 3>, advance<KernelK, KernelV, 4>};
+  static constexpr Advance advance_rows[block_rows] = {
+      advance<KernelK, KernelV, 1>, advance<KernelK, KernelV, 2>, advance<KernelK, KernelV, 3>,
+      advance<KernelK, KernelV, 4>};
   const Scratch scratch = lay_out_scratch(tile);
   const int32_t n_blocks = (tile.n_rows + block_rows - 1) / block_rows;
   for (int32_t b = 0; b < n_blocks; ++b) describe_block(tile, b, scratch.block[b]);
@@ -449,7 +465,9 @@ static void process_rows(const Tile& tile) {
     for (int32_t b = 0; b < n_blocks; ++b) {
       Block& block = scratch.block[b];
       float* probability = scratch.probability + b * 2 * strip_scores;
-      const View view = has_scores ? view_of(block, begin, smaller(begin + strip_cells, tile.n_cells)) : View::none;
+      const View view = has_scores
+                            ? view_of(block, begin, smaller(begin + strip_cells, tile.n_cells))
+                            : View::none;
       if (view == View::none && block.view == View::none) continue;
       turn.scores = view == View::none ? nullptr : probability + (t & 1) * strip_scores;
       turn.probability = probability + ((t & 1) ^ 1) * strip_scores;

@@ -24,7 +24,8 @@ const KernelTable* runnable_kernels(int32_t index) noexcept {
   const KernelTable* found[3] = {};
   int32_t n_found = 0;
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx2 && avx512) found[n_found++] = &avx512_kernels;
@@ -40,6 +41,8 @@ const KernelTable& kernels() noexcept {
   return table ? *table : chosen;
 }
 
-void use_kernels(const KernelTable* table) noexcept { override_table.store(table, std::memory_order_release); }
+void use_kernels(const KernelTable* table) noexcept {
+  override_table.store(table, std::memory_order_release);
+}
 
 }  // namespace kvc::cpu

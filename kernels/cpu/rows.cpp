@@ -31,7 +31,8 @@ struct Row {
 
 Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
   const int64_t element = token * tensor.stride[0] + head * tensor.stride[1];
-  auto* data = static_cast<std::byte*>(tensor.data) + element * static_cast<int64_t>(size_of(tensor.dtype));
+  auto* data = static_cast<std::byte*>(tensor.data) +
+               element * static_cast<int64_t>(size_of(tensor.dtype));
   return {.data = data, .stride = tensor.stride[2], .dtype = tensor.dtype};
 }
 
@@ -44,19 +45,28 @@ struct Slab {
   DType dtype = DType::f32;
 
   Row row(int32_t cell, int32_t head) const {
-    std::byte* at = data + static_cast<size_t>(head) * head_stride + static_cast<size_t>(cell) * row_bytes;
+    std::byte* at = data + static_cast<size_t>(head) * head_stride +
+                    static_cast<size_t>(cell) * row_bytes;
     return {.data = at, .stride = 1, .dtype = dtype};
   }
 };
 
 Slab slab_of_k(const LayerStorage& s) {
   const size_t row_bytes = size_of(s.dtype_k) * static_cast<size_t>(s.head_dim_k);
-  return {.data = s.k, .head_stride = s.k_head_stride, .row_bytes = row_bytes, .head_dim = s.head_dim_k, .dtype = s.dtype_k};
+  return {.data = s.k,
+          .head_stride = s.k_head_stride,
+          .row_bytes = row_bytes,
+          .head_dim = s.head_dim_k,
+          .dtype = s.dtype_k};
 }
 
 Slab slab_of_v(const LayerStorage& s) {
   const size_t row_bytes = size_of(s.dtype_v) * static_cast<size_t>(s.head_dim_v);
-  return {.data = s.v, .head_stride = s.v_head_stride, .row_bytes = row_bytes, .head_dim = s.head_dim_v, .dtype = s.dtype_v};
+  return {.data = s.v,
+          .head_stride = s.v_head_stride,
+          .row_bytes = row_bytes,
+          .head_dim = s.head_dim_v,
+          .dtype = s.dtype_v};
 }
 
 template <class Element>
@@ -83,14 +93,18 @@ void convert_row(const Row& to, const Row& from, int32_t n) {
   for (int32_t begin = 0; begin < n; begin += chunk_elements) {
     const int32_t count = std::min(n - begin, chunk_elements);
     if (from.stride == 1) {
-      table.to_f32(buffer, from.data + size_of(from.dtype) * static_cast<size_t>(begin), from.dtype, count);
+      table.to_f32(buffer, from.data + size_of(from.dtype) * static_cast<size_t>(begin), from.dtype,
+                   count);
     } else {
-      for (int32_t i = 0; i < count; ++i) buffer[i] = load_element(from.data, from.dtype, (begin + i) * from.stride);
+      for (int32_t i = 0; i < count; ++i)
+        buffer[i] = load_element(from.data, from.dtype, (begin + i) * from.stride);
     }
     if (to.stride == 1) {
-      table.from_f32(to.data + size_of(to.dtype) * static_cast<size_t>(begin), to.dtype, buffer, count);
+      table.from_f32(to.data + size_of(to.dtype) * static_cast<size_t>(begin), to.dtype, buffer,
+                     count);
     } else {
-      for (int32_t i = 0; i < count; ++i) store_element(to.data, to.dtype, (begin + i) * to.stride, buffer[i]);
+      for (int32_t i = 0; i < count; ++i)
+        store_element(to.data, to.dtype, (begin + i) * to.stride, buffer[i]);
     }
   }
 }
@@ -140,7 +154,8 @@ void turn_row(const Row& to, const Row& from, const Rope& rope, const Turn& turn
 
 /// Calls `per_row(token, head)` for every row; tokens of one head in a row, so that a head's slab is walked in order.
 template <class PerRow>
-void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& pool, const PerRow& per_row) noexcept {
+void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& pool,
+                  const PerRow& per_row) noexcept {
   struct Job {
     const PerRow& per_row;
     int32_t n_tokens;
@@ -177,7 +192,8 @@ void store_rows(const StoreParams& params, ThreadPool& pool) noexcept {
     convert_row(k.row(cell, head), row_at(params.k, token, head), k.head_dim);
     convert_row(v.row(cell, head), row_at(params.v, token, head), v.head_dim);
   };
-  for_each_row(params.n_tokens, params.storage.n_kv_heads, bytes_of(params.storage, params.n_tokens), pool, store);
+  for_each_row(params.n_tokens, params.storage.n_kv_heads,
+               bytes_of(params.storage, params.n_tokens), pool, store);
 }
 
 void load_rows(const LoadParams& params, ThreadPool& pool) noexcept {
@@ -227,8 +243,10 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
     const Job& mine = *static_cast<const Job*>(context);
     for (int32_t i = 0; i < mine.params.n_cells; ++i) {
       if (mine.params.from[i] == mine.params.to[i]) continue;
-      convert_row(mine.k.row(mine.params.to[i], head), mine.k.row(mine.params.from[i], head), mine.k.head_dim);
-      convert_row(mine.v.row(mine.params.to[i], head), mine.v.row(mine.params.from[i], head), mine.v.head_dim);
+      convert_row(mine.k.row(mine.params.to[i], head), mine.k.row(mine.params.from[i], head),
+                  mine.k.head_dim);
+      convert_row(mine.v.row(mine.params.to[i], head), mine.v.row(mine.params.from[i], head),
+                  mine.v.head_dim);
     }
   };
   if (bytes_of(params.storage, params.n_cells) >= parallel_bytes) {
@@ -258,7 +276,8 @@ void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept {
     zero_row(k.row(params.cell[i], head), k.head_dim);
     zero_row(v.row(params.cell[i], head), v.head_dim);
   };
-  for_each_row(params.n_cells, params.storage.n_kv_heads, bytes_of(params.storage, params.n_cells), pool, clear);
+  for_each_row(params.n_cells, params.storage.n_kv_heads, bytes_of(params.storage, params.n_cells),
+               pool, clear);
 }
 
 }  // namespace kvc::cpu

@@ -77,9 +77,7 @@ KVC_INLINE Vec power_of_biased(Vec x) {
   return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(x), 23));
 }
 
-KVC_INLINE Vec load_elements(F32, const float* p) {
-  return _mm512_loadu_ps(p);
-}
+KVC_INLINE Vec load_elements(F32, const float* p) { return _mm512_loadu_ps(p); }
 KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -89,9 +87,7 @@ KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
 }
 
-KVC_INLINE void store_elements(F32, float* p, Vec x) {
-  _mm512_storeu_ps(p, x);
-}
+KVC_INLINE void store_elements(F32, float* p, Vec x) { _mm512_storeu_ps(p, x); }
 KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
   const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
@@ -110,7 +106,9 @@ KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
 }
 
 /// Lanes 0-3, 4-7, … folded into one group of four.
-KVC_INLINE __m256 lower_half(Vec x) { return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7); }
+KVC_INLINE __m256 lower_half(Vec x) {
+  return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+}
 KVC_INLINE __m256 upper_half(Vec x) {
   return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
 }
@@ -159,9 +157,12 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
 #pragma GCC unroll 4
   for (int32_t r = 0; r < 4; ++r) {
     const Vec a = sum[0][r], b = sum[1][r], c = sum[2][r], d = sum[3][r];
-    const Vec ab = _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x44) + _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xee);
-    const Vec cd = _mm512_maskz_shuffle_f32x4(0xffff, c, d, 0x44) + _mm512_maskz_shuffle_f32x4(0xffff, c, d, 0xee);
-    row[r] = _mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0x88) + _mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0xdd);
+    const Vec ab = _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x44) +
+                   _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xee);
+    const Vec cd = _mm512_maskz_shuffle_f32x4(0xffff, c, d, 0x44) +
+                   _mm512_maskz_shuffle_f32x4(0xffff, c, d, 0xee);
+    row[r] = _mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0x88) +
+             _mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0xdd);
   }
   store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
 }
@@ -175,7 +176,8 @@ KVC_INLINE Vec distances(QuadInt own, const int32_t* position) {
   const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(position));
   const __m512i cells = _mm512_maskz_permutexvar_epi32(0xffff, spread, _mm512_zextsi128_si512(four));
   const __m512i rows = _mm512_maskz_broadcast_i32x4(0xffff, (__m128i)own);
-  return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_abs_epi32(0xffff, _mm512_sub_epi32(rows, cells)));
+  return _mm512_maskz_cvtepi32_ps(0xffff,
+                                  _mm512_maskz_abs_epi32(0xffff, _mm512_sub_epi32(rows, cells)));
 }
 
 /// Whether any of four comparisons holds.
@@ -212,23 +214,20 @@ KVC_INLINE Vec power_of_biased(Vec x) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
 }
 
-KVC_INLINE Vec load_elements(F32, const float* p) {
-  return _mm256_loadu_ps(p);
-}
+KVC_INLINE Vec load_elements(F32, const float* p) { return _mm256_loadu_ps(p); }
 KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
   // One shuffle moves each half up and puts zeros below; widening and shifting would take turns with the products.
   const __m256i places = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,  //
-                                          -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+                                          -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14,
+                                          15);
   const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(halves), places));
 }
 
-KVC_INLINE void store_elements(F32, float* p, Vec x) {
-  _mm256_storeu_ps(p, x);
-}
+KVC_INLINE void store_elements(F32, float* p, Vec x) { _mm256_storeu_ps(p, x); }
 KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
   const __m128i halves = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
@@ -281,13 +280,16 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
     row[r] = _mm256_blend_ps(a, b, 0xf0) + _mm256_permute2f128_ps(a, b, 0x21);
   }
   store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
-  const Quad x = fold_sum(sum[2][0]), y = fold_sum(sum[2][1]), z = fold_sum(sum[2][2]), w = fold_sum(sum[2][3]);
+  const Quad x = fold_sum(sum[2][0]), y = fold_sum(sum[2][1]), z = fold_sum(sum[2][2]),
+             w = fold_sum(sum[2][3]);
   const Quad xy = _mm_unpacklo_ps(x, y) + _mm_unpackhi_ps(x, y);
   const Quad zw = _mm_unpacklo_ps(z, w) + _mm_unpackhi_ps(z, w);
   _mm_storeu_ps(to + 8, _mm_movelh_ps(xy, zw) + _mm_movehl_ps(zw, xy));
 }
 
-KVC_INLINE Vec load_sums(const float* p) { return _mm256_set_m128(_mm_loadu_ps(p + 4), _mm_loadu_ps(p)); }
+KVC_INLINE Vec load_sums(const float* p) {
+  return _mm256_set_m128(_mm_loadu_ps(p + 4), _mm_loadu_ps(p));
+}
 
 KVC_INLINE Vec distances(QuadInt own, const int32_t* position) {
   const __m256i cells = _mm256_set_m128i(_mm_set1_epi32(position[1]), _mm_set1_epi32(position[0]));
@@ -347,9 +349,7 @@ KVC_INLINE void store_halves(uint16_t* p, QuadBits bits) {
   __builtin_memcpy(p, &halves, sizeof halves);
 }
 
-KVC_INLINE Vec load_elements(F32, const float* p) {
-  return load_unaligned(p);
-}
+KVC_INLINE Vec load_elements(F32, const float* p) { return load_unaligned(p); }
 KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   const QuadBits half = load_halves(p);
   const QuadBits magnitude = half & 0x7fffu;
@@ -361,18 +361,15 @@ KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   bits = magnitude >= 0x7c00u ? not_finite : bits;
   return (Vec)(bits | (half & 0x8000u) << 16);
 }
-KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
-  return (Vec)(load_halves(p) << 16);
-}
+KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) { return (Vec)(load_halves(p) << 16); }
 
-KVC_INLINE void store_elements(F32, float* p, Vec x) {
-  store_unaligned(p, x);
-}
+KVC_INLINE void store_elements(F32, float* p, Vec x) { store_unaligned(p, x); }
 KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
   const QuadBits magnitude = (QuadBits)x & 0x7fffffffu;
   const QuadBits rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
   QuadBits bits = (rounded - 0x38000000u) >> 13;
-  const QuadBits small = (QuadBits)((Vec)magnitude + 0.5f) - 0x3f000000u;  // 0.5 has f16's smallest step as its ulp
+  const QuadBits small = (QuadBits)((Vec)magnitude + 0.5f) -
+                         0x3f000000u;  // 0.5 has f16's smallest step as its ulp
   bits = magnitude < 0x38800000u ? small : bits;
   bits = magnitude >= 0x477ff000u ? (QuadBits{} + 0x7c00u) : bits;
   bits = magnitude > 0x7f800000u ? (magnitude >> 13 & 0x3ffu) | 0x7e00u : bits;
@@ -460,8 +457,9 @@ KVC_INLINE float reduce_maximum(Vec x) {
 /// 2^x for x ≤ 127 with an error of about one ulp. Results below 2^−126 become 0, −infinity gives 0, NaN stays NaN.
 KVC_INLINE Vec exp2(Vec x) {
   const Vec smallest = broadcast(-126.0f);
-  const Vec rounding = broadcast(12582912.0f);  // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
-  const Vec clamped = maximum(smallest, x);     // in this order NaN survives
+  const Vec rounding = broadcast(
+      12582912.0f);  // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
+  const Vec clamped = maximum(smallest, x);  // in this order NaN survives
   const Vec shifted = clamped + rounding;
   const Vec fraction = clamped - (shifted - rounding);
   Vec p = broadcast(1.5345812164e-4f);

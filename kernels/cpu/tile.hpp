@@ -21,7 +21,7 @@ struct TileToken {
 
 /// Everything in units of log2: probabilities are 2^(score − max).
 struct Tile {
-  const std::byte* k = nullptr;       // this KV head: row of cell c at k + c · k_row_bytes
+  const std::byte* k = nullptr;  // this KV head: row of cell c at k + c · k_row_bytes
   const std::byte* v = nullptr;
   size_t k_row_bytes = 0;
   size_t v_row_bytes = 0;
@@ -34,22 +34,22 @@ struct Tile {
   const int32_t* position = nullptr;  // [n_cells]; read only with slopes
   int32_t n_cells = 0;
 
-  const float* q = nullptr;           // [n_rows][q_stride] 64-byte aligned; row = token · group + query head of the group
-  const TileToken* token = nullptr;   // [n_rows / group]
+  const float* q = nullptr;  // [n_rows][q_stride] 64-byte aligned; row = token · group + query head of the group
+  const TileToken* token = nullptr;  // [n_rows / group]
   int32_t n_rows = 0;
-  int32_t group = 0;                  // query heads per KV head
-  int32_t q_stride = 0;               // floats, head_dim_k rounded up to 16; the padding is zero
+  int32_t group = 0;     // query heads per KV head
+  int32_t q_stride = 0;  // floats, head_dim_k rounded up to 16; the padding is zero
 
   // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or scale / softcap with a cap.
-  float cap = 0;                      // 0: score = x; else softcap · log2(e), score = cap · tanh(x)
-  const float* slope = nullptr;       // [group] ALiBi slopes · log2(e), may be null: score −= slope · |position difference|
+  float cap = 0;  // 0: score = x; else softcap · log2(e), score = cap · tanh(x)
+  const float* slope = nullptr;  // [group] ALiBi slopes · log2(e), may be null: score −= slope · |position difference|
 
-  float* max = nullptr;               // [n_rows] −infinity at first; room for n_rows rounded up to 16, 64-byte aligned
-  float* sum = nullptr;               // [n_rows] 0 at first; likewise
-  float* o = nullptr;                 // [n_rows][o_stride] 64-byte aligned, 0 at first: Σ 2^(score − max) · v
-  int32_t o_stride = 0;               // floats, head_dim_v rounded up to 16
+  float* max = nullptr;  // [n_rows] −infinity at first; room for n_rows rounded up to 16, 64-byte aligned
+  float* sum = nullptr;  // [n_rows] 0 at first; likewise
+  float* o = nullptr;  // [n_rows][o_stride] 64-byte aligned, 0 at first: Σ 2^(score − max) · v
+  int32_t o_stride = 0;  // floats, head_dim_v rounded up to 16
 
-  std::byte* scratch = nullptr;       // this thread's, tile_scratch_bytes of them, 4096-byte aligned
+  std::byte* scratch = nullptr;  // this thread's, tile_scratch_bytes of them, 4096-byte aligned
 };
 
 }  // namespace kvc::cpu

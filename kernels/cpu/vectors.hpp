@@ -48,7 +48,8 @@ KVC_INLINE void narrow(typename Storage::Element* to, const float* from, int64_t
 /// to = to · keep + from · add. Whole vectors: the caller's rows are padded to 16 floats.
 [[maybe_unused]] static void blend(float* to, float keep, const float* from, float add, int64_t count) {
   const Vec a = broadcast(keep), b = broadcast(add);
-  for (int64_t i = 0; i < count; i += lanes) store(to + i, fma(load(from + i), b, load(to + i) * a));
+  for (int64_t i = 0; i < count; i += lanes)
+    store(to + i, fma(load(from + i), b, load(to + i) * a));
 }
 
 [[maybe_unused]] static void scale(float* to, float factor, int64_t count) {
@@ -57,11 +58,13 @@ KVC_INLINE void narrow(typename Storage::Element* to, const float* from, int64_t
 }
 
 [[maybe_unused]] static void exp2_each(float* to, const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += lanes) store_unaligned(to + i, exp2(load_unaligned(from + i)));
+  for (int64_t i = 0; i < count; i += lanes)
+    store_unaligned(to + i, exp2(load_unaligned(from + i)));
 }
 
 [[maybe_unused]] static void tanh_each(float* to, const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += lanes) store_unaligned(to + i, tanh(load_unaligned(from + i)));
+  for (int64_t i = 0; i < count; i += lanes)
+    store_unaligned(to + i, tanh(load_unaligned(from + i)));
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

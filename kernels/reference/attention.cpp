@@ -64,7 +64,8 @@ double score(const AttentionParams& params, const AttentionRow& row, int32_t hea
   if (token.offset != 0) rotate(key, constants.rope, token.offset);
   double x = 0;
   for (int32_t i = 0; i < storage.head_dim_k; ++i) {
-    const int64_t index = row.token * params.q.stride[0] + head * params.q.stride[1] + i * params.q.stride[2];
+    const int64_t index = row.token * params.q.stride[0] + head * params.q.stride[1] +
+                          i * params.q.stride[2];
     x += key[static_cast<size_t>(i)] * load_element(params.q.data, params.q.dtype, index);
   }
   x *= constants.scale;
@@ -102,7 +103,8 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
   const bool sees_nothing = sum == 0;
   const double sink = constants.sinks && !sees_nothing ? std::exp(constants.sinks[head] - shift) : 0;
   for (int32_t i = 0; i < storage.head_dim_v; ++i) {
-    const int64_t index = row.token * params.out.stride[0] + head * params.out.stride[1] + i * params.out.stride[2];
+    const int64_t index = row.token * params.out.stride[0] + head * params.out.stride[1] +
+                          i * params.out.stride[2];
     const double value = sees_nothing ? 0 : out[static_cast<size_t>(i)] / (sum + sink);
     store_element(params.out.data, params.out.dtype, index, static_cast<float>(value));
   }
@@ -117,7 +119,8 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
 
 void reference_attention(const AttentionParams& params) {
   for (int32_t i = 0; i < params.plan.n_rows; ++i) {
-    for (int32_t head = 0; head < params.constants.n_q_heads; ++head) attend(params, params.plan.rows[i], head);
+    for (int32_t head = 0; head < params.constants.n_q_heads; ++head)
+      attend(params, params.plan.rows[i], head);
   }
 }
 

@@ -1,23 +1,19 @@
 /// The CPU kernels against the oracle, over random plans with every option, for every instruction set of this machine.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/attention/params.hpp"
 #include "core/base/half.hpp"
 #include "core/base/thread_pool.hpp"
 #include "kernels/cpu/attention.hpp"
-#include "kernels/cpu/cpu_backend.hpp"
 #include "kernels/cpu/kernel_table.hpp"
-#include "kernels/cpu/rows.hpp"
 #include "kernels/reference/attention.hpp"
 
 namespace {
@@ -42,7 +38,8 @@ PoolPointer make_pool(int32_t n_threads) {
 /// Kernel tables of this machine; each test walks them and names the one that fails.
 std::vector<const cpu::KernelTable*> tables() {
   std::vector<const cpu::KernelTable*> found;
-  for (int32_t i = 0; const cpu::KernelTable* table = cpu::runnable_kernels(i); ++i) found.push_back(table);
+  for (int32_t i = 0; const cpu::KernelTable* table = cpu::runnable_kernels(i); ++i)
+    found.push_back(table);
   return found;
 }
 
@@ -56,7 +53,8 @@ class Block {
  public:
   static constexpr size_t guard_bytes = 4096;
   explicit Block(size_t bytes) : bytes_(bytes) {
-    data_ = static_cast<std::byte*>(std::aligned_alloc(4096, (bytes + guard_bytes + 4095) / 4096 * 4096));
+    data_ = static_cast<std::byte*>(
+        std::aligned_alloc(4096, (bytes + guard_bytes + 4095) / 4096 * 4096));
     std::memset(data_, 0xff, bytes);  // NaN wherever something is read before it was written
     std::memset(data_ + bytes, 0x5a, guard_bytes);
   }
@@ -95,12 +93,12 @@ struct Options {
   bool lse = false;
   bool shifts = false;
   bool halves = false;
-  bool window = false;      // a reach and a kept-first part, so rows see two ranges
+  bool window = false;       // a reach and a kept-first part, so rows see two ranges
   bool wild_ranges = false;  // any ranges, some rows see nothing
   bool sees_later = false;
   bool hidden_nan = false;  // NaN and infinity in what some rows do not see
   bool strided = false;
-  bool shared = false;      // all lists share most of their history
+  bool shared = false;  // all lists share most of their history
 };
 
 /// One call with the memory it refers to.
@@ -118,23 +116,36 @@ class Case {
     AttentionParams p;
     const size_t k_row = size_of(o.dtype_k) * static_cast<size_t>(o.head_dim_k);
     const size_t v_row = size_of(o.dtype_v) * static_cast<size_t>(o.head_dim_v);
-    p.storage = LayerStorage{.k = k.data(), .v = v.data(),
+    p.storage = LayerStorage{.k = k.data(),
+                             .v = v.data(),
                              .k_head_stride = k_row * static_cast<size_t>(n_cells) + 64,
                              .v_head_stride = v_row * static_cast<size_t>(n_cells) + 128,
-                             .n_cells = n_cells, .n_kv_heads = o.n_kv_heads, .head_dim_k = o.head_dim_k,
-                             .head_dim_v = o.head_dim_v, .dtype_k = o.dtype_k, .dtype_v = o.dtype_v};
+                             .n_cells = n_cells,
+                             .n_kv_heads = o.n_kv_heads,
+                             .head_dim_k = o.head_dim_k,
+                             .head_dim_v = o.head_dim_v,
+                             .dtype_k = o.dtype_k,
+                             .dtype_v = o.dtype_v};
     p.constants.n_q_heads = n_q_heads();
     p.constants.scale = 1.0f / std::sqrt(static_cast<float>(o.head_dim_k));
     p.constants.softcap = o.softcap ? 5.0f : 0.0f;
     p.constants.slopes = o.slopes ? slopes.data() : nullptr;
     p.constants.sinks = o.sinks ? sinks.data() : nullptr;
-    if (o.shifts) p.constants.rope = Rope{.frequency = frequency.data(), .n_dims = rope_dims(), .halves = o.halves};
-    p.plan = AttentionPlan{.rows = rows.data(), .lists = lists.data(), .shared = &shared, .rotated_for = rotated_for.data(),
-                           .n_rows = static_cast<int32_t>(rows.size()), .n_lists = o.n_lists, .n_shared = o.shared ? 1 : 0};
+    if (o.shifts)
+      p.constants.rope = Rope{
+          .frequency = frequency.data(), .n_dims = rope_dims(), .halves = o.halves};
+    p.plan = AttentionPlan{.rows = rows.data(),
+                           .lists = lists.data(),
+                           .shared = &shared,
+                           .rotated_for = rotated_for.data(),
+                           .n_rows = static_cast<int32_t>(rows.size()),
+                           .n_lists = o.n_lists,
+                           .n_shared = o.shared ? 1 : 0};
     p.q = tensor(q, o.dtype_q, o.head_dim_k);
     p.out = tensor(out, o.dtype_out, o.head_dim_v);
     if (o.lse) {
-      p.lse = Tensor{.data = lse.data(), .shape = {n_tokens, n_q_heads()}, .stride = {n_q_heads(), 1}, .ndim = 2};
+      p.lse = Tensor{
+          .data = lse.data(), .shape = {n_tokens, n_q_heads()}, .stride = {n_q_heads(), 1}, .ndim = 2};
     }
     return p;
   }
@@ -149,13 +160,17 @@ class Case {
   }
 
   AttentionBounds bounds() const {
-    return {.max_batch = n_tokens, .max_q_heads = n_q_heads(), .n_kv_heads = o.n_kv_heads,
-            .head_dim_k = o.head_dim_k, .head_dim_v = o.head_dim_v};
+    return {.max_batch = n_tokens,
+            .max_q_heads = n_q_heads(),
+            .n_kv_heads = o.n_kv_heads,
+            .head_dim_k = o.head_dim_k,
+            .head_dim_v = o.head_dim_v};
   }
 
   float out_at(int32_t token, int32_t head, int32_t dim) {
     const Tensor t = tensor(out, o.dtype_out, o.head_dim_v);
-    return load_element(t.data, o.dtype_out, token * t.stride[0] + head * t.stride[1] + dim * t.stride[2]);
+    return load_element(t.data, o.dtype_out,
+                        token * t.stride[0] + head * t.stride[1] + dim * t.stride[2]);
   }
 
   Options o;
@@ -186,7 +201,8 @@ class Case {
     positions.resize(cells.size());
     for (size_t l = 0; l < cells.size(); ++l) {
       const int32_t total = o.shared ? o.history + o.tokens_per_list + below(30)
-                                     : std::max(o.tokens_per_list, o.history / 2 + below(o.history / 2 + 1));
+                                     : std::max(o.tokens_per_list,
+                                                o.history / 2 + below(o.history / 2 + 1));
       int32_t run = 0, used = 8;
       for (int32_t i = 0; i < total; ++i) {
         if (o.shared && l > 0 && i < shared_length) {
@@ -199,7 +215,8 @@ class Case {
           used = 0;
         }
         cells[l].push_back(run + used++);
-        positions[l].push_back((i == 0 ? 0 : positions[l].back() + 1) + (below(20) == 0 ? below(5) : 0));
+        positions[l].push_back((i == 0 ? 0 : positions[l].back() + 1) +
+                               (below(20) == 0 ? below(5) : 0));
       }
     }
     n_cells = wanted + 8;
@@ -218,13 +235,15 @@ class Case {
       list.owes_rotation = o.shifts;
       lists.push_back(list);
     }
-    if (o.shared) shared = SharedPrefix{.list_begin = 0, .list_end = o.n_lists, .length = shared_length};
+    if (o.shared)
+      shared = SharedPrefix{.list_begin = 0, .list_end = o.n_lists, .length = shared_length};
     rotated_for.assign(static_cast<size_t>(n_cells), 0);
     for (size_t l = 0; l < cells.size(); ++l) {
       const int32_t shift = below(400);
       for (size_t i = 0; i < cells[l].size(); ++i) {
         if (o.shared && l > 0 && i < static_cast<size_t>(shared_length)) continue;
-        rotated_for[static_cast<size_t>(cells[l][i])] = positions[l][i] + (i % 97 < 60 ? shift : below(3));
+        rotated_for[static_cast<size_t>(cells[l][i])] = positions[l][i] +
+                                                        (i % 97 < 60 ? shift : below(3));
       }
     }
   }
@@ -265,28 +284,36 @@ class Case {
     const int32_t head_rows = n_cells;
     const size_t k_row = size_of(o.dtype_k) * static_cast<size_t>(o.head_dim_k);
     const size_t v_row = size_of(o.dtype_v) * static_cast<size_t>(o.head_dim_v);
-    k.assign((k_row * static_cast<size_t>(head_rows) + 64) * static_cast<size_t>(o.n_kv_heads), std::byte{0xff});
-    v.assign((v_row * static_cast<size_t>(head_rows) + 128) * static_cast<size_t>(o.n_kv_heads), std::byte{0xff});
+    k.assign((k_row * static_cast<size_t>(head_rows) + 64) * static_cast<size_t>(o.n_kv_heads),
+             std::byte{0xff});
+    v.assign((v_row * static_cast<size_t>(head_rows) + 128) * static_cast<size_t>(o.n_kv_heads),
+             std::byte{0xff});
     std::normal_distribution<float> normal;
     for (size_t l = 0; l < cells.size(); ++l) {
       for (size_t i = 0; i < cells[l].size(); ++i) {
         const auto index = static_cast<int32_t>(i);
         bool seen = false;
         for (const AttentionRow& row : rows) {
-          const bool here = row.list == static_cast<int32_t>(l) || (o.shared && index < shared.length);
+          const bool here = row.list == static_cast<int32_t>(l) ||
+                            (o.shared && index < shared.length);
           seen = seen || (here && (index < row.first_end || (index >= row.begin && index < row.end)));
         }
         // A poisoned cell makes those rows NaN that see it, in both results, and must not touch the others.
         const bool poisoned = o.hidden_nan && (!seen || below(150) == 0);
         for (int32_t head = 0; head < o.n_kv_heads; ++head) {
-          std::byte* to_k = k.data() + (k_row * static_cast<size_t>(n_cells) + 64) * static_cast<size_t>(head);
-          std::byte* to_v = v.data() + (v_row * static_cast<size_t>(n_cells) + 128) * static_cast<size_t>(head);
+          std::byte* to_k = k.data() +
+                            (k_row * static_cast<size_t>(n_cells) + 64) * static_cast<size_t>(head);
+          std::byte* to_v = v.data() + (v_row * static_cast<size_t>(n_cells) + 128) *
+                                           static_cast<size_t>(head);
           for (int32_t d = 0; d < o.head_dim_k; ++d) {
-            store_element(to_k, o.dtype_k, int64_t{cells[l][i]} * o.head_dim_k + d, poisoned ? not_a_number : normal(random) * 2);
+            store_element(to_k, o.dtype_k, int64_t{cells[l][i]} * o.head_dim_k + d,
+                          poisoned ? not_a_number : normal(random) * 2);
           }
           for (int32_t d = 0; d < o.head_dim_v; ++d) {
             store_element(to_v, o.dtype_v, int64_t{cells[l][i]} * o.head_dim_v + d,
-                          !poisoned ? normal(random) : seen || index % 2 == 0 ? not_a_number : infinity);
+                          !poisoned                ? normal(random)
+                          : seen || index % 2 == 0 ? not_a_number
+                                                   : infinity);
           }
         }
       }
@@ -296,11 +323,13 @@ class Case {
   void make_tensors() {
     std::normal_distribution<float> normal;
     const auto elements = [&](int32_t dim) {
-      return static_cast<size_t>(n_tokens) * static_cast<size_t>(n_q_heads()) * static_cast<size_t>(dim) * (o.strided ? 2 : 1);
+      return static_cast<size_t>(n_tokens) * static_cast<size_t>(n_q_heads()) *
+             static_cast<size_t>(dim) * (o.strided ? 2 : 1);
     };
     q.resize(elements(o.head_dim_k) * size_of(o.dtype_q));
     out.resize(elements(o.head_dim_v) * size_of(o.dtype_out));
-    for (size_t i = 0; i < elements(o.head_dim_k); ++i) store_element(q.data(), o.dtype_q, static_cast<int64_t>(i), normal(random));
+    for (size_t i = 0; i < elements(o.head_dim_k); ++i)
+      store_element(q.data(), o.dtype_q, static_cast<int64_t>(i), normal(random));
     lse.resize(static_cast<size_t>(n_tokens) * static_cast<size_t>(n_q_heads()));
   }
 
@@ -309,14 +338,16 @@ class Case {
       slopes.push_back(std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(n_q_heads())));
       sinks.push_back(static_cast<float>(below(7)) - 3.0f);
     }
-    for (int32_t i = 0; i < o.head_dim_k / 2; ++i) frequency.push_back(std::pow(10000.0, -2.0 * i / o.head_dim_k));
+    for (int32_t i = 0; i < o.head_dim_k / 2; ++i)
+      frequency.push_back(std::pow(10000.0, -2.0 * i / o.head_dim_k));
   }
 
   /// [token][head][dim], or with strides [dim][head][2 · token].
   Tensor tensor(std::vector<std::byte>& data, DType dtype, int32_t dim) {
     Tensor t{.data = data.data(), .shape = {n_tokens, n_q_heads(), dim}, .ndim = 3, .dtype = dtype};
     const int64_t heads = n_q_heads();
-    const int64_t stride[2][3] = {{heads * dim, dim, 1}, {2, int64_t{2} * n_tokens, 2 * heads * n_tokens}};
+    const int64_t stride[2][3] = {{heads * dim, dim, 1},
+                                  {2, int64_t{2} * n_tokens, 2 * heads * n_tokens}};
     std::copy_n(stride[o.strided ? 1 : 0], 3, t.stride);
     return t;
   }
@@ -324,13 +355,19 @@ class Case {
 
 std::string describe(const Options& o, uint32_t seed) {
   std::string text = "seed " + std::to_string(seed);
-  const auto add = [&](const char* name, int64_t value) { text += std::string(" ") + name + "=" + std::to_string(value); };
+  const auto add = [&](const char* name, int64_t value) {
+    text += std::string(" ") + name + "=" + std::to_string(value);
+  };
   add("k", o.dtype_k == DType::f32 ? 32 : o.dtype_k == DType::f16 ? 16 : -16);
   add("v", o.dtype_v == DType::f32 ? 32 : o.dtype_v == DType::f16 ? 16 : -16);
-  add("group", o.group), add("kv_heads", o.n_kv_heads), add("dk", o.head_dim_k), add("dv", o.head_dim_v);
-  add("lists", o.n_lists), add("tokens", o.tokens_per_list), add("history", o.history), add("softcap", o.softcap);
-  add("slopes", o.slopes), add("sinks", o.sinks), add("shifts", o.shifts), add("halves", o.halves), add("window", o.window);
-  add("wild", o.wild_ranges), add("later", o.sees_later), add("nan", o.hidden_nan), add("strided", o.strided);
+  add("group", o.group), add("kv_heads", o.n_kv_heads), add("dk", o.head_dim_k),
+      add("dv", o.head_dim_v);
+  add("lists", o.n_lists), add("tokens", o.tokens_per_list), add("history", o.history),
+      add("softcap", o.softcap);
+  add("slopes", o.slopes), add("sinks", o.sinks), add("shifts", o.shifts), add("halves", o.halves),
+      add("window", o.window);
+  add("wild", o.wild_ranges), add("later", o.sees_later), add("nan", o.hidden_nan),
+      add("strided", o.strided);
   add("shared", o.shared);
   return text;
 }
@@ -349,22 +386,27 @@ void compare(Case& subject, Case& oracle) {
       double largest = 0, difference = 0;
       for (int32_t d = 0; d < o.head_dim_v; ++d) {
         const float expected = oracle.out_at(token, head, d), actual = subject.out_at(token, head, d);
-        ASSERT_EQ(std::isnan(expected), std::isnan(actual)) << "token " << token << " head " << head << " dim " << d;
+        ASSERT_EQ(std::isnan(expected), std::isnan(actual))
+            << "token " << token << " head " << head << " dim " << d;
         if (std::isnan(expected)) continue;
         largest = std::max(largest, std::fabs(static_cast<double>(expected)));
         difference = std::max(difference, std::fabs(static_cast<double>(expected) - actual));
       }
-      ASSERT_LE(difference, tolerance_of(o.dtype_out) * largest) << "token " << token << " head " << head;
-      if (o.dtype_out == DType::f32 && largest > 0) worst_error = std::max(worst_error, difference / largest);
+      ASSERT_LE(difference, tolerance_of(o.dtype_out) * largest)
+          << "token " << token << " head " << head;
+      if (o.dtype_out == DType::f32 && largest > 0)
+        worst_error = std::max(worst_error, difference / largest);
       if (!o.lse) continue;
       const auto at = static_cast<size_t>(token * subject.n_q_heads() + head);
       const float expected = oracle.lse[at], actual = subject.lse[at];
-      ASSERT_EQ(std::isnan(expected), std::isnan(actual)) << "lse of token " << token << " head " << head;
+      ASSERT_EQ(std::isnan(expected), std::isnan(actual))
+          << "lse of token " << token << " head " << head;
       if (std::isnan(expected)) continue;
       if (std::isinf(expected)) {
         ASSERT_EQ(expected, actual);
       } else {
-        ASSERT_NEAR(expected, actual, 1e-5 * std::max(1.0f, std::fabs(expected))) << "token " << token << " head " << head;
+        ASSERT_NEAR(expected, actual, 1e-5 * std::max(1.0f, std::fabs(expected)))
+            << "token " << token << " head " << head;
       }
     }
   }
@@ -401,7 +443,8 @@ TEST(Kernels, PlainInEveryTypeAndGroup) {
   for (const DType dtype_k : dtypes) {
     for (const DType dtype_v : dtypes) {
       for (const int32_t group : {1, 2, 3, 4, 7, 8, 16}) {
-        Options o{.dtype_k = dtype_k, .dtype_v = dtype_v, .group = group, .head_dim_k = 32, .head_dim_v = 32};
+        Options o{
+            .dtype_k = dtype_k, .dtype_v = dtype_v, .group = group, .head_dim_k = 32, .head_dim_v = 32};
         o.history = 130;
         check(o, seed++);
         if (HasFatalFailure()) return;
@@ -412,11 +455,13 @@ TEST(Kernels, PlainInEveryTypeAndGroup) {
 
 TEST(Kernels, EveryHeadDimension) {
   uint32_t seed = 1000;
-  const int32_t dims[][2] = {{16, 16}, {24, 24}, {32, 16}, {40, 40}, {48, 80}, {64, 64}, {72, 8}, {96, 96}, {100, 60},
-                             {112, 112}, {128, 128}, {192, 128}, {256, 256}, {576, 512}, {1, 3}};
+  const int32_t dims[][2] = {{16, 16},   {24, 24},   {32, 16},   {40, 40},   {48, 80},
+                             {64, 64},   {72, 8},    {96, 96},   {100, 60},  {112, 112},
+                             {128, 128}, {192, 128}, {256, 256}, {576, 512}, {1, 3}};
   for (const auto& dim : dims) {
     for (const DType dtype : dtypes) {
-      Options o{.dtype_k = dtype, .dtype_v = dtype, .head_dim_k = dim[0], .head_dim_v = dim[1], .n_lists = 2};
+      Options o{
+          .dtype_k = dtype, .dtype_v = dtype, .head_dim_k = dim[0], .head_dim_v = dim[1], .n_lists = 2};
       o.history = 90;
       o.lse = true;
       check(o, seed++);
@@ -426,13 +471,16 @@ TEST(Kernels, EveryHeadDimension) {
 }
 
 TEST(Kernels, EveryPairOfOptions) {
-  bool Options::*const flags[] = {&Options::softcap, &Options::slopes, &Options::sinks, &Options::lse, &Options::shifts,
-                                  &Options::halves, &Options::window, &Options::wild_ranges, &Options::sees_later,
-                                  &Options::hidden_nan, &Options::strided, &Options::shared};
+  bool Options::*const flags[] = {&Options::softcap,    &Options::slopes,      &Options::sinks,
+                                  &Options::lse,        &Options::shifts,      &Options::halves,
+                                  &Options::window,     &Options::wild_ranges, &Options::sees_later,
+                                  &Options::hidden_nan, &Options::strided,     &Options::shared};
   uint32_t seed = 2000;
   for (const auto first : flags) {
     for (const auto second : flags) {
-      Options o{.dtype_k = dtypes[seed % 3], .dtype_v = dtypes[seed / 3 % 3], .dtype_q = dtypes[seed / 2 % 3]};
+      Options o{.dtype_k = dtypes[seed % 3],
+                .dtype_v = dtypes[seed / 3 % 3],
+                .dtype_q = dtypes[seed / 2 % 3]};
       o.group = seed % 2 == 0 ? 4 : 3;
       o.head_dim_k = o.head_dim_v = seed % 5 == 0 ? 40 : 32;
       o.n_lists = 3;
@@ -448,7 +496,11 @@ TEST(Kernels, EveryPairOfOptions) {
 TEST(Kernels, ManyTokensOfOneSequence) {
   uint32_t seed = 3000;
   for (const int32_t n_tokens : {1, 2, 3, 5, 8, 13, 16, 31, 48, 49, 64, 100}) {
-    Options o{.dtype_k = DType::f16, .dtype_v = DType::f16, .group = seed % 2 == 0 ? 4 : 1, .head_dim_k = 32, .head_dim_v = 48};
+    Options o{.dtype_k = DType::f16,
+              .dtype_v = DType::f16,
+              .group = seed % 2 == 0 ? 4 : 1,
+              .head_dim_k = 32,
+              .head_dim_v = 48};
     o.n_lists = 1;
     o.tokens_per_list = n_tokens;
     o.history = 330;
@@ -465,7 +517,12 @@ TEST(Kernels, LongHistoriesAreCutAndMerged) {
   uint32_t seed = 4000;
   for (const int32_t n_tokens : {1, 2, 6, 40}) {
     for (const bool odd : {false, true}) {
-      Options o{.dtype_k = DType::bf16, .dtype_v = DType::f16, .group = 2, .n_kv_heads = 1, .head_dim_k = 16, .head_dim_v = 16};
+      Options o{.dtype_k = DType::bf16,
+                .dtype_v = DType::f16,
+                .group = 2,
+                .n_kv_heads = 1,
+                .head_dim_k = 16,
+                .head_dim_v = 16};
       o.n_lists = n_tokens > 6 ? 1 : 2;
       o.tokens_per_list = n_tokens;
       o.history = 5000;
@@ -480,19 +537,25 @@ TEST(Kernels, LongHistoriesAreCutAndMerged) {
 
 TEST(Kernels, RandomCases) {
   std::mt19937 random(12345);
-  const auto below = [&](int32_t n) { return static_cast<int32_t>(random() % static_cast<uint32_t>(n)); };
+  const auto below = [&](int32_t n) {
+    return static_cast<int32_t>(random() % static_cast<uint32_t>(n));
+  };
   const auto flag = [&] { return below(3) == 0; };
   for (uint32_t seed = 5000; seed < 5080; ++seed) {
     Options o;
-    o.dtype_k = dtypes[below(3)], o.dtype_v = dtypes[below(3)], o.dtype_q = dtypes[below(3)], o.dtype_out = dtypes[below(3)];
+    o.dtype_k = dtypes[below(3)], o.dtype_v = dtypes[below(3)], o.dtype_q = dtypes[below(3)],
+    o.dtype_out = dtypes[below(3)];
     const int32_t groups[] = {1, 2, 3, 4, 7, 8, 16};
     o.group = groups[below(7)];
     o.n_kv_heads = 1 + below(3);
     const int32_t dims[] = {16, 32, 64, 80, 40, 20, 128};
     o.head_dim_k = dims[below(7)], o.head_dim_v = dims[below(7)];
-    o.n_lists = 1 + below(4), o.tokens_per_list = 1 + below(below(4) == 0 ? 60 : 5), o.history = 60 + below(400);
-    o.softcap = flag(), o.slopes = flag(), o.sinks = flag(), o.lse = flag(), o.shifts = flag(), o.halves = flag();
-    o.window = flag(), o.wild_ranges = flag(), o.sees_later = flag(), o.hidden_nan = flag(), o.strided = flag();
+    o.n_lists = 1 + below(4), o.tokens_per_list = 1 + below(below(4) == 0 ? 60 : 5),
+    o.history = 60 + below(400);
+    o.softcap = flag(), o.slopes = flag(), o.sinks = flag(), o.lse = flag(), o.shifts = flag(),
+    o.halves = flag();
+    o.window = flag(), o.wild_ranges = flag(), o.sees_later = flag(), o.hidden_nan = flag(),
+    o.strided = flag();
     o.shared = flag();
     check(o, seed);
     if (HasFatalFailure()) return;
@@ -507,7 +570,8 @@ TEST(Kernels, SameBitsForAnyNumberOfThreads) {
     SCOPED_TRACE(table->name);
     const UseTable use(table);
     for (uint32_t seed = 6000; seed < 6008; ++seed) {
-      Options o{.dtype_k = dtypes[seed % 3], .dtype_v = dtypes[seed % 3], .head_dim_k = 64, .head_dim_v = 64};
+      Options o{
+          .dtype_k = dtypes[seed % 3], .dtype_v = dtypes[seed % 3], .head_dim_k = 64, .head_dim_v = 64};
       o.tokens_per_list = seed % 2 == 0 ? 1 : 20;
       o.history = seed % 4 < 2 ? 4000 : 300;
       o.shared = seed % 3 == 0;
@@ -525,7 +589,9 @@ TEST(Kernels, SameBitsForAnyNumberOfThreads) {
   }
 }
 
-uint16_t to_half(DType dtype, float value) { return dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value); }
+uint16_t to_half(DType dtype, float value) {
+  return dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
+}
 
 TEST(Kernels, HalfConversionsAreExhaustive) {
   for (const cpu::KernelTable* table : tables()) {
@@ -536,18 +602,21 @@ TEST(Kernels, HalfConversionsAreExhaustive) {
       table->to_f32(wide.data(), halves.data(), dtype, 65536);
       for (uint32_t i = 0; i < 65536; ++i) {
         const float expected = load_element(halves.data(), dtype, i);
-        ASSERT_EQ(std::bit_cast<uint32_t>(expected), std::bit_cast<uint32_t>(wide[i])) << table->name << " " << i;
+        ASSERT_EQ(std::bit_cast<uint32_t>(expected), std::bit_cast<uint32_t>(wide[i]))
+            << table->name << " " << i;
       }
       // Every value between two halves, at and around the middle, rounds as the scalar conversion does.
       for (const int32_t nudge : {-1, 0, 1}) {
         std::vector<float> between(65536);
         for (uint32_t i = 0; i < 65536; ++i) {
           const uint32_t half_step = dtype == DType::bf16 ? 0x8000u : 0x1000u;
-          between[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(wide[i]) + half_step + static_cast<uint32_t>(nudge));
+          between[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(wide[i]) + half_step +
+                                            static_cast<uint32_t>(nudge));
         }
         table->from_f32(back.data(), dtype, between.data(), 65536);
         for (uint32_t i = 0; i < 65536; ++i) {
-          ASSERT_EQ(to_half(dtype, between[i]), back[i]) << table->name << " " << i << " " << between[i];
+          ASSERT_EQ(to_half(dtype, between[i]), back[i])
+              << table->name << " " << i << " " << between[i];
         }
       }
       // Any float, tails included.
@@ -557,7 +626,8 @@ TEST(Kernels, HalfConversionsAreExhaustive) {
         for (float& x : any) x = std::bit_cast<float>(static_cast<uint32_t>(random()));
         table->from_f32(back.data(), dtype, any.data(), count);
         for (int64_t i = 0; i < count; ++i) {
-          ASSERT_EQ(to_half(dtype, any[static_cast<size_t>(i)]), back[static_cast<size_t>(i)]) << table->name;
+          ASSERT_EQ(to_half(dtype, any[static_cast<size_t>(i)]), back[static_cast<size_t>(i)])
+              << table->name;
         }
       }
     }
@@ -568,7 +638,8 @@ TEST(Kernels, ExponentialAndTangent) {
   for (const cpu::KernelTable* table : tables()) {
     SCOPED_TRACE(table->name);
     std::vector<float> x, y(1 << 20);
-    for (int32_t i = 0; i < (1 << 20); ++i) x.push_back(-130.0f * static_cast<float>(i) / (1 << 20));
+    for (int32_t i = 0; i < (1 << 20); ++i)
+      x.push_back(-130.0f * static_cast<float>(i) / (1 << 20));
     table->exp2(y.data(), x.data(), 1 << 20);
     for (size_t i = 0; i < x.size(); ++i) {
       const double expected = std::exp2(static_cast<double>(x[i]));
@@ -584,7 +655,8 @@ TEST(Kernels, ExponentialAndTangent) {
       const double expected = std::tanh(static_cast<double>(x[i]));
       ASSERT_NEAR(y[i], expected, std::fabs(expected) * 3e-7) << x[i];
     }
-    alignas(64) float special[16] = {-infinity, 0.0f, not_a_number, -not_a_number, -1e30f, 1.0f, infinity, -0.0f};
+    alignas(64) float special[16] = {-infinity, 0.0f, not_a_number, -not_a_number,
+                                     -1e30f,    1.0f, infinity,     -0.0f};
     special[8] = std::bit_cast<float>(0x7fc001ffu);
     alignas(64) float result[16];
     table->exp2(result, special, 16);
@@ -598,180 +670,6 @@ TEST(Kernels, ExponentialAndTangent) {
     EXPECT_EQ(result[6], 1.0f);
     EXPECT_TRUE(std::isnan(result[2]));
   }
-}
-
-TEST(Rows, StoreLoadMoveAndClear) {
-  const PoolPointer pool = make_pool(2);
-  std::mt19937 random(99);
-  std::normal_distribution<float> normal;
-  for (const DType storage_type : dtypes) {
-    for (const DType outer_type : dtypes) {
-      for (const bool transposed : {false, true}) {
-        constexpr int64_t n_tokens = 70, n_heads = 3, dim = 40, n_cells = 100;
-        std::vector<std::byte> k(n_heads * n_cells * dim * size_of(storage_type)), v = k;
-        LayerStorage storage{.k = k.data(), .v = v.data(), .k_head_stride = n_cells * dim * size_of(storage_type),
-                             .v_head_stride = n_cells * dim * size_of(storage_type), .n_cells = n_cells, .n_kv_heads = n_heads,
-                             .head_dim_k = dim, .head_dim_v = dim, .dtype_k = storage_type, .dtype_v = storage_type};
-        std::vector<std::byte> in(n_tokens * n_heads * dim * size_of(outer_type)), in_v = in, out(in.size()), out_v(in.size());
-        for (int64_t i = 0; i < n_tokens * n_heads * dim; ++i) {
-          store_element(in.data(), outer_type, i, normal(random));
-          store_element(in_v.data(), outer_type, i, normal(random));
-        }
-        const auto view = [&](std::vector<std::byte>& data) {
-          Tensor t{.data = data.data(), .shape = {n_tokens, n_heads, dim}, .ndim = 3, .dtype = outer_type};
-          const int64_t stride[2][3] = {{n_heads * dim, dim, 1}, {1, n_tokens, n_tokens * n_heads}};
-          std::copy_n(stride[transposed ? 1 : 0], 3, t.stride);
-          return t;
-        };
-        std::vector<int32_t> cell(n_tokens);
-        for (int32_t i = 0; i < n_tokens; ++i) cell[static_cast<size_t>(i)] = (i * 37 + 5) % n_cells;
-        cpu::store_rows({.storage = storage, .cell = cell.data(), .n_tokens = n_tokens, .k = view(in), .v = view(in_v)}, *pool);
-
-        std::vector<double> frequency;
-        for (int32_t i = 0; i < 10; ++i) frequency.push_back(std::pow(100.0, -i / 10.0));
-        const Rope rope{.frequency = frequency.data(), .n_dims = 20, .halves = transposed};
-        // Move a few, one of them turned, one turned in place; free cells are those that no token has.
-        const int32_t from[] = {cell[0], cell[1], cell[2]}, to[] = {(70 * 37 + 5) % n_cells, (71 * 37 + 5) % n_cells, cell[2]};
-        const int32_t offset[] = {0, -7, 11};
-        cpu::move_rows({.storage = storage, .rope = rope, .from = from, .to = to, .offset = offset, .n_cells = 3}, *pool);
-        cpu::clear_rows({.storage = storage, .cell = &cell[3], .n_cells = 1}, *pool);
-        std::vector<int32_t> wanted = cell, owed(n_tokens, 0);
-        wanted[0] = to[0], wanted[1] = to[1], wanted[4] = -1;
-        owed[5] = 13;
-        cpu::load_rows({.storage = storage, .rope = rope, .cell = wanted.data(), .offset = owed.data(), .n_tokens = n_tokens,
-                        .k = view(out), .v = view(out_v)}, *pool);
-
-        const auto stored = [&](float x) {
-          uint32_t raw = 0;
-          store_element(&raw, storage_type, 0, x);
-          return load_element(&raw, storage_type, 0);
-        };
-        const double coarse = storage_type == DType::bf16 || outer_type == DType::bf16 ? 0.04 : 0.005;
-        for (int64_t token = 0; token < n_tokens; ++token) {
-          const int32_t turn = token == 1 ? -7 : token == 2 ? 11 : token == 5 ? 13 : 0;
-          for (int64_t head = 0; head < n_heads; ++head) {
-            for (int32_t d = 0; d < dim; ++d) {
-              const Tensor t = view(in);
-              const auto at = [&](int64_t i) { return token * t.stride[0] + head * t.stride[1] + i * t.stride[2]; };
-              const bool gone = token == 3 || token == 4;
-              const float k_in = stored(load_element(in.data(), outer_type, at(d)));
-              double expected = k_in;
-              if (turn != 0 && d < rope.n_dims) {
-                const int32_t half = rope.n_dims / 2, pair = rope.halves ? d % half : d / 2;
-                const bool first = rope.halves ? d < half : d % 2 == 0;
-                const int32_t other = rope.halves ? (first ? d + half : d - half) : (first ? d + 1 : d - 1);
-                const double partner = stored(load_element(in.data(), outer_type, at(other))), angle = turn * frequency[static_cast<size_t>(pair)];
-                expected = first ? k_in * std::cos(angle) - partner * std::sin(angle) : k_in * std::cos(angle) + partner * std::sin(angle);
-              }
-              const float k_out = load_element(out.data(), outer_type, at(d)), v_out = load_element(out_v.data(), outer_type, at(d));
-              if (gone) {
-                ASSERT_EQ(k_out, 0.0f);
-                ASSERT_EQ(v_out, 0.0f);
-              } else if (turn != 0) {
-                ASSERT_NEAR(k_out, expected, coarse * 2) << token << " " << d;
-              } else {
-                uint32_t raw = 0;
-                store_element(&raw, outer_type, 0, k_in);
-                ASSERT_EQ(k_out, load_element(&raw, outer_type, 0)) << token << " " << head << " " << d;
-              }
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-TEST(ThreadPool, EveryItemOnceAndNoThreadTwice) {
-  const PoolPointer pool = make_pool(4);
-  struct Job {
-    std::vector<std::atomic<int32_t>> done{std::vector<std::atomic<int32_t>>(1000)};
-    std::atomic<int32_t> running[4] = {};
-    std::atomic<int32_t> wrong{0};
-  };
-  for (int32_t round = 0; round < 2000; ++round) {
-    Job job;
-    const int32_t n_items = 1 + round % 37;
-    pool->run(n_items, [](void* context, int32_t item, int32_t thread) noexcept {
-      Job& mine = *static_cast<Job*>(context);
-      if (thread < 0 || thread >= 4 || mine.running[thread].fetch_add(1) != 0) mine.wrong++;
-      mine.done[static_cast<size_t>(item)].fetch_add(1);
-      mine.running[thread].fetch_sub(1);
-    }, &job);
-    ASSERT_EQ(job.wrong, 0);
-    for (int32_t i = 0; i < 1000; ++i) ASSERT_EQ(job.done[static_cast<size_t>(i)], i < n_items ? 1 : 0);
-    if (round % 400 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // workers fall asleep
-  }
-}
-
-TEST(ThreadPool, ManyCallersShareOnePool) {
-  const PoolPointer pool = make_pool(3);
-  std::vector<std::thread> callers;
-  std::atomic<int32_t> wrong{0};
-  for (int32_t c = 0; c < 4; ++c) {
-    callers.emplace_back([&] {
-      for (int32_t round = 0; round < 500; ++round) {
-        std::atomic<int32_t> sum{0};
-        pool->run(20, [](void* context, int32_t item, int32_t) noexcept {
-          static_cast<std::atomic<int32_t>*>(context)->fetch_add(item);
-        }, &sum);
-        if (sum != 190) wrong++;
-      }
-    });
-  }
-  for (std::thread& caller : callers) caller.join();
-  EXPECT_EQ(wrong, 0);
-}
-
-TEST(ThreadPool, RefusesWhatItCannotDo) {
-  ThreadPool* pool = nullptr;
-  EXPECT_EQ(ThreadPool::create(-1, &pool), Status::invalid_argument);
-  EXPECT_EQ(pool, nullptr);
-  ASSERT_EQ(ThreadPool::create(0, &pool), Status::ok);
-  EXPECT_GE(pool->n_threads(), 1);
-  ThreadPool::destroy(pool);
-}
-
-TEST(CpuBackend, AllocatesZerosWhereAskedTo) {
-  std::unique_ptr<Backend> backend;
-  ASSERT_EQ(cpu::CpuBackend::create(1, nullptr, backend), Status::ok);
-  for (const size_t bytes : {size_t{1}, size_t{5000}, size_t{3} << 20}) {
-    auto* block = static_cast<unsigned char*>(backend->allocate(bytes, true));
-    ASSERT_NE(block, nullptr);
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(block) % (bytes >= (size_t{2} << 20) ? size_t{2} << 20 : 4096), 0u);
-    EXPECT_EQ(block[0], 0);
-    EXPECT_EQ(block[bytes - 1], 0);
-    backend->release(block, bytes);
-  }
-  EXPECT_EQ(backend->allocate(SIZE_MAX - 10, false), nullptr);
-
-  struct Host {
-    int32_t live = 0;
-    bool refuse = false;
-  } host;
-  Allocator allocator;
-  allocator.user = &host;
-  allocator.alloc = [](void* user, size_t bytes, size_t alignment) -> void* {
-    auto* mine = static_cast<Host*>(user);
-    if (mine->refuse) return nullptr;
-    mine->live++;
-    void* block = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-    std::memset(block, 0xee, bytes);
-    return block;
-  };
-  allocator.free = [](void* user, void* block, size_t, size_t) {
-    static_cast<Host*>(user)->live--;
-    std::free(block);
-  };
-  ASSERT_EQ(cpu::CpuBackend::create(1, &allocator, backend), Status::ok);
-  auto* block = static_cast<unsigned char*>(backend->allocate(10000, false));
-  ASSERT_NE(block, nullptr);
-  EXPECT_EQ(block[9999], 0);
-  EXPECT_EQ(host.live, 1);
-  backend->release(block, 10000);
-  EXPECT_EQ(host.live, 0);
-  host.refuse = true;
-  EXPECT_EQ(backend->allocate(10, false), nullptr);
 }
 
 }  // namespace

@@ -1,0 +1,90 @@
+#include "kernels/cpu/attention_workspace.hpp"
+
+#include <algorithm>
+
+#include "kernels/cpu/attention.hpp"
+#include "kernels/cpu/kernel_table.hpp"
+
+namespace kvc::cpu {
+namespace {
+
+template <class T>
+T* shifted(T* pointer, size_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(pointer) + bytes);
+}
+
+}  // namespace
+
+void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v) {
+  size_t kernel_bytes = 0;
+  for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
+    kernel_bytes = std::max(kernel_bytes, table->narrow_tile_scratch_bytes(head_dim_k, head_dim_v));
+    kernel_bytes = std::max(kernel_bytes, table->wide_tile_scratch_bytes(head_dim_k, head_dim_v));
+  }
+  const auto rows = static_cast<uint64_t>(tile_rows_max);
+  const auto q_stride = static_cast<uint64_t>(padded(head_dim_k));
+  const auto o_stride = static_cast<uint64_t>(padded(head_dim_v));
+  kernel = carver.take<std::byte>(kernel_bytes, 4096);
+  q = carver.take<float>(rows * q_stride, 4096);
+  q_turned = carver.take<float>(rows * q_stride, 4096);
+  o = carver.take<float>(rows * o_stride, 4096);
+  max = carver.take<float>(rows, 64);
+  sum = carver.take<float>(rows, 64);
+  slope = carver.take<float>(rows, 64);
+  token = carver.take<TileToken>(rows, 64);
+  segment_token = carver.take<TileToken>(rows, 64);
+  cell = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
+  position = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
+  turns = carver.take<float>(static_cast<uint64_t>(turns_max) * q_stride, 64);
+  tags = carver.take<TurnTag>(static_cast<uint64_t>(turns_max), 64);
+}
+
+size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v) {
+  return static_cast<size_t>(n_q_heads) * static_cast<size_t>(padded(head_dim_v) + 16) * sizeof(float);
+}
+
+void Workspace::place(Carver& carver, const AttentionBounds& bounds) {
+  work.place(carver, bounds.max_batch);
+  const auto n_q_heads = static_cast<uint64_t>(bounds.max_q_heads);
+  finished = carver.take<std::atomic<int32_t>>(CheckedSize(slots_max / 2) * CheckedSize(n_q_heads),
+                                               64);
+  // Sized in bytes: a layer of fewer heads has more slots in the same room.
+  const size_t one = slot_bytes(bounds.max_q_heads, bounds.head_dim_v);
+  const size_t room = std::max(std::min(slots_max * one, slot_bytes_max), one);
+  partial = carver.take<float>(room / sizeof(float), 4096);
+  const CheckedSize before = carver.used().rounded_up(4096);
+  carver.take<std::byte>(0, 4096);
+  first.place(carver, bounds.head_dim_k, bounds.head_dim_v);
+  scratch_bytes = static_cast<size_t>(carver.used().rounded_up(4096).value() - before.value());
+}
+
+ThreadScratch Workspace::scratch_of(int32_t thread) const {
+  const size_t by = scratch_bytes * static_cast<size_t>(thread);
+  ThreadScratch s = first;
+  s.kernel = shifted(s.kernel, by);
+  s.q = shifted(s.q, by);
+  s.q_turned = shifted(s.q_turned, by);
+  s.o = shifted(s.o, by);
+  s.max = shifted(s.max, by);
+  s.sum = shifted(s.sum, by);
+  s.slope = shifted(s.slope, by);
+  s.token = shifted(s.token, by);
+  s.segment_token = shifted(s.segment_token, by);
+  s.cell = shifted(s.cell, by);
+  s.position = shifted(s.position, by);
+  s.turns = shifted(s.turns, by);
+  s.tags = shifted(s.tags, by);
+  return s;
+}
+
+size_t attention_workspace_bytes(const AttentionBounds& bounds, int32_t n_threads) noexcept {
+  Carver carver;
+  Workspace space;
+  space.place(carver, bounds);
+  const CheckedSize others = CheckedSize(static_cast<uint64_t>(n_threads)) *
+                             CheckedSize(space.scratch_bytes);
+  const CheckedSize total = (carver.used() + others).rounded_up(4096);
+  return total.overflowed() ? SIZE_MAX : static_cast<size_t>(total.value());
+}
+
+}  // namespace kvc::cpu

@@ -1,0 +1,60 @@
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/attention/params.hpp"
+#include "core/base/carver.hpp"
+#include "kernels/cpu/attention_plan.hpp"
+#include "kernels/cpu/tile.hpp"
+
+/// Where an attention call keeps what it needs: its plan, partial results, and for each thread what kernels work with.
+namespace kvc::cpu {
+
+/// Turned angles that a thread remembers: distinct rotations a sequence owes come back tile after tile.
+inline constexpr int32_t turns_max = 8;
+
+/// Elements of a row of q or o: whole vectors of the widest instruction set.
+constexpr int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+/// Bytes of a partial result of all heads of one token.
+size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v);
+
+/// Cosines and sines of one offset.
+struct TurnTag {
+  int32_t offset = 0;
+  bool valid = false;
+};
+
+/// What one thread works with. The arrays that the kernels touch all the time begin at page offsets of their own.
+struct ThreadScratch {
+  std::byte* kernel = nullptr;
+  float* q = nullptr;                  // [tile_rows_max][q_stride]
+  float* q_turned = nullptr;           // [tile_rows_max][q_stride]
+  float* o = nullptr;                  // [tile_rows_max][o_stride]
+  float* max = nullptr;                // [tile_rows_max]
+  float* sum = nullptr;                // [tile_rows_max]
+  float* slope = nullptr;              // [tile_rows_max]
+  TileToken* token = nullptr;          // [tile_rows_max] ranges within the chunk of cells
+  TileToken* segment_token = nullptr;  // [tile_rows_max] ranges within a segment of it
+  int32_t* cell = nullptr;             // [tile_cells_max]
+  int32_t* position = nullptr;         // [tile_cells_max]
+  float* turns = nullptr;              // [turns_max][2][q_stride / 2]
+  TurnTag* tags = nullptr;             // [turns_max]
+
+  void place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v);
+};
+
+/// The whole workspace of a call.
+struct Workspace {
+  WorkPlan work;
+  std::atomic<int32_t>* finished = nullptr;  // [rows with slots][n_q_heads] partial results that are there
+  float* partial = nullptr;  // [slots][n_q_heads][o_stride + 16]: o, then max and sum
+  ThreadScratch first;       // of thread 0; the others follow, scratch_bytes apart
+  size_t scratch_bytes = 0;
+
+  void place(Carver& carver, const AttentionBounds& bounds);
+  ThreadScratch scratch_of(int32_t thread) const;
+};
+
+}  // namespace kvc::cpu

@@ -1,0 +1,253 @@
+/// The CPU backend beside attention: its threads, its memory, rows in and out of cells.
+#include "kernels/cpu/cpu_backend.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "core/attention/params.hpp"
+#include "core/base/half.hpp"
+#include "core/base/thread_pool.hpp"
+#include "kernels/cpu/rows.hpp"
+
+namespace {
+
+using namespace kvc;
+
+constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
+
+struct PoolDeleter {
+  void operator()(ThreadPool* pool) const { ThreadPool::destroy(pool); }
+};
+using PoolPointer = std::unique_ptr<ThreadPool, PoolDeleter>;
+
+PoolPointer make_pool(int32_t n_threads) {
+  ThreadPool* pool = nullptr;
+  EXPECT_EQ(ThreadPool::create(n_threads, &pool), Status::ok);
+  return PoolPointer(pool);
+}
+
+TEST(Rows, StoreLoadMoveAndClear) {
+  const PoolPointer pool = make_pool(2);
+  std::mt19937 random(99);
+  std::normal_distribution<float> normal;
+  for (const DType storage_type : dtypes) {
+    for (const DType outer_type : dtypes) {
+      for (const bool transposed : {false, true}) {
+        constexpr int64_t n_tokens = 70, n_heads = 3, dim = 40, n_cells = 100;
+        std::vector<std::byte> k(n_heads * n_cells * dim * size_of(storage_type)), v = k;
+        LayerStorage storage{.k = k.data(),
+                             .v = v.data(),
+                             .k_head_stride = n_cells * dim * size_of(storage_type),
+                             .v_head_stride = n_cells * dim * size_of(storage_type),
+                             .n_cells = n_cells,
+                             .n_kv_heads = n_heads,
+                             .head_dim_k = dim,
+                             .head_dim_v = dim,
+                             .dtype_k = storage_type,
+                             .dtype_v = storage_type};
+        std::vector<std::byte> in(n_tokens * n_heads * dim * size_of(outer_type)),
+            in_v = in, out(in.size()), out_v(in.size());
+        for (int64_t i = 0; i < n_tokens * n_heads * dim; ++i) {
+          store_element(in.data(), outer_type, i, normal(random));
+          store_element(in_v.data(), outer_type, i, normal(random));
+        }
+        const auto view = [&](std::vector<std::byte>& data) {
+          Tensor t{
+              .data = data.data(), .shape = {n_tokens, n_heads, dim}, .ndim = 3, .dtype = outer_type};
+          const int64_t stride[2][3] = {{n_heads * dim, dim, 1}, {1, n_tokens, n_tokens * n_heads}};
+          std::copy_n(stride[transposed ? 1 : 0], 3, t.stride);
+          return t;
+        };
+        std::vector<int32_t> cell(n_tokens);
+        for (int32_t i = 0; i < n_tokens; ++i)
+          cell[static_cast<size_t>(i)] = (i * 37 + 5) % n_cells;
+        cpu::store_rows({.storage = storage,
+                         .cell = cell.data(),
+                         .n_tokens = n_tokens,
+                         .k = view(in),
+                         .v = view(in_v)},
+                        *pool);
+
+        std::vector<double> frequency;
+        for (int32_t i = 0; i < 10; ++i) frequency.push_back(std::pow(100.0, -i / 10.0));
+        const Rope rope{.frequency = frequency.data(), .n_dims = 20, .halves = transposed};
+        // Move a few, one of them turned, one turned in place; free cells are those that no token has.
+        const int32_t from[] = {cell[0], cell[1], cell[2]},
+                      to[] = {(70 * 37 + 5) % n_cells, (71 * 37 + 5) % n_cells, cell[2]};
+        const int32_t offset[] = {0, -7, 11};
+        cpu::move_rows(
+            {.storage = storage, .rope = rope, .from = from, .to = to, .offset = offset, .n_cells = 3},
+            *pool);
+        cpu::clear_rows({.storage = storage, .cell = &cell[3], .n_cells = 1}, *pool);
+        std::vector<int32_t> wanted = cell, owed(n_tokens, 0);
+        wanted[0] = to[0], wanted[1] = to[1], wanted[4] = -1;
+        owed[5] = 13;
+        cpu::load_rows({.storage = storage,
+                        .rope = rope,
+                        .cell = wanted.data(),
+                        .offset = owed.data(),
+                        .n_tokens = n_tokens,
+                        .k = view(out),
+                        .v = view(out_v)},
+                       *pool);
+
+        const auto stored = [&](float x) {
+          uint32_t raw = 0;
+          store_element(&raw, storage_type, 0, x);
+          return load_element(&raw, storage_type, 0);
+        };
+        const double coarse = storage_type == DType::bf16 || outer_type == DType::bf16 ? 0.04 : 0.005;
+        for (int64_t token = 0; token < n_tokens; ++token) {
+          const int32_t turn = token == 1 ? -7 : token == 2 ? 11 : token == 5 ? 13 : 0;
+          for (int64_t head = 0; head < n_heads; ++head) {
+            for (int32_t d = 0; d < dim; ++d) {
+              const Tensor t = view(in);
+              const auto at = [&](int64_t i) {
+                return token * t.stride[0] + head * t.stride[1] + i * t.stride[2];
+              };
+              const bool gone = token == 3 || token == 4;
+              const float k_in = stored(load_element(in.data(), outer_type, at(d)));
+              double expected = k_in;
+              if (turn != 0 && d < rope.n_dims) {
+                const int32_t half = rope.n_dims / 2, pair = rope.halves ? d % half : d / 2;
+                const bool first = rope.halves ? d < half : d % 2 == 0;
+                const int32_t other = rope.halves ? (first ? d + half : d - half)
+                                                  : (first ? d + 1 : d - 1);
+                const double partner = stored(load_element(in.data(), outer_type, at(other))),
+                             angle = turn * frequency[static_cast<size_t>(pair)];
+                expected = first ? k_in * std::cos(angle) - partner * std::sin(angle)
+                                 : k_in * std::cos(angle) + partner * std::sin(angle);
+              }
+              const float k_out = load_element(out.data(), outer_type, at(d)),
+                          v_out = load_element(out_v.data(), outer_type, at(d));
+              if (gone) {
+                ASSERT_EQ(k_out, 0.0f);
+                ASSERT_EQ(v_out, 0.0f);
+              } else if (turn != 0) {
+                ASSERT_NEAR(k_out, expected, coarse * 2) << token << " " << d;
+              } else {
+                uint32_t raw = 0;
+                store_element(&raw, outer_type, 0, k_in);
+                ASSERT_EQ(k_out, load_element(&raw, outer_type, 0))
+                    << token << " " << head << " " << d;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, EveryItemOnceAndNoThreadTwice) {
+  const PoolPointer pool = make_pool(4);
+  struct Job {
+    std::vector<std::atomic<int32_t>> done{std::vector<std::atomic<int32_t>>(1000)};
+    std::atomic<int32_t> running[4] = {};
+    std::atomic<int32_t> wrong{0};
+  };
+  for (int32_t round = 0; round < 2000; ++round) {
+    Job job;
+    const int32_t n_items = 1 + round % 37;
+    pool->run(
+        n_items,
+        [](void* context, int32_t item, int32_t thread) noexcept {
+          Job& mine = *static_cast<Job*>(context);
+          if (thread < 0 || thread >= 4 || mine.running[thread].fetch_add(1) != 0) mine.wrong++;
+          mine.done[static_cast<size_t>(item)].fetch_add(1);
+          mine.running[thread].fetch_sub(1);
+        },
+        &job);
+    ASSERT_EQ(job.wrong, 0);
+    for (int32_t i = 0; i < 1000; ++i)
+      ASSERT_EQ(job.done[static_cast<size_t>(i)], i < n_items ? 1 : 0);
+    if (round % 400 == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // workers fall asleep
+  }
+}
+
+TEST(ThreadPool, ManyCallersShareOnePool) {
+  const PoolPointer pool = make_pool(3);
+  std::vector<std::thread> callers;
+  std::atomic<int32_t> wrong{0};
+  for (int32_t c = 0; c < 4; ++c) {
+    callers.emplace_back([&] {
+      for (int32_t round = 0; round < 500; ++round) {
+        std::atomic<int32_t> sum{0};
+        pool->run(
+            20,
+            [](void* context, int32_t item, int32_t) noexcept {
+              static_cast<std::atomic<int32_t>*>(context)->fetch_add(item);
+            },
+            &sum);
+        if (sum != 190) wrong++;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(ThreadPool, RefusesWhatItCannotDo) {
+  ThreadPool* pool = nullptr;
+  EXPECT_EQ(ThreadPool::create(-1, &pool), Status::invalid_argument);
+  EXPECT_EQ(pool, nullptr);
+  ASSERT_EQ(ThreadPool::create(0, &pool), Status::ok);
+  EXPECT_GE(pool->n_threads(), 1);
+  ThreadPool::destroy(pool);
+}
+
+TEST(CpuBackend, AllocatesZerosWhereAskedTo) {
+  std::unique_ptr<Backend> backend;
+  ASSERT_EQ(cpu::CpuBackend::create(1, nullptr, backend), Status::ok);
+  for (const size_t bytes : {size_t{1}, size_t{5000}, size_t{3} << 20}) {
+    auto* block = static_cast<unsigned char*>(backend->allocate(bytes, true));
+    ASSERT_NE(block, nullptr);
+    EXPECT_EQ(
+        reinterpret_cast<uintptr_t>(block) % (bytes >= (size_t{2} << 20) ? size_t{2} << 20 : 4096),
+        0u);
+    EXPECT_EQ(block[0], 0);
+    EXPECT_EQ(block[bytes - 1], 0);
+    backend->release(block, bytes);
+  }
+  EXPECT_EQ(backend->allocate(SIZE_MAX - 10, false), nullptr);
+
+  struct Host {
+    int32_t live = 0;
+    bool refuse = false;
+  } host;
+  Allocator allocator;
+  allocator.user = &host;
+  allocator.alloc = [](void* user, size_t bytes, size_t alignment) -> void* {
+    auto* mine = static_cast<Host*>(user);
+    if (mine->refuse) return nullptr;
+    mine->live++;
+    void* block = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    std::memset(block, 0xee, bytes);
+    return block;
+  };
+  allocator.free = [](void* user, void* block, size_t, size_t) {
+    static_cast<Host*>(user)->live--;
+    std::free(block);
+  };
+  ASSERT_EQ(cpu::CpuBackend::create(1, &allocator, backend), Status::ok);
+  auto* block = static_cast<unsigned char*>(backend->allocate(10000, false));
+  ASSERT_NE(block, nullptr);
+  EXPECT_EQ(block[9999], 0);
+  EXPECT_EQ(host.live, 1);
+  backend->release(block, 10000);
+  EXPECT_EQ(host.live, 0);
+  host.refuse = true;
+  EXPECT_EQ(backend->allocate(10, false), nullptr);
+}
+
+}  // namespace
