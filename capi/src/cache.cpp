@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <new>
 
 #include "capi/src/arguments.hpp"
@@ -93,7 +92,8 @@ Status read_batch(int32_t n_tokens, const int32_t* position, const int32_t* sequ
 
 Status check_token_flags(int32_t n_tokens, int32_t max_batch, const uint32_t* flags) {
   constexpr uint32_t known = KVC_TOKEN_SEES_LATER;  // encoder inputs mean nothing to a causal cache
-  for (int32_t i = 0; flags != nullptr && i < std::min(n_tokens, max_batch); ++i) {
+  if (flags == nullptr || n_tokens > max_batch) return Status::ok;  // too many tokens: refused before any is read
+  for (int32_t i = 0; i < n_tokens; ++i) {
     if ((flags[i] & ~known) != 0) return fail(Status::invalid_argument, "token %d has unknown flags", i);
   }
   return Status::ok;
