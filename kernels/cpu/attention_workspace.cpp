@@ -8,6 +8,10 @@
 namespace kvc::cpu {
 namespace {
 
+/// Floats from the start of a page to o. Decode of a group of four then has q, probabilities and o at page offsets of
+/// their own (0, 2048 and 3072): with q and o at the same one it reads memory about 3 % slower.
+constexpr uint64_t o_place = 768;
+
 template <class T>
 T* shifted(T* pointer, size_t bytes) {
   return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(pointer) + bytes);
@@ -27,7 +31,8 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   kernel = carver.take<std::byte>(kernel_bytes, 4096);
   q = carver.take<float>(rows * q_stride, 4096);
   q_turned = carver.take<float>(rows * q_stride, 4096);
-  o = carver.take<float>(rows * o_stride, 4096);
+  o = carver.take<float>(rows * o_stride + o_place, 4096);
+  if (o) o += o_place;
   max = carver.take<float>(rows, 64);
   sum = carver.take<float>(rows, 64);
   slope = carver.take<float>(rows, 64);
