@@ -17,10 +17,6 @@
 #include <new>
 #include <thread>
 
-#ifdef KVC_SANITIZED
-#include <sanitizer/allocator_interface.h>
-#endif
-
 #include "support/fuzz_world.hpp"
 
 namespace {
@@ -152,6 +148,10 @@ WATCHED(kvc_runs, (const kvc_cache* c, int32_t s, int32_t m, kvc_run* r, int32_t
 namespace {
 
 #ifdef KVC_SANITIZED
+// Part of the sanitizers' interface, but in a header that GCC does not install.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
+                                                         void (*)(const volatile void*));
+
 void on_malloc(const volatile void*, size_t) { note(allocations); }
 void on_free(const volatile void*) {}
 #endif
