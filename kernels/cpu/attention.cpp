@@ -23,7 +23,7 @@ constexpr int64_t parallel_cost = 4096;
 
 class Call {
  public:
-  Call(const AttentionParams& params) : params_(params), kernels_(kernels()) {
+  Call(const AttentionParams& params, int32_t n_threads) : params_(params), kernels_(kernels()) {
     const LayerStorage& storage = params.storage;
     AttentionBounds bounds;
     bounds.max_batch = params.plan.n_rows;
@@ -32,7 +32,7 @@ class Call {
     bounds.head_dim_k = storage.head_dim_k;
     bounds.head_dim_v = storage.head_dim_v;
     Carver carver(params.workspace);
-    space_.place(carver, bounds);
+    space_.place(carver, bounds, n_threads);
     group_ = params.constants.n_q_heads / storage.n_kv_heads;
     q_stride_ = padded(storage.head_dim_k);
     o_stride_ = padded(storage.head_dim_v);
@@ -146,13 +146,12 @@ void Call::load_queries(const Item& item) const {
       if (q.stride[2] == 1) {
         const auto* from = static_cast<const std::byte*>(q.data) +
                            index * static_cast<int64_t>(size_of(q.dtype));
-        kernels_.to_f32(to, from, q.dtype, head_dim);
+        kernels_.to_f32_scaled(to, from, q.dtype, factor, head_dim);
       } else {
         for (int32_t i = 0; i < head_dim; ++i)
-          to[i] = load_element(q.data, q.dtype, index + i * q.stride[2]);
+          to[i] = load_element(q.data, q.dtype, index + i * q.stride[2]) * factor;
       }
       std::fill(to + head_dim, to + q_stride_, 0.0f);
-      kernels_.scale(to, factor, q_stride_);
     }
   }
 }
@@ -398,19 +397,16 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
     factor = 1 / static_cast<double>(sum);
     if (constants.sinks) factor = 1 / (sum + std::exp2(constants.sinks[q_head] * log2_e - max));
   }
-  if (sees_nothing) {
-    std::fill_n(o, o_stride_, 0.0f);
-  } else {
-    kernels_.scale(o, static_cast<float>(factor), o_stride_);
-  }
+  if (sees_nothing) std::fill_n(o, o_stride_, 0.0f);
   const Tensor& out = params_.out;
   const int64_t index = token * out.stride[0] + q_head * out.stride[1];
   if (out.stride[2] == 1) {
     auto* to = static_cast<std::byte*>(out.data) + index * static_cast<int64_t>(size_of(out.dtype));
-    kernels_.from_f32(to, out.dtype, o, head_dim);
+    kernels_.from_f32_scaled(to, out.dtype, o, static_cast<float>(factor), head_dim);
   } else {
-    for (int32_t i = 0; i < head_dim; ++i)
-      store_element(out.data, out.dtype, index + i * out.stride[2], o[i]);
+    for (int32_t i = 0; i < head_dim; ++i) {
+      store_element(out.data, out.dtype, index + i * out.stride[2], o[i] * static_cast<float>(factor));
+    }
   }
   if (!params_.lse.data) return;
   const Tensor& lse = params_.lse;
@@ -425,7 +421,7 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
 
 void attention(const AttentionParams& params, ThreadPool& pool) noexcept {
   if (params.plan.n_rows == 0) return;
-  Call call(params);
+  Call call(params, pool.n_threads());
   call.run(pool);
 }
 

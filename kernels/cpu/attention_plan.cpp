@@ -8,6 +8,9 @@
 namespace kvc::cpu {
 namespace {
 
+/// Tiles are made smaller down to this when there would be few of them.
+constexpr int32_t tile_rows_min = 192;
+
 /// A call is cut until its largest item is about this share of it.
 constexpr int64_t items_wanted = 64;
 
@@ -17,9 +20,9 @@ constexpr int64_t rows_per_read = 6;
 /// A prefix shorter than this is not worth the merging.
 constexpr int32_t shared_prefix_min = 128;
 
-/// Stretches begin at multiples of the kernels' steps.
+/// Stretches are multiples of the kernels' steps: strips of 12 cells, blocks of 96 or 128.
 constexpr int32_t narrow_step = 12;
-constexpr int32_t wide_step = 128;
+constexpr int32_t wide_step = 384;
 
 struct Range {
   int32_t first_end = 0;
@@ -42,8 +45,11 @@ class Planner {
     group_ = params.constants.n_q_heads / params.storage.n_kv_heads;
     work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
     work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
-    tokens_max_ = std::max(1, tile_rows_max / work_.piece_heads);
     n_heads_ = static_cast<int64_t>(params.storage.n_kv_heads) * work_.n_pieces;
+    int32_t rows = kernels().wide_tile_rows;
+    while (rows > tile_rows_min && int64_t{plan_.n_rows} * group_ * n_heads_ < items_wanted * rows)
+      rows /= 2;
+    tokens_max_ = std::max(1, rows / work_.piece_heads);
   }
 
   void run() {

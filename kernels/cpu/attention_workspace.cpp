@@ -48,7 +48,17 @@ size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v) {
   return static_cast<size_t>(n_q_heads) * static_cast<size_t>(padded(head_dim_v) + 16) * sizeof(float);
 }
 
-void Workspace::place(Carver& carver, const AttentionBounds& bounds) {
+/// The threads' scratch comes first: what kernels touch most then never lies in the ragged end of the cache's block, which
+/// has no huge pages.
+void Workspace::place(Carver& carver, const AttentionBounds& bounds, int32_t n_threads) {
+  carver.take<std::byte>(0, 4096);
+  const CheckedSize before = carver.used();
+  first.place(carver, bounds.head_dim_k, bounds.head_dim_v);
+  carver.take<std::byte>(0, 4096);
+  scratch_bytes = static_cast<size_t>(carver.used().value() - before.value());
+  carver.take<std::byte>(CheckedSize(scratch_bytes) *
+                         CheckedSize(static_cast<uint64_t>(n_threads - 1)));
+
   work.place(carver, bounds.max_batch);
   const auto n_q_heads = static_cast<uint64_t>(bounds.max_q_heads);
   finished = carver.take<std::atomic<int32_t>>(CheckedSize(slots_max / 2) * CheckedSize(n_q_heads),
@@ -57,10 +67,6 @@ void Workspace::place(Carver& carver, const AttentionBounds& bounds) {
   const size_t one = slot_bytes(bounds.max_q_heads, bounds.head_dim_v);
   const size_t room = std::max(std::min(slots_max * one, slot_bytes_max), one);
   partial = carver.take<float>(room / sizeof(float), 4096);
-  const CheckedSize before = carver.used().rounded_up(4096);
-  carver.take<std::byte>(0, 4096);
-  first.place(carver, bounds.head_dim_k, bounds.head_dim_v);
-  scratch_bytes = static_cast<size_t>(carver.used().rounded_up(4096).value() - before.value());
 }
 
 ThreadScratch Workspace::scratch_of(int32_t thread) const {
@@ -85,10 +91,8 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
 size_t attention_workspace_bytes(const AttentionBounds& bounds, int32_t n_threads) noexcept {
   Carver carver;
   Workspace space;
-  space.place(carver, bounds);
-  const CheckedSize others = CheckedSize(static_cast<uint64_t>(n_threads)) *
-                             CheckedSize(space.scratch_bytes);
-  const CheckedSize total = (carver.used() + others).rounded_up(4096);
+  space.place(carver, bounds, n_threads);
+  const CheckedSize total = carver.used().rounded_up(4096);
   return total.overflowed() ? SIZE_MAX : static_cast<size_t>(total.value());
 }
 

@@ -53,7 +53,7 @@ struct Workspace {
   ThreadScratch first;       // of thread 0; the others follow, scratch_bytes apart
   size_t scratch_bytes = 0;
 
-  void place(Carver& carver, const AttentionBounds& bounds);
+  void place(Carver& carver, const AttentionBounds& bounds, int32_t n_threads);
   ThreadScratch scratch_of(int32_t thread) const;
 };
 

@@ -1,4 +1,5 @@
 #pragma once
+#include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
 
@@ -16,7 +17,7 @@ namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 inline constexpr int32_t strip_cells = 12;
 inline constexpr int32_t block_rows = 4;
-inline constexpr int32_t narrow_blocks_max = 48;
+inline constexpr int32_t narrow_blocks_max = tile_rows_max / block_rows;
 inline constexpr size_t chunk = 64;  // dimensions per turn of the inner loops
 inline constexpr float minus_infinity = -__builtin_inff();
 

@@ -11,8 +11,8 @@
 ///   vectors.hpp  convert, blend, scale            contiguous floats
 namespace kvc::cpu {
 
-/// A tile never has more rows than this: 48 tokens of a group of four.
-inline constexpr int32_t tile_rows_max = 192;
+/// A tile never has more rows than this: 96 tokens of a group of four.
+inline constexpr int32_t tile_rows_max = 384;
 
 /// Cells of a tile at most; longer stretches are handed over in several tiles over the same state.
 inline constexpr int32_t tile_cells_max = 1536;
@@ -28,10 +28,13 @@ struct KernelTable {
   void (*process_wide_tile)(const Tile& tile);
   size_t (*wide_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
   int32_t wide_tile_rows_min;
+  int32_t wide_tile_rows;  // it works best with so many, as long as there are tiles enough for all threads
 
-  /// `count` contiguous elements.
+  /// `count` contiguous elements, bit for bit or multiplied with the factor on their way.
   void (*to_f32)(float* to, const void* from, DType from_type, int64_t count);
   void (*from_f32)(void* to, DType to_type, const float* from, int64_t count);
+  void (*to_f32_scaled)(float* to, const void* from, DType from_type, float factor, int64_t count);
+  void (*from_f32_scaled)(void* to, DType to_type, const float* from, float factor, int64_t count);
   /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
   void (*scale)(float* to, float factor, int64_t count);

@@ -20,15 +20,8 @@ namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 namespace wide {
 
-/// Rows of a strip whose values are added together, and cells whose scores are computed together:
-/// as many sums as registers hold.
-#if defined(__AVX512F__)
-inline constexpr int32_t value_rows = 12;
-inline constexpr int32_t score_cells = 8;
-#else
+/// Rows of a strip whose values are added together.
 inline constexpr int32_t value_rows = 6;
-inline constexpr int32_t score_cells = 4;
-#endif
 
 /// Dimensions of a strip's queries that stay in the first-level cache from cell to cell.
 inline constexpr int32_t score_depth = 256;
@@ -235,12 +228,17 @@ template <int32_t cells, int32_t vectors>
 }
 
 /// Scores are computed for whole groups of so many cells.
-inline constexpr int32_t fewest_cells = 4;
+inline constexpr int32_t fewest_cells = 2;
 
-/// Cells whose scores are computed together; as many as keep the multipliers busy for a narrow
+/// Cells whose scores are computed together: as many sums as registers hold, and as keep the multipliers busy for a narrow
 /// strip.
+#if defined(__AVX512F__)
 template <int32_t vectors>
-inline constexpr int32_t cells_at_once = vectors == 1 ? 8 : score_cells;
+inline constexpr int32_t cells_at_once = vectors < 4 ? 8 : 6;
+#else
+template <int32_t vectors>
+inline constexpr int32_t cells_at_once = vectors == 1 ? 8 : 4;
+#endif
 
 template <int32_t vectors>
 [[gnu::noinline]] static void score_strip(const Work& work, const float* queries,
@@ -259,6 +257,10 @@ template <int32_t vectors>
       int32_t left = range.end - range.begin;
       for (; left >= cells; left -= cells, keys += cells * stride, scores += cells * width) {
         score_cells_of<cells, vectors>(keys, stride, queries + d * width, depth, d == 0, scores);
+      }
+      if (left >= 4) {
+        score_cells_of<4, vectors>(keys, stride, queries + d * width, depth, d == 0, scores);
+        left -= 4, keys += 4 * stride, scores += 4 * width;
       }
       if (left > 0) {
         score_cells_of<fewest_cells, vectors>(keys, stride, queries + d * width, depth, d == 0,
@@ -285,27 +287,31 @@ template <int32_t n_rows, int32_t vectors>
 }
 
 template <int32_t vectors>
-KVC_INLINE void add_panel(const Work& work, const Piece& piece, int32_t width, const float* panel,
-                          float* o) {
+KVC_INLINE void add_panel_of(const Work& work, const Piece& piece, int32_t width,
+                             const float* panel, float* o) {
   switch (piece.n_rows) {
-#if defined(__AVX512F__)
-    case 12: return add_values<12, vectors>(work, piece, width, panel, o);
-    case 8: return add_values<8, vectors>(work, piece, width, panel, o);
-#else
     case 6: return add_values<6, vectors>(work, piece, width, panel, o);
-#endif
     case 4: return add_values<4, vectors>(work, piece, width, panel, o);
     case 2: return add_values<2, vectors>(work, piece, width, panel, o);
     default: return add_values<1, vectors>(work, piece, width, panel, o);
   }
 }
 
-KVC_INLINE int32_t piece_rows(int32_t left) {
-  constexpr int32_t sizes[] = {12, 8, 6, 4, 2};
-  for (const int32_t size : sizes) {
-    if (size <= left && size <= value_rows && (size != 6 || value_rows == 6)) return size;
+/// The last panel may be narrower.
+KVC_INLINE void add_panel(const Work& work, const Piece& piece, int32_t width, const float* panel,
+                          int32_t dims_left, float* o) {
+  switch (smaller(dims_left, panel_dims) / lanes) {
+    case 1: return add_panel_of<1>(work, piece, width, panel, o);
+#if defined(__AVX512F__)
+    case 2: return add_panel_of<2>(work, piece, width, panel, o);
+    case 3: return add_panel_of<3>(work, piece, width, panel, o);
+#endif
+    default: return add_panel_of<value_vectors>(work, piece, width, panel, o);
   }
-  return 1;
+}
+
+KVC_INLINE int32_t piece_rows(int32_t left) {
+  return left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
 /// Whether every row sees all that any row sees. May say no where kept cells meet a window.
@@ -380,11 +386,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
     for (int32_t i = 0; i < count; ++i) {
       ask_ahead(work);
       float* o = work.tile->o + (row + static_cast<size_t>(pieces[i].row)) * stride + d;
-      if (work.dims_v - d >= panel_dims) {
-        add_panel<value_vectors>(work, pieces[i], width, panel, o);
-      } else {
-        add_panel<1>(work, pieces[i], width, panel, o);
-      }
+      add_panel(work, pieces[i], width, panel, work.dims_v - d, o);
     }
   }
 }
@@ -399,7 +401,10 @@ KVC_INLINE void process_block(Work& work) {
     switch (strip_width(count) / lanes) {
       case 1: process_strip<1>(work, row, count); break;
       case 2: process_strip<2>(work, row, count); break;
-      default: process_strip<3>(work, row, count); break;
+#if defined(__AVX512F__)
+      case 3: process_strip<3>(work, row, count); break;
+#endif
+      default: process_strip<strip_vectors>(work, row, count); break;
     }
   }
 }

@@ -25,7 +25,7 @@ struct RowState {
   float* first_end;  // the token's limits; counts below 2^24, exact in f32
   float* begin;
   float* end;
-  float* far;   // the token's position is far + near: a multiple of 2^16 and the rest, both exact in f32,
+  float* far;  // the token's position is far + near: a multiple of 2^16 and the rest, both exact in f32,
   float* near;  // so that differences of positions are rounded once
   float* slope;
 
