@@ -37,6 +37,7 @@ struct Series {
 
 bool selected(const std::string& group) { return options.only.empty() || options.only == group; }
 int pairs() { return options.pairs; }
+int threads() { return options.threads; }
 
 void report(const Figure& f, double value, double kernel_seconds) {
   std::printf("%s\t%s\t%s\t%c\t%g\t%g\t%.9g\t%.9g\n", f.group.c_str(), f.name.c_str(), f.unit, f.better == Better::higher ? '>' : '<',

@@ -48,4 +48,7 @@ bool selected(const std::string& group);
 /// Pairs that one process takes of each figure.
 int pairs();
 
+/// Threads of the devices and of the limits, unless a case says otherwise; 0: all processors.
+int threads();
+
 }  // namespace bench

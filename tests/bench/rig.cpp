@@ -7,6 +7,8 @@
 #include <cstring>
 #include <random>
 
+#include "measure.hpp"
+
 namespace bench {
 
 void must(kvc_status status, const char* what) {
@@ -36,7 +38,7 @@ void Array::fill(uint32_t seed) {
 Rig::Rig(const Setup& setup) : setup_(setup) {
   kvc_device_desc device = {};
   device.struct_size = sizeof device;
-  device.n_threads = setup.n_threads;
+  device.n_threads = setup.n_threads != 0 ? setup.n_threads : threads();
   must(kvc_device_open("cpu", &device, nullptr, &device_), "device");
   kvc_cache_desc desc = {};
   desc.struct_size = sizeof desc;
