@@ -13,9 +13,9 @@ namespace {
 
 constexpr int32_t q_heads = 32, kv_heads = 8, head_dim = 128;
 #ifdef KVC_SANITIZED  // the same cuts of the work in a fraction of the products: each is checked, and slow
-constexpr int32_t context = 1024, n_sequences = 8, max_batch = 128;
+constexpr int32_t context = 1024, n_sequences = 8, max_batch = 128, mixed_chunk = 100;
 #else
-constexpr int32_t context = 4096, n_sequences = 8, max_batch = 512;
+constexpr int32_t context = 4096, n_sequences = 8, max_batch = 512, mixed_chunk = 200;
 #endif
 constexpr uint64_t seed = 20261121;
 
@@ -129,7 +129,7 @@ class Answers {
       sequence.push_back(s);
     }
     const int32_t next = support::sequence_info(cache_, 0).next;
-    for (int32_t i = 0; i < 200; ++i) {
+    for (int32_t i = 0; i < mixed_chunk; ++i) {
       position.push_back(next + i);
       sequence.push_back(0);
     }
