@@ -92,11 +92,11 @@ Status storage_dtype(const char* name, uint32_t dtype, DType* out) {
 }
 
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected, Direction direction, Tensor* to,
-                   DType only) {
+                   uint32_t only) {
   if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
   if (from->flags != 0 || from->reserved != 0) return fail(Status::invalid_argument, "%s has unknown flags", name);
   if (Status s = check_shape(name, *from, expected, direction); s != Status::ok) return s;
-  if (!is_float(from->dtype) || (only != DType{} && from->dtype != static_cast<uint32_t>(only))) {
+  if (only == 0 ? !is_float(from->dtype) : from->dtype != only) {
     return fail(Status::dtype, "%s has dtype 0x%x", name, from->dtype);
   }
   if (from->device_type != KVC_CPU || from->device_id != 0) {
@@ -108,6 +108,26 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
   to->dtype = static_cast<DType>(from->dtype);
   std::copy_n(from->shape, from->ndim, to->shape);
   std::copy_n(from->strides, from->ndim, to->stride);
+  return Status::ok;
+}
+
+Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected, Tensor* to, uint32_t only) {
+  if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
+  if (from->ndim < 1 || from->ndim > expected.ndim) {
+    return fail(Status::shape, "%s has %d dimensions, not 1 to %d", name, from->ndim, expected.ndim);
+  }
+  const int32_t missing = expected.ndim - from->ndim;
+  Expected given = {from->ndim, {}};
+  for (int32_t d = 0; d < from->ndim; ++d) given.shape[d] = from->shape[d] == 1 ? 1 : expected.shape[missing + d];
+  Tensor tensor;
+  if (Status s = read_tensor(name, from, given, Direction::in, &tensor, only); s != Status::ok) return s;
+  *to = tensor;
+  to->ndim = expected.ndim;
+  for (int32_t d = 0; d < expected.ndim; ++d) {
+    const bool repeated = d < missing || tensor.shape[d - missing] == 1;
+    to->shape[d] = expected.shape[d];
+    to->stride[d] = repeated ? 0 : tensor.stride[d - missing];
+  }
   return Status::ok;
 }
 

@@ -38,7 +38,11 @@ struct Expected {
 
 /// A tensor of the caller's as kernels read it, against the shape it must have. Float types unless `only` names one.
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected, Direction direction, Tensor* to,
-                   DType only = DType{});
+                   uint32_t only = 0);
+
+/// The same for an input that is broadcast: a dimension of extent 1 has stride 0 afterwards, and leading dimensions may be
+/// missing.
+Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected, Tensor* to, uint32_t only = 0);
 
 /// Whether the spans of two tensors, from first to last element, meet.
 bool overlap(const Tensor& a, const Tensor& b);

@@ -85,12 +85,8 @@ Status read_put(const Cache& cache, const kvc_tensor* k, const kvc_tensor* v, Pu
   return read_tensor("v", v, {3, {n, bounds.n_kv_heads, bounds.head_dim_v}}, Direction::in, &put->v);
 }
 
-struct AttentionArguments {
-  Tensor q, out, lse;  // lse.data null: not wanted
-};
-
 Status read_attention(const Cache& cache, int32_t layer, const kvc_tensor* q, const kvc_tensor* out, const kvc_tensor* lse,
-                      AttentionArguments* a) {
+                      AttentionTensors* a) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
   if (q == nullptr) return fail(Status::invalid_argument, "q is null");
@@ -103,11 +99,43 @@ Status read_attention(const Cache& cache, int32_t layer, const kvc_tensor* q, co
   if (Status s = read_tensor("q", q, {3, {n, heads, bounds.head_dim_k}}, Direction::in, &a->q); s != Status::ok) return s;
   if (Status s = read_tensor("out", out, {3, {n, heads, bounds.head_dim_v}}, Direction::out, &a->out); s != Status::ok) return s;
   if (lse != nullptr) {
-    const Status s = read_tensor("lse", lse, {2, {n, heads}}, Direction::out, &a->lse, DType::f32);
+    const Status s = read_tensor("lse", lse, {2, {n, heads}}, Direction::out, &a->lse, KVC_F32);
     if (s != Status::ok) return s;
     if (overlap(a->lse, a->q) || overlap(a->lse, a->out)) return fail(Status::invalid_argument, "lse overlaps q or out");
   }
   if (overlap(a->q, a->out)) return fail(Status::invalid_argument, "out overlaps q");
+  return Status::ok;
+}
+
+Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensors* a) {
+  if (from == nullptr) return Status::ok;
+  kvc_attention_extra extra;
+  if (Status s = read_descriptor("kvc_attention_extra", from, &extra); s != Status::ok) return s;
+  if (extra.reserved != 0) return fail(Status::invalid_argument, "kvc_attention_extra.reserved is not 0");
+  int32_t first = 0, history = 0;
+  if (Status s = cache.history(&first, &history); s != Status::ok) return s;
+  const Expected shape = {3, {a->q.shape[1], cache.n_tokens(), history}};
+  if (extra.bias != nullptr) {
+    if (Status s = read_broadcast("bias", extra.bias, shape, &a->bias); s != Status::ok) return s;
+  }
+  if (extra.mask != nullptr) {
+    if (Status s = read_broadcast("mask", extra.mask, shape, &a->mask, KVC_BOOL); s != Status::ok) return s;
+  }
+  const Tensor* written[] = {&a->out, &a->lse, &a->weights};
+  if (extra.weights != nullptr) {
+    const Status s = read_tensor("weights", extra.weights, shape, Direction::out, &a->weights, KVC_F32);
+    if (s != Status::ok) return s;
+    if (overlap(a->weights, a->q) || overlap(a->weights, a->out) || (a->lse.data != nullptr && overlap(a->weights, a->lse))) {
+      return fail(Status::invalid_argument, "weights overlaps another tensor");
+    }
+  }
+  for (const Tensor* to : written) {
+    for (const Tensor* read : {&a->bias, &a->mask}) {
+      if (to->data != nullptr && read->data != nullptr && overlap(*to, *read)) {
+        return fail(Status::invalid_argument, "bias or mask overlaps a tensor that is written");
+      }
+    }
+  }
   return Status::ok;
 }
 
@@ -128,8 +156,8 @@ void write_view(const Tensor& view, kvc_tensor* out) {
 Status mask(Cache& cache, kvc_tensor* into) {
   if (Status s = cache.ready_in_pass(); s != Status::ok) return s;
   if (into == nullptr) return fail(Status::invalid_argument, "into is null");
-  int32_t history = 0;
-  if (Status s = cache.history(&history); s != Status::ok) return s;
+  int32_t first = 0, history = 0;
+  if (Status s = cache.history(&first, &history); s != Status::ok) return s;
   if (into->data == nullptr) {
     const int64_t shape[] = {cache.n_tokens(), history};
     return static_cast<Status>(kvc_tensor_dense(nullptr, static_cast<uint32_t>(cache.mask_dtype()), 2, shape, into));
@@ -199,11 +227,17 @@ kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const k
 }
 
 kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse) noexcept {
+  return kvc_attention_with(cache, layer, q, out, lse, nullptr);
+}
+
+kvc_status kvc_attention_with(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse,
+                              const kvc_attention_extra* extra) noexcept {
   return with_cache(cache, [&](Cache& c) -> Status {
     if (Status s = c.ready_for_layer(layer, true); s != Status::ok) return s;
-    kvc::capi::AttentionArguments a;
+    kvc::AttentionTensors a;
     if (Status s = kvc::capi::read_attention(c, layer, q, out, lse, &a); s != Status::ok) return s;
-    return c.attention(layer, a.q, a.out, a.lse);
+    if (Status s = kvc::capi::read_extra(c, extra, &a); s != Status::ok) return s;
+    return c.attention(layer, a);
   });
 }
 
@@ -212,11 +246,11 @@ kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* 
   return with_cache(cache, [&](Cache& c) -> Status {
     if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
     kvc::capi::PutArguments put;
-    kvc::capi::AttentionArguments a;
+    kvc::AttentionTensors a;
     if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
     if (Status s = kvc::capi::read_attention(c, layer, q, out, lse, &a); s != Status::ok) return s;
     if (Status s = c.put(layer, put.k, put.v); s != Status::ok) return s;
-    return c.attention(layer, a.q, a.out, a.lse);
+    return c.attention(layer, a);
   });
 }
 
@@ -227,6 +261,14 @@ kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v
     if (k != nullptr) kvc::capi::write_view(view_k, k);
     if (v != nullptr) kvc::capi::write_view(view_v, v);
     return Status::ok;
+  });
+}
+
+kvc_status kvc_history(kvc_cache* cache, int32_t* first_cell, int32_t* n_cells) noexcept {
+  return with_cache(cache, [&](Cache& c) -> Status {
+    if (Status s = c.ready_in_pass(); s != Status::ok) return s;
+    if (first_cell == nullptr || n_cells == nullptr) return fail(Status::invalid_argument, "first_cell or n_cells is null");
+    return c.history(first_cell, n_cells);
   });
 }
 

@@ -53,7 +53,7 @@ kvc_status kvc_tensor_dense(void* data, uint32_t dtype, int32_t ndim, const int6
     using kvc::fail, kvc::Status;
     if (out == nullptr || shape == nullptr) return fail(Status::invalid_argument, "shape or out is null");
     if (ndim < 1 || ndim > KVC_MAX_DIMS) return fail(Status::invalid_argument, "ndim %d out of range [1, %d]", ndim, KVC_MAX_DIMS);
-    if (dtype != KVC_F32 && dtype != KVC_F16 && dtype != KVC_BF16 && dtype != KVC_I32) {
+    if (dtype != KVC_F32 && dtype != KVC_F16 && dtype != KVC_BF16 && dtype != KVC_I32 && dtype != KVC_BOOL) {
       return fail(Status::dtype, "dtype 0x%x", dtype);
     }
     kvc_tensor tensor = {};

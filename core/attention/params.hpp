@@ -78,15 +78,27 @@ struct AttentionPlan {
   int32_t n_shared = 0;
 };
 
-/// One attention call. Scores are softmax(scale · q kᵀ → softcap → + ALiBi / visibility → sinks) v.
+/// What the tensors of one attention call say. Columns are cells, counted from the first that the batch's history spans.
+struct AttentionTensors {
+  Tensor q;     // [n_tokens, n_q_heads, head_dim_k] f32, f16 or bf16, any strides
+  Tensor out;   // [n_tokens, n_q_heads, head_dim_v] f32, f16 or bf16, any strides
+  Tensor lse;   // [n_tokens, n_q_heads] f32; data null: not wanted. Natural log, over visible keys, never the sink
+  Tensor bias;  // [n_q_heads, n_tokens, columns] f32, f16 or bf16, stride 0 where it is broadcast; data null: none.
+                // Added to the score; minus infinity hides
+  Tensor mask;  // [n_q_heads, n_tokens, columns] bytes, likewise: 0 hides
+  Tensor weights;  // [n_q_heads, n_tokens, columns] f32; data null: not wanted. 0 for what a token does not see
+
+  bool changes_scores() const { return bias.data != nullptr || mask.data != nullptr; }
+};
+
+/// One attention call. Scores are softmax(scale · q kᵀ → softcap → + ALiBi → + bias / visibility → sinks) v.
 /// A key that owes a rotation of (position − rotated_for) is met by a query turned the other way: qᵀ R(p−d) k = (R(d) q)ᵀ R(p) k.
 struct AttentionParams {
   LayerStorage storage;
   AttentionConstants constants;
   AttentionPlan plan;
-  Tensor q;    // [n_tokens, n_q_heads, head_dim_k] f32, f16 or bf16, any strides
-  Tensor out;  // [n_tokens, n_q_heads, head_dim_v] f32, f16 or bf16, any strides
-  Tensor lse;  // [n_tokens, n_q_heads] f32, any strides; data null: not wanted. Natural log, over visible keys, never the sink
+  AttentionTensors tensors;
+  int32_t first_column = 0;        // the cell of column 0
   std::byte* workspace = nullptr;  // attention_workspace_bytes() of them, aligned to 4096
 };
 

@@ -11,7 +11,8 @@ enum class DType : uint32_t {
   bf16 = 4 | 16 << 8 | 1 << 16,
 };
 
-constexpr size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+/// Bytes of an element; of any DLPack type, since masks are booleans.
+constexpr size_t size_of(DType dtype) { return (static_cast<uint32_t>(dtype) >> 8 & 0xff) / 8; }
 
 /// A strided view of at most eight dimensions. The boundary has checked it: data is not null, aligned to its element,
 /// shape and strides (in elements) describe memory that the caller named.

@@ -73,7 +73,7 @@ class Cache {
   virtual Status ready_in_pass() const = 0;
   virtual Status ready_for_layer(int32_t layer, bool needs_put) const = 0;
   virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
-  virtual Status attention(int32_t layer, const Tensor& q, const Tensor& out, const Tensor& lse) = 0;
+  virtual Status attention(int32_t layer, const AttentionTensors& tensors) = 0;
   virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
   virtual Status commit() = 0;
   virtual Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) = 0;
@@ -87,7 +87,7 @@ class Cache {
 
   // Reading. Shapes of dense views: the boundary makes kvc_tensor of them.
   virtual Status get(int32_t layer, Tensor* k, Tensor* v) = 0;
-  virtual Status history(int32_t* cells) = 0;
+  virtual Status history(int32_t* first, int32_t* cells) = 0;  // of the range that dense views span
   virtual DType mask_dtype() const = 0;
   virtual Status mask(const Tensor& into) = 0;
   virtual Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) = 0;

@@ -58,7 +58,7 @@ class CausalCache final : public Cache {
   Status ready_in_pass() const override;
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
   Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
-  Status attention(int32_t layer, const Tensor& q, const Tensor& out, const Tensor& lse) override;
+  Status attention(int32_t layer, const AttentionTensors& tensors) override;
   Status set_causal(int32_t n_except, const int32_t* except) override;
   Status commit() override;
   Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) override;
@@ -69,7 +69,7 @@ class CausalCache final : public Cache {
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
 
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
-  Status history(int32_t* cells) override;
+  Status history(int32_t* first, int32_t* cells) override;
   DType mask_dtype() const override { return settings_.mask_dtype; }
   Status mask(const Tensor& into) override;
   Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) override;

@@ -160,26 +160,26 @@ void CausalCache::plan_attention() {
   attention_planned_ = true;
 }
 
-Status CausalCache::attention(int32_t index, const Tensor& q, const Tensor& out, const Tensor& lse) {
+Status CausalCache::attention(int32_t index, const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(index, true); s != Status::ok) return s;
   if (state_ == CacheState::reserve) return Status::ok;
   plan_attention();
+  if (tensors.changes_scores() || tensors.weights.data != nullptr) span_history();
   if (health_ != Status::ok) return health_;
   const Layer& layer = layers_[index];
   AttentionParams params;
   params.storage = layer.storage;
   params.constants = layer.constants;
   if (layer.constants.n_q_heads == 0) {
-    params.constants.n_q_heads = static_cast<int32_t>(q.shape[1]);
+    params.constants.n_q_heads = static_cast<int32_t>(tensors.q.shape[1]);
     params.constants.scale = 0;
   }
   if (!(params.constants.scale != 0)) {
     params.constants.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(bounds_.head_dim_k)));
   }
   params.plan = attention_plan_;
-  params.q = q;
-  params.out = out;
-  params.lse = lse;
+  params.tensors = tensors;
+  params.first_column = history_begin_;
   params.workspace = workspace_;
   if (Status s = backend_->attention(params); s != Status::ok) return health_ = s;
   return Status::ok;

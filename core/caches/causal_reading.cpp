@@ -44,14 +44,15 @@ void CausalCache::span_history() {
   history_spanned_ = true;
 }
 
-Status CausalCache::history(int32_t* cells) {
+Status CausalCache::history(int32_t* first, int32_t* cells) {
   if (Status s = ready_in_pass(); s != Status::ok) return s;
   if (state_ == CacheState::reserve) {
-    history_begin_ = 0;
+    history_begin_ = *first = 0;
     *cells = layers_[0].storage.n_cells;
     return Status::ok;
   }
   span_history();
+  *first = history_begin_;
   *cells = history_end_ - history_begin_;
   return health_;
 }
@@ -59,8 +60,8 @@ Status CausalCache::history(int32_t* cells) {
 Status CausalCache::get(int32_t index, Tensor* k, Tensor* v) {
   if (Status s = ready_for_layer(index, true); s != Status::ok) return s;
   if (Status s = pay_rotations(); s != Status::ok) return s;
-  int32_t cells = 0;
-  if (Status s = history(&cells); s != Status::ok) return s;
+  int32_t first = 0, cells = 0;
+  if (Status s = history(&first, &cells); s != Status::ok) return s;
   const LayerStorage& storage = layers_[index].storage;
   const auto view = [&](std::byte* base, size_t stride, int32_t head_dim, DType dtype, Tensor* out) {
     if (out == nullptr) return;
@@ -80,8 +81,8 @@ Status CausalCache::get(int32_t index, Tensor* k, Tensor* v) {
 }
 
 Status CausalCache::mask(const Tensor& into) {
-  int32_t cells = 0;
-  if (Status s = history(&cells); s != Status::ok) return s;
+  int32_t first = 0, cells = 0;
+  if (Status s = history(&first, &cells); s != Status::ok) return s;
   const float hidden = -std::numeric_limits<float>::infinity();
   for (int64_t t = 0; t < n_tokens_; ++t) {
     const int64_t row = t * into.stride[0];

@@ -8,6 +8,7 @@
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/attention_plan.hpp"
+#include "kernels/cpu/attention_weights.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 
@@ -25,14 +26,7 @@ class Call {
  public:
   Call(const AttentionParams& params, int32_t n_threads) : params_(params), kernels_(kernels()) {
     const LayerStorage& storage = params.storage;
-    AttentionBounds bounds;
-    bounds.max_batch = params.plan.n_rows;
-    bounds.max_q_heads = params.constants.n_q_heads;
-    bounds.n_kv_heads = storage.n_kv_heads;
-    bounds.head_dim_k = storage.head_dim_k;
-    bounds.head_dim_v = storage.head_dim_v;
-    Carver carver(params.workspace);
-    space_.place(carver, bounds, n_threads);
+    space_.place(params, n_threads);
     group_ = params.constants.n_q_heads / storage.n_kv_heads;
     q_stride_ = padded(storage.head_dim_k);
     o_stride_ = padded(storage.head_dim_v);
@@ -57,7 +51,9 @@ class Call {
   Tile describe(const Item& item) const;
   void attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
   void attend_segments(const Item& item, Tile& tile) const;
+  int32_t cells_at_once(const Item& item) const;
   void place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
+  void place_bias(const Item& item, Tile& tile) const;
   void place_tokens(const Item& item, int32_t begin, int32_t end) const;
   void turn_queries(const Item& item, int32_t offset) const;
   const float* turn_for(const ThreadScratch& scratch, int32_t offset) const;
@@ -125,15 +121,15 @@ void Call::run_item(int32_t index, int32_t thread) noexcept {
   Tile tile = describe(item);
   const int32_t begin = item.stretch * item.tile->stretch_cells;
   const int32_t end = std::min(begin + item.tile->stretch_cells, item.tile->n_seen);
-  for (int32_t at = begin; at < end; at += tile_cells_max) {
-    attend_chunk(item, tile, at, std::min(at + tile_cells_max, end));
-  }
+  const int32_t step = cells_at_once(item);
+  for (int32_t at = begin; at < end; at += step)
+    attend_chunk(item, tile, at, std::min(at + step, end));
   finish(item);
 }
 
 /// Queries in f32, scaled so that scores come out in units of log2.
 void Call::load_queries(const Item& item) const {
-  const Tensor& q = params_.q;
+  const Tensor& q = params_.tensors.q;
   const AttentionConstants& constants = params_.constants;
   const int32_t head_dim = params_.storage.head_dim_k;
   const double unit = constants.softcap != 0 ? 1 / static_cast<double>(constants.softcap) : log2_e;
@@ -200,10 +196,46 @@ void Call::process(const Tile& tile) const {
 void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const {
   place_cells(item, tile, begin, end);
   place_tokens(item, begin, end);
+  if (params_.tensors.changes_scores()) place_bias(item, tile);
   if (params_.plan.lists[item.tile->list].owes_rotation && params_.constants.rope.n_dims > 0) {
     attend_segments(item, tile);
   } else {
     process(tile);
+  }
+}
+
+/// Cells of a tile; fewer where its bias must fit the scratch, in multiples of the kernels' steps.
+int32_t Call::cells_at_once(const Item& item) const {
+  if (!params_.tensors.changes_scores()) return tile_cells_max;
+  const int32_t fitting = bias_floats_max / padded(item.n_rows()) - 1;
+  return std::min(tile_cells_max, fitting / 96 * 96);
+}
+
+/// Bias and mask of the tile's rows and cells as the kernels read them: in f32, rows side by side, hidden ones −infinity.
+void Call::place_bias(const Item& item, Tile& tile) const {
+  const Tensor& bias = params_.tensors.bias;
+  const Tensor& mask = params_.tensors.mask;
+  const auto* sees = static_cast<const uint8_t*>(mask.data);
+  tile.bias = item.scratch.bias;
+  tile.bias_stride = padded(tile.n_rows);
+  const int64_t n_columns = bias.data ? bias.shape[2] : mask.shape[2];
+  for (int32_t i = 0; i < tile.n_cells; ++i) {
+    float* to = item.scratch.bias + static_cast<size_t>(i) * static_cast<size_t>(tile.bias_stride);
+    std::fill(to, to + tile.bias_stride, minus_infinity);
+    const int64_t column = tile.cell[i] - params_.first_column;
+    if (column < 0 || column >= n_columns) continue;  // of another row's history: not seen here
+    for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
+      const int64_t token = params_.plan.rows[item.tile->row + t].token;
+      for (int32_t h = 0; h < item.n_heads; ++h, ++to) {
+        const int64_t head = item.q_head + h;
+        if (sees &&
+            sees[head * mask.stride[0] + token * mask.stride[1] + column * mask.stride[2]] == 0)
+          continue;
+        const int64_t index = head * bias.stride[0] + token * bias.stride[1] + column * bias.stride[2];
+        *to = bias.data ? load_element(bias.data, bias.dtype, index) * static_cast<float>(log2_e)
+                        : 0.0f;
+      }
+    }
   }
 }
 
@@ -283,6 +315,8 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
     tile.cell = chunk.cell + begin;
     tile.position = chunk.position + begin;
     tile.n_cells = end - begin;
+    if (chunk.bias)
+      tile.bias = chunk.bias + static_cast<size_t>(begin) * static_cast<size_t>(chunk.bias_stride);
     tile.token = item.scratch.segment_token;
     tile.q = item.scratch.q;
     if (offset != 0) {
@@ -398,7 +432,7 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
     if (constants.sinks) factor = 1 / (sum + std::exp2(constants.sinks[q_head] * log2_e - max));
   }
   if (sees_nothing) std::fill_n(o, o_stride_, 0.0f);
-  const Tensor& out = params_.out;
+  const Tensor& out = params_.tensors.out;
   const int64_t index = token * out.stride[0] + q_head * out.stride[1];
   if (out.stride[2] == 1) {
     auto* to = static_cast<std::byte*>(out.data) + index * static_cast<int64_t>(size_of(out.dtype));
@@ -408,8 +442,8 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
       store_element(out.data, out.dtype, index + i * out.stride[2], o[i] * static_cast<float>(factor));
     }
   }
-  if (!params_.lse.data) return;
-  const Tensor& lse = params_.lse;
+  if (!params_.tensors.lse.data) return;
+  const Tensor& lse = params_.tensors.lse;
   const double value = (static_cast<double>(max) + std::log2(static_cast<double>(sum))) * ln_2;
   static_cast<float*>(
       lse.data)[token * lse.stride[0] + q_head * lse.stride[1]] = sees_nothing
@@ -423,6 +457,7 @@ void attention(const AttentionParams& params, ThreadPool& pool) noexcept {
   if (params.plan.n_rows == 0) return;
   Call call(params, pool.n_threads());
   call.run(pool);
+  if (params.tensors.weights.data) attention_weights(params, pool);
 }
 
 }  // namespace kvc::cpu

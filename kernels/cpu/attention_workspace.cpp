@@ -42,6 +42,7 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   position = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
   turns = carver.take<float>(static_cast<uint64_t>(turns_max) * q_stride, 64);
   tags = carver.take<TurnTag>(static_cast<uint64_t>(turns_max), 64);
+  bias = carver.take<float>(static_cast<uint64_t>(bias_floats_max), 64);
 }
 
 size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v) {
@@ -69,6 +70,17 @@ void Workspace::place(Carver& carver, const AttentionBounds& bounds, int32_t n_t
   partial = carver.take<float>(room / sizeof(float), 4096);
 }
 
+void Workspace::place(const AttentionParams& params, int32_t n_threads) {
+  AttentionBounds bounds;
+  bounds.max_batch = params.plan.n_rows;
+  bounds.max_q_heads = params.constants.n_q_heads;
+  bounds.n_kv_heads = params.storage.n_kv_heads;
+  bounds.head_dim_k = params.storage.head_dim_k;
+  bounds.head_dim_v = params.storage.head_dim_v;
+  Carver carver(params.workspace);
+  place(carver, bounds, n_threads);
+}
+
 ThreadScratch Workspace::scratch_of(int32_t thread) const {
   const size_t by = scratch_bytes * static_cast<size_t>(thread);
   ThreadScratch s = first;
@@ -85,6 +97,7 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
   s.position = shifted(s.position, by);
   s.turns = shifted(s.turns, by);
   s.tags = shifted(s.tags, by);
+  s.bias = shifted(s.bias, by);
   return s;
 }
 

@@ -6,6 +6,7 @@
 #include "core/attention/params.hpp"
 #include "core/base/carver.hpp"
 #include "kernels/cpu/attention_plan.hpp"
+#include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// Where an attention call keeps what it needs: its plan, partial results, and for each thread what kernels work with.
@@ -13,6 +14,9 @@ namespace kvc::cpu {
 
 /// Turned angles that a thread remembers: distinct rotations a sequence owes come back tile after tile.
 inline constexpr int32_t turns_max = 8;
+
+/// Floats of a thread's bias: cells × rows of what a tile takes at a time.
+inline constexpr int32_t bias_floats_max = 98 * tile_rows_max;
 
 /// Elements of a row of q or o: whole vectors of the widest instruction set.
 constexpr int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
@@ -41,6 +45,7 @@ struct ThreadScratch {
   int32_t* position = nullptr;         // [tile_cells_max]
   float* turns = nullptr;              // [turns_max][2][q_stride / 2]
   TurnTag* tags = nullptr;             // [turns_max]
+  float* bias = nullptr;               // [bias_floats_max]
 
   void place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v);
 };
@@ -54,6 +59,7 @@ struct Workspace {
   size_t scratch_bytes = 0;
 
   void place(Carver& carver, const AttentionBounds& bounds, int32_t n_threads);
+  void place(const AttentionParams& params, int32_t n_threads);  // for one call
   ThreadScratch scratch_of(int32_t thread) const;
 };
 

@@ -252,6 +252,12 @@ struct Turn {
   bool ask_ahead;
 };
 
+/// Whether the tile's bias hides a cell from a row.
+KVC_INLINE bool is_hidden(const Tile& tile, int32_t cell, int32_t row) {
+  return tile.bias[static_cast<size_t>(cell) * static_cast<size_t>(tile.bias_stride) +
+                   static_cast<size_t>(row)] == minus_infinity;
+}
+
 /// Values of the cells from `from` on, one cell and row at a time: of a strip of which not every row sees every cell,
 /// or of the last cells, too few for a step.
 template <class V, int32_t ROWS>
@@ -261,7 +267,7 @@ KVC_INLINE void add_values_singly(const Tile& tile, const Block& block, const Tu
     const int32_t cell = turn.value_begin + i;
     for (int32_t r = 0; r < ROWS; ++r) {
       const bool seen = cell < block.first_end[r] || (cell >= block.begin[r] && cell < block.end[r]);
-      if (!seen) continue;
+      if (!seen || (tile.bias && is_hidden(tile, cell, block.row + r))) continue;
       add_value<V>(tile, o + static_cast<size_t>(r) * static_cast<size_t>(tile.o_stride),
                    turn.v + turn.value_strip->v[i], turn.probability[i * block_rows + r]);
     }
@@ -307,6 +313,29 @@ KVC_INLINE void apply_slopes(const Tile& tile, const Block& block, int32_t begin
   }
   for (int32_t i = 0; i < strip_scores; i += lanes) {
     store(scores + i, load_sums(scores + i) - slope * distances(own, position + i / block_rows));
+  }
+}
+
+/// A strip of which the bias hides something is "mixed".
+KVC_INLINE View view_with_bias(const Tile& tile, const Block& block, View view, int32_t begin,
+                               int32_t end) {
+  if (view != View::all) return view;
+  for (int32_t cell = begin; cell < end; ++cell) {
+    for (int32_t r = 0; r < block.n_rows; ++r) {
+      if (is_hidden(tile, cell, block.row + r)) return View::mixed;
+    }
+  }
+  return View::all;
+}
+
+KVC_INLINE void apply_bias(const Tile& tile, const Block& block, int32_t begin, int32_t n_cells,
+                           float* scores) {
+  const Quad hidden = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
+  for (int32_t i = 0; i < n_cells; ++i, scores += block_rows) {
+    const Quad bias = load_quad(
+        tile.bias + static_cast<size_t>(begin + i) * static_cast<size_t>(tile.bias_stride) +
+        block.row);
+    store_quad(scores, bias == hidden ? hidden : load_quad(scores) + bias);
   }
 }
 
@@ -418,6 +447,7 @@ KVC_INLINE void finish_scores(const Tile& tile, const Block& block, View view, i
   const int32_t n_cells = smaller(strip_cells, tile.n_cells - begin);
   if (tile.cap != 0) apply_cap(tile, scores);
   if (tile.slope) apply_slopes(tile, block, begin, n_cells, scores);
+  if (tile.bias) apply_bias(tile, block, begin, n_cells, scores);
   if (view == View::mixed || n_cells < strip_cells) hide(block, view, begin, n_cells, scores);
   soften(tile, block, scores);
 }
@@ -466,9 +496,9 @@ static void process_rows(const Tile& tile) {
     for (int32_t b = 0; b < n_blocks; ++b) {
       Block& block = scratch.block[b];
       float* probability = scratch.probability + b * 2 * strip_scores;
-      const View view = has_scores
-                            ? view_of(block, begin, smaller(begin + strip_cells, tile.n_cells))
-                            : View::none;
+      const int32_t strip_end = smaller(begin + strip_cells, tile.n_cells);
+      View view = has_scores ? view_of(block, begin, strip_end) : View::none;
+      if (tile.bias) view = view_with_bias(tile, block, view, begin, strip_end);
       if (view == View::none && block.view == View::none) continue;
       turn.scores = view == View::none ? nullptr : probability + (t & 1) * strip_scores;
       turn.probability = probability + ((t & 1) ^ 1) * strip_scores;

@@ -365,6 +365,31 @@ KVC_INLINE void soften_strip(const Work& work, const View& view, int32_t first_r
   add_sums<vectors>(scores, work.rescale, sums);
 }
 
+/// The same, one cell and row at a time: where a bias hides values that are not finite.
+[[gnu::noinline]] static void add_seen_values(const Work& work, const Piece& piece, int32_t width,
+                                              int32_t first_row) {
+  const Tile& tile = *work.tile;
+  for (int32_t row = piece.row; row < piece.row + piece.n_rows; ++row) {
+    float* o = tile.o + static_cast<size_t>(first_row + row) * static_cast<size_t>(tile.o_stride);
+    for (int32_t d = 0; d < work.dims_v; ++d) o[d] *= work.rescale[row];
+    for (const Range& range : piece.ranges) {
+      for (int32_t cell = range.begin; cell < range.end; ++cell) {
+        const size_t index = static_cast<size_t>(work.block_begin + cell);
+        const float* bias = tile.bias + index * static_cast<size_t>(tile.bias_stride);
+        if (bias[first_row + row] == lowest) continue;
+        const float probability = work.scores[cell * width + row];
+        for (int32_t d = 0; d < work.dims_v; ++d) {
+          const int32_t panel = d / panel_dims * panel_dims;
+          const int32_t panel_width = smaller(panel_dims, work.dims_v - panel);
+          o[d] += probability *
+                  work.values[static_cast<size_t>(panel) * static_cast<size_t>(work.block) +
+                              static_cast<size_t>(cell * panel_width + d - panel)];
+        }
+      }
+    }
+  }
+}
+
 /// One strip of rows through the block: scores, softmax, values.
 template <int32_t vectors>
 static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
@@ -381,6 +406,10 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
 
   Piece pieces[strip_rows];
   const int32_t count = cut_strip(work, view, first_row, n_rows, pieces);
+  if (!work.finite && work.tile->bias != nullptr) {
+    for (int32_t i = 0; i < count; ++i) add_seen_values(work, pieces[i], width, first_row);
+    return;
+  }
   for (int32_t d = 0; d < work.dims_v; d += panel_dims) {
     const float* panel = work.values + static_cast<size_t>(d) * static_cast<size_t>(work.block);
     for (int32_t i = 0; i < count; ++i) {

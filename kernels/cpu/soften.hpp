@@ -158,11 +158,28 @@ template <int32_t vectors>
   }
 }
 
+/// Adds the bias; minus infinity replaces the score, so that not even NaN gets past it.
+template <int32_t vectors>
+[[gnu::noinline]] static void apply_bias(const Scores& scores, int32_t begin, int32_t end) {
+  const Tile& tile = *scores.tile;
+  const Vec hidden = broadcast(lowest), least = broadcast(-__FLT_MAX__);
+  for (int32_t cell = begin; cell < end; ++cell) {
+    const size_t index = static_cast<size_t>(scores.block_begin + cell);
+    const float* bias = tile.bias + index * static_cast<size_t>(tile.bias_stride) + scores.first_row;
+    float* s = scores.at + cell * vectors * lanes;
+    for (int32_t v = 0; v < vectors; ++v) {
+      const Vec b = load(bias + v * lanes);
+      store(s + v * lanes, select_less(b, least, hidden, load(s + v * lanes) + b));
+    }
+  }
+}
+
 template <int32_t vectors>
 KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
   if (tile.cap != 0.0f) apply_cap<vectors>(scores, begin, end);
   if (tile.slope != nullptr) apply_slopes<vectors>(scores, begin, end);
+  if (tile.bias != nullptr) apply_bias<vectors>(scores, begin, end);
 }
 /// Scores of cells that a row does not see become −infinity. Cells in [0, first_all) and
 /// [begin_all, end_all) are seen by every row and left alone.

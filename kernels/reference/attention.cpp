@@ -53,6 +53,24 @@ std::vector<double> load_row(const std::byte* row, DType dtype, int32_t n) {
   return values;
 }
 
+int64_t index_of(const Tensor& tensor, int32_t head, int32_t token, int32_t column) {
+  return head * tensor.stride[0] + token * tensor.stride[1] + column * tensor.stride[2];
+}
+
+/// What a bias adds, minus infinity where it or a mask hides.
+double bias_of(const AttentionParams& params, const AttentionRow& row, int32_t head,
+               const Seen& token) {
+  const AttentionTensors& tensors = params.tensors;
+  const int32_t column = token.cell - params.first_column;
+  if (tensors.mask.data &&
+      static_cast<const uint8_t*>(
+          tensors.mask.data)[index_of(tensors.mask, head, row.token, column)] == 0)
+    return -infinity;
+  if (!tensors.bias.data) return 0;
+  return load_element(tensors.bias.data, tensors.bias.dtype,
+                      index_of(tensors.bias, head, row.token, column));
+}
+
 double score(const AttentionParams& params, const AttentionRow& row, int32_t head, const Seen& token) {
   const LayerStorage& storage = params.storage;
   const AttentionConstants& constants = params.constants;
@@ -64,9 +82,10 @@ double score(const AttentionParams& params, const AttentionRow& row, int32_t hea
   if (token.offset != 0) rotate(key, constants.rope, token.offset);
   double x = 0;
   for (int32_t i = 0; i < storage.head_dim_k; ++i) {
-    const int64_t index = row.token * params.q.stride[0] + head * params.q.stride[1] +
-                          i * params.q.stride[2];
-    x += key[static_cast<size_t>(i)] * load_element(params.q.data, params.q.dtype, index);
+    const int64_t index = row.token * params.tensors.q.stride[0] +
+                          head * params.tensors.q.stride[1] + i * params.tensors.q.stride[2];
+    x += key[static_cast<size_t>(i)] *
+         load_element(params.tensors.q.data, params.tensors.q.dtype, index);
   }
   x *= constants.scale;
   if (constants.softcap != 0) x = constants.softcap * std::tanh(x / constants.softcap);
@@ -80,12 +99,14 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
   const LayerStorage& storage = params.storage;
   const AttentionConstants& constants = params.constants;
   const int32_t kv_head = head / (constants.n_q_heads / storage.n_kv_heads);
-  const std::vector<Seen> tokens = visible_tokens(params.plan, row);
+  std::vector<Seen> tokens = visible_tokens(params.plan, row);
+  std::erase_if(tokens,
+                [&](const Seen& token) { return bias_of(params, row, head, token) == -infinity; });
 
   std::vector<double> scores;
   double maximum = -infinity;
   for (const Seen& token : tokens) {
-    scores.push_back(score(params, row, head, token));
+    scores.push_back(score(params, row, head, token) + bias_of(params, row, head, token));
     if (scores.back() > maximum) maximum = scores.back();
   }
   const double shift = maximum == -infinity ? 0 : maximum;
@@ -103,15 +124,27 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
   const bool sees_nothing = sum == 0;
   const double sink = constants.sinks && !sees_nothing ? std::exp(constants.sinks[head] - shift) : 0;
   for (int32_t i = 0; i < storage.head_dim_v; ++i) {
-    const int64_t index = row.token * params.out.stride[0] + head * params.out.stride[1] +
-                          i * params.out.stride[2];
+    const int64_t index = row.token * params.tensors.out.stride[0] +
+                          head * params.tensors.out.stride[1] + i * params.tensors.out.stride[2];
     const double value = sees_nothing ? 0 : out[static_cast<size_t>(i)] / (sum + sink);
-    store_element(params.out.data, params.out.dtype, index, static_cast<float>(value));
+    store_element(params.tensors.out.data, params.tensors.out.dtype, index, static_cast<float>(value));
   }
-  if (params.lse.data) {
-    const int64_t index = row.token * params.lse.stride[0] + head * params.lse.stride[1];
+  if (params.tensors.weights.data) {
+    auto* weights = static_cast<float*>(params.tensors.weights.data);
+    for (int64_t column = 0; column < params.tensors.weights.shape[2]; ++column)
+      weights[index_of(params.tensors.weights, head, row.token, static_cast<int32_t>(column))] = 0;
+    for (size_t j = 0; j < tokens.size(); ++j) {
+      weights[index_of(params.tensors.weights, head, row.token,
+                       tokens[j].cell - params.first_column)] = static_cast<float>(std::exp(scores[j] -
+                                                                                            shift) /
+                                                                                   (sum + sink));
+    }
+  }
+  if (params.tensors.lse.data) {
+    const int64_t index = row.token * params.tensors.lse.stride[0] +
+                          head * params.tensors.lse.stride[1];
     const double value = sees_nothing ? -infinity : shift + std::log(sum);
-    static_cast<float*>(params.lse.data)[index] = static_cast<float>(value);
+    static_cast<float*>(params.tensors.lse.data)[index] = static_cast<float>(value);
   }
 }
 

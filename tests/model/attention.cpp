@@ -8,7 +8,7 @@
 namespace model {
 
 double attend_row(const Constants& constants, int32_t head, double scale,
-                  const std::vector<Seen>& keys, int32_t head_dim_v, double* out) {
+                  const std::vector<Seen>& keys, int32_t head_dim_v, double* out, double* weights) {
   std::fill(out, out + head_dim_v, 0.0);
   if (keys.empty()) return -HUGE_VAL;
   const auto h = static_cast<size_t>(head);
@@ -17,7 +17,7 @@ double attend_row(const Constants& constants, int32_t head, double scale,
     double x = scale * key.dot;
     if (constants.softcap > 0) x = constants.softcap * std::tanh(x / constants.softcap);
     if (!constants.slopes.empty()) x -= constants.slopes[h] * key.distance;
-    logit.push_back(x);
+    logit.push_back(x + key.bias);
   }
   double largest = *std::max_element(logit.begin(), logit.end());
   double visible = 0;
@@ -26,13 +26,14 @@ double attend_row(const Constants& constants, int32_t head, double scale,
   if (!constants.sinks.empty()) total += std::exp(constants.sinks[h] - largest);
   for (size_t i = 0; i < keys.size(); ++i) {
     const double weight = std::exp(logit[i] - largest) / total;
+    if (weights) weights[i] = weight;
     for (int32_t d = 0; d < head_dim_v; ++d) out[d] += weight * keys[i].value[d];
   }
   return largest + std::log(visible);
 }
 
 AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
-                       const std::vector<double>& q) {
+                       const std::vector<double>& q, const Bias& bias) {
   const int32_t n = oracle.pass.n_tokens;
   const int32_t dk = oracle.cache.head_dim_k;
   const int32_t dv = oracle.cache.head_dim_v;
@@ -58,17 +59,24 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
       const int32_t kv_head = h / (n_q_heads / oracle.cache.n_kv_heads);
       const double* query = q.data() + (t * n_q_heads + h) * dk;
       std::vector<Seen> seen;
+      std::vector<std::pair<int32_t, double>> weights;
       double largest = 0;
       for (size_t i = 0; i < tokens.size(); ++i) {
+        const double added = bias ? bias(h, t, tokens[i].position) : 0;
+        if (added == -HUGE_VAL) continue;
         const double* key = visible[i]->key.data() + kv_head * dk;
         const double* value = visible[i]->value.data() + kv_head * dv;
         double dot = 0;
         for (int32_t d = 0; d < dk; ++d) dot += query[d] * key[d];
         for (int32_t d = 0; d < dv; ++d) largest = std::max(largest, std::fabs(value[d]));
-        seen.push_back({dot, std::fabs(static_cast<double>(p) - tokens[i].position), value});
+        seen.push_back({dot, std::fabs(static_cast<double>(p) - tokens[i].position), value, added});
+        weights.emplace_back(tokens[i].position, 0);
       }
       double* out = result.out.data() + (t * n_q_heads + h) * dv;
-      result.lse.push_back(attend_row(constants, h, scale, seen, dv, out));
+      std::vector<double> weight(seen.size());
+      result.lse.push_back(attend_row(constants, h, scale, seen, dv, out, weight.data()));
+      for (size_t i = 0; i < weight.size(); ++i) weights[i].second = weight[i];
+      result.weights.push_back(weights);
       result.largest.push_back(largest);
     }
   }

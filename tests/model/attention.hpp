@@ -1,4 +1,6 @@
 #pragma once
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "oracle.hpp"
@@ -8,8 +10,10 @@
 namespace model {
 
 struct AttentionResult {
-  std::vector<double> out;      // [n_tokens, n_q_heads, head_dim_v]
-  std::vector<double> lse;      // [n_tokens, n_q_heads]
+  std::vector<double> out;  // [n_tokens, n_q_heads, head_dim_v]
+  std::vector<double> lse;  // [n_tokens, n_q_heads]
+  std::vector<std::vector<std::pair<int32_t, double>>> weights;  // [n_tokens, n_q_heads] of the
+                                                                 // positions that the row sees
   std::vector<double> largest;  // [n_tokens, n_q_heads] largest |v| that the row sees: what errors
                                 // are measured against
 };
@@ -20,15 +24,21 @@ struct Seen {
   double dot;
   double distance;
   const double* value;  // [head_dim_v]
+  double bias = 0;
 };
 
-/// One query head over the keys that it sees. `out` [head_dim_v]; returns the log-sum-exp, without
-/// the sink.
+/// What a call adds to the score of a batch token and a position of its sequence; minus infinity
+/// hides.
+using Bias = std::function<double(int32_t head, int32_t token, int32_t position)>;
+
+/// One query head over the keys that it sees. `out` [head_dim_v], `weights` [keys] may be null;
+/// returns the log-sum-exp, without the sink.
 double attend_row(const Constants& constants, int32_t head, double scale,
-                  const std::vector<Seen>& keys, int32_t head_dim_v, double* out);
+                  const std::vector<Seen>& keys, int32_t head_dim_v, double* out,
+                  double* weights = nullptr);
 
 /// The whole batch of the oracle's open pass. q [n_tokens, n_q_heads, head_dim_k].
 AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
-                       const std::vector<double>& q);
+                       const std::vector<double>& q, const Bias& bias = {});
 
 }  // namespace model

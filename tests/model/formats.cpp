@@ -43,6 +43,7 @@ double decode_half(uint16_t bits) {
 
 size_t element_bytes(uint32_t dtype) {
   if (dtype == KVC_F32) return 4;
+  if (dtype == KVC_BOOL) return 1;
   return dtype == KVC_F16 || dtype == KVC_BF16 ? 2 : 0;
 }
 
@@ -53,6 +54,7 @@ double spacing(uint32_t dtype, double value) {
 }
 
 double round_to(uint32_t dtype, double value) {
+  if (dtype == KVC_BOOL) return value != 0;
   if (value == 0 || !std::isfinite(value)) return value;
   const Format format = format_of(dtype);
   const double step = spacing(dtype, value);
@@ -64,6 +66,7 @@ double round_to(uint32_t dtype, double value) {
 
 double load(const void* data, uint32_t dtype, int64_t index) {
   const char* at = static_cast<const char*>(data) + index * static_cast<int64_t>(element_bytes(dtype));
+  if (dtype == KVC_BOOL) return *at != 0;
   if (dtype == KVC_F32) {
     float value;
     std::memcpy(&value, at, sizeof value);
@@ -81,6 +84,10 @@ double load(const void* data, uint32_t dtype, int64_t index) {
 void store(void* data, uint32_t dtype, int64_t index, double value) {
   char* at = static_cast<char*>(data) + index * static_cast<int64_t>(element_bytes(dtype));
   const double rounded = round_to(dtype, value);
+  if (dtype == KVC_BOOL) {
+    *at = rounded != 0;
+    return;
+  }
   if (dtype == KVC_F16) {
     const uint16_t bits = encode_half(rounded);
     std::memcpy(at, &bits, sizeof bits);

@@ -119,6 +119,13 @@ void AttentionRig::open(const std::vector<int32_t>& position, const std::vector<
   Array v = array(options.dtype_in, {n, options.n_kv_heads, options.head_dim_v});
   k.fill(random);
   v.fill(random);
+  for (int64_t t = 0; options.hidden_nan && t < n; ++t) {
+    if (position[static_cast<size_t>(t)] % 5 != 2) continue;
+    for (Array* each : {&k, &v}) {
+      const int64_t row = each->count() / n;
+      for (int64_t i = 0; i < row; ++i) each->set(t * row + i, std::nan(""));
+    }
+  }
   put(k, v);
 }
 
@@ -127,16 +134,112 @@ void AttentionRig::put(Array& k, Array& v) {
   ASSERT_EQ(oracle.put(0, k.floats(), v.floats()), KVC_OK);
 }
 
+/// A bias and a mask of random shape, broadcast or not. Columns that nobody may see hold NaN.
+AttentionRig::Extra AttentionRig::make_extra() {
+  Extra extra;
+  extra.desc.struct_size = sizeof extra.desc;
+  if (!options.bias && !options.mask && !options.weights && !options.hidden_nan) return extra;
+  EXPECT_EQ(kvc_history(cache, &extra.first_cell, &extra.n_cells), KVC_OK) << last_message();
+  std::vector<char> seen(static_cast<size_t>(extra.n_cells));
+  std::vector<char> is_nan(seen.size());
+  for (int32_t s = 0; s < oracle.cache.max_sequences; ++s) {
+    extra.cell.emplace_back();
+    for (const Place& place : places(cache, s)) {
+      extra.cell.back()[place.position] = place.cell;
+      const auto column = static_cast<size_t>(place.cell - extra.first_cell);
+      if (place.cell < extra.first_cell || column >= seen.size()) continue;
+      seen[column] = 1;
+    }
+    for (const model::Token& token : oracle.sequences[static_cast<size_t>(s)].tokens) {
+      const auto column = static_cast<size_t>(extra.cell.back().at(token.position) - extra.first_cell);
+      const model::Content& content = oracle.contents[static_cast<size_t>(token.content)];
+      if (column < seen.size() && std::isnan(content.v[0])) is_nan[column] = 1;
+    }
+  }
+  const int64_t n = oracle.pass.n_tokens, heads = options.n_q_heads;
+  const auto make = [&](uint32_t dtype) -> Array& {
+    std::vector<int64_t> shape = {random.chance(0.3) ? 1 : heads, random.chance(0.3) ? 1 : n,
+                                  extra.n_cells};
+    if (shape[0] == 1 && random.chance(0.5)) shape.erase(shape.begin());
+    return extra.arrays.emplace_back(array(dtype, shape));
+  };
+  extra.arrays.reserve(2);
+  const uint32_t types[] = {KVC_F32, KVC_F16, KVC_BF16};
+  const bool by_mask = options.mask || (options.hidden_nan && !options.bias);
+  const Array* bias = nullptr;
+  const Array* mask = nullptr;
+  if (options.bias) {
+    Array& array = make(types[random.below(3)]);
+    for (int64_t i = 0; i < array.count(); ++i) {
+      const auto column = static_cast<size_t>(i % extra.n_cells);
+      const bool hides = random.chance(0.1) || (options.hidden_nan && is_nan[column]);
+      array.set(i, !seen[column] ? std::nan("")
+                   : hides       ? -HUGE_VAL
+                                 : static_cast<double>(random.value()));
+    }
+    bias = &array;
+    extra.desc.bias = array.tensor();
+  }
+  if (by_mask) {
+    Array& array = make(KVC_BOOL);
+    for (int64_t i = 0; i < array.count(); ++i) {
+      const auto column = static_cast<size_t>(i % extra.n_cells);
+      array.set(i, !(options.mask && random.chance(0.3)) && !(options.hidden_nan && is_nan[column]));
+    }
+    mask = &array;
+    extra.desc.mask = array.tensor();
+  }
+  const auto at = [](const Array& array, int64_t head, int64_t token, int64_t column) {
+    const kvc_tensor& t = *array.tensor();
+    const int64_t rows = t.shape[t.ndim - 2];
+    const int64_t row = (t.ndim == 2 || t.shape[0] == 1 ? 0 : head * rows) + (rows == 1 ? 0 : token);
+    return array.get(row * t.shape[t.ndim - 1] + column);
+  };
+  extra.bias = [this, bias, mask, at, cells = extra.cell, first = extra.first_cell](
+                   int32_t head, int32_t token, int32_t position) {
+    const auto sequence = static_cast<size_t>(oracle.pass.sequence[static_cast<size_t>(token)]);
+    const int32_t column = cells[sequence].at(position) - first;
+    if (mask && at(*mask, head, token, column) == 0) return -HUGE_VAL;
+    return bias ? at(*bias, head, token, column) : 0.0;
+  };
+  return extra;
+}
+
+void AttentionRig::compare_weights(const Array& weights, const Extra& extra,
+                                   const model::AttentionResult& wanted) {
+  const int64_t n = oracle.pass.n_tokens;
+  for (int64_t token = 0; token < n; ++token) {
+    const auto sequence = static_cast<size_t>(oracle.pass.sequence[static_cast<size_t>(token)]);
+    for (int64_t head = 0; head < options.n_q_heads; ++head) {
+      std::vector<double> exact(static_cast<size_t>(extra.n_cells));
+      for (const auto& [position, weight] :
+           wanted.weights[static_cast<size_t>(token * options.n_q_heads + head)])
+        exact[static_cast<size_t>(extra.cell[sequence].at(position) - extra.first_cell)] = weight;
+      for (int64_t column = 0; column < extra.n_cells; ++column) {
+        const double weight = weights.get((head * n + token) * extra.n_cells + column);
+        ASSERT_NEAR(weight, exact[static_cast<size_t>(column)], 1e-5) << options.name;
+      }
+    }
+  }
+}
+
 double AttentionRig::attend_and_compare() {
   const int64_t n = oracle.pass.n_tokens, heads = options.n_q_heads, dv = options.head_dim_v;
   Array q = array(options.dtype_q, {n, heads, options.head_dim_k});
   Array out = array(options.dtype_out, {n, heads, dv});
   Array lse = array(KVC_F32, {n, heads});
   q.fill(random);
-  EXPECT_EQ(kvc_attention(cache, 0, q.tensor(), out.tensor(), options.lse ? lse.tensor() : nullptr), KVC_OK)
+  Extra extra = make_extra();
+  Array weights = array(KVC_F32, {heads, n, std::max(extra.n_cells, 1)});
+  if (options.weights) extra.desc.weights = weights.tensor();
+  EXPECT_EQ(kvc_attention_with(cache, 0, q.tensor(), out.tensor(),
+                               options.lse ? lse.tensor() : nullptr, &extra.desc),
+            KVC_OK)
       << last_message();
-  EXPECT_TRUE(out.gaps_intact() && lse.gaps_intact());
-  const model::AttentionResult wanted = model::attend(oracle, 0, options.n_q_heads, q.doubles());
+  EXPECT_TRUE(out.gaps_intact() && lse.gaps_intact() && weights.gaps_intact());
+  const model::AttentionResult wanted = model::attend(oracle, 0, options.n_q_heads, q.doubles(),
+                                                      extra.bias);
+  if (options.weights) compare_weights(weights, extra, wanted);
   double worst = 0;
   for (int64_t row = 0; row < n * heads; ++row) {
     const double largest = wanted.largest[static_cast<size_t>(row)];
@@ -155,7 +258,9 @@ double AttentionRig::attend_and_compare() {
       worst = std::max(worst, error / std::max(largest, 1e-30));
     }
     const double sum = wanted.lse[static_cast<size_t>(row)];
-    if (options.lse) {
+    if (options.lse && std::isinf(sum)) {
+      EXPECT_EQ(lse.get(row), sum) << options.name;
+    } else if (options.lse) {
       EXPECT_NEAR(lse.get(row), sum, 1e-5 * std::max(1.0, std::fabs(sum))) << options.name;
     }
   }

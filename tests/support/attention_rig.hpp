@@ -1,4 +1,5 @@
 #pragma once
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ struct AttentionOptions {
   bool rope = false, halves = false;
   bool shifts = false, shared = false, gaps = false, mixed = false, except = false;
   bool strided = false;
+  bool bias = false, mask = false, weights = false;
+  bool hidden_nan = false;  // every fifth token holds NaN, and bias or mask hides it from everyone
   int32_t padding = 0;
   std::string name;
 };
@@ -56,6 +59,17 @@ class AttentionRig {
  private:
   Array array(uint32_t dtype, const std::vector<int64_t>& shape);
   void put(Array& k, Array& v);
+
+  /// What a call adds, beside where its columns are.
+  struct Extra {
+    std::vector<Array> arrays;  // bias, mask and weights, as far as they are used
+    kvc_attention_extra desc{};
+    int32_t first_cell = 0, n_cells = 0;
+    std::vector<std::map<int32_t, int32_t>> cell;  // of each sequence: position to cell
+    model::Bias bias;
+  };
+  Extra make_extra();
+  void compare_weights(const Array& weights, const Extra& extra, const model::AttentionResult& wanted);
 };
 
 /// A device of one thread that all tests of a program share.

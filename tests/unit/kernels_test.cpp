@@ -141,10 +141,10 @@ class Case {
                            .n_rows = static_cast<int32_t>(rows.size()),
                            .n_lists = o.n_lists,
                            .n_shared = o.shared ? 1 : 0};
-    p.q = tensor(q, o.dtype_q, o.head_dim_k);
-    p.out = tensor(out, o.dtype_out, o.head_dim_v);
+    p.tensors.q = tensor(q, o.dtype_q, o.head_dim_k);
+    p.tensors.out = tensor(out, o.dtype_out, o.head_dim_v);
     if (o.lse) {
-      p.lse = Tensor{
+      p.tensors.lse = Tensor{
           .data = lse.data(), .shape = {n_tokens, n_q_heads()}, .stride = {n_q_heads(), 1}, .ndim = 2};
     }
     return p;

@@ -85,6 +85,31 @@ KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t 
 KVC_API kvc_status kvc_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out,
                                  kvc_tensor *lse) KVC_NOEXCEPT;
 
+/* What one call adds to the constants of the model. Columns are those of kvc_mask(); kvc_history() says which
+ * cells they stand for.
+ *
+ * bias     [n_q_heads, n_tokens, history] f32, f16 or bf16, any strides, may be null: added to the scores, after ALiBi.
+ *          Minus infinity hides.
+ * mask     [n_q_heads, n_tokens, history] KVC_BOOL, any strides, may be null: 0 hides. It hides more than the cache's own
+ *          rules do, never less. (A mask of 0 and minus infinity is a bias.)
+ *          Both are broadcast: an extent may be 1, and leading dimensions may be missing ([n_tokens, history], [history]).
+ * weights  [n_q_heads, n_tokens, history] f32, any strides, may be null; written: what each value counts for, sink
+ *          included, 0 where a token does not see. Made by a second pass over the keys; for looking, not for speed.
+ *
+ * What a bias or mask hides never reaches the result, even when it is NaN. Rows of which nothing is left see nothing. */
+typedef struct kvc_attention_extra {
+  uint32_t struct_size;
+  uint32_t reserved; /* 0 */
+  const kvc_tensor *bias;
+  const kvc_tensor *mask;
+  kvc_tensor *weights;
+} kvc_attention_extra;
+
+/* kvc_attention() with `extra`; null: without. Errors: those of kvc_attention(), VERSION. INVALID_ARGUMENT also where
+ * weights overlaps another tensor. Since 0.1. */
+KVC_API kvc_status kvc_attention_with(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out, kvc_tensor *lse,
+                                      const kvc_attention_extra *extra) KVC_NOEXCEPT;
+
 /* kvc_put() and kvc_attention() in one crossing of a language boundary. All arguments are checked before K and V are
  * stored. Errors: those of both. Since 0.1. */
 KVC_API kvc_status kvc_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k, const kvc_tensor *v,
@@ -104,6 +129,12 @@ KVC_API kvc_status kvc_put_attention(kvc_cache *cache, int32_t layer, const kvc_
  * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT, CACHE_FULL (no room for those copies).
  * Since 0.1. */
 KVC_API kvc_status kvc_get(kvc_cache *cache, int32_t layer, kvc_tensor *k, kvc_tensor *v) KVC_NOEXCEPT;
+
+/* The range of cells that the columns of kvc_get(), kvc_mask() and kvc_attention_extra stand for: column i is cell
+ * first_cell + i, as kvc_runs() numbers them. It may change with kvc_get(), which copies shared cells whose keys it turns.
+ *
+ * Errors: BAD_STATE (no pass), INVALID_ARGUMENT. Since 0.1. */
+KVC_API kvc_status kvc_history(kvc_cache *cache, int32_t *first_cell, int32_t *n_cells) KVC_NOEXCEPT;
 
 /* Writes the mask that belongs to the views of kvc_get(): 0 where a token of the batch sees a cell, minus infinity elsewhere.
  *

@@ -79,7 +79,8 @@ enum { /* element types: DLPack code | bits << 8 | lanes << 16 */
   KVC_F32 = 2 | 32 << 8 | 1 << 16,
   KVC_F16 = 2 | 16 << 8 | 1 << 16,
   KVC_BF16 = 4 | 16 << 8 | 1 << 16,
-  KVC_I32 = 0 | 32 << 8 | 1 << 16
+  KVC_I32 = 0 | 32 << 8 | 1 << 16,
+  KVC_BOOL = 6 | 8 << 8 | 1 << 16 /* a byte, 0 or not */
 };
 
 enum { /* device types */

@@ -1,0 +1,171 @@
+#include "kernels/cpu/attention_weights.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/base/half.hpp"
+#include "kernels/cpu/attention_workspace.hpp"
+#include "kernels/cpu/kernel_table.hpp"
+
+/// The weights are as large as a score matrix, and whoever asks for them looks at them: they are made by a pass of their
+/// own over the keys, one row at a time, so that attention itself never holds such a matrix.
+namespace kvc::cpu {
+namespace {
+
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+constexpr int32_t parts = 16;  // sums of a dot product: as many as lanes of the widest vectors
+
+float dot(const float* a, const float* b, int32_t n) {
+  float sum[parts] = {};
+  for (int32_t i = 0; i < n; i += parts) {
+    for (int32_t j = 0; j < parts; ++j) sum[j] += a[i + j] * b[i + j];
+  }
+  for (int32_t width = parts / 2; width > 0; width /= 2) {
+    for (int32_t j = 0; j < width; ++j) sum[j] += sum[j + width];
+  }
+  return sum[0];
+}
+
+int64_t index_of(const Tensor& tensor, int64_t head, int64_t token, int64_t column) {
+  return head * tensor.stride[0] + token * tensor.stride[1] + column * tensor.stride[2];
+}
+
+/// One row of the plan and one query head.
+class WeightsRow {
+ public:
+  WeightsRow(const AttentionParams& params, const ThreadScratch& scratch, const AttentionRow& row,
+             int32_t head)
+      : params_(params), scratch_(scratch), row_(row), head_(head) {}
+
+  void run() {
+    const Tensor& weights = params_.tensors.weights;
+    for (int64_t column = 0; column < weights.shape[2]; ++column) at(column) = 0;
+    load_query();
+    float max = minus_infinity;
+    for_each_seen([&](int32_t cell, int32_t position) {
+      const float x = score(cell, position);
+      at(cell - params_.first_column) = x;
+      if (x > max) max = x;
+    });
+    const float shift = max == minus_infinity ? 0.0f : max;
+    double total = 0;
+    for_each_seen([&](int32_t cell, int32_t) {
+      float& weight = at(cell - params_.first_column);
+      weight = weight == minus_infinity ? 0.0f : std::exp(weight - shift);
+      total += static_cast<double>(weight);
+    });
+    if (total == 0) return;
+    if (const float* sinks = params_.constants.sinks)
+      total += std::exp(static_cast<double>(sinks[head_] - shift));
+    for_each_seen([&](int32_t cell, int32_t) {
+      float& weight = at(cell - params_.first_column);
+      weight = static_cast<float>(static_cast<double>(weight) / total);
+    });
+  }
+
+ private:
+  float& at(int64_t column) {
+    const Tensor& weights = params_.tensors.weights;
+    return static_cast<float*>(weights.data)[index_of(weights, head_, row_.token, column)];
+  }
+
+  template <class Visit>
+  void for_each_seen(Visit visit) const {
+    const TokenList& list = params_.plan.lists[row_.list];
+    for (int32_t piece = 0, start = 0; piece < 3; start += list.count[piece++]) {
+      for (int32_t i = 0; i < list.count[piece] && start + i < row_.end; ++i) {
+        if (start + i >= row_.first_end && start + i < row_.begin) continue;
+        visit(list.cell[piece][i], list.position[piece][i]);
+      }
+    }
+  }
+
+  void load_query() {
+    const Tensor& q = params_.tensors.q;
+    const int32_t head_dim = params_.storage.head_dim_k;
+    std::fill_n(scratch_.q, padded(head_dim), 0.0f);
+    for (int32_t i = 0; i < head_dim; ++i)
+      scratch_.q[i] = load_element(q.data, q.dtype, index_of(q, row_.token, head_, i)) *
+                      params_.constants.scale;
+  }
+
+  /// The query as it meets a key that owes `offset`: turned the other way (see AttentionParams).
+  const float* turned(int32_t offset) {
+    const Rope& rope = params_.constants.rope;
+    if (offset == 0 || rope.n_dims == 0) return scratch_.q;
+    if (offset == turned_by_) return scratch_.q_turned;
+    turned_by_ = offset;
+    std::copy_n(scratch_.q, padded(params_.storage.head_dim_k), scratch_.q_turned);
+    for (int32_t i = 0; i < rope.n_dims / 2; ++i) {
+      const int32_t first = rope.halves ? i : 2 * i;
+      const int32_t second = first + (rope.halves ? rope.n_dims / 2 : 1);
+      const double angle = offset * rope.frequency[i];
+      const auto cosine = static_cast<float>(std::cos(angle)),
+                 sine = static_cast<float>(std::sin(angle));
+      scratch_.q_turned[first] = scratch_.q[first] * cosine + scratch_.q[second] * sine;
+      scratch_.q_turned[second] = scratch_.q[second] * cosine - scratch_.q[first] * sine;
+    }
+    return scratch_.q_turned;
+  }
+
+  float score(int32_t cell, int32_t position) {
+    const LayerStorage& storage = params_.storage;
+    const AttentionConstants& constants = params_.constants;
+    const AttentionTensors& tensors = params_.tensors;
+    const int32_t column = cell - params_.first_column;
+    if (tensors.mask.data != nullptr &&
+        static_cast<const uint8_t*>(
+            tensors.mask.data)[index_of(tensors.mask, head_, row_.token, column)] == 0) {
+      return minus_infinity;
+    }
+    float bias = 0;
+    if (tensors.bias.data != nullptr) {
+      bias = load_element(tensors.bias.data, tensors.bias.dtype,
+                          index_of(tensors.bias, head_, row_.token, column));
+      if (bias == minus_infinity) return minus_infinity;
+    }
+    const int32_t kv_head = head_ / (constants.n_q_heads / storage.n_kv_heads);
+    const size_t row_bytes = size_of(storage.dtype_k) * static_cast<size_t>(storage.head_dim_k);
+    const std::byte* key = storage.k + static_cast<size_t>(kv_head) * storage.k_head_stride +
+                           static_cast<size_t>(cell) * row_bytes;
+    float* wide = scratch_.q + padded(storage.head_dim_k);
+    std::fill_n(wide, padded(storage.head_dim_k), 0.0f);
+    kernels().to_f32(wide, key, storage.dtype_k, storage.head_dim_k);
+    const bool owes = params_.plan.lists[row_.list].owes_rotation;
+    const float* query = turned(owes ? position - params_.plan.rotated_for[cell] : 0);
+    float x = dot(query, wide, padded(storage.head_dim_k));
+    if (constants.softcap != 0) x = constants.softcap * std::tanh(x / constants.softcap);
+    if (constants.slopes != nullptr) {
+      x -= constants.slopes[head_] * static_cast<float>(std::abs(int64_t{row_.position} - position));
+    }
+    return x + bias;
+  }
+
+  const AttentionParams& params_;
+  const ThreadScratch& scratch_;  // q holds the query and behind it a key, q_turned the query turned
+  const AttentionRow& row_;
+  const int32_t head_;
+  int32_t turned_by_ = 0;
+};
+
+struct Job {
+  const AttentionParams* params;
+  Workspace space;
+};
+
+}  // namespace
+
+void attention_weights(const AttentionParams& params, ThreadPool& pool) noexcept {
+  Job job{&params, {}};
+  job.space.place(params, pool.n_threads());
+  const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
+    const Job& j = *static_cast<const Job*>(context);
+    const int32_t n_heads = j.params->constants.n_q_heads;
+    const ThreadScratch scratch = j.space.scratch_of(thread);
+    WeightsRow(*j.params, scratch, j.params->plan.rows[item / n_heads], item % n_heads).run();
+  };
+  pool.run(params.plan.n_rows * params.constants.n_q_heads, run_one, &job);
+}
+
+}  // namespace kvc::cpu
