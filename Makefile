@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench fuzz lint format build python install clean
+.PHONY: help demo test test-long test-frameworks bench fuzz lint format build python install clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -45,6 +45,13 @@ test-long: ## the campaigns that take hours
 	@tools/setup test
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	@$(call ctest,developer) -C Long -L long --verbose
+
+test-frameworks: ## DLPack with PyTorch and JAX themselves (fetches gigabytes)
+	@tools/setup test
+	@tools/setup frameworks
+	$(call cmake,developer,-DKVC_DEVELOPER=ON,--target kvc)
+	@tools/build_python build/developer
+	@PYTHONPATH=build/python build/venv-frameworks/bin/python -m pytest bindings/python/tests/frameworks
 
 fuzz: ## random operations against the oracle   OPERATIONS=1000000
 	@tools/setup test

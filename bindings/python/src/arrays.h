@@ -13,7 +13,7 @@ typedef struct kvc_py_array {
   kvc_tensor tensor;
   int has_view;
   Py_buffer view;
-  PyObject* lender; /* keeps what __array_interface__ or __dlpack__ described alive during the call */
+  PyObject* lender; /* keeps what __array_interface__ or __dlpack__ described during the call */
 } kvc_py_array;
 
 static void kvc_py_array_close(kvc_py_array* array) {
@@ -197,6 +197,9 @@ static int kvc_py_array_open(kvc_py_array* array, PyObject* object, const char* 
   }
   taken = kvc_py_array_from_buffer(array, object, name, writable, meaning_of_bits);
   if (taken < 0) taken = kvc_py_array_from_interface(array, object, name, writable, meaning_of_bits);
+  /* Who has a buffer and lends none to write into (JAX, of bfloat16) is not written through DLPack
+   * either: its older capsules cannot say that they are read-only. */
+  if (taken < 0 && writable && PyObject_CheckBuffer(object)) return kvc_py_refuse_to_write(name);
   if (taken < 0) {
     taken = kvc_py_dlpack_open(object, name, writable, meaning_of_bits, &array->lender,
                                &array->tensor);

@@ -1,4 +1,5 @@
-/* DLPack: tensors of other libraries as arguments, and the cache's memory lent to them. Included once, by arrays.h. */
+/* DLPack: tensors of other libraries as arguments, and the cache's memory lent to them. Included once,
+ * by arrays.h. */
 #ifndef KVC_PYTHON_DLPACK_H
 #define KVC_PYTHON_DLPACK_H
 

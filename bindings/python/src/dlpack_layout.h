@@ -1,5 +1,6 @@
-/* The part of DLPack 1.0 that this package speaks, so that building it asks for no dlpack.h. The layout is frozen by DLPack;
- * tests/headers compares it with the real header. The guard is dlpack.h's own: whoever has included that keeps it. */
+/* The part of DLPack 1.0 that this package speaks, so that building it asks for no dlpack.h. DLPack
+ * has frozen the layout; tests/headers compares it with the real header. The guard is dlpack.h's own:
+ * whoever has included that keeps it. */
 #ifndef DLPACK_DLPACK_H_
 #define DLPACK_DLPACK_H_
 

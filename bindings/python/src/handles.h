@@ -1,5 +1,5 @@
-/* A cache as a Python object: a capsule that destroys it when the last reference goes. A running call holds one, and so does
- * every array that the cache's memory was lent to: none of them can ever meet freed memory. */
+/* A cache as a Python object: a capsule that destroys it when the last reference goes. A running call
+ * holds one, and so does every array that the cache's memory was lent to: none can meet freed memory. */
 #ifndef KVC_PYTHON_HANDLES_H
 #define KVC_PYTHON_HANDLES_H
 
