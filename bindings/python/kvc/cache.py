@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 
@@ -88,12 +99,16 @@ class Cache:
     Raises InvalidArgument, DtypeError, SizeOverflow, OutOfMemory.
     """
 
+    _watcher: ClassVar[Optional[Callable[[Cache], None]]] = None
+    """Called when a pass has ended and before a cache is closed: kvc.inspect looks on."""
+
     def __init__(self, *, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> None:
         desc, causal = causal_descriptors(**geometry)
         owner = default_device() if device is None else device
         self._handle: Any = None  # a capsule whose last reference destroys the cache
         self._pass = 0  # counts what ends a pass: a view knows by it whether its own is over
         self._handle = _capi.kvc_cache_create(owner._handle, desc, causal)
+        self.max_sequences: int = desc.max_sequences
         self.n_layers: int = desc.n_layers
         self.n_kv_heads: int = desc.n_kv_heads
         self.head_dim_k: int = desc.head_dim_k
@@ -113,6 +128,8 @@ class Cache:
         Arrays that were made of views of get() stay readable: while they exist, and while another
         thread is inside a call, the memory stays too.
         """
+        if Cache._watcher is not None and not self.closed:
+            Cache._watcher(self)
         self._pass += 1
         self._handle = None
 
@@ -238,7 +255,7 @@ class Cache:
             flags = np.zeros(len(positions), dtype=np.int32)
             flags[_indexes(sees_later, len(flags))] = _capi.KVC_TOKEN_SEES_LATER
         _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
-        self._pass += 1
+        self._end_pass()
 
     def begin_reserve(self, n_tokens: int) -> None:
         """Opens a pass that plans nothing, to size a graph for the worst case.
@@ -247,7 +264,7 @@ class Cache:
         do nothing, any call may end it, and ending it changes nothing.
         """
         _capi.kvc_begin_reserve(self._handle, n_tokens)
-        self._pass += 1
+        self._end_pass()
 
     def forward(
         self,
@@ -350,7 +367,7 @@ class Cache:
     def commit(self) -> None:
         """Keeps the pass; layers that were not put hold zeros. Raises BadState (no pass)."""
         _capi.kvc_commit(self._handle)
-        self._pass += 1
+        self._end_pass()
 
     def commit_prefix(self, sequences: Integers, keep: Integers) -> None:
         """Keeps of each named sequence its first tokens of this pass (speculative decoding).
@@ -361,12 +378,17 @@ class Cache:
         Raises BadState (no pass); InvalidArgument, and the pass stays open.
         """
         _capi.kvc_commit_prefix(self._handle, sequences, keep)
-        self._pass += 1
+        self._end_pass()
 
     def abort(self) -> None:
         """Forgets the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
         _capi.kvc_abort(self._handle)
+        self._end_pass()
+
+    def _end_pass(self) -> None:
         self._pass += 1
+        if Cache._watcher is not None:
+            Cache._watcher(self)
 
     # ---- Sequences -------------------------------------------------------------------------------
 
@@ -381,7 +403,7 @@ class Cache:
         everything is too high a price. Raises BadState (the open pass is not fully put).
         """
         got = _capi.kvc_resume(self._handle, sequence, want)
-        self._pass += 1
+        self._end_pass()
         return got
 
     def copy_prefix(self, src: int, dst: int, length: Optional[int] = None) -> int:
@@ -394,7 +416,7 @@ class Cache:
         """
         wanted = _capi.KVC_SEQ_END if length is None else length
         got = _capi.kvc_copy_prefix(self._handle, src, dst, wanted)
-        self._pass += 1
+        self._end_pass()
         return got
 
     def reorder(self, dst: Integers, src: Integers) -> None:
@@ -403,7 +425,7 @@ class Cache:
         Raises InvalidArgument (a dst named twice), BadState.
         """
         _capi.kvc_reorder(self._handle, dst, src)
-        self._pass += 1
+        self._end_pass()
 
     def remove(self, sequence: int, begin: int = 0, end: Optional[int] = None) -> None:
         """Releases the positions [begin, end) of a sequence; later ones move down.
@@ -416,7 +438,7 @@ class Cache:
         Raises InvalidArgument, BadState, WindowLost, NotSupported (nothing says how keys turn).
         """
         _capi.kvc_remove(self._handle, sequence, begin, _capi.KVC_SEQ_END if end is None else end)
-        self._pass += 1
+        self._end_pass()
 
     def query(self, sequence: int) -> SequenceInfo:
         """What a sequence holds."""
