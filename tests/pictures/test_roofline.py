@@ -19,7 +19,9 @@ PRINTED = """
 
 @pytest.fixture(scope="module")
 def tool():
-    loader = importlib.machinery.SourceFileLoader("draw_roofline", str(TOP / "tools" / "draw_roofline"))
+    loader = importlib.machinery.SourceFileLoader(
+        "draw_roofline", str(TOP / "tools" / "draw_roofline")
+    )
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
     return module
@@ -41,16 +43,23 @@ def test_operations_per_byte(tool):
 
 
 def test_a_picture(tool, tmp_path, monkeypatch):
-    for name, text in (("printed", PRINTED), ("recorded", (TOP / "docs" / "PERFORMANCE.md").read_text("utf-8"))):
+    for name, text in (
+        ("printed", PRINTED),
+        ("recorded", (TOP / "docs" / "PERFORMANCE.md").read_text("utf-8")),
+    ):
         (tmp_path / name).write_text(text, "utf-8")
-        monkeypatch.setattr("sys.argv", ["draw_roofline", str(tmp_path / name), str(tmp_path / f"{name}.svg")])
+        monkeypatch.setattr(
+            "sys.argv", ["draw_roofline", str(tmp_path / name), str(tmp_path / f"{name}.svg")]
+        )
         tool.main()
         assert "decode f16, 1k, batch 1" in (tmp_path / f"{name}.svg").read_text("utf-8")
 
 
 def test_a_table_without_limits_is_refused(tool, tmp_path, monkeypatch, capsys):
     (tmp_path / "table").write_text(PRINTED.replace("| read |", "| other |"), "utf-8")
-    monkeypatch.setattr("sys.argv", ["draw_roofline", str(tmp_path / "table"), str(tmp_path / "x.svg")])
+    monkeypatch.setattr(
+        "sys.argv", ["draw_roofline", str(tmp_path / "table"), str(tmp_path / "x.svg")]
+    )
     with pytest.raises(SystemExit):
         tool.main()
     assert "no figure named read" in capsys.readouterr().err

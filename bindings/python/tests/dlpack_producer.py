@@ -45,7 +45,10 @@ _new = ctypes.pythonapi.PyCapsule_New
 _new.restype, _new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _NAMES = {Managed: b"dltensor", Versioned: b"dltensor_versioned"}
+_USED = {Managed: b"used_dltensor", Versioned: b"used_dltensor_versioned"}
 
 
 class Producer:
@@ -106,3 +109,10 @@ class Producer:
 def read(capsule, kind):
     """The managed tensor inside a capsule, without taking it."""
     return kind.from_address(_pointer(capsule, _NAMES[kind]))
+
+
+def take(capsule, kind):
+    """The same, taken as consumers take it: its deleter is now the caller's to call."""
+    managed = read(capsule, kind)
+    _rename(capsule, _USED[kind])
+    return managed

@@ -1,14 +1,17 @@
 """Objects may go in any order, forgotten or closed, and in children of a fork."""
 
+import ctypes
 import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
+import dlpack_producer as dlpack
 import kvc
 
 SMALL = dict(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
@@ -181,6 +184,47 @@ def test_a_capsule_that_nobody_takes_keeps_and_gives_back_memory():
         assert mapped(address)
         del capsule
         assert not mapped(address)
+
+
+def test_a_consumer_may_let_go_on_any_thread_without_the_gil():
+    cache = kvc.Cache(**LARGE)
+    cache.begin([0])
+    row = np.ones((1, 8, 128), np.float32)
+    cache.put(0, row, row)
+    view = cache.get(0)[0]
+    address = np.asarray(view).ctypes.data
+    for kind, max_version in ((dlpack.Managed, None), (dlpack.Versioned, (1, 0))):
+        capsule = view.__dlpack__(max_version=max_version)
+        managed = dlpack.take(capsule, kind)
+        del capsule
+        if max_version:
+            cache.close()
+        assert mapped(address)
+        # ctypes gives the GIL back before it calls.
+        deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(managed.deleter)
+        thread = threading.Thread(target=deleter, args=(ctypes.addressof(managed),))
+        thread.start()
+        thread.join()
+    assert not mapped(address)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_lent_memory_is_readable_in_a_child_of_a_fork():
+    cache = kvc.Cache(**SMALL)
+    put_one(cache, 7.0)
+    array = np.from_dlpack(cache.get(0)[0])
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            cache.close()
+            if array.tolist() == [[[7.0] * 8]]:
+                del array
+                status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert array.tolist() == [[[7.0] * 8]]
 
 
 LENT = (
