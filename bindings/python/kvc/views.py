@@ -21,10 +21,12 @@ _BITS = {_capi.KVC_F32: "<f4", _capi.KVC_F16: "<f2", _capi.KVC_BF16: "<u2"}
 class View:
     """Keys or values of a layer where they lie in the cache, in place and read-only.
 
-    `np.asarray(view)`, `np.from_dlpack(view)`, `torch.from_dlpack(view)` and
-    `jax.dlpack.from_dlpack(view)` make arrays over the same memory; `view[:, head]` (integers and
-    slices) is a view of a part. bfloat16 goes out as itself through DLPack; NumPy shows it with
-    ml_dtypes, or as uint16 without. Methods of a cache take views as arguments.
+    `np.asarray(view)`, `np.from_dlpack(view)` and `torch.from_dlpack(view)` make arrays over the
+    same memory; `view[:, head]` (integers and slices) is a view of a part. bfloat16 goes out as
+    itself through DLPack; NumPy shows it with ml_dtypes, or as uint16 without. JAX takes dense
+    memory alone, so a head at a time, `jax.dlpack.from_dlpack(view[:, head])`, and copies it unless
+    it begins at a multiple of 64 bytes (rows of as many do). Methods of a cache take
+    views as arguments.
 
     A view lasts as long as its pass: until begin, commit, commit_prefix, abort, remove,
     copy_prefix, reorder, resume or close. Using it afterwards raises BadState. It keeps its cache

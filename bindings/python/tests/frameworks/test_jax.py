@@ -67,6 +67,8 @@ def test_heads_of_a_view_become_arrays_without_a_copy(make, arrays, storage):
         assert seen[head].dtype == KINDS[storage]
         assert seen[head].unsafe_buffer_pointer() == np.asarray(view[:, head]).ctypes.data
         np.testing.assert_array_equal(seen[head], k[:, head])
+    with pytest.raises(Exception, match="compact"):
+        jax.dlpack.from_dlpack(view)  # refused, not copied
     cache.commit()
     with pytest.raises(kvc.BadState):
         jax.dlpack.from_dlpack(view[:, 0])
