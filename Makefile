@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench fuzz lint format build python install clean
+.PHONY: help demo test test-long test-frameworks bench pictures fuzz lint format build python install clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -35,6 +35,7 @@ test: ## everything that CI runs
 	$(call say,test 3/4: the Python package and its tests)
 	@tools/build_python build/developer
 	@$(python) -m pytest bindings/python/tests
+	@$(python) -m pytest -q -p no:cacheprovider tests/pictures
 	$(call say,test 4/4: all tests under ASan and UBSan)
 	$(call cmake,sanitize,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=address$(comma)undefined \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS))
@@ -45,6 +46,13 @@ test-long: ## the campaigns that take hours
 	@tools/setup test
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	@$(call ctest,developer) -C Long -L long --verbose
+
+test-frameworks: ## DLPack with PyTorch and JAX themselves (fetches gigabytes)
+	@tools/setup test
+	@tools/setup frameworks
+	$(call cmake,developer,-DKVC_DEVELOPER=ON,--target kvc)
+	@tools/build_python build/developer
+	@PYTHONPATH=build/python build/venv-frameworks/bin/python -m pytest bindings/python/tests/frameworks
 
 fuzz: ## random operations against the oracle   OPERATIONS=1000000
 	@tools/setup test
@@ -57,6 +65,13 @@ bench: ## measure: limits of this machine, then kvc against them   BENCH=… for
 	@tools/setup bench
 	$(call cmake,release,,--target kvc_bench)
 	@build/release/bin/kvc_bench $(BENCH)
+
+pictures: ## docs/pictures, from the recorded measurements and an example
+	@tools/setup test
+	$(call cmake,release,,--target kvc)
+	@tools/build_python build/release
+	@build/venv/bin/python tools/draw_roofline docs/PERFORMANCE.md docs/pictures/roofline.svg
+	@$(python) -m kvc inspect -o docs/pictures/cache.svg examples/python/life_of_a_cache.py
 
 lint: ## include rules, layout, warnings of gcc and clang
 	@tools/setup lint

@@ -141,7 +141,7 @@ setup(
         Extension(
             f"kvc._{MODULE}",
             sources=[],
-            depends=[f"src/{MODULE}.i", "src/arrays.h", "src/support.h"],
+            depends=[f"src/{MODULE}.i", *map(str, HERE.glob("src/*.h"))],
             libraries=["kvc"],
             extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
         )

@@ -2,8 +2,7 @@
 
 A `Cache` holds the keys and values of the tokens that a transformer has processed, for several
 sequences at once, and computes attention straight from its memory. Arrays are taken and given
-without copies, through the buffer protocol or `__array_interface__` (NumPy and whoever speaks
-either).
+without copies, through the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch, JAX).
 
     import kvc, numpy as np
 
@@ -53,6 +52,7 @@ from .errors import (
     WindowLost,
 )
 from .info import Run, SequenceInfo, Stats
+from .views import View
 
 __version__ = "%d.%d.%d" % (*_LIBRARY, _capi.kvc_version_number() & 0xFF)
 
@@ -90,6 +90,7 @@ __all__ = [
     "Stats",
     "UNLIMITED",
     "VersionMismatch",
+    "View",
     "WindowLost",
     "build_info",
 ]

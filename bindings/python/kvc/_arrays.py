@@ -1,4 +1,4 @@
-"""Element types by name, and NumPy views of memory that belongs to a cache."""
+"""Element types by name and by number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import kvc_capi as _capi
 from .errors import DtypeError
 
 Array = Any
-"""An object with the buffer protocol or `__array_interface__`; NumPy arrays have both."""
+"""An object with the buffer protocol, `__array_interface__` or `__dlpack__`."""
 
 Description = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 """Address, shape, strides in bytes and dtype number of memory that the library lends."""
@@ -55,26 +55,3 @@ def numpy_dtype(code: int) -> np.dtype[Any]:
 def meaning(array: Array, dtype: Optional[Any]) -> Any:
     """The argument that tells the wrapper what 16-bit integers stand for."""
     return array if array is None or dtype is None else (array, dtype_code(dtype))
-
-
-class _Lender:
-    """Describes borrowed memory to NumPy and keeps its owner alive as long as an array uses it."""
-
-    def __init__(self, owner: Any, description: Description) -> None:
-        address, shape, strides, code = description
-        self.owner = owner
-        typestr = "<f4" if code == _capi.KVC_F32 else "<f2" if code == _capi.KVC_F16 else "<u2"
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": typestr,
-            "shape": shape,
-            "strides": strides,
-            "data": (address, True),
-        }
-
-
-def borrowed(owner: Any, description: Description) -> np.ndarray[Any, Any]:
-    """A read-only array over memory that the library lends."""
-    view = np.asarray(_Lender(owner, description))
-    code = description[3]
-    return view.view(numpy_dtype(code)) if code == _capi.KVC_BF16 else view

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import inspect
-import weakref
-from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 
 from . import kvc_capi as _capi
-from ._arrays import Array, borrowed, dtype_code, meaning, numpy_dtype
+from ._arrays import Array, dtype_code, meaning, numpy_dtype
 from ._descriptors import UNLIMITED, Geometry, causal_descriptors
-from ._handles import destroy_quietly, set_integers
+from ._handles import set_integers
 from .device import Device, default_device
 from .errors import CacheFull, InvalidArgument
 from .info import Run, SequenceInfo, Stats
+from .views import View
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,9 +88,10 @@ class Cache:
     overlap. The GIL is released while the library works. Close it (or use `with`) to give the
     memory back at once; a forgotten cache is closed when it is collected.
 
-    Arrays that come in may be float32, float16 or bfloat16 (ml_dtypes, or uint16 with
-    dtype="bf16"), whatever the storage type, with any strides that are whole elements and not
-    negative. They are read or written in place during the call and never copied.
+    Arrays that come in speak the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch,
+    JAX) and lie on the CPU. They may be float32, float16 or bfloat16 (uint16 with dtype="bf16"
+    too), whatever the storage type, with any strides that are whole elements and not negative.
+    They are read or written in place during the call and never copied.
 
     Every method may raise InvalidHandle (closed), Busy and InvalidArgument. A method that raises
     has changed nothing (DeviceFailure and InternalError excepted).
@@ -87,13 +99,16 @@ class Cache:
     Raises InvalidArgument, DtypeError, SizeOverflow, OutOfMemory.
     """
 
+    _watcher: ClassVar[Optional[Callable[[Cache], None]]] = None
+    """Called when a pass has ended and before a cache is closed: kvc.inspect looks on."""
+
     def __init__(self, *, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> None:
         desc, causal = causal_descriptors(**geometry)
         owner = default_device() if device is None else device
-        self._handle: Any = _capi.kvc_cache_create(owner._handle, desc, causal)
-        self._finalizer = weakref.finalize(
-            self, destroy_quietly, _capi.kvc_cache_destroy, self._handle
-        )
+        self._handle: Any = None  # a capsule whose last reference destroys the cache
+        self._pass = 0  # counts what ends a pass: a view knows by it whether its own is over
+        self._handle = _capi.kvc_cache_create(owner._handle, desc, causal)
+        self.max_sequences: int = desc.max_sequences
         self.n_layers: int = desc.n_layers
         self.n_kv_heads: int = desc.n_kv_heads
         self.head_dim_k: int = desc.head_dim_k
@@ -110,17 +125,18 @@ class Cache:
     def close(self) -> None:
         """Gives the memory back, whatever the state. Closing twice is fine.
 
-        Arrays from get() must not be used any more. Raises Busy when another thread is inside a
-        call; the cache then stays open.
+        Arrays that were made of views of get() stay readable: while they exist, and while another
+        thread is inside a call, the memory stays too.
         """
-        if self._finalizer.alive:
-            _capi.kvc_cache_destroy(self._handle)
-            self._finalizer.detach()
+        if Cache._watcher is not None and not self.closed:
+            Cache._watcher(self)
+        self._pass += 1
+        self._handle = None
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return not self._finalizer.alive
+        return self._handle is None
 
     def __enter__(self) -> Cache:
         return self
@@ -239,6 +255,7 @@ class Cache:
             flags = np.zeros(len(positions), dtype=np.int32)
             flags[_indexes(sees_later, len(flags))] = _capi.KVC_TOKEN_SEES_LATER
         _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
+        self._end_pass()
 
     def begin_reserve(self, n_tokens: int) -> None:
         """Opens a pass that plans nothing, to size a graph for the worst case.
@@ -247,6 +264,7 @@ class Cache:
         do nothing, any call may end it, and ending it changes nothing.
         """
         _capi.kvc_begin_reserve(self._handle, n_tokens)
+        self._end_pass()
 
     def forward(
         self,
@@ -334,7 +352,7 @@ class Cache:
         return result
 
     def _new_out(self, q: Array) -> np.ndarray:
-        shape = np.shape(q)
+        shape = q.shape if hasattr(q, "shape") else _capi.describe_array(q)[1]
         return np.empty((*shape[:-1], self.head_dim_v), dtype=np.float32)
 
     def set_causal(self, sees_later: Iterable[int] = ()) -> None:
@@ -349,6 +367,7 @@ class Cache:
     def commit(self) -> None:
         """Keeps the pass; layers that were not put hold zeros. Raises BadState (no pass)."""
         _capi.kvc_commit(self._handle)
+        self._end_pass()
 
     def commit_prefix(self, sequences: Integers, keep: Integers) -> None:
         """Keeps of each named sequence its first tokens of this pass (speculative decoding).
@@ -359,10 +378,17 @@ class Cache:
         Raises BadState (no pass); InvalidArgument, and the pass stays open.
         """
         _capi.kvc_commit_prefix(self._handle, sequences, keep)
+        self._end_pass()
 
     def abort(self) -> None:
         """Forgets the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
         _capi.kvc_abort(self._handle)
+        self._end_pass()
+
+    def _end_pass(self) -> None:
+        self._pass += 1
+        if Cache._watcher is not None:
+            Cache._watcher(self)
 
     # ---- Sequences -------------------------------------------------------------------------------
 
@@ -376,7 +402,9 @@ class Cache:
         Never fails for want of history, but may answer 0: ask can_resume() first if dropping
         everything is too high a price. Raises BadState (the open pass is not fully put).
         """
-        return _capi.kvc_resume(self._handle, sequence, want)
+        got = _capi.kvc_resume(self._handle, sequence, want)
+        self._end_pass()
+        return got
 
     def copy_prefix(self, src: int, dst: int, length: Optional[int] = None) -> int:
         """Makes dst a copy of the first positions of src; no K or V moves, both share the cells.
@@ -387,7 +415,9 @@ class Cache:
         Raises InvalidArgument (src is dst, length < 0), BadState.
         """
         wanted = _capi.KVC_SEQ_END if length is None else length
-        return _capi.kvc_copy_prefix(self._handle, src, dst, wanted)
+        got = _capi.kvc_copy_prefix(self._handle, src, dst, wanted)
+        self._end_pass()
+        return got
 
     def reorder(self, dst: Integers, src: Integers) -> None:
         """Makes each dst[i] a copy of src[i] as it was before the call (beam search).
@@ -395,6 +425,7 @@ class Cache:
         Raises InvalidArgument (a dst named twice), BadState.
         """
         _capi.kvc_reorder(self._handle, dst, src)
+        self._end_pass()
 
     def remove(self, sequence: int, begin: int = 0, end: Optional[int] = None) -> None:
         """Releases the positions [begin, end) of a sequence; later ones move down.
@@ -407,6 +438,7 @@ class Cache:
         Raises InvalidArgument, BadState, WindowLost, NotSupported (nothing says how keys turn).
         """
         _capi.kvc_remove(self._handle, sequence, begin, _capi.KVC_SEQ_END if end is None else end)
+        self._end_pass()
 
     def query(self, sequence: int) -> SequenceInfo:
         """What a sequence holds."""
@@ -416,22 +448,18 @@ class Cache:
 
     # ---- Reading ---------------------------------------------------------------------------------
 
-    def get(self, layer: int) -> Tuple[np.ndarray, np.ndarray]:
+    def get(self, layer: int) -> Tuple[View, View]:
         """Read-only views of a layer's K and V over the cells that the pass may see.
 
         Returns (k [history, n_kv_heads, head_dim_k], v [history, n_kv_heads, head_dim_v]) in the
-        storage type (bfloat16 as ml_dtypes has it, or as uint16 without ml_dtypes). Cells that no
-        token of the pass sees may hold anything: apply mask() before you multiply.
-
-        Lifetime: valid until the pass ends (begin, commit, commit_prefix, abort, remove,
-        copy_prefix, reorder, resume, close); puts do not move them. Afterwards the memory holds
-        something else, and nothing tells. The views keep the cache from being collected, but not
-        from being closed: copy what you need longer.
+        storage type. Cells that no token of the pass sees may hold anything: apply mask() before
+        you multiply. kvc.View tells how NumPy, PyTorch and JAX read them without a copy, and how
+        long.
 
         Raises BadState (no pass, or no put of this layer), CacheFull.
         """
         k, v = _capi.kvc_get(self._handle, layer)
-        return borrowed(self, k), borrowed(self, v)
+        return View(self, k), View(self, v)
 
     def mask(self, into: Optional[Array] = None) -> Array:
         """The mask that belongs to get(): 0 where a token sees a cell, minus infinity elsewhere.

@@ -1,23 +1,25 @@
 /* Arrays of Python as kvc_tensor views, without a copy. Included once, by the generated wrapper.
  *
- * An argument is an object with the buffer protocol or with __array_interface__, or a tuple (object,
- * dtype) that says what its 16-bit values stand for (the buffer protocol has no bfloat16). */
+ * An argument is an object with the buffer protocol, __array_interface__ or __dlpack__, asked for in
+ * this order (the fastest first), or a tuple (object, dtype) that says what its 16-bit values stand
+ * for (the buffer protocol has no bfloat16). */
 #ifndef KVC_PYTHON_ARRAYS_H
 #define KVC_PYTHON_ARRAYS_H
 
+#include "dlpack.h"
 #include "support.h"
 
 typedef struct kvc_py_array {
   kvc_tensor tensor;
   int has_view;
   Py_buffer view;
-  PyObject* interface; /* keeps what __array_interface__ described alive during the call */
+  PyObject* lender; /* keeps what __array_interface__ or __dlpack__ described during the call */
 } kvc_py_array;
 
 static void kvc_py_array_close(kvc_py_array* array) {
   if (array->has_view) PyBuffer_Release(&array->view);
   array->has_view = 0;
-  Py_CLEAR(array->interface);
+  Py_CLEAR(array->lender);
 }
 
 /* The kvc element type of a size and a code: 'f' floating, 'b' bfloat16, 'u' and 'V' bare bits. */
@@ -26,17 +28,6 @@ static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of
   if (code == 'f' && itemsize == 2) return KVC_F16;
   if (code == 'b' && itemsize == 2) return KVC_BF16;
   if ((code == 'u' || code == 'V') && itemsize == 2) return meaning_of_bits;
-  return 0;
-}
-
-static int kvc_py_array_refuse_dtype(const char* name, const char* found, int is_bits) {
-  if (is_bits) {
-    kvc_py_raise_format(
-        KVC_E_DTYPE, "%s holds bare 16-bit values: say what they stand for (dtype=\"bf16\")", name);
-  } else {
-    kvc_py_raise_format(
-        KVC_E_DTYPE, "%s has element type %s; float32, float16 and bfloat16 are taken", name, found);
-  }
   return 0;
 }
 
@@ -63,7 +54,7 @@ static int kvc_py_array_set_ndim(kvc_tensor* tensor, Py_ssize_t ndim, const char
   return 1;
 }
 
-/* 1: taken; 0: an exception is set; -1: no such buffer, try __array_interface__. */
+/* 1: taken; 0: an exception is set; -1: no such buffer. */
 static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const char* name,
                                     int writable, uint32_t meaning_of_bits) {
   Py_buffer* view = &array->view;
@@ -75,9 +66,14 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const
   if (!PyObject_CheckBuffer(object)) return -1;
   if (PyObject_GetBuffer(object, view,
                          PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) != 0) {
-    /* Read-only, or an element type that a buffer cannot name: the interface knows more. */
     PyErr_Clear();
-    return -1;
+    if (writable && PyObject_GetBuffer(object, view, PyBUF_STRIDES) == 0) {
+      const int read_only = view->readonly;
+      PyBuffer_Release(view);
+      if (read_only) return kvc_py_refuse_to_write(name);
+    }
+    PyErr_Clear();
+    return -1; /* an element type that a buffer cannot name */
   }
   array->has_view = 1;
   format = view->format ? view->format : "B";
@@ -87,7 +83,7 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const
                                                               : '?';
   tensor->dtype = kvc_py_dtype(code, view->itemsize, meaning_of_bits);
   if (tensor->dtype == 0)
-    return kvc_py_array_refuse_dtype(name, view->format ? view->format : "B", code == 'u');
+    return kvc_py_refuse_dtype(name, view->format ? view->format : "B", code == 'u');
   if (!kvc_py_array_set_ndim(tensor, view->ndim, name)) return 0;
   dense = view->itemsize;
   for (dim = view->ndim - 1; dim >= 0; --dim) {
@@ -144,6 +140,7 @@ static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObjec
   return 1;
 }
 
+/* 1: taken; 0: an exception is set; -1: the object has no interface. */
 static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, const char* name,
                                        int writable, uint32_t meaning_of_bits) {
   kvc_tensor* tensor = &array->tensor;
@@ -152,15 +149,18 @@ static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, co
   Py_ssize_t itemsize;
   char code;
   int read_only;
-  array->interface = PyObject_GetAttrString(object, "__array_interface__");
-  if (array->interface == NULL || !PyDict_Check(array->interface)) {
-    PyErr_Format(PyExc_TypeError,
-                 "%s must be an array (buffer protocol or __array_interface__), not %.100s", name,
-                 Py_TYPE(object)->tp_name);
+  array->lender = PyObject_GetAttrString(object, "__array_interface__");
+  if (array->lender == NULL) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return 0;
+    PyErr_Clear();
+    return -1;
+  }
+  if (!PyDict_Check(array->lender)) {
+    PyErr_Format(PyExc_TypeError, "%s: its __array_interface__ is no dict", name);
     return 0;
   }
-  data = PyDict_GetItemString(array->interface, "data");
-  type = PyDict_GetItemString(array->interface, "typestr");
+  data = PyDict_GetItemString(array->lender, "data");
+  type = PyDict_GetItemString(array->lender, "typestr");
   typestr = type && PyUnicode_Check(type) ? PyUnicode_AsUTF8(type) : NULL;
   if (typestr == NULL || strlen(typestr) < 3 || data == NULL || !PyTuple_Check(data) ||
       PyTuple_GET_SIZE(data) != 2) {
@@ -170,21 +170,18 @@ static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, co
   }
   read_only = PyObject_IsTrue(PyTuple_GET_ITEM(data, 1));
   if (read_only < 0) return 0;
-  if (read_only && writable) {
-    PyErr_Format(PyExc_ValueError, "%s is read-only and would be written", name);
-    return 0;
-  }
+  if (read_only && writable) return kvc_py_refuse_to_write(name);
   itemsize = atoi(typestr + 2);
   code = typestr[0] == '>' ? '?' : typestr[1];
   if (code == 'V' && kvc_py_is_bfloat16(object)) code = 'b';
   tensor->dtype = kvc_py_dtype(code, itemsize, meaning_of_bits);
   if (tensor->dtype == 0) {
-    return kvc_py_array_refuse_dtype(name, typestr, (code == 'u' || code == 'V') && itemsize == 2);
+    return kvc_py_refuse_dtype(name, typestr, (code == 'u' || code == 'V') && itemsize == 2);
   }
   tensor->data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(data, 0));
   if (PyErr_Occurred()) return 0;
-  return kvc_py_array_set_extents(tensor, PyDict_GetItemString(array->interface, "shape"),
-                                  PyDict_GetItemString(array->interface, "strides"), itemsize, name);
+  return kvc_py_array_set_extents(tensor, PyDict_GetItemString(array->lender, "shape"),
+                                  PyDict_GetItemString(array->lender, "strides"), itemsize, name);
 }
 
 /* Opens an argument as a view. 0: an exception is set. Close it in either case. */
@@ -199,8 +196,19 @@ static int kvc_py_array_open(kvc_py_array* array, PyObject* object, const char* 
     object = PyTuple_GET_ITEM(object, 0);
   }
   taken = kvc_py_array_from_buffer(array, object, name, writable, meaning_of_bits);
+  if (taken < 0) taken = kvc_py_array_from_interface(array, object, name, writable, meaning_of_bits);
+  /* Who has a buffer and lends none to write into (JAX, of bfloat16) is not written through DLPack
+   * either: its older capsules cannot say that they are read-only. */
+  if (taken < 0 && writable && PyObject_CheckBuffer(object)) return kvc_py_refuse_to_write(name);
+  if (taken < 0) {
+    taken = kvc_py_dlpack_open(object, name, writable, meaning_of_bits, &array->lender,
+                               &array->tensor);
+  }
   if (taken >= 0) return taken;
-  return kvc_py_array_from_interface(array, object, name, writable, meaning_of_bits);
+  PyErr_Format(PyExc_TypeError,
+               "%s must be an array (buffer protocol, __array_interface__ or __dlpack__), not %.100s",
+               name, Py_TYPE(object)->tp_name);
+  return 0;
 }
 
 /* A view that the library filled in, as (address, shape, strides in bytes, dtype). */
@@ -222,6 +230,30 @@ done:
   Py_XDECREF(shape);
   Py_XDECREF(strides);
   return result;
+}
+
+/* A DLPack capsule over memory that kvc_py_describe() described, which `owner` keeps alive. */
+static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int versioned, int copied) {
+  const uint64_t flags = copied ? DLPACK_FLAG_BITMASK_IS_COPIED : DLPACK_FLAG_BITMASK_READ_ONLY;
+  kvc_tensor view;
+  PyObject *shape, *strides;
+  unsigned long long address;
+  unsigned int dtype;
+  int dim;
+  memset(&view, 0, sizeof view);
+  if (!PyArg_ParseTuple(description, "KO!O!I", &address, &PyTuple_Type, &shape, &PyTuple_Type,
+                        &strides, &dtype))
+    return NULL;
+  view.data = (void*)(uintptr_t)address;
+  view.device_type = KVC_CPU;
+  view.dtype = dtype;
+  if (!kvc_py_array_set_ndim(&view, PyTuple_GET_SIZE(shape), "view")) return NULL;
+  for (dim = 0; dim < view.ndim; ++dim) {
+    view.shape[dim] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, dim));
+    view.strides[dim] =
+        PyLong_AsLongLong(PyTuple_GET_ITEM(strides, dim)) / ((int)(dtype >> 8 & 0xff) / 8);
+  }
+  return PyErr_Occurred() ? NULL : kvc_py_dlpack_new(owner, &view, versioned, flags);
 }
 
 #endif

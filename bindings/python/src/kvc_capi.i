@@ -1,14 +1,15 @@
 /* The SWIG interface: module kvc_capi inside package kvc, generated from the C headers themselves.
  *
  * Every function keeps its C name and order of arguments, but: a status becomes an exception; outputs
- * become results; arrays come by buffer protocol or __array_interface__ (arrays.h) and lists of
- * integers bring their count along (support.h). The GIL is released during every call that may take
+ * become results; arrays come by buffer protocol, __array_interface__ or DLPack (arrays.h), lists of
+ * integers bring their count along (support.h) and a cache is a capsule (handles.h). The GIL is released during every call that may take
  * longer than taking it back (-threads). Nobody but the package's own modules uses this: its proxies
  * never reach a caller. */
 %module(package="kvc") kvc_capi
 
 %{
 #include "arrays.h"
+#include "handles.h"
 
 /* kvc_get() with views of its own, for a result in place of two arguments. */
 static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
@@ -37,8 +38,10 @@ static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
   return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
 }
 
-/* For tests: what the library is given for an array: (address, shape, strides in bytes, dtype). */
-static PyObject *kvc_py_describe_array(const kvc_tensor *k) { return kvc_py_describe(k); }
+/* What the library is given for an array: (address, shape, strides in bytes, dtype). */
+static PyObject *kvc_py_describe_array(const kvc_tensor *described) {
+  return kvc_py_describe(described);
+}
 
 static void kvc_py_set_errors(PyObject *errors) {
   Py_INCREF(errors);
@@ -82,10 +85,20 @@ static void kvc_py_set_errors(PyObject *errors) {
 
 /* ---- Handles --------------------------------------------------------------------------------- */
 
+%typemap(in) kvc_cache *cache {
+  if (!kvc_py_cache_open($input, &$1)) SWIG_fail;
+}
+%typemap(in) const kvc_cache *cache (kvc_cache *handle) {
+  if (!kvc_py_cache_open($input, &handle)) SWIG_fail;
+  $1 = handle;
+}
 %typemap(in, numinputs=0) kvc_cache **out (kvc_cache *handle = NULL),
                           kvc_device **out (kvc_device *handle = NULL)
   "$1 = &handle;"
-%typemap(argout) kvc_cache **out, kvc_device **out {
+%typemap(argout) kvc_cache **out {
+  $result = SWIG_Python_AppendOutput($result, kvc_py_cache_new(*$1));
+}
+%typemap(argout) kvc_device **out {
   $result = SWIG_Python_AppendOutput($result, SWIG_NewPointerObj(*$1, $*1_descriptor, 0));
 }
 
@@ -156,6 +169,7 @@ KVC_BESIDE(uint32_t, token_flags)
 %typemap(freearg) DECLARATION "kvc_py_array_close(&array$argnum);"
 %enddef
 
+KVC_ARRAY(const kvc_tensor *described, "it", 0)
 KVC_ARRAY(const kvc_tensor *k, "k", 0)
 KVC_ARRAY(const kvc_tensor *v, "v", 0)
 KVC_ARRAY(const kvc_tensor *q, "q", 0)
@@ -176,7 +190,7 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %ignore kvc_tensor;        /* views are made by the typemaps */
 %ignore kvc_tensor_dense;
 %ignore kvc_allocator;     /* its callbacks would need the GIL in the middle of anything */
-%ignore kvc_get;           /* the three shims below stand for these */
+%ignore kvc_get;           /* the shims below stand for these */
 %ignore kvc_gather;
 %ignore kvc_run;
 
@@ -190,6 +204,7 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %nothreadallow kvc_sequence_query;
 %nothreadallow kvc_cache_stats;
 %nothreadallow kvc_py_describe_array;
+%nothreadallow kvc_py_lend;
 %nothreadallow kvc_py_set_errors;
 
 /* Descriptors know their own size. SWIG's constructors set all else to zero. */
@@ -222,11 +237,13 @@ KVC_SIZED(kvc_stats)
 %rename(kvc_mask_shape) kvc_py_mask_shape;
 %rename(kvc_begin_reserve) kvc_py_begin_reserve;
 %rename(describe_array) kvc_py_describe_array;
+%rename(lend) kvc_py_lend;
 %rename(set_errors) kvc_py_set_errors;
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
                          kvc_tensor *k, kvc_tensor *v);
 kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW);
 kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
-PyObject *kvc_py_describe_array(const kvc_tensor *k);
+PyObject *kvc_py_describe_array(const kvc_tensor *described);
+PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int copied);
 void kvc_py_set_errors(PyObject *errors);

@@ -57,6 +57,23 @@ static void kvc_py_raise_format(kvc_status status, const char* format, ...) {
   Py_DECREF(text);
 }
 
+/* Returns 0, so that it ends a reader. */
+static int kvc_py_refuse_dtype(const char* name, const char* found, int is_bits) {
+  if (is_bits) {
+    kvc_py_raise_format(
+        KVC_E_DTYPE, "%s holds bare 16-bit values: say what they stand for (dtype=\"bf16\")", name);
+  } else {
+    kvc_py_raise_format(
+        KVC_E_DTYPE, "%s has element type %s; float32, float16 and bfloat16 are taken", name, found);
+  }
+  return 0;
+}
+
+static int kvc_py_refuse_to_write(const char* name) {
+  PyErr_Format(PyExc_ValueError, "%s is read-only and would be written", name);
+  return 0;
+}
+
 /* Any integer object (NumPy's too) as int32_t; 0 and an exception when it is none or too large. */
 static int kvc_py_int32(PyObject* object, const char* name, int32_t* out) {
   PyObject* number = PyNumber_Index(object);

@@ -185,7 +185,7 @@ def test_without_ml_dtypes_bfloat16_is_shown_as_uint16(make, fill, monkeypatch):
     cache.begin([3])
     for layer in range(2):
         cache.put(layer, k[:1], k[:1])
-    assert cache.get(0)[0].dtype == np.uint16
+    assert cache.get(0)[0].dtype == np.asarray(cache.get(0)[0]).dtype == np.uint16
     cache.commit()
 
 
@@ -243,18 +243,4 @@ def test_results_land_in_the_callers_memory(cache, kvq):
         assert out.__array_interface__["data"][0] == address
         np.testing.assert_array_equal(out, cache.attention(0, q))
         assert lse.all()
-        cache.put(1, k, v)
-
-
-def test_views_of_get_are_the_caches_memory(cache, kvq):
-    k, v, q = kvq(3)
-    with cache.forward(range(3)):
-        cache.put(0, k, v)
-        seen_k, seen_v = cache.get(0)
-        again, _ = cache.get(0)
-        assert again.__array_interface__["data"] == seen_k.__array_interface__["data"]
-        assert not seen_k.flags.writeable and not seen_k.flags.owndata
-        assert seen_k.dtype == np.float32 and seen_k.shape[1:] == (2, 16)
-        cache.put(0, k + 1, v)  # a second put replaces the first, in the same place
-        np.testing.assert_array_equal(np.sort(seen_k.ravel()), np.sort((k + 1).ravel()))
         cache.put(1, k, v)

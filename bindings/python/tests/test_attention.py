@@ -144,7 +144,7 @@ def test_get_and_mask_with_a_textbook_attention(make, kvq, setup, mask_dtype):
         with cache.forward(np.arange(start, start + 6)):
             for layer in range(2):
                 out = cache.put_attention(layer, k, v, q)
-            seen_k, seen_v = cache.get(1)
+            seen_k, seen_v = map(np.asarray, cache.get(1))
             mask = cache.mask()
             assert mask.dtype == {"f32": np.float32, "f16": np.float16}[mask_dtype]
             assert mask.shape == (6, len(seen_k)) and len(seen_k) % 8 == 0

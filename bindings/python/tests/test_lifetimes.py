@@ -1,17 +1,31 @@
 """Objects may go in any order, forgotten or closed, and in children of a fork."""
 
+import ctypes
 import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
+import dlpack_producer as dlpack
 import kvc
 
 SMALL = dict(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
+LARGE = dict(n_layers=1, n_kv_heads=8, head_dim=128, capacity=1 << 15, max_batch=1)
+
+
+def mapped(address):
+    """Whether the memory of a LARGE cache lies there: no smaller mapping is taken for it."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            begin, end = (int(bound, 16) for bound in line.split()[0].split("-"))
+            if begin <= address < end:
+                return end - begin > 100 << 20
+    return False
 
 
 def put_one(cache, value=1.0, position=0):
@@ -41,13 +55,17 @@ def test_a_device_outlives_its_caches():
     assert cache.closed
 
 
-def test_forgotten_objects_are_closed(monkeypatch):
-    cache = kvc.Cache(**SMALL)
-    finalizer = cache._finalizer
-    put_one(cache)
+def test_forgotten_objects_are_closed():
+    cache = kvc.Cache(**LARGE)
+    cache.begin([0])
+    row = np.ones((1, 8, 128), np.float32)
+    cache.put(0, row, row)
+    address = np.asarray(cache.get(0)[0]).ctypes.data
+    assert mapped(address)
+    cache.me = cache
     del cache
     gc.collect()
-    assert not finalizer.alive
+    assert not mapped(address)
 
 
 def test_cycles_are_collected_in_any_order():
@@ -69,7 +87,7 @@ def test_a_view_keeps_its_cache():
     del cache, k, v
     gc.collect()
     assert watch() is not None
-    assert part.tolist() == [3.0, 3.0]
+    assert np.asarray(part).tolist() == [3.0, 3.0]
     del part
     gc.collect()
     assert watch() is None
@@ -126,6 +144,96 @@ def test_children_of_a_fork_hold_nothing_and_may_open_their_own():
         assert cache.query(0).next == 1
 
 
+@pytest.mark.parametrize("lend", [np.asarray, np.from_dlpack], ids=["asarray", "from_dlpack"])
+@pytest.mark.parametrize("ending", ["close", "del", "with"])
+def test_lent_memory_stays_until_the_last_array_goes(lend, ending):
+    cache = kvc.Cache(**LARGE)
+    cache.begin([0])
+    row = np.full((1, 8, 128), 5.0, np.float32)
+    cache.put(0, row, row)
+    view = cache.get(0)[0]
+    array, other = lend(view), lend(view[:, 3])
+    address = array.ctypes.data
+    if ending == "close":
+        cache.close()
+    elif ending == "with":
+        with cache:
+            pass
+    del cache, view
+    gc.collect()
+    assert mapped(address) and (array == 5.0).all()
+    part = array[:, 0, :2]
+    del array
+    assert mapped(address) and (part == 5.0).all() and (other == 5.0).all()
+    del part
+    assert mapped(address)
+    del other
+    assert not mapped(address)
+
+
+def test_a_capsule_that_nobody_takes_keeps_and_gives_back_memory():
+    for max_version in (None, (1, 0)):
+        cache = kvc.Cache(**LARGE)
+        cache.begin([0])
+        row = np.ones((1, 8, 128), np.float32)
+        cache.put(0, row, row)
+        view = cache.get(0)[0]
+        address = np.asarray(view).ctypes.data
+        capsule = view.__dlpack__(max_version=max_version)
+        cache.close()
+        assert mapped(address)
+        del capsule
+        assert not mapped(address)
+
+
+def test_a_consumer_may_let_go_on_any_thread_without_the_gil():
+    cache = kvc.Cache(**LARGE)
+    cache.begin([0])
+    row = np.ones((1, 8, 128), np.float32)
+    cache.put(0, row, row)
+    view = cache.get(0)[0]
+    address = np.asarray(view).ctypes.data
+    for kind, max_version in ((dlpack.Managed, None), (dlpack.Versioned, (1, 0))):
+        capsule = view.__dlpack__(max_version=max_version)
+        managed = dlpack.take(capsule, kind)
+        del capsule
+        if max_version:
+            cache.close()
+        assert mapped(address)
+        # ctypes gives the GIL back before it calls.
+        deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(managed.deleter)
+        thread = threading.Thread(target=deleter, args=(ctypes.addressof(managed),))
+        thread.start()
+        thread.join()
+    assert not mapped(address)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_lent_memory_is_readable_in_a_child_of_a_fork():
+    cache = kvc.Cache(**SMALL)
+    put_one(cache, 7.0)
+    array = np.from_dlpack(cache.get(0)[0])
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            cache.close()
+            if array.tolist() == [[[7.0] * 8]]:
+                del array
+                status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert array.tolist() == [[[7.0] * 8]]
+
+
+LENT = (
+    "import numpy as np\n"
+    "row = np.ones((1, 1, 8), np.float32)\n"
+    "cache.begin([0]); cache.put(0, row, row); view = cache.get(0)[0]\n"
+)
+
+
 @pytest.mark.parametrize(
     "ending",
     [
@@ -135,6 +243,11 @@ def test_children_of_a_fork_hold_nothing_and_may_open_their_own():
         "import gc; gc.disable(); cache.me = cache",
         "import atexit; atexit.register(cache.close)",
         "raise SystemExit(0)",
+        LENT + "keep = np.asarray(view)",
+        LENT + "keep = np.from_dlpack(view); cache.close()",
+        LENT + "keep = view.__dlpack__(max_version=(1, 0)); view.__array__().sum()",
+        LENT + "import atexit; atexit.register(np.from_dlpack(view).sum)",
+        LENT + "import gc; gc.disable(); loop = [np.from_dlpack(view)]; loop.append(loop)",
     ],
 )
 def test_interpreters_exit_quietly(ending, tmp_path):

@@ -9,6 +9,8 @@
  *   cache.h      creating a cache, the forward pass, sequences, watching
  *   attention.h  constants of the model, attention, reading K, V and the mask with kernels of your own
  *
+ * Beside it and on request: kvc.hpp, the same for C++17, and kvc_dlpack.h, tensors of array libraries without a copy.
+ *
  * The shortest use, one token at a time (statuses unchecked for brevity):
  *
  *   kvc_device *device;  kvc_cache *cache;

@@ -1,0 +1,94 @@
+"""The command line: `python -m kvc inspect`, or `kvc inspect` once the package is installed."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import runpy
+import sys
+import weakref
+from typing import List, Optional, Tuple
+
+from .cache import Cache
+from .inspect import History, Snapshot, draw
+
+DESCRIPTION = """Runs a Python program and draws the caches that it makes: cells, sequences, and
+memory over the run, sampled whenever a pass ends. A cache is shown as it was before it was closed;
+one that was never closed, as it was when its last pass ended."""
+
+
+class Recorder:
+    """Looks on while a program runs."""
+
+    def __init__(self) -> None:
+        self.seen: List[Tuple[History, List[Snapshot]]] = []
+        self._of: weakref.WeakKeyDictionary[Cache, int] = weakref.WeakKeyDictionary()
+
+    def __call__(self, cache: Cache) -> None:
+        """After each pass: a sample, and the snapshot that replaces the one before it."""
+        if cache not in self._of:
+            self._of[cache] = len(self.seen)
+            self.seen.append((History(), []))
+        history, latest = self.seen[self._of[cache]]
+        history.sample(cache)
+        latest[:] = [Snapshot.of(cache)]
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="kvc", description="Tools around a KV cache.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    inspect = commands.add_parser(
+        "inspect", help="draw the caches of a program", description=DESCRIPTION
+    )
+    inspect.add_argument(
+        "-o",
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("cache.svg"),
+        help="picture to write (cache.svg); its ending says which kind; further caches are "
+        "numbered: cache-2.svg …",
+    )
+    inspect.add_argument("program", type=pathlib.Path, help="Python program to run")
+    inspect.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+    options = parser.parse_args(arguments)
+    try:
+        import matplotlib
+    except ImportError:
+        parser.error("drawing asks for matplotlib: pip install kvc[inspect]")
+    if not options.program.is_file():
+        parser.error(f"there is no program {options.program}")
+    # The same cache gives the same file, and text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "kvc", "svg.fonttype": "none"})
+    recorder = Recorder()
+    status = run(options.program, options.arguments, recorder)
+    if not recorder.seen:
+        parser.exit(1, f"kvc: {options.program} ended no pass, so there is nothing to draw\n")
+    for number, (history, latest) in enumerate(recorder.seen, start=1):
+        path = options.output
+        if number > 1:
+            path = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        draw(latest[0], history).savefig(path, metadata=metadata)
+        print(f"kvc: {path}", file=sys.stderr)
+    return status
+
+
+def run(program: pathlib.Path, arguments: List[str], recorder: Recorder) -> int:
+    """Runs the program as if it had been started alone, and returns its exit code."""
+    sys.argv = [str(program), *arguments]
+    sys.path[0] = str(program.resolve().parent)
+    Cache._watcher = recorder
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        Cache._watcher = None
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""PyTorch itself: its tensors go in and out without a copy, bfloat16 as bfloat16."""
+
+import gc
+
+import numpy as np
+import pytest
+
+import kvc
+from kvc import kvc_capi
+
+torch = pytest.importorskip("torch")
+
+KINDS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+@pytest.fixture
+def tensors(kvq):
+    def draw(n_tokens, kind=torch.float32):
+        return tuple(torch.from_numpy(array).to(kind) for array in kvq(n_tokens))
+
+    return draw
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_library_is_given_the_tensors_own_memory(kind):
+    for tensor in (
+        torch.zeros(3, 2, 16, dtype=kind),
+        torch.zeros(6, 4, 32, dtype=kind)[::2, 1::2, ::2],
+        torch.zeros(2, 3, 16, dtype=kind).transpose(0, 1),
+        torch.zeros(16, dtype=kind).expand(3, 2, 16),
+    ):
+        address, shape, strides, _ = kvc_capi.describe_array(tensor)
+        assert (address, shape) == (tensor.data_ptr(), tuple(tensor.shape))
+        assert strides == tuple(step * tensor.element_size() for step in tensor.stride())
+
+
+@pytest.mark.parametrize("storage", KINDS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_attention_agrees_with_torch(make, tensors, storage, kind):
+    cache = make(dtype=storage)
+    k, v, q = tensors(9, kind)
+    out = torch.zeros(9, 4, 16, dtype=kind)
+    lse = torch.zeros(9, 4)
+    with cache.forward(range(9)):
+        for layer in range(2):
+            assert cache.put_attention(layer, k, v, q, out, lse=lse) is out
+    k, v = (each.to(KINDS[storage]).float().repeat_interleave(2, dim=1) for each in (k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(each.float().transpose(0, 1) for each in (q, k, v)), is_causal=True
+    ).transpose(0, 1)
+    tolerance = 1e-5 if kind == torch.float32 else 2e-2
+    torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
+    assert lse.isfinite().all()
+
+
+@pytest.mark.parametrize("storage", KINDS)
+def test_views_become_tensors_without_a_copy(make, tensors, storage):
+    cache = make(dtype=storage)
+    k, v, q = tensors(5, KINDS[storage])
+    cache.begin(range(5))
+    for layer in range(2):
+        cache.put(layer, k, v)
+    view, _ = cache.get(0)
+    seen, part = torch.from_dlpack(view), torch.from_dlpack(view[1:4, 1])
+    assert seen.dtype == KINDS[storage] and seen.data_ptr() == np.asarray(view).ctypes.data
+    assert torch.equal(seen, k) and torch.equal(part, k[1:4, 1])
+    cache.put(0, k + 1, v)  # a second put replaces the first, in the same place
+    assert torch.equal(seen, k + 1)
+    cache.commit()
+    with pytest.raises(kvc.BadState):
+        torch.from_dlpack(view)
+    cache.close()
+    del cache, view
+    gc.collect()
+    assert seen.sum().isfinite()  # the memory is still there, whatever it holds
+
+
+def test_what_torch_refuses_is_refused(cache, tensors):
+    k, v, _ = tensors(1)
+    cache.begin([0])
+    with pytest.raises((BufferError, RuntimeError), match="grad"):
+        cache.put(0, k.requires_grad_(), v)
+    with pytest.raises(kvc.DtypeError):
+        cache.put(0, k.detach().double(), v)
+    with pytest.raises(ValueError, match="meta"):
+        cache.put(0, k.detach().to("meta"), v)
+    cache.abort()

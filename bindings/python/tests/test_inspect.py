@@ -1,0 +1,143 @@
+"""kvc.inspect and its command draw what the cache tells."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import kvc
+
+pytest.importorskip("matplotlib")
+
+from kvc.inspect import FREE, SHARED, History, Snapshot, draw  # noqa: E402
+
+PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
+LIFE = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python" / "life_of_a_cache.py"
+
+
+@pytest.fixture
+def busy(make, fill):
+    """A cache whose sequences share, slide and owe rotations."""
+    cache = make(reach=20)
+    cache.bind_rope()
+    fill(cache, 12)
+    cache.copy_prefix(0, 1, 8)
+    fill(cache, 4, sequence=1)
+    for _ in range(3):
+        fill(cache, 16, sequence=2)
+    cache.remove(2, 30, 34)
+    return cache
+
+
+def test_cells_are_what_the_cache_says(busy):
+    snapshot = Snapshot.of(busy)
+    owner, owed = snapshot.cells()
+    stats = busy.stats()
+    assert (owner != FREE).sum() == stats.cells_used
+    assert (owner == SHARED).sum() == stats.cells_shared == 8
+    assert sorted(snapshot.sequences) == [0, 1, 2]
+    assert (owner == 0).sum() == 4 and (owner == 1).sum() == 4
+    info = busy.query(2)
+    assert info.lost_below > 0 and (owner == 2).sum() == info.count
+    assert owed.sum() == info.next - 30 and set(owner[owed]) == {2}
+
+
+@pytest.mark.parametrize("cells", [1, 31, 5000])
+def test_pools_of_any_size_are_drawn(make, fill, tmp_path, cells):
+    cache = make(cells=cells, max_batch=1)
+    fill(cache, 1)
+    draw(cache).savefig(tmp_path / "cache.svg")
+
+
+def test_pictures_change_nothing(busy, tmp_path):
+    before = busy.digest(), busy.stats()
+    history = History()
+    history.sample(busy)
+    figure = draw(busy, history)
+    figure.savefig(tmp_path / "cache.svg")
+    assert len(figure.axes) == 3 and len(draw(busy).axes) == 2
+    assert f"of {busy.stats().cells} cells used, 8 shared" in figure.axes[0].get_title()
+    assert [text.get_text() for text in figure.axes[1].get_yticklabels()] == ["0", "1", "2"]
+    assert (busy.digest(), busy.stats()) == before
+
+
+def test_an_empty_cache(cache, tmp_path):
+    draw(cache, History()).savefig(tmp_path / "cache.png")
+    owner, owed = Snapshot.of(cache).cells()
+    assert (owner == FREE).all() and not owed.any()
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+ONE_PASS = """
+import sys, numpy as np, kvc
+def pass_of(cache):
+    with cache.forward([cache.query(0).next]):
+        cache.put(0, np.ones((1, 1, 8), np.float32), np.ones((1, 1, 8), np.float32))
+def make():
+    return kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
+"""
+
+
+@pytest.fixture
+def inspect(tmp_path):
+    def run(program, *arguments, path=PACKAGES):
+        if not isinstance(program, pathlib.Path):
+            (tmp_path / "program.py").write_text(ONE_PASS + program)
+            program = tmp_path / "program.py"
+        command = [sys.executable, "-m", "kvc", "inspect", "-o", tmp_path / "cache.svg", program]
+        return subprocess.run(
+            [*map(str, command), *arguments],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.skipif(not LIFE.exists(), reason="outside the source tree")
+def test_a_program_is_drawn_and_twice_the_same(inspect, tmp_path):
+    pictures = []
+    for _ in range(2):
+        result = inspect(LIFE)
+        assert result.returncode == 0, result
+        assert "cells_used=260" in result.stdout  # it ran as it would alone
+        pictures.append((tmp_path / "cache.svg").read_text())
+    assert pictures[0] == pictures[1]
+    for text in ("260 of 384 cells used, 48 shared", "memory over the run", "owes a rotation"):
+        assert text in pictures[0]
+
+
+def test_every_cache_has_a_picture(inspect, tmp_path):
+    result = inspect("a, b = make(), make(); pass_of(a); pass_of(b); a.close()")
+    assert result.returncode == 0, result
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"cache.svg", "cache-2.svg"}
+
+
+def test_a_program_gets_its_arguments_and_keeps_its_exit_code(inspect, tmp_path):
+    result = inspect("pass_of(make()); print(sys.argv[1:]); sys.exit(7)", "-x", "--output", "y")
+    assert result.returncode == 7 and "['-x', '--output', 'y']" in result.stdout
+    assert (tmp_path / "cache.svg").exists()
+    assert inspect("pass_of(make()); sys.exit('no')").returncode == 1
+
+
+def test_what_cannot_be_drawn_is_said(inspect, tmp_path):
+    result = inspect("make()")
+    assert result.returncode == 1 and "ended no pass" in result.stderr
+    result = inspect(tmp_path / "nothing.py")
+    assert result.returncode == 2 and "there is no program" in result.stderr
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    result = inspect("pass_of(make())", path=f"{tmp_path}{os.pathsep}{PACKAGES}")
+    assert result.returncode == 2 and "pip install kvc[inspect]" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_programs_own_errors_stay_its_own(inspect):
+    result = inspect("raise ValueError('mine')")
+    assert result.returncode == 1 and "ValueError: mine" in result.stderr
