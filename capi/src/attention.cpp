@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstring>
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
@@ -68,6 +69,29 @@ Status bind_rope(Cache& cache, int32_t begin, int32_t end, const kvc_rope_desc* 
   }
   settings.factors = factors;
   return cache.bind_rope(begin, end, settings);
+}
+
+void write_view(const Tensor& view, kvc_tensor* out) {
+  *out = {};
+  out->data = view.data;
+  out->ndim = view.ndim;
+  out->dtype = static_cast<uint32_t>(view.dtype);
+  out->device_type = KVC_CPU;
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    out->shape[d] = view.shape[d];
+    out->strides[d] = view.stride[d];
+  }
+}
+
+/// From the core's side of a shift function to the caller's.
+Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t* from, const int32_t* to, const Tensor& keys) {
+  kvc_tensor k;
+  write_view(keys, &k);
+  const kvc_status status = reinterpret_cast<kvc_shift_function>(shift.function)(shift.user, layer, n, from, to, &k);
+  if (status == KVC_OK) return Status::ok;
+  const bool known = std::strcmp(kvc_status_name(status), "UNKNOWN") != 0;
+  return fail(known ? static_cast<Status>(status) : Status::invalid_argument, "the shift function answered %d for layer %d",
+              status, layer);
 }
 
 // ---- Put and attention ----------------------------------------------------------------------------------------------------------
@@ -141,18 +165,6 @@ Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensor
 
 // ---- Reading ------------------------------------------------------------------------------------------------------------------------
 
-void write_view(const Tensor& view, kvc_tensor* out) {
-  *out = {};
-  out->data = view.data;
-  out->ndim = view.ndim;
-  out->dtype = static_cast<uint32_t>(view.dtype);
-  out->device_type = KVC_CPU;
-  for (int32_t d = 0; d < view.ndim; ++d) {
-    out->shape[d] = view.shape[d];
-    out->strides[d] = view.stride[d];
-  }
-}
-
 Status mask(Cache& cache, kvc_tensor* into) {
   if (Status s = cache.ready_in_pass(); s != Status::ok) return s;
   if (into == nullptr) return fail(Status::invalid_argument, "into is null");
@@ -215,6 +227,14 @@ kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t lay
 kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc* desc,
                          const float* frequency_factors) noexcept {
   return with_cache(cache, [&](Cache& c) { return kvc::capi::bind_rope(c, layer_begin, layer_end, desc, frequency_factors); });
+}
+
+kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* user) noexcept {
+  return with_cache(cache, [&](Cache& c) {
+    kvc::KeyShift shift;
+    if (function != nullptr) shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user};
+    return c.bind_shift(shift);
+  });
 }
 
 kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v) noexcept {

@@ -55,6 +55,14 @@ struct RopeSettings {
   const float* factors = nullptr;  // [n_dims / 2], may be null
 };
 
+/// A caller's function that turns keys for new positions: [n, n_kv_heads, head_dim_k] of one layer, in the storage type.
+struct KeyShift {
+  Status (*run)(const KeyShift& self, int32_t layer, int32_t n, const int32_t* from, const int32_t* to,
+                const Tensor& keys) = nullptr;  // null: none
+  void (*function)() = nullptr;                 // the caller's, of the type that `run` knows
+  void* user = nullptr;
+};
+
 /// What every kind of cache does, by docs of capi/include/kvc. The boundary has checked pointers and tensors (their shapes
 /// against bounds() and n_tokens()); a cache checks states, ranges and room, in the order that cache.h states.
 /// Const members may run at the same time as each other; any other member runs alone.
@@ -82,6 +90,7 @@ class Cache {
   // Constants of the model.
   virtual Status bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants) = 0;
   virtual Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
+  virtual Status bind_shift(const KeyShift& shift) = 0;
   /// Query heads bound to a layer; 0: never bound.
   virtual int32_t bound_q_heads(int32_t layer) const = 0;
 

@@ -66,6 +66,7 @@ class CausalCache final : public Cache {
 
   Status bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants) override;
   Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) override;
+  Status bind_shift(const KeyShift& shift) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
 
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
@@ -164,6 +165,30 @@ class CausalCache final : public Cache {
   void copy(const Sequence& source, int32_t count, int32_t next, Sequence& destination);
   Status check_middle_removal(const Sequence& sequence, int32_t begin, int32_t end, int32_t* lost_below) const;
   void remove_middle(Sequence& sequence, int32_t begin, int32_t end, int32_t lost_below);
+  // Shifts by the caller's function (causal_shift.cpp).
+  /// Free cells taken for copies, in the order of the tokens they are for: each names the next one where it will later say
+  /// for which position its key was rotated. Given back unless kept.
+  class Copies {
+   public:
+    explicit Copies(CausalCache& cache) : cache_(cache) {}
+    Copies(const Copies&) = delete;
+    Copies& operator=(const Copies&) = delete;
+    ~Copies();
+
+    void take(int32_t count, int32_t home);
+    int32_t first() const { return first_; }
+    int32_t next_of(int32_t cell) const { return cache_.pool_.rotated_for(cell); }
+    void keep() { first_ = -1; }
+
+   private:
+    CausalCache& cache_;
+    int32_t first_ = -1;
+    int32_t last_ = -1;
+  };
+  Status make_shifted_copies(const Sequence& sequence, int32_t first, int32_t distance, Copies& copies);
+  void use_shifted_copies(Sequence& sequence, int32_t first, int32_t distance, Copies& copies);
+  static Tensor keys_of(const LayerStorage& storage, int32_t first_cell, int32_t n);
+
   Status plan_reorder(int32_t n, const int32_t* destination, const int32_t* source);
   void rotate_cycle(int32_t start);
 
@@ -204,6 +229,7 @@ class CausalCache final : public Cache {
   Layer* layers_ = nullptr;        // [n_layers]
   std::byte* workspace_ = nullptr;
   bool has_rope_ = false;
+  KeyShift shift_;
 
   // Scratch of planning; fits() is const and may overlap itself, so it is locked.
   mutable std::mutex plan_mutex_;

@@ -61,6 +61,7 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
   if (state_ != CacheState::idle) return fail(Status::bad_state, "RoPE is bound while no pass is open");
   if (pool_.n_free() != bounds_.cells) return fail(Status::bad_state, "RoPE is bound while the cache is empty");
   if (settings_.position_free) return fail(Status::not_supported, "the cache was declared position-free");
+  if (shift_.run != nullptr) return fail(Status::not_supported, "the cache has a shift function");
   for (int32_t index = layer_begin; index < layer_end; ++index) {
     Layer& layer = layers_[index];
     for (int32_t i = 0; i < settings.n_dims / 2; ++i) {

@@ -172,7 +172,7 @@ Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin
     }
   }
   const bool moves = sequence.tokens.rank(end) < sequence.tokens.count();
-  if (moves && !has_rope_ && !settings_.position_free) {
+  if (moves && !has_rope_ && !settings_.position_free && shift_.run == nullptr) {
     return fail(Status::not_supported, "positions from %d would move, and nothing says how keys turn", end);
   }
   return Status::ok;
@@ -203,8 +203,15 @@ Status CausalCache::remove(int32_t index, int32_t begin, int32_t end) {
   if (!nothing && !to_the_end) {
     if (Status s = check_middle_removal(sequence, begin, end, &lost_below); s != Status::ok) return s;
   }
+  Copies copies(*this);
+  const bool shifts = !nothing && !to_the_end && shift_.run != nullptr;
+  const int32_t first_moved = shifts ? sequence.tokens.rank(end) : 0;
+  if (shifts) {
+    if (Status s = make_shifted_copies(sequence, first_moved, end - begin, copies); s != Status::ok) return s;
+  }
   if (Status s = keep_pass(); s != Status::ok) return s;
   if (nothing) return Status::ok;
+  if (shifts) use_shifted_copies(sequence, first_moved, end - begin, copies);
   if (to_the_end) cut(sequence, begin);
   else remove_middle(sequence, begin, end, lost_below);
   return flush_freed();

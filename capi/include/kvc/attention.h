@@ -70,6 +70,27 @@ typedef struct kvc_rope_desc {
 KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc *desc,
                                  const float *frequency_factors) KVC_NOEXCEPT;
 
+/* Turns keys for new positions, for rotations that kvc_rope_desc cannot say. Called from kvc_remove() of a middle part, for
+ * every layer and every run of cells that moves; not in any order of runs.
+ *
+ * from, to  [n]: the positions that the keys are rotated for and the ones they move to.
+ * k         [n, n_kv_heads, head_dim_k] with strides, in the storage type: copies of the keys, to be turned in place. Valid
+ *           during the call.
+ *
+ * Returns KVC_OK, or a status with which kvc_remove() fails. It must not throw and must not call this cache (BUSY). */
+typedef kvc_status (*kvc_shift_function)(void *user, int32_t layer, int32_t n, const int32_t *from, const int32_t *to,
+                                         kvc_tensor *k);
+
+/* Binds a shift function for the whole cache, or with null takes it away. Positions then move like this: the tokens behind
+ * the removed part are copied into free cells, the function turns the copies' keys, and only when it has succeeded in every
+ * layer do the copies replace the originals. So it costs time and free cells (CACHE_FULL when there are fewer than
+ * tokens that move), rounds keys again with every shift, and a refusal changes nothing, the open pass included. Where
+ * kvc_bind_rope() can say the rotation, it is exact, free and needs no room.
+ *
+ * `function` and `user` must stay valid until the cache is destroyed or another is bound.
+ * Errors: BAD_STATE (a pass is open), NOT_SUPPORTED (the cache has RoPE or is position-free). Since 0.1. */
+KVC_API kvc_status kvc_bind_shift(kvc_cache *cache, kvc_shift_function function, void *user) KVC_NOEXCEPT;
+
 /* ---- Attention ------------------------------------------------------------------------------------------------------- */
 
 /* Attention of the batch's queries over what each may see, in a layer that was put in this pass.
