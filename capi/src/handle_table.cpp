@@ -31,7 +31,7 @@ constexpr uint64_t inside_mask = (uint64_t{1} << 32) - 1;
 struct Slot {
   std::atomic<uint64_t> word;  // generation << 32 | exclusive << 31 | number of shared calls
   void* object;
-  uint32_t kind;
+  std::atomic<uint32_t> kind;  // a stale handle may be looked up while its slot begins a new life
   uint32_t next_free;          // index + 1 of the next free slot; 0: none
 };
 
@@ -114,8 +114,9 @@ Status decode(const void* handle, Kind kind, Key* key) {
   const auto generation = static_cast<uint32_t>(payload >> 20);
   const bool live = slot.word.load(std::memory_order_acquire) >> 32 == generation && (generation & 1u) != 0;
   if (!live) return fail(Status::handle, "the handle was destroyed, or never made");
-  if (slot.kind != (payload & 15u)) return fail(Status::handle, "the handle was never made");
-  if (slot.kind != static_cast<uint32_t>(kind)) return fail(Status::handle, "a handle of another kind");
+  const uint32_t slot_kind = slot.kind.load(std::memory_order_relaxed);
+  if (slot_kind != (payload & 15u)) return fail(Status::handle, "the handle was never made");
+  if (slot_kind != static_cast<uint32_t>(kind)) return fail(Status::handle, "a handle of another kind");
   *key = {&slot, generation};
   return Status::ok;
 }
@@ -143,10 +144,10 @@ void* add(Kind kind, void* object) noexcept {
   Slot& slot = table->slots[index];
   const auto generation = static_cast<uint32_t>(slot.word.load() >> 32) + 1;
   slot.object = object;
-  slot.kind = static_cast<uint32_t>(kind);
+  slot.kind.store(static_cast<uint32_t>(kind), std::memory_order_relaxed);
   slot.word.store(uint64_t{generation} << 32, std::memory_order_release);
   ++table->n_live;
-  return reinterpret_cast<void*>(encode(table->secret.load(), generation, index, slot.kind));
+  return reinterpret_cast<void*>(encode(table->secret.load(), generation, index, static_cast<uint32_t>(kind)));
 }
 
 Status enter(const void* handle, Kind kind, Access access, void** object) noexcept {
