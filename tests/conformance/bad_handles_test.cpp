@@ -100,6 +100,35 @@ TEST(BadHandles, RandomNumbersAreNoHandles) {
   EXPECT_EQ(support::digest(specimen.cache), before);
 }
 
+TEST(BadHandles, AsManyAsThereCanBe) {
+  const support::Device parent(1);
+  const kvc_cache_desc desc = support::cache_desc(1, 1, 4, 4);
+  kvc_device_desc settings{};
+  settings.struct_size = sizeof settings;
+  settings.n_threads = 1;
+  std::vector<kvc_device*> open;
+  kvc_status status = KVC_OK;
+  while (status == KVC_OK) {
+    kvc_device* device = nullptr;
+    status = kvc_device_open("cpu", &settings, nullptr, &device);
+    ASSERT_EQ(device != nullptr, status == KVC_OK);
+    if (device) open.push_back(device);
+  }
+  BadInput bad(nullptr);
+  kvc_cache* cache = nullptr;
+  kvc_device* device = nullptr;
+  bad.expect(KVC_E_OUT_OF_MEMORY, "one device more",
+             [&] { return kvc_device_open("cpu", &settings, nullptr, &device); });
+  bad.expect(KVC_E_OUT_OF_MEMORY, "a cache more",
+             [&] { return kvc_cache_create(parent, &desc, nullptr, &cache); });
+  EXPECT_EQ(device, nullptr);
+  EXPECT_EQ(cache, nullptr);
+  EXPECT_EQ(open.size(), 65535u);
+  for (kvc_device* each : open) ASSERT_EQ(kvc_device_close(each), KVC_OK);
+  for (kvc_device* each : open) ASSERT_EQ(kvc_device_close(each), KVC_E_HANDLE);
+  EXPECT_EQ(support::Cache(parent, desc).status, KVC_OK) << "it has recovered";
+}
+
 TEST(BadHandles, ParentsAndChildrenInAnyOrder) {
   auto device = std::make_unique<support::Device>(2);
   Specimen specimen(*device);
