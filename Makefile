@@ -28,17 +28,21 @@ demo: python ## a real language model generates text through kvc   DEMO='--promp
 
 test: ## everything that CI runs
 	@tools/setup test
-	$(call say,test 1/4: build with warnings as errors)
+	$(call say,test 1/5: build with warnings as errors)
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
-	$(call say,test 2/4: all tests)
+	$(call say,test 2/5: all tests)
 	@$(call ctest,developer) -L short
-	$(call say,test 3/4: the Python package and its tests)
+	$(call say,test 3/5: the Python package and its tests)
 	@tools/build_python build/developer
 	@$(python) -m pytest bindings/python/tests
-	$(call say,test 4/4: all tests under ASan and UBSan)
+	$(call say,test 4/5: all tests under ASan and UBSan)
 	$(call cmake,sanitize,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=address$(comma)undefined \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS))
 	@$(call ctest,sanitize) -L short
+	$(call say,test 5/5: what uses threads under TSan)
+	$(call cmake,threads,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=thread \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS),--target thread_tests)
+	@$(call ctest,threads) -L threads
 	$(call say,test: everything passed)
 
 test-long: ## the campaigns that take hours

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int32_t heads = 16, dim = 128, batch = 256;
 #ifdef KVC_SANITIZED  // every product is checked there: long enough all the same
-constexpr int32_t long_context = 1024;
+constexpr int32_t long_context = 256;
 #else
 constexpr int32_t long_context = 4096;
 #endif
