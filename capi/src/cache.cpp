@@ -80,7 +80,7 @@ Status create(std::shared_ptr<Backend> backend, const CausalPlan& plan, kvc_cach
   if (made != Status::ok) return made;
   *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get()));
   if (*out == nullptr) return Status::out_of_memory;
-  object.release();  // the table owns it now
+  (void)object.release();  // the table owns it now
   return Status::ok;
 }
 

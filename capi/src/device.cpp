@@ -40,7 +40,7 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   device->backend = std::move(backend);
   *out = static_cast<kvc_device*>(handles::add(Kind::device, device.get()));
   if (*out == nullptr) return Status::out_of_memory;
-  device.release();  // the table owns it now
+  (void)device.release();  // the table owns it now
   return Status::ok;
 }
 

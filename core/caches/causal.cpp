@@ -23,7 +23,7 @@ Status in_range(const char* name, int32_t value, int32_t low, int32_t high) {
 CheckedSize head_stride(int32_t rows, int32_t head_dim, DType dtype) {
   const CheckedSize bytes =
       CheckedSize(static_cast<uint64_t>(rows)) * CheckedSize(static_cast<uint64_t>(head_dim)) * CheckedSize(size_of(dtype));
-  return bytes.rounded_up(page_bytes) + CheckedSize(9 * 64);
+  return bytes.rounded_up(page_bytes) + CheckedSize(uint64_t{9} * 64);
 }
 
 /// Cells that the other bounds can need at most.

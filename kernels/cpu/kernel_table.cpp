@@ -22,6 +22,7 @@ bool has_f16c() noexcept {
 #endif
 
 const KernelTable& choose() noexcept {
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): once, for tests and for hunting bugs
   if (const char* wanted = std::getenv("KVC_CPU_ISA")) {
     for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
       if (std::strcmp(table->name, wanted) == 0) return *table;
