@@ -33,7 +33,7 @@ std::atomic<bool> inside{false};   // the library
 std::atomic<int32_t> requests{0};  // while inside
 std::atomic<int32_t> failing{-1};  // the number of the request that fails
 std::atomic<bool> failed{false};
-std::atomic<bool> refuse_advice{false};   // but not the one that a child needs
+std::atomic<bool> refuse_advice{false};  // but not the one that a child needs
 std::atomic<bool> refuse_entropy{false};
 std::atomic<int64_t> blocks{0};   // given and not yet taken back, while inside
 std::atomic<int64_t> mapped{0};   // bytes, likewise
@@ -231,9 +231,7 @@ TEST(OutOfMemory, AtEveryFirstRequest) {
   EXPECT_GE(n, 8);
 }
 
-TEST(OutOfMemory, NoEntropy) {
-  EXPECT_EQ(in_a_fresh_process("entropy"), nothing_left_to_refuse);
-}
+TEST(OutOfMemory, NoEntropy) { EXPECT_EQ(in_a_fresh_process("entropy"), nothing_left_to_refuse); }
 
 }  // namespace
 

@@ -104,8 +104,8 @@ TEST(Threads, AStormOnOneCache) {
   std::atomic<int64_t> busy{0}, ok{0};
   together(4, [&](int32_t number) {
     support::Random random(support::derived_seed(20261121, static_cast<uint64_t>(number)));
-    const std::set<kvc_status> legal = {KVC_OK,         KVC_E_BUSY,       KVC_E_BAD_STATE,
-                                        KVC_E_CACHE_FULL, KVC_E_INVALID_ARGUMENT};
+    const std::set<kvc_status> legal = {KVC_OK, KVC_E_BUSY, KVC_E_BAD_STATE, KVC_E_CACHE_FULL,
+                                        KVC_E_INVALID_ARGUMENT};
     Storm storm(specimen.cache);
     for (int32_t i = 0; i < 10 * rounds; ++i) {
       const kvc_status status = storm.call(random);
@@ -198,7 +198,8 @@ TEST(Threads, HandlesComeAndGo) {
     if (number == 0) {
       for (int32_t i = 0; i < rounds; ++i) {
         kvc_cache* cache = nullptr;
-        ASSERT_EQ(kvc_cache_create(device, &desc, nullptr, &cache), KVC_OK) << support::last_message();
+        ASSERT_EQ(kvc_cache_create(device, &desc, nullptr, &cache), KVC_OK)
+            << support::last_message();
         current = cache;
         kvc_status status = KVC_E_BUSY;
         while (status == KVC_E_BUSY) status = kvc_cache_destroy(cache);
