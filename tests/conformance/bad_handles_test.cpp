@@ -50,7 +50,7 @@ TEST(BadHandles, EveryFunctionSaysHandle) {
     for (const auto& [kind, handle] : handles) {
       if (handle == nullptr && std::string(function.name) == "cache_destroy") continue;
       bad.expect(KVC_E_HANDLE, std::string(function.name) + " of " + kind,
-                 [&] { return function.call(handle); });
+                 [&, h = handle] { return function.call(h); });
     }
   }
   std::cout << bad.calls() << " calls with a wrong handle" << std::endl;
