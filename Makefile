@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-frameworks bench pictures fuzz lint format build python install clean
+.PHONY: help demo test test-long test-frameworks bench pictures fuzz campaign coverage lint format build python install clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -9,6 +9,9 @@ PREFIX ?= /usr/local
 OPERATIONS ?= 1000000
 # Operations per fuzz program under ASan and UBSan, where each costs about ten times as much.
 SANITIZED_OPERATIONS ?= 50000
+# How long each libFuzzer target runs; make test-long takes hours.
+FUZZ_SECONDS ?= 30
+LONG_FUZZ_SECONDS ?= 10800
 DEMO ?=
 BENCH ?=
 
@@ -28,24 +31,32 @@ demo: python ## a real language model generates text through kvc   DEMO='--promp
 
 test: ## everything that CI runs
 	@tools/setup test
-	$(call say,test 1/4: build with warnings as errors)
+	$(call say,test 1/6: build with warnings as errors)
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
-	$(call say,test 2/4: all tests)
+	$(call say,test 2/6: all tests)
 	@$(call ctest,developer) -L short
-	$(call say,test 3/4: the Python package and its tests)
+	$(call say,test 3/6: the Python package and its tests)
 	@tools/build_python build/developer
 	@$(python) -m pytest bindings/python/tests
 	@$(python) -m pytest -q -p no:cacheprovider tests/pictures
-	$(call say,test 4/4: all tests under ASan and UBSan)
+	$(call say,test 4/6: all tests under ASan and UBSan)
 	$(call cmake,sanitize,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=address$(comma)undefined \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS))
 	@$(call ctest,sanitize) -L short
+	$(call say,test 5/6: what uses threads under TSan)
+	$(call cmake,threads,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=thread \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS),--target thread_tests)
+	@$(call ctest,threads) -L threads
+	$(call say,test 6/6: libFuzzer on operations and descriptors)
+	@if tools/setup has libclang-rt-dev; then $(MAKE) --no-print-directory campaign; \
+	  else echo "libFuzzer: not run, clang is missing (Debian: apt-get install clang libclang-rt-dev)"; fi
 	$(call say,test: everything passed)
 
 test-long: ## the campaigns that take hours
 	@tools/setup test
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	@$(call ctest,developer) -C Long -L long --verbose
+	@$(MAKE) --no-print-directory campaign FUZZ_SECONDS=$(LONG_FUZZ_SECONDS)
 
 test-frameworks: ## DLPack with PyTorch and JAX themselves (fetches gigabytes)
 	@tools/setup test
@@ -61,6 +72,19 @@ fuzz: ## random operations against the oracle   OPERATIONS=1000000
 	@set -e; for program in build/developer/bin/fuzz_*; do \
 	  printf '\n-- %s\n' "$${program##*/}"; "$$program" --operations $(OPERATIONS); done
 
+campaign: ## libFuzzer, with clang   FUZZ_SECONDS=30 for each target
+	$(call cmake,libfuzzer,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+	  -DKVC_SANITIZE=address$(comma)undefined$(comma)fuzzer-no-link -DKVC_FUZZ_SECONDS=$(FUZZ_SECONDS),--target fuzz_campaigns)
+	@$(call ctest,libfuzzer) -L campaign --verbose
+
+coverage: ## statements and branches of core/ and capi/src that the tests execute; fails below gcovr.cfg's limits
+	@tools/setup test
+	$(call cmake,coverage,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_COVERAGE=ON -DKVC_SHORT_OPERATIONS=100000)
+	@find build/coverage -name '*.gcda' -delete
+	@$(call ctest,coverage) -L short -R '^(unit|conformance|fuzz|replay)_' -E handle_table
+	@build/venv/bin/gcovr build/coverage
+
 bench: ## measure: limits of this machine, then kvc against them   BENCH=… for its options
 	@tools/setup bench
 	$(call cmake,release,,--target kvc_bench)
@@ -73,7 +97,7 @@ pictures: ## docs/pictures, from the recorded measurements and an example
 	@build/venv/bin/python tools/draw_roofline docs/PERFORMANCE.md docs/pictures/roofline.svg
 	@$(python) -m kvc inspect -o docs/pictures/cache.svg examples/python/life_of_a_cache.py
 
-lint: ## include rules, layout, warnings of gcc and clang
+lint: ## include rules, layout, warnings of gcc and clang, clang-tidy, the ABI against its baseline
 	@tools/setup lint
 	@tools/check_includes && tools/check_includes --self
 	@tools/format --check
@@ -81,6 +105,10 @@ lint: ## include rules, layout, warnings of gcc and clang
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	$(call say,lint: warnings of clang)
 	$(call cmake,clang,-DKVC_DEVELOPER=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
+	$(call say,lint: clang-tidy)
+	@tools/tidy build/clang
+	$(call say,lint: the ABI against its baseline)
+	@tests/abi/diff build/developer/lib/libkvc.so
 
 format: ## lay out the C++ sources with clang-format
 	@tools/format

@@ -17,7 +17,8 @@ CheckedSize span_of(const kvc_tensor& t) {
   CheckedSize span(1);
   for (int32_t d = 0; d < t.ndim; ++d) {
     if (t.shape[d] == 0) return CheckedSize(0);
-    span = span + CheckedSize(static_cast<uint64_t>(t.shape[d] - 1)) * CheckedSize(static_cast<uint64_t>(t.strides[d]));
+    span = span + CheckedSize(static_cast<uint64_t>(t.shape[d] - 1)) *
+                      CheckedSize(static_cast<uint64_t>(t.strides[d]));
   }
   return span;
 }
@@ -43,15 +44,19 @@ bool writes_twice(const kvc_tensor& t) {
   return false;
 }
 
-Status check_shape(const char* name, const kvc_tensor& t, const Expected& expected, Direction direction) {
-  if (t.ndim != expected.ndim) return fail(Status::shape, "%s has %d dimensions, not %d", name, t.ndim, expected.ndim);
+Status check_shape(const char* name, const kvc_tensor& t, const Expected& expected,
+                   Direction direction) {
+  if (t.ndim != expected.ndim)
+    return fail(Status::shape, "%s has %d dimensions, not %d", name, t.ndim, expected.ndim);
   for (int32_t d = 0; d < t.ndim; ++d) {
     if (t.shape[d] != expected.shape[d]) {
-      return fail(Status::shape, "%s: dimension %d is %" PRId64 ", not %" PRId64, name, d, t.shape[d], expected.shape[d]);
+      return fail(Status::shape, "%s: dimension %d is %" PRId64 ", not %" PRId64, name, d,
+                  t.shape[d], expected.shape[d]);
     }
     if (t.strides[d] < 0) return fail(Status::shape, "%s: stride %d is negative", name, d);
   }
-  if (direction == Direction::out && writes_twice(t)) return fail(Status::shape, "%s: strides make elements overlap", name);
+  if (direction == Direction::out && writes_twice(t))
+    return fail(Status::shape, "%s: strides make elements overlap", name);
   return Status::ok;
 }
 
@@ -61,12 +66,14 @@ Status check_memory(const char* name, const kvc_tensor& t) {
   if (t.data == nullptr) return fail(Status::invalid_argument, "%s.data is null", name);
   const uint64_t element = size_of(static_cast<DType>(t.dtype));
   const uint64_t address = reinterpret_cast<uintptr_t>(t.data);
-  const CheckedSize end = CheckedSize(address) + CheckedSize(t.byte_offset) + span * CheckedSize(element);
+  const CheckedSize end = CheckedSize(address) + CheckedSize(t.byte_offset) +
+                          span * CheckedSize(element);
   if (end.overflowed() || end.value() > uint64_t{PTRDIFF_MAX}) {
     return fail(Status::overflow, "%s spans more than the address space", name);
   }
   if ((address + t.byte_offset) % element != 0) {
-    return fail(Status::invalid_argument, "%s is not aligned to its elements of %d bytes", name, static_cast<int>(element));
+    return fail(Status::invalid_argument, "%s is not aligned to its elements of %d bytes", name,
+                static_cast<int>(element));
   }
   return Status::ok;
 }
@@ -75,11 +82,14 @@ Status check_memory(const char* name, const kvc_tensor& t) {
 
 Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size, size_t known) {
   if (struct_size < known || struct_size > longest_descriptor) {
-    return fail(Status::invalid_argument, "%s.struct_size %u out of range [%zu, %zu]", name, struct_size, known, longest_descriptor);
+    return fail(Status::invalid_argument, "%s.struct_size %u out of range [%zu, %zu]", name,
+                struct_size, known, longest_descriptor);
   }
   const auto* bytes = static_cast<const unsigned char*>(descriptor);
   for (size_t i = known; i < struct_size; ++i) {
-    if (bytes[i] != 0) return fail(Status::version, "%s sets a field behind byte %zu, which this library does not know", name, known);
+    if (bytes[i] != 0)
+      return fail(Status::version,
+                  "%s sets a field behind byte %zu, which this library does not know", name, known);
   }
   return Status::ok;
 }
@@ -91,16 +101,18 @@ Status storage_dtype(const char* name, uint32_t dtype, DType* out) {
   return Status::ok;
 }
 
-Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected, Direction direction, Tensor* to,
-                   uint32_t only) {
+Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,
+                   Direction direction, Tensor* to, uint32_t only) {
   if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
-  if (from->flags != 0 || from->reserved != 0) return fail(Status::invalid_argument, "%s has unknown flags", name);
+  if (from->flags != 0 || from->reserved != 0)
+    return fail(Status::invalid_argument, "%s has unknown flags", name);
   if (Status s = check_shape(name, *from, expected, direction); s != Status::ok) return s;
   if (only == 0 ? !is_float(from->dtype) : from->dtype != only) {
     return fail(Status::dtype, "%s has dtype 0x%x", name, from->dtype);
   }
   if (from->device_type != KVC_CPU || from->device_id != 0) {
-    return fail(Status::device_mismatch, "%s lies on device %d:%d, the cache on the CPU", name, from->device_type, from->device_id);
+    return fail(Status::device_mismatch, "%s lies on device %d:%d, the cache on the CPU", name,
+                from->device_type, from->device_id);
   }
   if (Status s = check_memory(name, *from); s != Status::ok) return s;
   to->data = static_cast<std::byte*>(from->data) + from->byte_offset;
@@ -111,16 +123,19 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
   return Status::ok;
 }
 
-Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected, Tensor* to, uint32_t only) {
+Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected,
+                      Tensor* to, uint32_t only) {
   if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
   if (from->ndim < 1 || from->ndim > expected.ndim) {
     return fail(Status::shape, "%s has %d dimensions, not 1 to %d", name, from->ndim, expected.ndim);
   }
   const int32_t missing = expected.ndim - from->ndim;
   Expected given = {from->ndim, {}};
-  for (int32_t d = 0; d < from->ndim; ++d) given.shape[d] = from->shape[d] == 1 ? 1 : expected.shape[missing + d];
+  for (int32_t d = 0; d < from->ndim; ++d)
+    given.shape[d] = from->shape[d] == 1 ? 1 : expected.shape[missing + d];
   Tensor tensor;
-  if (Status s = read_tensor(name, from, given, Direction::in, &tensor, only); s != Status::ok) return s;
+  if (Status s = read_tensor(name, from, given, Direction::in, &tensor, only); s != Status::ok)
+    return s;
   *to = tensor;
   to->ndim = expected.ndim;
   for (int32_t d = 0; d < expected.ndim; ++d) {

@@ -11,32 +11,38 @@ namespace {
 
 Status check_layers(const Cache& cache, int32_t begin, int32_t end) {
   if (begin >= 0 && begin <= end && end <= cache.bounds().n_layers) return Status::ok;
-  return fail(Status::invalid_argument, "layers [%d, %d) out of range [0, %d)", begin, end, cache.bounds().n_layers);
+  return fail(Status::invalid_argument, "layers [%d, %d) out of range [0, %d)", begin, end,
+              cache.bounds().n_layers);
 }
 
 Status check_q_heads(const Cache& cache, int64_t n_q_heads) {
   const CacheBounds& bounds = cache.bounds();
-  if (n_q_heads >= bounds.n_kv_heads && n_q_heads <= bounds.max_q_heads && n_q_heads % bounds.n_kv_heads == 0) return Status::ok;
-  return fail(Status::invalid_argument, "%lld query heads: a multiple of the %d KV heads up to max_q_heads %d",
+  if (n_q_heads >= bounds.n_kv_heads && n_q_heads <= bounds.max_q_heads &&
+      n_q_heads % bounds.n_kv_heads == 0)
+    return Status::ok;
+  return fail(Status::invalid_argument,
+              "%lld query heads: a multiple of the %d KV heads up to max_q_heads %d",
               static_cast<long long>(n_q_heads), bounds.n_kv_heads, bounds.max_q_heads);
 }
 
 Status check_finite(const char* name, const float* values, int32_t n) {
   for (int32_t i = 0; values != nullptr && i < n; ++i) {
-    if (!std::isfinite(values[i])) return fail(Status::invalid_argument, "%s %d is not finite", name, i);
+    if (!std::isfinite(values[i]))
+      return fail(Status::invalid_argument, "%s %d is not finite", name, i);
   }
   return Status::ok;
 }
 
-Status bind_attention(Cache& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc, const float* slopes,
-                      const float* sinks) {
+Status bind_attention(Cache& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
+                      const float* slopes, const float* sinks) {
   kvc_attention_desc d;
   if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
   if (d.flags != 0) return fail(Status::invalid_argument, "unknown flags of kvc_attention_desc");
   if (Status s = check_q_heads(cache, d.n_q_heads); s != Status::ok) return s;
   if (!std::isfinite(d.scale)) return fail(Status::invalid_argument, "the scale is not finite");
-  if (!std::isfinite(d.softcap) || d.softcap < 0) return fail(Status::invalid_argument, "the softcap is negative or not finite");
+  if (!std::isfinite(d.softcap) || d.softcap < 0)
+    return fail(Status::invalid_argument, "the softcap is negative or not finite");
   if (Status s = check_finite("slope", slopes, d.n_q_heads); s != Status::ok) return s;
   if (Status s = check_finite("sink", sinks, d.n_q_heads); s != Status::ok) return s;
   AttentionConstants constants;
@@ -48,24 +54,30 @@ Status bind_attention(Cache& cache, int32_t begin, int32_t end, const kvc_attent
   return cache.bind_attention(begin, end, constants);
 }
 
-Status bind_rope(Cache& cache, int32_t begin, int32_t end, const kvc_rope_desc* desc, const float* factors) {
+Status bind_rope(Cache& cache, int32_t begin, int32_t end, const kvc_rope_desc* desc,
+                 const float* factors) {
   kvc_rope_desc d;
   if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
   const int32_t head_dim = cache.bounds().head_dim_k;
-  if (d.pairs != KVC_ROPE_NEIGHBOURS && d.pairs != KVC_ROPE_HALVES) return fail(Status::invalid_argument, "pairs %u", d.pairs);
+  if (d.pairs != KVC_ROPE_NEIGHBOURS && d.pairs != KVC_ROPE_HALVES)
+    return fail(Status::invalid_argument, "pairs %u", d.pairs);
   RopeSettings settings;
   settings.halves = d.pairs == KVC_ROPE_HALVES;
   settings.n_dims = d.n_dims == 0 ? head_dim / 2 * 2 : d.n_dims;
   if (settings.n_dims < 2 || settings.n_dims > head_dim || settings.n_dims % 2 != 0) {
-    return fail(Status::invalid_argument, "n_dims %d: even, and in [2, %d]", settings.n_dims, head_dim);
+    return fail(Status::invalid_argument, "n_dims %d: even, and in [2, %d]", settings.n_dims,
+                head_dim);
   }
   settings.base = d.base == 0 ? 10000.0 : static_cast<double>(d.base);
   settings.scale = d.scale == 0 ? 1.0 : static_cast<double>(d.scale);
-  if (!std::isfinite(settings.base) || settings.base <= 0) return fail(Status::invalid_argument, "the base is not positive and finite");
-  if (!std::isfinite(settings.scale) || settings.scale <= 0) return fail(Status::invalid_argument, "the scale is not positive and finite");
+  if (!std::isfinite(settings.base) || settings.base <= 0)
+    return fail(Status::invalid_argument, "the base is not positive and finite");
+  if (!std::isfinite(settings.scale) || settings.scale <= 0)
+    return fail(Status::invalid_argument, "the scale is not positive and finite");
   for (int32_t i = 0; factors != nullptr && i < settings.n_dims / 2; ++i) {
-    if (!std::isfinite(factors[i]) || factors[i] <= 0) return fail(Status::invalid_argument, "factor %d is not positive and finite", i);
+    if (!std::isfinite(factors[i]) || factors[i] <= 0)
+      return fail(Status::invalid_argument, "factor %d is not positive and finite", i);
   }
   settings.factors = factors;
   return cache.bind_rope(begin, end, settings);
@@ -84,14 +96,16 @@ void write_view(const Tensor& view, kvc_tensor* out) {
 }
 
 /// From the core's side of a shift function to the caller's.
-Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t* from, const int32_t* to, const Tensor& keys) {
+Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t* from,
+                  const int32_t* to, const Tensor& keys) {
   kvc_tensor k;
   write_view(keys, &k);
-  const kvc_status status = reinterpret_cast<kvc_shift_function>(shift.function)(shift.user, layer, n, from, to, &k);
+  const kvc_status status = reinterpret_cast<kvc_shift_function>(shift.function)(shift.user, layer,
+                                                                                 n, from, to, &k);
   if (status == KVC_OK) return Status::ok;
   const bool known = std::strcmp(kvc_status_name(status), "UNKNOWN") != 0;
-  return fail(known ? static_cast<Status>(status) : Status::invalid_argument, "the shift function answered %d for layer %d",
-              status, layer);
+  return fail(known ? static_cast<Status>(status) : Status::invalid_argument,
+              "the shift function answered %d for layer %d", status, layer);
 }
 
 // ---- Put and attention ----------------------------------------------------------------------------------------------------------
@@ -103,14 +117,16 @@ struct PutArguments {
 Status read_put(const Cache& cache, const kvc_tensor* k, const kvc_tensor* v, PutArguments* put) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
-  if (Status s = read_tensor("k", k, {3, {n, bounds.n_kv_heads, bounds.head_dim_k}}, Direction::in, &put->k); s != Status::ok) {
+  if (Status s = read_tensor("k", k, {3, {n, bounds.n_kv_heads, bounds.head_dim_k}}, Direction::in,
+                             &put->k);
+      s != Status::ok) {
     return s;
   }
   return read_tensor("v", v, {3, {n, bounds.n_kv_heads, bounds.head_dim_v}}, Direction::in, &put->v);
 }
 
-Status read_attention(const Cache& cache, int32_t layer, const kvc_tensor* q, const kvc_tensor* out, const kvc_tensor* lse,
-                      AttentionTensors* a) {
+Status read_attention(const Cache& cache, int32_t layer, const kvc_tensor* q, const kvc_tensor* out,
+                      const kvc_tensor* lse, AttentionTensors* a) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
   if (q == nullptr) return fail(Status::invalid_argument, "q is null");
@@ -120,12 +136,17 @@ Status read_attention(const Cache& cache, int32_t layer, const kvc_tensor* q, co
     heads = q->shape[1];
     if (check_q_heads(cache, heads) != Status::ok) return Status::shape;
   }
-  if (Status s = read_tensor("q", q, {3, {n, heads, bounds.head_dim_k}}, Direction::in, &a->q); s != Status::ok) return s;
-  if (Status s = read_tensor("out", out, {3, {n, heads, bounds.head_dim_v}}, Direction::out, &a->out); s != Status::ok) return s;
+  if (Status s = read_tensor("q", q, {3, {n, heads, bounds.head_dim_k}}, Direction::in, &a->q);
+      s != Status::ok)
+    return s;
+  if (Status s = read_tensor("out", out, {3, {n, heads, bounds.head_dim_v}}, Direction::out, &a->out);
+      s != Status::ok)
+    return s;
   if (lse != nullptr) {
     const Status s = read_tensor("lse", lse, {2, {n, heads}}, Direction::out, &a->lse, KVC_F32);
     if (s != Status::ok) return s;
-    if (overlap(a->lse, a->q) || overlap(a->lse, a->out)) return fail(Status::invalid_argument, "lse overlaps q or out");
+    if (overlap(a->lse, a->q) || overlap(a->lse, a->out))
+      return fail(Status::invalid_argument, "lse overlaps q or out");
   }
   if (overlap(a->q, a->out)) return fail(Status::invalid_argument, "out overlaps q");
   return Status::ok;
@@ -135,7 +156,8 @@ Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensor
   if (from == nullptr) return Status::ok;
   kvc_attention_extra extra;
   if (Status s = read_descriptor("kvc_attention_extra", from, &extra); s != Status::ok) return s;
-  if (extra.reserved != 0) return fail(Status::invalid_argument, "kvc_attention_extra.reserved is not 0");
+  if (extra.reserved != 0)
+    return fail(Status::invalid_argument, "kvc_attention_extra.reserved is not 0");
   int32_t first = 0, history = 0;
   if (Status s = cache.history(&first, &history); s != Status::ok) return s;
   const Expected shape = {3, {a->q.shape[1], cache.n_tokens(), history}};
@@ -143,13 +165,16 @@ Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensor
     if (Status s = read_broadcast("bias", extra.bias, shape, &a->bias); s != Status::ok) return s;
   }
   if (extra.mask != nullptr) {
-    if (Status s = read_broadcast("mask", extra.mask, shape, &a->mask, KVC_BOOL); s != Status::ok) return s;
+    if (Status s = read_broadcast("mask", extra.mask, shape, &a->mask, KVC_BOOL); s != Status::ok)
+      return s;
   }
   const Tensor* written[] = {&a->out, &a->lse, &a->weights};
   if (extra.weights != nullptr) {
-    const Status s = read_tensor("weights", extra.weights, shape, Direction::out, &a->weights, KVC_F32);
+    const Status s = read_tensor("weights", extra.weights, shape, Direction::out, &a->weights,
+                                 KVC_F32);
     if (s != Status::ok) return s;
-    if (overlap(a->weights, a->q) || overlap(a->weights, a->out) || (a->lse.data != nullptr && overlap(a->weights, a->lse))) {
+    if (overlap(a->weights, a->q) || overlap(a->weights, a->out) ||
+        (a->lse.data != nullptr && overlap(a->weights, a->lse))) {
       return fail(Status::invalid_argument, "weights overlaps another tensor");
     }
   }
@@ -172,10 +197,13 @@ Status mask(Cache& cache, kvc_tensor* into) {
   if (Status s = cache.history(&first, &history); s != Status::ok) return s;
   if (into->data == nullptr) {
     const int64_t shape[] = {cache.n_tokens(), history};
-    return static_cast<Status>(kvc_tensor_dense(nullptr, static_cast<uint32_t>(cache.mask_dtype()), 2, shape, into));
+    return static_cast<Status>(
+        kvc_tensor_dense(nullptr, static_cast<uint32_t>(cache.mask_dtype()), 2, shape, into));
   }
   Tensor tensor;
-  if (Status s = read_tensor("into", into, {2, {cache.n_tokens(), history}}, Direction::out, &tensor); s != Status::ok) return s;
+  if (Status s = read_tensor("into", into, {2, {cache.n_tokens(), history}}, Direction::out, &tensor);
+      s != Status::ok)
+    return s;
   if (tensor.dtype == DType::bf16) return fail(Status::dtype, "a mask is f32 or f16");
   return cache.mask(tensor);
 }
@@ -198,7 +226,9 @@ Status gather(Cache& cache, int32_t layer, int32_t sequence, const kvc_tensor* k
     if (transposed) plain.flags = 0;
     const Expected rows = {3, {info.count, bounds.n_kv_heads, bounds.head_dim_v}};
     const Expected columns = {3, {bounds.n_kv_heads, bounds.head_dim_v, info.count}};
-    if (Status s = read_tensor("v", &plain, transposed ? columns : rows, Direction::out, &to_v); s != Status::ok) return s;
+    if (Status s = read_tensor("v", &plain, transposed ? columns : rows, Direction::out, &to_v);
+        s != Status::ok)
+      return s;
     if (transposed) {  // the same elements named in the order of rows
       const Tensor given = to_v;
       for (int d = 0; d < 3; ++d) {
@@ -207,7 +237,8 @@ Status gather(Cache& cache, int32_t layer, int32_t sequence, const kvc_tensor* k
       }
     }
   }
-  if (k != nullptr && v != nullptr && overlap(to_k, to_v)) return fail(Status::invalid_argument, "k overlaps v");
+  if (k != nullptr && v != nullptr && overlap(to_k, to_v))
+    return fail(Status::invalid_argument, "k overlaps v");
   return cache.gather(layer, sequence, to_k, to_v);
 }
 
@@ -217,22 +248,26 @@ Status gather(Cache& cache, int32_t layer, int32_t sequence, const kvc_tensor* k
 using kvc::Cache, kvc::fail, kvc::Status;
 using kvc::capi::with_cache;
 
-kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t layer_end, const kvc_attention_desc* desc,
-                              const float* alibi_slopes, const float* sinks) noexcept {
+kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
+                              const kvc_attention_desc* desc, const float* alibi_slopes,
+                              const float* sinks) noexcept {
   return with_cache(cache, [&](Cache& c) {
     return kvc::capi::bind_attention(c, layer_begin, layer_end, desc, alibi_slopes, sinks);
   });
 }
 
-kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc* desc,
-                         const float* frequency_factors) noexcept {
-  return with_cache(cache, [&](Cache& c) { return kvc::capi::bind_rope(c, layer_begin, layer_end, desc, frequency_factors); });
+kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
+                         const kvc_rope_desc* desc, const float* frequency_factors) noexcept {
+  return with_cache(cache, [&](Cache& c) {
+    return kvc::capi::bind_rope(c, layer_begin, layer_end, desc, frequency_factors);
+  });
 }
 
 kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* user) noexcept {
   return with_cache(cache, [&](Cache& c) {
     kvc::KeyShift shift;
-    if (function != nullptr) shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user};
+    if (function != nullptr)
+      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user};
     return c.bind_shift(shift);
   });
 }
@@ -246,12 +281,13 @@ kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const k
   });
 }
 
-kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse) noexcept {
+kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
+                         kvc_tensor* lse) noexcept {
   return kvc_attention_with(cache, layer, q, out, lse, nullptr);
 }
 
-kvc_status kvc_attention_with(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse,
-                              const kvc_attention_extra* extra) noexcept {
+kvc_status kvc_attention_with(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
+                              kvc_tensor* lse, const kvc_attention_extra* extra) noexcept {
   return with_cache(cache, [&](Cache& c) -> Status {
     if (Status s = c.ready_for_layer(layer, true); s != Status::ok) return s;
     kvc::AttentionTensors a;
@@ -261,8 +297,8 @@ kvc_status kvc_attention_with(kvc_cache* cache, int32_t layer, const kvc_tensor*
   });
 }
 
-kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v, const kvc_tensor* q,
-                             kvc_tensor* out, kvc_tensor* lse) noexcept {
+kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v,
+                             const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse) noexcept {
   return with_cache(cache, [&](Cache& c) -> Status {
     if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
     kvc::capi::PutArguments put;
@@ -287,7 +323,8 @@ kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v
 kvc_status kvc_history(kvc_cache* cache, int32_t* first_cell, int32_t* n_cells) noexcept {
   return with_cache(cache, [&](Cache& c) -> Status {
     if (Status s = c.ready_in_pass(); s != Status::ok) return s;
-    if (first_cell == nullptr || n_cells == nullptr) return fail(Status::invalid_argument, "first_cell or n_cells is null");
+    if (first_cell == nullptr || n_cells == nullptr)
+      return fail(Status::invalid_argument, "first_cell or n_cells is null");
     return c.history(first_cell, n_cells);
   });
 }
@@ -296,15 +333,18 @@ kvc_status kvc_mask(kvc_cache* cache, kvc_tensor* into) noexcept {
   return with_cache(cache, [&](Cache& c) { return kvc::capi::mask(c, into); });
 }
 
-kvc_status kvc_gather(kvc_cache* cache, int32_t layer, int32_t sequence, kvc_tensor* k, kvc_tensor* v) noexcept {
+kvc_status kvc_gather(kvc_cache* cache, int32_t layer, int32_t sequence, kvc_tensor* k,
+                      kvc_tensor* v) noexcept {
   return with_cache(cache, [&](Cache& c) { return kvc::capi::gather(c, layer, sequence, k, v); });
 }
 
-kvc_status kvc_runs(const kvc_cache* cache, int32_t sequence, int32_t capacity, kvc_run* runs, int32_t* n) noexcept {
+kvc_status kvc_runs(const kvc_cache* cache, int32_t sequence, int32_t capacity, kvc_run* runs,
+                    int32_t* n) noexcept {
   static_assert(sizeof(kvc_run) == sizeof(kvc::Run));
   return with_cache(cache, [&](const Cache& c) -> Status {
     if (n == nullptr) return fail(Status::invalid_argument, "n is null");
-    if (capacity < 0 || (capacity > 0 && runs == nullptr)) return fail(Status::invalid_argument, "capacity %d, no runs", capacity);
+    if (capacity < 0 || (capacity > 0 && runs == nullptr))
+      return fail(Status::invalid_argument, "capacity %d, no runs", capacity);
     return c.runs(sequence, capacity, reinterpret_cast<kvc::Run*>(runs), n);
   });
 }

@@ -48,12 +48,16 @@ size_t kvc_last_error_copy(char* buffer, size_t capacity) noexcept {
   return length;
 }
 
-kvc_status kvc_tensor_dense(void* data, uint32_t dtype, int32_t ndim, const int64_t* shape, kvc_tensor* out) noexcept {
+kvc_status kvc_tensor_dense(void* data, uint32_t dtype, int32_t ndim, const int64_t* shape,
+                            kvc_tensor* out) noexcept {
   return kvc::capi::guard([&]() -> kvc::Status {
     using kvc::fail, kvc::Status;
-    if (out == nullptr || shape == nullptr) return fail(Status::invalid_argument, "shape or out is null");
-    if (ndim < 1 || ndim > KVC_MAX_DIMS) return fail(Status::invalid_argument, "ndim %d out of range [1, %d]", ndim, KVC_MAX_DIMS);
-    if (dtype != KVC_F32 && dtype != KVC_F16 && dtype != KVC_BF16 && dtype != KVC_I32 && dtype != KVC_BOOL) {
+    if (out == nullptr || shape == nullptr)
+      return fail(Status::invalid_argument, "shape or out is null");
+    if (ndim < 1 || ndim > KVC_MAX_DIMS)
+      return fail(Status::invalid_argument, "ndim %d out of range [1, %d]", ndim, KVC_MAX_DIMS);
+    if (dtype != KVC_F32 && dtype != KVC_F16 && dtype != KVC_BF16 && dtype != KVC_I32 &&
+        dtype != KVC_BOOL) {
       return fail(Status::dtype, "dtype 0x%x", dtype);
     }
     kvc_tensor tensor = {};
@@ -82,8 +86,8 @@ const char* kvc_build_info(void) noexcept {
   static const struct Info {
     char text[160];
     Info() {
-      std::snprintf(text, sizeof text, "kvc %d.%d.%d, %s %s, cpu kernels: %s", KVC_VERSION_MAJOR, KVC_VERSION_MINOR,
-                    KVC_VERSION_PATCH,
+      std::snprintf(text, sizeof text, "kvc %d.%d.%d, %s %s, cpu kernels: %s", KVC_VERSION_MAJOR,
+                    KVC_VERSION_MINOR, KVC_VERSION_PATCH,
 #if defined(__clang__)
                     "clang", __clang_version__,
 #else

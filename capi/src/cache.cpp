@@ -19,10 +19,14 @@ struct CausalPlan {
 Status read_bounds(const kvc_cache_desc* desc, CacheBounds* bounds) {
   kvc_cache_desc d;
   if (Status s = read_descriptor("kvc_cache_desc", desc, &d); s != Status::ok) return s;
-  if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING) return fail(Status::invalid_argument, "kind %u is none", d.kind);
-  if (d.kind != KVC_CAUSAL) return fail(Status::not_supported, "this version creates causal caches only");
-  if (d.reserved != 0) return fail(Status::invalid_argument, "kvc_cache_desc.reserved is %d, not 0", d.reserved);
-  if ((d.flags & ~cache_flags) != 0) return fail(Status::invalid_argument, "unknown flags of kvc_cache_desc");
+  if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
+    return fail(Status::invalid_argument, "kind %u is none", d.kind);
+  if (d.kind != KVC_CAUSAL)
+    return fail(Status::not_supported, "this version creates causal caches only");
+  if (d.reserved != 0)
+    return fail(Status::invalid_argument, "kvc_cache_desc.reserved is %d, not 0", d.reserved);
+  if ((d.flags & ~cache_flags) != 0)
+    return fail(Status::invalid_argument, "unknown flags of kvc_cache_desc");
   if (Status s = storage_dtype("dtype_k", d.dtype_k, &bounds->dtype_k); s != Status::ok) return s;
   if (Status s = storage_dtype("dtype_v", d.dtype_v, &bounds->dtype_v); s != Status::ok) return s;
   bounds->n_layers = d.n_layers;
@@ -43,11 +47,14 @@ Status read_bounds(const kvc_cache_desc* desc, CacheBounds* bounds) {
 Status read_causal(const void* desc, CausalRequest* request) {
   if (desc == nullptr) return Status::ok;
   kvc_causal_desc d;
-  if (Status s = read_descriptor("kvc_causal_desc", static_cast<const kvc_causal_desc*>(desc), &d); s != Status::ok) return s;
+  if (Status s = read_descriptor("kvc_causal_desc", static_cast<const kvc_causal_desc*>(desc), &d);
+      s != Status::ok)
+    return s;
   if ((d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}) != 0) {
     return fail(Status::invalid_argument, "unknown flags of kvc_causal_desc");
   }
-  if (Status s = storage_dtype("mask_dtype", d.mask_dtype, &request->mask_dtype); s != Status::ok) return s;
+  if (Status s = storage_dtype("mask_dtype", d.mask_dtype, &request->mask_dtype); s != Status::ok)
+    return s;
   if (request->mask_dtype == DType::bf16) return fail(Status::dtype, "mask_dtype is f32 or f16");
   request->reach = d.reach;
   request->memory = d.memory;
@@ -67,7 +74,8 @@ Status plan_causal(const kvc_cache_desc* desc, const void* kind_desc, CausalPlan
 
 Status backend_of(const kvc_device* device, std::shared_ptr<Backend>* backend) {
   void* object = nullptr;
-  if (Status s = handles::enter(device, Kind::device, Access::shared, &object); s != Status::ok) return s;
+  if (Status s = handles::enter(device, Kind::device, Access::shared, &object); s != Status::ok)
+    return s;
   *backend = static_cast<DeviceObject*>(object)->backend;
   handles::leave(device, Access::shared);
   return Status::ok;
@@ -76,25 +84,29 @@ Status backend_of(const kvc_device* device, std::shared_ptr<Backend>* backend) {
 Status create(std::shared_ptr<Backend> backend, const CausalPlan& plan, kvc_cache** out) {
   std::unique_ptr<CacheObject> object(new (std::nothrow) CacheObject());
   if (!object) return fail(Status::out_of_memory, "no memory for a cache");
-  const Status made = CausalCache::create(std::move(backend), plan.bounds, plan.settings, &object->cache);
+  const Status made = CausalCache::create(std::move(backend), plan.bounds, plan.settings,
+                                          &object->cache);
   if (made != Status::ok) return made;
   *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get()));
   if (*out == nullptr) return Status::out_of_memory;
-  object.release();  // the table owns it now
+  (void)object.release();  // the table owns it now
   return Status::ok;
 }
 
 Status read_batch(int32_t n_tokens, const int32_t* position, const int32_t* sequence, Batch* batch) {
-  if (position == nullptr || sequence == nullptr) return fail(Status::invalid_argument, "position or sequence is null");
+  if (position == nullptr || sequence == nullptr)
+    return fail(Status::invalid_argument, "position or sequence is null");
   *batch = {n_tokens, position, sequence, nullptr};
   return Status::ok;
 }
 
 Status check_token_flags(int32_t n_tokens, int32_t max_batch, const uint32_t* flags) {
   constexpr uint32_t known = KVC_TOKEN_SEES_LATER;  // encoder inputs mean nothing to a causal cache
-  if (flags == nullptr || n_tokens > max_batch) return Status::ok;  // too many tokens: refused before any is read
+  if (flags == nullptr || n_tokens > max_batch)
+    return Status::ok;  // too many tokens: refused before any is read
   for (int32_t i = 0; i < n_tokens; ++i) {
-    if ((flags[i] & ~known) != 0) return fail(Status::invalid_argument, "token %d has unknown flags", i);
+    if ((flags[i] & ~known) != 0)
+      return fail(Status::invalid_argument, "token %d has unknown flags", i);
   }
   return Status::ok;
 }
@@ -105,8 +117,8 @@ Status check_token_flags(int32_t n_tokens, int32_t max_batch, const uint32_t* fl
 using kvc::Cache, kvc::fail, kvc::Status;
 using kvc::capi::with_cache;
 
-kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc, const void* kind_desc,
-                                  uint64_t* out_bytes) noexcept {
+kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc,
+                                  const void* kind_desc, uint64_t* out_bytes) noexcept {
   return kvc::capi::guard([&]() -> Status {
     std::shared_ptr<kvc::Backend> backend;
     if (Status s = kvc::capi::backend_of(device, &backend); s != Status::ok) return s;
@@ -117,7 +129,8 @@ kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc
   });
 }
 
-kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, const void* kind_desc, kvc_cache** out) noexcept {
+kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, const void* kind_desc,
+                            kvc_cache** out) noexcept {
   return kvc::capi::guard([&]() -> Status {
     std::shared_ptr<kvc::Backend> backend;
     if (out != nullptr) *out = nullptr;
@@ -141,27 +154,34 @@ kvc_status kvc_cache_destroy(kvc_cache* cache) noexcept {
 
 // ---- A pass ---------------------------------------------------------------------------------------------------------------
 
-kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position, const int32_t* sequence,
-                     const uint32_t* token_flags, uint32_t flags, void* stream) noexcept {
+kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position,
+                     const int32_t* sequence, const uint32_t* token_flags, uint32_t flags,
+                     void* stream) noexcept {
   return with_cache(cache, [&](Cache& c) -> Status {
     const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
-    if ((flags & ~uint32_t{KVC_BEGIN_RESERVE}) != 0) return fail(Status::invalid_argument, "unknown flags of begin");
+    if ((flags & ~uint32_t{KVC_BEGIN_RESERVE}) != 0)
+      return fail(Status::invalid_argument, "unknown flags of begin");
     if (stream != nullptr) return fail(Status::invalid_argument, "a CPU cache takes no stream");
     kvc::Batch batch;
     batch.n_tokens = n_tokens;
     if (!reserve) {
-      if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok) return s;
-      if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags); s != Status::ok) return s;
+      if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
+        return s;
+      if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags);
+          s != Status::ok)
+        return s;
       batch.sees_later = token_flags;
     }
     return c.begin(batch, reserve);
   });
 }
 
-kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* position, const int32_t* sequence) noexcept {
+kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* position,
+                    const int32_t* sequence) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
     kvc::Batch batch;
-    if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok) return s;
+    if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
+      return s;
     return c.fits(batch);
   });
 }
@@ -174,7 +194,8 @@ kvc_status kvc_commit(kvc_cache* cache) noexcept {
   return with_cache(cache, [&](Cache& c) { return c.commit(); });
 }
 
-kvc_status kvc_commit_prefix(kvc_cache* cache, int32_t n_sequences, const int32_t* sequence, const int32_t* keep) noexcept {
+kvc_status kvc_commit_prefix(kvc_cache* cache, int32_t n_sequences, const int32_t* sequence,
+                             const int32_t* keep) noexcept {
   return with_cache(cache, [&](Cache& c) { return c.commit_prefix(n_sequences, sequence, keep); });
 }
 
@@ -184,7 +205,8 @@ kvc_status kvc_abort(kvc_cache* cache) noexcept {
 
 // ---- Sequences ----------------------------------------------------------------------------------------------------------------
 
-kvc_status kvc_can_resume(const kvc_cache* cache, int32_t sequence, int32_t want, int32_t* best) noexcept {
+kvc_status kvc_can_resume(const kvc_cache* cache, int32_t sequence, int32_t want,
+                          int32_t* best) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
     if (best == nullptr) return fail(Status::invalid_argument, "best is null");
     return c.can_resume(sequence, want, best);
@@ -195,7 +217,8 @@ kvc_status kvc_resume(kvc_cache* cache, int32_t sequence, int32_t want, int32_t*
   return with_cache(cache, [&](Cache& c) { return c.resume(sequence, want, got); });
 }
 
-kvc_status kvc_copy_prefix(kvc_cache* cache, int32_t src, int32_t dst, int32_t len, int32_t* got) noexcept {
+kvc_status kvc_copy_prefix(kvc_cache* cache, int32_t src, int32_t dst, int32_t len,
+                           int32_t* got) noexcept {
   return with_cache(cache, [&](Cache& c) { return c.copy_prefix(src, dst, len, got); });
 }
 
@@ -207,7 +230,8 @@ kvc_status kvc_remove(kvc_cache* cache, int32_t sequence, int32_t begin, int32_t
   return with_cache(cache, [&](Cache& c) { return c.remove(sequence, begin, end); });
 }
 
-kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence, kvc_sequence_info* out) noexcept {
+kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence,
+                              kvc_sequence_info* out) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
     if (Status s = kvc::capi::check_output("kvc_sequence_info", out); s != Status::ok) return s;
     kvc::SequenceInfo info = {};
@@ -223,8 +247,10 @@ kvc_status kvc_cache_stats(const kvc_cache* cache, kvc_stats* out) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
     if (Status s = kvc::capi::check_output("kvc_stats", out); s != Status::ok) return s;
     const kvc::CacheStats stats = c.stats();
-    *out = {out->struct_size,   static_cast<uint32_t>(stats.state), stats.cells, stats.cells_used,
-            stats.cells_shared, stats.bytes,                        stats.passes};
+    *out = {out->struct_size,   static_cast<uint32_t>(stats.state),
+            stats.cells,        stats.cells_used,
+            stats.cells_shared, stats.bytes,
+            stats.passes};
     return Status::ok;
   });
 }

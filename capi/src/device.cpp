@@ -10,7 +10,8 @@ namespace {
 
 constexpr int32_t most_threads = 256;
 
-Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator, kvc_device** out) {
+Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator,
+                   kvc_device** out) {
   if (out == nullptr) return fail(Status::invalid_argument, "out is null");
   *out = nullptr;
   if (name == nullptr) return fail(Status::invalid_argument, "name is null");
@@ -18,9 +19,11 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   if (desc != nullptr) {
     if (Status s = read_descriptor("kvc_device_desc", desc, &settings); s != Status::ok) return s;
   }
-  if (settings.flags != 0) return fail(Status::invalid_argument, "unknown flags of kvc_device_desc");
+  if (settings.flags != 0)
+    return fail(Status::invalid_argument, "unknown flags of kvc_device_desc");
   if (settings.n_threads < 0 || settings.n_threads > most_threads) {
-    return fail(Status::invalid_argument, "n_threads %d out of range [0, %d]", settings.n_threads, most_threads);
+    return fail(Status::invalid_argument, "n_threads %d out of range [0, %d]", settings.n_threads,
+                most_threads);
   }
   if (allocator != nullptr && (allocator->alloc == nullptr || allocator->free == nullptr)) {
     return fail(Status::invalid_argument, "the allocator needs both functions");
@@ -28,27 +31,29 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   if (std::strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':')) {
     return fail(Status::backend_unavailable, "no CUDA backend is installed");
   }
-  if (std::strcmp(name, "cpu") != 0) return fail(Status::invalid_argument, "no device has this name; known: cpu, cuda:N");
+  if (std::strcmp(name, "cpu") != 0)
+    return fail(Status::invalid_argument, "no device has this name; known: cpu, cuda:N");
 
   Allocator hook;
   if (allocator != nullptr) hook = {allocator->user, allocator->alloc, allocator->free};
   std::unique_ptr<DeviceObject> device(new (std::nothrow) DeviceObject());
   if (!device) return fail(Status::out_of_memory, "no memory for a device");
   std::unique_ptr<Backend> backend;
-  const Status made = cpu::CpuBackend::create(settings.n_threads, allocator != nullptr ? &hook : nullptr, backend);
+  const Status made = cpu::CpuBackend::create(settings.n_threads,
+                                              allocator != nullptr ? &hook : nullptr, backend);
   if (made != Status::ok) return made;
   device->backend = std::move(backend);
   *out = static_cast<kvc_device*>(handles::add(Kind::device, device.get()));
   if (*out == nullptr) return Status::out_of_memory;
-  device.release();  // the table owns it now
+  (void)device.release();  // the table owns it now
   return Status::ok;
 }
 
 }  // namespace
 }  // namespace kvc::capi
 
-kvc_status kvc_device_open(const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator,
-                           kvc_device** out) noexcept {
+kvc_status kvc_device_open(const char* name, const kvc_device_desc* desc,
+                           const kvc_allocator* allocator, kvc_device** out) noexcept {
   return kvc::capi::guard([&] { return kvc::capi::open_device(name, desc, allocator, out); });
 }
 

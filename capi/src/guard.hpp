@@ -25,10 +25,12 @@ kvc_status guard(Body body) noexcept {
 template <class Body>
 kvc_status with_cache(kvc_cache* handle, Access access, Body body) noexcept {
   void* object = nullptr;
-  if (Status s = handles::enter(handle, Kind::cache, access, &object); s != Status::ok) return static_cast<kvc_status>(s);
+  if (Status s = handles::enter(handle, Kind::cache, access, &object); s != Status::ok)
+    return static_cast<kvc_status>(s);
   const kvc_status status = guard([&]() -> Status {
     Cache& cache = *static_cast<CacheObject*>(object)->cache;
-    if (Status s = cache.health(); s != Status::ok) return fail(s, "the cache is poisoned by an earlier failure");
+    if (Status s = cache.health(); s != Status::ok)
+      return fail(s, "the cache is poisoned by an earlier failure");
     return body(cache);
   });
   handles::leave(handle, access);
@@ -42,7 +44,8 @@ kvc_status with_cache(kvc_cache* handle, Body body) noexcept {
 
 template <class Body>
 kvc_status with_cache(const kvc_cache* handle, Body body) noexcept {
-  return with_cache(const_cast<kvc_cache*>(handle), Access::shared, [&](const Cache& cache) { return body(cache); });
+  return with_cache(const_cast<kvc_cache*>(handle), Access::shared,
+                    [&](const Cache& cache) { return body(cache); });
 }
 
 }  // namespace kvc::capi

@@ -14,8 +14,9 @@ static_assert(sizeof(void*) == 8, "handles need 64 bits");
 constexpr uint64_t pattern = uint64_t{0x6b76} << 48;
 constexpr uint64_t payload_mask = (uint64_t{1} << 48) - 1;
 constexpr uint32_t n_slots = 1 << 16;
-constexpr uint32_t last_generation = (1u << 28) - 1;  // odd while the slot is in use, even while it is free
-constexpr uint64_t multiplier = 0x9e3779b97f4b;       // odd, so that scrambling can be undone
+constexpr uint32_t last_generation = (1u << 28) -
+                                     1;  // odd while the slot is in use, even while it is free
+constexpr uint64_t multiplier = 0x9e3779b97f4b;  // odd, so that scrambling can be undone
 
 constexpr uint64_t inverse(uint64_t odd) {
   uint64_t x = odd;  // right in the low 3 bits; each step doubles them (Newton)
@@ -31,15 +32,15 @@ constexpr uint64_t inside_mask = (uint64_t{1} << 32) - 1;
 struct Slot {
   std::atomic<uint64_t> word;  // generation << 32 | exclusive << 31 | number of shared calls
   void* object;
-  uint32_t kind;
+  std::atomic<uint32_t> kind;  // a stale handle may be looked up while its slot begins a new life
   uint32_t next_free;          // index + 1 of the next free slot; 0: none
 };
 
 struct Table {
   std::atomic<uint64_t> secret;  // 0: this process has not begun to use the table (a forked child, say)
   std::atomic<uint32_t> lock;
-  uint32_t first_free;           // index + 1
-  uint32_t n_begun;              // slots that were ever used
+  uint32_t first_free;  // index + 1
+  uint32_t n_begun;     // slots that were ever used
   uint32_t n_live;
   Slot slots[n_slots];
 };
@@ -73,7 +74,8 @@ class Lock {
 Table* map_table() {
   Table* table = shared_table.load(std::memory_order_acquire);
   if (table != nullptr) return table;
-  void* memory = mmap(nullptr, sizeof(Table), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = mmap(nullptr, sizeof(Table), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   if (madvise(memory, sizeof(Table), MADV_WIPEONFORK) != 0) {
     munmap(memory, sizeof(Table));
@@ -88,7 +90,8 @@ Table* map_table() {
 uint64_t new_secret() {
   uint64_t secret = 0;
   if (getrandom(&secret, sizeof secret, GRND_NONBLOCK) != static_cast<ssize_t>(sizeof secret)) {
-    secret = reinterpret_cast<uintptr_t>(&secret) * multiplier;  // early boot: the stack's random place has to do
+    secret = reinterpret_cast<uintptr_t>(&secret) *
+             multiplier;  // early boot: the stack's random place has to do
   }
   return (secret & payload_mask) | 1;
 }
@@ -108,14 +111,18 @@ Status decode(const void* handle, Kind kind, Key* key) {
   const uint64_t value = reinterpret_cast<uintptr_t>(handle);
   Table* table = shared_table.load(std::memory_order_acquire);
   const uint64_t secret = table == nullptr ? 0 : table->secret.load(std::memory_order_acquire);
-  if ((value & ~payload_mask) != pattern || secret == 0) return fail(Status::handle, "no handle of this process");
+  if ((value & ~payload_mask) != pattern || secret == 0)
+    return fail(Status::handle, "no handle of this process");
   const uint64_t payload = (((value & payload_mask) ^ secret) * inverse(multiplier)) & payload_mask;
   Slot& slot = table->slots[payload >> 4 & (n_slots - 1)];
   const auto generation = static_cast<uint32_t>(payload >> 20);
-  const bool live = slot.word.load(std::memory_order_acquire) >> 32 == generation && (generation & 1u) != 0;
+  const bool live = slot.word.load(std::memory_order_acquire) >> 32 == generation &&
+                    (generation & 1u) != 0;
   if (!live) return fail(Status::handle, "the handle was destroyed, or never made");
-  if (slot.kind != (payload & 15u)) return fail(Status::handle, "the handle was never made");
-  if (slot.kind != static_cast<uint32_t>(kind)) return fail(Status::handle, "a handle of another kind");
+  const uint32_t slot_kind = slot.kind.load(std::memory_order_relaxed);
+  if (slot_kind != (payload & 15u)) return fail(Status::handle, "the handle was never made");
+  if (slot_kind != static_cast<uint32_t>(kind))
+    return fail(Status::handle, "a handle of another kind");
   *key = {&slot, generation};
   return Status::ok;
 }
@@ -143,10 +150,11 @@ void* add(Kind kind, void* object) noexcept {
   Slot& slot = table->slots[index];
   const auto generation = static_cast<uint32_t>(slot.word.load() >> 32) + 1;
   slot.object = object;
-  slot.kind = static_cast<uint32_t>(kind);
+  slot.kind.store(static_cast<uint32_t>(kind), std::memory_order_relaxed);
   slot.word.store(uint64_t{generation} << 32, std::memory_order_release);
   ++table->n_live;
-  return reinterpret_cast<void*>(encode(table->secret.load(), generation, index, slot.kind));
+  return reinterpret_cast<void*>(
+      encode(table->secret.load(), generation, index, static_cast<uint32_t>(kind)));
 }
 
 Status enter(const void* handle, Kind kind, Access access, void** object) noexcept {
@@ -154,7 +162,8 @@ Status enter(const void* handle, Kind kind, Access access, void** object) noexce
   if (Status s = decode(handle, kind, &key); s != Status::ok) return s;
   uint64_t word = key.slot->word.load(std::memory_order_relaxed);
   while (true) {
-    if (word >> 32 != key.generation) return fail(Status::handle, "the handle was destroyed, or never made");
+    if (word >> 32 != key.generation)
+      return fail(Status::handle, "the handle was destroyed, or never made");
     const uint64_t inside = word & inside_mask;
     if (access == Access::exclusive ? inside != 0 : (inside & exclusive_bit) != 0) {
       return fail(Status::busy, "another thread is inside a call");
@@ -169,10 +178,13 @@ Status enter(const void* handle, Kind kind, Access access, void** object) noexce
 void leave(const void* handle, Access access) noexcept {
   Table* table = shared_table.load(std::memory_order_acquire);
   const uint64_t value = reinterpret_cast<uintptr_t>(handle);
-  const uint64_t payload = (((value & payload_mask) ^ table->secret.load()) * inverse(multiplier)) & payload_mask;
+  const uint64_t payload = (((value & payload_mask) ^ table->secret.load()) * inverse(multiplier)) &
+                           payload_mask;
   Slot& slot = table->slots[payload >> 4 & (n_slots - 1)];
-  if (access == Access::exclusive) slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
-  else slot.word.fetch_sub(1, std::memory_order_release);
+  if (access == Access::exclusive)
+    slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
+  else
+    slot.word.fetch_sub(1, std::memory_order_release);
 }
 
 Status remove(const void* handle, Kind kind, void** object) noexcept {

@@ -10,10 +10,10 @@ namespace kvc {
 
 /// Where one layer's keys and values lie. A row is one token of one head: head_dim contiguous elements.
 struct LayerStorage {
-  std::byte* k = nullptr;        // [n_kv_heads][n_cells][head_dim_k], heads k_head_stride bytes apart
-  std::byte* v = nullptr;        // [n_kv_heads][n_cells][head_dim_v], heads v_head_stride bytes apart
-  size_t k_head_stride = 0;      // bytes
-  size_t v_head_stride = 0;      // bytes
+  std::byte* k = nullptr;    // [n_kv_heads][n_cells][head_dim_k], heads k_head_stride bytes apart
+  std::byte* v = nullptr;    // [n_kv_heads][n_cells][head_dim_v], heads v_head_stride bytes apart
+  size_t k_head_stride = 0;  // bytes
+  size_t v_head_stride = 0;  // bytes
   int32_t n_cells = 0;
   int32_t n_kv_heads = 0;
   int32_t head_dim_k = 0;
@@ -25,15 +25,15 @@ struct LayerStorage {
 /// RoPE as a table: dimension pair i turns by (offset × frequency[i]). Pairs are (2i, 2i+1), or (i, i + n_dims/2) when halves.
 struct Rope {
   const double* frequency = nullptr;  // [n_dims / 2] radians per position: scale · base^(−2i / n_dims) / factor_i
-  int32_t n_dims = 0;                 // 0: this layer's keys carry no rotation
+  int32_t n_dims = 0;  // 0: this layer's keys carry no rotation
   bool halves = false;
 };
 
 /// Constants of the model, bound per layer.
 struct AttentionConstants {
-  int32_t n_q_heads = 0;          // a multiple of n_kv_heads; query head h reads KV head h / (n_q_heads / n_kv_heads)
-  float scale = 0;                // multiplies q·k
-  float softcap = 0;              // 0: none; else x → softcap · tanh(x / softcap), after the scale
+  int32_t n_q_heads = 0;  // a multiple of n_kv_heads; query head h reads KV head h / (n_q_heads / n_kv_heads)
+  float scale = 0;    // multiplies q·k
+  float softcap = 0;  // 0: none; else x → softcap · tanh(x / softcap), after the scale
   const float* slopes = nullptr;  // [n_q_heads] ALiBi, may be null: adds −slope · |p − j|
   const float* sinks = nullptr;   // [n_q_heads], may be null: one extra logit that has no value
   Rope rope;
@@ -45,8 +45,8 @@ struct TokenList {
   const int32_t* cell[3] = {};      // [count[p]] index of the cell that holds the token
   const int32_t* position[3] = {};  // [count[p]] ascending; a gap is legal
   int32_t count[3] = {};
-  int32_t total = 0;                // sum of count
-  bool owes_rotation = false;       // some token's position differs from the one its key was rotated for
+  int32_t total = 0;           // sum of count
+  bool owes_rotation = false;  // some token's position differs from the one its key was rotated for
 };
 
 /// What one token of the batch sees: the logical indexes [0, first_end) and [begin, end) of its sequence's list,
@@ -64,15 +64,15 @@ struct AttentionRow {
 struct SharedPrefix {
   int32_t list_begin = 0;  // lists [list_begin, list_end) of the plan share
   int32_t list_end = 0;
-  int32_t length = 0;      // logical indexes [0, length)
+  int32_t length = 0;  // logical indexes [0, length)
 };
 
 /// The whole batch: rows grouped by list, within a list in batch order (so `end` never falls among causal rows).
 struct AttentionPlan {
-  const AttentionRow* rows = nullptr;        // [n_rows]
-  const TokenList* lists = nullptr;          // [n_lists]
-  const SharedPrefix* shared = nullptr;      // [n_shared] disjoint, ascending
-  const int32_t* rotated_for = nullptr;      // [n_cells] position that a cell's key was rotated for
+  const AttentionRow* rows = nullptr;    // [n_rows]
+  const TokenList* lists = nullptr;      // [n_lists]
+  const SharedPrefix* shared = nullptr;  // [n_shared] disjoint, ascending
+  const int32_t* rotated_for = nullptr;  // [n_cells] position that a cell's key was rotated for
   int32_t n_rows = 0;
   int32_t n_lists = 0;
   int32_t n_shared = 0;
@@ -80,11 +80,11 @@ struct AttentionPlan {
 
 /// What the tensors of one attention call say. Columns are cells, counted from the first that the batch's history spans.
 struct AttentionTensors {
-  Tensor q;     // [n_tokens, n_q_heads, head_dim_k] f32, f16 or bf16, any strides
-  Tensor out;   // [n_tokens, n_q_heads, head_dim_v] f32, f16 or bf16, any strides
-  Tensor lse;   // [n_tokens, n_q_heads] f32; data null: not wanted. Natural log, over visible keys, never the sink
+  Tensor q;    // [n_tokens, n_q_heads, head_dim_k] f32, f16 or bf16, any strides
+  Tensor out;  // [n_tokens, n_q_heads, head_dim_v] f32, f16 or bf16, any strides
+  Tensor lse;  // [n_tokens, n_q_heads] f32; data null: not wanted. Natural log, over visible keys, never the sink
   Tensor bias;  // [n_q_heads, n_tokens, columns] f32, f16 or bf16, stride 0 where it is broadcast; data null: none.
-                // Added to the score; minus infinity hides
+      // Added to the score; minus infinity hides
   Tensor mask;  // [n_q_heads, n_tokens, columns] bytes, likewise: 0 hides
   Tensor weights;  // [n_q_heads, n_tokens, columns] f32; data null: not wanted. 0 for what a token does not see
 
@@ -115,7 +115,7 @@ struct StoreParams {
 struct LoadParams {
   LayerStorage storage;
   Rope rope;
-  const int32_t* cell = nullptr;    // [n_tokens]; −1: a row of zeros
+  const int32_t* cell = nullptr;  // [n_tokens]; −1: a row of zeros
   const int32_t* offset = nullptr;  // [n_tokens] position − rotated_for, the rotation still owed; null: none
   int32_t n_tokens = 0;
   Tensor k;  // [n_tokens, n_kv_heads, head_dim_k]; data null: not wanted

@@ -14,13 +14,14 @@ class CheckedSize {
 
   friend constexpr CheckedSize operator+(CheckedSize a, CheckedSize b) {
     CheckedSize sum;
-    sum.overflowed_ = __builtin_add_overflow(a.value_, b.value_, &sum.value_) || a.overflowed_ || b.overflowed_;
+    sum.overflowed_ = __builtin_add_overflow(a.value_, b.value_, &sum.value_) || a.overflowed_ ||
+                      b.overflowed_;
     return sum;
   }
   friend constexpr CheckedSize operator*(CheckedSize a, CheckedSize b) {
     CheckedSize product;
-    product.overflowed_ =
-        __builtin_mul_overflow(a.value_, b.value_, &product.value_) || a.overflowed_ || b.overflowed_;
+    product.overflowed_ = __builtin_mul_overflow(a.value_, b.value_, &product.value_) ||
+                          a.overflowed_ || b.overflowed_;
     return product;
   }
 

@@ -50,7 +50,6 @@ bool spin(std::chrono::microseconds limit, Done done) noexcept {
 constexpr uint64_t word_of(uint32_t job, uint32_t remaining) {
   return static_cast<uint64_t>(job) << 32 | remaining;
 }
-constexpr uint32_t job_of(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
 constexpr uint32_t remaining_of(uint64_t word) { return static_cast<uint32_t>(word); }
 
 /// CPUs that a cgroup quota file grants, rounded up; 0 when there is no limit.

@@ -88,7 +88,8 @@ class Cache {
   virtual Status abort() = 0;
 
   // Constants of the model.
-  virtual Status bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants) = 0;
+  virtual Status bind_attention(int32_t layer_begin, int32_t layer_end,
+                                const AttentionConstants& constants) = 0;
   virtual Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
   virtual Status bind_shift(const KeyShift& shift) = 0;
   /// Query heads bound to a layer; 0: never bound.

@@ -8,8 +8,8 @@
 namespace kvc {
 namespace {
 
-constexpr int32_t max_extent = 65536;          // layers, heads, dimensions
-constexpr int32_t max_count = 1 << 30;         // sequences, positions, tokens, cells: two of them add up without overflow
+constexpr int32_t max_extent = 65536;  // layers, heads, dimensions
+constexpr int32_t max_count = 1 << 30;  // sequences, positions, tokens, cells: two of them add up without overflow
 constexpr uint64_t page_bytes = 4096;
 
 Status in_range(const char* name, int32_t value, int32_t low, int32_t high) {
@@ -17,13 +17,13 @@ Status in_range(const char* name, int32_t value, int32_t low, int32_t high) {
   return fail(Status::invalid_argument, "%s %d out of range [%d, %d]", name, value, low, high);
 }
 
-
 /// Heads of a layer lie this far apart: off powers of two, so that the streams of several heads, and K's and V's of one
 /// head, do not meet in the same sets of the first-level cache.
 CheckedSize head_stride(int32_t rows, int32_t head_dim, DType dtype) {
-  const CheckedSize bytes =
-      CheckedSize(static_cast<uint64_t>(rows)) * CheckedSize(static_cast<uint64_t>(head_dim)) * CheckedSize(size_of(dtype));
-  return bytes.rounded_up(page_bytes) + CheckedSize(9 * 64);
+  const CheckedSize bytes = CheckedSize(static_cast<uint64_t>(rows)) *
+                            CheckedSize(static_cast<uint64_t>(head_dim)) *
+                            CheckedSize(size_of(dtype));
+  return bytes.rounded_up(page_bytes) + CheckedSize(uint64_t{9} * 64);
 }
 
 /// Cells that the other bounds can need at most.
@@ -40,14 +40,18 @@ Status check_bounds(const CacheBounds& b) {
     const char* name;
     int32_t value, low, high;
   };
-  const Check checks[] = {
-      {"n_layers", b.n_layers, 1, max_extent},           {"n_kv_heads", b.n_kv_heads, 1, max_extent},
-      {"head_dim_k", b.head_dim_k, 1, max_extent},       {"head_dim_v", b.head_dim_v, 0, max_extent},
-      {"max_sequences", b.max_sequences, 1, max_count},  {"capacity", b.capacity, 1, max_count},
-      {"max_batch", b.max_batch, 1, max_count},          {"cells", b.cells, 0, max_count},
-      {"max_q_heads", b.max_q_heads, 0, max_extent * 16}};
+  const Check checks[] = {{"n_layers", b.n_layers, 1, max_extent},
+                          {"n_kv_heads", b.n_kv_heads, 1, max_extent},
+                          {"head_dim_k", b.head_dim_k, 1, max_extent},
+                          {"head_dim_v", b.head_dim_v, 0, max_extent},
+                          {"max_sequences", b.max_sequences, 1, max_count},
+                          {"capacity", b.capacity, 1, max_count},
+                          {"max_batch", b.max_batch, 1, max_count},
+                          {"cells", b.cells, 0, max_count},
+                          {"max_q_heads", b.max_q_heads, 0, max_extent * 16}};
   for (const Check& check : checks) {
-    if (Status s = in_range(check.name, check.value, check.low, check.high); s != Status::ok) return s;
+    if (Status s = in_range(check.name, check.value, check.low, check.high); s != Status::ok)
+      return s;
   }
   return Status::ok;
 }
@@ -63,7 +67,8 @@ Status check_request(const CausalRequest& r) {
 
 /// semantics §2, Sizes.
 void resolve_memory(const CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings) {
-  settings->limited = request.memory != -1 && (request.reach > 0 || (request.chunk > 0 && request.memory > 0));
+  settings->limited = request.memory != -1 &&
+                      (request.reach > 0 || (request.chunk > 0 && request.memory > 0));
   if (!settings->limited) return;
   int64_t least = request.reach > 0 ? request.reach : request.chunk - 1;
   if (bounds.max_sequences > 1) least += 1;  // room to step back one token
@@ -75,13 +80,15 @@ void resolve_memory(const CacheBounds& bounds, const CausalRequest& request, Cau
 
 }  // namespace
 
-Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings) {
+Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
+                            CausalSettings* settings) {
   if (Status s = check_bounds(bounds); s != Status::ok) return s;
   if (Status s = check_request(request); s != Status::ok) return s;
   if (bounds.head_dim_v == 0) bounds.head_dim_v = bounds.head_dim_k;
   if (bounds.max_q_heads == 0) bounds.max_q_heads = bounds.n_kv_heads * 16;
   if (bounds.max_q_heads < bounds.n_kv_heads) {
-    return fail(Status::invalid_argument, "max_q_heads %d below n_kv_heads %d", bounds.max_q_heads, bounds.n_kv_heads);
+    return fail(Status::invalid_argument, "max_q_heads %d below n_kv_heads %d", bounds.max_q_heads,
+                bounds.n_kv_heads);
   }
   settings->visibility = {request.reach, request.chunk, request.keep_first};
   settings->position_free = request.position_free;
@@ -97,12 +104,14 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request, C
     bounds.cells = static_cast<int32_t>(cells.value());
   }
   if (static_cast<uint64_t>(bounds.cells) + padding > static_cast<uint64_t>(max_count) + 1) {
-    return fail(Status::overflow, "%d cells and a padding of %d", bounds.cells, settings->cell_padding);
+    return fail(Status::overflow, "%d cells and a padding of %d", bounds.cells,
+                settings->cell_padding);
   }
   return Status::ok;
 }
 
-CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings)
+CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+                         const CausalSettings& settings)
     : backend_(std::move(backend)), bounds_(bounds), settings_(settings) {}
 
 CausalCache::~CausalCache() {
@@ -110,8 +119,8 @@ CausalCache::~CausalCache() {
 }
 
 /// Lays the cache out over no block, which touches nothing.
-Status CausalCache::memory_bytes(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings,
-                                 uint64_t* bytes) {
+Status CausalCache::memory_bytes(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+                                 const CausalSettings& settings, uint64_t* bytes) {
   CausalCache cache(std::move(backend), bounds, settings);
   Carver carver;
   cache.carve(carver);
@@ -123,15 +132,17 @@ Status CausalCache::memory_bytes(std::shared_ptr<Backend> backend, const CacheBo
   return Status::ok;
 }
 
-Status CausalCache::create(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings,
-                           std::unique_ptr<Cache>* out) {
+Status CausalCache::create(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+                           const CausalSettings& settings, std::unique_ptr<Cache>* out) {
   uint64_t bytes = 0;
   if (Status s = memory_bytes(backend, bounds, settings, &bytes); s != Status::ok) return s;
-  std::unique_ptr<CausalCache> cache(new (std::nothrow) CausalCache(std::move(backend), bounds, settings));
+  std::unique_ptr<CausalCache> cache(new (std::nothrow)
+                                         CausalCache(std::move(backend), bounds, settings));
   if (!cache) return fail(Status::out_of_memory, "no memory for a cache");
   cache->block_ = cache->backend_->allocate(bytes, bounds.prefault);
   if (cache->block_ == nullptr) {
-    return fail(Status::out_of_memory, "no block of %llu bytes", static_cast<unsigned long long>(bytes));
+    return fail(Status::out_of_memory, "no block of %llu bytes",
+                static_cast<unsigned long long>(bytes));
   }
   cache->block_bytes_ = bytes;
   Carver carver(cache->block_);
@@ -150,8 +161,8 @@ void CausalCache::carve(Carver& carver) {
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
     carve_layer(carver, measuring ? measured : *new (&layers_[layer]) Layer());
   }
-  const AttentionBounds attention = {bounds_.max_batch, bounds_.max_q_heads, bounds_.n_kv_heads, bounds_.head_dim_k,
-                                     bounds_.head_dim_v};
+  const AttentionBounds attention = {bounds_.max_batch, bounds_.max_q_heads, bounds_.n_kv_heads,
+                                     bounds_.head_dim_k, bounds_.head_dim_v};
   workspace_ = carver.take<std::byte>(backend_->attention_workspace_bytes(attention), page_bytes);
   pool_.carve(carver, bounds_.cells);
   carve_batch(carver);
@@ -159,7 +170,8 @@ void CausalCache::carve(Carver& carver) {
   const int32_t head = settings_.limited && !planted(12) ? settings_.visibility.keep_first : 0;
   const int32_t ring = sequence_limit() - head;
   const CheckedSize words = TokenSequence::storage_words(head, ring);
-  int32_t* storage = carver.take<int32_t>(words * CheckedSize(static_cast<uint64_t>(bounds_.max_sequences)), 64);
+  int32_t* storage = carver.take<int32_t>(
+      words * CheckedSize(static_cast<uint64_t>(bounds_.max_sequences)), 64);
   for (int32_t sequence = 0; !measuring && sequence < bounds_.max_sequences; ++sequence) {
     Sequence& record = *new (&sequences_[sequence]) Sequence();
     record.tokens.attach(storage + words.value() * static_cast<uint64_t>(sequence), head, ring);
@@ -217,8 +229,8 @@ void CausalCache::expect(bool condition, const char* what) const {
 
 int32_t CausalCache::sequence_limit() const {
   if (!settings_.limited) return bounds_.capacity;
-  const int64_t limit =
-      int64_t{settings_.memory} + settings_.visibility.keep_first + 2 * int64_t{bounds_.max_batch};
+  const int64_t limit = int64_t{settings_.memory} + settings_.visibility.keep_first +
+                        2 * int64_t{bounds_.max_batch};
   return static_cast<int32_t>(limit < max_count ? limit : max_count);
 }
 

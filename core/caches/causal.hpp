@@ -16,9 +16,9 @@ class Digest;
 /// What makes a causal cache: window, chunk, how much is remembered. Raised and resolved by CausalCache::resolve().
 struct CausalSettings {
   Visibility visibility;
-  int32_t memory = 0;            // positions kept behind the lowest of a batch; meaningless when unlimited
-  bool limited = false;          // else nothing ever slides
-  bool position_free = false;    // keys carry no rotation
+  int32_t memory = 0;    // positions kept behind the lowest of a batch; meaningless when unlimited
+  bool limited = false;  // else nothing ever slides
+  bool position_free = false;  // keys carry no rotation
   int32_t cell_padding = 1;
   DType mask_dtype = DType::f32;
 };
@@ -42,11 +42,11 @@ class CausalCache final : public Cache {
   static Status resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings);
 
   /// Bytes of the one block that a cache takes from its backend.
-  static Status memory_bytes(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings,
-                             uint64_t* bytes);
+  static Status memory_bytes(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+                             const CausalSettings& settings, uint64_t* bytes);
 
-  static Status create(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings,
-                       std::unique_ptr<Cache>* out);
+  static Status create(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+                       const CausalSettings& settings, std::unique_ptr<Cache>* out);
   ~CausalCache() override;
 
   const CacheBounds& bounds() const override { return bounds_; }
@@ -64,7 +64,8 @@ class CausalCache final : public Cache {
   Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) override;
   Status abort() override;
 
-  Status bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants) override;
+  Status bind_attention(int32_t layer_begin, int32_t layer_end,
+                        const AttentionConstants& constants) override;
   Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) override;
   Status bind_shift(const KeyShift& shift) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
@@ -90,10 +91,10 @@ class CausalCache final : public Cache {
  private:
   struct Sequence {
     TokenSequence tokens;
-    int32_t home = 0;        // the block where it begins
-    int32_t next = 0;        // one past its last position, the open pass included
+    int32_t home = 0;  // the block where it begins
+    int32_t next = 0;  // one past its last position, the open pass included
     int32_t lost_below = 0;  // one more than the highest position that sliding released, the open pass included
-    bool may_owe = false;    // some key may owe a rotation
+    bool may_owe = false;  // some key may owe a rotation
     // While a pass is open: what abort brings back, and how many tokens it added.
     int32_t next_before = 0;
     int32_t lost_below_before = 0;
@@ -105,10 +106,10 @@ class CausalCache final : public Cache {
   /// What planning a batch finds out per sequence. Valid where `stamp` is the plan's.
   struct SequencePlan {
     uint32_t stamp = 0;
-    int32_t first = 0;  // lowest position
-    int32_t last = 0;   // highest so far
-    int32_t count = 0;  // tokens
-    int32_t slides = 0; // tokens at the start of its ring that the pass puts out of sight
+    int32_t first = 0;    // lowest position
+    int32_t last = 0;     // highest so far
+    int32_t count = 0;    // tokens
+    int32_t slides = 0;   // tokens at the start of its ring that the pass puts out of sight
     int32_t source = -1;  // reorder: the sequence it becomes a copy of
     int32_t uses = 0;     // reorder: copies still to be made of it
   };
@@ -122,7 +123,8 @@ class CausalCache final : public Cache {
     bool put = false;              // in the open pass
   };
 
-  CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds, const CausalSettings& settings);
+  CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+              const CausalSettings& settings);
   void carve(Carver& carver);
   void carve_layer(Carver& carver, Layer& layer);
   void carve_batch(Carver& carver);
@@ -132,7 +134,7 @@ class CausalCache final : public Cache {
   Status plan_batch(const Batch& batch) const;
   Status check_batch(const Batch& batch) const;
   Status check_room(const Batch& batch) const;  // leaves in the plan how many slide
-  Status ready_to_end_pass() const;  // no pass, or every layer put
+  Status ready_to_end_pass() const;             // no pass, or every layer put
   int64_t slide_bound(int32_t lowest) const;
   int32_t tokens_to_slide(const Sequence& sequence, int32_t lowest) const;
   int32_t sequence_limit() const;
@@ -163,7 +165,8 @@ class CausalCache final : public Cache {
   void cut(Sequence& sequence, int32_t position);
   void empty(Sequence& sequence);
   void copy(const Sequence& source, int32_t count, int32_t next, Sequence& destination);
-  Status check_middle_removal(const Sequence& sequence, int32_t begin, int32_t end, int32_t* lost_below) const;
+  Status check_middle_removal(const Sequence& sequence, int32_t begin, int32_t end,
+                              int32_t* lost_below) const;
   void remove_middle(Sequence& sequence, int32_t begin, int32_t end, int32_t lost_below);
   // Shifts by the caller's function (causal_shift.cpp).
   /// Free cells taken for copies, in the order of the tokens they are for: each names the next one where it will later say
@@ -185,7 +188,8 @@ class CausalCache final : public Cache {
     int32_t first_ = -1;
     int32_t last_ = -1;
   };
-  Status make_shifted_copies(const Sequence& sequence, int32_t first, int32_t distance, Copies& copies);
+  Status make_shifted_copies(const Sequence& sequence, int32_t first, int32_t distance,
+                             Copies& copies);
   void use_shifted_copies(Sequence& sequence, int32_t first, int32_t distance, Copies& copies);
   static Tensor keys_of(const LayerStorage& storage, int32_t first_cell, int32_t n);
 
@@ -197,8 +201,12 @@ class CausalCache final : public Cache {
   void plan_sequence_rows(int32_t sequence);
   void plan_shared_prefixes();
   AttentionRow row_of(const Sequence& sequence, int32_t token, int32_t order, int32_t skipped) const;
-  int32_t offset_of(Token token) const { return has_rope_ ? token.position - pool_.rotated_for(token.cell) : 0; }
-  bool in_except_set(int32_t token) const { return (except_[token / 64] >> (token % 64) & 1u) != 0; }
+  int32_t offset_of(Token token) const {
+    return has_rope_ ? token.position - pool_.rotated_for(token.cell) : 0;
+  }
+  bool in_except_set(int32_t token) const {
+    return (except_[token / 64] >> (token % 64) & 1u) != 0;
+  }
 
   // Reading (causal_reading.cpp).
   static constexpr int32_t tokens_per_move = 256;
@@ -233,8 +241,8 @@ class CausalCache final : public Cache {
 
   // Scratch of planning; fits() is const and may overlap itself, so it is locked.
   mutable std::mutex plan_mutex_;
-  mutable SequencePlan* plan_ = nullptr;      // [max_sequences]
-  mutable int32_t* plan_order_ = nullptr;     // [max_sequences] sequences of the batch, in order of first appearance
+  mutable SequencePlan* plan_ = nullptr;  // [max_sequences]
+  mutable int32_t* plan_order_ = nullptr;  // [max_sequences] sequences of the batch, in order of first appearance
   mutable int32_t n_planned_ = 0;
   mutable uint32_t plan_stamp_ = 0;
 
@@ -247,9 +255,9 @@ class CausalCache final : public Cache {
   int32_t* batch_cell_ = nullptr;      // [max_batch]; −1: dropped by commit_prefix
   int32_t* batch_follower_ = nullptr;  // [max_batch] next token of the same sequence, −1: none
   uint64_t* except_ = nullptr;         // [max_batch / 64] a bit per token
-  int32_t* touched_ = nullptr;         // [max_sequences] sequences that the pass may slide: the batch's first, then dirty ones
+  int32_t* touched_ = nullptr;  // [max_sequences] sequences that the pass may slide: the batch's first, then dirty ones
   int32_t n_touched_ = 0;
-  int32_t n_in_batch_ = 0;             // of them, those with tokens in the batch
+  int32_t n_in_batch_ = 0;  // of them, those with tokens in the batch
 
   // Sequences that may have something to slide: put, copied or moved since they last slid.
   int32_t* dirty_ = nullptr;  // [max_sequences]

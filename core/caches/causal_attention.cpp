@@ -42,8 +42,10 @@ int32_t first_cell(const TokenList& list) {
 
 // ---- Constants of the model -----------------------------------------------------------------------------------------------
 
-Status CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants) {
-  if (state_ != CacheState::idle) return fail(Status::bad_state, "constants are bound while no pass is open");
+Status CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
+                                   const AttentionConstants& constants) {
+  if (state_ != CacheState::idle)
+    return fail(Status::bad_state, "constants are bound while no pass is open");
   for (int32_t index = layer_begin; index < layer_end; ++index) {
     Layer& layer = layers_[index];
     const Rope rope = layer.constants.rope;
@@ -51,22 +53,28 @@ Status CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end, const
     layer.constants.rope = rope;
     layer.constants.slopes = constants.slopes == nullptr ? nullptr : layer.slopes;
     layer.constants.sinks = constants.sinks == nullptr ? nullptr : layer.sinks;
-    if (constants.slopes != nullptr) std::copy_n(constants.slopes, constants.n_q_heads, layer.slopes);
+    if (constants.slopes != nullptr)
+      std::copy_n(constants.slopes, constants.n_q_heads, layer.slopes);
     if (constants.sinks != nullptr) std::copy_n(constants.sinks, constants.n_q_heads, layer.sinks);
   }
   return Status::ok;
 }
 
 Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) {
-  if (state_ != CacheState::idle) return fail(Status::bad_state, "RoPE is bound while no pass is open");
-  if (pool_.n_free() != bounds_.cells) return fail(Status::bad_state, "RoPE is bound while the cache is empty");
-  if (settings_.position_free) return fail(Status::not_supported, "the cache was declared position-free");
+  if (state_ != CacheState::idle)
+    return fail(Status::bad_state, "RoPE is bound while no pass is open");
+  if (pool_.n_free() != bounds_.cells)
+    return fail(Status::bad_state, "RoPE is bound while the cache is empty");
+  if (settings_.position_free)
+    return fail(Status::not_supported, "the cache was declared position-free");
   if (shift_.run != nullptr) return fail(Status::not_supported, "the cache has a shift function");
   for (int32_t index = layer_begin; index < layer_end; ++index) {
     Layer& layer = layers_[index];
     for (int32_t i = 0; i < settings.n_dims / 2; ++i) {
-      const double factor = settings.factors == nullptr ? 1.0 : static_cast<double>(settings.factors[i]);
-      layer.frequency[i] = settings.scale * std::pow(settings.base, -2.0 * i / settings.n_dims) / factor;
+      const double factor = settings.factors == nullptr ? 1.0
+                                                        : static_cast<double>(settings.factors[i]);
+      layer.frequency[i] = settings.scale * std::pow(settings.base, -2.0 * i / settings.n_dims) /
+                           factor;
     }
     layer.constants.rope = {layer.frequency, settings.n_dims, settings.halves};
   }
@@ -77,7 +85,8 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
 // ---- The plan of a pass ----------------------------------------------------------------------------------------------------
 
 /// What token `token` of the batch sees; `order` counts the batch's tokens of its sequence. Indexes count from `skipped`.
-AttentionRow CausalCache::row_of(const Sequence& sequence, int32_t token, int32_t order, int32_t skipped) const {
+AttentionRow CausalCache::row_of(const Sequence& sequence, int32_t token, int32_t order,
+                                 int32_t skipped) const {
   const TokenSequence& tokens = sequence.tokens;
   const Visibility& visibility = settings_.visibility;
   const int32_t position = batch_position_[token];
@@ -87,7 +96,8 @@ AttentionRow CausalCache::row_of(const Sequence& sequence, int32_t token, int32_
   row.position = position;
   row.end = sees_later ? tokens.count() : tokens.count() - sequence.n_added + order + 1;
   const int32_t low = visibility.low(position) + (planted(1) && visibility.reach > 0) +
-                      (planted(15) && visibility.chunk_start(position) > 0 && visibility.low(position) < position);
+                      (planted(15) && visibility.chunk_start(position) > 0 &&
+                       visibility.low(position) < position);
   row.begin = low > 0 ? tokens.rank(low) : 0;
   if (visibility.keep_first > 0 && row.begin > skipped) {
     // The kept-first part, as far as it lies inside the chunk (`skipped` is where the chunk begins) and before the rest.
@@ -176,7 +186,8 @@ Status CausalCache::attention(int32_t index, const AttentionTensors& tensors) {
     params.constants.scale = 0;
   }
   if (!(params.constants.scale != 0)) {
-    params.constants.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(bounds_.head_dim_k)));
+    params.constants.scale = static_cast<float>(1.0 /
+                                                std::sqrt(static_cast<double>(bounds_.head_dim_k)));
   }
   params.plan = attention_plan_;
   params.tensors = tensors;

@@ -28,36 +28,42 @@ Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
 
 Status CausalCache::ready_to_end_pass() const {
   if (state_ != CacheState::pass || n_layers_put_ == bounds_.n_layers) return Status::ok;
-  return fail(Status::bad_state, "the open pass has %d of %d layers put", n_layers_put_, bounds_.n_layers);
+  return fail(Status::bad_state, "the open pass has %d of %d layers put", n_layers_put_,
+              bounds_.n_layers);
 }
 
 /// Forgets what the last plan found out, without touching every sequence.
 void CausalCache::begin_plan() const {
   n_planned_ = 0;
   if (++plan_stamp_ != 0) return;
-  for (int32_t i = 0; i < bounds_.max_sequences; ++i) plan_[i].stamp = 0;  // wrapped: no old stamp may look fresh
+  for (int32_t i = 0; i < bounds_.max_sequences; ++i)
+    plan_[i].stamp = 0;  // wrapped: no old stamp may look fresh
   plan_stamp_ = 1;
 }
 
 /// The batch against the bounds. Leaves per sequence what the rest of planning needs.
 Status CausalCache::check_batch(const Batch& batch) const {
   if (batch.n_tokens < 1 || batch.n_tokens > bounds_.max_batch) {
-    return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens, bounds_.max_batch);
+    return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens,
+                bounds_.max_batch);
   }
   begin_plan();
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t position = batch.position[i], sequence = batch.sequence[i];
     if (sequence < 0 || sequence >= bounds_.max_sequences) {
-      return fail(Status::invalid_argument, "token %d: sequence %d out of range [0, %d)", i, sequence, bounds_.max_sequences);
+      return fail(Status::invalid_argument, "token %d: sequence %d out of range [0, %d)", i,
+                  sequence, bounds_.max_sequences);
     }
     if (position < 0 || position >= INT32_MAX - 1) {
-      return fail(Status::invalid_argument, "token %d: position %d out of range [0, %d)", i, position, INT32_MAX - 1);
+      return fail(Status::invalid_argument, "token %d: position %d out of range [0, %d)", i,
+                  position, INT32_MAX - 1);
     }
     SequencePlan& plan = plan_[sequence];
     const bool first = plan.stamp != plan_stamp_;
     const int32_t next = first ? sequences_[sequence].next : plan.last + 1;
     if (position < next || (bounds_.strict && position != next)) {
-      return fail(Status::invalid_argument, "token %d: position %d of sequence %d, which continues at %d%s", i, position,
+      return fail(Status::invalid_argument,
+                  "token %d: position %d of sequence %d, which continues at %d%s", i, position,
                   sequence, next, bounds_.strict ? " (strict)" : "");
     }
     if (first) {
@@ -77,17 +83,19 @@ Status CausalCache::check_room(const Batch& batch) const {
   for (int32_t i = 0; i < n_planned_; ++i) {
     const Sequence& sequence = sequences_[plan_order_[i]];
     SequencePlan& plan = plan_[plan_order_[i]];
-    plan.slides = tokens_to_slide(sequence, plan.first) - sequence.tokens.n_hidden();  // those hidden go with the open pass
+    plan.slides = tokens_to_slide(sequence, plan.first) -
+                  sequence.tokens.n_hidden();  // those hidden go with the open pass
     const int64_t held = int64_t{sequence.tokens.count()} - plan.slides;
     if (held + plan.count > limit) {
-      return fail(Status::cache_full, "sequence %d holds %d positions of at most %d, the batch brings %d", plan_order_[i],
-                  static_cast<int32_t>(held), limit, plan.count);
+      return fail(Status::cache_full,
+                  "sequence %d holds %d positions of at most %d, the batch brings %d",
+                  plan_order_[i], static_cast<int32_t>(held), limit, plan.count);
     }
   }
   const int32_t room = pool_.n_free() + pool_.n_free_at_commit();
   if (batch.n_tokens > room) {
-    return fail(Status::cache_full, "sequence %d: %d free cells of %d, the batch brings %d tokens", batch.sequence[room], room,
-                bounds_.cells, batch.n_tokens);
+    return fail(Status::cache_full, "sequence %d: %d free cells of %d, the batch brings %d tokens",
+                batch.sequence[room], room, bounds_.cells, batch.n_tokens);
   }
   return Status::ok;
 }
@@ -118,18 +126,21 @@ int32_t CausalCache::tokens_to_slide(const Sequence& sequence, int32_t lowest) c
 
 void CausalCache::hide(Sequence& sequence, int32_t n) {
   if (n == 0) return;
-  sequence.tokens.for_each_hidden(0, n, [this](const int32_t* cells, int32_t count) { pool_.hide(cells, count); });
+  sequence.tokens.for_each_hidden(
+      0, n, [this](const int32_t* cells, int32_t count) { pool_.hide(cells, count); });
   sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_position(n - 1) + 1);
   sequence.tokens.hide(n);
 }
 
 /// Hides only the first n again.
 void CausalCache::show(Sequence& sequence, int32_t n) {
-  sequence.tokens.for_each_hidden(n, sequence.tokens.n_hidden(),
-                                  [this](const int32_t* cells, int32_t count) { pool_.show(cells, count); });
+  sequence.tokens.for_each_hidden(
+      n, sequence.tokens.n_hidden(),
+      [this](const int32_t* cells, int32_t count) { pool_.show(cells, count); });
   sequence.tokens.hide(n);
   if (!planted(4)) sequence.lost_below = sequence.lost_below_before;
-  if (n > 0) sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_position(n - 1) + 1);
+  if (n > 0)
+    sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_position(n - 1) + 1);
 }
 
 void CausalCache::mark_dirty(int32_t sequence) {
@@ -153,23 +164,28 @@ void CausalCache::open_sequence(int32_t index, int32_t n_slide) {
 /// Each sequence has a part of the pool to begin in, so that sequences that grow together stay in long runs.
 int32_t CausalCache::home_block(int32_t sequence) const {
   const int64_t cell = int64_t{bounds_.cells} * sequence / bounds_.max_sequences;
-  return static_cast<int32_t>(std::min<int64_t>((cell + CellPool::block_cells - 1) / CellPool::block_cells,
-                                                (bounds_.cells - 1) / CellPool::block_cells));
+  return static_cast<int32_t>(
+      std::min<int64_t>((cell + CellPool::block_cells - 1) / CellPool::block_cells,
+                        (bounds_.cells - 1) / CellPool::block_cells));
 }
 
 /// Tokens [begin, end) of the batch, which belong to one sequence.
 void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
   const int32_t index = batch.sequence[begin];
   Sequence& sequence = sequences_[index];
-  expect(sequence.tokens.stored() + (end - begin) <= sequence_limit(), "a sequence stores more than its limit");
-  if (sequence.last_added >= 0) batch_follower_[sequence.last_added] = begin;
-  else sequence.first_added = begin;
+  expect(sequence.tokens.stored() + (end - begin) <= sequence_limit(),
+         "a sequence stores more than its limit");
+  if (sequence.last_added >= 0)
+    batch_follower_[sequence.last_added] = begin;
+  else
+    sequence.first_added = begin;
   for (int32_t i = begin; i < end;) {
     // As many at a time as lie in a row and go to the same part of the sequence.
     const bool to_head = batch.position[i] < sequence.tokens.head_capacity();
     int32_t stop = to_head ? i + 1 : end;
     while (stop < end && to_head && batch.position[stop] < sequence.tokens.head_capacity()) ++stop;
-    const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), sequence.home, stop - i, batch.position + i);
+    const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), sequence.home, stop - i,
+                                               batch.position + i);
     sequence.tokens.append(cells.first, batch.position + i, cells.count, to_head);
     for (int32_t n = 0; n < cells.count; ++n, ++i) {
       batch_position_[i] = batch.position[i];
@@ -187,7 +203,8 @@ void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
 Status CausalCache::begin(const Batch& batch, bool reserve) {
   if (reserve) {
     if (batch.n_tokens < 1 || batch.n_tokens > bounds_.max_batch) {
-      return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens, bounds_.max_batch);
+      return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens,
+                  bounds_.max_batch);
     }
     if (Status s = ready_to_end_pass(); s != Status::ok) return s;
     if (Status s = keep_pass(); s != Status::ok) return s;
@@ -197,13 +214,15 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   }
   const std::lock_guard lock(plan_mutex_);
   if (Status s = plan_batch(batch); s != Status::ok) {
-    if (planted(13) && s == Status::cache_full && keep_pass() != Status::ok) return Status::internal;
+    if (planted(13) && s == Status::cache_full && keep_pass() != Status::ok)
+      return Status::internal;
     return s;
   }
   if (Status s = keep_pass(); s != Status::ok) return s;
 
   n_touched_ = 0;
-  for (int32_t i = 0; i < n_planned_; ++i) open_sequence(plan_order_[i], plan_[plan_order_[i]].slides);
+  for (int32_t i = 0; i < n_planned_; ++i)
+    open_sequence(plan_order_[i], plan_[plan_order_[i]].slides);
   n_in_batch_ = n_touched_;
   for (int32_t i = 0; i < n_dirty_; ++i) {
     const int32_t index = dirty_[i];
@@ -240,7 +259,8 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (state_ == CacheState::reserve) return Status::ok;
   Layer& l = layers_[layer];
   if (planted(16) && l.put) return Status::ok;
-  if (Status s = backend_->store({l.storage, batch_cell_, n_tokens_, k, v}); s != Status::ok) return health_ = s;
+  if (Status s = backend_->store({l.storage, batch_cell_, n_tokens_, k, v}); s != Status::ok)
+    return health_ = s;
   n_layers_put_ += !l.put;
   l.put = true;
   return Status::ok;
@@ -249,7 +269,8 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
 Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
   if (Status s = ready_in_pass(); s != Status::ok) return s;
   if (n_except < 0 || (n_except > 0 && except == nullptr)) {
-    return fail(Status::invalid_argument, "%d indexes of the except set%s", n_except, n_except > 0 ? ", and none given" : "");
+    return fail(Status::invalid_argument, "%d indexes of the except set%s", n_except,
+                n_except > 0 ? ", and none given" : "");
   }
   for (int32_t i = 0; i < n_except; ++i) {
     if (except[i] < 0 || except[i] >= n_tokens_) {
@@ -269,12 +290,14 @@ Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
 void CausalCache::release(int32_t cell) {
   if (!bounds_.zero_on_free) return;
   freed_[n_freed_++] = cell;
-  if (n_freed_ == freed_capacity && flush_freed() != Status::ok) expect(false, "cells could not be cleared");
+  if (n_freed_ == freed_capacity && flush_freed() != Status::ok)
+    expect(false, "cells could not be cleared");
 }
 
 Status CausalCache::flush_freed() {
   for (int32_t layer = 0; layer < bounds_.n_layers - planted(19) && n_freed_ > 0; ++layer) {
-    if (Status s = backend_->clear({layers_[layer].storage, freed_, n_freed_}); s != Status::ok) return health_ = s;
+    if (Status s = backend_->clear({layers_[layer].storage, freed_, n_freed_}); s != Status::ok)
+      return health_ = s;
   }
   n_freed_ = 0;
   return health_;
@@ -282,9 +305,10 @@ Status CausalCache::flush_freed() {
 
 /// The tokens in sight at [begin, end) lose their owner; the sequence still has to forget them.
 void CausalCache::drop_tokens(Sequence& sequence, int32_t begin, int32_t end) {
-  sequence.tokens.for_each_piece(begin, end, [this](const int32_t* cells, const int32_t*, int32_t count) {
-    pool_.drop_owners(cells, count, [this](int32_t cell) { release(cell); });
-  });
+  sequence.tokens.for_each_piece(
+      begin, end, [this](const int32_t* cells, const int32_t*, int32_t count) {
+        pool_.drop_owners(cells, count, [this](int32_t cell) { release(cell); });
+      });
 }
 
 /// Takes back the last n tokens that the open pass added to a sequence.
@@ -304,7 +328,8 @@ Status CausalCache::clear_missing_layers() {
   }
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
     if (layers_[layer].put) continue;
-    if (Status s = backend_->clear({layers_[layer].storage, batch_cell_, n}); s != Status::ok) return health_ = s;
+    if (Status s = backend_->clear({layers_[layer].storage, batch_cell_, n}); s != Status::ok)
+      return health_ = s;
   }
   return Status::ok;
 }
@@ -318,9 +343,10 @@ void CausalCache::close_pass() {
 /// What the pass put out of sight is gone.
 void CausalCache::drop_slid(Sequence& sequence) {
   if (sequence.tokens.n_hidden() == 0) return;
-  sequence.tokens.for_each_hidden(0, sequence.tokens.n_hidden(), [this](const int32_t* cells, int32_t count) {
-    pool_.drop_hidden(cells, count, [this](int32_t cell) { release(cell); });
-  });
+  sequence.tokens.for_each_hidden(
+      0, sequence.tokens.n_hidden(), [this](const int32_t* cells, int32_t count) {
+        pool_.drop_hidden(cells, count, [this](int32_t cell) { release(cell); });
+      });
   sequence.tokens.drop_hidden();
 }
 
@@ -350,30 +376,37 @@ Status CausalCache::commit() {
 Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
   if (Status s = ready_in_pass(); s != Status::ok) return s;
   if (n < 0 || (n > 0 && (sequence == nullptr || keep == nullptr))) {
-    return fail(Status::invalid_argument, "%d sequences to keep a prefix of%s", n, n > 0 ? ", and none given" : "");
+    return fail(Status::invalid_argument, "%d sequences to keep a prefix of%s", n,
+                n > 0 ? ", and none given" : "");
   }
-  if (n > bounds_.max_sequences) return fail(Status::invalid_argument, "%d sequences of %d named", n, bounds_.max_sequences);
+  if (n > bounds_.max_sequences)
+    return fail(Status::invalid_argument, "%d sequences of %d named", n, bounds_.max_sequences);
   const std::lock_guard lock(plan_mutex_);
   begin_plan();
   for (int32_t i = 0; i < n; ++i) {
     if (Status s = check_sequence(sequence[i]); s != Status::ok) return s;
     SequencePlan& plan = plan_[sequence[i]];
-    if (plan.stamp == plan_stamp_) return fail(Status::invalid_argument, "sequence %d is named twice", sequence[i]);
+    if (plan.stamp == plan_stamp_)
+      return fail(Status::invalid_argument, "sequence %d is named twice", sequence[i]);
     plan.stamp = plan_stamp_;
-    if (keep[i] < 0) return fail(Status::invalid_argument, "%d tokens of sequence %d", keep[i], sequence[i]);
+    if (keep[i] < 0)
+      return fail(Status::invalid_argument, "%d tokens of sequence %d", keep[i], sequence[i]);
     if (state_ == CacheState::reserve) continue;
     const Sequence& kept = sequences_[sequence[i]];
     if (keep[i] > kept.n_added) {
-      return fail(Status::invalid_argument, "%d tokens of sequence %d, which has %d in the pass", keep[i], sequence[i], kept.n_added);
+      return fail(Status::invalid_argument, "%d tokens of sequence %d, which has %d in the pass",
+                  keep[i], sequence[i], kept.n_added);
     }
     int32_t token = kept.first_added;
     for (int32_t k = 0; k < keep[i] && keep[i] < kept.n_added; ++k, token = batch_follower_[token]) {
       if (in_except_set(token)) {
-        return fail(Status::invalid_argument, "token %d of the except set saw a token that is dropped", token);
+        return fail(Status::invalid_argument,
+                    "token %d of the except set saw a token that is dropped", token);
       }
     }
   }
-  for (int32_t i = 0; i < n && state_ == CacheState::pass; ++i) keep_added(sequences_[sequence[i]], keep[i]);
+  for (int32_t i = 0; i < n && state_ == CacheState::pass; ++i)
+    keep_added(sequences_[sequence[i]], keep[i]);
   return keep_pass();
 }
 
@@ -383,13 +416,17 @@ void CausalCache::keep_added(Sequence& sequence, int32_t n) {
   if (planted(9)) ++n;
   int32_t token = sequence.first_added;
   for (int32_t i = 0; token >= 0; ++i, token = batch_follower_[token]) {
-    if (i >= n) batch_cell_[token] = -1;
-    else sequence.next = batch_position_[token] + 1;
+    if (i >= n)
+      batch_cell_[token] = -1;
+    else
+      sequence.next = batch_position_[token] + 1;
   }
   drop_added(sequence, sequence.n_added - n);
   if (n > 0) return;
   sequence.next = sequence.next_before;
-  show(sequence, std::min(sequence.tokens.n_hidden(), settings_.limited ? sequence.tokens.ring_rank(slide_bound(sequence.next)) : 0));
+  show(sequence,
+       std::min(sequence.tokens.n_hidden(),
+                settings_.limited ? sequence.tokens.ring_rank(slide_bound(sequence.next)) : 0));
 }
 
 Status CausalCache::abort() {

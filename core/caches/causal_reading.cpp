@@ -87,7 +87,8 @@ Status CausalCache::mask(const Tensor& into) {
   for (int64_t t = 0; t < n_tokens_; ++t) {
     const int64_t row = t * into.stride[0];
     const float fill = state_ == CacheState::reserve ? 0.0f : hidden;
-    for (int64_t c = 0; c < cells; ++c) store_element(into.data, into.dtype, row + c * into.stride[1], fill);
+    for (int64_t c = 0; c < cells; ++c)
+      store_element(into.data, into.dtype, row + c * into.stride[1], fill);
   }
   if (state_ == CacheState::reserve) return Status::ok;
   for (int32_t r = 0; r < attention_plan_.n_rows; ++r) {
@@ -99,7 +100,8 @@ Status CausalCache::mask(const Tensor& into) {
         if (at >= row.end) break;
         if (at >= row.first_end && at < row.begin) continue;
         const int64_t column = list.cell[piece][i] - history_begin_;
-        store_element(into.data, into.dtype, row.token * into.stride[0] + column * into.stride[1], 0.0f);
+        store_element(into.data, into.dtype, row.token * into.stride[0] + column * into.stride[1],
+                      0.0f);
       }
     }
   }
@@ -115,7 +117,8 @@ void CausalCache::for_each_owing(Visit visit) {
   for (int32_t t = 0; t < n_in_batch_; ++t) {
     Sequence& sequence = sequences_[touched_[t]];
     const int32_t count = sequence.tokens.count();
-    int32_t kept_begin = count, kept_end = 0, begin = count, end = 0;  // what any row sees, in indexes of the sequence
+    int32_t kept_begin = count, kept_end = 0, begin = count,
+            end = 0;  // what any row sees, in indexes of the sequence
     for (int32_t i = 0; i < sequence.n_added; ++i, ++row) {
       const int32_t start = count - lists_[rows_[row].list].total;
       if (rows_[row].first_end > 0) {
@@ -147,11 +150,14 @@ Status CausalCache::pay_rotations() {
   for_each_owing([&](int32_t, int32_t, Token token) { pool_.return_owner(token.cell); });
   if (owing == 0) return Status::ok;
   if (copies > pool_.n_free()) {
-    return fail(Status::cache_full, "%d shared cells owe a rotation and %d are free to copy them to", copies, pool_.n_free());
+    return fail(Status::cache_full, "%d shared cells owe a rotation and %d are free to copy them to",
+                copies, pool_.n_free());
   }
   Payment payment;
   for_each_owing([&](int32_t sequence, int32_t index, Token token) {
-    const int32_t to = pool_.owners(token.cell) > 1 && !planted(17) ? own_copy(sequence, index, token) : token.cell;
+    const int32_t to = pool_.owners(token.cell) > 1 && !planted(17)
+                           ? own_copy(sequence, index, token)
+                           : token.cell;
     payment.from[payment.n] = token.cell;
     payment.to[payment.n] = to;
     payment.offset[payment.n++] = offset_of(token);
@@ -175,7 +181,8 @@ int32_t CausalCache::own_copy(int32_t sequence, int32_t index, Token token) {
 void CausalCache::settle(Payment& payment) {
   for (int32_t layer = 0; layer < bounds_.n_layers && payment.n > 0; ++layer) {
     const Layer& l = layers_[layer];
-    const Status status = backend_->move({l.storage, l.constants.rope, payment.from, payment.to, payment.offset, payment.n});
+    const Status status = backend_->move(
+        {l.storage, l.constants.rope, payment.from, payment.to, payment.offset, payment.n});
     if (status != Status::ok) health_ = status;
   }
   payment.n = 0;
@@ -189,7 +196,8 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
   const Sequence& sequence = sequences_[sequence_index];
   const Layer& layer = layers_[index];
   const int32_t count = sequence.tokens.count();
-  const bool missing = state_ == CacheState::pass && !layer.put;  // the open pass has not put this layer: zeros
+  const bool missing = state_ == CacheState::pass &&
+                       !layer.put;  // the open pass has not put this layer: zeros
   const int32_t stored = missing ? count - sequence.n_added : count;
   int32_t cell[tokens_per_load], offset[tokens_per_load];
   for (int32_t start = 0; start < count; start += tokens_per_load) {
@@ -202,7 +210,8 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
     LoadParams load{layer.storage, layer.constants.rope, cell, offset, n, k, v};
     const auto advance = [start](Tensor& tensor) {
       if (tensor.data == nullptr) return;
-      tensor.data = static_cast<std::byte*>(tensor.data) + start * tensor.stride[0] * static_cast<int64_t>(size_of(tensor.dtype));
+      tensor.data = static_cast<std::byte*>(tensor.data) +
+                    start * tensor.stride[0] * static_cast<int64_t>(size_of(tensor.dtype));
     };
     advance(load.k);
     advance(load.v);
@@ -219,8 +228,8 @@ Status CausalCache::runs(int32_t index, int32_t capacity, Run* runs, int32_t* n)
   for (int32_t i = 0; i < sequence.tokens.count(); ++i) {
     const Token token = sequence.tokens.at(i);
     const int32_t offset = offset_of(token);
-    if (found > 0 && token.cell == run.cell + run.length && token.position == run.position + run.length &&
-        offset == run.offset) {
+    if (found > 0 && token.cell == run.cell + run.length &&
+        token.position == run.position + run.length && offset == run.offset) {
       ++run.length;
     } else {
       run = {token.cell, 1, token.position, offset};

@@ -8,7 +8,8 @@ namespace kvc {
 
 Status CausalCache::check_sequence(int32_t sequence) const {
   if (sequence >= 0 && sequence < bounds_.max_sequences) return Status::ok;
-  return fail(Status::invalid_argument, "sequence %d out of range [0, %d)", sequence, bounds_.max_sequences);
+  return fail(Status::invalid_argument, "sequence %d out of range [0, %d)", sequence,
+              bounds_.max_sequences);
 }
 
 // ---- Stepping back --------------------------------------------------------------------------------------------------------
@@ -59,26 +60,29 @@ Status CausalCache::resume(int32_t sequence, int32_t want, int32_t* got) {
 
 /// Owners of the source's cells are counted first: what both hold must never look free in between.
 void CausalCache::copy(const Sequence& source, int32_t count, int32_t next, Sequence& destination) {
-  source.tokens.for_each_piece(0, count - (planted(6) && count > 0), [this](const int32_t* cells, const int32_t*, int32_t n) {
-    pool_.add_owners(cells, n);
-  });
+  source.tokens.for_each_piece(
+      0, count - (planted(6) && count > 0),
+      [this](const int32_t* cells, const int32_t*, int32_t n) { pool_.add_owners(cells, n); });
   cut(destination, 0);
   destination.tokens.assign(source.tokens, count);
   destination.next = next;
-  destination.lost_below = next <= settings_.visibility.keep_first || planted(8) ? 0 : source.lost_below;
+  destination.lost_below = next <= settings_.visibility.keep_first || planted(8) ? 0
+                                                                                 : source.lost_below;
   destination.may_owe = source.may_owe;
 }
 
 Status CausalCache::copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) {
   if (Status s = check_sequence(source); s != Status::ok) return s;
   if (Status s = check_sequence(destination); s != Status::ok) return s;
-  if (source == destination) return fail(Status::invalid_argument, "sequence %d cannot be copied to itself", source);
+  if (source == destination)
+    return fail(Status::invalid_argument, "sequence %d cannot be copied to itself", source);
   if (length < 0) return fail(Status::invalid_argument, "length %d is negative", length);
   if (Status s = ready_to_end_pass(); s != Status::ok) return s;
   if (Status s = keep_pass(); s != Status::ok) return s;
   const Sequence& from = sequences_[source];
   const int32_t best = best_continuation(from, length);
-  copy(from, best < from.next ? from.tokens.rank(best) : from.tokens.count(), best, sequences_[destination]);
+  copy(from, best < from.next ? from.tokens.rank(best) : from.tokens.count(), best,
+       sequences_[destination]);
   mark_dirty(destination);
   if (got != nullptr) *got = best;
   return flush_freed();
@@ -102,7 +106,8 @@ Status CausalCache::plan_reorder(int32_t n, const int32_t* destination, const in
     if (Status s = check_sequence(destination[i]); s != Status::ok) return s;
     if (Status s = check_sequence(source[i]); s != Status::ok) return s;
     SequencePlan& plan = planned(destination[i]);
-    if (plan.source >= 0) return fail(Status::invalid_argument, "destination %d is named twice", destination[i]);
+    if (plan.source >= 0)
+      return fail(Status::invalid_argument, "destination %d is named twice", destination[i]);
     plan.source = source[i];
     if (source[i] != destination[i]) ++planned(source[i]).uses;
   }
@@ -118,7 +123,8 @@ Status CausalCache::reorder(int32_t n, const int32_t* destination, const int32_t
   for (int32_t i = 0; planted(11) && i < n; ++i) {
     const Sequence& original = sequences_[source[i]];
     plan_[destination[i]].source = -1;
-    if (source[i] != destination[i]) copy(original, original.tokens.count(), original.next, sequences_[destination[i]]);
+    if (source[i] != destination[i])
+      copy(original, original.tokens.count(), original.next, sequences_[destination[i]]);
   }
   for (int32_t i = 0; i < n; ++i) {
     // Follow the chain: each copy may free its source to be overwritten in turn.
@@ -133,7 +139,8 @@ Status CausalCache::reorder(int32_t n, const int32_t* destination, const int32_t
     }
   }
   for (int32_t i = 0; i < n; ++i) {
-    if (plan_[destination[i]].source >= 0 && plan_[destination[i]].source != destination[i]) rotate_cycle(destination[i]);
+    if (plan_[destination[i]].source >= 0 && plan_[destination[i]].source != destination[i])
+      rotate_cycle(destination[i]);
   }
   return flush_freed();
 }
@@ -152,7 +159,8 @@ void CausalCache::rotate_cycle(int32_t start) {
 // ---- Removal -----------------------------------------------------------------------------------------------------------------------
 
 /// semantics §2, remove, for a range that ends before `next`: the new lost_below, or why not.
-Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin, int32_t end, int32_t* lost_below) const {
+Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin, int32_t end,
+                                         int32_t* lost_below) const {
   const int32_t distance = end - begin;
   const int32_t keep_first = settings_.visibility.keep_first;
   *lost_below = 0;
@@ -160,20 +168,24 @@ Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin
     const int32_t before = sequence.lost_below;
     if (begin < keep_first && before > 0) {
       if (end < before) {
-        return fail(Status::window_lost, "positions from %d move below %d, but those up to %d have slid out", end, keep_first, before);
+        return fail(Status::window_lost,
+                    "positions from %d move below %d, but those up to %d have slid out", end,
+                    keep_first, before);
       }
     } else {
       *lost_below = before <= begin || planted(18) ? before : std::max(begin, before - distance);
     }
     const int32_t next = sequence.next - distance;
     if (next > keep_first && settings_.visibility.low(next) < *lost_below) {
-      return fail(Status::window_lost, "a token at %d would need positions from %d, but those below %d have slid out", next,
-                  settings_.visibility.low(next), *lost_below);
+      return fail(Status::window_lost,
+                  "a token at %d would need positions from %d, but those below %d have slid out",
+                  next, settings_.visibility.low(next), *lost_below);
     }
   }
   const bool moves = sequence.tokens.rank(end) < sequence.tokens.count();
   if (moves && !has_rope_ && !settings_.position_free && shift_.run == nullptr) {
-    return fail(Status::not_supported, "positions from %d would move, and nothing says how keys turn", end);
+    return fail(Status::not_supported,
+                "positions from %d would move, and nothing says how keys turn", end);
   }
   return Status::ok;
 }
@@ -190,30 +202,37 @@ void CausalCache::remove_middle(Sequence& sequence, int32_t begin, int32_t end, 
 
 Status CausalCache::remove(int32_t index, int32_t begin, int32_t end) {
   if (Status s = check_sequence(index); s != Status::ok) return s;
-  if (begin < 0 || end < begin) return fail(Status::invalid_argument, "positions [%d, %d) are no range", begin, end);
+  if (begin < 0 || end < begin)
+    return fail(Status::invalid_argument, "positions [%d, %d) are no range", begin, end);
   if (Status s = ready_to_end_pass(); s != Status::ok) return s;
   Sequence& sequence = sequences_[index];
   const bool nothing = begin == end || begin >= sequence.next;
   const bool to_the_end = end >= sequence.next;
   int32_t lost_below = 0;
   if (!nothing && to_the_end && !can_continue(sequence, begin)) {
-    return fail(Status::window_lost, "a token at %d of sequence %d would need positions from %d, but those below %d have slid out",
+    return fail(Status::window_lost,
+                "a token at %d of sequence %d would need positions from %d, but those below %d "
+                "have slid out",
                 begin, index, settings_.visibility.low(begin), sequence.lost_below);
   }
   if (!nothing && !to_the_end) {
-    if (Status s = check_middle_removal(sequence, begin, end, &lost_below); s != Status::ok) return s;
+    if (Status s = check_middle_removal(sequence, begin, end, &lost_below); s != Status::ok)
+      return s;
   }
   Copies copies(*this);
   const bool shifts = !nothing && !to_the_end && shift_.run != nullptr;
   const int32_t first_moved = shifts ? sequence.tokens.rank(end) : 0;
   if (shifts) {
-    if (Status s = make_shifted_copies(sequence, first_moved, end - begin, copies); s != Status::ok) return s;
+    if (Status s = make_shifted_copies(sequence, first_moved, end - begin, copies); s != Status::ok)
+      return s;
   }
   if (Status s = keep_pass(); s != Status::ok) return s;
   if (nothing) return Status::ok;
   if (shifts) use_shifted_copies(sequence, first_moved, end - begin, copies);
-  if (to_the_end) cut(sequence, begin);
-  else remove_middle(sequence, begin, end, lost_below);
+  if (to_the_end)
+    cut(sequence, begin);
+  else
+    remove_middle(sequence, begin, end, lost_below);
   return flush_freed();
 }
 

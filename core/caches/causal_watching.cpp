@@ -39,7 +39,8 @@ Status CausalCache::digest(uint64_t out[2]) const {
     }
     const int32_t count = sequence.tokens.count();
     const int32_t added = state_ == CacheState::pass ? sequence.n_added : 0;
-    for (int32_t i = 0; i < count; ++i) sum.add(digest_of(index, sequence.tokens.at(i), i >= count - added));
+    for (int32_t i = 0; i < count; ++i)
+      sum.add(digest_of(index, sequence.tokens.at(i), i >= count - added));
   }
   if (state_ == CacheState::pass) {
     const int32_t open[] = {-2};
@@ -67,8 +68,10 @@ Digest CausalCache::digest_of(int32_t sequence, Token token, bool of_open_pass) 
     const size_t v_bytes = static_cast<size_t>(storage.head_dim_v) * size_of(storage.dtype_v);
     const auto cell = static_cast<size_t>(token.cell);
     for (int32_t head = 0; head < storage.n_kv_heads; ++head) {
-      digest.update(storage.k + static_cast<size_t>(head) * storage.k_head_stride + cell * k_bytes, k_bytes);
-      digest.update(storage.v + static_cast<size_t>(head) * storage.v_head_stride + cell * v_bytes, v_bytes);
+      digest.update(storage.k + static_cast<size_t>(head) * storage.k_head_stride + cell * k_bytes,
+                    k_bytes);
+      digest.update(storage.v + static_cast<size_t>(head) * storage.v_head_stride + cell * v_bytes,
+                    v_bytes);
     }
   }
   return digest;
@@ -79,34 +82,43 @@ Digest CausalCache::digest_of(int32_t sequence, Token token, bool of_open_pass) 
 Status CausalCache::check_sequence_invariants(int32_t index) const {
   const Sequence& sequence = sequences_[index];
   const TokenSequence& tokens = sequence.tokens;
-  const auto broken = [index](const char* what) { return fail(Status::internal, "sequence %d: %s", index, what); };
+  const auto broken = [index](const char* what) {
+    return fail(Status::internal, "sequence %d: %s", index, what);
+  };
   if (tokens.stored() > sequence_limit()) return broken("stores more than its limit");
-  if (state_ != CacheState::pass && tokens.n_hidden() != 0) return broken("hides tokens while no pass is open");
+  if (state_ != CacheState::pass && tokens.n_hidden() != 0)
+    return broken("hides tokens while no pass is open");
   int32_t previous = -1;
   for (int32_t i = 0; i < tokens.count(); ++i) {
     const Token token = tokens.at(i);
-    if (token.cell < 0 || token.cell >= bounds_.cells) return broken("names a cell outside the pool");
+    if (token.cell < 0 || token.cell >= bounds_.cells)
+      return broken("names a cell outside the pool");
     if (token.position <= previous) return broken("positions do not ascend");
     const bool in_head = i < tokens.n_head();
-    if (tokens.head_capacity() > 0 && in_head != (token.position < tokens.head_capacity())) return broken("kept-first tokens");
-    if (!sequence.may_owe && offset_of(token) != 0) return broken("a key owes a rotation that was not noted");
+    if (tokens.head_capacity() > 0 && in_head != (token.position < tokens.head_capacity()))
+      return broken("kept-first tokens");
+    if (!sequence.may_owe && offset_of(token) != 0)
+      return broken("a key owes a rotation that was not noted");
     previous = token.position;
   }
   if (previous >= sequence.next) return broken("holds a position at or behind its next");
-  if (sequence.lost_below < 0 || sequence.lost_below > sequence.next) return broken("lost_below lies behind its next");
+  if (sequence.lost_below < 0 || sequence.lost_below > sequence.next)
+    return broken("lost_below lies behind its next");
   if (!settings_.limited && sequence.lost_below != 0) return broken("lost tokens without a window");
   if (!can_continue(sequence, sequence.next)) return broken("cannot continue at its next");
   return Status::ok;
 }
 
 Status CausalCache::check() const {
-  if (const char* broken = pool_.broken_invariant(); broken != nullptr) return fail(Status::internal, "%s", broken);
+  if (const char* broken = pool_.broken_invariant(); broken != nullptr)
+    return fail(Status::internal, "%s", broken);
   // Owner counts are recounted as sums of scattered cell numbers: no memory, and no two counts that differ agree by chance.
   uint64_t owners = 0, hidden = 0;
   for (int32_t index = 0; index < bounds_.max_sequences; ++index) {
     if (Status s = check_sequence_invariants(index); s != Status::ok) return s;
     const TokenSequence& tokens = sequences_[index].tokens;
-    for (int32_t i = 0; i < tokens.count(); ++i) owners += mixed(static_cast<uint64_t>(tokens.at(i).cell));
+    for (int32_t i = 0; i < tokens.count(); ++i)
+      owners += mixed(static_cast<uint64_t>(tokens.at(i).cell));
     tokens.for_each_hidden(0, tokens.n_hidden(), [&hidden](const int32_t* cells, int32_t n) {
       for (int32_t i = 0; i < n; ++i) hidden += mixed(static_cast<uint64_t>(cells[i]));
     });
@@ -116,8 +128,10 @@ Status CausalCache::check() const {
     owners -= number * static_cast<uint64_t>(pool_.owners(cell) - pool_.hidden(cell));
     hidden -= number * static_cast<uint64_t>(pool_.hidden(cell));
   }
-  if (owners != 0) return fail(Status::internal, "owner counts differ from what the sequences hold");
-  if (hidden != 0) return fail(Status::internal, "hidden counts differ from what the sequences hide");
+  if (owners != 0)
+    return fail(Status::internal, "owner counts differ from what the sequences hold");
+  if (hidden != 0)
+    return fail(Status::internal, "hidden counts differ from what the sequences hide");
   if (state_ != CacheState::pass && pool_.n_free_at_commit() != 0) {
     return fail(Status::internal, "cells wait for a commit while no pass is open");
   }

@@ -9,8 +9,12 @@ namespace {
 constexpr int32_t words_for(int32_t n_blocks) { return (n_blocks + 63) / 64; }
 
 void set_bit(uint64_t* words, int32_t index) { words[index / 64] |= uint64_t{1} << (index % 64); }
-void clear_bit(uint64_t* words, int32_t index) { words[index / 64] &= ~(uint64_t{1} << (index % 64)); }
-bool test_bit(const uint64_t* words, int32_t index) { return (words[index / 64] >> (index % 64) & 1u) != 0; }
+void clear_bit(uint64_t* words, int32_t index) {
+  words[index / 64] &= ~(uint64_t{1} << (index % 64));
+}
+bool test_bit(const uint64_t* words, int32_t index) {
+  return (words[index / 64] >> (index % 64) & 1u) != 0;
+}
 
 /// The bits of a block's word from cell `first` on, `count` of them.
 uint32_t bits_of(int32_t first, int32_t count) {
@@ -41,7 +45,8 @@ void CellPool::mark_free(Stretch stretch) {
     const int32_t inside = std::min(stretch.count, block_cells - stretch.first % block_cells);
     free_[block] |= bits_of(stretch.first, inside);
     set_bit(some_free_, block);
-    if (free_[block] == ~0u) set_bit(all_free_, block);  // a short last block never counts as wholly free
+    if (free_[block] == ~0u)
+      set_bit(all_free_, block);  // a short last block never counts as wholly free
     stretch = {stretch.first + inside, stretch.count - inside};
   }
 }
@@ -58,7 +63,8 @@ int32_t CellPool::stretch_length(const int32_t* cells, int32_t n) {
   int32_t length = 1;
   for (; length + block_cells <= n; length += block_cells) {
     int32_t differences = 0;  // without an early exit the compiler compares several at a time
-    for (int32_t i = 0; i < block_cells; ++i) differences |= cells[length + i] ^ (cells[0] + length + i);
+    for (int32_t i = 0; i < block_cells; ++i)
+      differences |= cells[length + i] ^ (cells[0] + length + i);
     if (differences != 0) break;
   }
   while (length < n && cells[length] == cells[0] + length) ++length;
@@ -78,13 +84,15 @@ int32_t CellPool::find(const uint64_t* blocks, int32_t from) const {
   return -1;
 }
 
-CellPool::Stretch CellPool::take(int32_t previous, int32_t home, int32_t wanted, const int32_t* position) {
+CellPool::Stretch CellPool::take(int32_t previous, int32_t home, int32_t wanted,
+                                 const int32_t* position) {
   int32_t cell = -1;
   int32_t from = home;
   if (previous >= 0 && previous + 1 < n_cells_) {
     const int32_t follower = previous + 1;
     const bool same_block = follower % block_cells != 0;
-    if (same_block ? is_free(follower) : test_bit(all_free_, follower / block_cells)) cell = follower;
+    if (same_block ? is_free(follower) : test_bit(all_free_, follower / block_cells))
+      cell = follower;
     from = follower / block_cells;
   }
   if (cell < 0) {
@@ -187,8 +195,10 @@ const char* CellPool::broken_invariant() const {
   if (n_free_at_commit != n_free_at_commit_) return "the number of cells that are free at commit";
   if (n_shared != n_shared_) return "the number of shared cells";
   for (int32_t block = 0; block < n_blocks_; ++block) {
-    if (test_bit(some_free_, block) != (free_[block] != 0)) return "the bitmap of blocks with a free cell";
-    if (test_bit(all_free_, block) != (free_[block] == ~0u)) return "the bitmap of wholly free blocks";
+    if (test_bit(some_free_, block) != (free_[block] != 0))
+      return "the bitmap of blocks with a free cell";
+    if (test_bit(all_free_, block) != (free_[block] == ~0u))
+      return "the bitmap of wholly free blocks";
   }
   return nullptr;
 }

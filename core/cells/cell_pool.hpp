@@ -26,7 +26,9 @@ class CellPool {
   int32_t n_free_at_commit() const { return n_free_at_commit_; }
   int32_t n_shared() const { return n_shared_; }  // cells that more than one entry in sight names
 
-  bool is_free(int32_t cell) const { return (free_[cell / block_cells] >> (cell % block_cells) & 1u) != 0; }
+  bool is_free(int32_t cell) const {
+    return (free_[cell / block_cells] >> (cell % block_cells) & 1u) != 0;
+  }
   int32_t owners(int32_t cell) const { return owners_[cell]; }
   int32_t hidden(int32_t cell) const { return hidden_[cell]; }
   int32_t rotated_for(int32_t cell) const { return rotated_for_[cell]; }

@@ -24,15 +24,18 @@ int32_t TokenSequence::ring_rank(int64_t position) const {
   high = std::min(high - 1, n_ring_);
   while (low < high) {
     const int32_t middle = low + (high - low) / 2;
-    if (ring_position_[ring_slot(middle)] < position) low = middle + 1;
-    else high = middle;
+    if (ring_position_[ring_slot(middle)] < position)
+      low = middle + 1;
+    else
+      high = middle;
   }
   return low;
 }
 
 int32_t TokenSequence::rank(int32_t position) const {
   if (n_head_ > 0 && position <= head_position_[n_head_ - 1]) {
-    return static_cast<int32_t>(std::lower_bound(head_position_, head_position_ + n_head_, position) - head_position_);
+    return static_cast<int32_t>(
+        std::lower_bound(head_position_, head_position_ + n_head_, position) - head_position_);
   }
   return n_head_ + std::max(0, ring_rank(position) - n_hidden_);
 }
@@ -115,11 +118,12 @@ void TokenSequence::assign(const TokenSequence& source, int32_t n) {
     std::memcpy(head_cell_, source.head_cell_, static_cast<size_t>(n_head_) * sizeof(int32_t));
     std::memcpy(head_position_, source.head_position_, static_cast<size_t>(n_head_) * sizeof(int32_t));
   }
-  source.for_each_piece(n_head_, n, [this](const int32_t* cell, const int32_t* position, int32_t length) {
-    std::memcpy(ring_cell_ + n_ring_, cell, static_cast<size_t>(length) * sizeof(int32_t));
-    std::memcpy(ring_position_ + n_ring_, position, static_cast<size_t>(length) * sizeof(int32_t));
-    n_ring_ += length;
-  });
+  source.for_each_piece(
+      n_head_, n, [this](const int32_t* cell, const int32_t* position, int32_t length) {
+        std::memcpy(ring_cell_ + n_ring_, cell, static_cast<size_t>(length) * sizeof(int32_t));
+        std::memcpy(ring_position_ + n_ring_, position, static_cast<size_t>(length) * sizeof(int32_t));
+        n_ring_ += length;
+      });
 }
 
 TokenList TokenSequence::list(int32_t from) const {

@@ -21,7 +21,8 @@ class TokenSequence {
  public:
   /// 32-bit words that the storage of one sequence takes.
   static CheckedSize storage_words(int32_t head_capacity, int32_t ring_capacity) {
-    return CheckedSize(2) * (CheckedSize(static_cast<uint64_t>(head_capacity)) + CheckedSize(static_cast<uint64_t>(ring_capacity)));
+    return CheckedSize(2) * (CheckedSize(static_cast<uint64_t>(head_capacity)) +
+                             CheckedSize(static_cast<uint64_t>(ring_capacity)));
   }
   void attach(int32_t* storage, int32_t head_capacity, int32_t ring_capacity);
 
@@ -39,8 +40,10 @@ class TokenSequence {
   }
   int32_t hidden_position(int32_t index) const { return ring_position_[ring_slot(index)]; }
   void set_cell(int32_t index, int32_t cell) {
-    if (index < n_head_) head_cell_[index] = cell;
-    else ring_cell_[ring_slot(index - n_head_ + n_hidden_)] = cell;
+    if (index < n_head_)
+      head_cell_[index] = cell;
+    else
+      ring_cell_[ring_slot(index - n_head_ + n_hidden_)] = cell;
   }
   int32_t last_cell() const {  // −1: none
     if (n_ring_ > 0) return ring_cell_[ring_slot(n_ring_ - 1)];
@@ -89,7 +92,9 @@ class TokenSequence {
       const int32_t stop = start + tokens.count[piece];
       const int32_t first = begin > start ? begin : start;
       const int32_t last = end < stop ? end : stop;
-      if (first < last) visit(tokens.cell[piece] + (first - start), tokens.position[piece] + (first - start), last - first);
+      if (first < last)
+        visit(tokens.cell[piece] + (first - start), tokens.position[piece] + (first - start),
+              last - first);
       start = stop;
     }
   }

@@ -40,8 +40,7 @@ Range clamp(const AttentionRow& row, int32_t low, int32_t high) {
 
 class Planner {
  public:
-  Planner(const AttentionParams& params, WorkPlan& work)
-      : params_(params), plan_(params.plan), work_(work) {
+  Planner(const AttentionParams& params, WorkPlan& work) : plan_(params.plan), work_(work) {
     group_ = params.constants.n_q_heads / params.storage.n_kv_heads;
     work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
     work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
@@ -209,7 +208,6 @@ class Planner {
     });
   }
 
-  const AttentionParams& params_;
   const AttentionPlan& plan_;
   WorkPlan& work_;
   int32_t group_ = 1;

@@ -1,5 +1,9 @@
 #include "kernels/cpu/kernel_table.hpp"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -9,7 +13,16 @@ namespace {
 
 std::atomic<const KernelTable*> override_table{nullptr};
 
+#if defined(__x86_64__)
+/// By hand, because clang 14's __builtin_cpu_supports does not know the word.
+bool has_f16c() noexcept {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 const KernelTable& choose() noexcept {
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): once, for tests and for hunting bugs
   if (const char* wanted = std::getenv("KVC_CPU_ISA")) {
     for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
       if (std::strcmp(table->name, wanted) == 0) return *table;
@@ -24,8 +37,7 @@ const KernelTable* runnable_kernels(int32_t index) noexcept {
   const KernelTable* found[3] = {};
   int32_t n_found = 0;
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx2 && avx512) found[n_found++] = &avx512_kernels;

@@ -12,7 +12,10 @@
 namespace {
 
 constexpr int32_t q_heads = 32, kv_heads = 8, head_dim = 128;
-#ifdef KVC_SANITIZED  // the same cuts of the work in a fraction of the products: each is checked, and slow
+// Under sanitizers the same cuts of the work in a fraction of the products: each is checked, and slow.
+#if defined(__SANITIZE_THREAD__)
+constexpr int32_t context = 256, n_sequences = 8, max_batch = 32, mixed_chunk = 24;
+#elif defined(KVC_SANITIZED)
 constexpr int32_t context = 1024, n_sequences = 8, max_batch = 128, mixed_chunk = 100;
 #else
 constexpr int32_t context = 4096, n_sequences = 8, max_batch = 512, mixed_chunk = 200;

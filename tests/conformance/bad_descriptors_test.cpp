@@ -200,6 +200,57 @@ TEST(BadDescriptors, SizesThatDoNotFit) {
              [&] { return kvc_cache_create(device, &huge, nullptr, &cache); });
 }
 
+// Every mixture of small and large bounds: what does not fit 63 bits by a count in 128 is refused, and
+// what is answered is never less than K and V need. A product that wrapped around would be caught here.
+TEST(BadDescriptors, NoProductWrapsAround) {
+  const support::Device device(2);
+  const std::vector<int32_t kvc_cache_desc::*> fields = {
+      &kvc_cache_desc::n_layers,      &kvc_cache_desc::n_kv_heads, &kvc_cache_desc::head_dim_k,
+      &kvc_cache_desc::max_sequences, &kvc_cache_desc::capacity,   &kvc_cache_desc::max_batch,
+      &kvc_cache_desc::cells,         &kvc_cache_desc::max_q_heads};
+  const std::vector<std::vector<int32_t>> values = {{1, 4096},
+                                                    {1, 65536},
+                                                    {1, 65536},
+                                                    {1, 1 << 15, billion},
+                                                    {1, 1 << 15, billion},
+                                                    {1, 1 << 20, billion},
+                                                    {0, 1 << 20, billion},
+                                                    {0, 65536, 65536 * 16}};
+  int32_t answered = 0, refused = 0;
+  std::vector<size_t> pick(fields.size(), 0);
+  for (bool more = true; more;) {
+    kvc_cache_desc desc = support::cache_desc(1, 1, 1, 0);
+    for (size_t i = 0; i < fields.size(); ++i) desc.*fields[i] = values[i][pick[i]];
+    uint64_t bytes = 0;
+    const kvc_status status = kvc_cache_memory_bytes(device, &desc, nullptr, &bytes);
+    using Wide = unsigned __int128;
+    const Wide cells = desc.cells
+                           ? static_cast<Wide>(desc.cells)
+                           : static_cast<Wide>(desc.max_sequences) * static_cast<Wide>(desc.capacity);
+    const Wide least_bytes = static_cast<Wide>(desc.n_layers) * static_cast<Wide>(desc.n_kv_heads) *
+                             static_cast<Wide>(desc.head_dim_k) * 8 * cells;
+    if (status == KVC_OK) {
+      ++answered;
+      ASSERT_GE(bytes, least_bytes) << "a product wrapped around";
+      ASSERT_LE(bytes, static_cast<uint64_t>(PTRDIFF_MAX));
+    } else if (desc.max_q_heads != 0 && desc.max_q_heads < desc.n_kv_heads) {
+      ASSERT_EQ(status, invalid);
+    } else {
+      ++refused;
+      ASSERT_EQ(support::name(status), "OVERFLOW") << support::last_message();
+    }
+    ASSERT_FALSE(status == KVC_OK && least_bytes > static_cast<Wide>(PTRDIFF_MAX));
+    more = false;
+    for (size_t i = 0; i < fields.size() && !more; ++i) {
+      more = ++pick[i] < values[i].size();
+      if (!more) pick[i] = 0;
+    }
+  }
+  std::cout << answered << " sizes were told, " << refused << " do not fit" << std::endl;
+  EXPECT_GT(answered, 100);
+  EXPECT_GT(refused, 100);
+}
+
 TEST(BadDescriptors, Attention) {
   const support::Device device(1);
   Specimen s(device);

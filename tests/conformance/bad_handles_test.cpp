@@ -1,72 +1,20 @@
 // Every function with every kind of wrong handle, and calls in the wrong state.
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <iostream>
 #include <memory>
 #include <vector>
 
 #include "support/bad_input.hpp"
+#include "support/functions.hpp"
 #include "support/random.hpp"
 
 namespace {
 
 using support::BadInput;
+using support::Function;
+using support::functions;
 using support::Specimen;
-
-struct Function {
-  const char* name;
-  std::function<kvc_status(kvc_cache*)> call;  // with arguments that the specimen would take
-};
-
-/// Every function that takes a cache but destroy.
-std::vector<Function> functions(Specimen& s) {
-  static const int32_t position[] = {3, 1}, sequence[] = {0, 1}, keep[] = {1, 1};
-  static int32_t number;
-  static uint64_t digest[2];
-  static kvc_sequence_info info;
-  static kvc_stats stats;
-  static kvc_attention_desc attention;
-  static kvc_rope_desc rope;
-  static kvc_run runs[8];
-  info.struct_size = sizeof info;
-  stats.struct_size = sizeof stats;
-  attention.struct_size = sizeof attention;
-  attention.n_q_heads = Specimen::q_heads;
-  rope.struct_size = sizeof rope;
-  return {
-      {"begin", [](kvc_cache* c) { return kvc_begin(c, 2, position, sequence, nullptr, 0, nullptr); }},
-      {"fits", [](kvc_cache* c) { return kvc_fits(c, 2, position, sequence); }},
-      {"put", [&s](kvc_cache* c) { return kvc_put(c, 0, &s.k, &s.v); }},
-      {"set_causal", [](kvc_cache* c) { return kvc_set_causal(c, 1, sequence); }},
-      {"commit", [](kvc_cache* c) { return kvc_commit(c); }},
-      {"commit_prefix", [](kvc_cache* c) { return kvc_commit_prefix(c, 2, sequence, keep); }},
-      {"abort", [](kvc_cache* c) { return kvc_abort(c); }},
-      {"can_resume", [](kvc_cache* c) { return kvc_can_resume(c, 0, 1, &number); }},
-      {"resume", [](kvc_cache* c) { return kvc_resume(c, 0, 1, &number); }},
-      {"copy_prefix", [](kvc_cache* c) { return kvc_copy_prefix(c, 0, 1, 2, &number); }},
-      {"reorder", [](kvc_cache* c) { return kvc_reorder(c, 2, sequence, sequence); }},
-      {"remove", [](kvc_cache* c) { return kvc_remove(c, 0, 1, KVC_SEQ_END); }},
-      {"sequence_query", [](kvc_cache* c) { return kvc_sequence_query(c, 0, &info); }},
-      {"cache_stats", [](kvc_cache* c) { return kvc_cache_stats(c, &stats); }},
-      {"state_digest", [](kvc_cache* c) { return kvc_state_digest(c, digest); }},
-      {"check", [](kvc_cache* c) { return kvc_check(c); }},
-      {"bind_attention",
-       [](kvc_cache* c) { return kvc_bind_attention(c, 0, 1, &attention, nullptr, nullptr); }},
-      {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
-      {"attention", [&s](kvc_cache* c) { return kvc_attention(c, 0, &s.q, &s.out, &s.lse); }},
-      {"put_attention",
-       [&s](kvc_cache* c) { return kvc_put_attention(c, 0, &s.k, &s.v, &s.q, &s.out, &s.lse); }},
-      {"get", [&s](kvc_cache* c) { return kvc_get(c, 0, &s.out, &s.lse); }},
-      {"mask",
-       [](kvc_cache* c) {
-         kvc_tensor into{};
-         return kvc_mask(c, &into);
-       }},
-      {"gather", [](kvc_cache* c) { return kvc_gather(c, 0, 0, nullptr, nullptr); }},
-      {"runs", [](kvc_cache* c) { return kvc_runs(c, 0, 8, runs, &number); }},
-  };
-}
 
 TEST(BadHandles, EveryFunctionSaysHandle) {
   const support::Device device(1);
@@ -102,7 +50,7 @@ TEST(BadHandles, EveryFunctionSaysHandle) {
     for (const auto& [kind, handle] : handles) {
       if (handle == nullptr && std::string(function.name) == "cache_destroy") continue;
       bad.expect(KVC_E_HANDLE, std::string(function.name) + " of " + kind,
-                 [&] { return function.call(handle); });
+                 [&, h = handle] { return function.call(h); });
     }
   }
   std::cout << bad.calls() << " calls with a wrong handle" << std::endl;
@@ -150,6 +98,35 @@ TEST(BadHandles, RandomNumbersAreNoHandles) {
     ASSERT_EQ(kvc_check(reinterpret_cast<kvc_cache*>(value)), KVC_E_HANDLE) << value;
   }
   EXPECT_EQ(support::digest(specimen.cache), before);
+}
+
+TEST(BadHandles, AsManyAsThereCanBe) {
+  const support::Device parent(1);
+  const kvc_cache_desc desc = support::cache_desc(1, 1, 4, 4);
+  kvc_device_desc settings{};
+  settings.struct_size = sizeof settings;
+  settings.n_threads = 1;
+  std::vector<kvc_device*> open;
+  kvc_status status = KVC_OK;
+  while (status == KVC_OK) {
+    kvc_device* device = nullptr;
+    status = kvc_device_open("cpu", &settings, nullptr, &device);
+    ASSERT_EQ(device != nullptr, status == KVC_OK);
+    if (device) open.push_back(device);
+  }
+  BadInput bad(nullptr);
+  kvc_cache* cache = nullptr;
+  kvc_device* device = nullptr;
+  bad.expect(KVC_E_OUT_OF_MEMORY, "one device more",
+             [&] { return kvc_device_open("cpu", &settings, nullptr, &device); });
+  bad.expect(KVC_E_OUT_OF_MEMORY, "a cache more",
+             [&] { return kvc_cache_create(parent, &desc, nullptr, &cache); });
+  EXPECT_EQ(device, nullptr);
+  EXPECT_EQ(cache, nullptr);
+  EXPECT_EQ(open.size(), 65535u);
+  for (kvc_device* each : open) ASSERT_EQ(kvc_device_close(each), KVC_OK);
+  for (kvc_device* each : open) ASSERT_EQ(kvc_device_close(each), KVC_E_HANDLE);
+  EXPECT_EQ(support::Cache(parent, desc).status, KVC_OK) << "it has recovered";
 }
 
 TEST(BadHandles, ParentsAndChildrenInAnyOrder) {

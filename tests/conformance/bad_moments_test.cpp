@@ -1,8 +1,5 @@
-// Calls at a bad moment: while another thread is inside the cache, in a child after a fork, when there
-// is no memory.
+// Calls at a bad moment: while another thread is inside the cache, when there is no memory.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -18,7 +15,7 @@ namespace {
 
 constexpr int32_t heads = 16, dim = 128, batch = 256;
 #ifdef KVC_SANITIZED  // every product is checked there: long enough all the same
-constexpr int32_t long_context = 1024;
+constexpr int32_t long_context = 256;
 #else
 constexpr int32_t long_context = 4096;
 #endif
@@ -181,65 +178,6 @@ TEST(Busy, ReadersOverlapAndKeepWritersOut) {
   first.join();
   second.join();
   third.join();
-}
-
-// ---- Fork --------------------------------------------------------------------------------------
-
-/// What the child finds: 0 when all is well, else the number of the first thing that is not.
-int in_the_child(kvc_device* device, kvc_cache* cache) {
-  alarm(60);  // a lock that is held for ever must not hang the test
-  int step = 1;
-  for (const auto& [name, call] : all_calls()) {
-    if (call(cache) != KVC_E_HANDLE) return step;
-    ++step;
-  }
-  if (kvc_commit(cache) != KVC_E_HANDLE || kvc_abort(cache) != KVC_E_HANDLE) return 100;
-  if (kvc_cache_destroy(cache) != KVC_E_HANDLE) return 101;
-  kvc_cache* none = nullptr;
-  const kvc_cache_desc desc = support::cache_desc(1, 1, 4, 4);
-  if (kvc_cache_create(device, &desc, nullptr, &none) != KVC_E_HANDLE) return 102;
-  if (kvc_device_close(device) != KVC_E_HANDLE) return 103;
-  const support::Device own(2);
-  if (own.status != KVC_OK) return 104;
-  const LongAttention own_cache(own, batch);
-  if (const_cast<LongAttention&>(own_cache).attend() != KVC_OK) return 105;
-  if (kvc_check(own_cache.cache) != KVC_OK) return 106;
-  return 0;
-}
-
-void expect_child_well(kvc_device* device, kvc_cache* cache) {
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) _exit(in_the_child(device, cache));
-  int status = 0;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-  EXPECT_EQ(WEXITSTATUS(status), 0);
-}
-
-TEST(Fork, TheChildHasNoHandles) {
-  const support::Device device(3);
-  LongAttention cache(device, batch);
-  const support::Digest before = support::digest(cache.cache);
-  expect_child_well(device, cache.cache);
-  EXPECT_EQ(support::digest(cache.cache), before) << "the parent lost something";
-  EXPECT_EQ(cache.attend(), KVC_OK);
-}
-
-TEST(Fork, WhileThreadsAreInside) {
-  const support::Device device(2);
-  LongAttention cache(device);
-  std::atomic<bool> stop{false}, started{false};
-  std::thread inside([&] {
-    while (!stop) {
-      EXPECT_EQ(cache.attend(), KVC_OK);
-      started = true;
-    }
-  });
-  while (!started) std::this_thread::yield();
-  for (int i = 0; i < 5; ++i) expect_child_well(device, cache.cache);
-  stop = true;
-  inside.join();
 }
 
 // ---- No memory ---------------------------------------------------------------------------------

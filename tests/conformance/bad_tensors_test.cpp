@@ -53,7 +53,7 @@ std::vector<Fault> faults(int32_t ndim, bool written) {
   for (const uint32_t flags : {2u, 3u, 1u << 31, UINT32_MAX})
     add(list, "flags", KVC_E_INVALID_ARGUMENT, [flags](auto& t) { t.flags = flags; });
   add(list, "reserved", KVC_E_INVALID_ARGUMENT, [](auto& t) { t.reserved = 1; });
-  for (const uint64_t offset : {1, 2, 3})
+  for (const uint64_t offset : {uint64_t{1}, uint64_t{2}, uint64_t{3}})
     add(list, "not aligned", KVC_E_INVALID_ARGUMENT, [offset](auto& t) { t.byte_offset = offset; });
   add(list, "byte_offset", KVC_E_OVERFLOW, [](auto& t) { t.byte_offset = UINT64_MAX - 7; });
   return list;

@@ -222,7 +222,8 @@ TEST_F(NoAllocation, RandomOperations) {
     const std::string& name = fuzz::setup_names()[world_number / 2];
     const fuzz::Setup setup = fuzz::draw_setup(name, random);
     const uint64_t before = total();
-    fuzz::World world(world_number % 2 ? helped : alone, setup, random.bits(), coverage);
+    fuzz::World world(world_number % 2 ? helped : alone, setup, support::Random(random.bits()),
+                      coverage);
     EXPECT_EQ(total(), before) << name << ": while the first constants were bound and cells poisoned";
     for (const uint64_t until = coverage.operations + operations_per_world;
          coverage.operations < until;) {

@@ -1,17 +1,23 @@
 // Every allocation, mapping and thread that opening a device and creating a cache ask for fails once:
 // the call says OUT_OF_MEMORY, and nothing is left behind. Not only the caller's allocator: malloc,
-// mmap and pthread_create are replaced here.
+// mmap, madvise, getrandom and pthread_create are replaced here. No other call asks for anything
+// (no_allocation_test).
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
+#include <thread>
 
 #include "support/abi.hpp"
 
@@ -27,6 +33,8 @@ std::atomic<bool> inside{false};   // the library
 std::atomic<int32_t> requests{0};  // while inside
 std::atomic<int32_t> failing{-1};  // the number of the request that fails
 std::atomic<bool> failed{false};
+std::atomic<bool> refuse_advice{false};  // but not the one that a child needs
+std::atomic<bool> refuse_entropy{false};
 std::atomic<int64_t> blocks{0};   // given and not yet taken back, while inside
 std::atomic<int64_t> mapped{0};   // bytes, likewise
 std::atomic<int64_t> threads{0};  // started
@@ -35,6 +43,7 @@ std::atomic<int64_t> threads{0};  // started
 bool refuse() {
   if (!inside || requests++ != failing) return false;
   failed = true;
+  errno = ENOMEM;  // glibc asserts it of a malloc that failed
   return true;
 }
 
@@ -72,16 +81,28 @@ void free(void* block) {
 }
 
 void* mmap(void* address, size_t size, int protection, int flags, int file, off_t offset) noexcept {
-  if (refuse()) {
-    errno = ENOMEM;
-    return MAP_FAILED;
-  }
+  if (refuse()) return MAP_FAILED;
   if (inside) mapped += static_cast<int64_t>(size);
   return reinterpret_cast<void*>(syscall(SYS_mmap, address, size, protection, flags, file, offset));
 }
 int munmap(void* address, size_t size) noexcept {
   if (inside) mapped -= static_cast<int64_t>(size);
   return static_cast<int>(syscall(SYS_munmap, address, size));
+}
+
+int madvise(void* address, size_t size, int advice) noexcept {
+  if (inside && (advice == MADV_WIPEONFORK ? refuse() : refuse_advice.load())) {
+    errno = EINVAL;
+    return -1;
+  }
+  return static_cast<int>(syscall(SYS_madvise, address, size, advice));
+}
+ssize_t getrandom(void* buffer, size_t size, unsigned flags) {
+  if (inside && refuse_entropy) {
+    errno = EAGAIN;
+    return -1;
+  }
+  return syscall(SYS_getrandom, buffer, size, flags);
 }
 
 int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*start)(void*),
@@ -97,24 +118,39 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
 
 namespace {
 
-/// Opens a device of three threads, creates a cache, ends both. OK, or what failed.
+/// Opens a device of three threads, asks what a cache takes, creates it, ends both. OK, or what failed.
 kvc_status live_once() {
   kvc_device_desc settings{};
   settings.struct_size = sizeof settings;
   settings.n_threads = 3;
   kvc_cache_desc desc = support::cache_desc(2, 2, 8, 8);
   desc.max_sequences = 3;
+  desc.flags = KVC_CACHE_PREFAULT;
+  uint64_t bytes = 0;
   kvc_device* device = reinterpret_cast<kvc_device*>(&settings);
   kvc_cache* cache = nullptr;
   const Inside library;
   kvc_status status = kvc_device_open("cpu", &settings, nullptr, &device);
   if (status != KVC_OK) return device ? KVC_E_INTERNAL : status;
+  status = kvc_cache_memory_bytes(device, &desc, nullptr, &bytes);
   cache = reinterpret_cast<kvc_cache*>(&settings);
-  status = kvc_cache_create(device, &desc, nullptr, &cache);
-  if (status != KVC_OK && cache) return KVC_E_INTERNAL;
+  const kvc_status created = kvc_cache_create(device, &desc, nullptr, &cache);
+  if (created != KVC_OK && cache) return KVC_E_INTERNAL;
   const kvc_status destroyed = kvc_cache_destroy(cache);
   const kvc_status closed = kvc_device_close(device);
-  return status != KVC_OK ? status : destroyed != KVC_OK ? destroyed : closed;
+  for (const kvc_status each : {status, created, destroyed, closed})
+    if (each != KVC_OK) return each;
+  return KVC_OK;
+}
+
+/// Whether the process has this many threads, or soon will: a joined thread may still be on its way out.
+bool has_threads(int64_t n) {
+  for (int32_t wait_ms = 0; wait_ms < 1000; ++wait_ms) {
+    const std::filesystem::directory_iterator tasks("/proc/self/task");
+    if (std::distance(begin(tasks), end(tasks)) == n) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
 }
 
 TEST(OutOfMemory, AtEveryRequest) {
@@ -142,6 +178,7 @@ TEST(OutOfMemory, AtEveryRequest) {
     }
     EXPECT_EQ(blocks, blocks_before) << "request " << n << " failed and blocks were left behind";
     EXPECT_EQ(mapped, mapped_before) << "request " << n << " failed and memory stays mapped";
+    EXPECT_TRUE(has_threads(1)) << "request " << n << " failed and threads were left behind";
     if (!failed) break;
   }
   std::cout << n << " requests failed one after another" << std::endl;
@@ -149,6 +186,52 @@ TEST(OutOfMemory, AtEveryRequest) {
   EXPECT_GE(threads, 2);
   ASSERT_EQ(live_once(), KVC_OK) << "it has recovered";
 }
+
+// Pages are only asked to be huge and present; a kernel that knows neither serves as well.
+TEST(OutOfMemory, AdviceMayBeRefused) {
+  refuse_advice = true;
+  EXPECT_EQ(live_once(), KVC_OK) << support::last_message();
+  refuse_advice = false;
+}
+
+// ---- What happens once per process: the table of handles and its secret --------------------------
+
+constexpr int nothing_left_to_refuse = 10;
+
+/// Runs this test program again for DISABLED_FreshProcess alone; its exit status.
+int in_a_fresh_process(const std::string& request) {
+  const pid_t child = fork();
+  if (child == 0) {
+    setenv("KVC_TEST_REQUEST", request.c_str(), 1);
+    execl("/proc/self/exe", "out_of_memory_test", "--gtest_also_run_disabled_tests",
+          "--gtest_filter=OutOfMemory.DISABLED_FreshProcess", "--gtest_brief=1", nullptr);
+    _exit(127);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+TEST(OutOfMemory, DISABLED_FreshProcess) {
+  const char* request = std::getenv("KVC_TEST_REQUEST");
+  if (!request) GTEST_SKIP() << "a part of AtEveryFirstRequest";
+  refuse_entropy = std::string(request) == "entropy";
+  if (!refuse_entropy) failing = std::atoi(request);
+  const kvc_status status = live_once();
+  failing = -1;
+  if (!failed) std::exit(status == KVC_OK ? nothing_left_to_refuse : 1);
+  ASSERT_EQ(support::name(status), "OUT_OF_MEMORY") << support::last_message();
+  ASSERT_EQ(live_once(), KVC_OK) << "it has not recovered: " << support::last_message();
+}
+
+TEST(OutOfMemory, AtEveryFirstRequest) {
+  int n = 0, status = 0;
+  while (status == 0 && n < 100) status = in_a_fresh_process(std::to_string(n++));
+  EXPECT_EQ(status, nothing_left_to_refuse) << "request " << n - 1;
+  EXPECT_GE(n, 8);
+}
+
+TEST(OutOfMemory, NoEntropy) { EXPECT_EQ(in_a_fresh_process("entropy"), nothing_left_to_refuse); }
 
 }  // namespace
 

@@ -72,7 +72,7 @@ bool run_episode(const Options& options, uint64_t episode, kvc_device* device,
   const fuzz::Setup setup = fuzz::draw_setup(setup_name, random);
   std::string history = setup.describe() + "\n";
   try {
-    fuzz::World world(device, setup, random.bits(), coverage);
+    fuzz::World world(device, setup, support::Random(random.bits()), coverage);
     try {
       const uint64_t until = coverage.operations + operations_per_episode;
       while (coverage.operations < until) world.step();
@@ -83,7 +83,8 @@ bool run_episode(const Options& options, uint64_t episode, kvc_device* device,
     }
   } catch (const fuzz::Difference& difference) {
     std::cerr << "\nDIFFERENCE: " << difference.what() << "\n"
-              << history << "repeat: fuzz_operations --seed " << options.seed << " --episode " << episode;
+              << history << "repeat: fuzz_operations --seed " << options.seed << " --episode "
+              << episode;
     if (!options.setup.empty()) std::cerr << " --setup " << options.setup;
     std::cerr << std::endl;
     return false;

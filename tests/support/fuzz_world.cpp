@@ -24,9 +24,9 @@ void perform_one(support::Random& random, const std::vector<Choice>& choices) {
 
 }  // namespace
 
-World::World(kvc_device* device, const Setup& setup, uint64_t seed, Coverage& coverage)
+World::World(kvc_device* device, const Setup& setup, const support::Random& random, Coverage& coverage)
     : setup_(setup),
-      random_(seed),
+      random_(random),
       coverage_(coverage),
       device_(device),
       cache_(device, setup.cache, &setup.causal),

@@ -25,13 +25,15 @@ struct Difference : std::runtime_error {
 /// fuzz_checks.cpp (what is compared after every operation), fuzz_poison.cpp (NaN in free cells).
 class World {
  public:
-  World(kvc_device* device, const Setup& setup, uint64_t seed, Coverage& coverage);
+  World(kvc_device* device, const Setup& setup, const support::Random& random, Coverage& coverage);
 
   /// One operation, and all comparisons. Throws Difference.
   void step();
   /// What is compared once, at the end.
   void finish();
   std::string history() const;
+  /// Of the stream that its choices are read from.
+  size_t bytes_left() const { return random_.bytes_left(); }
 
  private:
   using Numbers = std::vector<int32_t>;

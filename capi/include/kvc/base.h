@@ -138,6 +138,8 @@ KVC_API const char *kvc_build_info(void) KVC_NOEXCEPT;
  *
  * Forks: a child process holds none of its parent's handles: each says HANDLE, destroy included. It may open its own.
  *
+ * Unloading: dlclose only after every cache and device is destroyed; a device's threads run the library's code.
+ *
  * Handles are keys of a table, not addresses: never dereference them, never cast them to another kind. Their bit pattern
  * is no canonical address, so that a garbage collector does not take one for a pointer of its own. */
 

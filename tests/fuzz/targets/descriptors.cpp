@@ -1,0 +1,132 @@
+// libFuzzer: descriptors made of the fuzzer's bytes. Each is answered with a status and a message; what
+// was created is used a little and must be sound. Memory is bounded by an allocator that has no more.
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <memory>
+#include <vector>
+
+#include "support/abi.hpp"
+
+namespace {
+
+constexpr size_t most_bytes = size_t{16} << 20;
+constexpr size_t most_elements = size_t{1} << 20;  // of one tensor that the target makes
+
+void* allocate(void*, size_t bytes, size_t alignment) {
+  if (bytes > most_bytes) return nullptr;
+  return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+}
+void release(void*, void* block, size_t, size_t) { std::free(block); }
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::cerr << "\n" << what << ": " << support::last_message() << std::endl;
+  std::abort();
+}
+
+/// Every failure is one that the headers list, and says why.
+kvc_status answered(kvc_status status, const char* call) {
+  require(std::strcmp(kvc_status_name(status), "UNKNOWN") != 0, call);
+  require(status != KVC_E_INTERNAL && status != KVC_E_HANDLE && status != KVC_E_BUSY, call);
+  require(status == KVC_OK || !support::last_message().empty(), "a failure without a message");
+  return status;
+}
+
+/// The fuzzer's bytes, one value after another; zeros when they are used up.
+class Bytes {
+ public:
+  Bytes(const uint8_t* data, size_t size) : data_(data), left_(size) {}
+  template <class T>
+  T take() {
+    T value{};
+    const size_t n = std::min(left_, sizeof value);
+    if (n > 0) std::memcpy(static_cast<void*>(&value), data_, n);
+    data_ += n;
+    left_ -= n;
+    return value;
+  }
+
+ private:
+  const uint8_t* data_;
+  size_t left_;
+};
+
+/// A descriptor, with a tail that a longer struct_size would claim. Often its size is right.
+template <class Descriptor>
+std::vector<unsigned char> descriptor(Bytes& bytes) {
+  std::vector<unsigned char> memory(sizeof(Descriptor));
+  const auto known = bytes.take<Descriptor>();
+  const auto tail = bytes.take<uint8_t>();
+  std::memcpy(memory.data(), &known, sizeof known);
+  uint32_t size = 0;
+  std::memcpy(&size, memory.data(), sizeof size);
+  if (tail % 4 != 0 || size > 4096) size = sizeof(Descriptor);
+  std::memcpy(memory.data(), &size, sizeof size);
+  memory.resize(std::max<size_t>(memory.size(), size), tail % 8 == 4 ? 1 : 0);
+  return memory;
+}
+
+template <class Descriptor>
+const Descriptor* as(const std::vector<unsigned char>& memory) {
+  return reinterpret_cast<const Descriptor*>(memory.data());
+}
+
+/// One pass of one token in every layer, attention in the first.
+void use(kvc_cache* cache, const kvc_cache_desc& desc, int32_t n_q_heads) {
+  const int32_t head_dim_v = desc.head_dim_v == 0 ? desc.head_dim_k : desc.head_dim_v;
+  const auto elements = static_cast<size_t>(std::max(n_q_heads, desc.n_kv_heads)) *
+                        static_cast<size_t>(std::max(desc.head_dim_k, head_dim_v));
+  if (elements > most_elements || desc.n_layers > 64) return;
+  std::vector<float> data(elements, 0.5f), result(elements);
+  const kvc_tensor k = support::dense(data.data(), KVC_F32, {1, desc.n_kv_heads, desc.head_dim_k});
+  const kvc_tensor v = support::dense(data.data(), KVC_F32, {1, desc.n_kv_heads, head_dim_v});
+  const kvc_tensor q = support::dense(data.data(), KVC_F32, {1, n_q_heads, desc.head_dim_k});
+  kvc_tensor out = support::dense(result.data(), KVC_F32, {1, n_q_heads, head_dim_v});
+  const int32_t position = 0, sequence = desc.max_sequences - 1;
+  if (answered(kvc_begin(cache, 1, &position, &sequence, nullptr, 0, nullptr), "begin") != KVC_OK)
+    return;
+  for (int32_t layer = 0; layer < desc.n_layers; ++layer)
+    require(kvc_put(cache, layer, &k, &v) == KVC_OK, "put");
+  require(kvc_attention(cache, 0, &q, &out, nullptr) == KVC_OK, "attention");
+  require(kvc_commit(cache) == KVC_OK, "commit");
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Bytes bytes(data, size);
+  const kvc_allocator bounded = {nullptr, allocate, release};
+  static const support::Device device(1, &bounded);
+  const auto cache_memory = descriptor<kvc_cache_desc>(bytes);
+  const auto causal_memory = descriptor<kvc_causal_desc>(bytes);
+  const auto attention_memory = descriptor<kvc_attention_desc>(bytes);
+  const auto rope_memory = descriptor<kvc_rope_desc>(bytes);
+  const auto* desc = as<kvc_cache_desc>(cache_memory);
+  const auto* causal = bytes.take<uint8_t>() % 4 == 0 ? nullptr : as<kvc_causal_desc>(causal_memory);
+
+  uint64_t announced = 0;
+  const kvc_status measured = answered(kvc_cache_memory_bytes(device, desc, causal, &announced),
+                                       "memory_bytes");
+  kvc_cache* cache = nullptr;
+  const kvc_status created = answered(kvc_cache_create(device, desc, causal, &cache), "create");
+  require((cache != nullptr) == (created == KVC_OK), "a handle and a status that do not fit");
+  const bool fits = measured == KVC_OK && announced <= most_bytes;
+  require(created == (measured != KVC_OK ? measured
+                      : fits             ? KVC_OK
+                                         : KVC_E_OUT_OF_MEMORY),
+          "create and memory_bytes differ");
+  if (cache != nullptr) {
+    require(support::stats(cache).bytes == announced, "memory_bytes was wrong");
+    const auto begin = bytes.take<int8_t>(), end = bytes.take<int8_t>();
+    answered(kvc_bind_rope(cache, begin, end, as<kvc_rope_desc>(rope_memory), nullptr),
+             "bind_rope");
+    const auto* attention = as<kvc_attention_desc>(attention_memory);
+    const kvc_status bound = answered(kvc_bind_attention(cache, 0, 1, attention, nullptr, nullptr),
+                                      "bind_attention");
+    use(cache, *desc, bound == KVC_OK ? attention->n_q_heads : desc->n_kv_heads);
+    require(kvc_check(cache) == KVC_OK, "check");
+    require(kvc_cache_destroy(cache) == KVC_OK, "destroy");
+  }
+  return 0;
+}

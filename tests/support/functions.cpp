@@ -1,0 +1,53 @@
+#include "functions.hpp"
+
+namespace support {
+
+std::vector<Function> functions(Specimen& s) {
+  static const int32_t position[] = {3, 1}, sequence[] = {0, 1}, keep[] = {1, 1};
+  static int32_t number;
+  static uint64_t digest[2];
+  static kvc_sequence_info info;
+  static kvc_stats stats;
+  static kvc_attention_desc attention;
+  static kvc_rope_desc rope;
+  static kvc_run runs[8];
+  info.struct_size = sizeof info;
+  stats.struct_size = sizeof stats;
+  attention.struct_size = sizeof attention;
+  attention.n_q_heads = Specimen::q_heads;
+  rope.struct_size = sizeof rope;
+  return {
+      {"begin", [](kvc_cache* c) { return kvc_begin(c, 2, position, sequence, nullptr, 0, nullptr); }},
+      {"fits", [](kvc_cache* c) { return kvc_fits(c, 2, position, sequence); }},
+      {"put", [&s](kvc_cache* c) { return kvc_put(c, 0, &s.k, &s.v); }},
+      {"set_causal", [](kvc_cache* c) { return kvc_set_causal(c, 1, sequence); }},
+      {"commit", [](kvc_cache* c) { return kvc_commit(c); }},
+      {"commit_prefix", [](kvc_cache* c) { return kvc_commit_prefix(c, 2, sequence, keep); }},
+      {"abort", [](kvc_cache* c) { return kvc_abort(c); }},
+      {"can_resume", [](kvc_cache* c) { return kvc_can_resume(c, 0, 1, &number); }},
+      {"resume", [](kvc_cache* c) { return kvc_resume(c, 0, 1, &number); }},
+      {"copy_prefix", [](kvc_cache* c) { return kvc_copy_prefix(c, 0, 1, 2, &number); }},
+      {"reorder", [](kvc_cache* c) { return kvc_reorder(c, 2, sequence, sequence); }},
+      {"remove", [](kvc_cache* c) { return kvc_remove(c, 0, 1, KVC_SEQ_END); }},
+      {"sequence_query", [](kvc_cache* c) { return kvc_sequence_query(c, 0, &info); }},
+      {"cache_stats", [](kvc_cache* c) { return kvc_cache_stats(c, &stats); }},
+      {"state_digest", [](kvc_cache* c) { return kvc_state_digest(c, digest); }},
+      {"check", [](kvc_cache* c) { return kvc_check(c); }},
+      {"bind_attention",
+       [](kvc_cache* c) { return kvc_bind_attention(c, 0, 1, &attention, nullptr, nullptr); }},
+      {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
+      {"attention", [&s](kvc_cache* c) { return kvc_attention(c, 0, &s.q, &s.out, &s.lse); }},
+      {"put_attention",
+       [&s](kvc_cache* c) { return kvc_put_attention(c, 0, &s.k, &s.v, &s.q, &s.out, &s.lse); }},
+      {"get", [&s](kvc_cache* c) { return kvc_get(c, 0, &s.out, &s.lse); }},
+      {"mask",
+       [](kvc_cache* c) {
+         kvc_tensor into{};
+         return kvc_mask(c, &into);
+       }},
+      {"gather", [](kvc_cache* c) { return kvc_gather(c, 0, 0, nullptr, nullptr); }},
+      {"runs", [](kvc_cache* c) { return kvc_runs(c, 0, 8, runs, &number); }},
+  };
+}
+
+}  // namespace support

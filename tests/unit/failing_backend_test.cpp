@@ -1,0 +1,152 @@
+// A device that fails at its n-th call, for every n: the call that meets it says DEVICE, the cache is
+// poisoned from then on, and destroying it gives its memory back. The C ABI on a backend of our own.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <iostream>
+#include <memory>
+
+#include "capi/src/handle_table.hpp"
+#include "capi/src/objects.hpp"
+#include "core/caches/causal.hpp"
+#include "kernels/cpu/cpu_backend.hpp"
+#include "support/functions.hpp"
+
+namespace {
+
+using kvc::Status;
+
+/// Forwards to the CPU until its n-th call.
+class FailingBackend final : public kvc::Backend {
+ public:
+  FailingBackend(int32_t failing, int64_t* blocks) : failing_(failing), blocks_(blocks) {
+    EXPECT_EQ(kvc::cpu::CpuBackend::create(1, nullptr, cpu_), Status::ok);
+  }
+  void* allocate(size_t bytes, bool prefault) noexcept override {
+    ++*blocks_;
+    return cpu_->allocate(bytes, prefault);
+  }
+  void release(void* block, size_t bytes) noexcept override {
+    --*blocks_;
+    cpu_->release(block, bytes);
+  }
+  size_t attention_workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
+    return cpu_->attention_workspace_bytes(bounds);
+  }
+  Status store(const kvc::StoreParams& p) noexcept override {
+    return fails() ? lost() : cpu_->store(p);
+  }
+  Status load(const kvc::LoadParams& p) noexcept override {
+    return fails() ? lost() : cpu_->load(p);
+  }
+  Status move(const kvc::MoveParams& p) noexcept override {
+    return fails() ? lost() : cpu_->move(p);
+  }
+  Status clear(const kvc::ClearParams& p) noexcept override {
+    return fails() ? lost() : cpu_->clear(p);
+  }
+  Status attention(const kvc::AttentionParams& p) noexcept override {
+    return fails() ? lost() : cpu_->attention(p);
+  }
+
+ private:
+  bool fails() noexcept { return calls_++ == failing_; }
+  static Status lost() noexcept { return kvc::fail(Status::device, "the device fell off the bus"); }
+
+  std::unique_ptr<kvc::Backend> cpu_;
+  int32_t failing_, calls_ = 0;
+  int64_t* blocks_;
+};
+
+constexpr int32_t batch = 300;  // more than the cells that are cleared at a time
+
+kvc_cache* create(int32_t failing, int64_t* blocks) {
+  kvc::CacheBounds bounds;
+  bounds.n_layers = bounds.n_kv_heads = bounds.max_sequences = 2;
+  bounds.head_dim_k = bounds.head_dim_v = 4;
+  bounds.capacity = 2 * batch;
+  bounds.max_batch = batch;
+  bounds.zero_on_free = true;
+  kvc::CausalSettings settings;
+  EXPECT_EQ(kvc::CausalCache::resolve(bounds, {}, &settings), Status::ok);
+  auto object = std::make_unique<kvc::capi::CacheObject>();
+  const Status made = kvc::CausalCache::create(std::make_shared<FailingBackend>(failing, blocks),
+                                               bounds, settings, &object->cache);
+  EXPECT_EQ(made, Status::ok);
+  return static_cast<kvc_cache*>(kvc::capi::handles::add(kvc::capi::Kind::cache, object.release()));
+}
+
+/// Everything that reaches the device. The status of the first call that is not OK.
+kvc_status live(kvc_cache* cache) {
+  std::vector<float> data(batch * 2 * 4, 0.5f), out(data.size());
+  const kvc_tensor rows = support::dense(data.data(), KVC_F32, {batch, 2, 4});
+  kvc_tensor answers = support::dense(out.data(), KVC_F32, {batch, 2, 4});
+  kvc_rope_desc rope{};
+  rope.struct_size = sizeof rope;
+  std::vector<int32_t> position, sequence(batch, 0);
+  for (int32_t i = 0; i < batch; ++i) position.push_back(i);
+  const auto begin = [&] {
+    return kvc_begin(cache, batch, position.data(), sequence.data(), nullptr, 0, nullptr);
+  };
+  const auto get = [&] {
+    kvc_tensor k{}, v{};
+    return kvc_get(cache, 0, &k, &v);
+  };
+  const auto gather = [&] {
+    kvc_tensor k = support::dense(out.data(), KVC_F32, {batch - 1, 2, 4});
+    return kvc_gather(cache, 0, 0, &k, nullptr);
+  };
+  int32_t got = 0;
+  const std::vector<std::function<kvc_status()>> calls = {
+      [&] { return kvc_bind_rope(cache, 0, 2, &rope, nullptr); },
+      begin,
+      [&] { return kvc_put(cache, 0, &rows, &rows); },
+      [&] { return kvc_attention(cache, 0, &rows, &answers, nullptr); },
+      [&] { return kvc_commit(cache); },  // layer 1 becomes zeros
+      [&] { return kvc_remove(cache, 0, 0, 1); },
+      gather,
+      [&] { return kvc_copy_prefix(cache, 0, 1, batch, &got); },
+      [&] {
+        for (int32_t& p : position) p += batch - 1;
+        return begin();
+      },
+      [&] { return kvc_put_attention(cache, 0, &rows, &rows, &rows, &answers, nullptr); },
+      get,  // pays what shared keys owe
+      [&] { return kvc_abort(cache); },
+      [&] { return kvc_remove(cache, 1, 0, KVC_SEQ_END); },
+      [&] { return kvc_remove(cache, 0, 0, KVC_SEQ_END); },  // more cells than are cleared at a time
+  };
+  for (const auto& call : calls)
+    if (const kvc_status status = call()) return status;
+  return KVC_OK;
+}
+
+TEST(FailingBackend, PoisonsTheCacheAtEveryCall) {
+  int32_t n = 0;
+  for (bool met = true; met; ++n) {
+    int64_t blocks = 0;
+    kvc_cache* cache = create(n, &blocks);
+    ASSERT_NE(cache, nullptr);
+    const kvc_status status = live(cache);
+    met = status != KVC_OK;
+    if (met) {
+      EXPECT_EQ(support::name(status), "DEVICE") << n << ": " << support::last_message();
+      EXPECT_FALSE(support::last_message().empty());
+      const support::Device device(1);
+      support::Specimen specimen(device);
+      for (const support::Function& function : support::functions(specimen))
+        EXPECT_EQ(support::name(function.call(cache)), "DEVICE")
+            << function.name << " after call " << n;
+    } else {
+      EXPECT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+    }
+    EXPECT_EQ(blocks, 1);
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+    EXPECT_EQ(blocks, 0);
+    EXPECT_EQ(kvc_check(cache), KVC_E_HANDLE);
+  }
+  std::cout << n - 1 << " calls of the device failed one after another" << std::endl;
+  EXPECT_GE(n, 15);
+}
+
+}  // namespace
