@@ -9,7 +9,12 @@
 
 namespace {
 
-constexpr int32_t kv_heads = 2, q_heads = 4, head_dim = 32, prompt = 900, n_sequences = 8;
+#ifdef KVC_SANITIZED
+constexpr int32_t head_dim = 4;  // each product is checked there
+#else
+constexpr int32_t head_dim = 32;
+#endif
+constexpr int32_t kv_heads = 2, q_heads = 4, prompt = 900, n_sequences = 8;
 
 class Batch {
  public:
