@@ -104,12 +104,19 @@ double run(AttentionOptions options, uint64_t seed) {
 
 constexpr uint64_t seed = 20261121;
 
+#ifdef KVC_SANITIZED
+constexpr size_t one_pair_in = 4;  // each option alone, but not each with every other: that takes minutes there
+#else
+constexpr size_t one_pair_in = 1;
+#endif
+
 void run_from(size_t first, size_t step) {
   const std::vector<Option>& list = all_options();
   double worst = 0;
   int32_t runs = 0;
   for (size_t a = first; a < list.size(); a += step) {
     for (size_t b = a; b < list.size(); ++b) {
+      if (b != a && (a + b) % one_pair_in != 0) continue;
       AttentionOptions options;
       list[a].apply(options);
       if (b != a) list[b].apply(options);
