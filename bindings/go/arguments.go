@@ -59,3 +59,14 @@ func optional(t *Tensor, name string) error {
 	}
 	return t.check(name)
 }
+
+// wanted is optional for what cannot be empty: an empty slice must not be taken for none.
+func wanted(t *Tensor, name string) error {
+	if t.absent() {
+		return nil
+	}
+	if t.data == nil {
+		return &Error{Shape, name + " is empty"}
+	}
+	return t.check(name)
+}

@@ -307,7 +307,7 @@ func (c *Cache) AttentionLSE(layer int, q, out, lse Tensor) error {
 	if err := checked(&q, "q", &out, "out"); err != nil {
 		return err
 	}
-	if err := optional(&lse, "lse"); err != nil {
+	if err := wanted(&lse, "lse"); err != nil {
 		return err
 	}
 	err := failure(C.go_attention(c.handle, number(layer),
@@ -316,6 +316,48 @@ func (c *Cache) AttentionLSE(layer int, q, out, lse Tensor) error {
 		lse.bytes(), lse.kind(), lse.dims(), lse.at(0), lse.at(1), lse.at(2)))
 	runtime.KeepAlive(c)
 	return err
+}
+
+// AttentionExtra is what one call of AttentionWith takes and gives beside q and out; Tensor{}: not wanted. Columns are the
+// cells that History names. Bias and Mask are broadcast: an extent may be 1, and leading dimensions may be missing.
+type AttentionExtra struct {
+	Bias    Tensor // [query heads, n tokens, history], added to the scores; minus infinity hides
+	Mask    Tensor // [query heads, n tokens, history], made by Bool: false hides what the cache's rules would show
+	LSE     Tensor // [n tokens, query heads], written: the log of the sum of exponentials
+	Weights Tensor // [query heads, n tokens, history], written: what each value counts for. For looking, not for speed
+}
+
+// AttentionWith is Attention with what extra holds.
+func (c *Cache) AttentionWith(layer int, q, out Tensor, extra AttentionExtra) error {
+	if err := checked(&q, "q", &out, "out"); err != nil {
+		return err
+	}
+	if err := extra.check(); err != nil {
+		return err
+	}
+	bias, mask, lse, weights := &extra.Bias, &extra.Mask, &extra.LSE, &extra.Weights
+	err := failure(C.go_attention_with(c.handle, number(layer),
+		q.bytes(), q.kind(), q.dims(), q.at(0), q.at(1), q.at(2),
+		out.bytes(), out.kind(), out.dims(), out.at(0), out.at(1), out.at(2),
+		lse.bytes(), lse.kind(), lse.dims(), lse.at(0), lse.at(1), lse.at(2),
+		bias.bytes(), bias.kind(), bias.dims(), bias.at(0), bias.at(1), bias.at(2),
+		mask.bytes(), mask.kind(), mask.dims(), mask.at(0), mask.at(1), mask.at(2),
+		weights.bytes(), weights.kind(), weights.dims(), weights.at(0), weights.at(1), weights.at(2)))
+	runtime.KeepAlive(c)
+	return err
+}
+
+func (e *AttentionExtra) check() error {
+	if err := wanted(&e.Bias, "Bias"); err != nil {
+		return err
+	}
+	if err := wanted(&e.Mask, "Mask"); err != nil {
+		return err
+	}
+	if err := wanted(&e.LSE, "LSE"); err != nil {
+		return err
+	}
+	return wanted(&e.Weights, "Weights")
 }
 
 // PutAttention is Put and Attention in one crossing; all arguments are checked before anything is stored.
@@ -420,6 +462,14 @@ func (c *Cache) Get(layer int) (k, v View, err error) {
 		return View{}, View{}, err
 	}
 	return viewOf(answer.first), viewOf(answer.second), nil
+}
+
+// History is the range of cells that the columns of views, masks, biases and weights stand for: column i is cell
+// firstCell + i, as Runs numbers them. Get may change it.
+func (c *Cache) History() (firstCell, nCells int, err error) {
+	answer := C.go_history_of(c.handle)
+	runtime.KeepAlive(c)
+	return int(answer.first_cell), int(answer.n_cells), failure(answer.result)
 }
 
 // MaskShape is the shape and type that Mask asks for: [n tokens, history].

@@ -58,7 +58,7 @@ func TestConstantsAreAsGolden(t *testing.T) {
 		mirrored["E_"+status.String()] = int64(status)
 	}
 	// What the package sets or needs itself.
-	inside := "|I32|CPU|CUDA|TENSOR_TRANSPOSED|CAUSAL|ENCODER|RECURRENT|WRAPPER|TRANSFORMER|LIGHTNING|" +
+	inside := "|I32|BOOL|CPU|CUDA|TENSOR_TRANSPOSED|CAUSAL|ENCODER|RECURRENT|WRAPPER|TRANSFORMER|LIGHTNING|" +
 		"CAUSAL_POSITION_FREE|TOKEN_ENCODER_INPUT|BEGIN_RESERVE|MAX_DIMS|"
 	for _, words := range golden(t, "constant") {
 		name := strings.TrimPrefix(words[0], "KVC_")

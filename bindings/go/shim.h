@@ -31,6 +31,7 @@ typedef struct go_number { go_result result; uint64_t number; } go_number;
 typedef struct go_digest { go_result result; uint64_t high, low; } go_digest;
 typedef struct go_info { go_result result; kvc_sequence_info info; } go_info;
 typedef struct go_stats { go_result result; kvc_stats stats; } go_stats;
+typedef struct go_history { go_result result; int32_t first_cell, n_cells; } go_history;
 typedef struct go_tensors { go_result result; kvc_tensor first, second; } go_tensors;
 
 /* ---- Tensors -------------------------------------------------------------------------------------------------------- */
@@ -58,6 +59,21 @@ static inline go_result go_attention(kvc_cache *cache, int32_t layer, GO_TENSOR(
   return go_done(kvc_attention(cache, layer, &q_view, &out_view, lse_data ? &lse_view : NULL));
 }
 
+static inline go_result go_attention_with(kvc_cache *cache, int32_t layer, GO_TENSOR(q), GO_TENSOR(out), GO_TENSOR(lse),
+                                          GO_TENSOR(bias), GO_TENSOR(mask), GO_TENSOR(weights)) {
+  kvc_attention_extra extra = {sizeof extra, 0, NULL, NULL, NULL};
+  GO_VIEW(q);
+  GO_VIEW(out);
+  GO_VIEW(lse);
+  GO_VIEW(bias);
+  GO_VIEW(mask);
+  GO_VIEW(weights);
+  if (bias_data) extra.bias = &bias_view;
+  if (mask_data) extra.mask = &mask_view;
+  if (weights_data) extra.weights = &weights_view;
+  return go_done(kvc_attention_with(cache, layer, &q_view, &out_view, lse_data ? &lse_view : NULL, &extra));
+}
+
 static inline go_result go_put_attention(kvc_cache *cache, int32_t layer, GO_TENSOR(k), GO_TENSOR(v), GO_TENSOR(q),
                                          GO_TENSOR(out), GO_TENSOR(lse)) {
   GO_VIEW(k);
@@ -66,6 +82,12 @@ static inline go_result go_put_attention(kvc_cache *cache, int32_t layer, GO_TEN
   GO_VIEW(out);
   GO_VIEW(lse);
   return go_done(kvc_put_attention(cache, layer, &k_view, &v_view, &q_view, &out_view, lse_data ? &lse_view : NULL));
+}
+
+static inline go_history go_history_of(kvc_cache *cache) {
+  go_history answer = {{0}, 0, 0};
+  answer.result = go_done(kvc_history(cache, &answer.first_cell, &answer.n_cells));
+  return answer;
 }
 
 static inline go_result go_mask(kvc_cache *cache, GO_TENSOR(into)) {

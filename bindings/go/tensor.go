@@ -42,6 +42,13 @@ func Float16(data []uint16, shape ...int) Tensor { return halves(F16, data, shap
 // BFloat16 views a slice of bfloat16 bits as a tensor.
 func BFloat16(data []uint16, shape ...int) Tensor { return halves(BF16, data, shape) }
 
+// Bool views a slice of truth values, or of bytes that are 0 or not, as a mask: what is false is hidden.
+func Bool[T bool | uint8](data []T, shape ...int) Tensor {
+	t := shaped(C.KVC_BOOL, len(data), shape)
+	t.data = pointer(data)
+	return t
+}
+
 func halves(dtype DType, data []uint16, shape []int) Tensor {
 	t := shaped(dtype, len(data), shape)
 	if len(data) > 0 {

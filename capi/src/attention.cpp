@@ -3,6 +3,7 @@
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
+#include "core/base/planted.hpp"
 
 namespace kvc::capi {
 namespace {
@@ -164,7 +165,7 @@ Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensor
   if (extra.bias != nullptr) {
     if (Status s = read_broadcast("bias", extra.bias, shape, &a->bias); s != Status::ok) return s;
   }
-  if (extra.mask != nullptr) {
+  if (extra.mask != nullptr && !(planted(21) && extra.bias != nullptr)) {
     if (Status s = read_broadcast("mask", extra.mask, shape, &a->mask, KVC_BOOL); s != Status::ok)
       return s;
   }

@@ -118,6 +118,10 @@ TEST(BadArguments, InAPass) {
                [&] { return kvc_get(s.cache, layer, &s.k, &s.v); });
     bad.expect(invalid, with("attention layer ", layer),
                [&] { return kvc_attention(s.cache, layer, &s.q, &s.out, &s.lse); });
+    bad.expect(invalid, with("attention_with layer ", layer), [&] {
+      const kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
+      return kvc_attention_with(s.cache, layer, &s.q, &s.out, &s.lse, &extra);
+    });
     bad.expect(invalid, with("put_attention layer ", layer),
                [&] { return kvc_put_attention(s.cache, layer, &s.k, &s.v, &s.q, &s.out, &s.lse); });
   }
@@ -128,6 +132,13 @@ TEST(BadArguments, InAPass) {
   for (const int32_t n : {least, -1})
     bad.expect(invalid, with("n_except ", n), [&] { return kvc_set_causal(s.cache, n, nullptr); });
   bad.expect(invalid, "null except", [&] { return kvc_set_causal(s.cache, 1, nullptr); });
+
+  int32_t untouched = 9;
+  bad.expect(invalid, "history into no first_cell",
+             [&] { return kvc_history(s.cache, nullptr, &untouched); });
+  bad.expect(invalid, "history into no n_cells",
+             [&] { return kvc_history(s.cache, &untouched, nullptr); });
+  EXPECT_EQ(untouched, 9);
 
   const auto commit_prefix = [&](int32_t n, std::vector<int32_t> sequence, std::vector<int32_t> keep) {
     return kvc_commit_prefix(s.cache, n, sequence.data(), keep.data());
@@ -160,7 +171,7 @@ TEST(BadArguments, InAPass) {
   bad.expect(invalid, "kept, and saw a dropped one",
              [&] { return kvc_commit_prefix(s.cache, 1, zero, one); });
   EXPECT_EQ(kvc_abort(s.cache), KVC_OK);
-  EXPECT_GE(bad.calls(), 36);
+  EXPECT_GE(bad.calls(), 42);
   std::cout << bad.calls() << " calls" << std::endl;
 }
 

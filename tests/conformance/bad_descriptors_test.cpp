@@ -344,4 +344,21 @@ TEST(BadDescriptors, Answers) {
   EXPECT_EQ(longer.known.cells, static_cast<uint64_t>(Specimen::cells));
 }
 
+TEST(BadDescriptors, AttentionExtra) {
+  const support::Device device(1);
+  Specimen s(device);
+  s.open(1);
+  BadInput bad(s.cache);
+  const auto attend = [&](const kvc_attention_extra* extra) {
+    return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, extra);
+  };
+  const kvc_attention_extra good = {sizeof good, 0, &s.bias, &s.mask, &s.weights};
+  expect_struct_sizes<kvc_attention_extra>(bad, "extra", good, attend);
+  for (const uint32_t reserved : {1u, UINT32_MAX}) {
+    kvc_attention_extra extra = good;
+    extra.reserved = reserved;
+    bad.expect(invalid, "reserved", [&] { return attend(&extra); });
+  }
+}
+
 }  // namespace

@@ -54,7 +54,7 @@ TEST(BadHandles, EveryFunctionSaysHandle) {
     }
   }
   std::cout << bad.calls() << " calls with a wrong handle" << std::endl;
-  EXPECT_GE(bad.calls(), 190);
+  EXPECT_GE(bad.calls(), 206);
 }
 
 TEST(BadHandles, DevicesToo) {
@@ -143,9 +143,10 @@ TEST(BadStates, NoPass) {
   BadInput bad(s.cache);
   for (const Function& function : functions(s)) {
     const std::string name = function.name;
-    const bool needs_pass = name == "put" || name == "attention" || name == "put_attention" ||
-                            name == "get" || name == "mask" || name == "set_causal" ||
-                            name == "commit" || name == "commit_prefix" || name == "abort";
+    const bool needs_pass = name == "put" || name == "attention" || name == "attention_with" ||
+                            name == "put_attention" || name == "get" || name == "history" ||
+                            name == "mask" || name == "set_causal" || name == "commit" ||
+                            name == "commit_prefix" || name == "abort";
     // RoPE is bound while the cache is empty.
     if (needs_pass || name == "bind_rope")
       bad.expect(KVC_E_BAD_STATE, name + " without a pass", [&] { return function.call(s.cache); });
@@ -154,7 +155,9 @@ TEST(BadStates, NoPass) {
   bad.expect(KVC_E_BAD_STATE, "put of layer -1",
              [&] { return kvc_put(s.cache, -1, nullptr, nullptr); });
   bad.expect(KVC_E_BAD_STATE, "mask of null", [&] { return kvc_mask(s.cache, nullptr); });
-  EXPECT_GE(bad.calls(), 12);
+  bad.expect(KVC_E_BAD_STATE, "history into null",
+             [&] { return kvc_history(s.cache, nullptr, nullptr); });
+  EXPECT_GE(bad.calls(), 15);
 }
 
 TEST(BadStates, PassNotFullyPut) {
@@ -178,6 +181,9 @@ TEST(BadStates, PassNotFullyPut) {
   bad.expect(KVC_E_BAD_STATE, "fits", [&] { return kvc_fits(s.cache, 2, position, sequence); });
   bad.expect(KVC_E_BAD_STATE, "attention of a layer that was not put",
              [&] { return kvc_attention(s.cache, 1, &s.q, &s.out, nullptr); });
+  const kvc_attention_extra extra = {sizeof extra, 1, &s.bias, &s.mask, &s.weights};
+  bad.expect(KVC_E_BAD_STATE, "attention_with of a layer that was not put, and a bad argument",
+             [&] { return kvc_attention_with(s.cache, 1, &s.q, &s.out, nullptr, &extra); });
   bad.expect(KVC_E_BAD_STATE, "get of a layer that was not put",
              [&] { return kvc_get(s.cache, 1, &s.k, &s.v); });
   // A bad argument is seen before the unfinished pass.

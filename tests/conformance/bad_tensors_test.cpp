@@ -4,66 +4,22 @@
 #include <algorithm>
 #include <cstring>
 #include <iostream>
+#include <utility>
 
 #include "support/bad_input.hpp"
 
 namespace {
 
 using support::BadInput;
+using support::Fault;
+using support::faults;
 using support::Specimen;
-
-struct Fault {
-  std::string what;
-  std::function<void(kvc_tensor&)> spoil;
-  kvc_status expected;
-};
-
-void add(std::vector<Fault>& list, const std::string& what, kvc_status expected,
-         const std::function<void(kvc_tensor&)>& spoil) {
-  list.push_back({what, spoil, expected});
-}
-
-/// What can be wrong with any tensor of `ndim` dimensions.
-std::vector<Fault> faults(int32_t ndim, bool written) {
-  std::vector<Fault> list;
-  for (const int32_t n : {INT32_MIN, -1, 0, 1, ndim - 1, ndim + 1, 8, 9, INT32_MAX})
-    if (n != ndim)
-      add(list, "ndim " + std::to_string(n), KVC_E_SHAPE, [n](auto& t) { t.ndim = n; });
-  for (int32_t d = 0; d < ndim; ++d) {
-    for (const int64_t delta : {-1, 1})
-      add(list, "extent", KVC_E_SHAPE, [d, delta](auto& t) { t.shape[d] += delta; });
-    for (const int64_t extent : {INT64_MIN, int64_t{-1}, int64_t{0}, INT64_MAX})
-      add(list, "extent " + std::to_string(extent), KVC_E_SHAPE,
-          [d, extent](auto& t) { t.shape[d] = extent; });
-    for (const int64_t stride : {INT64_MIN, int64_t{-1}})
-      add(list, "stride " + std::to_string(stride), KVC_E_SHAPE,
-          [d, stride](auto& t) { t.strides[d] = stride; });
-    for (const int64_t stride : {int64_t{1} << 61, INT64_MAX})
-      add(list, "stride " + std::to_string(stride), KVC_E_OVERFLOW,
-          [d, stride](auto& t) { t.strides[d] = stride; });
-    if (written)  // two indexes would name one element
-      add(list, "stride 0", KVC_E_SHAPE, [d](auto& t) { t.strides[d] = 0; });
-  }
-  for (const uint32_t dtype : {0u, 1u, uint32_t{KVC_I32}, 2u | 64u << 8 | 1u << 16, UINT32_MAX})
-    add(list, "dtype", KVC_E_DTYPE, [dtype](auto& t) { t.dtype = dtype; });
-  for (const int32_t device : {INT32_MIN, -1, 0, int32_t{KVC_CUDA}, INT32_MAX})
-    add(list, "device_type", KVC_E_DEVICE_MISMATCH, [device](auto& t) { t.device_type = device; });
-  for (const int32_t id : {INT32_MIN, -1, 1, INT32_MAX})
-    add(list, "device_id", KVC_E_DEVICE_MISMATCH, [id](auto& t) { t.device_id = id; });
-  for (const uint32_t flags : {2u, 3u, 1u << 31, UINT32_MAX})
-    add(list, "flags", KVC_E_INVALID_ARGUMENT, [flags](auto& t) { t.flags = flags; });
-  add(list, "reserved", KVC_E_INVALID_ARGUMENT, [](auto& t) { t.reserved = 1; });
-  for (const uint64_t offset : {uint64_t{1}, uint64_t{2}, uint64_t{3}})
-    add(list, "not aligned", KVC_E_INVALID_ARGUMENT, [offset](auto& t) { t.byte_offset = offset; });
-  add(list, "byte_offset", KVC_E_OVERFLOW, [](auto& t) { t.byte_offset = UINT64_MAX - 7; });
-  return list;
-}
 
 /// A function and one of its tensors, which is spoilt in every way.
 struct Argument {
   std::string name;
   kvc_tensor Specimen::*tensor;
-  bool written;
+  Fault::Use use;
   bool optional;
   std::function<kvc_status(kvc_tensor*)> call;  // with this tensor in the argument's place
 };
@@ -74,7 +30,7 @@ void expect_faults(BadInput& bad, Specimen& s, const std::vector<Argument>& argu
     if (!argument.optional)
       bad.expect(KVC_E_INVALID_ARGUMENT, argument.name + " null",
                  [&] { return argument.call(nullptr); });
-    for (const Fault& fault : faults(good.ndim, argument.written)) {
+    for (const Fault& fault : faults(good, argument.use)) {
       kvc_tensor spoilt = good;
       fault.spoil(spoilt);
       const kvc_tensor before = spoilt;
@@ -93,37 +49,146 @@ bool all_zero(const float* data, size_t n) {
   return std::all_of(data, data + n, [](float value) { return value == 0; });
 }
 
+::testing::AssertionResult untouched(const Specimen& s) {
+  if (all_zero(s.out_data, std::size(s.out_data)) && all_zero(s.lse_data, std::size(s.lse_data)) &&
+      all_zero(s.weights_data, std::size(s.weights_data)))
+    return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << "a failed call wrote its output";
+}
+
 TEST(BadTensors, Passes) {
   const support::Device device(1);
   Specimen s(device);
   s.open(1);
   kvc_cache* c = s.cache;
   const std::vector<Argument> arguments = {
-      {"put k", &Specimen::k, false, false, [&](kvc_tensor* t) { return kvc_put(c, 0, t, &s.v); }},
-      {"put v", &Specimen::v, false, false, [&](kvc_tensor* t) { return kvc_put(c, 0, &s.k, t); }},
-      {"attention q", &Specimen::q, false, false,
+      {"put k", &Specimen::k, Fault::read, false,
+       [&](kvc_tensor* t) { return kvc_put(c, 0, t, &s.v); }},
+      {"put v", &Specimen::v, Fault::read, false,
+       [&](kvc_tensor* t) { return kvc_put(c, 0, &s.k, t); }},
+      {"attention q", &Specimen::q, Fault::read, false,
        [&](kvc_tensor* t) { return kvc_attention(c, 0, t, &s.out, &s.lse); }},
-      {"attention out", &Specimen::out, true, false,
+      {"attention out", &Specimen::out, Fault::written, false,
        [&](kvc_tensor* t) { return kvc_attention(c, 0, &s.q, t, &s.lse); }},
-      {"attention lse", &Specimen::lse, true, true,
+      {"attention lse", &Specimen::lse, Fault::written, true,
        [&](kvc_tensor* t) { return kvc_attention(c, 0, &s.q, &s.out, t); }},
-      {"put_attention k", &Specimen::k, false, false,
+      {"put_attention k", &Specimen::k, Fault::read, false,
        [&](kvc_tensor* t) { return kvc_put_attention(c, 1, t, &s.v, &s.q, &s.out, &s.lse); }},
-      {"put_attention v", &Specimen::v, false, false,
+      {"put_attention v", &Specimen::v, Fault::read, false,
        [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, t, &s.q, &s.out, &s.lse); }},
-      {"put_attention q", &Specimen::q, false, false,
+      {"put_attention q", &Specimen::q, Fault::read, false,
        [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, &s.v, t, &s.out, &s.lse); }},
-      {"put_attention out", &Specimen::out, true, false,
+      {"put_attention out", &Specimen::out, Fault::written, false,
        [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, &s.v, &s.q, t, &s.lse); }},
-      {"put_attention lse", &Specimen::lse, true, true,
+      {"put_attention lse", &Specimen::lse, Fault::written, true,
        [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, &s.v, &s.q, &s.out, t); }},
   };
   BadInput bad(s.cache);
   expect_faults(bad, s, arguments);
-  EXPECT_TRUE(all_zero(s.out_data, std::size(s.out_data))) << "a failed call wrote its output";
-  EXPECT_TRUE(all_zero(s.lse_data, std::size(s.lse_data)));
+  EXPECT_TRUE(untouched(s));
   std::cout << bad.calls() << " calls" << std::endl;
   EXPECT_GE(bad.calls(), 400);
+}
+
+/// Each tensor of kvc_attention_with(), in a pass and in one that reserves.
+void expect_bad_extras(Specimen& s) {
+  kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
+  const auto call = [&](const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse) {
+    return kvc_attention_with(s.cache, 0, q, out, lse, &extra);
+  };
+  const auto with = [&](auto kvc_attention_extra::*member, kvc_tensor* t) {
+    const auto good = std::exchange(extra.*member, t);
+    const kvc_status status = call(&s.q, &s.out, &s.lse);
+    extra.*member = good;
+    return status;
+  };
+  const std::vector<Argument> arguments = {
+      {"attention_with q", &Specimen::q, Fault::read, false,
+       [&](kvc_tensor* t) { return call(t, &s.out, &s.lse); }},
+      {"attention_with out", &Specimen::out, Fault::written, false,
+       [&](kvc_tensor* t) { return call(&s.q, t, &s.lse); }},
+      {"attention_with lse", &Specimen::lse, Fault::written, true,
+       [&](kvc_tensor* t) { return call(&s.q, &s.out, t); }},
+      {"bias", &Specimen::bias, Fault::broadcast, true,
+       [&](kvc_tensor* t) { return with(&kvc_attention_extra::bias, t); }},
+      {"mask", &Specimen::mask, Fault::broadcast, true,
+       [&](kvc_tensor* t) { return with(&kvc_attention_extra::mask, t); }},
+      {"weights", &Specimen::weights, Fault::written, true,
+       [&](kvc_tensor* t) { return with(&kvc_attention_extra::weights, t); }},
+  };
+  BadInput bad(s.cache);
+  expect_faults(bad, s, arguments);
+  std::cout << bad.calls() << " calls" << std::endl;
+  EXPECT_GE(bad.calls(), 250);
+  EXPECT_TRUE(untouched(s));
+}
+
+TEST(BadTensors, AttentionWith) {
+  const support::Device device(1);
+  Specimen s(device);
+  s.open(1);
+  expect_bad_extras(s);
+  for (const uint32_t dtype : {KVC_F32, KVC_F16, KVC_BF16}) {
+    kvc_tensor wrong = s.mask;
+    wrong.dtype = dtype;
+    const kvc_attention_extra extra = {sizeof extra, 0, nullptr, &wrong, nullptr};
+    BadInput(s.cache).expect(KVC_E_DTYPE, "a mask of numbers", [&] {
+      return kvc_attention_with(s.cache, 0, &s.q, &s.out, nullptr, &extra);
+    });
+  }
+}
+
+// A pass that reserves looks at arguments and does nothing.
+TEST(BadTensors, AttentionWithInAReservePass) {
+  const support::Device device(1);
+  Specimen s(device);
+  ASSERT_EQ(kvc_begin(s.cache, 2, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, nullptr), KVC_OK);
+  s.shape_extras();
+  EXPECT_EQ(s.bias.shape[2], Specimen::cells);
+  expect_bad_extras(s);
+  const kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
+  EXPECT_EQ(kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &extra), KVC_OK);
+  EXPECT_TRUE(untouched(s));
+}
+
+TEST(BadTensors, OverlapsOfWhatOneCallAdds) {
+  const support::Device device(1);
+  Specimen s(device);
+  s.open(1);
+  BadInput bad(s.cache);
+  const auto over = [](kvc_tensor tensor, void* data) {
+    tensor.data = data;
+    return tensor;
+  };
+  const auto expect = [&](const char* what, kvc_tensor bias, kvc_tensor mask, kvc_tensor weights) {
+    const kvc_attention_extra extra = {sizeof extra, 0, &bias, &mask, &weights};
+    bad.expect(KVC_E_INVALID_ARGUMENT, what,
+               [&] { return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &extra); });
+  };
+  // Where a tensor ends, too: its last element is the other's first.
+  const int64_t last = s.weights.shape[0] * s.weights.shape[1] * s.weights.shape[2] - 1;
+  for (float* data : {s.q_data, s.out_data, s.lse_data, s.bias_data}) {
+    expect("weights over another", s.bias, s.mask, over(s.weights, data));
+    expect("weights that end in another", s.bias, s.mask, over(s.weights, data - last));
+  }
+  expect("weights over the mask", s.bias, s.mask, over(s.weights, s.mask_data));
+  for (float* data : {s.out_data, s.lse_data, s.weights_data}) {
+    expect("bias over what is written", over(s.bias, data), s.mask, s.weights);
+    expect("mask over what is written", s.bias, over(s.mask, data), s.weights);
+  }
+  // One row for all: what lies behind it is not its own.
+  kvc_tensor row = support::dense(s.weights_data + last, KVC_F32, {s.bias.shape[2]});
+  expect("a broadcast bias over the last weight", row, s.mask, s.weights);
+  EXPECT_TRUE(untouched(s));
+  row.data = s.weights_data + last + 1;
+  const kvc_attention_extra beside = {sizeof beside, 0, &row, &s.mask, &s.weights};
+  bad.expect(KVC_OK, "a broadcast bias behind the weights",
+             [&] { return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &beside); });
+  // What is only read may be the same memory.
+  const kvc_tensor mask = over(s.mask, s.bias_data);
+  const kvc_attention_extra both = {sizeof both, 0, &s.bias, &mask, nullptr};
+  bad.expect(KVC_OK, "bias and mask over each other",
+             [&] { return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &both); });
 }
 
 TEST(BadTensors, HeadsTypesAndOverlaps) {
@@ -168,7 +233,7 @@ TEST(BadTensors, Mask) {
   std::vector<float> data(static_cast<size_t>(size.shape[0] * size.shape[1]), 9);
   const kvc_tensor good = support::dense(data.data(), KVC_F32, {size.shape[0], size.shape[1]});
   bad.expect(KVC_E_INVALID_ARGUMENT, "mask into null", [&] { return kvc_mask(s.cache, nullptr); });
-  for (const Fault& fault : faults(2, true)) {
+  for (const Fault& fault : faults(good, Fault::written)) {
     kvc_tensor spoilt = good;
     fault.spoil(spoilt);
     bad.expect(fault.expected, "mask " + fault.what, [&] { return kvc_mask(s.cache, &spoilt); });
@@ -190,7 +255,7 @@ TEST(BadTensors, Gather) {
   columns.flags = KVC_TENSOR_TRANSPOSED;
   const auto each = [&](const char* name, const kvc_tensor& good,
                         const std::function<kvc_status(kvc_tensor*)>& call) {
-    for (const Fault& fault : faults(3, true)) {
+    for (const Fault& fault : faults(good, Fault::written)) {
       kvc_tensor spoilt = good;
       fault.spoil(spoilt);
       bad.expect(fault.expected, std::string(name) + " " + fault.what, [&] { return call(&spoilt); });

@@ -136,9 +136,12 @@ WATCHED(kvc_bind_attention,
 WATCHED(kvc_bind_rope,
         (kvc_cache * c, int32_t b, int32_t e, const kvc_rope_desc* d, const float* f), c, b, e, d, f)
 WATCHED(kvc_attention, (kvc_cache * c, int32_t l, In q, Out o, Out s), c, l, q, o, s)
+WATCHED(kvc_attention_with,
+        (kvc_cache * c, int32_t l, In q, Out o, Out s, const kvc_attention_extra* e), c, l, q, o, s, e)
 WATCHED(kvc_put_attention, (kvc_cache * c, int32_t l, In k, In v, In q, Out o, Out s), c, l, k, v,
         q, o, s)
 WATCHED(kvc_get, (kvc_cache * c, int32_t l, Out k, Out v), c, l, k, v)
+WATCHED(kvc_history, (kvc_cache * c, int32_t* f, int32_t* n), c, f, n)
 WATCHED(kvc_mask, (kvc_cache * c, Out i), c, i)
 WATCHED(kvc_gather, (kvc_cache * c, int32_t l, int32_t s, Out k, Out v), c, l, s, k, v)
 WATCHED(kvc_runs, (const kvc_cache* c, int32_t s, int32_t m, kvc_run* r, int32_t* n), c, s, m, r, n)

@@ -56,6 +56,9 @@ static void test_what_maps(void) {
   t.dtype.code = kDLInt;
   t.dtype.bits = 32;
   CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && view.dtype == KVC_I32);
+  t.dtype.code = kDLBool;
+  t.dtype.bits = 8;
+  CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && view.dtype == KVC_BOOL);
   shape[0] = 0; /* nothing in it: no address either */
   t.data = NULL;
   CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && kvc_tensor_to_dlpack(&view, &back) == KVC_OK && back.data == NULL);

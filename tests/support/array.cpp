@@ -96,4 +96,13 @@ bool Array::gaps_intact() const {
   return true;
 }
 
+double broadcast_get(const Array& array, int64_t head, int64_t token, int64_t column) {
+  const kvc_tensor& t = *array.tensor();
+  const int64_t wanted[3] = {head, token, column};
+  int64_t index = 0;
+  for (int32_t d = 0; d < t.ndim; ++d)
+    index = index * t.shape[d] + (t.shape[d] == 1 ? 0 : wanted[3 - t.ndim + d]);
+  return array.get(index);
+}
+
 }  // namespace support

@@ -47,4 +47,8 @@ class Array {
   std::vector<unsigned char> bytes_;
 };
 
+/// Element [head, token, column] of an array that is broadcast: an extent may be 1, and leading
+/// dimensions may be missing.
+double broadcast_get(const Array& array, int64_t head, int64_t token, int64_t column);
+
 }  // namespace support

@@ -189,18 +189,12 @@ AttentionRig::Extra AttentionRig::make_extra() {
     mask = &array;
     extra.desc.mask = array.tensor();
   }
-  const auto at = [](const Array& array, int64_t head, int64_t token, int64_t column) {
-    const kvc_tensor& t = *array.tensor();
-    const int64_t rows = t.shape[t.ndim - 2];
-    const int64_t row = (t.ndim == 2 || t.shape[0] == 1 ? 0 : head * rows) + (rows == 1 ? 0 : token);
-    return array.get(row * t.shape[t.ndim - 1] + column);
-  };
-  extra.bias = [this, bias, mask, at, cells = extra.cell, first = extra.first_cell](
+  extra.bias = [this, bias, mask, cells = extra.cell, first = extra.first_cell](
                    int32_t head, int32_t token, int32_t position) {
     const auto sequence = static_cast<size_t>(oracle.pass.sequence[static_cast<size_t>(token)]);
     const int32_t column = cells[sequence].at(position) - first;
-    if (mask && at(*mask, head, token, column) == 0) return -HUGE_VAL;
-    return bias ? at(*bias, head, token, column) : 0.0;
+    if (mask && broadcast_get(*mask, head, token, column) == 0) return -HUGE_VAL;
+    return bias ? broadcast_get(*bias, head, token, column) : 0.0;
   };
   return extra;
 }

@@ -28,6 +28,48 @@ void BadInput::expect(kvc_status expected, const std::string& what,
   EXPECT_EQ(kvc_check(cache_), KVC_OK) << what << ": " << last_message();
 }
 
+std::vector<Fault> faults(const kvc_tensor& good, Fault::Use use) {
+  std::vector<Fault> list;
+  const auto add = [&](const std::string& what, kvc_status expected,
+                       const std::function<void(kvc_tensor&)>& spoil) {
+    list.push_back({what, expected, spoil});
+  };
+  const int32_t ndim = good.ndim;
+  for (const int32_t n : {INT32_MIN, -1, 0, 1, ndim - 1, ndim + 1, 8, 9, INT32_MAX})
+    if (n != ndim) add("ndim " + std::to_string(n), KVC_E_SHAPE, [n](auto& t) { t.ndim = n; });
+  for (int32_t d = 0; d < ndim; ++d) {
+    for (const int64_t extent :
+         {INT64_MIN, int64_t{-1}, int64_t{0}, good.shape[d] - 1, good.shape[d] + 1, INT64_MAX})
+      if (use != Fault::broadcast || extent != 1)
+        add("extent " + std::to_string(extent), KVC_E_SHAPE,
+            [d, extent](auto& t) { t.shape[d] = extent; });
+    for (const int64_t stride : {INT64_MIN, int64_t{-1}})
+      add("stride " + std::to_string(stride), KVC_E_SHAPE,
+          [d, stride](auto& t) { t.strides[d] = stride; });
+    for (const int64_t stride : {int64_t{1} << 61, INT64_MAX})
+      if (good.dtype != KVC_BOOL || stride == INT64_MAX)  // of bytes the other one fits
+        add("stride " + std::to_string(stride), KVC_E_OVERFLOW,
+            [d, stride](auto& t) { t.strides[d] = stride; });
+    if (use == Fault::written)  // two indexes would name one element
+      add("stride 0", KVC_E_SHAPE, [d](auto& t) { t.strides[d] = 0; });
+  }
+  const uint32_t f64 = 2u | 64u << 8 | 1u << 16;
+  for (const uint32_t dtype : {0u, 1u, uint32_t{KVC_I32}, uint32_t{KVC_BOOL}, f64, UINT32_MAX})
+    if (dtype != good.dtype) add("dtype", KVC_E_DTYPE, [dtype](auto& t) { t.dtype = dtype; });
+  for (const int32_t device : {INT32_MIN, -1, 0, int32_t{KVC_CUDA}, INT32_MAX})
+    add("device_type", KVC_E_DEVICE_MISMATCH, [device](auto& t) { t.device_type = device; });
+  for (const int32_t id : {INT32_MIN, -1, 1, INT32_MAX})
+    add("device_id", KVC_E_DEVICE_MISMATCH, [id](auto& t) { t.device_id = id; });
+  for (const uint32_t flags : {2u, 3u, 1u << 31, UINT32_MAX})
+    add("flags", KVC_E_INVALID_ARGUMENT, [flags](auto& t) { t.flags = flags; });
+  add("reserved", KVC_E_INVALID_ARGUMENT, [](auto& t) { t.reserved = 1; });
+  for (const uint64_t offset : {uint64_t{1}, uint64_t{2}, uint64_t{3}})
+    if (good.dtype != KVC_BOOL)
+      add("not aligned", KVC_E_INVALID_ARGUMENT, [offset](auto& t) { t.byte_offset = offset; });
+  add("byte_offset", KVC_E_OVERFLOW, [](auto& t) { t.byte_offset = UINT64_MAX - 7; });
+  return list;
+}
+
 namespace {
 
 Cache make(kvc_device* device, uint64_t flags) {
@@ -80,6 +122,15 @@ void Specimen::open(int32_t n_put) {
   ASSERT_EQ(kvc_begin(cache, 2, position, sequence, nullptr, 0, nullptr), KVC_OK) << last_message();
   for (int32_t layer = 0; layer < n_put; ++layer)
     ASSERT_EQ(kvc_put(cache, layer, &k, &v), KVC_OK) << last_message();
+  shape_extras();
+}
+
+void Specimen::shape_extras() {
+  int32_t first = 0, history = 0;
+  ASSERT_EQ(kvc_history(cache, &first, &history), KVC_OK) << last_message();
+  bias = dense(bias_data, KVC_F32, {q_heads, 2, history});
+  mask = dense(mask_data, KVC_BOOL, {q_heads, 2, history});
+  weights = dense(weights_data, KVC_F32, {q_heads, 2, history});
 }
 
 }  // namespace support

@@ -1,6 +1,7 @@
 #pragma once
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "abi.hpp"
 
@@ -22,6 +23,19 @@ class BadInput {
   int32_t calls_ = 0;
 };
 
+/// A way to spoil a tensor, and what the call then says.
+struct Fault {
+  enum Use { read, written, broadcast };
+
+  std::string what;
+  kvc_status expected;
+  std::function<void(kvc_tensor&)> spoil;
+};
+
+/// What can be wrong with a tensor that is good: shape, strides, type, device, flags, memory. The
+/// leading extents of a broadcast one must not fit where its last ones belong.
+std::vector<Fault> faults(const kvc_tensor& good, Fault::Use use);
+
 /// A small cache with something in it, tensors that fit it, and a batch that it would take.
 class Specimen {
  public:
@@ -29,6 +43,8 @@ class Specimen {
 
   /// Opens a pass of two tokens (sequences 0 and 1) and puts the first `n_layers` layers.
   void open(int32_t n_layers);
+  /// Makes bias, mask and weights fit the open pass; open() does.
+  void shape_extras();
   /// Puts one token at the next position of a sequence and commits it.
   void append(int32_t sequence);
 
@@ -41,7 +57,11 @@ class Specimen {
   float q_data[max_batch * q_heads * dk] = {};
   float out_data[max_batch * q_heads * dv] = {};
   float lse_data[max_batch * q_heads] = {};
+  float bias_data[q_heads * 2 * cells] = {};
+  float weights_data[q_heads * 2 * cells] = {};
+  uint8_t mask_data[q_heads * 2 * cells] = {};
   kvc_tensor k{}, v{}, q{}, out{}, lse{};  // for a pass of two tokens
+  kvc_tensor bias{}, mask{}, weights{};    // for the pass that is open
 };
 
 }  // namespace support

@@ -37,9 +37,15 @@ std::vector<Function> functions(Specimen& s) {
        [](kvc_cache* c) { return kvc_bind_attention(c, 0, 1, &attention, nullptr, nullptr); }},
       {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
       {"attention", [&s](kvc_cache* c) { return kvc_attention(c, 0, &s.q, &s.out, &s.lse); }},
+      {"attention_with",
+       [&s](kvc_cache* c) {
+         const kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
+         return kvc_attention_with(c, 0, &s.q, &s.out, &s.lse, &extra);
+       }},
       {"put_attention",
        [&s](kvc_cache* c) { return kvc_put_attention(c, 0, &s.k, &s.v, &s.q, &s.out, &s.lse); }},
       {"get", [&s](kvc_cache* c) { return kvc_get(c, 0, &s.out, &s.lse); }},
+      {"history", [](kvc_cache* c) { return kvc_history(c, &number, &number); }},
       {"mask",
        [](kvc_cache* c) {
          kvc_tensor into{};

@@ -9,8 +9,8 @@ namespace {
 
 // clang-format off
 constexpr const char* names[] = {
-    "begin", "begin_reserve", "fits", "put", "attention", "put_attention", "get", "mask", "gather",
-    "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
+    "begin", "begin_reserve", "fits", "put", "attention", "attention_with", "put_attention", "get",
+    "mask", "gather", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
     "reorder", "remove_tail", "remove_middle", "runs", "sequence_query", "stats", "digest", "check",
     "bind_attention"};
 // clang-format on

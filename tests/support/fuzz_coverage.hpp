@@ -11,6 +11,7 @@ enum class Op {
   fits,
   put,
   attention,
+  attention_with,
   put_attention,
   get,
   mask,

@@ -18,10 +18,7 @@ double at(const kvc_tensor& view, int64_t cell, int64_t head, int64_t dimension)
 }  // namespace
 
 void World::get() {
-  const Numbers layers = put_layers();
-  int32_t layer = some_layer();
-  if (!layers.empty() && !random_.chance(0.05))
-    layer = layers[static_cast<size_t>(random_.below(static_cast<int32_t>(layers.size())))];
+  const int32_t layer = some_put_layer();
   Call made = call(Op::get, oracle_.pass.sequence, "layer " + std::to_string(layer));
   const kvc_status expected = oracle_.get(layer);
   kvc_tensor k{}, v{};

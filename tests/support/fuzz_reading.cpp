@@ -29,10 +29,12 @@ bool World::is_wild(int32_t layer, const std::vector<model::Token>& tokens) cons
 }
 
 void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vector<double>& q,
-                              const support::Array& out, const support::Array* lse) {
+                              const support::Array& out, const support::Array* lse,
+                              const Extra* extra) {
   if (!out.gaps_intact() || (lse && !lse->gaps_intact()))
     differ("attention wrote beside its output");
-  const model::AttentionResult expected = model::attend(oracle_, layer, n_q_heads, q);
+  const model::AttentionResult expected = model::attend(
+      oracle_, layer, n_q_heads, q, extra ? oracle_bias(*extra) : model::Bias());
   const int64_t dv = oracle_.cache.head_dim_v;
   for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
     if (is_wild(layer, oracle_.visible(t))) {
@@ -54,18 +56,17 @@ void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vecto
                  std::to_string(wanted));
       }
       const double sum = expected.lse[static_cast<size_t>(row)];
-      if (lse && !(std::fabs(lse->get(row) - sum) <= 4e-5 * std::max(1.0, std::fabs(sum))))
+      if (lse && !same(lse->get(row), sum) &&
+          !(std::fabs(lse->get(row) - sum) <= 4e-5 * std::max(1.0, std::fabs(sum))))
         differ("log-sum-exp is " + std::to_string(lse->get(row)) + ", expected " +
                std::to_string(sum));
     }
   }
+  if (extra && extra->weights) compare_weights(layer, n_q_heads, *extra, expected);
 }
 
 void World::attention() {
-  const Numbers layers = put_layers();
-  int32_t layer = some_layer();
-  if (!layers.empty() && !random_.chance(0.05))
-    layer = layers[static_cast<size_t>(random_.below(static_cast<int32_t>(layers.size())))];
+  const int32_t layer = some_put_layer();
   const bool exists = layer >= 0 && layer < setup_.cache.n_layers;
   const int32_t heads = exists ? q_heads(layer) : setup_.cache.n_kv_heads;
   const int64_t n = oracle_.pass_open ? oracle_.pass.n_tokens : 1;

@@ -68,6 +68,7 @@ void World::step_idle() {
                         // Illegal now.
                         {4, [&] { put(any_layer()); }},
                         {4, [&] { attention(); }},
+                        {4, [&] { attention_with(); }},
                         {4, [&] { put_attention(); }},
                         {4, [&] { get(); }},
                         {4, [&] { mask(); }},
@@ -81,7 +82,8 @@ void World::step_open() {
   const bool complete = oracle_.fully_put();
   const int32_t ending = complete ? 6 : 1;
   perform_one(random_, {{complete ? 15 : 200, [&] { put(some_layer()); }},
-                        {40, [&] { attention(); }},
+                        {25, [&] { attention(); }},
+                        {15, [&] { attention_with(); }},
                         {complete ? 10 : 60, [&] { put_attention(); }},
                         {30, [&] { get(); }},
                         {25, [&] { mask(); }},
@@ -154,6 +156,13 @@ std::vector<int32_t> World::put_layers() const {
 int32_t World::some_layer() {
   if (random_.chance(0.01)) return odd_number();
   return random_.below(setup_.cache.n_layers);
+}
+
+int32_t World::some_put_layer() {
+  const Numbers layers = put_layers();
+  const int32_t layer = some_layer();
+  if (layers.empty() || random_.chance(0.05)) return layer;
+  return layers[static_cast<size_t>(random_.below(static_cast<int32_t>(layers.size())))];
 }
 
 // ---- Judging -----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 #pragma once
 #include <deque>
 #include <functional>
+#include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "fuzz_coverage.hpp"
 #include "fuzz_setup.hpp"
 #include "fuzz_state.hpp"
+#include "model/attention.hpp"
 
 namespace fuzz {
 
@@ -21,7 +24,8 @@ struct Difference : std::runtime_error {
 /// One cache, the oracle beside it, and the operations that are performed on both.
 ///
 /// The parts: fuzz_world.cpp (which operation comes next), fuzz_passes.cpp (begin … abort),
-/// fuzz_sequences.cpp (copies, removals, queries), fuzz_reading.cpp (attention, get, mask, gather),
+/// fuzz_sequences.cpp (copies, removals, queries), fuzz_reading.cpp (attention, mask, gather),
+/// fuzz_extra.cpp (what one attention call adds), fuzz_get.cpp (views and keys that are rewritten),
 /// fuzz_checks.cpp (what is compared after every operation), fuzz_poison.cpp (NaN in free cells).
 class World {
  public:
@@ -58,7 +62,8 @@ class World {
   int32_t odd_number();  // negative, huge
   int32_t q_heads(int32_t layer);
   std::vector<int32_t> put_layers() const;
-  int32_t some_layer();  // sometimes one that does not exist
+  int32_t some_layer();      // sometimes one that does not exist
+  int32_t some_put_layer();  // rather one that was put
 
   // Passes.
   struct Batch {
@@ -90,14 +95,28 @@ class World {
   void bind_attention();
 
   // Reading.
+  /// What one attention call adds, and where its columns are.
+  struct Extra {
+    std::optional<support::Array> bias, mask, weights;
+    int32_t first_cell = 0, n_cells = 0;
+    kvc_attention_extra describe();
+  };
   void attention();
+  void attention_with();
   void put_attention();
   void get();
   void mask();
   void gather();
   void gather(int32_t layer, int32_t sequence);
   void compare_attention(int32_t layer, int32_t n_q_heads, const std::vector<double>& q,
-                         const support::Array& out, const support::Array* lse);
+                         const support::Array& out, const support::Array* lse,
+                         const Extra* extra = nullptr);
+  std::vector<std::vector<char>> seen_columns(const Extra& extra) const;
+  Extra draw_extra(int64_t heads);
+  void spoil_bias(Extra& extra);
+  model::Bias oracle_bias(const Extra& extra) const;
+  void compare_weights(int32_t layer, int32_t heads, const Extra& extra,
+                       const model::AttentionResult& expected) const;
   void compare_gathered(int32_t layer, int32_t sequence, const support::Array* k,
                         const support::Array* v, bool transposed) const;
   bool is_wild(int32_t layer, const std::vector<model::Token>& tokens) const;

@@ -308,15 +308,28 @@ class Cache:
         out: Optional[Array] = None,
         *,
         lse: Optional[Array] = None,
+        bias: Optional[Array] = None,
+        mask: Optional[Array] = None,
+        weights: Optional[Array] = None,
         dtype: Any = None,
     ) -> Array:
         """Attention of the pass's queries over what each may see, in a layer that was put.
 
-        q      [n_tokens, n_q_heads, head_dim_k]
-        out    [n_tokens, n_q_heads, head_dim_v], written; None: a new float32 array
-        lse    float32 [n_tokens, n_q_heads], written when given: natural log of the sum of
-               exponentials over what is visible
-        dtype  what uint16 arrays stand for ("bf16" or "f16")
+        q        [n_tokens, n_q_heads, head_dim_k]
+        out      [n_tokens, n_q_heads, head_dim_v], written; None: a new float32 array
+        lse      float32 [n_tokens, n_q_heads], written when given: natural log of the sum of
+                 exponentials over what is visible
+        bias     [n_q_heads, n_tokens, history], added to the scores; minus infinity hides
+        mask     bool [n_q_heads, n_tokens, history]: False hides what the cache's own rules would
+                 show; True shows nothing that they hide. (A mask of 0 and minus infinity is a bias.)
+        weights  float32 [n_q_heads, n_tokens, history], written when given: what each value counts
+                 for. For looking, not for speed
+        dtype    what uint16 arrays stand for ("bf16" or "f16")
+
+        Column i of bias, mask and weights is cell history()[i], as runs() numbers cells. Bias and
+        mask are broadcast: an extent may be 1, and leading dimensions may be missing ([n_tokens,
+        history], [history]). A mask is bool and nothing else: uint8 goes in as array.view(bool),
+        which copies nothing.
 
         Returns out. A row that sees nothing gets 0 (and minus infinity in lse).
         Raises BadState (no pass, or no put of this layer), ShapeError, DtypeError.
@@ -324,8 +337,11 @@ class Cache:
         result = self._new_out(q) if out is None else out
         out = result
         if dtype is not None:
-            q, out = meaning(q, dtype), meaning(out, dtype)
-        _capi.kvc_attention(self._handle, layer, q, out, lse)
+            q, out, bias = meaning(q, dtype), meaning(out, dtype), meaning(bias, dtype)
+        if bias is None and mask is None and weights is None:
+            _capi.kvc_attention(self._handle, layer, q, out, lse)
+        else:
+            _capi.kvc_attention_with(self._handle, layer, q, out, lse, bias, mask, weights)
         return result
 
     def put_attention(
@@ -460,6 +476,15 @@ class Cache:
         """
         k, v = _capi.kvc_get(self._handle, layer)
         return View(self, k), View(self, v)
+
+    def history(self) -> range:
+        """The cells that the columns of get(), mask() and of a bias, mask or weights stand for.
+
+        Column i is cell history()[i], as runs() numbers cells. get() may change it, by copying
+        shared cells whose keys it turns. Raises BadState (no pass).
+        """
+        first, count = _capi.kvc_history(self._handle)
+        return range(first, first + count)
 
     def mask(self, into: Optional[Array] = None) -> Array:
         """The mask that belongs to get(): 0 where a token sees a cell, minus infinity elsewhere.

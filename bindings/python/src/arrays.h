@@ -22,11 +22,13 @@ static void kvc_py_array_close(kvc_py_array* array) {
   Py_CLEAR(array->lender);
 }
 
-/* The kvc element type of a size and a code: 'f' floating, 'b' bfloat16, 'u' and 'V' bare bits. */
+/* The kvc element type of a size and a code: 'f' floating, 'b' boolean, 'B' bfloat16, 'u' and 'V' bare
+ * bits. */
 static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of_bits) {
   if (code == 'f' && itemsize == 4) return KVC_F32;
   if (code == 'f' && itemsize == 2) return KVC_F16;
-  if (code == 'b' && itemsize == 2) return KVC_BF16;
+  if (code == 'b' && itemsize == 1) return KVC_BOOL;
+  if (code == 'B' && itemsize == 2) return KVC_BF16;
   if ((code == 'u' || code == 'V') && itemsize == 2) return meaning_of_bits;
   return 0;
 }
@@ -79,6 +81,7 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const
   format = view->format ? view->format : "B";
   if (*format == '@' || *format == '=' || *format == '<') ++format;
   code = strcmp(format, "f") == 0 || strcmp(format, "e") == 0 ? 'f'
+         : strcmp(format, "?") == 0                           ? 'b'
          : strcmp(format, "H") == 0                           ? 'u'
                                                               : '?';
   tensor->dtype = kvc_py_dtype(code, view->itemsize, meaning_of_bits);
@@ -173,7 +176,7 @@ static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, co
   if (read_only && writable) return kvc_py_refuse_to_write(name);
   itemsize = atoi(typestr + 2);
   code = typestr[0] == '>' ? '?' : typestr[1];
-  if (code == 'V' && kvc_py_is_bfloat16(object)) code = 'b';
+  if (code == 'V' && kvc_py_is_bfloat16(object)) code = 'B';
   tensor->dtype = kvc_py_dtype(code, itemsize, meaning_of_bits);
   if (tensor->dtype == 0) {
     return kvc_py_refuse_dtype(name, typestr, (code == 'u' || code == 'V') && itemsize == 2);

@@ -11,6 +11,14 @@
 #include "arrays.h"
 #include "handles.h"
 
+/* kvc_attention_with() with what its struct points at as arguments of their own. */
+static kvc_status kvc_py_attention_with(kvc_cache *cache, int32_t layer, const kvc_tensor *q,
+                                        kvc_tensor *out, kvc_tensor *lse, const kvc_tensor *bias,
+                                        const kvc_tensor *mask, kvc_tensor *weights) {
+  const kvc_attention_extra extra = {sizeof extra, 0, bias, mask, weights};
+  return kvc_attention_with(cache, layer, q, out, lse, &extra);
+}
+
 /* kvc_get() with views of its own, for a result in place of two arguments. */
 static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
                              kvc_tensor *SECOND_VIEW) {
@@ -65,8 +73,9 @@ static void kvc_py_set_errors(PyObject *errors) {
   if (!kvc_py_int32($input, "$1_name", &$1)) SWIG_fail;
 }
 %typemap(in, numinputs=0) int32_t *best (int32_t value = 0), int32_t *got (int32_t value = 0),
-                          int32_t *n (int32_t value = 0) "$1 = &value;"
-%typemap(argout) int32_t *best, int32_t *got, int32_t *n {
+                          int32_t *n (int32_t value = 0), int32_t *first_cell (int32_t value = 0),
+                          int32_t *n_cells (int32_t value = 0) "$1 = &value;"
+%typemap(argout) int32_t *best, int32_t *got, int32_t *n, int32_t *first_cell, int32_t *n_cells {
   $result = SWIG_Python_AppendOutput($result, PyLong_FromLong(*$1));
 }
 %typemap(in, numinputs=0) uint64_t *out_bytes (uint64_t value = 0) "$1 = &value;"
@@ -173,6 +182,9 @@ KVC_ARRAY(const kvc_tensor *described, "it", 0)
 KVC_ARRAY(const kvc_tensor *k, "k", 0)
 KVC_ARRAY(const kvc_tensor *v, "v", 0)
 KVC_ARRAY(const kvc_tensor *q, "q", 0)
+KVC_ARRAY(const kvc_tensor *bias, "bias", 0)
+KVC_ARRAY(const kvc_tensor *mask, "mask", 0)
+KVC_ARRAY(kvc_tensor *weights, "weights", 1)
 KVC_ARRAY(kvc_tensor *out, "out", 1)
 KVC_ARRAY(kvc_tensor *lse, "lse", 1)
 KVC_ARRAY(kvc_tensor *into, "into", 1)
@@ -190,7 +202,9 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %ignore kvc_tensor;        /* views are made by the typemaps */
 %ignore kvc_tensor_dense;
 %ignore kvc_allocator;     /* its callbacks would need the GIL in the middle of anything */
-%ignore kvc_get;           /* the shims below stand for these */
+%ignore kvc_attention_extra;
+%ignore kvc_attention_with; /* the shims below stand for these */
+%ignore kvc_get;
 %ignore kvc_gather;
 %ignore kvc_run;
 
@@ -232,6 +246,7 @@ KVC_SIZED(kvc_stats)
 %include "kvc/cache.h"
 %include "kvc/attention.h"
 
+%rename(kvc_attention_with) kvc_py_attention_with;
 %rename(kvc_get) kvc_py_get;
 %rename(kvc_gather) kvc_py_gather;
 %rename(kvc_mask_shape) kvc_py_mask_shape;
@@ -239,6 +254,9 @@ KVC_SIZED(kvc_stats)
 %rename(describe_array) kvc_py_describe_array;
 %rename(lend) kvc_py_lend;
 %rename(set_errors) kvc_py_set_errors;
+kvc_status kvc_py_attention_with(kvc_cache *cache, int32_t layer, const kvc_tensor *q,
+                                 kvc_tensor *out, kvc_tensor *lse, const kvc_tensor *bias,
+                                 const kvc_tensor *mask, kvc_tensor *weights);
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
                          kvc_tensor *k, kvc_tensor *v);

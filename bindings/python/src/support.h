@@ -63,8 +63,10 @@ static int kvc_py_refuse_dtype(const char* name, const char* found, int is_bits)
     kvc_py_raise_format(
         KVC_E_DTYPE, "%s holds bare 16-bit values: say what they stand for (dtype=\"bf16\")", name);
   } else {
-    kvc_py_raise_format(
-        KVC_E_DTYPE, "%s has element type %s; float32, float16 and bfloat16 are taken", name, found);
+    kvc_py_raise_format(KVC_E_DTYPE,
+                        "%s has element type %s; float32, float16 and bfloat16 are taken, bool as a "
+                        "mask (uint8: array.view(bool))",
+                        name, found);
   }
   return 0;
 }

@@ -3,7 +3,7 @@
 import ctypes
 
 CPU, CUDA, CUDA_HOST, ROCM = 1, 2, 3, 10
-INT, UINT, FLOAT, BFLOAT = 0, 1, 2, 4
+INT, UINT, FLOAT, BFLOAT, BOOL = 0, 1, 2, 4, 6
 READ_ONLY = 1
 
 

@@ -18,12 +18,14 @@ def attention(
     softcap=0.0,
     slopes=None,
     sinks=None,
+    bias=None,
 ):
     """Attention of one sequence, and its log-sum-exp.
 
     q           [n_tokens, n_q_heads, head_dim_k] at q_position [n_tokens]
     k, v        [count, n_kv_heads, head_dim_k / head_dim_v] at k_position [count]
     sees_later  indexes of tokens that are not causal
+    bias        [n_q_heads, n_tokens, count], added to the scores; minus infinity hides
 
     Returns (out [n_tokens, n_q_heads, head_dim_v], lse [n_tokens, n_q_heads]).
     """
@@ -45,6 +47,10 @@ def attention(
             if slopes is not None:
                 distance = np.abs(q_position[token] - np.asarray(k_position)[seen])
                 logits = logits - slopes[head] * distance
+            if bias is not None:
+                logits = logits + bias[head, token, seen]
+                if np.isneginf(logits).all():
+                    continue
             lse[token, head] = np.logaddexp.reduce(logits)
             total = lse[token, head]
             if sinks is not None:

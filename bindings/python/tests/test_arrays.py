@@ -34,8 +34,9 @@ class OnlyInterface:
         np.zeros((2, 3, 16), np.float16).transpose(1, 0, 2),
         np.zeros((16, 2, 3), ml_dtypes.bfloat16).T,
         np.broadcast_to(np.zeros(16, np.float32), (3, 2, 16)),
+        np.zeros((3, 2, 32), bool)[:, :, ::2],
     ],
-    ids=["f32", "f16", "bf16", "steps", "heads first", "bf16 transposed", "broadcast"],
+    ids=["f32", "f16", "bf16", "steps", "heads first", "bf16 transposed", "broadcast", "bool"],
 )
 @pytest.mark.parametrize("wrap", [lambda array: array, OnlyInterface], ids=["buffer", "interface"])
 def test_the_library_is_given_the_arrays_own_memory(array, wrap):
@@ -43,8 +44,13 @@ def test_the_library_is_given_the_arrays_own_memory(array, wrap):
     assert address == array.__array_interface__["data"][0]
     assert shape == array.shape
     assert strides == array.strides
-    expected = {"float32": kvc_capi.KVC_F32, "float16": kvc_capi.KVC_F16}
-    assert code == expected.get(array.dtype.name, kvc_capi.KVC_BF16)
+    expected = {
+        "float32": kvc_capi.KVC_F32,
+        "float16": kvc_capi.KVC_F16,
+        "bfloat16": kvc_capi.KVC_BF16,
+        "bool": kvc_capi.KVC_BOOL,
+    }
+    assert code == expected[array.dtype.name]
 
 
 def test_uint16_means_what_dtype_says():
@@ -63,6 +69,8 @@ def test_buffers_that_are_not_numpy():
     assert (address, shape, strides) == (floats.buffer_info()[0], (3, 2, 2), (16, 8, 4))
     matrix = (ctypes.c_float * 4 * 3)()
     assert kvc_capi.describe_array(matrix)[:2] == (ctypes.addressof(matrix), (3, 4))
+    mask = (ctypes.c_bool * 4)()
+    assert kvc_capi.describe_array(mask)[3] == kvc_capi.KVC_BOOL
 
 
 def test_an_interface_without_strides_is_dense():
@@ -76,6 +84,8 @@ def test_an_interface_without_strides_is_dense():
         (np.zeros((3, 2, 16)), kvc.DtypeError),
         (np.zeros((3, 2, 16), np.int32), kvc.DtypeError),
         (np.zeros((3, 2, 16), np.int16), kvc.DtypeError),
+        (np.zeros((3, 2, 16), np.uint8), kvc.DtypeError),
+        (np.zeros((3, 2, 16), np.int8), kvc.DtypeError),
         (np.zeros((3, 2, 16), ">f4"), kvc.DtypeError),
         (np.zeros((3, 2, 16), "V2"), kvc.DtypeError),
         (np.zeros((3, 2, 16), "f4,f4")["f0"], None),

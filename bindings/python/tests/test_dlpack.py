@@ -7,7 +7,18 @@ import pytest
 
 import dlpack_producer as dlpack
 import kvc
-from dlpack_producer import BFLOAT, CUDA, CUDA_HOST, FLOAT, INT, READ_ONLY, ROCM, UINT, Producer
+from dlpack_producer import (
+    BFLOAT,
+    BOOL,
+    CUDA,
+    CUDA_HOST,
+    FLOAT,
+    INT,
+    READ_ONLY,
+    ROCM,
+    UINT,
+    Producer,
+)
 from kvc import kvc_capi
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -16,7 +27,7 @@ KINDS = [dlpack.Managed, dlpack.Versioned]
 
 def of(array, **changes):
     """A producer over an array of any type that NumPy shows."""
-    code = BFLOAT if array.dtype == ml_dtypes.bfloat16 else FLOAT
+    code = {"bfloat16": BFLOAT, "bool": BOOL}.get(array.dtype.name, FLOAT)
     return Producer(array, changes.pop("code", code), **changes)
 
 
@@ -33,8 +44,9 @@ def of(array, **changes):
         (np.zeros((6, 4, 32), ml_dtypes.bfloat16)[::2, ::2, ::2], kvc_capi.KVC_BF16),
         (np.zeros((16, 2, 3), np.float32).T, kvc_capi.KVC_F32),
         (np.broadcast_to(np.zeros(16, np.float16), (3, 2, 16)), kvc_capi.KVC_F16),
+        (np.zeros((3, 16), bool)[:, ::2], kvc_capi.KVC_BOOL),
     ],
-    ids=["f32", "f16", "bf16", "steps", "transposed", "broadcast"],
+    ids=["f32", "f16", "bf16", "steps", "transposed", "broadcast", "bool"],
 )
 def test_the_library_is_given_the_tensors_own_memory(array, code, kind):
     for byte_offset in (0, 64):

@@ -32,6 +32,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -158,10 +159,13 @@ class Tensor {
   kvc_tensor view_;
 };
 
-// A view that kvc only reads.
+// A view that kvc only reads. A mask is bool, or bytes with the type KVC_BOOL.
 class ConstTensor {
  public:
   ConstTensor(const float *data, std::initializer_list<std::int64_t> shape) : ConstTensor(data, KVC_F32, shape) {}
+  ConstTensor(const bool *data, std::initializer_list<std::int64_t> shape) : ConstTensor(data, KVC_BOOL, shape) {
+    static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");
+  }
   ConstTensor(const void *data, std::uint32_t dtype, std::initializer_list<std::int64_t> shape)
       : view_(const_cast<void *>(data), dtype, shape) {}  // the C struct has one pointer for both
   ConstTensor(const Tensor &view) noexcept : view_(view) {}
@@ -173,9 +177,20 @@ class ConstTensor {
   Tensor view_;
 };
 
+// What one call of attention takes and gives beside q and out; see kvc_attention_extra. Empty: not wanted.
+struct AttentionExtra {
+  std::optional<ConstTensor> bias, mask;
+  std::optional<Tensor> lse, weights;
+};
+
 // Keys and values of one layer.
 struct KeyValueViews {
   kvc_tensor k, v;
+};
+
+// The cells that the columns of views, masks, biases and weights stand for: column i is cell first_cell + i.
+struct History {
+  std::int32_t first_cell = 0, n_cells = 0;
 };
 
 // ---- Device ---------------------------------------------------------------------------------------------------------
@@ -273,6 +288,14 @@ class Cache {
   void attention(std::int32_t layer, const ConstTensor &q, Tensor out, Tensor lse) {
     check(kvc_attention(handle_, layer, q.get(), out.get(), lse.get()));
   }
+  void attention_with(std::int32_t layer, const ConstTensor &q, Tensor out, AttentionExtra extra) {
+    kvc_attention_extra pointers{};
+    pointers.struct_size = sizeof pointers;
+    if (extra.bias) pointers.bias = extra.bias->get();
+    if (extra.mask) pointers.mask = extra.mask->get();
+    if (extra.weights) pointers.weights = extra.weights->get();
+    check(kvc_attention_with(handle_, layer, q.get(), out.get(), extra.lse ? extra.lse->get() : nullptr, &pointers));
+  }
   void put_attention(std::int32_t layer, const ConstTensor &k, const ConstTensor &v, const ConstTensor &q, Tensor out) {
     check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), nullptr));
   }
@@ -318,6 +341,11 @@ class Cache {
     KeyValueViews views{};
     check(kvc_get(handle_, layer, &views.k, &views.v));
     return views;
+  }
+  History history() {
+    History range;
+    check(kvc_history(handle_, &range.first_cell, &range.n_cells));
+    return range;
   }
   // The shape that mask() asks for: [n_tokens, history], with data null.
   kvc_tensor mask_shape() {

@@ -13,7 +13,7 @@
  *
  * What maps to what:
  *
- *   element types  float 32, float 16, bfloat 16 and int 32 of one lane; every other one is DTYPE
+ *   element types  float 32, float 16, bfloat 16, int 32 and bool of one lane; every other one is DTYPE
  *   devices        kDLCPU and kDLCUDAHost (pinned memory is host memory) are KVC_CPU, kDLCUDA is KVC_CUDA; every other one
  *                  is DEVICE_MISMATCH
  *   strides        in elements on both sides. Null means dense rows (DLPack before 1.2). A stride of an extent of 0 or 1 is
@@ -59,7 +59,9 @@ static inline kvc_status kvc_tensor_from_dlpack(const DLTensor *from, kvc_tensor
   view.ndim = from->ndim;
   view.dtype = from->dtype.code | (uint32_t)from->dtype.bits << 8 | (uint32_t)from->dtype.lanes << 16;
   view.flags = view.reserved = 0;
-  if (view.dtype != KVC_F32 && view.dtype != KVC_F16 && view.dtype != KVC_BF16 && view.dtype != KVC_I32) return KVC_E_DTYPE;
+  if (view.dtype != KVC_F32 && view.dtype != KVC_F16 && view.dtype != KVC_BF16 && view.dtype != KVC_I32 &&
+      view.dtype != KVC_BOOL)
+    return KVC_E_DTYPE;
   switch ((int)from->device.device_type) {
     case kDLCPU:
     case kDLCUDAHost:

@@ -49,6 +49,7 @@ pub const KVC_F32: u32 = 73730;
 pub const KVC_F16: u32 = 69634;
 pub const KVC_BF16: u32 = 69636;
 pub const KVC_I32: u32 = 73728;
+pub const KVC_BOOL: u32 = 67590;
 pub const KVC_CPU: i32 = 1;
 pub const KVC_CUDA: i32 = 2;
 pub const KVC_TENSOR_TRANSPOSED: u32 = 1;
@@ -186,6 +187,16 @@ pub struct kvc_rope_desc {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct kvc_attention_extra {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub bias: *const kvc_tensor,
+    pub mask: *const kvc_tensor,
+    pub weights: *mut kvc_tensor,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct kvc_run {
     pub cell: i32,
     pub length: i32,
@@ -276,6 +287,14 @@ extern "C" {
         out: *mut kvc_tensor,
         lse: *mut kvc_tensor,
     ) -> kvc_status;
+    pub fn kvc_attention_with(
+        cache: *mut kvc_cache,
+        layer: i32,
+        q: *const kvc_tensor,
+        out: *mut kvc_tensor,
+        lse: *mut kvc_tensor,
+        extra: *const kvc_attention_extra,
+    ) -> kvc_status;
     pub fn kvc_put_attention(
         cache: *mut kvc_cache,
         layer: i32,
@@ -286,6 +305,7 @@ extern "C" {
         lse: *mut kvc_tensor,
     ) -> kvc_status;
     pub fn kvc_get(cache: *mut kvc_cache, layer: i32, k: *mut kvc_tensor, v: *mut kvc_tensor) -> kvc_status;
+    pub fn kvc_history(cache: *mut kvc_cache, first_cell: *mut i32, n_cells: *mut i32) -> kvc_status;
     pub fn kvc_mask(cache: *mut kvc_cache, into: *mut kvc_tensor) -> kvc_status;
     pub fn kvc_gather(
         cache: *mut kvc_cache,

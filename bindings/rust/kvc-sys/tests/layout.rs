@@ -100,6 +100,7 @@ fn structs_are_as_golden() {
         kvc_stats { struct_size, state, cells, cells_used, cells_shared, bytes, passes }
         kvc_attention_desc { struct_size, n_q_heads, scale, softcap, flags }
         kvc_rope_desc { struct_size, pairs, n_dims, base, scale }
+        kvc_attention_extra { struct_size, reserved, bias, mask, weights }
         kvc_run { cell, length, position, offset }
     };
     for line in golden.lines() {

@@ -3,7 +3,7 @@ use crate::tensor::{empty, DType, Tensor, TensorMut, View};
 use kvc_sys as sys;
 use std::ffi::CString;
 use std::mem::size_of;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::raw::c_void;
 use std::ptr;
 
@@ -505,6 +505,20 @@ impl Drop for Cache {
 
 // ---- Pass ------------------------------------------------------------------------------------------------------------
 
+/// What one call of [`Pass::attention_with`] takes and gives beside `q` and `out`; `None`: not wanted. Columns are the cells
+/// that [`Pass::history`] names. Bias and mask are broadcast: an extent may be 1, and leading dimensions may be missing.
+#[derive(Default)]
+pub struct AttentionExtra<'a> {
+    /// [query heads, n tokens, history], added to the scores; minus infinity hides.
+    pub bias: Option<Tensor<'a>>,
+    /// [query heads, n tokens, history], made by [`Tensor::bool`]: false hides what the cache's rules would show.
+    pub mask: Option<Tensor<'a>>,
+    /// [n tokens, query heads], written: the log of the sum of exponentials.
+    pub lse: Option<TensorMut<'a>>,
+    /// [query heads, n tokens, history] f32, written: what each value counts for. For looking, not for speed.
+    pub weights: Option<TensorMut<'a>>,
+}
+
 /// An open pass. It borrows its cache, reads it through `Deref`, and aborts when it is dropped without a commit.
 pub struct Pass<'a> {
     cache: &'a mut Cache,
@@ -548,6 +562,30 @@ impl Pass<'_> {
         check(unsafe { sys::kvc_attention(self.cache.handle, layer, &q.raw, &mut out.raw, &mut lse.raw) })
     }
 
+    /// `attention` with what `extra` holds.
+    pub fn attention_with(
+        &mut self,
+        layer: i32,
+        q: Tensor<'_>,
+        mut out: TensorMut<'_>,
+        mut extra: AttentionExtra<'_>,
+    ) -> Result<()> {
+        let read = |t: &Option<Tensor<'_>>| t.as_ref().map_or(ptr::null(), |t| &t.raw as *const sys::kvc_tensor);
+        let written = |t: &mut Option<TensorMut<'_>>| {
+            t.as_mut()
+                .map_or(ptr::null_mut(), |t| &mut t.raw as *mut sys::kvc_tensor)
+        };
+        let pointers = sys::kvc_attention_extra {
+            struct_size: size_of::<sys::kvc_attention_extra>() as u32,
+            reserved: 0,
+            bias: read(&extra.bias),
+            mask: read(&extra.mask),
+            weights: written(&mut extra.weights),
+        };
+        let (handle, lse) = (self.cache.handle, written(&mut extra.lse));
+        check(unsafe { sys::kvc_attention_with(handle, layer, &q.raw, &mut out.raw, lse, &pointers) })
+    }
+
     /// `put` and `attention` in one crossing; all arguments are checked before anything is stored.
     pub fn put_attention(
         &mut self,
@@ -573,6 +611,13 @@ impl Pass<'_> {
         let (mut k, mut v) = (empty(), empty());
         check(unsafe { sys::kvc_get(self.cache.handle, layer, &mut k, &mut v) })?;
         Ok((View::new(k), View::new(v)))
+    }
+
+    /// The cells that the columns of views, masks, biases and weights stand for, as `runs` numbers them. `get` may change it.
+    pub fn history(&mut self) -> Result<Range<i32>> {
+        let (mut first, mut n) = (0, 0);
+        check(unsafe { sys::kvc_history(self.cache.handle, &mut first, &mut n) })?;
+        Ok(first..first + n)
     }
 
     /// The shape that `mask` asks for: [n tokens, history].

@@ -27,8 +27,8 @@ mod error;
 mod tensor;
 
 pub use cache::{
-    AttentionDesc, Cache, CacheDesc, CausalDesc, Device, Pass, RopeDesc, RopePairs, Run, SequenceInfo, Stats, SEQ_END,
-    UNLIMITED,
+    AttentionDesc, AttentionExtra, Cache, CacheDesc, CausalDesc, Device, Pass, RopeDesc, RopePairs, Run, SequenceInfo,
+    Stats, SEQ_END, UNLIMITED,
 };
 pub use error::{Error, Result, Status};
 pub use tensor::{DType, Tensor, TensorMut, View};

@@ -1,0 +1,165 @@
+"""What one attention call takes and gives besides: a bias, a mask, weights."""
+
+import numpy as np
+import pytest
+
+import kvc
+import reference
+from dlpack_producer import BOOL, Producer
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+
+def put(cache, k, v, positions, sequence=0):
+    """Begins a pass and puts all its layers."""
+    cache.begin(positions, sequence)
+    for layer in range(cache.n_layers):
+        cache.put(layer, k, v)
+
+
+def columns(cache, sequence=0):
+    """The column of each position of a sequence, in the open pass."""
+    history = cache.history()
+    cells = [cell for run in cache.runs(sequence) for cell in range(run.cell, run.cell + run.length)]
+    return [history.index(cell) for cell in cells]
+
+
+@pytest.fixture
+def opened(cache, kvq, fill):
+    """A cache with 20 tokens and a pass of 5 more; returns all keys and values, and queries of 5."""
+    old_k, old_v, _ = fill(cache, 20)
+    k, v, q = kvq(5)
+    put(cache, k, v, np.arange(20, 25))
+    return cache, np.concatenate([old_k, k]), np.concatenate([old_v, v]), q
+
+
+def expected(opened, bias):
+    """What double says, with a bias [4, 5, history] over columns."""
+    cache, k, v, q = opened
+    by_position = np.broadcast_to(bias, (4, 5, len(cache.history())))[:, :, columns(cache)]
+    return reference.attention(q, k, v, np.arange(20, 25), np.arange(25), bias=by_position)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, -1), (1, 5, -1), (4, 1, -1), (5, -1), (1, -1), (-1,)])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_bias_and_mask_agree_with_numpy(opened, random, shape, kind):
+    cache, _, _, q = opened
+    shape = (*shape[:-1], len(cache.history()))
+    bias = random.standard_normal(shape).astype(kind)
+    mask = random.random(shape) < 0.7
+    lse = np.zeros((5, 4), np.float32)
+    out = cache.attention(0, q, lse=lse, bias=bias, mask=mask)
+    total = np.where(mask, bias.astype(np.float64), -np.inf)
+    wanted, wanted_lse = expected(opened, total)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_of_bits_means_what_dtype_says(opened, random):
+    cache, _, _, q = opened
+    bias = random.standard_normal(len(cache.history())).astype(ml_dtypes.bfloat16)
+    out = cache.attention(0, q, bias=bias.view(np.uint16), dtype="bf16")
+    np.testing.assert_array_equal(out, cache.attention(0, q, bias=bias))
+
+
+def test_a_tree_in_one_pass_is_its_branches(make, kvq):
+    """Drafts as a tree: token 3, its children 4 and 5, and 6, a child of 4."""
+    parent = [-1, 0, 1, 2, 3, 3, 4]
+    k, v, q = kvq(7)
+    cache = make(max_sequences=5)
+    put(cache, k[:3], v[:3], [0, 1, 2])
+    cache.reorder([1, 2, 3, 4], [0] * 4)
+
+    paths, branches = [], []
+    for leaf in range(3, 7):
+        path = [leaf]
+        while parent[path[0]] >= 3:
+            path.insert(0, parent[path[0]])
+        put(cache, k[path], v[path], np.arange(3, 3 + len(path)), leaf - 2)
+        branches.append(cache.attention(0, q[path])[-1])
+        paths.append(path)
+
+    put(cache, k[3:], v[3:], [3, 4, 5, 6])
+    column = np.array(columns(cache))
+    mask = np.zeros((4, len(cache.history())), bool)
+    for row, path in enumerate(paths):
+        mask[row, column[[0, 1, 2, *path]]] = True
+    weights = np.full((4, *mask.shape), 9, np.float32)
+    out = cache.attention(0, q[3:], mask=mask, weights=weights)
+    np.testing.assert_allclose(out, branches, rtol=1e-5, atol=1e-6)
+    assert ((weights > 0) == mask).all()
+    np.testing.assert_allclose(weights.sum(axis=2), 1, rtol=1e-6)
+
+
+def test_weights_are_what_the_values_are_summed_with(opened, random):
+    cache, _, v, q = opened
+    mask = random.random((5, len(cache.history()))) < 0.5
+    mask[3] = False
+    weights = np.full((4, *mask.shape), 9, np.float32)
+    out = cache.attention(0, q, mask=mask, weights=weights)
+    by_position = weights[:, :, columns(cache)]
+    summed = np.einsum("hnc,chd->nhd", by_position, v.repeat(2, axis=1))
+    np.testing.assert_allclose(summed, out, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(weights.sum(axis=2), np.ones((4, 1)) * [1, 1, 1, 0, 1], rtol=1e-6)
+    assert not out[3].any()
+
+
+class OnlyInterface:
+    def __init__(self, array):
+        self.array, self.__array_interface__ = array, array.__array_interface__
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        OnlyInterface,
+        memoryview,
+        lambda mask: Producer(mask, BOOL),
+        lambda mask: mask.view(np.uint8).view(bool),
+        lambda mask: np.repeat(mask, 2, axis=1)[:, ::2],
+    ],
+    ids=["interface", "buffer", "dlpack", "uint8", "steps"],
+)
+def test_a_mask_may_come_in_any_way(opened, random, wrap):
+    cache, _, _, q = opened
+    mask = random.random((5, len(cache.history()))) < 0.5
+    out = cache.attention(0, q, mask=wrap(mask))
+    np.testing.assert_array_equal(out, cache.attention(0, q, mask=mask))
+    assert (out != cache.attention(0, q)).any()
+
+
+def test_what_does_not_fit_is_refused_and_writes_nothing(opened):
+    cache, _, _, q = opened
+    history = len(cache.history())
+    out, weights = np.full((5, 4, 16), 9, np.float32), np.full((4, 5, history), 9, np.float32)
+    before = cache.digest()
+    for wrong, error, message in (
+        (dict(mask=np.ones(history, np.uint8)), kvc.DtypeError, r"view\(bool\)"),
+        (dict(mask=np.ones(history, np.float32)), kvc.DtypeError, "mask"),
+        (dict(bias=np.ones(history, bool)), kvc.DtypeError, "bias"),
+        (dict(bias=np.ones(history, np.int32)), kvc.DtypeError, "bias"),
+        (dict(mask=np.ones(history + 1, bool)), kvc.ShapeError, "mask"),
+        (dict(mask=np.ones((1, 4, 5, history), bool)), kvc.ShapeError, "mask"),
+        (dict(mask=np.ones(2 * history, bool)[::-2]), kvc.ShapeError, "mask"),
+        (dict(weights=np.ones((5, history), np.float32)), kvc.ShapeError, "weights"),
+        (dict(weights=weights.astype(np.float16)), kvc.DtypeError, "weights"),
+        (dict(weights=weights, bias=weights), kvc.InvalidArgument, "overlaps"),
+        (dict(weights=np.broadcast_to(np.float32(9), weights.shape)), ValueError, "read-only"),
+        (dict(mask=[True] * history), TypeError, "mask"),
+    ):
+        with pytest.raises(error, match=message):
+            cache.attention(0, q, out, **{"weights": weights, **wrong})
+    assert (out == 9).all() and (weights == 9).all() and cache.digest() == before
+
+
+def test_history_belongs_to_a_pass(cache, fill):
+    with pytest.raises(kvc.BadState):
+        cache.history()
+    fill(cache, 3)
+    cache.begin([3])
+    history = cache.history()
+    assert isinstance(history, range) and len(history) == cache.mask().shape[1] == 4
+    assert [run.cell for run in cache.runs(0)] == [history[0]]
+    cache.abort()
+    cache.begin_reserve(2)
+    assert len(cache.history()) == cache.stats().cells

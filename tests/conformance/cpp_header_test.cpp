@@ -1,0 +1,151 @@
+// What kvc.hpp adds to C where it does more than pass arguments on: what one attention call takes and gives besides.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <kvc/kvc.hpp>
+#include <memory>
+#include <vector>
+
+namespace {
+
+constexpr int32_t heads = 2, dim = 4, prompt = 3, drafts = 4;
+
+// A tree behind the prompt: token 3, its children 4 and 5, and 6, a child of 4.
+constexpr int32_t parent[prompt + drafts] = {-1, 0, 1, 2, 3, 3, 4};
+
+bool is_before(int32_t ancestor, int32_t token) {
+  while (token > ancestor) token = parent[token];
+  return token == ancestor;
+}
+
+/// Keys, values or queries of tokens, one row of all heads each.
+std::vector<float> rows(int32_t kind, const std::vector<int32_t>& tokens) {
+  std::vector<float> all;
+  for (const int32_t token : tokens)
+    for (int32_t i = 0; i < heads * dim; ++i)
+      all.push_back(std::sin(static_cast<float>(token * 31 + i * 7 + kind * 11)));
+  return all;
+}
+
+class CppHeader : public ::testing::Test {
+ protected:
+  CppHeader() : cache(kvc::Device("cpu"), desc()) { run(0, 0, {0, 1, 2}); }
+
+  static kvc::CacheDesc desc() {
+    kvc::CacheDesc desc;
+    desc.n_layers = 1, desc.n_kv_heads = heads, desc.head_dim_k = dim;
+    desc.max_sequences = 3, desc.capacity = 16, desc.max_batch = 8, desc.max_q_heads = heads;
+    return desc;
+  }
+
+  /// Begins a pass and puts what the tokens have for keys and values.
+  std::unique_ptr<kvc::Pass> open(int32_t sequence, int32_t start, const std::vector<int32_t>& tokens) {
+    std::vector<int32_t> position;
+    for (size_t i = 0; i < tokens.size(); ++i) position.push_back(start + static_cast<int32_t>(i));
+    auto pass = std::make_unique<kvc::Pass>(cache, position,
+                                            std::vector<int32_t>(tokens.size(), sequence));
+    const std::vector<float> k = rows(0, tokens), v = rows(1, tokens);
+    const auto n = static_cast<int64_t>(tokens.size());
+    cache.put(0, {k.data(), {n, heads, dim}}, {v.data(), {n, heads, dim}});
+    return pass;
+  }
+
+  std::vector<float> attend(const std::vector<int32_t>& tokens, const kvc::AttentionExtra& extra = {}) {
+    const std::vector<float> q = rows(2, tokens);
+    std::vector<float> out(q.size());
+    const auto n = static_cast<int64_t>(tokens.size());
+    cache.attention_with(0, {q.data(), {n, heads, dim}}, {out.data(), {n, heads, dim}}, extra);
+    return out;
+  }
+
+  /// A whole pass; the result of its last token.
+  std::vector<float> run(int32_t sequence, int32_t start, const std::vector<int32_t>& tokens) {
+    const auto pass = open(sequence, start, tokens);
+    const std::vector<float> out = attend(tokens);
+    pass->commit();
+    return {out.end() - heads * dim, out.end()};
+  }
+
+  /// What a token of the tree sees, in the columns of the open pass.
+  std::unique_ptr<bool[]> tree_mask(const std::vector<int32_t>& tokens, const kvc::History& history) {
+    const auto columns = static_cast<size_t>(history.n_cells);
+    std::unique_ptr<bool[]> mask(new bool[tokens.size() * columns]());
+    for (size_t t = 0; t < tokens.size(); ++t)
+      for (const kvc_run& run : cache.runs(0))
+        for (int32_t i = 0; i < run.length; ++i)
+          mask[t * columns + static_cast<size_t>(run.cell + i - history.first_cell)] = is_before(
+              run.position + i, tokens[t]);
+    return mask;
+  }
+
+  kvc::Cache cache;
+};
+
+TEST_F(CppHeader, ATreeInOnePassIsItsBranches) {
+  const std::vector<int32_t> tree = {3, 4, 5, 6};
+  cache.copy_prefix(0, 1, prompt);
+  cache.copy_prefix(0, 2, prompt);
+  std::vector<std::vector<float>> branches;  // the last token of each
+  branches.push_back(run(1, prompt, {3}));
+  branches.push_back(run(1, prompt + 1, {4}));
+  branches.push_back(run(2, prompt, {3, 5}));
+  branches.push_back(run(1, prompt + 2, {6}));
+
+  const auto pass = open(0, prompt, tree);
+  const kvc::History history = cache.history();
+  const auto mask = tree_mask(tree, history);
+  const int64_t columns = history.n_cells;
+  std::vector<float> weights(static_cast<size_t>(heads * drafts * columns), 9),
+      lse(heads * drafts, 9);
+  kvc::AttentionExtra extra;
+  extra.mask = kvc::ConstTensor(mask.get(), {drafts, columns});
+  extra.weights = kvc::Tensor(weights.data(), {heads, drafts, columns});
+  extra.lse = kvc::Tensor(lse.data(), {drafts, heads});
+  const std::vector<float> out = attend(tree, extra);
+  for (size_t t = 0; t < drafts; ++t)
+    for (size_t i = 0; i < heads * dim; ++i)
+      EXPECT_NEAR(out[t * heads * dim + i], branches[t][i], 1e-6) << "token " << tree[t];
+  for (size_t row = 0; row < heads * drafts; ++row) {
+    float sum = 0;
+    for (int64_t c = 0; c < columns; ++c) {
+      const float weight = weights[row * static_cast<size_t>(columns) + static_cast<size_t>(c)];
+      const bool seen = mask[row % drafts * static_cast<size_t>(columns) + static_cast<size_t>(c)];
+      EXPECT_EQ(weight > 0, seen);
+      sum += weight;
+    }
+    EXPECT_NEAR(sum, 1, 1e-6);
+    EXPECT_LT(lse[row], 9);
+  }
+}
+
+TEST_F(CppHeader, ABiasOfMinusInfinityIsAMask) {
+  const auto pass = open(0, prompt, {3, 5});
+  const kvc::History history = cache.history();
+  const auto columns = static_cast<size_t>(history.n_cells);
+  std::vector<uint8_t> mask(columns);  // of one row, for all heads and tokens
+  std::vector<float> bias(columns, -INFINITY);
+  for (size_t c = 0; c < columns; c += 2) mask[c] = 255, bias[c] = 0;
+  kvc::AttentionExtra masked, biased;
+  masked.mask = kvc::ConstTensor(mask.data(), KVC_BOOL, {history.n_cells});
+  biased.bias = kvc::ConstTensor(bias.data(), {history.n_cells});
+  EXPECT_EQ(attend({3, 5}, masked), attend({3, 5}, biased));
+  EXPECT_NE(attend({3, 5}, masked), attend({3, 5}));
+
+  mask.assign(columns, 0);
+  EXPECT_EQ(attend({3, 5}, masked), std::vector<float>(2 * heads * dim, 0.0f));
+}
+
+TEST_F(CppHeader, WhatDoesNotFitThrows) {
+  const auto pass = open(0, prompt, {3});
+  const bool mask[1] = {true};
+  kvc::AttentionExtra extra;
+  extra.bias = kvc::ConstTensor(mask, {1});
+  EXPECT_THROW(attend({3}, extra), kvc::DtypeError);
+  extra = {};
+  extra.mask = kvc::ConstTensor(mask, {1, 1, 1, 1});
+  EXPECT_THROW(attend({3}, extra), kvc::ShapeError);
+  pass->abort();
+  EXPECT_THROW(cache.history(), kvc::BadState);
+}
+
+}  // namespace
