@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-frameworks bench pictures fuzz campaign coverage lint format build python install clean
+.PHONY: help demo test test-long test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -14,6 +14,7 @@ FUZZ_SECONDS ?= 30
 LONG_FUZZ_SECONDS ?= 10800
 DEMO ?=
 BENCH ?=
+PEERS ?=
 
 say = @printf '\n== %s\n' "$(1)"
 # Configures quietly (a failure shows all of it), then builds: $(call cmake,directory,options,targets)
@@ -89,6 +90,11 @@ bench: ## measure: limits of this machine, then kvc against them   BENCH=… for
 	@tools/setup bench
 	$(call cmake,release,,--target kvc_bench)
 	@build/release/bin/kvc_bench $(BENCH)
+
+bench-peers: python ## measure kvc beside OpenVINO, PyTorch, ONNX Runtime (fetches gigabytes)   PEERS=… for its options
+	@tools/setup peers
+	$(call cmake,release,,--target kvc_bench)
+	@PYTHONPATH=build/python build/venv-peers/bin/python tests/bench/peers $(PEERS)
 
 pictures: ## docs/pictures, from the recorded measurements and an example
 	@tools/setup test

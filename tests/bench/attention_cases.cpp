@@ -15,7 +15,14 @@ double decode_limit(Limits& limits, double bytes, double operations) {
   return std::fmax(bytes / limits.read_rate(static_cast<size_t>(bytes)), operations / limits.multiply_rate());
 }
 
-void decode(Limits& limits, const std::string& name, Setup setup, double must_percent, double go_for) {
+/// What the figures of a case are called, and their targets (0: none).
+struct Label {
+  const char* group;
+  std::string name;
+  double must_percent = 0, go_for = 0;
+};
+
+void decode(Limits& limits, const Label& label, const Setup& setup) {
   Rig rig(setup);
   rig.open(1);
   rig.attend();
@@ -25,7 +32,23 @@ void decode(Limits& limits, const std::string& name, Setup setup, double must_pe
     const double limit = decode_limit(limits, bytes, operations);
     rig.attend();  // the layer before: like the limit's, our threads are awake when the time starts
     const double kernel = seconds([&] { rig.attend(); });
-    report({"decode", name, "% of limit", Better::higher, must_percent, go_for}, 100 * limit / kernel, kernel);
+    report({label.group, label.name, "% of limit", Better::higher, label.must_percent, label.go_for}, 100 * limit / kernel, kernel);
+  }
+  rig.close();
+}
+
+void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, int32_t context) {
+  setup.context = context - tokens;
+  setup.batch = tokens;
+  setup.layers = 4;
+  Rig rig(setup);
+  rig.open(tokens);
+  rig.attend();
+  const double operations = Rig::causal_operations(setup, tokens, setup.context);
+  for (int pair = 0; pair < pairs(); ++pair) {
+    const double limit = operations / limits.multiply_rate();
+    const double kernel = seconds([&] { rig.attend(); });
+    report({label.group, label.name, "% of FMA peak", Better::higher, label.must_percent, label.go_for}, 100 * limit / kernel, kernel);
   }
   rig.close();
 }
@@ -39,7 +62,7 @@ void decode_cases(Limits& limits) {
     setup.context = context;
     char name[64];
     std::snprintf(name, sizeof name, "decode %s, %dk, batch 1", dtype_name(dtype), context / 1024);
-    decode(limits, name, setup, must_percent, go_for);
+    decode(limits, {"decode", name, must_percent, go_for}, setup);
   };
   single(KVC_F16, 1024, 72, 85);
   single(KVC_F16, 4096, 82, 92);
@@ -54,7 +77,7 @@ void decode_cases(Limits& limits) {
       setup.together = together;
       char name[64];
       std::snprintf(name, sizeof name, "decode f16, %d x 4k, %s", sequences, together ? "generated together" : "one after another");
-      decode(limits, name, setup, together ? 78 : 0, together ? 92 : 0);
+      decode(limits, {"decode", name, together ? 78.0 : 0, together ? 92.0 : 0}, setup);
     }
   }
 }
@@ -65,23 +88,53 @@ void prefill_cases(Limits& limits) {
     double must_percent, go_for;
   };
   for (const Case& c : {Case{2048, 2048, 78, 88}, Case{512, 4096, 75, 85}, Case{512, 512, 66, 75}}) {
-    Setup setup;
-    setup.context = c.context - c.tokens;
-    setup.batch = c.tokens;
-    setup.layers = 4;
-    Rig rig(setup);
-    rig.open(c.tokens);
-    rig.attend();
-    const double operations = Rig::causal_operations(setup, c.tokens, setup.context);
     char name[64];
     std::snprintf(name, sizeof name, "prefill f16, %d on %d", c.tokens, c.context);
-    for (int pair = 0; pair < pairs(); ++pair) {
-      const double limit = operations / limits.multiply_rate();
-      const double kernel = seconds([&] { rig.attend(); });
-      report({"prefill", name, "% of FMA peak", Better::higher, c.must_percent, c.go_for}, 100 * limit / kernel, kernel);
-    }
-    rig.close();
+    prefill(limits, {"prefill", name, c.must_percent, c.go_for}, Setup(), c.tokens, c.context);
   }
+}
+
+void shape_cases(Limits& limits) {
+  const auto shape = [&](const std::string& name, const Setup& setup) {
+    decode(limits, {"shapes", "decode f16, 4k, " + name}, setup);
+    prefill(limits, {"shapes", "prefill f16, 512 on 512, " + name}, setup, 512, 512);
+  };
+  for (const int32_t head_dim : {64, 80, 96, 192, 256}) {
+    Setup setup;
+    setup.head_dim = head_dim;
+    shape("heads of " + std::to_string(head_dim), setup);
+  }
+  // Multi-head latent attention as its decode sees it: one KV head, whose value is shorter than its key.
+  Setup latent;
+  latent.n_q_heads = 16;
+  latent.n_kv_heads = 1;
+  latent.head_dim = 576;
+  latent.head_dim_v = 512;
+  shape("16 heads of 576/512 on 1", latent);
+  for (const int32_t group : {1, 4, 7, 8, 16}) {
+    Setup setup;
+    setup.n_q_heads = group * setup.n_kv_heads;
+    shape(std::to_string(group) + (group == 1 ? " query head" : " query heads") + " per KV head", setup);
+  }
+}
+
+void shared_cases(Limits&) {
+  Setup setup;
+  Rig alone(setup);
+  setup.sequences = 32;
+  setup.shared = true;
+  Rig rig(setup);
+  alone.open(1);
+  rig.open(1);
+  alone.attend();
+  rig.attend();
+  for (int pair = 0; pair < pairs(); ++pair) {
+    const double one = seconds([&] { alone.attend(); });
+    const double all = seconds([&] { rig.attend(); });
+    report({"shared", "decode f16, 32 sequences on one 4k prefix", "x of one alone", Better::lower, 0, 0}, all / one, all);
+  }
+  rig.close();
+  alone.close();
 }
 
 void option_cases(Limits&) {

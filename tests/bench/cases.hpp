@@ -6,6 +6,8 @@ namespace bench {
 
 void decode_cases(Limits& limits);
 void prefill_cases(Limits& limits);
+void shape_cases(Limits& limits);
+void shared_cases(Limits& limits);
 void option_cases(Limits& limits);
 void token_count_cases(Limits& limits);
 void mixed_cases(Limits& limits);

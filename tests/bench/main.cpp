@@ -51,6 +51,8 @@ void run_child() {
   Limits limits(options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()));
   if (selected("decode")) decode_cases(limits);
   if (selected("prefill")) prefill_cases(limits);
+  if (selected("shapes")) shape_cases(limits);
+  if (selected("shared")) shared_cases(limits);
   if (selected("options")) option_cases(limits);
   if (selected("tokens")) token_count_cases(limits);
   if (selected("mixed")) mixed_cases(limits);
@@ -127,7 +129,7 @@ int run_parent(const char* self) {
 }
 
 int usage() {
-  std::fprintf(stderr, "kvc_bench [--only decode|prefill|options|tokens|mixed|interrupted|bookkeeping|limits] [--starts N] [--pairs N] [--threads N]\n");
+  std::fprintf(stderr, "kvc_bench [--only decode|prefill|shapes|shared|options|tokens|mixed|interrupted|bookkeeping|limits] [--starts N] [--pairs N] [--threads N]\n");
   return 2;
 }
 

@@ -36,6 +36,7 @@ void Array::fill(uint32_t seed) {
 }
 
 Rig::Rig(const Setup& setup) : setup_(setup) {
+  if (setup_.head_dim_v == 0) setup_.head_dim_v = setup_.head_dim;
   kvc_device_desc device = {};
   device.struct_size = sizeof device;
   device.n_threads = setup.n_threads != 0 ? setup.n_threads : threads();
@@ -49,10 +50,13 @@ Rig::Rig(const Setup& setup) : setup_(setup) {
   desc.n_layers = setup_.layers;
   desc.n_kv_heads = setup.n_kv_heads;
   desc.head_dim_k = setup.head_dim;
+  desc.head_dim_v = setup_.head_dim_v;
   desc.dtype_k = desc.dtype_v = setup.dtype;
   desc.max_sequences = setup.sequences;
-  desc.max_batch = std::max({setup.sequences * std::max(setup.batch, 1), 512, setup.sequences + setup.batch});
-  desc.capacity = setup.context + std::max(setup.batch, 1);
+  const int32_t batch = std::max(setup.batch, 1);
+  desc.max_batch = std::max({setup.sequences * batch, 512, setup.sequences + setup.batch});
+  desc.capacity = setup.context + batch;
+  if (setup.shared) desc.cells = setup.context + setup.sequences * batch;
   desc.max_q_heads = setup.n_q_heads;
   kvc_causal_desc causal = setup.causal;
   causal.struct_size = sizeof causal;
@@ -78,7 +82,8 @@ double Rig::bytes_of_history() const {
   const double element = setup_.dtype == KVC_F32 ? 4 : 2;
   double seen = setup_.context + 1;
   if (setup_.causal.reach > 0) seen = std::fmin(seen, setup_.causal.reach + 1);
-  return 2.0 * setup_.n_kv_heads * setup_.head_dim * element * setup_.sequences * seen;
+  const double cells = setup_.shared ? setup_.context + setup_.sequences : setup_.sequences * seen;
+  return element * setup_.n_kv_heads * (setup_.head_dim + setup_.head_dim_v) * cells;
 }
 
 double Rig::causal_operations(const Setup& setup, int32_t tokens, int32_t past) {
@@ -88,7 +93,8 @@ double Rig::causal_operations(const Setup& setup, int32_t tokens, int32_t past) 
     if (setup.causal.reach > 0) seen = std::fmin(seen, setup.causal.reach + 1);
     pairs += seen;
   }
-  return 4.0 * pairs * setup.n_q_heads * setup.head_dim;
+  const int32_t head_dim_v = setup.head_dim_v != 0 ? setup.head_dim_v : setup.head_dim;
+  return 2.0 * pairs * setup.n_q_heads * (setup.head_dim + head_dim_v);
 }
 
 void Rig::begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence, bool sees_later) {
@@ -98,12 +104,12 @@ void Rig::begin(const std::vector<int32_t>& position, const std::vector<int32_t>
 }
 
 void Rig::put_all() {
-  const int64_t n = n_tokens_, kv = setup_.n_kv_heads, q = setup_.n_q_heads, d = setup_.head_dim;
+  const int64_t n = n_tokens_, kv = setup_.n_kv_heads, q = setup_.n_q_heads, d = setup_.head_dim, dv = setup_.head_dim_v;
   arrays_.clear();
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, d});
-  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, d});
+  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, dv});
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, d});
-  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, d});
+  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, dv});
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q});
   for (size_t i = 0; i < 3; ++i) arrays_[i].fill(static_cast<uint32_t>(i + 1));
   for (int32_t layer = 0; layer < setup_.layers; ++layer) {
@@ -113,9 +119,10 @@ void Rig::put_all() {
 
 /// Fills the histories: in chunks of one sequence after another, or one token of each per pass.
 void Rig::generate() {
-  const int32_t chunk = setup_.together && setup_.sequences > 1 ? 1 : 512;
-  for (int32_t first = 0; first < (setup_.together ? 1 : setup_.sequences); ++first) {
-    const int32_t last = setup_.together ? setup_.sequences : first + 1;
+  const int32_t sequences = setup_.shared ? 1 : setup_.sequences;
+  const int32_t chunk = setup_.together && sequences > 1 ? 1 : 512;
+  for (int32_t first = 0; first < (setup_.together ? 1 : sequences); ++first) {
+    const int32_t last = setup_.together ? sequences : first + 1;
     for (int32_t at = 0; at < setup_.context; at += chunk) {
       std::vector<int32_t> position, sequence;
       for (int32_t s = first; s < last; ++s) {
@@ -134,6 +141,10 @@ void Rig::generate() {
       }
       must(kvc_commit(cache_), "commit");
     }
+  }
+  int32_t got = 0;
+  for (int32_t to = sequences; to < setup_.sequences; ++to) {
+    must(kvc_copy_prefix(cache_, 0, to, setup_.context, &got), "copy_prefix");
   }
 }
 

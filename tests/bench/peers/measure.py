@@ -1,0 +1,74 @@
+"""One case in one process: every peer is checked, then timed against kvc, call after call."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import time
+from typing import Any, Dict, Iterator
+
+import numpy as np
+
+from cases import Case, Tensors, expected
+
+PEERS = ["openvino", "torch", "onnxruntime"]
+LARGEST_ERROR = 2e-3  # results are around 0.1, and some peers give and sum them in f16
+SETTLE_SECONDS = 0.005  # until the threads of the runtime before have stopped spinning
+
+Record = Dict[str, Any]
+
+
+def measure(case: Case, n_threads: int, pairs: int) -> Iterator[Record]:
+    """A record per peer: its error and the seconds of each pair, or why it did not run."""
+    tensors = Tensors(case, rotate_bytes=(512 if case.tokens == 1 else 256) << 20)
+    right = expected(tensors)
+    ours = _made("kvc", tensors, n_threads)
+    our_error = _warmed(ours, tensors, right)
+    yield {"peer": "kvc", "version": ours.version, "error": our_error}
+    gc.disable()
+    for peer in PEERS:
+        record: Record = {"peer": peer}
+        try:
+            theirs = _made(peer, tensors, n_threads)
+            record["version"] = theirs.version
+            record["error"] = _warmed(theirs, tensors, right)
+            record["pairs"] = _paired(ours, theirs, tensors.layers, pairs)
+            del theirs
+        except Exception as why:  # whatever a peer raises: the others go on
+            record["not_run"] = f"{type(why).__name__}: {why}".splitlines()[0]
+        gc.collect()
+        yield record
+
+
+def _made(peer: str, tensors: Tensors, n_threads: int) -> Any:
+    module = importlib.import_module("peer_" + peer)
+    made = module.Peer(tensors, n_threads)
+    made.version = f"{module.NAME} {module.VERSION}"
+    return made
+
+
+def _warmed(peer: Any, tensors: Tensors, right: np.ndarray) -> float:
+    """Calls every layer once, and returns the largest error that was met in any of them."""
+    error = 0.0
+    for layer in range(tensors.layers):
+        peer.run(layer)
+        last_rows = peer.result(layer)[:, -right.shape[1] :].astype(np.float64)
+        error = max(error, float(np.abs(last_rows - right).max()))
+    if not error < LARGEST_ERROR:
+        raise ValueError(f"differs from the exact result by {error:.2g}")
+    return error
+
+
+def _paired(ours: Any, theirs: Any, n_layers: int, pairs: int) -> list:
+    """[seconds of kvc, seconds of the peer] of each pair; the order changes from pair to pair."""
+    result = []
+    for pair in range(pairs):
+        seconds = {}
+        for peer in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
+            time.sleep(SETTLE_SECONDS)
+            peer.run(2 * pair % n_layers)  # the layer before: the peer's threads are awake
+            start = time.perf_counter()
+            peer.run((2 * pair + 1) % n_layers)
+            seconds[peer is theirs] = time.perf_counter() - start
+        result.append([seconds[False], seconds[True]])
+    return result
