@@ -88,8 +88,9 @@ func TestEveryFunctionIsReached(t *testing.T) {
 		}
 		text.Write(source)
 	}
+	const left = "kvc_bind_shift" // would call back into Go while the library holds the cache
 	for _, words := range golden(t, "function") {
-		if !strings.Contains(text.String(), words[0]+"(") {
+		if words[0] != left && !strings.Contains(text.String(), words[0]+"(") {
 			t.Errorf("%s is not reached", words[0])
 		}
 	}

@@ -36,6 +36,7 @@ std::vector<Function> functions(Specimen& s) {
       {"bind_attention",
        [](kvc_cache* c) { return kvc_bind_attention(c, 0, 1, &attention, nullptr, nullptr); }},
       {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
+      {"bind_shift", [](kvc_cache* c) { return kvc_bind_shift(c, nullptr, nullptr); }},
       {"attention", [&s](kvc_cache* c) { return kvc_attention(c, 0, &s.q, &s.out, &s.lse); }},
       {"attention_with",
        [&s](kvc_cache* c) {

@@ -202,6 +202,7 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %ignore kvc_tensor;        /* views are made by the typemaps */
 %ignore kvc_tensor_dense;
 %ignore kvc_allocator;     /* its callbacks would need the GIL in the middle of anything */
+%ignore kvc_bind_shift;    /* and so would this one */
 %ignore kvc_attention_extra;
 %ignore kvc_attention_with; /* the shims below stand for these */
 %ignore kvc_get;

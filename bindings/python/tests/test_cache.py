@@ -294,4 +294,6 @@ def test_every_function_of_the_library_is_wrapped():
     declared = set(re.findall(r"^KVC_API [^(]*?\b(kvc_\w+)\(", headers, re.M))
     assert len(declared) > 30
     views_are_made_by_the_wrapper = {"kvc_tensor_dense"}
-    assert declared - views_are_made_by_the_wrapper <= set(dir(kvc_capi))
+    would_call_back_into_python = {"kvc_bind_shift"}
+    left_out = views_are_made_by_the_wrapper | would_call_back_into_python
+    assert declared - left_out <= set(dir(kvc_capi))

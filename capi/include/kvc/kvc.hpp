@@ -265,6 +265,9 @@ class Cache {
     check(kvc_bind_rope(handle_, layer_begin, layer_end, &desc, frequency_factors));
   }
 
+  // `function` and `user` must stay valid until the cache is destroyed or another is bound.
+  void bind_shift(kvc_shift_function function, void *user) { check(kvc_bind_shift(handle_, function, user)); }
+
   // A pass. The guard Pass, below, does begin and abort; these are for whoever keeps the pass open between functions.
   void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) {
     begin(same_length(position, sequence), position.data(), sequence.data());

@@ -185,6 +185,18 @@ pub struct kvc_rope_desc {
     pub scale: f32,
 }
 
+/// Must not unwind and must not call the cache that it was bound to.
+pub type kvc_shift_function = Option<
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        layer: i32,
+        n: i32,
+        from: *const i32,
+        to: *const i32,
+        k: *mut kvc_tensor,
+    ) -> kvc_status,
+>;
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_attention_extra {
@@ -280,6 +292,7 @@ extern "C" {
         desc: *const kvc_rope_desc,
         frequency_factors: *const f32,
     ) -> kvc_status;
+    pub fn kvc_bind_shift(cache: *mut kvc_cache, function: kvc_shift_function, user: *mut c_void) -> kvc_status;
     pub fn kvc_attention(
         cache: *mut kvc_cache,
         layer: i32,

@@ -150,6 +150,25 @@ fn constants_are_as_golden() {
     assert_eq!(declared, wanted);
 }
 
+/// "kvc_name : result (arguments)" -> ("kvc_name", "(arguments) -> result")
+fn translate_function(line: &str) -> (&str, String) {
+    let (name, rest) = line.split_once(" : ").unwrap();
+    let (result, arguments) = rest.split_once('(').unwrap();
+    let translated: Vec<String> = arguments
+        .trim_end_matches(')')
+        .split(',')
+        .filter(|argument| *argument != "void")
+        .map(|argument| {
+            let (name, kind) = translate(argument);
+            format!("{name}: {kind}")
+        })
+        .collect();
+    (
+        name,
+        format!("({}) -> {}", translated.join(", "), translate_type(result)),
+    )
+}
+
 #[test]
 fn functions_are_as_golden() {
     let golden = golden();
@@ -157,26 +176,21 @@ fn functions_are_as_golden() {
         return;
     }
     let source = squeeze(SOURCE);
-    let mut count = 0;
-    for line in golden.lines().filter_map(|line| line.strip_prefix("function ")) {
-        let (name, rest) = line.split_once(" : ").unwrap();
-        let (result, arguments) = rest.split_once('(').unwrap();
-        let arguments = arguments.trim_end_matches(')');
-        let translated: Vec<String> = arguments
-            .split(',')
-            .filter(|argument| *argument != "void")
-            .map(|argument| {
-                let (name, kind) = translate(argument);
-                format!("{name}: {kind}")
-            })
-            .collect();
-        let want = format!(
-            "pub fn {name}({}) -> {};",
-            translated.join(", "),
-            translate_type(result)
-        );
-        assert!(source.contains(&want), "{want}");
-        count += 1;
+    let (mut functions, mut callbacks) = (0, 0);
+    for line in golden.lines() {
+        if let Some(line) = line.strip_prefix("function ") {
+            let (name, signature) = translate_function(line);
+            let want = format!("pub fn {name}{signature};");
+            assert!(source.contains(&want), "{want}");
+            functions += 1;
+        } else if let Some(line) = line.strip_prefix("callback ") {
+            let (name, signature) = translate_function(line);
+            let want = format!("pub type {name} = Option< unsafe extern \"C\" fn{signature}, >;");
+            assert!(source.contains(&want), "{want}");
+            callbacks += 1;
+        }
     }
-    assert_eq!(source.matches("pub fn kvc_").count(), count);
+    assert_eq!(source.matches("pub fn kvc_").count(), functions);
+    assert_eq!(source.matches("unsafe extern \"C\" fn(user").count(), callbacks + 2);
+    // and kvc_allocator's
 }
