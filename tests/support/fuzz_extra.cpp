@@ -117,6 +117,7 @@ void World::compare_weights(int32_t layer, int32_t heads, const Extra& extra,
     const auto sequence = static_cast<size_t>(oracle_.pass.sequence[static_cast<size_t>(t)]);
     for (int32_t h = 0; h < heads; ++h) {
       std::vector<double> wanted(static_cast<size_t>(extra.n_cells));
+      const double slack = 4e-5 + logit_rounding(expected.lse[static_cast<size_t>(t * heads + h)]);
       for (const auto& [position, weight] : expected.weights[static_cast<size_t>(t * heads + h)])
         for (const support::Place& place : places_[sequence])
           if (place.position == position)
@@ -124,7 +125,7 @@ void World::compare_weights(int32_t layer, int32_t heads, const Extra& extra,
       for (int32_t c = 0; c < extra.n_cells; ++c) {
         const double got = support::broadcast_get(*extra.weights, h, t, c);
         const double exact = wanted[static_cast<size_t>(c)];
-        if (!(exact == 0 ? got == 0 : std::fabs(got - exact) <= 4e-5))
+        if (!(exact == 0 ? got == 0 : std::fabs(got - exact) <= slack))
           differ("the weight of batch token " + std::to_string(t) + " head " + std::to_string(h) +
                  " column " + std::to_string(c) + " is " + std::to_string(got) + ", expected " +
                  std::to_string(exact));

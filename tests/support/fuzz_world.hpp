@@ -21,6 +21,9 @@ struct Difference : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// How far the rounding of logits moves a weight at most, given the log-sum-exp, which is about as large as they are.
+double logit_rounding(double sum);
+
 /// One cache, the oracle beside it, and the operations that are performed on both.
 ///
 /// The parts: fuzz_world.cpp (which operation comes next), fuzz_passes.cpp (begin … abort),
