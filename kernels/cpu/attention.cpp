@@ -22,6 +22,13 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 /// Calls cheaper than this (in cells × rows) are done by the caller alone: handing out work costs some microseconds.
 constexpr int64_t parallel_cost = 4096;
 
+/// A bias in units of log2. One as low as floats go, which some frameworks take for a mask, stays above minus infinity: a
+/// row that has nothing else spreads its weight evenly, as it does there.
+float in_log2(float bias) {
+  const float scaled = bias * static_cast<float>(log2_e);
+  return bias > minus_infinity ? std::max(scaled, -std::numeric_limits<float>::max()) : scaled;
+}
+
 class Call {
  public:
   Call(const AttentionParams& params, int32_t n_threads) : params_(params), kernels_(kernels()) {
@@ -232,8 +239,7 @@ void Call::place_bias(const Item& item, Tile& tile) const {
             sees[head * mask.stride[0] + token * mask.stride[1] + column * mask.stride[2]] == 0)
           continue;
         const int64_t index = head * bias.stride[0] + token * bias.stride[1] + column * bias.stride[2];
-        *to = bias.data ? load_element(bias.data, bias.dtype, index) * static_cast<float>(log2_e)
-                        : 0.0f;
+        *to = bias.data ? in_log2(load_element(bias.data, bias.dtype, index)) : 0.0f;
       }
     }
   }

@@ -110,7 +110,7 @@ KVC_API kvc_status kvc_attention(kvc_cache *cache, int32_t layer, const kvc_tens
  * cells they stand for.
  *
  * bias     [n_q_heads, n_tokens, history] f32, f16 or bf16, any strides, may be null: added to the scores, after ALiBi.
- *          Minus infinity hides.
+ *          Minus infinity hides; the least finite number does not: a row that has nothing else weighs all alike.
  * mask     [n_q_heads, n_tokens, history] KVC_BOOL, any strides, may be null: 0 hides. It hides more than the cache's own
  *          rules do, never less. (A mask of 0 and minus infinity is a bias.)
  *          Both are broadcast: an extent may be 1, and leading dimensions may be missing ([n_tokens, history], [history]).
