@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make bench-peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make bench-peers", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--starts", type=int, default=2, help="process starts of each case")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of calls in each process")
