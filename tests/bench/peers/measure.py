@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import time
 from typing import Any, Dict, Iterator
 
@@ -13,6 +14,7 @@ from cases import Case, Tensors, expected
 
 PEERS = ["openvino", "torch", "onnxruntime"]
 LARGEST_ERROR = 2e-3  # results are around 0.1, and some peers give and sum them in f16
+AWAKE_SECONDS = 0.002  # of calls before the timed one
 
 Record = Dict[str, Any]
 
@@ -60,17 +62,26 @@ def _warmed(peer: Any, tensors: Tensors, right: np.ndarray) -> float:
 
 def _paired(ours: Any, theirs: Any, n_layers: int, pairs: int) -> list:
     """[seconds of kvc, seconds of the peer] of each pair; the order changes from pair to pair."""
+    rotations = itertools.cycle(range(n_layers)), itertools.cycle(range(n_layers))
     result = []
     for pair in range(pairs):
-        seconds = {}
-        for peer in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
-            _settle()
-            peer.run(2 * pair % n_layers)  # the layer before: the peer's threads are awake
-            start = time.perf_counter()
-            peer.run((2 * pair + 1) % n_layers)
-            seconds[peer is theirs] = time.perf_counter() - start
-        result.append([seconds[False], seconds[True]])
+        seconds = [0.0, 0.0]
+        for which in (0, 1) if pair % 2 == 0 else (1, 0):
+            seconds[which] = _timed((ours, theirs)[which], rotations[which])
+        result.append(seconds)
     return result
+
+
+def _timed(peer: Any, layers: Iterator[int]) -> float:
+    """Seconds of one call, after calls of the layers before it, as in a model."""
+    _settle()
+    awake = time.perf_counter() + AWAKE_SECONDS
+    while time.perf_counter() < awake:
+        peer.run(next(layers))
+    layer = next(layers)
+    start = time.perf_counter()
+    peer.run(layer)
+    return time.perf_counter() - start
 
 
 def _settle() -> None:
