@@ -56,6 +56,7 @@ def _collect(case: Case, n_threads: int, options: argparse.Namespace) -> Row:
         command = [sys.executable, str(Path(__file__).parent), "--child", case.name]
         command += ["--threads", str(n_threads), "--pairs", str(options.pairs)]
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        row.limits.append(_limit(case, n_threads))
         records = [json.loads(line) for line in child.stdout.splitlines()]
         for peer in {"kvc", *PEERS} - {record["peer"] for record in records}:
             records.append({"peer": peer, "not_run": f"the process ended ({child.returncode})"})

@@ -17,7 +17,7 @@ class Row:
     """A case, what the machine could do, and what was seen of each peer."""
 
     case: Case
-    limits: List[float] = field(default_factory=list)  # seconds, one per process start
+    limits: List[float] = field(default_factory=list)  # seconds, before and after each process
     records: List[Record] = field(default_factory=list)  # of each peer one per process start
 
     def of(self, peer: str, what: str) -> list:
@@ -42,7 +42,7 @@ def print_tables(rows: Sequence[Row]) -> None:
 
 def _line(row: Row, peer: str) -> str:
     case = row.case
-    start = f"| {case.name} | {_ms(median(row.limits))} | {NAMES[peer]}"
+    start = f"| {case.name} | {_ms(min(row.limits))} | {NAMES[peer]}"
     why = row.of(peer, "not_run")
     if why:
         return f"{start} | not run: {why[0]} | | | | | |"
