@@ -14,10 +14,14 @@ namespace {
 std::atomic<const KernelTable*> override_table{nullptr};
 
 #if defined(__x86_64__)
-/// By hand, because clang 14's __builtin_cpu_supports does not know the word.
+/// By hand, because clang 14's __builtin_cpu_supports does not know the word. Asked once: cpuid traps into a hypervisor,
+/// which takes tens of microseconds.
 bool has_f16c() noexcept {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  static const bool has = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  }();
+  return has;
 }
 #endif
 
