@@ -9,10 +9,13 @@
 namespace bench {
 namespace {
 
-const char* dtype_name(uint32_t dtype) { return dtype == KVC_F32 ? "f32" : dtype == KVC_F16 ? "f16" : "bf16"; }
+const char* dtype_name(uint32_t dtype) {
+  return dtype == KVC_F32 ? "f32" : dtype == KVC_F16 ? "f16" : "bf16";
+}
 
 double decode_limit(Limits& limits, double bytes, double operations) {
-  return std::fmax(bytes / limits.read_rate(static_cast<size_t>(bytes)), operations / limits.multiply_rate());
+  return std::fmax(bytes / limits.read_rate(static_cast<size_t>(bytes)),
+                   operations / limits.multiply_rate());
 }
 
 /// What the figures of a case are called, and their targets (0: none).
@@ -32,7 +35,8 @@ void decode(Limits& limits, const Label& label, const Setup& setup) {
     const double limit = decode_limit(limits, bytes, operations);
     rig.attend();  // the layer before: like the limit's, our threads are awake when the time starts
     const double kernel = seconds([&] { rig.attend(); });
-    report({label.group, label.name, "% of limit", Better::higher, label.must_percent, label.go_for}, 100 * limit / kernel, kernel);
+    report({label.group, label.name, "% of limit", Better::higher, label.must_percent, label.go_for},
+           100 * limit / kernel, kernel);
   }
   rig.close();
 }
@@ -48,7 +52,9 @@ void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, in
   for (int pair = 0; pair < pairs(); ++pair) {
     const double limit = operations / limits.multiply_rate();
     const double kernel = seconds([&] { rig.attend(); });
-    report({label.group, label.name, "% of FMA peak", Better::higher, label.must_percent, label.go_for}, 100 * limit / kernel, kernel);
+    report(
+        {label.group, label.name, "% of FMA peak", Better::higher, label.must_percent, label.go_for},
+        100 * limit / kernel, kernel);
   }
   rig.close();
 }
@@ -76,7 +82,8 @@ void decode_cases(Limits& limits) {
       setup.sequences = sequences;
       setup.together = together;
       char name[64];
-      std::snprintf(name, sizeof name, "decode f16, %d x 4k, %s", sequences, together ? "generated together" : "one after another");
+      std::snprintf(name, sizeof name, "decode f16, %d x 4k, %s", sequences,
+                    together ? "generated together" : "one after another");
       decode(limits, {"decode", name, together ? 78.0 : 0, together ? 92.0 : 0}, setup);
     }
   }
@@ -114,7 +121,8 @@ void shape_cases(Limits& limits) {
   for (const int32_t group : {1, 4, 7, 8, 16}) {
     Setup setup;
     setup.n_q_heads = group * setup.n_kv_heads;
-    shape(std::to_string(group) + (group == 1 ? " query head" : " query heads") + " per KV head", setup);
+    shape(std::to_string(group) + (group == 1 ? " query head" : " query heads") + " per KV head",
+          setup);
   }
 }
 
@@ -131,7 +139,9 @@ void shared_cases(Limits&) {
   for (int pair = 0; pair < pairs(); ++pair) {
     const double one = seconds([&] { alone.attend(); });
     const double all = seconds([&] { rig.attend(); });
-    report({"shared", "decode f16, 32 sequences on one 4k prefix", "x of one alone", Better::lower, 0, 0}, all / one, all);
+    report({"shared", "decode f16, 32 sequences on one 4k prefix", "x of one alone", Better::lower,
+            0, 0},
+           all / one, all);
   }
   rig.close();
   alone.close();
@@ -143,13 +153,17 @@ void option_cases(Limits&) {
     void (*apply)(Setup&);
     bool sees_later, log_sum_exp;
   };
-  const Option options[] = {
-      {"window", [](Setup& s) { s.causal.reach = s.context + s.batch; s.causal.memory = KVC_NONE; }, false, false},
-      {"softcap", [](Setup& s) { s.softcap = 30; }, false, false},
-      {"sinks", [](Setup& s) { s.sinks = true; }, false, false},
-      {"ALiBi", [](Setup& s) { s.alibi = true; }, false, false},
-      {"except rows", [](Setup&) {}, true, false},
-      {"log-sum-exp", [](Setup&) {}, false, true}};
+  const Option options[] = {{"window",
+                             [](Setup& s) {
+                               s.causal.reach = s.context + s.batch;
+                               s.causal.memory = KVC_NONE;
+                             },
+                             false, false},
+                            {"softcap", [](Setup& s) { s.softcap = 30; }, false, false},
+                            {"sinks", [](Setup& s) { s.sinks = true; }, false, false},
+                            {"ALiBi", [](Setup& s) { s.alibi = true; }, false, false},
+                            {"except rows", [](Setup&) {}, true, false},
+                            {"log-sum-exp", [](Setup&) {}, false, true}};
   for (const bool prefill : {false, true}) {
     Setup setup;
     setup.context = prefill ? 0 : 4096;
@@ -169,7 +183,8 @@ void option_cases(Limits&) {
       for (int pair = 0; pair < pairs(); ++pair) {
         const double base = seconds([&] { plain.attend(); });
         const double kernel = seconds([&] { rig.attend(option.log_sum_exp); });
-        report({"options", std::string(prefill ? "prefill 512: " : "decode 4k: ") + option.name, "x plain", Better::lower, 1.25, 1.1},
+        report({"options", std::string(prefill ? "prefill 512: " : "decode 4k: ") + option.name,
+                "x plain", Better::lower, 1.25, 1.1},
                kernel / base / (prefill ? more : 1.0), kernel);
       }
       rig.close();
@@ -189,13 +204,15 @@ void token_count_cases(Limits&) {
       rig.open(counts[i]);
       rig.attend();
       best[i] = 1e9;
-      for (int repeat = 0; repeat < 3; ++repeat) best[i] = std::fmin(best[i], seconds([&] { rig.attend(); }));
+      for (int repeat = 0; repeat < 3; ++repeat)
+        best[i] = std::fmin(best[i], seconds([&] { rig.attend(); }));
       rig.close();
     }
     for (size_t i = 0; i + 1 < std::size(counts); ++i) {
       char name[64];
       std::snprintf(name, sizeof name, "%d tokens on 4k", counts[i]);
-      report({"tokens", name, "x of twice as many", Better::lower, 1.0, 1.0}, best[i] / best[i + 1], best[i]);
+      report({"tokens", name, "x of twice as many", Better::lower, 1.0, 1.0}, best[i] / best[i + 1],
+             best[i]);
     }
   }
 }
@@ -217,7 +234,9 @@ void mixed_cases(Limits&) {
     rig.attend();
     const double kernel = seconds([&] { rig.attend(); });
     rig.close();
-    report({"mixed", "480 prefill + 31 decodes at 4k", "x of the sum of both alone", Better::lower, 1.1, 1.0}, kernel / alone, kernel);
+    report({"mixed", "480 prefill + 31 decodes at 4k", "x of the sum of both alone", Better::lower,
+            1.1, 1.0},
+           kernel / alone, kernel);
   }
 }
 
@@ -241,9 +260,11 @@ void interrupted_cases(Limits& limits) {
       limits.other_work(0.002);
       const double single = seconds([&] { alone.attend(); });
       std::snprintf(name, sizeof name, "decode %dk after 2 ms of other work", context / 1024);
-      report({"interrupted", name, "µs above back to back", Better::lower, 60, 20}, 1e6 * (interrupted - back_to_back), interrupted);
+      report({"interrupted", name, "µs above back to back", Better::lower, 60, 20},
+             1e6 * (interrupted - back_to_back), interrupted);
       std::snprintf(name, sizeof name, "decode %dk after other work, 2 threads", context / 1024);
-      report({"interrupted", name, "x of one thread", Better::lower, 1.0, 0}, interrupted / single, interrupted);
+      report({"interrupted", name, "x of one thread", Better::lower, 1.0, 0}, interrupted / single,
+             interrupted);
     }
     rig.close();
     alone.close();

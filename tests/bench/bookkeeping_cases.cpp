@@ -42,7 +42,9 @@ struct Ledger {
   /// One pass: begin and commit. The tiny put between them is not part of the time.
   double pass(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence) {
     const auto n = static_cast<int32_t>(position.size());
-    const double begin = seconds([&] { must(kvc_begin(cache, n, position.data(), sequence.data(), nullptr, 0, nullptr), "begin"); });
+    const double begin = seconds([&] {
+      must(kvc_begin(cache, n, position.data(), sequence.data(), nullptr, 0, nullptr), "begin");
+    });
     rows.resize(position.size());
     const int64_t shape[] = {n, 1, 1};
     must(kvc_tensor_dense(rows.data(), KVC_F32, 3, shape, &tensor), "tensor");
@@ -53,13 +55,15 @@ struct Ledger {
   void fill(int32_t sequence, int32_t tokens) {
     for (int32_t at = 0; at < tokens; at += 512) {
       std::vector<int32_t> position, owner;
-      for (int32_t i = at; i < std::min(at + 512, tokens); ++i) position.push_back(i), owner.push_back(sequence);
+      for (int32_t i = at; i < std::min(at + 512, tokens); ++i)
+        position.push_back(i), owner.push_back(sequence);
       pass(position, owner);
     }
   }
 };
 
-void pass_cost(int32_t cells, const char* size, double must_step, double must_batch, double go_step, double go_batch) {
+void pass_cost(int32_t cells, const char* size, double must_step, double must_batch, double go_step,
+               double go_batch) {
   constexpr int32_t sequences = 64;
   const int32_t per_sequence = cells / sequences;
   // A window somewhat below its share, so that sequences slide all the time.
@@ -71,12 +75,14 @@ void pass_cost(int32_t cells, const char* size, double must_step, double must_ba
   }
   const auto step = [&] {
     std::vector<int32_t> position, sequence;
-    for (int32_t s = 0; s < sequences; ++s) position.push_back(next[static_cast<size_t>(s)]++), sequence.push_back(s);
+    for (int32_t s = 0; s < sequences; ++s)
+      position.push_back(next[static_cast<size_t>(s)]++), sequence.push_back(s);
     return ledger.pass(position, sequence);
   };
   const auto batch = [&](int32_t s) {
     std::vector<int32_t> position, sequence;
-    for (int32_t i = 0; i < 512; ++i) position.push_back(next[static_cast<size_t>(s)]++), sequence.push_back(s);
+    for (int32_t i = 0; i < 512; ++i)
+      position.push_back(next[static_cast<size_t>(s)]++), sequence.push_back(s);
     return ledger.pass(position, sequence);
   };
   for (int i = 0; i < 20; ++i) step();
@@ -85,8 +91,13 @@ void pass_cost(int32_t cells, const char* size, double must_step, double must_ba
     for (int i = 0; i < 51; ++i) steps.push_back(step());
     for (int i = 0; i < 15; ++i) batches.push_back(batch(i % sequences));
     const double s = median(steps), b = median(batches);
-    report({"bookkeeping", std::string("begin + commit, ") + size + " cells, 64 sequences, a token each", "µs", Better::lower, must_step, go_step}, 1e6 * s, s);
-    report({"bookkeeping", std::string("begin + commit, ") + size + " cells, one batch of 512", "µs", Better::lower, must_batch, go_batch}, 1e6 * b, b);
+    report({"bookkeeping",
+            std::string("begin + commit, ") + size + " cells, 64 sequences, a token each", "µs",
+            Better::lower, must_step, go_step},
+           1e6 * s, s);
+    report({"bookkeeping", std::string("begin + commit, ") + size + " cells, one batch of 512",
+            "µs", Better::lower, must_batch, go_batch},
+           1e6 * b, b);
     for (int i = 0; i < 5; ++i) step();
   }
 }
@@ -97,16 +108,22 @@ void sequence_cost() {
   ledger.fill(0, tokens);
   for (int pair = 0; pair < pairs(); ++pair) {
     int32_t got = 0;
-    const double copy = seconds([&] { must(kvc_copy_prefix(ledger.cache, 0, 1, tokens, &got), "copy_prefix"); });
-    report({"bookkeeping", "copy_prefix of 64k tokens", "µs", Better::lower, 200, 50}, 1e6 * copy, copy);
+    const double copy = seconds(
+        [&] { must(kvc_copy_prefix(ledger.cache, 0, 1, tokens, &got), "copy_prefix"); });
+    report({"bookkeeping", "copy_prefix of 64k tokens", "µs", Better::lower, 200, 50}, 1e6 * copy,
+           copy);
     const double shift = seconds([&] { must(kvc_remove(ledger.cache, 1, 4, 260), "remove"); });
-    report({"bookkeeping", "shift of a tail of 64k", "µs", Better::lower, 200, 50}, 1e6 * shift, shift);
-    const double remove = seconds([&] { must(kvc_remove(ledger.cache, 1, 0, KVC_SEQ_END), "remove"); });
-    report({"bookkeeping", "remove of a shared tail of 64k", "µs", Better::lower, 200, 50}, 1e6 * remove, remove);
+    report({"bookkeeping", "shift of a tail of 64k", "µs", Better::lower, 200, 50}, 1e6 * shift,
+           shift);
+    const double remove = seconds(
+        [&] { must(kvc_remove(ledger.cache, 1, 0, KVC_SEQ_END), "remove"); });
+    report({"bookkeeping", "remove of a shared tail of 64k", "µs", Better::lower, 200, 50},
+           1e6 * remove, remove);
     must(kvc_copy_prefix(ledger.cache, 0, 1, tokens, &got), "copy_prefix");
     must(kvc_remove(ledger.cache, 0, 0, KVC_SEQ_END), "remove");
     const double freed = seconds([&] { must(kvc_remove(ledger.cache, 1, 0, KVC_SEQ_END), "remove"); });
-    report({"bookkeeping", "remove of a tail of 64k", "µs", Better::lower, 200, 50}, 1e6 * freed, freed);
+    report({"bookkeeping", "remove of a tail of 64k", "µs", Better::lower, 200, 50}, 1e6 * freed,
+           freed);
     ledger.fill(0, tokens);
   }
 }
@@ -129,10 +146,12 @@ void memory_cost() {
     return static_cast<double>(total);
   };
   constexpr int32_t more = 1 << 20;
-  const double per_cell = (bytes(2 * more, more) - bytes(more, more)) / more - 8;  // K and V take 8 bytes of each cell here
+  const double per_cell = (bytes(2 * more, more) - bytes(more, more)) / more -
+                          8;  // K and V take 8 bytes of each cell here
   const double per_position = (bytes(more, 2 * more) - bytes(more, more)) / more / 16;
   report({"bookkeeping", "metadata per cell", "B", Better::lower, 16, 0}, per_cell, 0);
-  report({"bookkeeping", "metadata per (sequence, position)", "B", Better::lower, 8, 0}, per_position, 0);
+  report({"bookkeeping", "metadata per (sequence, position)", "B", Better::lower, 8, 0},
+         per_position, 0);
   must(kvc_device_close(device), "close");
 }
 

@@ -15,7 +15,8 @@
 namespace bench {
 namespace {
 
-constexpr size_t buffer_bytes = size_t{3} << 29;  // 1.5 GiB: well beyond any last-level cache; windows into it rotate
+constexpr size_t buffer_bytes = size_t{3}
+                                << 29;  // 1.5 GiB: well beyond any last-level cache; windows into it rotate
 
 // Vectors by compiler extension: these loops run wherever the compiler does. The widest are used when kvc uses them.
 using Wide = float __attribute__((vector_size(64)));
@@ -37,10 +38,16 @@ template <class Vector>
 }
 
 #if defined(__x86_64__)
-[[gnu::target("avx512f"), gnu::optimize("O3", "fp-contract=fast")]] float multiply_wide(int64_t n) { return multiply_add<Wide>(n); }
-[[gnu::target("avx2,fma"), gnu::optimize("O3", "fp-contract=fast")]] float multiply_half(int64_t n) { return multiply_add<Half>(n); }
+[[gnu::target("avx512f"), gnu::optimize("O3", "fp-contract=fast")]] float multiply_wide(int64_t n) {
+  return multiply_add<Wide>(n);
+}
+[[gnu::target("avx2,fma"), gnu::optimize("O3", "fp-contract=fast")]] float multiply_half(int64_t n) {
+  return multiply_add<Half>(n);
+}
 #endif
-[[gnu::optimize("O3", "fp-contract=fast")]] float multiply_narrow(int64_t n) { return multiply_add<Narrow>(n); }
+[[gnu::optimize("O3", "fp-contract=fast")]] float multiply_narrow(int64_t n) {
+  return multiply_add<Narrow>(n);
+}
 
 struct Multiplier {
   float (*run)(int64_t);
@@ -60,7 +67,8 @@ struct Pattern {
   int streams;
   size_t ahead;
 };
-constexpr Pattern patterns[] = {{1, 0}, {2, 0}, {4, 0}, {1, 4096}, {2, 4096}, {4, 4096}, {2, 12288}, {4, 12288}};
+constexpr Pattern patterns[] = {{1, 0},    {2, 0},    {4, 0},     {1, 4096},
+                                {2, 4096}, {4, 4096}, {2, 12288}, {4, 12288}};
 
 /// Reads `bytes` and returns something that depends on all of it.
 template <class Vector>
@@ -84,11 +92,19 @@ template <class Vector>
 using WideWords = uint64_t __attribute__((vector_size(64), may_alias));
 using NarrowWords = uint64_t __attribute__((vector_size(16), may_alias));
 #if defined(__x86_64__)
-[[gnu::target("avx512f"), gnu::optimize("O3")]] uint64_t read_wide(const std::byte* from, size_t n, Pattern p) { return read_all<WideWords>(from, n, p); }
+[[gnu::target("avx512f"), gnu::optimize("O3")]] uint64_t read_wide(const std::byte* from, size_t n,
+                                                                   Pattern p) {
+  return read_all<WideWords>(from, n, p);
+}
 using HalfWords = uint64_t __attribute__((vector_size(32), may_alias));
-[[gnu::target("avx2"), gnu::optimize("O3")]] uint64_t read_half(const std::byte* from, size_t n, Pattern p) { return read_all<HalfWords>(from, n, p); }
+[[gnu::target("avx2"), gnu::optimize("O3")]] uint64_t read_half(const std::byte* from, size_t n,
+                                                                Pattern p) {
+  return read_all<HalfWords>(from, n, p);
+}
 #endif
-[[gnu::optimize("O3")]] uint64_t read_narrow(const std::byte* from, size_t n, Pattern p) { return read_all<NarrowWords>(from, n, p); }
+[[gnu::optimize("O3")]] uint64_t read_narrow(const std::byte* from, size_t n, Pattern p) {
+  return read_all<NarrowWords>(from, n, p);
+}
 
 /// Memory is read with the widest loads of the machine, whatever kvc's kernels use.
 uint64_t read(const std::byte* from, size_t bytes, Pattern pattern) {
@@ -114,9 +130,9 @@ struct Limits::State {
   std::atomic<int> awake{0};
   std::atomic<int> done{0};
   Job job = Job::none;
-  size_t bytes = 0;      // per thread
+  size_t bytes = 0;  // per thread
   Pattern pattern = patterns[0];
-  double duration = 0;   // of multiply
+  double duration = 0;  // of multiply
   std::vector<double> rate;
 
   int n_threads() const { return static_cast<int>(threads.size()) + 1; }
@@ -167,13 +183,15 @@ struct Limits::State {
 };
 
 Limits::Limits(int n_threads) : state_(new State()) {
-  void* memory = mmap(nullptr, buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory = mmap(nullptr, buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
   madvise(memory, buffer_bytes, MADV_HUGEPAGE);
   std::memset(memory, 1, buffer_bytes);
   state_->buffer = static_cast<std::byte*>(memory);
   state_->rate.resize(static_cast<size_t>(n_threads));
   state_->threads.resize(static_cast<size_t>(n_threads - 1));
-  for (int t = 1; t < n_threads; ++t) state_->threads[static_cast<size_t>(t - 1)] = std::thread([this, t] { state_->loop(t); });
+  for (int t = 1; t < n_threads; ++t)
+    state_->threads[static_cast<size_t>(t - 1)] = std::thread([this, t] { state_->loop(t); });
   choose_pattern();
 }
 

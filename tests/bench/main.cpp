@@ -40,15 +40,16 @@ int pairs() { return options.pairs; }
 int threads() { return options.threads; }
 
 void report(const Figure& f, double value, double kernel_seconds) {
-  std::printf("%s\t%s\t%s\t%c\t%g\t%g\t%.9g\t%.9g\n", f.group.c_str(), f.name.c_str(), f.unit, f.better == Better::higher ? '>' : '<',
-              f.must, f.go_for, value, kernel_seconds);
+  std::printf("%s\t%s\t%s\t%c\t%g\t%g\t%.9g\t%.9g\n", f.group.c_str(), f.name.c_str(), f.unit,
+              f.better == Better::higher ? '>' : '<', f.must, f.go_for, value, kernel_seconds);
   std::fflush(stdout);
 }
 
 namespace {
 
 void run_child() {
-  Limits limits(options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()));
+  Limits limits(options.threads > 0 ? options.threads
+                                    : static_cast<int>(std::thread::hardware_concurrency()));
   if (selected("decode")) decode_cases(limits);
   if (selected("prefill")) prefill_cases(limits);
   if (selected("shapes")) shape_cases(limits);
@@ -60,21 +61,26 @@ void run_child() {
   if (selected("bookkeeping")) bookkeeping_cases();
   if (selected("limits")) {
     for (int pair = 0; pair < pairs(); ++pair) {
-      report({"limits", "read", "GB/s", Better::higher, 0, 0}, 1e-9 * limits.read_rate(size_t{256} << 20), 0);
-      report({"limits", "multiply-add", "GFLOP/s", Better::higher, 0, 0}, 1e-9 * limits.multiply_rate(), 0);
+      report({"limits", "read", "GB/s", Better::higher, 0, 0},
+             1e-9 * limits.read_rate(size_t{256} << 20), 0);
+      report({"limits", "multiply-add", "GFLOP/s", Better::higher, 0, 0},
+             1e-9 * limits.multiply_rate(), 0);
     }
   }
 }
 
 /// Reads a child's lines into the table; false when the child failed.
-bool collect(const std::string& command, std::vector<std::string>& order, std::map<std::string, Series>& table) {
+bool collect(const std::string& command, std::vector<std::string>& order,
+             std::map<std::string, Series>& table) {
   FILE* child = popen(command.c_str(), "r");
   if (child == nullptr) return false;
   char line[512];
   while (std::fgets(line, sizeof line, child) != nullptr) {
     char group[64], name[160], unit[64], better = 0;
     double must = 0, go_for = 0, value = 0, time = 0;
-    if (std::sscanf(line, "%63[^\t]\t%159[^\t]\t%63[^\t]\t%c\t%lf\t%lf\t%lf\t%lf", group, name, unit, &better, &must, &go_for, &value, &time) != 8) continue;
+    if (std::sscanf(line, "%63[^\t]\t%159[^\t]\t%63[^\t]\t%c\t%lf\t%lf\t%lf\t%lf", group, name,
+                    unit, &better, &must, &go_for, &value, &time) != 8)
+      continue;
     Series& series = table[name];
     if (series.values.empty()) {
       order.push_back(name);
@@ -99,24 +105,29 @@ const char* verdict(const Series& s, double value) {
 }
 
 void print(const std::vector<std::string>& order, std::map<std::string, Series>& table) {
-  std::printf("| figure | unit | median | min | max | pairs | time (median) | must | go for | reached |\n|---|---|---|---|---|---|---|---|---|---|\n");
+  std::printf(
+      "| figure | unit | median | min | max | pairs | time (median) | must | go for | reached "
+      "|\n|---|---|---|---|---|---|---|---|---|---|\n");
   for (const std::string& name : order) {
     const Series& s = table[name];
     const double middle = median(s.values);
-    std::printf("| %s | %s | %.3g | %.3g | %.3g | %zu | %.4g ms | %g | %g | %s |\n", name.c_str(), s.unit.c_str(), middle,
-                *std::min_element(s.values.begin(), s.values.end()), *std::max_element(s.values.begin(), s.values.end()),
-                s.values.size(), 1e3 * median(s.times), s.must, s.go_for, verdict(s, middle));
+    std::printf("| %s | %s | %.3g | %.3g | %.3g | %zu | %.4g ms | %g | %g | %s |\n", name.c_str(),
+                s.unit.c_str(), middle, *std::min_element(s.values.begin(), s.values.end()),
+                *std::max_element(s.values.begin(), s.values.end()), s.values.size(),
+                1e3 * median(s.times), s.must, s.go_for, verdict(s, middle));
   }
 }
 
 int run_parent(const char* self) {
-  std::printf("%s, %u processors, %d process starts of %d pairs\n\n", kvc_build_info(), std::thread::hardware_concurrency(),
-              options.starts, options.pairs);
+  std::printf("%s, %u processors, %d process starts of %d pairs\n\n", kvc_build_info(),
+              std::thread::hardware_concurrency(), options.starts, options.pairs);
   std::fflush(stdout);
   std::vector<std::string> order;
   std::map<std::string, Series> table;
-  const std::string command = std::string("'") + self + "' --child --pairs " + std::to_string(options.pairs) + " --threads " +
-                              std::to_string(options.threads) + (options.only.empty() ? "" : " --only " + options.only);
+  const std::string command = std::string("'") + self + "' --child --pairs " +
+                              std::to_string(options.pairs) + " --threads " +
+                              std::to_string(options.threads) +
+                              (options.only.empty() ? "" : " --only " + options.only);
   for (int start = 0; start < options.starts; ++start) {
     std::fprintf(stderr, "process %d of %d\n", start + 1, options.starts);
     if (!collect(command, order, table)) {
@@ -129,7 +140,10 @@ int run_parent(const char* self) {
 }
 
 int usage() {
-  std::fprintf(stderr, "kvc_bench [--only decode|prefill|shapes|shared|options|tokens|mixed|interrupted|bookkeeping|limits] [--starts N] [--pairs N] [--threads N]\n");
+  std::fprintf(stderr,
+               "kvc_bench [--only "
+               "decode|prefill|shapes|shared|options|tokens|mixed|interrupted|bookkeeping|limits] "
+               "[--starts N] [--pairs N] [--threads N]\n");
   return 2;
 }
 
@@ -146,11 +160,16 @@ int main(int argc, char** argv) {
     }
     if (i + 1 == argc) return bench::usage();
     const char* value = argv[++i];
-    if (name == "--only") options.only = value;
-    else if (name == "--starts") options.starts = std::atoi(value);
-    else if (name == "--pairs") options.pairs = std::atoi(value);
-    else if (name == "--threads") options.threads = std::atoi(value);
-    else return bench::usage();
+    if (name == "--only")
+      options.only = value;
+    else if (name == "--starts")
+      options.starts = std::atoi(value);
+    else if (name == "--pairs")
+      options.pairs = std::atoi(value);
+    else if (name == "--threads")
+      options.threads = std::atoi(value);
+    else
+      return bench::usage();
   }
   if (options.starts < 1 || options.pairs < 1) return bench::usage();
   if (!options.child) return bench::run_parent(argv[0]);

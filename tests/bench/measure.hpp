@@ -31,11 +31,11 @@ inline double median(std::vector<double> values) {
 enum class Better { higher, lower };
 
 struct Figure {
-  std::string group;   // "decode", "prefill", …: what --only selects
+  std::string group;  // "decode", "prefill", …: what --only selects
   std::string name;
-  const char* unit;    // "%", "µs", "x", …
+  const char* unit;  // "%", "µs", "x", …
   Better better;
-  double must;         // 0: no target
+  double must;  // 0: no target
   double go_for;
 };
 

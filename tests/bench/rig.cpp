@@ -20,7 +20,8 @@ void must(kvc_status status, const char* what) {
 }
 
 Array::Array(uint32_t dtype, const std::vector<int64_t>& shape) {
-  must(kvc_tensor_dense(nullptr, dtype, static_cast<int32_t>(shape.size()), shape.data(), &tensor_), "tensor");
+  must(kvc_tensor_dense(nullptr, dtype, static_cast<int32_t>(shape.size()), shape.data(), &tensor_),
+       "tensor");
   const int64_t elements = shape[0] * tensor_.strides[0];
   bytes_.resize(static_cast<size_t>(elements) * (dtype == KVC_F32 ? 2 : 1));
   tensor_.data = bytes_.data();
@@ -32,7 +33,8 @@ void Array::fill(uint32_t seed) {
   float table[4096];
   for (float& x : table) x = value(random);
   auto* floats = reinterpret_cast<float*>(bytes_.data());
-  for (size_t i = 0; i < bytes_.size() / 2; ++i) floats[i] = table[(i * 7 + seed * 31 + i / 4096) % 4096];
+  for (size_t i = 0; i < bytes_.size() / 2; ++i)
+    floats[i] = table[(i * 7 + seed * 31 + i / 4096) % 4096];
 }
 
 Rig::Rig(const Setup& setup) : setup_(setup) {
@@ -46,7 +48,8 @@ Rig::Rig(const Setup& setup) : setup_(setup) {
   desc.kind = KVC_CAUSAL;
   desc.flags = KVC_CACHE_PREFAULT;
   const double layer_bytes = bytes_of_history();
-  if (setup_.layers == 0) setup_.layers = static_cast<int32_t>(std::fmax(2, std::ceil(std::exp2(30) / layer_bytes)));
+  if (setup_.layers == 0)
+    setup_.layers = static_cast<int32_t>(std::fmax(2, std::ceil(std::exp2(30) / layer_bytes)));
   desc.n_layers = setup_.layers;
   desc.n_kv_heads = setup.n_kv_heads;
   desc.head_dim_k = setup.head_dim;
@@ -67,9 +70,11 @@ Rig::Rig(const Setup& setup) : setup_(setup) {
   attention.n_q_heads = setup.n_q_heads;
   attention.softcap = setup.softcap;
   std::vector<float> slopes(static_cast<size_t>(setup.n_q_heads)), sinks(slopes.size(), 0.5f);
-  for (size_t h = 0; h < slopes.size(); ++h) slopes[h] = std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(slopes.size()));
+  for (size_t h = 0; h < slopes.size(); ++h)
+    slopes[h] = std::exp2(-8.0f * static_cast<float>(h + 1) / static_cast<float>(slopes.size()));
   must(kvc_bind_attention(cache_, 0, setup_.layers, &attention, setup.alibi ? slopes.data() : nullptr,
-                          setup.sinks ? sinks.data() : nullptr), "bind");
+                          setup.sinks ? sinks.data() : nullptr),
+       "bind");
   generate();
 }
 
@@ -97,14 +102,17 @@ double Rig::causal_operations(const Setup& setup, int32_t tokens, int32_t past) 
   return 2.0 * pairs * setup.n_q_heads * (setup.head_dim + head_dim_v);
 }
 
-void Rig::begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence, bool sees_later) {
+void Rig::begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence,
+                bool sees_later) {
   const std::vector<uint32_t> flags(position.size(), sees_later ? KVC_TOKEN_SEES_LATER : 0);
   n_tokens_ = static_cast<int32_t>(position.size());
-  must(kvc_begin(cache_, n_tokens_, position.data(), sequence.data(), flags.data(), 0, nullptr), "begin");
+  must(kvc_begin(cache_, n_tokens_, position.data(), sequence.data(), flags.data(), 0, nullptr),
+       "begin");
 }
 
 void Rig::put_all() {
-  const int64_t n = n_tokens_, kv = setup_.n_kv_heads, q = setup_.n_q_heads, d = setup_.head_dim, dv = setup_.head_dim_v;
+  const int64_t n = n_tokens_, kv = setup_.n_kv_heads, q = setup_.n_q_heads, d = setup_.head_dim,
+                dv = setup_.head_dim_v;
   arrays_.clear();
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, d});
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, dv});
@@ -175,7 +183,8 @@ void Rig::open_mixed(int32_t chunk, bool chunk_only, bool decodes_only) {
 }
 
 void Rig::attend_layer(int32_t layer, bool log_sum_exp) {
-  must(kvc_attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(), log_sum_exp ? arrays_[4].tensor() : nullptr),
+  must(kvc_attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(),
+                     log_sum_exp ? arrays_[4].tensor() : nullptr),
        "attention");
 }
 

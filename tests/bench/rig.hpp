@@ -27,16 +27,16 @@ class Array {
 struct Setup {
   int32_t n_q_heads = 32;
   int32_t n_kv_heads = 8;
-  int32_t head_dim = 128;      // of a key, and of a value unless head_dim_v says otherwise
+  int32_t head_dim = 128;  // of a key, and of a value unless head_dim_v says otherwise
   int32_t head_dim_v = 0;
   uint32_t dtype = KVC_F16;
   int32_t sequences = 1;
-  int32_t context = 4096;      // tokens of each sequence before the measured pass
-  int32_t batch = 0;           // tokens per sequence that measured passes bring at most; 0: 1
-  bool together = true;        // histories generated together, one token each per pass; else one after another
-  bool shared = false;         // the histories are one: generated once, then shared by all sequences
+  int32_t context = 4096;  // tokens of each sequence before the measured pass
+  int32_t batch = 0;       // tokens per sequence that measured passes bring at most; 0: 1
+  bool together = true;  // histories generated together, one token each per pass; else one after another
+  bool shared = false;  // the histories are one: generated once, then shared by all sequences
   int32_t n_threads = 0;
-  int32_t layers = 0;          // 0: enough for 1 GiB
+  int32_t layers = 0;  // 0: enough for 1 GiB
   kvc_causal_desc causal = {};
   float softcap = 0;
   bool alibi = false;
@@ -67,7 +67,8 @@ class Rig {
   static double causal_operations(const Setup& setup, int32_t tokens, int32_t past);
 
  private:
-  void begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence, bool sees_later);
+  void begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence,
+             bool sees_later);
   void put_all();
   void generate();
 
