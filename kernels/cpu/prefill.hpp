@@ -374,8 +374,9 @@ KVC_INLINE void soften_strip(const Work& work, const View& view, int32_t first_r
     for (int32_t d = 0; d < work.dims_v; ++d) o[d] *= work.rescale[row];
     for (const Range& range : piece.ranges) {
       for (int32_t cell = range.begin; cell < range.end; ++cell) {
-        const size_t index = static_cast<size_t>(work.block_begin + cell);
-        const float* bias = tile.bias + index * static_cast<size_t>(tile.bias_stride);
+        const int32_t index = work.block_begin + cell;
+        const float* bias = tile.bias +
+                            static_cast<size_t>(index) * static_cast<size_t>(tile.bias_stride);
         if (bias[first_row + row] == lowest) continue;
         const float probability = work.scores[cell * width + row];
         for (int32_t d = 0; d < work.dims_v; ++d) {

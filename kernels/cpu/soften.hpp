@@ -164,8 +164,10 @@ template <int32_t vectors>
   const Tile& tile = *scores.tile;
   const Vec hidden = broadcast(lowest), least = broadcast(-__FLT_MAX__);
   for (int32_t cell = begin; cell < end; ++cell) {
-    const size_t index = static_cast<size_t>(scores.block_begin + cell);
-    const float* bias = tile.bias + index * static_cast<size_t>(tile.bias_stride) + scores.first_row;
+    const int32_t index = scores.block_begin + cell;
+    const float* bias = tile.bias +
+                        static_cast<size_t>(index) * static_cast<size_t>(tile.bias_stride) +
+                        scores.first_row;
     float* s = scores.at + cell * vectors * lanes;
     for (int32_t v = 0; v < vectors; ++v) {
       const Vec b = load(bias + v * lanes);

@@ -30,7 +30,8 @@ Seen token_at(const AttentionPlan& plan, const TokenList& list, int32_t index) {
 std::vector<Seen> visible_tokens(const AttentionPlan& plan, const AttentionRow& row) {
   std::vector<Seen> tokens;
   const TokenList& list = plan.lists[row.list];
-  tokens.reserve(static_cast<size_t>(row.first_end + (row.end - row.begin)));
+  const int32_t n_seen = row.first_end + (row.end - row.begin);
+  tokens.reserve(static_cast<size_t>(n_seen));
   for (int32_t i = 0; i < row.first_end; ++i) tokens.push_back(token_at(plan, list, i));
   for (int32_t i = row.begin; i < row.end; ++i) tokens.push_back(token_at(plan, list, i));
   return tokens;
