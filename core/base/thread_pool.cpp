@@ -116,6 +116,7 @@ struct ThreadPool::State {
   alignas(64) std::atomic<uint32_t> bell{0};  // changes when sleepers are to look again
   std::atomic<int32_t> n_sleeping{0};
   std::atomic<bool> stop{false};
+  std::atomic<int32_t> n_arrived{0};  // workers that run
   alignas(64) std::atomic<bool> busy{false};
 
   int32_t n_threads = 1;
@@ -126,6 +127,8 @@ struct ThreadPool::State {
   bool take_and_run(int32_t thread) noexcept;
   void wake_one() noexcept;
   void serve(int32_t thread) noexcept;
+  void arrive() noexcept;
+  void await_arrivals() noexcept;
   static void* start(void* argument) noexcept;
 };
 
@@ -173,8 +176,21 @@ void ThreadPool::State::serve(int32_t thread) noexcept {
   }
 }
 
+void ThreadPool::State::arrive() noexcept {
+  n_arrived.fetch_add(1, std::memory_order_release);
+  n_arrived.notify_one();
+}
+
+void ThreadPool::State::await_arrivals() noexcept {
+  for (int32_t n = n_arrived.load(std::memory_order_acquire); n < n_started;
+       n = n_arrived.load(std::memory_order_acquire)) {
+    n_arrived.wait(n, std::memory_order_acquire);
+  }
+}
+
 void* ThreadPool::State::start(void* argument) noexcept {
   auto* worker = static_cast<Worker*>(argument);
+  worker->state->arrive();
   worker->state->serve(worker->thread);
   return nullptr;
 }
@@ -216,6 +232,8 @@ Status ThreadPool::create(int32_t n_threads, ThreadPool** out) noexcept {
     destroy(pool);
     return fail(Status::out_of_memory, "started %d of %d threads", n_started + 1, n_threads);
   }
+  // What a runtime allocates for a thread that starts (sanitizers do) falls into create too.
+  state->await_arrivals();
   *out = pool;
   return Status::ok;
 }

@@ -5,7 +5,8 @@
 
 namespace kvc {
 
-/// A fixed set of worker threads that share one caller's items. It starts every thread when it is made and none later.
+/// A fixed set of worker threads that share one caller's items. Every thread runs when it has been made, none is
+/// started later.
 ///
 /// Completion is counted in items, not in workers: the caller takes items itself and waits only for items that a worker
 /// has already taken, so a worker that wakes late costs nothing. Workers spin for a short while after a job (decode calls
