@@ -56,7 +56,9 @@ struct Scratch {
   float* v;            // [strip_cells][o_stride]
 };
 
-inline constexpr size_t block_bytes = narrow_blocks_max * sizeof(Block);
+/// Probabilities begin in the middle of a page, where neither q nor o does (attention_workspace.cpp).
+inline constexpr size_t block_bytes = narrow_blocks_max * sizeof(Block) + 2048;
+static_assert(block_bytes % 4096 == 2048);
 inline constexpr int32_t strip_scores = strip_cells * block_rows;
 inline constexpr size_t probability_bytes = narrow_blocks_max * 2 * strip_scores * sizeof(float);
 
