@@ -11,6 +11,8 @@
 #include "kernels/cpu/attention_weights.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/score_bias.hpp"
+#include "kernels/cpu/turned_queries.hpp"
 
 namespace kvc::cpu {
 namespace {
@@ -211,21 +213,19 @@ void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end
   }
 }
 
-/// Cells of a tile; fewer where its bias must fit the scratch, in multiples of the kernels' steps.
+/// Cells of a tile; fewer where its bias must fit the scratch.
 int32_t Call::cells_at_once(const Item& item) const {
   if (!params_.tensors.changes_scores()) return tile_cells_max;
-  const int32_t fitting = bias_floats_max / padded(item.n_rows()) - 1;
-  return std::min(tile_cells_max, fitting / 96 * 96);
+  const int32_t fitting = bias_floats_max / padded(item.n_rows()) - 1;  // room for one more, see Tile
+  return std::min(tile_cells_max, fitting / bias_cells_min * bias_cells_min);
 }
 
 /// Bias and mask of the tile's rows and cells as the kernels read them: in f32, rows side by side, hidden ones −infinity.
 void Call::place_bias(const Item& item, Tile& tile) const {
-  const Tensor& bias = params_.tensors.bias;
-  const Tensor& mask = params_.tensors.mask;
-  const auto* sees = static_cast<const uint8_t*>(mask.data);
+  const AttentionTensors& tensors = params_.tensors;
   tile.bias = item.scratch.bias;
   tile.bias_stride = padded(tile.n_rows);
-  const int64_t n_columns = bias.data ? bias.shape[2] : mask.shape[2];
+  const int64_t n_columns = (tensors.bias.data ? tensors.bias : tensors.mask).shape[2];
   for (int32_t i = 0; i < tile.n_cells; ++i) {
     float* to = item.scratch.bias + static_cast<size_t>(i) * static_cast<size_t>(tile.bias_stride);
     std::fill(to, to + tile.bias_stride, minus_infinity);
@@ -233,14 +233,8 @@ void Call::place_bias(const Item& item, Tile& tile) const {
     if (column < 0 || column >= n_columns) continue;  // of another row's history: not seen here
     for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
       const int64_t token = params_.plan.rows[item.tile->row + t].token;
-      for (int32_t h = 0; h < item.n_heads; ++h, ++to) {
-        const int64_t head = item.q_head + h;
-        if (sees &&
-            sees[head * mask.stride[0] + token * mask.stride[1] + column * mask.stride[2]] == 0)
-          continue;
-        const int64_t index = head * bias.stride[0] + token * bias.stride[1] + column * bias.stride[2];
-        *to = bias.data ? in_log2(load_element(bias.data, bias.dtype, index)) : 0.0f;
-      }
+      for (int32_t h = 0; h < item.n_heads; ++h, ++to)
+        *to = in_log2(score_bias(tensors, item.q_head + h, token, column));
     }
   }
 }
@@ -335,41 +329,24 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
   tile = chunk;
 }
 
-/// Cosines, then sines, of the angles of one offset; made in double, because an offset may be large.
+/// The turn of an offset, from those that the thread remembers.
 const float* Call::turn_for(const ThreadScratch& scratch, int32_t offset) const {
   const Rope& rope = params_.constants.rope;
   const auto place = static_cast<size_t>(static_cast<uint32_t>(offset) % turns_max);
   float* turn = scratch.turns + place * static_cast<size_t>(q_stride_);
   TurnTag& tag = scratch.tags[place];
   if (tag.valid && tag.offset == offset) return turn;
-  const int32_t n_pairs = rope.n_dims / 2;
-  for (int32_t i = 0; i < n_pairs; ++i) {
-    const double angle = offset * rope.frequency[i];
-    turn[i] = static_cast<float>(std::cos(angle));
-    turn[n_pairs + i] = static_cast<float>(std::sin(angle));
-  }
+  make_turn(rope, offset, turn);
   tag = TurnTag{.offset = offset, .valid = true};
   return turn;
 }
 
-/// q turned back by what the keys owe: q · R(offset) k = R(−offset) q · k.
 void Call::turn_queries(const Item& item, int32_t offset) const {
-  const Rope& rope = params_.constants.rope;
-  const int32_t n_pairs = rope.n_dims / 2;
-  const float* cosine = turn_for(item.scratch, offset);
-  const float* sine = cosine + n_pairs;
-  const int32_t step = rope.halves ? 1 : 2;
-  const int32_t partner = rope.halves ? n_pairs : 1;
+  const float* turn = turn_for(item.scratch, offset);
   for (int32_t r = 0; r < item.n_rows(); ++r) {
-    const float* from = item.scratch.q + static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
-    float* to = item.scratch.q_turned + static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
-    for (int32_t i = 0; i < n_pairs; ++i) {
-      const float a = from[i * step];
-      const float b = from[i * step + partner];
-      to[i * step] = a * cosine[i] + b * sine[i];
-      to[i * step + partner] = b * cosine[i] - a * sine[i];
-    }
-    std::copy(from + rope.n_dims, from + q_stride_, to + rope.n_dims);
+    const size_t row = static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
+    turn_query(params_.constants.rope, turn, item.scratch.q + row, item.scratch.q_turned + row,
+               q_stride_);
   }
 }
 
@@ -450,11 +427,9 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   }
   if (!params_.tensors.lse.data) return;
   const Tensor& lse = params_.tensors.lse;
+  float* to = static_cast<float*>(lse.data) + token * lse.stride[0] + q_head * lse.stride[1];
   const double value = (static_cast<double>(max) + std::log2(static_cast<double>(sum))) * ln_2;
-  static_cast<float*>(
-      lse.data)[token * lse.stride[0] + q_head * lse.stride[1]] = sees_nothing
-                                                                      ? minus_infinity
-                                                                      : static_cast<float>(value);
+  *to = sees_nothing ? minus_infinity : static_cast<float>(value);
 }
 
 }  // namespace

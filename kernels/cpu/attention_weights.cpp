@@ -7,6 +7,8 @@
 #include "core/base/half.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/score_bias.hpp"
+#include "kernels/cpu/turned_queries.hpp"
 
 /// The weights are as large as a score matrix, and whoever asks for them looks at them: they are made by a pass of their
 /// own over the keys, one row at a time, so that attention itself never holds such a matrix.
@@ -90,41 +92,23 @@ class WeightsRow {
                       params_.constants.scale;
   }
 
-  /// The query as it meets a key that owes `offset`: turned the other way (see AttentionParams).
+  /// The query as it meets a key that owes `offset`.
   const float* turned(int32_t offset) {
     const Rope& rope = params_.constants.rope;
     if (offset == 0 || rope.n_dims == 0) return scratch_.q;
     if (offset == turned_by_) return scratch_.q_turned;
     turned_by_ = offset;
-    std::copy_n(scratch_.q, padded(params_.storage.head_dim_k), scratch_.q_turned);
-    for (int32_t i = 0; i < rope.n_dims / 2; ++i) {
-      const int32_t first = rope.halves ? i : 2 * i;
-      const int32_t second = first + (rope.halves ? rope.n_dims / 2 : 1);
-      const double angle = offset * rope.frequency[i];
-      const auto cosine = static_cast<float>(std::cos(angle)),
-                 sine = static_cast<float>(std::sin(angle));
-      scratch_.q_turned[first] = scratch_.q[first] * cosine + scratch_.q[second] * sine;
-      scratch_.q_turned[second] = scratch_.q[second] * cosine - scratch_.q[first] * sine;
-    }
+    make_turn(rope, offset, scratch_.turns);
+    turn_query(rope, scratch_.turns, scratch_.q, scratch_.q_turned,
+               padded(params_.storage.head_dim_k));
     return scratch_.q_turned;
   }
 
   float score(int32_t cell, int32_t position) {
     const LayerStorage& storage = params_.storage;
     const AttentionConstants& constants = params_.constants;
-    const AttentionTensors& tensors = params_.tensors;
-    const int32_t column = cell - params_.first_column;
-    if (tensors.mask.data != nullptr &&
-        static_cast<const uint8_t*>(
-            tensors.mask.data)[index_of(tensors.mask, head_, row_.token, column)] == 0) {
-      return minus_infinity;
-    }
-    float bias = 0;
-    if (tensors.bias.data != nullptr) {
-      bias = load_element(tensors.bias.data, tensors.bias.dtype,
-                          index_of(tensors.bias, head_, row_.token, column));
-      if (bias == minus_infinity) return minus_infinity;
-    }
+    const float bias = score_bias(params_.tensors, head_, row_.token, cell - params_.first_column);
+    if (bias == minus_infinity) return minus_infinity;
     const int32_t kv_head = head_ / (constants.n_q_heads / storage.n_kv_heads);
     const size_t row_bytes = size_of(storage.dtype_k) * static_cast<size_t>(storage.head_dim_k);
     const std::byte* key = storage.k + static_cast<size_t>(kv_head) * storage.k_head_stride +

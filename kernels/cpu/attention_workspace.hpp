@@ -15,8 +15,9 @@ namespace kvc::cpu {
 /// Turned angles that a thread remembers: distinct rotations a sequence owes come back tile after tile.
 inline constexpr int32_t turns_max = 8;
 
-/// Floats of a thread's bias: cells × rows of what a tile takes at a time.
-inline constexpr int32_t bias_floats_max = 98 * tile_rows_max;
+/// A tile with a bias has at least so many cells (a multiple of the kernels' steps), and the thread room for their bias.
+inline constexpr int32_t bias_cells_min = 96;
+inline constexpr int32_t bias_floats_max = (bias_cells_min + 1) * tile_rows_max;
 
 /// Elements of a row of q or o: whole vectors of the widest instruction set.
 constexpr int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
