@@ -17,23 +17,13 @@
 #include "core/base/half.hpp"
 #include "core/base/thread_pool.hpp"
 #include "kernels/cpu/rows.hpp"
+#include "unit/pool.hpp"
 
 namespace {
 
 using namespace kvc;
 
 constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
-
-struct PoolDeleter {
-  void operator()(ThreadPool* pool) const { ThreadPool::destroy(pool); }
-};
-using PoolPointer = std::unique_ptr<ThreadPool, PoolDeleter>;
-
-PoolPointer make_pool(int32_t n_threads) {
-  ThreadPool* pool = nullptr;
-  EXPECT_EQ(ThreadPool::create(n_threads, &pool), Status::ok);
-  return PoolPointer(pool);
-}
 
 TEST(Rows, StoreLoadMoveAndClear) {
   const PoolPointer pool = make_pool(2);

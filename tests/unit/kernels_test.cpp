@@ -15,6 +15,7 @@
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 #include "kernels/reference/attention.hpp"
+#include "unit/pool.hpp"
 
 namespace {
 
@@ -23,17 +24,6 @@ using namespace kvc;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
-
-struct PoolDeleter {
-  void operator()(ThreadPool* pool) const { ThreadPool::destroy(pool); }
-};
-using PoolPointer = std::unique_ptr<ThreadPool, PoolDeleter>;
-
-PoolPointer make_pool(int32_t n_threads) {
-  ThreadPool* pool = nullptr;
-  EXPECT_EQ(ThreadPool::create(n_threads, &pool), Status::ok);
-  return PoolPointer(pool);
-}
 
 /// Kernel tables of this machine; each test walks them and names the one that fails.
 std::vector<const cpu::KernelTable*> tables() {
