@@ -95,51 +95,76 @@ std::vector<float> gathered(kvc_cache* cache, int32_t layer, int32_t sequence) {
   return all;
 }
 
-TEST(ShiftFunction, MovesKeysAsRopeDoes) {
-  for (const uint32_t dtype : {KVC_F32, KVC_F16, KVC_BF16}) {
-    const Device device(2);
-    const kvc_cache_desc desc = describe(dtype, 200);
-    const Cache exact(device, desc), shifted(device, desc);
-    kvc_rope_desc rope{};
-    rope.struct_size = sizeof rope;
-    ASSERT_EQ(kvc_bind_rope(exact, 0, n_layers, &rope, nullptr), KVC_OK);
-    Shifter shifter;
-    ASSERT_EQ(kvc_bind_shift(shifted, shift, &shifter), KVC_OK) << support::last_message();
-    support::Random random(seed);
-    for (int32_t step = 0; step < 60; ++step) {
-      const int32_t s = random.below(n_sequences);
-      const kvc_sequence_info info = support::sequence_info(exact, s);
-      const int32_t choice = random.below(4);
-      const int32_t n = std::min(1 + random.below(20), info.room), other = (s + 1) % n_sequences;
-      const int32_t begin = info.next > 0 ? random.below(info.next) : 0;
-      const int32_t end = begin + 1 + random.below(4);
-      for (kvc_cache* cache : {exact.handle, shifted.handle}) {
-        if (choice < 2 && n > 0)
-          put_tokens(cache, s, info.next, n, seed + static_cast<uint64_t>(step));
-        if (choice == 2) {
-          ASSERT_EQ(kvc_copy_prefix(cache, s, other, KVC_SEQ_END, nullptr), KVC_OK);
-        }
-        if (choice == 3) {
-          ASSERT_EQ(kvc_remove(cache, s, begin, end), KVC_OK) << support::last_message();
-        }
-        ASSERT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+/// A cache that turns by RoPE and one that turns by the function go the same way, sequence by sequence.
+void compare_with_rope(uint32_t dtype, const kvc_causal_desc& causal) {
+  const Device device(2);
+  kvc_cache_desc desc = describe(dtype, 200);
+  desc.cells = 1200;  // room for every copy
+  const Cache exact(device, desc, &causal), shifted(device, desc, &causal);
+  kvc_rope_desc rope{};
+  rope.struct_size = sizeof rope;
+  ASSERT_EQ(kvc_bind_rope(exact, 0, n_layers, &rope, nullptr), KVC_OK);
+  Shifter shifter;
+  ASSERT_EQ(kvc_bind_shift(shifted, shift, &shifter), KVC_OK) << support::last_message();
+  support::Random random(seed);
+  for (int32_t step = 0; step < 60; ++step) {
+    const int32_t s = random.below(n_sequences);
+    const kvc_sequence_info info = support::sequence_info(exact, s);
+    const int32_t choice = random.below(4);
+    const int32_t n = std::min(1 + random.below(20), info.room), other = (s + 1) % n_sequences;
+    const int32_t begin = info.next > 0 ? random.below(info.next) : 0;
+    const int32_t end = begin + 1 + random.below(4);
+    const bool commit = random.chance(0.7);  // else the next call ends the pass
+    kvc_status removed = KVC_OK;
+    for (kvc_cache* cache : {exact.handle, shifted.handle}) {
+      if (choice < 2 && n > 0)
+        put_tokens(cache, s, info.next, n, seed + static_cast<uint64_t>(step), commit);
+      if (choice == 2) {
+        ASSERT_EQ(kvc_copy_prefix(cache, s, other, KVC_SEQ_END, nullptr), KVC_OK);
       }
-      for (int32_t each = 0; each < n_sequences; ++each) {
-        for (int32_t layer = 0; layer < n_layers; ++layer) {
-          const std::vector<float> a = gathered(exact, layer, each),
-                                   b = gathered(shifted, layer, each);
-          ASSERT_EQ(a.size(), b.size());
-          const double rounding = dtype == KVC_F32   ? 1e-5
-                                  : dtype == KVC_F16 ? 2e-2
-                                                     : 2e-1;  // of up to 60 shifts
-          for (size_t i = 0; i < a.size(); ++i)
-            ASSERT_NEAR(a[i], b[i], rounding) << "step " << step << " seed " << seed;
-        }
+      if (choice == 3) {
+        const kvc_status status = kvc_remove(cache, s, begin, end);
+        if (cache == exact.handle) removed = status;
+        ASSERT_TRUE(status == KVC_OK || status == KVC_E_WINDOW_LOST) << support::last_message();
+        ASSERT_EQ(status, removed);
+      }
+      ASSERT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+    }
+    for (int32_t each = 0; each < n_sequences; ++each) {
+      const kvc_sequence_info a = support::sequence_info(exact, each),
+                              b = support::sequence_info(shifted, each);
+      ASSERT_EQ(a.next, b.next);
+      ASSERT_EQ(a.lost_below, b.lost_below);
+      for (int32_t layer = 0; layer < n_layers; ++layer) {
+        const std::vector<float> wanted = gathered(exact, layer, each),
+                                 got = gathered(shifted, layer, each);
+        ASSERT_EQ(wanted.size(), got.size());
+        // Of up to 60 shifts, each rounded.
+        const double rounding = dtype == KVC_F32 ? 1e-5 : dtype == KVC_F16 ? 2e-2 : 2e-1;
+        for (size_t i = 0; i < wanted.size(); ++i)
+          ASSERT_NEAR(wanted[i], got[i], rounding) << "step " << step << " seed " << seed;
       }
     }
-    EXPECT_GT(shifter.tokens[0], 100);
-    EXPECT_EQ(shifter.tokens[0], shifter.tokens[1]);
   }
+  EXPECT_GT(shifter.tokens[0], 20);
+  EXPECT_EQ(shifter.tokens[0], shifter.tokens[1]);
+}
+
+TEST(ShiftFunction, MovesKeysAsRopeDoes) {
+  for (const uint32_t dtype : {KVC_F32, KVC_F16, KVC_BF16})
+    compare_with_rope(dtype, support::causal_desc());
+}
+
+TEST(ShiftFunction, MovesThemInWindowsToo) {
+  kvc_causal_desc causal = support::causal_desc();
+  causal.reach = 30;
+  compare_with_rope(KVC_F32, causal);
+  causal.memory = 60;
+  compare_with_rope(KVC_F32, causal);
+  causal.keep_first = 5;
+  compare_with_rope(KVC_F32, causal);
+  causal.chunk = 16;
+  compare_with_rope(KVC_F32, causal);
 }
 
 /// A cache with two sequences that share cells and an open pass, about to lose positions [3, 5) of sequence 0.
