@@ -18,6 +18,16 @@ SMALL = dict(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
 LARGE = dict(n_layers=1, n_kv_heads=8, head_dim=128, capacity=1 << 15, max_batch=1)
 
 
+def large_view():
+    """A LARGE cache in a pass, a view of its keys and where they lie."""
+    cache = kvc.Cache(**LARGE)
+    cache.begin([0])
+    row = np.ones((1, 8, 128), np.float32)
+    cache.put(0, row, row)
+    view = cache.get(0)[0]
+    return cache, view, np.asarray(view).ctypes.data
+
+
 def mapped(address):
     """Whether the memory of a LARGE cache lies there: no smaller mapping is taken for it."""
     with open("/proc/self/maps") as maps:
@@ -173,12 +183,7 @@ def test_lent_memory_stays_until_the_last_array_goes(lend, ending):
 
 def test_a_capsule_that_nobody_takes_keeps_and_gives_back_memory():
     for max_version in (None, (1, 0)):
-        cache = kvc.Cache(**LARGE)
-        cache.begin([0])
-        row = np.ones((1, 8, 128), np.float32)
-        cache.put(0, row, row)
-        view = cache.get(0)[0]
-        address = np.asarray(view).ctypes.data
+        cache, view, address = large_view()
         capsule = view.__dlpack__(max_version=max_version)
         cache.close()
         assert mapped(address)
@@ -187,12 +192,7 @@ def test_a_capsule_that_nobody_takes_keeps_and_gives_back_memory():
 
 
 def test_a_consumer_may_let_go_on_any_thread_without_the_gil():
-    cache = kvc.Cache(**LARGE)
-    cache.begin([0])
-    row = np.ones((1, 8, 128), np.float32)
-    cache.put(0, row, row)
-    view = cache.get(0)[0]
-    address = np.asarray(view).ctypes.data
+    cache, view, address = large_view()
     for kind, max_version in ((dlpack.Managed, None), (dlpack.Versioned, (1, 0))):
         capsule = view.__dlpack__(max_version=max_version)
         managed = dlpack.take(capsule, kind)
