@@ -66,12 +66,12 @@ typedef struct kvc_rope_desc {
  * frequency_factors  [n_dims / 2], may be null: all 1.
  *
  * Errors: INVALID_ARGUMENT (bounds; base, scale or a factor that is not positive and finite), BAD_STATE (a pass is open or
- * the cache is not empty), VERSION. Since 0.1. */
+ * the cache is not empty), NOT_SUPPORTED (the cache is position-free or has a shift function), VERSION. Since 0.1. */
 KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc *desc,
                                  const float *frequency_factors) KVC_NOEXCEPT;
 
 /* Turns keys for new positions, for rotations that kvc_rope_desc cannot say. Called from kvc_remove() of a middle part, for
- * every layer and every run of cells that moves; not in any order of runs.
+ * every layer and every run of cells that moves, by the thread that calls it.
  *
  * from, to  [n]: the positions that the keys are rotated for and the ones they move to.
  * k         [n, n_kv_heads, head_dim_k] with strides, in the storage type: copies of the keys, to be turned in place. Valid

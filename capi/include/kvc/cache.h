@@ -204,10 +204,12 @@ KVC_API kvc_status kvc_reorder(kvc_cache *cache, int32_t n, const int32_t *dst, 
 /* Releases the positions [begin, end) of a sequence; later ones move down by end - begin. KVC_SEQ_END: to the end.
  * Removing a middle part moves no K or V, needs no room and works on shared cells: each key then owes a rotation, which
  * attention pays on the query's side and kvc_get() and kvc_gather() pay when they show it, so any number of shifts is as
- * exact as one. It needs bound RoPE constants (kvc_bind_rope) or a position-free cache when later positions must move.
+ * exact as one. It needs bound RoPE constants (kvc_bind_rope) or a position-free cache when later positions must move; or
+ * a shift function (kvc_bind_shift), which works on copies instead.
  *
  * Errors: INVALID_ARGUMENT (begin < 0, end < begin); BAD_STATE; WINDOW_LOST (what a token at the new next would need has
- * slid out); NOT_SUPPORTED (positions must move and nothing says how keys turn).
+ * slid out); NOT_SUPPORTED (positions must move and nothing says how keys turn); with a shift function also CACHE_FULL (no
+ * room for the copies) and what the function answers.
  * Cost: O(tokens of the sequence). Since 0.1. */
 KVC_API kvc_status kvc_remove(kvc_cache *cache, int32_t sequence, int32_t begin, int32_t end) KVC_NOEXCEPT;
 
