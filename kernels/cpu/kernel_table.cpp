@@ -2,6 +2,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <atomic>
@@ -13,6 +15,11 @@ namespace {
 
 std::atomic<const KernelTable*> override_table{nullptr};
 
+/// The instruction set that the environment names, or null.
+const char* wanted_set() noexcept {
+  return std::getenv("KVC_CPU_ISA");  // NOLINT(concurrency-mt-unsafe): for tests and for hunting bugs
+}
+
 #if defined(__x86_64__)
 /// By hand, because clang 14's __builtin_cpu_supports does not know the word. Asked once: cpuid traps into a hypervisor,
 /// which takes tens of microseconds.
@@ -23,11 +30,26 @@ bool has_f16c() noexcept {
   }();
   return has;
 }
+
+/// AMX with bf16, which the process must ask Linux for before it may use it: a thread's state grows by 8 KiB, and with it
+/// what a signal needs of a stack. Not asked when the environment wants something else.
+bool may_use_amx() noexcept {
+  static const bool may = [] {
+    const char* wanted = wanted_set();
+    if (wanted != nullptr && std::strcmp(wanted, "amx") != 0) return false;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, both = amx_bf16 | amx_tile;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & both) != both) return false;
+    constexpr long request_permission = 0x1023,
+                   tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return may;
+}
 #endif
 
 const KernelTable& choose() noexcept {
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): once, for tests and for hunting bugs
-  if (const char* wanted = std::getenv("KVC_CPU_ISA")) {
+  if (const char* wanted = wanted_set()) {
     for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
       if (std::strcmp(table->name, wanted) == 0) return *table;
     }
@@ -38,12 +60,13 @@ const KernelTable& choose() noexcept {
 }  // namespace
 
 const KernelTable* runnable_kernels(int32_t index) noexcept {
-  const KernelTable* found[3] = {};
+  const KernelTable* found[4] = {};
   int32_t n_found = 0;
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx2 && avx512 && may_use_amx()) found[n_found++] = &amx_kernels;
   if (avx2 && avx512) found[n_found++] = &avx512_kernels;
   if (avx2) found[n_found++] = &avx2_kernels;
 #endif

@@ -8,6 +8,7 @@
 ///
 ///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
 ///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
+///   matrix.hpp   process_matrix_tile(tile)        the same with AMX
 ///   vectors.hpp  convert, blend, scale            contiguous floats
 namespace kvc::cpu {
 
@@ -18,7 +19,7 @@ inline constexpr int32_t tile_rows_max = 384;
 inline constexpr int32_t tile_cells_max = 1536;
 
 struct KernelTable {
-  const char* name;  // "portable", "avx2", "avx512"
+  const char* name;  // "portable", "avx2", "avx512", "amx"
 
   /// A tile of up to tile_rows_max rows, any head dimension, every option.
   void (*process_narrow_tile)(const Tile& tile);
@@ -47,9 +48,10 @@ extern const KernelTable portable_kernels;
 #if defined(__x86_64__)
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
+extern const KernelTable amx_kernels;
 #endif
 
-/// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names (portable, avx2, avx512)
+/// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names (portable, avx2, avx512, amx)
 /// when the machine can run it. Chosen at the first call, the same for the life of the process.
 const KernelTable& kernels() noexcept;
 

@@ -1,0 +1,454 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/bf16_parts.hpp"
+#include "kernels/cpu/matrix_tiles.hpp"
+#include "kernels/cpu/pack.hpp"
+#include "kernels/cpu/prefill.hpp"
+#include "kernels/cpu/soften.hpp"
+#include "kernels/cpu/tile.hpp"
+
+/// The wide kernel (prefill.hpp) with its products done by AMX, which multiplies sixteen times as fast as vectors do.
+///
+/// It multiplies bf16, and attention is wanted in f32: every factor is a sum of two or three bf16 (bf16_parts.hpp), and of
+/// the products of parts those that matter in f32 are added up. That costs five products for f16 storage, six for f32,
+/// three for bf16. The unit sums 32 products before it adds them to the rest, so that the result is rounded less often
+/// than that of multiply-adds in f32. Softmax is the wide kernel's own.
+///
+/// All operands lie as tiles of 1 KiB. Scores: A holds keys (cells × dimensions), B queries. Values: A holds probabilities
+/// (rows × cells), transposed on the way, B values. Blocks with values that are not finite, or too small, go to the wide
+/// kernel.
+namespace kvc::cpu::KVC_ISA_NAMESPACE {
+
+namespace matrix {
+
+using wide::is_empty;
+using wide::larger;
+using wide::Range;
+using wide::rounded_up;
+using wide::smaller;
+using wide::View;
+
+/// Rows that make their way through a block together.
+inline constexpr int32_t strip_rows = 32;
+inline constexpr int32_t rows_max = rounded_up(tile_rows_max, strip_rows);
+
+constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
+  return smaller(128, 2 * wide::block_cells(head_dim_k, head_dim_v));
+}
+static_assert(128 * strip_rows <=
+              wide::block_cells(128, 128) * wide::strip_rows);  // scores share their place
+
+/// Tiles of one operand: part p of tile (side, step) at at + side · side_bytes + step · step_bytes + p · tile_bytes.
+struct Operand {
+  const std::byte* at;
+  size_t side_bytes;  // A: to the next 16 rows, B: to the next 16 columns
+  size_t step_bytes;  // to the next 32 of what is summed over
+};
+
+struct Work {
+  wide::Work plain;  // rows, scores and options; and all else when a block is not for AMX
+  bool plain_queries_packed;
+  bool suited;     // the queries
+  int32_t dims_k;  // padded to 32
+  int32_t block;   // cells
+
+  std::byte* queries;        // [16 rows][dims_k / 32][part] tiles
+  std::byte* keys;           // [16 cells][dims_k / 32][part]
+  std::byte* values;         // [16 dimensions][block / 32][part]
+  std::byte* probabilities;  // [16 rows][block / 32][part]
+  float* columns;            // [dims_k][16] of queries
+  float* product;            // [strip_rows][32] of probabilities and values
+
+  size_t steps_k() const { return static_cast<size_t>(dims_k / tile_depth); }
+  size_t steps_v() const { return static_cast<size_t>(block / tile_depth); }
+};
+
+KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32_t head_dim_v) {
+  size_t offset = wide::lay_out(work.plain, reinterpret_cast<float*>(base), head_dim_k, head_dim_v) *
+                  sizeof(float);
+  offset = (offset + 4095) / 4096 * 4096;
+  const auto carve = [&](size_t bytes) {
+    const size_t at = offset;
+    offset += (bytes + 4095) / 4096 * 4096;
+    return base == nullptr ? nullptr : base + at;
+  };
+  work.dims_k = rounded_up(head_dim_k, tile_depth);
+  work.block = block_cells(head_dim_k, head_dim_v);
+  const size_t rows = rows_max, dims_v = static_cast<size_t>(rounded_up(head_dim_v, 16)),
+               block = static_cast<size_t>(work.block), dims_k = static_cast<size_t>(work.dims_k);
+  constexpr size_t element = parts_max * sizeof(uint16_t);
+  work.probabilities = carve(strip_rows * block * element);
+  work.columns = reinterpret_cast<float*>(carve(dims_k * 16 * sizeof(float)));
+  work.product = reinterpret_cast<float*>(carve(strip_rows * 32 * sizeof(float)));
+  work.queries = carve(rows * dims_k * element);
+  work.keys = carve(block * dims_k * element);
+  work.values = carve(block * dims_v * element);
+  return offset;
+}
+
+// ---- Products ------------------------------------------------------------------------------------
+
+/// The products of parts that matter, in an order in which each shares a part with the one before: loading a tile takes
+/// about as long as multiplying one, when the core's other thread is busy.
+struct Path {
+  int32_t count = 0;
+  int32_t a[6] = {}, b[6] = {};
+
+  constexpr Path(int32_t parts_a, int32_t parts_b) {
+    bool reached = false;
+    const auto visit = [&](int32_t i, int32_t j) {
+      a[count] = i;
+      b[count++] = j;
+      reached |= i == 0 && j == 0;
+    };
+    for (int32_t i = parts_a - 1, j = 0; i >= 0; --i) {
+      visit(i, j);
+      for (; j + 1 < parts_b && i + j + 1 < parts_max; visit(i, j)) ++j;
+    }
+    if (!reached) visit(0, 0);
+  }
+};
+
+/// A · B in 16 · tiles_a rows and 16 · tiles_b columns: sums in registers 0 to 3, A in 4 and 5, B in 6 and 7.
+template <int32_t parts_a, int32_t parts_b, int32_t tiles_a, int32_t tiles_b>
+struct Product {
+  static constexpr Path path{parts_a, parts_b};
+
+  template <int32_t index>
+  KVC_INLINE void add_step(const std::byte* a, size_t side_a, const std::byte* b, size_t side_b) {
+    if constexpr (index < path.count) {
+      constexpr size_t part_a = static_cast<size_t>(path.a[index]),
+                       part_b = static_cast<size_t>(path.b[index]);
+      if constexpr (index == 0 || path.a[index] != path.a[index > 0 ? index - 1 : 0]) {
+        tile_load<4>(a + part_a * tile_bytes);
+        if constexpr (tiles_a == 2) tile_load<5>(a + side_a + part_a * tile_bytes);
+      }
+      if constexpr (index == 0 || path.b[index] != path.b[index > 0 ? index - 1 : 0]) {
+        tile_load<6>(b + part_b * tile_bytes);
+        if constexpr (tiles_b == 2) tile_load<7>(b + side_b + part_b * tile_bytes);
+      }
+      tile_multiply_add<0, 4, 6>();
+      if constexpr (tiles_b == 2) tile_multiply_add<1, 4, 7>();
+      if constexpr (tiles_a == 2) tile_multiply_add<2, 5, 6>();
+      if constexpr (tiles_a == 2 && tiles_b == 2) tile_multiply_add<3, 5, 7>();
+      add_step<index + 1>(a, side_a, b, side_b);
+    }
+  }
+
+  /// c [16 · tiles_a][stride] = A · B over `steps` steps.
+  [[gnu::noinline]] static void multiply(const Operand& a, const Operand& b, int32_t steps,
+                                         float* c, size_t stride) {
+    tile_zero<0>();
+    if constexpr (tiles_b == 2) tile_zero<1>();
+    if constexpr (tiles_a == 2) tile_zero<2>();
+    if constexpr (tiles_a == 2 && tiles_b == 2) tile_zero<3>();
+    const std::byte *from_a = a.at, *from_b = b.at;
+    for (int32_t step = 0; step < steps; ++step, from_a += a.step_bytes, from_b += b.step_bytes)
+      add_step<0>(from_a, a.side_bytes, from_b, b.side_bytes);
+    const size_t bytes = stride * sizeof(float);
+    tile_store<0>(c, bytes);
+    if constexpr (tiles_b == 2) tile_store<1>(c + 16, bytes);
+    if constexpr (tiles_a == 2) tile_store<2>(c + 16 * stride, bytes);
+    if constexpr (tiles_a == 2 && tiles_b == 2) tile_store<3>(c + 16 * stride + 16, bytes);
+  }
+};
+
+// ---- Packing -------------------------------------------------------------------------------------
+
+KVC_INLINE void pack_queries(Work& work) {
+  const Tile& tile = *work.plain.tile;
+  const size_t stride = static_cast<size_t>(tile.q_stride);
+  const int32_t dims = work.plain.dims_k;
+  float* columns = work.columns;
+  for (int32_t i = dims * 16; i < work.dims_k * 16; i += 16) store(columns + i, zero());
+  Largest largest;
+  wide::look_ahead(work.plain, 0, (tile.n_rows + tile_rows - 1) / tile_rows);
+  std::byte* to = work.queries;
+  for (int32_t row = 0; row < tile.n_rows; row += tile_rows) {
+    wide::ask_ahead(work.plain);
+    wide::pack_queries(columns, 16, tile.q + static_cast<size_t>(row) * stride, stride,
+                       tile.n_rows - row, dims);
+    for (int32_t d = 0; d < work.dims_k; d += tile_depth, to += parts_max * tile_bytes) {
+      for (int32_t pair = 0; pair < tile_depth / 2; ++pair) {
+        const Vec x = load(columns + (d + 2 * pair) * 16),
+                  y = load(columns + (d + 2 * pair + 1) * 16);
+        largest.see(x);
+        largest.see(y);
+        store_parts<parts_max>(to + pair * 64, x, y, in_turn);
+      }
+    }
+  }
+  work.suited = largest.suits();
+}
+
+/// Keys of up to 16 cells; rows of the others become 0.
+template <class Storage, int32_t parts>
+KVC_INLINE void pack_key_group(std::byte* to, const Tile& tile, const int32_t* cell, int32_t count,
+                               int32_t dims, Largest& largest) {
+  for (int32_t i = 0; i < tile_rows; ++i) {
+    const auto* row = i < count ? reinterpret_cast<const typename Storage::Element*>(
+                                      tile.k + static_cast<size_t>(cell[i]) * tile.k_row_bytes)
+                                : nullptr;
+    std::byte* out = to + i * 64;
+    for (int32_t d = 0; d < dims; d += tile_depth, out += parts * tile_bytes) {
+      const Vec x = row ? wide::load_row<Storage>(row, d / lanes, tile.head_dim_k) : zero();
+      const Vec y = row ? wide::load_row<Storage>(row, d / lanes + 1, tile.head_dim_k) : zero();
+      largest.see(x);
+      largest.see(y);
+      store_parts<parts>(out, x, y, side_by_side);
+    }
+  }
+}
+
+/// Values of up to 32 cells; rows of the others become 0.
+template <class Storage, int32_t parts>
+KVC_INLINE void pack_value_group(std::byte* to, size_t side_bytes, const Tile& tile,
+                                 const int32_t* cell, int32_t count, Largest& largest) {
+  const auto row_of = [&](int32_t i) {
+    return i < count ? reinterpret_cast<const typename Storage::Element*>(
+                           tile.v + static_cast<size_t>(cell[i]) * tile.v_row_bytes)
+                     : nullptr;
+  };
+  const int32_t n_vectors = rounded_up(tile.head_dim_v, 16) / lanes;
+  for (int32_t i = 0; i < tile_depth; i += 2, to += 64) {
+    const auto *first = row_of(i), *second = row_of(i + 1);
+    std::byte* out = to;
+    for (int32_t v = 0; v < n_vectors; ++v, out += side_bytes) {
+      const Vec x = first ? wide::load_row<Storage>(first, v, tile.head_dim_v) : zero();
+      const Vec y = second ? wide::load_row<Storage>(second, v, tile.head_dim_v) : zero();
+      largest.see(x);
+      largest.see(y);
+      store_parts<parts>(out, x, y, in_turn);
+    }
+  }
+}
+
+template <class Storage, DType dtype>
+[[gnu::noinline]] static bool pack_keys(const Work& work, Range range) {
+  constexpr int32_t parts = parts_of(dtype);
+  const Tile& tile = *work.plain.tile;
+  const int32_t* cell = tile.cell + work.plain.block_begin;
+  const size_t group_bytes = work.steps_k() * parts * tile_bytes;
+  Largest largest;
+  for (int32_t i = range.begin; i < range.end; i += tile_rows) {
+    pack_key_group<Storage, parts>(work.keys + static_cast<size_t>(i / tile_rows) * group_bytes,
+                                   tile, cell + i, work.plain.n_cells - i, work.dims_k, largest);
+  }
+  return largest.suits();
+}
+
+template <class Storage, DType dtype>
+[[gnu::noinline]] static bool pack_values(const Work& work, Range range) {
+  constexpr int32_t parts = parts_of(dtype);
+  const Tile& tile = *work.plain.tile;
+  const int32_t* cell = tile.cell + work.plain.block_begin;
+  Largest largest;
+  for (int32_t i = range.begin; i < range.end; i += tile_depth) {
+    pack_value_group<Storage, parts>(
+        work.values + static_cast<size_t>(i / tile_depth) * parts * tile_bytes,
+        work.steps_v() * parts * tile_bytes, tile, cell + i, work.plain.n_cells - i, largest);
+  }
+  return largest.suits();
+}
+
+KVC_INLINE bool pack_keys(const Work& work, Range range) {
+  switch (work.plain.tile->dtype_k) {
+    case DType::f16: return pack_keys<F16, DType::f16>(work, range);
+    case DType::bf16: return pack_keys<Bf16, DType::bf16>(work, range);
+    case DType::f32: break;
+  }
+  return pack_keys<F32, DType::f32>(work, range);
+}
+
+KVC_INLINE bool pack_values(const Work& work, Range range) {
+  switch (work.plain.tile->dtype_v) {
+    case DType::f16: return pack_values<F16, DType::f16>(work, range);
+    case DType::bf16: return pack_values<Bf16, DType::bf16>(work, range);
+    case DType::f32: break;
+  }
+  return pack_values<F32, DType::f32>(work, range);
+}
+
+/// Probabilities [cell][width] of a range of cells become tiles of rows.
+template <int32_t vectors>
+[[gnu::noinline]] static void pack_probabilities(const Work& work, Range range) {
+  constexpr size_t width = vectors * lanes;
+  for (int32_t begin = range.begin; begin < range.end; begin += tile_depth) {
+    const float* from = work.plain.scores + static_cast<size_t>(begin) * width;
+    for (size_t row = 0; row < width; row += 4) {
+      Vec x[2][4];
+      for (size_t half = 0; half < 2; ++half) {
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; ++i)
+          x[half][i] = load_quads(from + (half * 16 + i) * width + row, 4 * width);
+        transpose_quads(x[half][0], x[half][1], x[half][2], x[half][3]);
+      }
+      std::byte* to = work.probabilities +
+                      ((row / 16) * work.steps_v() + static_cast<size_t>(begin / tile_depth)) *
+                          parts_max * tile_bytes +
+                      row % 16 * 64;
+#pragma GCC unroll 4
+      for (size_t i = 0; i < 4; ++i)
+        store_parts<parts_max>(to + i * 64, x[0][i], x[1][i], side_by_side);
+    }
+  }
+}
+
+// ---- The way through a block -----------------------------------------------------------------------
+
+/// o [rows][32 dimensions] = o · rescale + product.
+KVC_INLINE void add_product(const Work& work, int32_t n_rows, int32_t n_vectors, bool first, float* o) {
+  const size_t stride = static_cast<size_t>(work.plain.tile->o_stride);
+  for (int32_t row = 0; row < n_rows; ++row) {
+    const Vec rescale = broadcast(first ? work.plain.rescale[row] : 1.0f);
+    for (int32_t v = 0; v < n_vectors; ++v) {
+      float* at = o + static_cast<size_t>(row) * stride + v * lanes;
+      store(at, fma(load(at), rescale, load(work.product + row * 32 + v * lanes)));
+    }
+  }
+}
+
+/// Scores of a strip, [cell][width].
+template <int32_t parts, int32_t vectors>
+static void score_strip(Work& work, int32_t first_row, const Range (&ranges)[2]) {
+  constexpr int32_t width = vectors * lanes;
+  constexpr size_t key_bytes = parts * tile_bytes, query_bytes = parts_max * tile_bytes;
+  const size_t side = work.steps_k() * key_bytes, query_side = work.steps_k() * query_bytes;
+  const Operand queries = {work.queries + static_cast<size_t>(first_row / 16) * query_side,
+                           query_side, query_bytes};
+  for (const Range& range : ranges) {
+    for (int32_t cell = range.begin; cell < range.end; cell += 2 * tile_rows) {
+      wide::ask_ahead(work.plain);
+      const Operand keys = {work.keys + static_cast<size_t>(cell / tile_rows) * side, side, key_bytes};
+      Product<parts, parts_max, 2, vectors>::multiply(keys, queries, work.dims_k / tile_depth,
+                                                      work.plain.scores + cell * width, width);
+    }
+  }
+}
+
+/// o of a strip, with the values of one range of cells added.
+template <int32_t parts, int32_t vectors>
+static void add_values(Work& work, Range range, bool first, int32_t n_rows, float* o) {
+  constexpr size_t value_bytes = parts * tile_bytes, probability_bytes = parts_max * tile_bytes;
+  const size_t first_step = static_cast<size_t>(range.begin / tile_depth);
+  const int32_t n_steps = (range.end - range.begin) / tile_depth;
+  const size_t side = work.steps_v() * value_bytes;
+  const Operand probabilities = {work.probabilities + first_step * probability_bytes,
+                                 work.steps_v() * probability_bytes, probability_bytes};
+  Operand values = {work.values + first_step * value_bytes, side, value_bytes};
+  for (int32_t d = 0; d < work.plain.dims_v; d += 32, values.at += 2 * side) {
+    wide::ask_ahead(work.plain);
+    const int32_t n_vectors = smaller(2, (work.plain.dims_v - d) / 16);
+    if (n_vectors == 2) {
+      Product<parts_max, parts, vectors, 2>::multiply(probabilities, values, n_steps, work.product,
+                                                      32);
+    } else {
+      Product<parts_max, parts, vectors, 1>::multiply(probabilities, values, n_steps, work.product,
+                                                      32);
+    }
+    add_product(work, n_rows, n_vectors, first, o + d);
+  }
+}
+
+/// Scores, softmax and values of up to 32 rows.
+template <int32_t vectors>
+static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
+  const Tile& tile = *work.plain.tile;
+  const View view = wide::view_of(work.plain, first_row, n_rows);
+  Range ranges[2];
+  wide::grow(view.any, tile_depth, ranges);
+  if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
+
+  switch (tile.dtype_k) {
+    case DType::f32: score_strip<3, vectors>(work, first_row, ranges); break;
+    case DType::f16: score_strip<2, vectors>(work, first_row, ranges); break;
+    case DType::bf16: score_strip<1, vectors>(work, first_row, ranges); break;
+  }
+  wide::soften_strip<vectors>(work.plain, view, first_row, ranges);
+  float* o = tile.o + static_cast<size_t>(first_row) * static_cast<size_t>(tile.o_stride);
+  bool first = true;
+  for (const Range& range : ranges) {
+    if (is_empty(range)) continue;
+    pack_probabilities<vectors>(work, range);
+    switch (tile.dtype_v) {
+      case DType::f32: add_values<3, vectors>(work, range, first, n_rows, o); break;
+      case DType::f16: add_values<2, vectors>(work, range, first, n_rows, o); break;
+      case DType::bf16: add_values<1, vectors>(work, range, first, n_rows, o); break;
+    }
+    first = false;
+  }
+}
+
+/// Keys and values of what any row sees. False when AMX is not for them.
+KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
+  bool suited = true;
+  for (const Range& range : ranges) {
+    if (is_empty(range)) continue;
+    suited = suited && pack_keys(work, range) && pack_values(work, range);
+  }
+  return suited;
+}
+
+/// The wide kernel's way for cells [begin, end) of the tile.
+[[gnu::noinline]] static void process_plainly(Work& work, int32_t begin, int32_t end) {
+  wide::Work& plain = work.plain;
+  const int32_t block = plain.block;
+  plain.block = wide::block_cells(plain.tile->head_dim_k, plain.tile->head_dim_v);
+  if (!work.plain_queries_packed) wide::pack_strips(plain);
+  work.plain_queries_packed = true;
+  for (int32_t at = begin; at < end; at += plain.block) {
+    plain.block_begin = at;
+    plain.n_cells = smaller(plain.block, end - at);
+    if (wide::pack_block(plain)) wide::process_block(plain);
+  }
+  plain.block = block;
+}
+
+KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
+  wide::Work& plain = work.plain;
+  plain.block_begin = begin;
+  plain.n_cells = end - begin;
+  const int32_t n_rows = plain.tile->n_rows;
+  Range ranges[2];
+  wide::grow(wide::view_of(plain, 0, n_rows).any, tile_depth, ranges);
+  if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
+  if (!work.suited || !pack_block(work, ranges)) return process_plainly(work, begin, end);
+  const int32_t n_products = (n_rows + strip_rows - 1) / strip_rows *
+                             (work.block / 32 + (plain.dims_v + 31) / 32);
+  wide::look_ahead(plain, end, n_products);
+  for (int32_t row = 0; row < n_rows; row += strip_rows) {
+    const int32_t count = smaller(strip_rows, n_rows - row);
+    if (count > tile_rows) {
+      process_strip<2>(work, row, count);
+    } else {
+      process_strip<1>(work, row, count);
+    }
+  }
+}
+
+}  // namespace matrix
+
+/// Scratch of one thread for tiles of up to tile_rows_max rows.
+[[maybe_unused]] static size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
+  matrix::Work work = {};
+  return matrix::lay_out(work, nullptr, head_dim_k, head_dim_v);
+}
+
+/// As process_wide_tile.
+[[maybe_unused]] static void process_matrix_tile(const Tile& tile) {
+  matrix::Work work = {};
+  work.plain.tile = &tile;
+  matrix::lay_out(work, tile.scratch, tile.head_dim_k, tile.head_dim_v);
+  work.plain.block = work.block;
+  matrix::use_tiles();
+  matrix::pack_queries(work);
+  work.plain.rows.load_from(tile, wide::rounded_up(tile.n_rows, wide::strip_rows));
+  for (int32_t begin = 0; begin < tile.n_cells; begin += work.block)
+    matrix::process_block(work, begin, wide::smaller(begin + work.block, tile.n_cells));
+  work.plain.rows.store_to(tile);
+  matrix::release_tiles();
+}
+
+}  // namespace kvc::cpu::KVC_ISA_NAMESPACE
