@@ -222,8 +222,10 @@ class Problem {
   void fill() {
     std::normal_distribution<float> normal;
     for (int32_t i = 0; i < shape_.n_cells; ++i) {
-      for (int32_t d = 0; d < shape_.head_dim_k; ++d) set_key(i, d, normal(random_) * shape_.key_size);
-      for (int32_t d = 0; d < shape_.head_dim_v; ++d) set_value(i, d, normal(random_) * shape_.value_size);
+      for (int32_t d = 0; d < shape_.head_dim_k; ++d)
+        set_key(i, d, normal(random_) * shape_.key_size);
+      for (int32_t d = 0; d < shape_.head_dim_v; ++d)
+        set_value(i, d, normal(random_) * shape_.value_size);
     }
     const float scale = shape_.sharpness * 1.442695f /
                         std::sqrt(static_cast<float>(shape_.head_dim_k)) / shape_.key_size;
@@ -429,7 +431,8 @@ TEST_P(WideTile, KeepsErrorsSmallForSmallAndLargeNumbers) {
         shape.head_dim_k = shape.head_dim_v = 64;
         shape.key_size = key_size;
         shape.value_size = value_size;
-        SCOPED_TRACE(std::to_string(std::log2(key_size)) + " " + std::to_string(std::log2(value_size)));
+        SCOPED_TRACE(std::to_string(std::log2(key_size)) + " " +
+                     std::to_string(std::log2(value_size)));
         check(shape, ++seed, 4e-6);
       }
     }

@@ -1,0 +1,114 @@
+// kvc_check on caches whose bookkeeping was damaged behind their back, one bit at a time: it says what is broken or that
+// nothing is, and never falls over.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/caches/causal.hpp"
+#include "kernels/cpu/cpu_backend.hpp"
+
+namespace {
+
+using kvc::Status;
+
+/// The CPU, without room for attention; it knows the block that the cache was given.
+class WatchedBackend final : public kvc::Backend {
+ public:
+  WatchedBackend() { EXPECT_EQ(kvc::cpu::CpuBackend::create(1, nullptr, cpu_), Status::ok); }
+  void* allocate(size_t bytes, bool prefault) noexcept override {
+    bytes_ = bytes;
+    return block_ = cpu_->allocate(bytes, prefault);
+  }
+  void release(void* block, size_t bytes) noexcept override { cpu_->release(block, bytes); }
+  size_t attention_workspace_bytes(const kvc::AttentionBounds&) const noexcept override {
+    return 0;
+  }
+  Status store(const kvc::StoreParams& p) noexcept override { return cpu_->store(p); }
+  Status load(const kvc::LoadParams& p) noexcept override { return cpu_->load(p); }
+  Status move(const kvc::MoveParams& p) noexcept override { return cpu_->move(p); }
+  Status clear(const kvc::ClearParams& p) noexcept override { return cpu_->clear(p); }
+  Status attention(const kvc::AttentionParams&) noexcept override { return Status::not_supported; }
+
+  std::byte* block() const { return static_cast<std::byte*>(block_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  std::unique_ptr<kvc::Backend> cpu_;
+  void* block_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+/// A pass that adds tokens to a sequence; the next one ends it.
+void add(kvc::CausalCache& cache, int32_t sequence, int32_t first, int32_t n) {
+  std::vector<int32_t> position, owner(static_cast<size_t>(n), sequence);
+  for (int32_t i = 0; i < n; ++i) position.push_back(first + i);
+  kvc::Batch batch;
+  batch.n_tokens = n;
+  batch.position = position.data();
+  batch.sequence = owner.data();
+  ASSERT_EQ(cache.begin(batch, false), Status::ok) << kvc::last_message();
+  std::vector<float> rows(position.size(), 1.0f);
+  kvc::Tensor tensor;
+  tensor.data = rows.data();
+  tensor.dtype = kvc::DType::f32;
+  tensor.ndim = 3;
+  for (int32_t i = 0; i < 3; ++i) tensor.shape[i] = i == 0 ? n : 1, tensor.stride[i] = 1;
+  ASSERT_EQ(cache.put(0, tensor, tensor), Status::ok) << kvc::last_message();
+}
+
+TEST(Check, NamesEveryKindOfDamage) {
+  kvc::CacheBounds bounds;
+  bounds.n_layers = bounds.n_kv_heads = bounds.head_dim_k = bounds.head_dim_v = 1;
+  bounds.max_sequences = 3;
+  bounds.capacity = 1024;
+  bounds.max_batch = 32;
+  bounds.cells = 160;
+  kvc::CausalRequest wanted;
+  kvc::CausalSettings settings;
+  wanted.reach = 16;
+  wanted.memory = 20;
+  wanted.keep_first = 3;
+  ASSERT_EQ(kvc::CausalCache::resolve(bounds, wanted, &settings), Status::ok) << kvc::last_message();
+  auto backend = std::make_shared<WatchedBackend>();
+  std::unique_ptr<kvc::Cache> made;
+  ASSERT_EQ(kvc::CausalCache::create(backend, bounds, settings, &made), Status::ok);
+  auto& cache = static_cast<kvc::CausalCache&>(*made);
+  for (int32_t first = 0; first < 64; first += 16) add(cache, 0, first, 16);
+  int32_t got = 0;
+  ASSERT_EQ(cache.copy_prefix(0, 1, INT32_MAX, &got), Status::ok) << kvc::last_message();
+  add(cache, 1, got, 16);  // what it shares with sequence 0 slides, and is hidden by the open pass
+  ASSERT_EQ(cache.check(), Status::ok) << kvc::last_message();
+
+  // The first page holds layers and sequences, objects with pointers; behind it lie arrays of numbers.
+  constexpr size_t first_page = 4096;
+  std::set<std::string> met;
+  for (size_t at = first_page; at < backend->bytes(); at += 4) {
+    for (const uint32_t flip : {1u, 0x80u, 0x80000000u}) {
+      uint32_t word = 0;
+      std::memcpy(&word, backend->block() + at, 4);
+      const uint32_t damaged = word ^ flip;
+      std::memcpy(backend->block() + at, &damaged, 4);
+      const Status status = cache.check();
+      std::memcpy(backend->block() + at, &word, 4);
+      ASSERT_TRUE(status == Status::ok || status == Status::internal);
+      if (status == Status::internal) met.insert(kvc::last_message());
+    }
+  }
+  ASSERT_EQ(cache.check(), Status::ok);
+  for (const char* damage :
+       {"a cell has fewer owners than hidden ones", "a cell is free and owned, or neither",
+        "the number of cells that are free at commit", "the number of shared cells",
+        "the bitmap of blocks with a free cell", "the bitmap of wholly free blocks",
+        "owner counts differ from what the sequences hold",
+        "hidden counts differ from what the sequences hide",
+        "sequence 0: names a cell outside the pool", "sequence 0: positions do not ascend",
+        "sequence 1: holds a position at or behind its next", "sequence 1: kept-first tokens"}) {
+    EXPECT_TRUE(met.contains(damage)) << damage;
+  }
+}
+
+}  // namespace
