@@ -97,7 +97,7 @@ Status CausalCache::check_sequence_invariants(int32_t index) const {
     const bool in_head = i < tokens.n_head();
     if (tokens.head_capacity() > 0 && in_head != (token.position < tokens.head_capacity()))
       return broken("kept-first tokens");
-    if (!sequence.may_owe && offset_of(token) != 0)
+    if (has_rope_ && !sequence.may_owe && pool_.rotated_for(token.cell) != token.position)
       return broken("a key owes a rotation that was not noted");
     previous = token.position;
   }

@@ -184,8 +184,9 @@ void CellPool::show(const int32_t* cells, int32_t n) {
 const char* CellPool::broken_invariant() const {
   int32_t n_free = 0, n_free_at_commit = 0, n_shared = 0;
   for (int32_t cell = 0; cell < n_cells_; ++cell) {
+    if (hidden_[cell] < 0 || owners_[cell] < hidden_[cell])
+      return "a cell has fewer owners than hidden ones";
     const int32_t in_sight = owners_[cell] - hidden_[cell];
-    if (hidden_[cell] < 0 || in_sight < 0) return "a cell has fewer owners than hidden ones";
     if (is_free(cell) != (owners_[cell] == 0)) return "a cell is free and owned, or neither";
     n_free += is_free(cell);
     n_free_at_commit += owners_[cell] != 0 && in_sight == 0;

@@ -2,6 +2,7 @@
 // nothing is, and never falls over.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <set>
@@ -51,18 +52,22 @@ void add(kvc::CausalCache& cache, int32_t sequence, int32_t first, int32_t n) {
   batch.position = position.data();
   batch.sequence = owner.data();
   ASSERT_EQ(cache.begin(batch, false), Status::ok) << kvc::last_message();
-  std::vector<float> rows(position.size(), 1.0f);
+  std::vector<float> rows(position.size() * 2, 1.0f);
   kvc::Tensor tensor;
   tensor.data = rows.data();
   tensor.dtype = kvc::DType::f32;
   tensor.ndim = 3;
-  for (int32_t i = 0; i < 3; ++i) tensor.shape[i] = i == 0 ? n : 1, tensor.stride[i] = 1;
+  const int64_t shape[] = {n, 1, 2}, stride[] = {2, 2, 1};
+  std::copy_n(shape, 3, tensor.shape);
+  std::copy_n(stride, 3, tensor.stride);
   ASSERT_EQ(cache.put(0, tensor, tensor), Status::ok) << kvc::last_message();
 }
 
-TEST(Check, NamesEveryKindOfDamage) {
+/// What kvc_check says of a cache, one damaged bit after the other.
+void damage(bool with_rope, std::set<std::string>& met) {
   kvc::CacheBounds bounds;
-  bounds.n_layers = bounds.n_kv_heads = bounds.head_dim_k = bounds.head_dim_v = 1;
+  bounds.n_layers = bounds.n_kv_heads = 1;
+  bounds.head_dim_k = bounds.head_dim_v = 2;
   bounds.max_sequences = 3;
   bounds.capacity = 1024;
   bounds.max_batch = 32;
@@ -77,6 +82,11 @@ TEST(Check, NamesEveryKindOfDamage) {
   std::unique_ptr<kvc::Cache> made;
   ASSERT_EQ(kvc::CausalCache::create(backend, bounds, settings, &made), Status::ok);
   auto& cache = static_cast<kvc::CausalCache&>(*made);
+  kvc::RopeSettings rope;
+  rope.n_dims = 2;
+  if (with_rope) {
+    ASSERT_EQ(cache.bind_rope(0, 1, rope), Status::ok) << kvc::last_message();
+  }
   for (int32_t first = 0; first < 64; first += 16) add(cache, 0, first, 16);
   int32_t got = 0;
   ASSERT_EQ(cache.copy_prefix(0, 1, INT32_MAX, &got), Status::ok) << kvc::last_message();
@@ -85,7 +95,6 @@ TEST(Check, NamesEveryKindOfDamage) {
 
   // The first page holds layers and sequences, objects with pointers; behind it lie arrays of numbers.
   constexpr size_t first_page = 4096;
-  std::set<std::string> met;
   for (size_t at = first_page; at < backend->bytes(); at += 4) {
     for (const uint32_t flip : {1u, 0x80u, 0x80000000u}) {
       uint32_t word = 0;
@@ -99,15 +108,22 @@ TEST(Check, NamesEveryKindOfDamage) {
     }
   }
   ASSERT_EQ(cache.check(), Status::ok);
-  for (const char* damage :
+}
+
+TEST(Check, NamesEveryKindOfDamage) {
+  std::set<std::string> met;
+  damage(false, met);
+  damage(true, met);
+  for (const char* kind :
        {"a cell has fewer owners than hidden ones", "a cell is free and owned, or neither",
         "the number of cells that are free at commit", "the number of shared cells",
         "the bitmap of blocks with a free cell", "the bitmap of wholly free blocks",
         "owner counts differ from what the sequences hold",
         "hidden counts differ from what the sequences hide",
         "sequence 0: names a cell outside the pool", "sequence 0: positions do not ascend",
+        "sequence 0: a key owes a rotation that was not noted",
         "sequence 1: holds a position at or behind its next", "sequence 1: kept-first tokens"}) {
-    EXPECT_TRUE(met.contains(damage)) << damage;
+    EXPECT_TRUE(met.contains(kind)) << kind;
   }
 }
 
