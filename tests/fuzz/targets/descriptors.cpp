@@ -1,7 +1,9 @@
 // libFuzzer: descriptors made of the fuzzer's bytes. Each is answered with a status and a message; what
 // was created is used a little and must be sound. Memory is bounded by an allocator that has no more.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <iostream>
 #include <memory>
 #include <vector>
@@ -72,8 +74,56 @@ const Descriptor* as(const std::vector<unsigned char>& memory) {
   return reinterpret_cast<const Descriptor*>(memory.data());
 }
 
+/// A tensor over `data`, or none: often one that fits, else whatever the bytes say. Its strides are those of its shape;
+/// others would be lies about the caller's memory, which nobody can find out.
+kvc_tensor* tensor(Bytes& bytes, float* data, std::initializer_list<int64_t> extents,
+                   kvc_tensor& into) {
+  const auto kind = bytes.take<uint8_t>();
+  if (kind % 4 == 0) return nullptr;
+  if (kind % 4 == 1) into = bytes.take<kvc_tensor>();
+  constexpr uint32_t dtypes[] = {KVC_F32, KVC_F16, KVC_BF16, KVC_BOOL};
+  if (kind % 4 != 1) {
+    into = support::dense(data, dtypes[kind / 4 % 4], extents);
+    into.ndim -= bytes.take<uint8_t>() % 3;  // leading dimensions may be missing
+    std::copy_n(extents.begin() + 3 - into.ndim, into.ndim, into.shape);
+  }
+  into.data = data;
+  into.byte_offset %= 2;  // 1 is misaligned for all but KVC_BOOL
+  uint64_t stride = 1;
+  for (int32_t d = std::clamp(into.ndim, 0, 8) - 1; d >= 0; --d) {
+    if (bytes.take<uint8_t>() % 4 == 1) into.shape[d] = 1;
+    into.strides[d] = static_cast<int64_t>(stride);
+    stride *= static_cast<uint64_t>(into.shape[d]);
+  }
+  return &into;
+}
+
+/// What a call brings along, made of the fuzzer's bytes. Weights of a shape that is taken are looked at.
+void attend_with(kvc_cache* cache, Bytes& bytes, const kvc_tensor& q, kvc_tensor& out) {
+  int32_t first = 0, history = 0;
+  require(kvc_history(cache, &first, &history) == KVC_OK, "history");
+  const auto elements = static_cast<size_t>(q.shape[1]) * static_cast<size_t>(history);
+  if (elements > most_elements) return;
+  std::vector<float> bias(elements, 0.25f), mask(elements), weights(elements, -1.0f);
+  auto extra_memory = descriptor<kvc_attention_extra>(bytes);
+  kvc_attention_extra extra;
+  std::memcpy(&extra, extra_memory.data(), sizeof extra);
+  kvc_tensor tensors[3];
+  const auto extents = {q.shape[1], int64_t{1}, int64_t{history}};
+  extra.bias = tensor(bytes, bias.data(), extents, tensors[0]);
+  extra.mask = tensor(bytes, mask.data(), extents, tensors[1]);
+  extra.weights = tensor(bytes, weights.data(), extents, tensors[2]);
+  if (bytes.take<uint8_t>() % 4 != 0) extra.reserved = 0;
+  std::memcpy(extra_memory.data(), &extra, sizeof extra);
+  const kvc_status status = answered(
+      kvc_attention_with(cache, 0, &q, &out, nullptr, as<kvc_attention_extra>(extra_memory)),
+      "attention_with");
+  const bool all_written = extra.weights == nullptr || weights[elements - 1] >= 0;
+  require(status != KVC_OK || all_written, "weights were not written");
+}
+
 /// One pass of one token in every layer, attention in the first.
-void use(kvc_cache* cache, const kvc_cache_desc& desc, int32_t n_q_heads) {
+void use(kvc_cache* cache, const kvc_cache_desc& desc, int32_t n_q_heads, Bytes& bytes) {
   const int32_t head_dim_v = desc.head_dim_v == 0 ? desc.head_dim_k : desc.head_dim_v;
   const auto elements = static_cast<size_t>(std::max(n_q_heads, desc.n_kv_heads)) *
                         static_cast<size_t>(std::max(desc.head_dim_k, head_dim_v));
@@ -89,6 +139,7 @@ void use(kvc_cache* cache, const kvc_cache_desc& desc, int32_t n_q_heads) {
   for (int32_t layer = 0; layer < desc.n_layers; ++layer)
     require(kvc_put(cache, layer, &k, &v) == KVC_OK, "put");
   require(kvc_attention(cache, 0, &q, &out, nullptr) == KVC_OK, "attention");
+  attend_with(cache, bytes, q, out);
   require(kvc_commit(cache) == KVC_OK, "commit");
 }
 
@@ -124,7 +175,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto* attention = as<kvc_attention_desc>(attention_memory);
     const kvc_status bound = answered(kvc_bind_attention(cache, 0, 1, attention, nullptr, nullptr),
                                       "bind_attention");
-    use(cache, *desc, bound == KVC_OK ? attention->n_q_heads : desc->n_kv_heads);
+    use(cache, *desc, bound == KVC_OK ? attention->n_q_heads : desc->n_kv_heads, bytes);
     require(kvc_check(cache) == KVC_OK, "check");
     require(kvc_cache_destroy(cache) == KVC_OK, "destroy");
   }
