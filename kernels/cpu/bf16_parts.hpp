@@ -12,30 +12,36 @@ namespace kvc::cpu::KVC_ISA_NAMESPACE::matrix {
 inline constexpr int32_t parts_max = 3;
 
 /// Parts that an element of a storage type needs: 24, 11 and 8 significant bits.
-constexpr int32_t parts_of(DType dtype) {
-  return dtype == DType::f32 ? 3 : dtype == DType::f16 ? 2 : 1;
-}
+template <class Storage>
+inline constexpr int32_t parts_of = 3;
+template <>
+inline constexpr int32_t parts_of<F16> = 2;
+template <>
+inline constexpr int32_t parts_of<Bf16> = 1;
 
 KVC_INLINE Vec cut_off(Vec x) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x),
                                               _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
 
-/// The first part of each of a's floats, then of b's.
+/// First parts, the upper halves of floats: those of a have the odd places below 32, those of b the odd ones from there on.
+KVC_INLINE __m512i first_parts(Vec a, Vec b, const uint16_t (&places)[32]) {
+  return _mm512_permutex2var_epi16(_mm512_castps_si512(a), _mm512_load_si512(places),
+                                   _mm512_castps_si512(b));
+}
+/// Those of a, then those of b.
 KVC_INLINE __m512i side_by_side(Vec a, Vec b) {
   alignas(64) static constexpr uint16_t places[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
                                                       23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
                                                       45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  return _mm512_permutex2var_epi16(_mm512_castps_si512(a), _mm512_load_si512(places),
-                                   _mm512_castps_si512(b));
+  return first_parts(a, b, places);
 }
-/// The first parts of a's and of b's floats in turn.
+/// Those of a and of b in turn.
 KVC_INLINE __m512i in_turn(Vec a, Vec b) {
   alignas(64) static constexpr uint16_t places[32] = {1,  33, 3,  35, 5,  37, 7,  39, 9,  41, 11,
                                                       43, 13, 45, 15, 47, 17, 49, 19, 51, 21, 53,
                                                       23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
-  return _mm512_permutex2var_epi16(_mm512_castps_si512(a), _mm512_load_si512(places),
-                                   _mm512_castps_si512(b));
+  return first_parts(a, b, places);
 }
 
 /// A row of a tile and of the parts' tiles behind it: `arrange` puts 16 elements of a and of b into it.
@@ -50,24 +56,27 @@ KVC_INLINE void store_parts(std::byte* to, Vec a, Vec b, Arrange arrange) {
   }
 }
 
-/// Watches the largest magnitude of what is packed.
-struct Largest {
-  __m512i bits = _mm512_setzero_si512();
+/// Watches the magnitudes of what is packed.
+struct Magnitudes {
+  __m512i largest = _mm512_setzero_si512();
+  __m512i smallest = _mm512_set1_epi32(-1);  // less one, so that zeros are the largest of all
 
   [[gnu::always_inline]] void see(Vec x) {
-    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-    bits = _mm512_maskz_max_epu32(0xffff, bits, magnitude);
+    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    largest = _mm512_maskz_max_epu32(0xffff, largest, bits);
+    smallest = _mm512_maskz_min_epu32(0xffff, smallest, _mm512_sub_epi32(bits, _mm512_set1_epi32(1)));
   }
 
-  /// Products of parts are exact: all is finite, and not so small that the unit, which knows no denormal numbers, would
-  /// lose the rest of the largest.
-  [[gnu::always_inline]] bool suits() const {
-    alignas(64) uint32_t all[lanes];
-    _mm512_store_si512(all, bits);
-    uint32_t largest = 0;
-    for (const uint32_t each : all) largest = each > largest ? each : largest;
-    constexpr uint32_t infinity = 0x7f800000, smallest = (127 - 60) << 23;  // 2^−60
-    return largest == 0 || (largest >= smallest && largest < infinity);
+  /// Products of parts are exact: all is finite, and nothing so small that its parts were denormal numbers, which the unit
+  /// takes for 0. The smallest counts and not the largest, because a row may see nothing else.
+  [[gnu::always_inline]] bool suit() const {
+    constexpr uint32_t infinity = 0x7f800000, least = (127 - 100) << 23;  // 2^−100
+    alignas(64) uint32_t high[lanes], low[lanes];
+    _mm512_store_si512(high, largest);
+    _mm512_store_si512(low, smallest);
+    bool all = true;
+    for (int32_t i = 0; i < lanes; ++i) all &= high[i] < infinity && low[i] >= least - 1;
+    return all;
   }
 };
 

@@ -90,8 +90,8 @@ KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32
 
 // ---- Products ------------------------------------------------------------------------------------
 
-/// The products of parts that matter, in an order in which each shares a part with the one before: loading a tile takes
-/// about as long as multiplying one, when the core's other thread is busy.
+/// The products of parts that matter, in an order in which each shares a part with the one before: loads do not
+/// hide behind products when the core's other thread is busy.
 struct Path {
   int32_t count = 0;
   int32_t a[6] = {}, b[6] = {};
@@ -155,6 +155,17 @@ struct Product {
   }
 };
 
+/// `use` with the storage type that lies there.
+template <class Use>
+KVC_INLINE auto with_storage(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::f16: return use(F16{});
+    case DType::bf16: return use(Bf16{});
+    case DType::f32: break;
+  }
+  return use(F32{});
+}
+
 // ---- Packing -------------------------------------------------------------------------------------
 
 KVC_INLINE void pack_queries(Work& work) {
@@ -163,7 +174,7 @@ KVC_INLINE void pack_queries(Work& work) {
   const int32_t dims = work.plain.dims_k;
   float* columns = work.columns;
   for (int32_t i = dims * 16; i < work.dims_k * 16; i += 16) store(columns + i, zero());
-  Largest largest;
+  Magnitudes seen;
   wide::look_ahead(work.plain, 0, (tile.n_rows + tile_rows - 1) / tile_rows);
   std::byte* to = work.queries;
   for (int32_t row = 0; row < tile.n_rows; row += tile_rows) {
@@ -174,38 +185,38 @@ KVC_INLINE void pack_queries(Work& work) {
       for (int32_t pair = 0; pair < tile_depth / 2; ++pair) {
         const Vec x = load(columns + (d + 2 * pair) * 16),
                   y = load(columns + (d + 2 * pair + 1) * 16);
-        largest.see(x);
-        largest.see(y);
+        seen.see(x);
+        seen.see(y);
         store_parts<parts_max>(to + pair * 64, x, y, in_turn);
       }
     }
   }
-  work.suited = largest.suits();
+  work.suited = seen.suit();
 }
 
 /// Keys of up to 16 cells; rows of the others become 0.
-template <class Storage, int32_t parts>
+template <class Storage>
 KVC_INLINE void pack_key_group(std::byte* to, const Tile& tile, const int32_t* cell, int32_t count,
-                               int32_t dims, Largest& largest) {
+                               int32_t dims, Magnitudes& seen) {
   for (int32_t i = 0; i < tile_rows; ++i) {
     const auto* row = i < count ? reinterpret_cast<const typename Storage::Element*>(
                                       tile.k + static_cast<size_t>(cell[i]) * tile.k_row_bytes)
                                 : nullptr;
     std::byte* out = to + i * 64;
-    for (int32_t d = 0; d < dims; d += tile_depth, out += parts * tile_bytes) {
+    for (int32_t d = 0; d < dims; d += tile_depth, out += parts_of<Storage> * tile_bytes) {
       const Vec x = row ? wide::load_row<Storage>(row, d / lanes, tile.head_dim_k) : zero();
       const Vec y = row ? wide::load_row<Storage>(row, d / lanes + 1, tile.head_dim_k) : zero();
-      largest.see(x);
-      largest.see(y);
-      store_parts<parts>(out, x, y, side_by_side);
+      seen.see(x);
+      seen.see(y);
+      store_parts<parts_of<Storage>>(out, x, y, side_by_side);
     }
   }
 }
 
 /// Values of up to 32 cells; rows of the others become 0.
-template <class Storage, int32_t parts>
+template <class Storage>
 KVC_INLINE void pack_value_group(std::byte* to, size_t side_bytes, const Tile& tile,
-                                 const int32_t* cell, int32_t count, Largest& largest) {
+                                 const int32_t* cell, int32_t count, Magnitudes& seen) {
   const auto row_of = [&](int32_t i) {
     return i < count ? reinterpret_cast<const typename Storage::Element*>(
                            tile.v + static_cast<size_t>(cell[i]) * tile.v_row_bytes)
@@ -218,57 +229,39 @@ KVC_INLINE void pack_value_group(std::byte* to, size_t side_bytes, const Tile& t
     for (int32_t v = 0; v < n_vectors; ++v, out += side_bytes) {
       const Vec x = first ? wide::load_row<Storage>(first, v, tile.head_dim_v) : zero();
       const Vec y = second ? wide::load_row<Storage>(second, v, tile.head_dim_v) : zero();
-      largest.see(x);
-      largest.see(y);
-      store_parts<parts>(out, x, y, in_turn);
+      seen.see(x);
+      seen.see(y);
+      store_parts<parts_of<Storage>>(out, x, y, in_turn);
     }
   }
 }
 
-template <class Storage, DType dtype>
+template <class Storage>
 [[gnu::noinline]] static bool pack_keys(const Work& work, Range range) {
-  constexpr int32_t parts = parts_of(dtype);
+  constexpr int32_t parts = parts_of<Storage>;
   const Tile& tile = *work.plain.tile;
   const int32_t* cell = tile.cell + work.plain.block_begin;
   const size_t group_bytes = work.steps_k() * parts * tile_bytes;
-  Largest largest;
+  Magnitudes seen;
   for (int32_t i = range.begin; i < range.end; i += tile_rows) {
-    pack_key_group<Storage, parts>(work.keys + static_cast<size_t>(i / tile_rows) * group_bytes,
-                                   tile, cell + i, work.plain.n_cells - i, work.dims_k, largest);
+    pack_key_group<Storage>(work.keys + static_cast<size_t>(i / tile_rows) * group_bytes, tile,
+                            cell + i, work.plain.n_cells - i, work.dims_k, seen);
   }
-  return largest.suits();
+  return seen.suit();
 }
 
-template <class Storage, DType dtype>
+template <class Storage>
 [[gnu::noinline]] static bool pack_values(const Work& work, Range range) {
-  constexpr int32_t parts = parts_of(dtype);
+  constexpr int32_t parts = parts_of<Storage>;
   const Tile& tile = *work.plain.tile;
   const int32_t* cell = tile.cell + work.plain.block_begin;
-  Largest largest;
+  Magnitudes seen;
   for (int32_t i = range.begin; i < range.end; i += tile_depth) {
-    pack_value_group<Storage, parts>(
-        work.values + static_cast<size_t>(i / tile_depth) * parts * tile_bytes,
-        work.steps_v() * parts * tile_bytes, tile, cell + i, work.plain.n_cells - i, largest);
+    pack_value_group<Storage>(work.values + static_cast<size_t>(i / tile_depth) * parts * tile_bytes,
+                              work.steps_v() * parts * tile_bytes, tile, cell + i,
+                              work.plain.n_cells - i, seen);
   }
-  return largest.suits();
-}
-
-KVC_INLINE bool pack_keys(const Work& work, Range range) {
-  switch (work.plain.tile->dtype_k) {
-    case DType::f16: return pack_keys<F16, DType::f16>(work, range);
-    case DType::bf16: return pack_keys<Bf16, DType::bf16>(work, range);
-    case DType::f32: break;
-  }
-  return pack_keys<F32, DType::f32>(work, range);
-}
-
-KVC_INLINE bool pack_values(const Work& work, Range range) {
-  switch (work.plain.tile->dtype_v) {
-    case DType::f16: return pack_values<F16, DType::f16>(work, range);
-    case DType::bf16: return pack_values<Bf16, DType::bf16>(work, range);
-    case DType::f32: break;
-  }
-  return pack_values<F32, DType::f32>(work, range);
+  return seen.suit();
 }
 
 /// Probabilities [cell][width] of a range of cells become tiles of rows.
@@ -361,32 +354,33 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   wide::grow(view.any, tile_depth, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
-  switch (tile.dtype_k) {
-    case DType::f32: score_strip<3, vectors>(work, first_row, ranges); break;
-    case DType::f16: score_strip<2, vectors>(work, first_row, ranges); break;
-    case DType::bf16: score_strip<1, vectors>(work, first_row, ranges); break;
-  }
+  with_storage(tile.dtype_k, [&](auto storage) {
+    score_strip<parts_of<decltype(storage)>, vectors>(work, first_row, ranges);
+  });
   wide::soften_strip<vectors>(work.plain, view, first_row, ranges);
   float* o = tile.o + static_cast<size_t>(first_row) * static_cast<size_t>(tile.o_stride);
   bool first = true;
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     pack_probabilities<vectors>(work, range);
-    switch (tile.dtype_v) {
-      case DType::f32: add_values<3, vectors>(work, range, first, n_rows, o); break;
-      case DType::f16: add_values<2, vectors>(work, range, first, n_rows, o); break;
-      case DType::bf16: add_values<1, vectors>(work, range, first, n_rows, o); break;
-    }
+    with_storage(tile.dtype_v, [&](auto storage) {
+      add_values<parts_of<decltype(storage)>, vectors>(work, range, first, n_rows, o);
+    });
     first = false;
   }
 }
 
 /// Keys and values of what any row sees. False when AMX is not for them.
 KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
+  const Tile& tile = *work.plain.tile;
   bool suited = true;
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
-    suited = suited && pack_keys(work, range) && pack_values(work, range);
+    suited = suited &&
+             with_storage(tile.dtype_k,
+                          [&](auto storage) { return pack_keys<decltype(storage)>(work, range); }) &&
+             with_storage(tile.dtype_v,
+                          [&](auto storage) { return pack_values<decltype(storage)>(work, range); });
   }
   return suited;
 }

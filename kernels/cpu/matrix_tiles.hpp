@@ -12,8 +12,7 @@
 namespace kvc::cpu::KVC_ISA_NAMESPACE::matrix {
 
 inline constexpr int32_t tile_rows = 16;
-inline constexpr int32_t tile_columns = 16;  // of f32
-inline constexpr int32_t tile_depth = 32;    // of bf16: columns of A, rows of B
+inline constexpr int32_t tile_depth = 32;  // of bf16: columns of A, rows of B
 inline constexpr size_t tile_bytes = 1024;
 
 /// All eight registers whole. Until they are released the thread's state is larger.

@@ -439,6 +439,18 @@ TEST_P(WideTile, KeepsErrorsSmallForSmallAndLargeNumbers) {
   }
 }
 
+/// One row sees small values alone, beside others that see ordinary ones in the same block.
+TEST_P(WideTile, KeepsErrorsSmallInARowOfSmallValues) {
+  Shape shape;
+  shape.dtype_k = shape.dtype_v = DType::f32;
+  shape.tokens = shape.n_cells = 60;
+  Problem problem(shape, first_seed);  // causal: the first token sees the first cell alone
+  for (int32_t d = 0; d < shape.head_dim_v; ++d)
+    problem.set_value(0, d, std::ldexp(1.0f + static_cast<float>(d) * 0.007f, -120));
+  problem.run(*isa_, 0, shape.n_cells);
+  EXPECT_LE(problem.error(), 4e-6) << isa_->name;
+}
+
 TEST_P(WideTile, WhatIsSeenPropagatesAndWhatIsHiddenDoesNot) {
   for (const float poison : {not_a_number, infinity, -infinity}) {
     for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
