@@ -135,6 +135,11 @@ TEST(Fork, WhileThreadsAreInside) {
 
 // The lock of the handle table, that of the parent's allocator and the start of threads.
 TEST(Fork, WhileHandlesAreMadeAndDestroyed) {
+#ifdef KVC_SANITIZED
+  // The C library's malloc is in order in a forked child. The one that a sanitizer puts in its place may not be: a lock
+  // of its own that another thread held at the fork stays locked, and the child waits for ever.
+  GTEST_SKIP() << "the sanitizer's malloc does not survive a fork among threads that allocate";
+#endif
   const support::Device device(2);
   Specimen specimen(device);
   fork_during(device, specimen, [](int) {
