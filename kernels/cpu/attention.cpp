@@ -194,8 +194,10 @@ Tile Call::describe(const Item& item) const {
 }
 
 void Call::process(const Tile& tile) const {
-  if (tile.n_rows < kernels_.wide_tile_rows_min) {
+  if (tile.n_rows < kernels_.medium_tile_rows_min) {
     kernels_.process_narrow_tile(tile);
+  } else if (tile.n_rows < kernels_.wide_tile_rows_min) {
+    kernels_.process_medium_tile(tile);
   } else {
     kernels_.process_wide_tile(tile);
   }

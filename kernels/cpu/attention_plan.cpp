@@ -20,9 +20,15 @@ constexpr int64_t rows_per_read = 6;
 /// A prefix shorter than this is not worth the merging.
 constexpr int32_t shared_prefix_min = 128;
 
-/// Stretches are multiples of the kernels' steps: strips of 12 cells, blocks of 96 or 128.
+/// Stretches are multiples of the kernels' steps: strips of 12 cells, blocks of 64, blocks of 96 or 128.
 constexpr int32_t narrow_step = 12;
+constexpr int32_t medium_step = 64;
 constexpr int32_t wide_step = 384;
+
+int32_t step_for(int32_t n_rows) {
+  if (n_rows < kernels().medium_tile_rows_min) return narrow_step;
+  return n_rows < kernels().wide_tile_rows_min ? medium_step : wide_step;
+}
 
 struct Range {
   int32_t first_end = 0;
@@ -141,9 +147,7 @@ class Planner {
   }
 
   void set_stretches(WorkTile& tile, int32_t n) const {
-    const int32_t step = tile.n_tokens * work_.piece_heads < kernels().wide_tile_rows_min
-                             ? narrow_step
-                             : wide_step;
+    const int32_t step = step_for(tile.n_tokens * work_.piece_heads);
     const int32_t cells = (tile.n_seen + n - 1) / n;
     tile.stretch_cells = std::max(1, (cells + step - 1) / step) * step;
     tile.n_stretches = std::max(1, (tile.n_seen + tile.stretch_cells - 1) / tile.stretch_cells);

@@ -23,6 +23,9 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   size_t kernel_bytes = 0;
   for (int32_t i = 0; const KernelTable* table = runnable_kernels(i); ++i) {
     kernel_bytes = std::max(kernel_bytes, table->narrow_tile_scratch_bytes(head_dim_k, head_dim_v));
+    if (table->medium_tile_scratch_bytes) {
+      kernel_bytes = std::max(kernel_bytes, table->medium_tile_scratch_bytes(head_dim_k, head_dim_v));
+    }
     kernel_bytes = std::max(kernel_bytes, table->wide_tile_scratch_bytes(head_dim_k, head_dim_v));
   }
   const auto rows = static_cast<uint64_t>(tile_rows_max);

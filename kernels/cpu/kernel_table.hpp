@@ -7,6 +7,7 @@
 /// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags and export one each:
 ///
 ///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
+///   medium.hpp   process_medium_tile(tile)        some rows; needs medium_tile_scratch_bytes; AVX-512 alone
 ///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
 ///   matrix.hpp   process_matrix_tile(tile)        the same with AMX
 ///   vectors.hpp  convert, blend, scale            contiguous floats
@@ -14,6 +15,9 @@ namespace kvc::cpu {
 
 /// A tile never has more rows than this: 96 tokens of a group of four.
 inline constexpr int32_t tile_rows_max = 384;
+
+/// The medium kernel takes no more than this.
+inline constexpr int32_t medium_tile_rows_max = 64;
 
 /// Cells of a tile at most; longer stretches are handed over in several tiles over the same state.
 inline constexpr int32_t tile_cells_max = 1536;
@@ -25,7 +29,13 @@ struct KernelTable {
   void (*process_narrow_tile)(const Tile& tile);
   size_t (*narrow_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
 
-  /// The same contract and the same results to rounding, faster from wide_tile_rows_min rows on.
+  /// The same contract and the same results to rounding, for up to medium_tile_rows_max rows; faster from
+  /// medium_tile_rows_min rows on. Null where the instruction set has too few registers for it.
+  void (*process_medium_tile)(const Tile& tile);
+  size_t (*medium_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
+  int32_t medium_tile_rows_min;  // wide_tile_rows_min when null
+
+  /// The same for any number of rows, faster from wide_tile_rows_min rows on.
   void (*process_wide_tile)(const Tile& tile);
   size_t (*wide_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
   int32_t wide_tile_rows_min;

@@ -29,6 +29,7 @@ using wide::Range;
 using wide::rounded_up;
 using wide::smaller;
 using wide::View;
+using wide::with_storage;
 
 /// Rows that make their way through a block together.
 inline constexpr int32_t strip_rows = 32;
@@ -154,17 +155,6 @@ struct Product {
     if constexpr (tiles_a == 2 && tiles_b == 2) tile_store<3>(c + 16 * stride + 16, bytes);
   }
 };
-
-/// `use` with the storage type that lies there.
-template <class Use>
-KVC_INLINE auto with_storage(DType dtype, Use use) {
-  switch (dtype) {
-    case DType::f16: return use(F16{});
-    case DType::bf16: return use(Bf16{});
-    case DType::f32: break;
-  }
-  return use(F32{});
-}
 
 // ---- Packing -------------------------------------------------------------------------------------
 

@@ -39,6 +39,17 @@ constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
   return dims <= 576 ? block_cells_max : dims <= 1152 ? 64 : 32;
 }
 
+/// `use` with the storage type that lies there.
+template <class Use>
+KVC_INLINE auto with_storage(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::f16: return use(F16{});
+    case DType::bf16: return use(Bf16{});
+    case DType::f32: break;
+  }
+  return use(F32{});
+}
+
 /// `lanes` rows of queries become columns: to[d · width + row]. `dims` is a multiple of 16.
 KVC_INLINE void pack_whole_queries(float* to, size_t width, const float* q, size_t q_stride,
                                    int32_t dims) {

@@ -1,5 +1,5 @@
-/// The wide kernel of every instruction set that this machine runs, against attention in double
-/// over the same tile.
+/// The wide and the medium kernel of every instruction set that this machine runs, against attention in
+/// double over the same tile.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -55,6 +55,27 @@ class Guarded {
   std::unique_ptr<std::byte, Free> memory_;
 };
 
+/// One of the kernels under test.
+struct Kernel {
+  std::string name;
+  void (*process)(const Tile& tile);
+  size_t (*scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
+  int32_t rows_max;
+};
+
+/// The wide and the medium kernels that this machine runs.
+std::vector<Kernel> kernels() {
+  std::vector<Kernel> all;
+  for (int32_t i = 0; const KernelTable* isa = kvc::cpu::runnable_kernels(i); ++i) {
+    all.push_back({std::string("wide_") + isa->name, isa->process_wide_tile,
+                   isa->wide_tile_scratch_bytes, kvc::cpu::tile_rows_max});
+    if (isa->process_medium_tile == nullptr) continue;
+    all.push_back({std::string("medium_") + isa->name, isa->process_medium_tile,
+                   isa->medium_tile_scratch_bytes, kvc::cpu::medium_tile_rows_max});
+  }
+  return all;
+}
+
 /// What a case is made of; everything else follows from the seed.
 struct Shape {
   int32_t tokens = 8;
@@ -73,9 +94,9 @@ struct Shape {
   float value_size = 1.0f;
 };
 
-std::string describe(const Shape& s, unsigned seed, const char* isa) {
+std::string describe(const Shape& s, unsigned seed, const Kernel& kernel) {
   const auto n = [](auto x) { return std::to_string(x) + " "; };
-  return std::string(isa) + " seed " + n(seed) + "tokens " + n(s.tokens) + "group " + n(s.group) +
+  return kernel.name + " seed " + n(seed) + "tokens " + n(s.tokens) + "group " + n(s.group) +
          "cells " + n(s.n_cells) + "dims " + n(s.head_dim_k) + n(s.head_dim_v) + "types " +
          n(static_cast<uint32_t>(s.dtype_k)) + n(static_cast<uint32_t>(s.dtype_v)) + "cap " +
          n(s.cap) + "slopes " + n(s.slopes) + "visibility " + n(s.visibility) + "poison " +
@@ -148,8 +169,8 @@ class Problem {
   }
 
   /// Runs the kernel over cells [begin, end) alone, limits moved accordingly.
-  void run(const KernelTable& isa, int32_t begin, int32_t end) {
-    const size_t bytes = isa.wide_tile_scratch_bytes(shape_.head_dim_k, shape_.head_dim_v);
+  void run(const Kernel& kernel, int32_t begin, int32_t end) {
+    const size_t bytes = kernel.scratch_bytes(shape_.head_dim_k, shape_.head_dim_v);
     const Guarded scratch(bytes, 0xff);
     Tile t = tile(scratch.data());
     std::vector<TileToken> moved = token_;
@@ -161,7 +182,7 @@ class Problem {
     t.cell += begin;
     t.position += begin;
     t.n_cells = end - begin;
-    isa.process_wide_tile(t);
+    kernel.process(t);
     EXPECT_TRUE(scratch.intact());
     EXPECT_TRUE(o_.intact());
   }
@@ -330,22 +351,22 @@ class Problem {
   std::vector<float> slope_, max_, sum_;
 };
 
-class WideTile : public testing::TestWithParam<int> {
+class TileKernel : public testing::TestWithParam<Kernel> {
  protected:
-  void SetUp() override {
-    isa_ = kvc::cpu::runnable_kernels(GetParam());
-    if (isa_ == nullptr) GTEST_SKIP() << "this machine runs fewer instruction sets";
-  }
-
   void check(const Shape& shape, unsigned seed, double bound = 1e-5) {
-    SCOPED_TRACE(describe(shape, seed, isa_->name));
+    SCOPED_TRACE(describe(shape, seed, kernel_));
     Problem problem(shape, seed);
-    problem.run(*isa_, 0, shape.n_cells);
+    problem.run(kernel_, 0, shape.n_cells);
     EXPECT_LE(problem.error(), bound);
     worst_ = std::max(worst_, problem.error());
   }
 
-  const KernelTable* isa_ = nullptr;
+  /// Tokens of a shape: as many, or as many as the kernel takes.
+  int32_t at_most(int32_t n_tokens, int32_t group = 4) const {
+    return std::min(n_tokens, kernel_.rows_max / group);
+  }
+
+  const Kernel kernel_ = GetParam();
   double worst_ = 0;
 };
 
@@ -355,7 +376,7 @@ constexpr unsigned n_random_shapes = 30;
 constexpr unsigned n_random_shapes = 120;
 #endif
 
-TEST_P(WideTile, AgreesWithDoubleOverRandomShapesAndOptions) {
+TEST_P(TileKernel, AgreesWithDoubleOverRandomShapesAndOptions) {
   std::mt19937 random(first_seed);
   const auto below = [&](int32_t n) { return std::uniform_int_distribution<int32_t>(0, n)(random); };
   constexpr DType types[] = {DType::f32, DType::f16, DType::bf16};
@@ -365,7 +386,7 @@ TEST_P(WideTile, AgreesWithDoubleOverRandomShapesAndOptions) {
   for (unsigned i = 0; i < n_random_shapes; ++i) {
     Shape shape;
     shape.group = groups[below(9)];
-    shape.tokens = 1 + below(kvc::cpu::tile_rows_max / shape.group - 1);
+    shape.tokens = 1 + below(kernel_.rows_max / shape.group - 1);
     shape.n_cells = 1 + below(below(3) == 0 ? 700 : 150);
     shape.head_dim_k = dims[below(15)];
     shape.head_dim_v = below(2) != 0 ? shape.head_dim_k : dims[below(15)];
@@ -382,8 +403,8 @@ TEST_P(WideTile, AgreesWithDoubleOverRandomShapesAndOptions) {
   RecordProperty("worst_error", std::to_string(worst_));
 }
 
-TEST_P(WideTile, TakesEveryNumberOfRows) {
-  for (int32_t tokens = 1; tokens <= 192; tokens += tokens < 50 ? 1 : 7) {
+TEST_P(TileKernel, TakesEveryNumberOfRows) {
+  for (int32_t tokens = 1; tokens <= at_most(192, 1); tokens += tokens < 50 ? 1 : 7) {
     Shape shape;
     shape.tokens = tokens;
     shape.group = 1;
@@ -393,25 +414,25 @@ TEST_P(WideTile, TakesEveryNumberOfRows) {
   }
 }
 
-TEST_P(WideTile, CarriesTheSoftmaxOnFromTileToTile) {
+TEST_P(TileKernel, CarriesTheSoftmaxOnFromTileToTile) {
   for (unsigned i = 0; i < 12; ++i) {
     Shape shape;
-    shape.tokens = 24;
+    shape.tokens = at_most(24);
     shape.n_cells = 400;
     shape.visibility = static_cast<int>(i % 4);
     shape.slopes = i % 3 == 0;
     shape.sharpness = 6.0f;
-    SCOPED_TRACE(describe(shape, first_seed + i, isa_->name));
+    SCOPED_TRACE(describe(shape, first_seed + i, kernel_));
     Problem problem(shape, first_seed + i);
-    problem.run(*isa_, 0, 100);
-    problem.run(*isa_, 100, 101);
-    problem.run(*isa_, 101, 390);
-    problem.run(*isa_, 390, 400);
+    problem.run(kernel_, 0, 100);
+    problem.run(kernel_, 100, 101);
+    problem.run(kernel_, 101, 390);
+    problem.run(kernel_, 390, 400);
     EXPECT_LE(problem.error(), 1e-5);
   }
 }
 
-TEST_P(WideTile, KeepsErrorsSmall) {
+TEST_P(TileKernel, KeepsErrorsSmall) {
   Shape shape;
   shape.tokens = 16;
   shape.n_cells = 1536;
@@ -421,7 +442,7 @@ TEST_P(WideTile, KeepsErrorsSmall) {
 }
 
 /// Of any size: matrix registers know no denormal numbers, which the later parts of small ones would be.
-TEST_P(WideTile, KeepsErrorsSmallForSmallAndLargeNumbers) {
+TEST_P(TileKernel, KeepsErrorsSmallForSmallAndLargeNumbers) {
   unsigned seed = first_seed;
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const float key_size : {0x1p-120f, 0x1p-100f, 0x1p-60f, 0x1p60f, 0x1p100f}) {
@@ -440,79 +461,78 @@ TEST_P(WideTile, KeepsErrorsSmallForSmallAndLargeNumbers) {
 }
 
 /// One row sees small values alone, beside others that see ordinary ones in the same block.
-TEST_P(WideTile, KeepsErrorsSmallInARowOfSmallValues) {
+TEST_P(TileKernel, KeepsErrorsSmallInARowOfSmallValues) {
   Shape shape;
   shape.dtype_k = shape.dtype_v = DType::f32;
+  shape.group = 1;
   shape.tokens = shape.n_cells = 60;
   Problem problem(shape, first_seed);  // causal: the first token sees the first cell alone
   for (int32_t d = 0; d < shape.head_dim_v; ++d)
     problem.set_value(0, d, std::ldexp(1.0f + static_cast<float>(d) * 0.007f, -120));
-  problem.run(*isa_, 0, shape.n_cells);
-  EXPECT_LE(problem.error(), 4e-6) << isa_->name;
+  problem.run(kernel_, 0, shape.n_cells);
+  EXPECT_LE(problem.error(), 4e-6) << kernel_.name;
 }
 
-TEST_P(WideTile, WhatIsSeenPropagatesAndWhatIsHiddenDoesNot) {
+TEST_P(TileKernel, WhatIsSeenPropagatesAndWhatIsHiddenDoesNot) {
   for (const float poison : {not_a_number, infinity, -infinity}) {
     for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
       Shape shape;
-      shape.tokens = 40;
+      shape.tokens = at_most(40);
       shape.n_cells = 200;
       shape.dtype_k = shape.dtype_v = type;
-      SCOPED_TRACE(describe(shape, first_seed, isa_->name) + std::to_string(poison));
+      SCOPED_TRACE(describe(shape, first_seed, kernel_) + std::to_string(poison));
       Problem values(shape, first_seed);
       for (const int32_t index : {170, 185, 199}) values.set_value(index, index % 128, poison);
-      values.run(*isa_, 0, shape.n_cells);
+      values.run(kernel_, 0, shape.n_cells);
       EXPECT_EQ(values.error(), std::min(values.error(), 1e-5));
       if (poison == poison) continue;  // an infinite key may give either sign of infinity, or NaN
       Problem keys(shape, first_seed);
       for (const int32_t index : {175, 199}) keys.set_key(index, index % 128, poison);
-      keys.run(*isa_, 0, shape.n_cells);
+      keys.run(kernel_, 0, shape.n_cells);
       EXPECT_EQ(keys.error(), std::min(keys.error(), 1e-5));
     }
   }
 }
 
-TEST_P(WideTile, ARowThatSawOnlyNanIsNan) {
+TEST_P(TileKernel, ARowThatSawOnlyNanIsNan) {
   Shape shape;
   shape.tokens = 16;
   shape.n_cells = 16;
   Problem problem(shape, first_seed);
   problem.set_key(0, 3, not_a_number);
-  problem.run(*isa_, 0, shape.n_cells);
+  problem.run(kernel_, 0, shape.n_cells);
   EXPECT_LE(problem.error(), 1e-5);
   EXPECT_TRUE(std::isnan(problem.sum()[0]));
   EXPECT_NE(problem.max()[0], -infinity);
 }
 
-TEST_P(WideTile, ANanQueryStaysInItsRow) {
+TEST_P(TileKernel, ANanQueryStaysInItsRow) {
   Shape shape;
-  shape.tokens = 20;
+  shape.tokens = at_most(20);
   shape.cap = shape.slopes = true;
   Problem problem(shape, first_seed);
   problem.set_query(17, 5, not_a_number);
-  problem.run(*isa_, 0, shape.n_cells);
+  problem.run(kernel_, 0, shape.n_cells);
   EXPECT_LE(problem.error(), 1e-5);
   for (int32_t row = 0; row < problem.n_rows(); ++row) {
     EXPECT_EQ(std::isnan(problem.sum()[static_cast<size_t>(row)]), row == 17) << row;
   }
 }
 
-TEST_P(WideTile, RepeatsItselfBitForBit) {
+TEST_P(TileKernel, RepeatsItselfBitForBit) {
   Shape shape;
-  shape.tokens = 37;
   shape.group = 5;
+  shape.tokens = at_most(37, shape.group);
   shape.n_cells = 333;
   shape.slopes = shape.cap = true;
   Problem one(shape, first_seed), two(shape, first_seed);
-  one.run(*isa_, 0, shape.n_cells);
-  two.run(*isa_, 0, shape.n_cells);
+  one.run(kernel_, 0, shape.n_cells);
+  two.run(kernel_, 0, shape.n_cells);
   EXPECT_EQ(one.sum(), two.sum());
   EXPECT_EQ(std::memcmp(one.o(), two.o(), one.o_count() * sizeof(float)), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(InstructionSets, WideTile, testing::Range(0, 4), [](const auto& index) {
-  const KernelTable* isa = kvc::cpu::runnable_kernels(index.param);
-  return std::string(isa == nullptr ? "none" : isa->name) + "_" + std::to_string(index.param);
-});
+INSTANTIATE_TEST_SUITE_P(Kernels, TileKernel, testing::ValuesIn(kernels()),
+                         [](const auto& index) { return index.param.name; });
 
 }  // namespace
