@@ -110,9 +110,20 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
   return Status::ok;
 }
 
+/// How many positions a sequence stores at most.
+static int32_t sequence_limit(const CacheBounds& bounds, const CausalSettings& settings) {
+  if (!settings.limited) return bounds.capacity;
+  const int64_t limit = int64_t{settings.memory} + settings.visibility.keep_first +
+                        2 * int64_t{bounds.max_batch};
+  return static_cast<int32_t>(limit < max_count ? limit : max_count);
+}
+
 CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
                          const CausalSettings& settings)
-    : backend_(std::move(backend)), bounds_(bounds), settings_(settings) {}
+    : backend_(std::move(backend)),
+      bounds_(bounds),
+      settings_(settings),
+      sequence_limit_(sequence_limit(bounds, settings)) {}
 
 CausalCache::~CausalCache() {
   if (block_ != nullptr) backend_->release(block_, block_bytes_);
@@ -168,7 +179,7 @@ void CausalCache::carve(Carver& carver) {
   carve_batch(carver);
 
   const int32_t head = settings_.limited && !planted(12) ? settings_.visibility.keep_first : 0;
-  const int32_t ring = sequence_limit() - head;
+  const int32_t ring = sequence_limit_ - head;
   const CheckedSize words = TokenSequence::storage_words(head, ring);
   int32_t* storage = carver.take<int32_t>(
       words * CheckedSize(static_cast<uint64_t>(bounds_.max_sequences)), 64);
@@ -222,16 +233,9 @@ void CausalCache::carve_layer(Carver& carver, Layer& layer) {
   layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);
 }
 
-void CausalCache::expect(bool condition, const char* what) const {
-  if (condition || health_ != Status::ok) return;
-  health_ = fail(Status::internal, "broken invariant: %s", what);
-}
-
-int32_t CausalCache::sequence_limit() const {
-  if (!settings_.limited) return bounds_.capacity;
-  const int64_t limit = int64_t{settings_.memory} + settings_.visibility.keep_first +
-                        2 * int64_t{bounds_.max_batch};
-  return static_cast<int32_t>(limit < max_count ? limit : max_count);
+void CausalCache::poison(const char* broken_invariant) const {
+  if (health_ == Status::ok)
+    health_ = fail(Status::internal, "broken invariant: %s", broken_invariant);
 }
 
 }  // namespace kvc

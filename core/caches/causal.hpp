@@ -137,7 +137,6 @@ class CausalCache final : public Cache {
   Status ready_to_end_pass() const;             // no pass, or every layer put
   int64_t slide_bound(int32_t lowest) const;
   int32_t tokens_to_slide(const Sequence& sequence, int32_t lowest) const;
-  int32_t sequence_limit() const;
   int32_t home_block(int32_t sequence) const;
 
   // Applying.
@@ -152,10 +151,16 @@ class CausalCache final : public Cache {
   void drop_slid(Sequence& sequence);
   Status keep_pass();  // ends the open pass, if there is one
   void close_pass();
-  void release(int32_t cell);
+  void release(int32_t cell) {
+    if (bounds_.zero_on_free) note_freed(cell);
+  }
+  void note_freed(int32_t cell);
   Status flush_freed();
   void mark_dirty(int32_t sequence);
-  void expect(bool condition, const char* what) const;  // a broken one poisons the cache
+  void expect(bool condition, const char* what) const {
+    if (!condition) poison(what);
+  }
+  void poison(const char* broken_invariant) const;
 
   // Sequences (causal_sequences.cpp).
   Status check_sequence(int32_t sequence) const;
@@ -228,6 +233,7 @@ class CausalCache final : public Cache {
   std::shared_ptr<Backend> backend_;
   CacheBounds bounds_;
   CausalSettings settings_;
+  int32_t sequence_limit_;  // positions that a sequence stores at most
   void* block_ = nullptr;
   uint64_t block_bytes_ = 0;
   mutable Status health_ = Status::ok;

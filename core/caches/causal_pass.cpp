@@ -79,7 +79,7 @@ Status CausalCache::check_batch(const Batch& batch) const {
 }
 
 Status CausalCache::check_room(const Batch& batch) const {
-  const int32_t limit = sequence_limit();
+  const int32_t limit = sequence_limit_;
   for (int32_t i = 0; i < n_planned_; ++i) {
     const Sequence& sequence = sequences_[plan_order_[i]];
     SequencePlan& plan = plan_[plan_order_[i]];
@@ -173,7 +173,7 @@ int32_t CausalCache::home_block(int32_t sequence) const {
 void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
   const int32_t index = batch.sequence[begin];
   Sequence& sequence = sequences_[index];
-  expect(sequence.tokens.stored() + (end - begin) <= sequence_limit(),
+  expect(sequence.tokens.stored() + (end - begin) <= sequence_limit_,
          "a sequence stores more than its limit");
   if (sequence.last_added >= 0)
     batch_follower_[sequence.last_added] = begin;
@@ -187,12 +187,14 @@ void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
     const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), sequence.home, stop - i,
                                                batch.position + i);
     sequence.tokens.append(cells.first, batch.position + i, cells.count, to_head);
-    for (int32_t n = 0; n < cells.count; ++n, ++i) {
-      batch_position_[i] = batch.position[i];
-      batch_sequence_[i] = index;
-      batch_cell_[i] = cells.first + n;
-      batch_follower_[i] = i + 1;
-    }
+    const auto note = [&](int32_t n) {
+      batch_position_[i + n] = batch.position[i + n];
+      batch_sequence_[i + n] = index;
+      batch_cell_[i + n] = cells.first + n;
+      batch_follower_[i + n] = i + n + 1;
+    };
+    CellPool::for_each(cells.count, note);
+    i += cells.count;
   }
   batch_follower_[end - 1] = -1;
   sequence.last_added = end - 1;
@@ -287,8 +289,7 @@ Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
 // ---- The end of a pass ---------------------------------------------------------------------------------------------------------
 
 /// Cells that just became free. With zero_on_free they become zeros, a few hundred at a time.
-void CausalCache::release(int32_t cell) {
-  if (!bounds_.zero_on_free) return;
+void CausalCache::note_freed(int32_t cell) {
   freed_[n_freed_++] = cell;
   if (n_freed_ == freed_capacity && flush_freed() != Status::ok)
     expect(false, "cells could not be cleared");

@@ -243,7 +243,7 @@ Status CausalCache::sequence_info(int32_t index, SequenceInfo* info) const {
   info->first = count > 0 ? sequence.tokens.at(0).position : sequence.next;
   info->next = sequence.next;
   info->count = count;
-  info->room = std::min(sequence_limit() - count, pool_.n_free() + pool_.n_free_at_commit());
+  info->room = std::min(sequence_limit_ - count, pool_.n_free() + pool_.n_free_at_commit());
   info->lost_below = sequence.lost_below;
   return Status::ok;
 }

@@ -85,7 +85,7 @@ Status CausalCache::check_sequence_invariants(int32_t index) const {
   const auto broken = [index](const char* what) {
     return fail(Status::internal, "sequence %d: %s", index, what);
   };
-  if (tokens.stored() > sequence_limit()) return broken("stores more than its limit");
+  if (tokens.stored() > sequence_limit_) return broken("stores more than its limit");
   if (state_ != CacheState::pass && tokens.n_hidden() != 0)
     return broken("hides tokens while no pass is open");
   int32_t previous = -1;

@@ -1,4 +1,6 @@
 #pragma once
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "core/base/carver.hpp"
@@ -26,9 +28,7 @@ class CellPool {
   int32_t n_free_at_commit() const { return n_free_at_commit_; }
   int32_t n_shared() const { return n_shared_; }  // cells that more than one entry in sight names
 
-  bool is_free(int32_t cell) const {
-    return (free_[cell / block_cells] >> (cell % block_cells) & 1u) != 0;
-  }
+  bool is_free(int32_t cell) const { return (free_[block_of(cell)] >> place_of(cell) & 1u) != 0; }
   int32_t owners(int32_t cell) const { return owners_[cell]; }
   int32_t hidden(int32_t cell) const { return hidden_[cell]; }
   int32_t rotated_for(int32_t cell) const { return rotated_for_[cell]; }
@@ -40,6 +40,14 @@ class CellPool {
     int32_t first;
     int32_t count;
   };
+
+  /// Calls visit(0) … visit(count − 1). One alone, as in every pass of decode, is spared the vectors that the compiler
+  /// makes of the loop.
+  template <class Visit>
+  static void for_each(int32_t count, Visit visit) {
+    if (count == 1) return visit(0);
+    for (int32_t n = 0; n < count; ++n) visit(n);
+  }
 
   /// Takes up to `wanted` free cells in a row, inside one block, for tokens whose predecessor lies in `previous` (−1: none),
   /// searching from block `home` when it cannot be followed. The pool must not be empty. Each then has one owner.
@@ -70,6 +78,14 @@ class CellPool {
     });
   }
 
+  /// The block that a cell lies in, and where.
+  static int32_t block_of(int32_t cell) {
+    return static_cast<int32_t>(static_cast<uint32_t>(cell) / block_cells);
+  }
+  static int32_t place_of(int32_t cell) {
+    return static_cast<int32_t>(static_cast<uint32_t>(cell) % block_cells);
+  }
+
   /// Null, or the invariant of the bitmaps and counters that is broken.
   const char* broken_invariant() const;
 
@@ -77,26 +93,46 @@ class CellPool {
   /// Long rows of cells are what the cache aims at, so counts are changed a stretch at a time.
   template <class Visit>
   static void for_each_stretch(const int32_t* cells, int32_t n, Visit visit) {
+    if (n == 1) return visit(Stretch{cells[0], 1});
     while (n > 0) {
-      const int32_t count = n == 1 ? 1 : stretch_length(cells, n);
+      const int32_t count = stretch_length(cells, n);
       visit(Stretch{cells[0], count});
       cells += count;
       n -= count;
     }
   }
   static int32_t stretch_length(const int32_t* cells, int32_t n);
+  template <class Visit>
+  static void for_each_cell(Stretch stretch, Visit visit) {
+    for_each(stretch.count, [&](int32_t n) { visit(stretch.first + n); });
+  }
   int32_t find(const uint64_t* blocks, int32_t from) const;
   template <class Freed>
   void report_free(Stretch stretch, Freed freed) const {
-    for (int32_t cell = stretch.first; cell < stretch.first + stretch.count; ++cell) {
+    for_each_cell(stretch, [&](int32_t cell) {
       if (owners_[cell] == 0) freed(cell);
-    }
+    });
   }
   bool drop_owners(Stretch stretch);  // whether any of them has no owner left
   bool drop_hidden(Stretch stretch);
   bool free_unowned(Stretch stretch, int32_t unowned);
   void mark_free(Stretch stretch);
   void mark_taken(Stretch inside_block);
+
+  static void set_bit(uint64_t* words, int32_t index) { words[word_of(index)] |= bit_of(index); }
+  static void clear_bit(uint64_t* words, int32_t index) { words[word_of(index)] &= ~bit_of(index); }
+  static bool test_bit(const uint64_t* words, int32_t index) {
+    return (words[word_of(index)] & bit_of(index)) != 0;
+  }
+  static uint64_t bit_of(int32_t index) {
+    return uint64_t{1} << (static_cast<uint32_t>(index) % 64);
+  }
+  static size_t word_of(int32_t index) { return static_cast<uint32_t>(index) / 64; }
+  /// The bits of a block's word from cell `first` on, `count` of them.
+  static uint32_t bits_of(int32_t first, int32_t count) {
+    const uint32_t run = count == block_cells ? ~0u : (1u << count) - 1;
+    return run << place_of(first);
+  }
 
   int32_t n_cells_ = 0;
   int32_t n_blocks_ = 0;
@@ -110,5 +146,87 @@ class CellPool {
   uint64_t* some_free_ = nullptr;   // [n_blocks / 64] a bit per block
   uint64_t* all_free_ = nullptr;    // [n_blocks / 64]
 };
+
+// What every pass of decode does for each token is small enough to be compiled into it.
+
+inline void CellPool::mark_free(Stretch stretch) {
+  n_free_ += stretch.count;
+  while (stretch.count > 0) {
+    const int32_t block = block_of(stretch.first);
+    const int32_t inside = std::min(stretch.count, block_cells - place_of(stretch.first));
+    free_[block] |= bits_of(stretch.first, inside);
+    set_bit(some_free_, block);
+    if (free_[block] == ~0u)
+      set_bit(all_free_, block);  // a short last block never counts as wholly free
+    stretch = {stretch.first + inside, stretch.count - inside};
+  }
+}
+
+inline void CellPool::mark_taken(Stretch stretch) {
+  const int32_t block = block_of(stretch.first);
+  free_[block] &= ~bits_of(stretch.first, stretch.count);
+  if (free_[block] == 0) clear_bit(some_free_, block);
+  clear_bit(all_free_, block);
+  n_free_ -= stretch.count;
+}
+
+inline CellPool::Stretch CellPool::take(int32_t previous, int32_t home, int32_t wanted,
+                                        const int32_t* position) {
+  int32_t cell = -1;
+  int32_t from = home;
+  if (previous >= 0 && previous + 1 < n_cells_) {
+    const int32_t follower = previous + 1;
+    const bool same_block = place_of(follower) != 0;
+    if (same_block ? is_free(follower) : test_bit(all_free_, block_of(follower))) cell = follower;
+    from = block_of(follower);
+  }
+  if (cell < 0) {
+    int32_t block = find(all_free_, from);
+    if (block < 0) block = find(some_free_, from);
+    cell = block * block_cells + std::countr_zero(free_[block]);
+  }
+  const int32_t in_a_row = std::countr_one(free_[block_of(cell)] >> place_of(cell));
+  const Stretch taken = {cell, std::min(wanted, in_a_row)};
+  mark_taken(taken);
+  for_each_cell(taken, [&](int32_t each) {
+    owners_[each] = 1;
+    rotated_for_[each] = position[each - cell];
+  });
+  return taken;
+}
+
+inline bool CellPool::free_unowned(Stretch stretch, int32_t unowned) {
+  if (unowned == stretch.count) {
+    mark_free(stretch);
+  } else if (unowned > 0) {
+    for_each_cell(stretch, [&](int32_t cell) {
+      if (owners_[cell] == 0) mark_free({cell, 1});
+    });
+  }
+  return unowned > 0;
+}
+
+/// What is in sight of a cell does not change, so neither does whether it is shared.
+inline bool CellPool::drop_hidden(Stretch stretch) {
+  int32_t unowned = 0;
+  for_each_cell(stretch, [&](int32_t cell) {
+    --hidden_[cell];
+    unowned += --owners_[cell] == 0;
+  });
+  n_free_at_commit_ -= unowned;
+  return free_unowned(stretch, unowned);
+}
+
+inline void CellPool::hide(const int32_t* cells, int32_t n) {
+  for_each_stretch(cells, n, [this](Stretch stretch) {
+    int32_t shared = 0, waiting = 0;
+    for_each_cell(stretch, [&](int32_t cell) {
+      shared += owners_[cell] - hidden_[cell] == 2;
+      waiting += owners_[cell] == ++hidden_[cell];
+    });
+    n_shared_ -= shared;
+    n_free_at_commit_ += waiting;
+  });
+}
 
 }  // namespace kvc

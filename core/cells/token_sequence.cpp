@@ -14,46 +14,12 @@ void TokenSequence::attach(int32_t* storage, int32_t head_capacity, int32_t ring
   ring_position_ = ring_cell_ + ring_capacity;
 }
 
-/// What slides is asked for in every pass and is little: the search gallops from the start.
-int32_t TokenSequence::ring_rank(int64_t position) const {
-  int32_t low = 0, high = 1;
-  while (high <= n_ring_ && ring_position_[ring_slot(high - 1)] < position) {
-    low = high;
-    high *= 2;
-  }
-  high = std::min(high - 1, n_ring_);
-  while (low < high) {
-    const int32_t middle = low + (high - low) / 2;
-    if (ring_position_[ring_slot(middle)] < position)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 int32_t TokenSequence::rank(int32_t position) const {
   if (n_head_ > 0 && position <= head_position_[n_head_ - 1]) {
     return static_cast<int32_t>(
         std::lower_bound(head_position_, head_position_ + n_head_, position) - head_position_);
   }
   return n_head_ + std::max(0, ring_rank(position) - n_hidden_);
-}
-
-void TokenSequence::append(int32_t first_cell, const int32_t* position, int32_t n, bool to_head) {
-  int32_t slot = to_head ? n_head_ : ring_slot(n_ring_);
-  for (int32_t i = 0; i < n; ++i, ++slot) {
-    if (!to_head && slot == ring_capacity_) slot = 0;
-    (to_head ? head_cell_ : ring_cell_)[slot] = first_cell + i;
-    (to_head ? head_position_ : ring_position_)[slot] = position[i];
-  }
-  (to_head ? n_head_ : n_ring_) += n;
-}
-
-void TokenSequence::drop_hidden() {
-  ring_start_ = ring_slot(n_hidden_);
-  n_ring_ -= n_hidden_;
-  n_hidden_ = 0;
 }
 
 void TokenSequence::truncate(int32_t new_count) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "core/attention/params.hpp"
@@ -75,6 +76,7 @@ class TokenSequence {
   /// Calls `visit(cells, n)` for each piece of memory that the hidden tokens [begin, end) lie in.
   template <class Visit>
   void for_each_hidden(int32_t begin, int32_t end, Visit visit) const {
+    if (end - begin == 1) return visit(ring_cell_ + ring_slot(begin), 1);
     while (begin < end) {
       const int32_t slot = ring_slot(begin);
       const int32_t n = end - begin < ring_capacity_ - slot ? end - begin : ring_capacity_ - slot;
@@ -119,5 +121,45 @@ class TokenSequence {
   int32_t n_ring_ = 0;    // hidden ones included
   int32_t n_hidden_ = 0;  // at the start of the ring
 };
+
+// What every pass of decode does for each token is small enough to be compiled into it.
+
+/// What slides is asked for in every pass and is little: the search gallops from the start.
+inline int32_t TokenSequence::ring_rank(int64_t position) const {
+  if (n_ring_ == 0 || ring_position_[ring_start_] >= position) return 0;
+  int32_t low = 1, high = 2;
+  while (high <= n_ring_ && ring_position_[ring_slot(high - 1)] < position) {
+    low = high;
+    high *= 2;
+  }
+  high = std::min(high - 1, n_ring_);
+  while (low < high) {
+    const int32_t middle = low + (high - low) / 2;
+    if (ring_position_[ring_slot(middle)] < position)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+inline void TokenSequence::append(int32_t first_cell, const int32_t* position, int32_t n,
+                                  bool to_head) {
+  int32_t* const cell_at = to_head ? head_cell_ : ring_cell_;
+  int32_t* const position_at = to_head ? head_position_ : ring_position_;
+  int32_t slot = to_head ? n_head_ : ring_slot(n_ring_);
+  for (int32_t i = 0; i < n; ++i, ++slot) {
+    if (!to_head && slot == ring_capacity_) slot = 0;
+    cell_at[slot] = first_cell + i;
+    position_at[slot] = position[i];
+  }
+  (to_head ? n_head_ : n_ring_) += n;
+}
+
+inline void TokenSequence::drop_hidden() {
+  ring_start_ = ring_slot(n_hidden_);
+  n_ring_ -= n_hidden_;
+  n_hidden_ = 0;
+}
 
 }  // namespace kvc
