@@ -45,6 +45,35 @@ bool spin(std::chrono::microseconds limit, Done done) noexcept {
   return done();
 }
 
+/// Keeps the calling thread away from a CPU while it lives, if it may run on others.
+///
+/// A sleeping worker keeps away from the caller's: Linux in a virtual machine takes a CPU that sleeps for one that the
+/// host has taken away, and so wakes a thread on the CPU of the one that wakes it, where it waits for milliseconds while
+/// other CPUs are idle.
+class KeepAway {
+ public:
+  explicit KeepAway(int cpu) noexcept {
+    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof before_, &before_) != 0) return;
+    others_ = before_;
+    CPU_CLR(cpu, &others_);
+    changed_ = CPU_COUNT(&others_) > 0 && !CPU_EQUAL(&others_, &before_) &&
+               sched_setaffinity(0, sizeof others_, &others_) == 0;
+  }
+  /// Takes nothing back when somebody else has decided meanwhile.
+  ~KeepAway() {
+    cpu_set_t now;
+    if (changed_ && sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_))
+      sched_setaffinity(0, sizeof before_, &before_);
+  }
+  KeepAway(const KeepAway&) = delete;
+  KeepAway& operator=(const KeepAway&) = delete;
+
+ private:
+  cpu_set_t before_;
+  cpu_set_t others_;
+  bool changed_ = false;
+};
+
 /// What remains of the current job, in one word: its number and how many items nobody has taken yet. A worker that
 /// comes late holds an old word, and its attempt to take an item fails.
 constexpr uint64_t word_of(uint32_t job, uint32_t remaining) {
@@ -115,6 +144,7 @@ struct ThreadPool::State {
   std::atomic<uint32_t> caller_sleeps{0};
   alignas(64) std::atomic<uint32_t> bell{0};  // changes when sleepers are to look again
   std::atomic<int32_t> n_sleeping{0};
+  std::atomic<int> caller_cpu{-1};  // of the last job
   std::atomic<bool> stop{false};
   std::atomic<int32_t> n_arrived{0};  // workers that run
   alignas(64) std::atomic<bool> busy{false};
@@ -163,6 +193,7 @@ void ThreadPool::State::serve(int32_t thread) noexcept {
     while (take_and_run(thread)) {
     }
     if (spin(worker_spin, something_to_do)) continue;
+    const KeepAway from_caller(caller_cpu.load(std::memory_order_relaxed));
     // Announce the sleep, then look once more: the caller rings only when it sees a sleeper.
     const uint32_t rung = bell.load(std::memory_order_seq_cst);
     n_sleeping.fetch_add(1, std::memory_order_seq_cst);
@@ -268,6 +299,7 @@ void ThreadPool::run(int32_t n_items, Work work, void* context) noexcept {
   state.n_items = count;
   state.pending.store(count, std::memory_order_relaxed);
   state.word.store(word_of(++state.job, count), std::memory_order_seq_cst);
+  state.caller_cpu.store(sched_getcpu(), std::memory_order_relaxed);
   state.wake_one();
   while (state.take_and_run(0)) {
   }

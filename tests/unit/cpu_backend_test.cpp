@@ -2,6 +2,8 @@
 #include "kernels/cpu/cpu_backend.hpp"
 
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -185,6 +187,85 @@ TEST(ThreadPool, ManyCallersShareOnePool) {
   }
   for (std::thread& caller : callers) caller.join();
   EXPECT_EQ(wrong, 0);
+}
+
+/// The worker of a pool of two, whose caller is kept on one CPU.
+class OneWorker : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(sched_getaffinity(0, sizeof all_, &all_), 0);
+    if (CPU_COUNT(&all_) < 2) GTEST_SKIP() << "one CPU alone";
+    while (!CPU_ISSET(caller_cpu_, &all_)) ++caller_cpu_;
+    pool_ = make_pool(2);
+    const cpu_set_t one = only(caller_cpu_);
+    ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  }
+  void TearDown() override { sched_setaffinity(0, sizeof all_, &all_); }
+
+  static cpu_set_t only(int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return set;
+  }
+  static cpu_set_t cpus_of(pid_t thread) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    EXPECT_EQ(sched_getaffinity(thread, sizeof set, &set), 0);
+    return set;
+  }
+
+  /// Runs jobs until the worker has taken part; where it may run while it works.
+  cpu_set_t at_work() {
+    struct Seen {
+      std::atomic<pid_t> worker{0};
+      cpu_set_t cpus{};
+    } seen;
+    const auto look = [](void* context, int32_t, int32_t thread) noexcept {
+      auto& out = *static_cast<Seen*>(context);
+      if (thread == 1 && out.worker == 0) {
+        out.cpus = cpus_of(0);
+        out.worker = gettid();
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    };
+    for (int i = 0; i < 1000 && seen.worker == 0; ++i) pool_->run(8, look, &seen);
+    EXPECT_NE(seen.worker, 0) << "the worker never took part";
+    worker_ = seen.worker;
+    return seen.cpus;
+  }
+
+  /// Waits until the worker keeps away from the caller's CPU, as it does when it sleeps.
+  bool keeps_away() const {
+    for (int i = 0; i < 1000; ++i) {
+      const cpu_set_t cpus = cpus_of(worker_);
+      if (!CPU_ISSET(caller_cpu_, &cpus)) return CPU_COUNT(&cpus) == CPU_COUNT(&all_) - 1;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return false;
+  }
+
+  cpu_set_t all_{};
+  int caller_cpu_ = 0;
+  pid_t worker_ = 0;
+  PoolPointer pool_;
+};
+
+TEST_F(OneWorker, SleepsAwayFromTheCallerAndWorksAnywhere) {
+  for (int i = 0; i < 3; ++i) {
+    const cpu_set_t cpus = at_work();
+    EXPECT_TRUE(CPU_EQUAL(&cpus, &all_)) << i;
+    EXPECT_TRUE(keeps_away()) << i;
+  }
+}
+
+TEST_F(OneWorker, KeepsToWhatSomebodyElseHasDecided) {
+  at_work();
+  ASSERT_TRUE(keeps_away());
+  const cpu_set_t decided = only(caller_cpu_);
+  ASSERT_EQ(sched_setaffinity(worker_, sizeof decided, &decided), 0);
+  const cpu_set_t cpus = at_work();
+  EXPECT_TRUE(CPU_EQUAL(&cpus, &decided));
 }
 
 TEST(ThreadPool, RefusesWhatItCannotDo) {
