@@ -53,7 +53,8 @@ bool spin(std::chrono::microseconds limit, Done done) noexcept {
 class KeepAway {
  public:
   explicit KeepAway(int cpu) noexcept {
-    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof before_, &before_) != 0) return;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof before_, &before_) != 0)
+      return;
     others_ = before_;
     CPU_CLR(cpu, &others_);
     changed_ = CPU_COUNT(&others_) > 0 && !CPU_EQUAL(&others_, &before_) &&
