@@ -78,14 +78,6 @@ class CellPool {
     });
   }
 
-  /// The block that a cell lies in, and where.
-  static int32_t block_of(int32_t cell) {
-    return static_cast<int32_t>(static_cast<uint32_t>(cell) / block_cells);
-  }
-  static int32_t place_of(int32_t cell) {
-    return static_cast<int32_t>(static_cast<uint32_t>(cell) % block_cells);
-  }
-
   /// Null, or the invariant of the bitmaps and counters that is broken.
   const char* broken_invariant() const;
 
@@ -119,6 +111,13 @@ class CellPool {
   void mark_free(Stretch stretch);
   void mark_taken(Stretch inside_block);
 
+  /// The block that a cell lies in, and where.
+  static int32_t block_of(int32_t cell) {
+    return static_cast<int32_t>(static_cast<uint32_t>(cell) / block_cells);
+  }
+  static int32_t place_of(int32_t cell) {
+    return static_cast<int32_t>(static_cast<uint32_t>(cell) % block_cells);
+  }
   static void set_bit(uint64_t* words, int32_t index) { words[word_of(index)] |= bit_of(index); }
   static void clear_bit(uint64_t* words, int32_t index) { words[word_of(index)] &= ~bit_of(index); }
   static bool test_bit(const uint64_t* words, int32_t index) {
