@@ -10,7 +10,8 @@ namespace kvc {
 ///
 /// Completion is counted in items, not in workers: the caller takes items itself and waits only for items that a worker
 /// has already taken, so a worker that wakes late costs nothing. Workers spin for a short while after a job (decode calls
-/// come layer by layer), then sleep, kept away from the CPU of the caller so that they do not wake there. All signals are blocked in them, so that a host's handlers (Go's runtime) never run there.
+/// come layer by layer), then sleep, kept away from the CPU of the caller so that they do not wake there. All signals are
+/// blocked in them, so that a host's handlers (Go's runtime) never run there.
 class ThreadPool {
  public:
   using Work = void (*)(void* context, int32_t item, int32_t thread) noexcept;

@@ -78,6 +78,14 @@ void resolve_memory(const CacheBounds& bounds, const CausalRequest& request, Cau
   settings->memory = static_cast<int32_t>(settings->limited ? memory : bounds.capacity);
 }
 
+/// How many positions a sequence stores at most.
+int32_t sequence_limit(const CacheBounds& bounds, const CausalSettings& settings) {
+  if (!settings.limited) return bounds.capacity;
+  const int64_t limit = int64_t{settings.memory} + settings.visibility.keep_first +
+                        2 * int64_t{bounds.max_batch};
+  return static_cast<int32_t>(limit < max_count ? limit : max_count);
+}
+
 }  // namespace
 
 Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
@@ -108,14 +116,6 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
                 settings->cell_padding);
   }
   return Status::ok;
-}
-
-/// How many positions a sequence stores at most.
-static int32_t sequence_limit(const CacheBounds& bounds, const CausalSettings& settings) {
-  if (!settings.limited) return bounds.capacity;
-  const int64_t limit = int64_t{settings.memory} + settings.visibility.keep_first +
-                        2 * int64_t{bounds.max_batch};
-  return static_cast<int32_t>(limit < max_count ? limit : max_count);
 }
 
 CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds,

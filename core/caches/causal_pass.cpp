@@ -79,17 +79,16 @@ Status CausalCache::check_batch(const Batch& batch) const {
 }
 
 Status CausalCache::check_room(const Batch& batch) const {
-  const int32_t limit = sequence_limit_;
   for (int32_t i = 0; i < n_planned_; ++i) {
     const Sequence& sequence = sequences_[plan_order_[i]];
     SequencePlan& plan = plan_[plan_order_[i]];
     plan.slides = tokens_to_slide(sequence, plan.first) -
                   sequence.tokens.n_hidden();  // those hidden go with the open pass
     const int64_t held = int64_t{sequence.tokens.count()} - plan.slides;
-    if (held + plan.count > limit) {
+    if (held + plan.count > sequence_limit_) {
       return fail(Status::cache_full,
                   "sequence %d holds %d positions of at most %d, the batch brings %d",
-                  plan_order_[i], static_cast<int32_t>(held), limit, plan.count);
+                  plan_order_[i], static_cast<int32_t>(held), sequence_limit_, plan.count);
     }
   }
   const int32_t room = pool_.n_free() + pool_.n_free_at_commit();

@@ -522,21 +522,10 @@ static void process_types(const Tile& tile) {
   }
 }
 
-template <class K>
-static void process_values(const Tile& tile) {
-  switch (tile.dtype_v) {
-    case DType::f32: return process_types<K, F32>(tile);
-    case DType::f16: return process_types<K, F16>(tile);
-    case DType::bf16: return process_types<K, Bf16>(tile);
-  }
-}
-
 [[maybe_unused]] static void process_narrow_tile(const Tile& tile) {
-  switch (tile.dtype_k) {
-    case DType::f32: return process_values<F32>(tile);
-    case DType::f16: return process_values<F16>(tile);
-    case DType::bf16: return process_values<Bf16>(tile);
-  }
+  with_storage(tile.dtype_k, [&](auto k) {
+    with_storage(tile.dtype_v, [&](auto v) { process_types<decltype(k), decltype(v)>(tile); });
+  });
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

@@ -29,7 +29,6 @@ using wide::Range;
 using wide::rounded_up;
 using wide::smaller;
 using wide::View;
-using wide::with_storage;
 
 /// Rows that make their way through a block together.
 inline constexpr int32_t strip_rows = 32;

@@ -236,11 +236,10 @@ template <class V>
 /// Whether every value of the ranges is finite.
 template <class V>
 [[gnu::noinline]] static bool are_finite(const Work& work, const Range (&ranges)[2]) {
-  using Element = typename V::Element;
   Vec poison = zero();
   for (const Range& range : ranges) {
     for (int32_t cell = range.begin; cell < range.end; ++cell) {
-      const auto* row = reinterpret_cast<const Element*>(work.cells->v[cell]);
+      const auto* row = reinterpret_cast<const typename V::Element*>(work.cells->v[cell]);
       for (int32_t v = 0; v < work.plain.dims_v / lanes; ++v) {
         const Vec x = wide::load_row<V>(row, v, work.plain.tile->head_dim_v);
         poison = fma(x, zero(), poison);  // 0 · x is 0 for finite x only
@@ -382,8 +381,8 @@ static void process(Work& work) {
   medium::Work work = {};
   work.plain.tile = &tile;
   medium::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.head_dim_k, tile.head_dim_v);
-  wide::with_storage(tile.dtype_k, [&](auto k) {
-    wide::with_storage(tile.dtype_v, [&](auto v) { medium::process<decltype(k), decltype(v)>(work); });
+  with_storage(tile.dtype_k, [&](auto k) {
+    with_storage(tile.dtype_v, [&](auto v) { medium::process<decltype(k), decltype(v)>(work); });
   });
 }
 

@@ -39,17 +39,6 @@ constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
   return dims <= 576 ? block_cells_max : dims <= 1152 ? 64 : 32;
 }
 
-/// `use` with the storage type that lies there.
-template <class Use>
-KVC_INLINE auto with_storage(DType dtype, Use use) {
-  switch (dtype) {
-    case DType::f16: return use(F16{});
-    case DType::bf16: return use(Bf16{});
-    case DType::f32: break;
-  }
-  return use(F32{});
-}
-
 /// `lanes` rows of queries become columns: to[d · width + row]. `dims` is a multiple of 16.
 KVC_INLINE void pack_whole_queries(float* to, size_t width, const float* q, size_t q_stride,
                                    int32_t dims) {
@@ -176,21 +165,15 @@ bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, cons
 
 KVC_INLINE void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell,
                           int32_t count) {
-  switch (tile.dtype_k) {
-    case DType::f32: return pack_keys<F32>(to, stride, tile, cell, count);
-    case DType::f16: return pack_keys<F16>(to, stride, tile, cell, count);
-    case DType::bf16: return pack_keys<Bf16>(to, stride, tile, cell, count);
-  }
+  with_storage(tile.dtype_k,
+               [&](auto storage) { pack_keys<decltype(storage)>(to, stride, tile, cell, count); });
 }
 
 KVC_INLINE bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile,
                             const int32_t* cell, int32_t count) {
-  switch (tile.dtype_v) {
-    case DType::f16: return pack_values<F16>(to, block, begin, tile, cell, count);
-    case DType::bf16: return pack_values<Bf16>(to, block, begin, tile, cell, count);
-    case DType::f32: break;
-  }
-  return pack_values<F32>(to, block, begin, tile, cell, count);
+  return with_storage(tile.dtype_v, [&](auto storage) {
+    return pack_values<decltype(storage)>(to, block, begin, tile, cell, count);
+  });
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE::wide

@@ -425,6 +425,17 @@ KVC_INLINE Vec load_as(const typename Storage::Element* p) {
   return load_elements(Storage{}, p);
 }
 
+/// `use` with the storage type that lies there.
+template <class Use>
+KVC_INLINE auto with_storage(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::f16: return use(F16{});
+    case DType::bf16: return use(Bf16{});
+    case DType::f32: break;
+  }
+  return use(F32{});
+}
+
 /// Stores `lanes` elements, rounded to nearest even.
 template <class Storage>
 KVC_INLINE void store_as(typename Storage::Element* p, Vec x) {
