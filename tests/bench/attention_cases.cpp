@@ -28,6 +28,7 @@ struct Label {
 void decode(Limits& limits, const Label& label, const Setup& setup) {
   Rig rig(setup);
   rig.open(1);
+  limits.clean_caches();
   rig.attend();
   const double bytes = rig.bytes_of_history();
   const double operations = Rig::causal_operations(setup, 1, setup.context) * setup.sequences;
@@ -47,6 +48,7 @@ void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, in
   setup.layers = 4;
   Rig rig(setup);
   rig.open(tokens);
+  limits.clean_caches();
   rig.attend();
   const double operations = Rig::causal_operations(setup, tokens, setup.context);
   for (int pair = 0; pair < pairs(); ++pair) {
@@ -126,7 +128,7 @@ void shape_cases(Limits& limits) {
   }
 }
 
-void shared_cases(Limits&) {
+void shared_cases(Limits& limits) {
   Setup setup;
   Rig alone(setup);
   setup.sequences = 32;
@@ -134,6 +136,7 @@ void shared_cases(Limits&) {
   Rig rig(setup);
   alone.open(1);
   rig.open(1);
+  limits.clean_caches();
   alone.attend();
   rig.attend();
   for (int pair = 0; pair < pairs(); ++pair) {
@@ -147,7 +150,7 @@ void shared_cases(Limits&) {
   alone.close();
 }
 
-void option_cases(Limits&) {
+void option_cases(Limits& limits) {
   struct Option {
     const char* name;
     void (*apply)(Setup&);
@@ -177,6 +180,7 @@ void option_cases(Limits&) {
       option.apply(with);
       Rig rig(with);
       rig.open(setup.batch, option.sees_later);
+      limits.clean_caches();
       rig.attend(option.log_sum_exp);
       // Rows that see later tokens have almost twice the pairs to do in a prefill; the time is taken per pair.
       const double more = option.sees_later ? 2.0 * setup.batch / (setup.batch + 1.0) : 1.0;
@@ -193,10 +197,11 @@ void option_cases(Limits&) {
   }
 }
 
-void token_count_cases(Limits&) {
+void token_count_cases(Limits& limits) {
   Setup setup;
   setup.batch = 128;
   Rig rig(setup);
+  limits.clean_caches();
   double best[8] = {};
   const int32_t counts[] = {1, 2, 4, 8, 16, 32, 64, 128};
   for (int pair = 0; pair < pairs(); ++pair) {
@@ -217,11 +222,12 @@ void token_count_cases(Limits&) {
   }
 }
 
-void mixed_cases(Limits&) {
+void mixed_cases(Limits& limits) {
   Setup setup;
   setup.sequences = 32;
   setup.batch = 480;
   Rig rig(setup);
+  limits.clean_caches();
   for (int pair = 0; pair < pairs(); ++pair) {
     double alone = 0;
     for (const bool chunk : {true, false}) {
@@ -249,6 +255,7 @@ void interrupted_cases(Limits& limits) {
     Rig alone(setup);
     rig.open(1);
     alone.open(1);
+    limits.clean_caches();
     rig.attend();
     alone.attend();
     char name[80];

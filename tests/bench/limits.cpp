@@ -1,7 +1,10 @@
 #include "limits.hpp"
 
+#include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -14,9 +17,6 @@
 
 namespace bench {
 namespace {
-
-constexpr size_t buffer_bytes = size_t{3}
-                                << 29;  // 1.5 GiB: well beyond any last-level cache; windows into it rotate
 
 // Vectors by compiler extension: these loops run wherever the compiler does. The widest are used when kvc uses them.
 using Wide = float __attribute__((vector_size(64)));
@@ -63,13 +63,15 @@ Multiplier multiplier() {
   return {multiply_narrow, 4};
 }
 
-/// One way to read memory: so many streams side by side, each asked for so many bytes ahead (0: left to the hardware).
+/// One way to read memory: so many streams side by side, each asked for so many bytes ahead into the second-level cache and
+/// then into the first (0: left to the hardware).
 struct Pattern {
   int streams;
-  size_t ahead;
+  size_t far, near;
 };
-constexpr Pattern patterns[] = {{1, 0},    {2, 0},    {4, 0},     {1, 4096},
-                                {2, 4096}, {4, 4096}, {2, 12288}, {4, 12288}};
+constexpr Pattern patterns[] = {{1, 0, 0},       {2, 0, 0},       {4, 0, 0},       {1, 4096, 0},
+                                {2, 4096, 0},    {4, 4096, 0},    {2, 12288, 0},   {4, 12288, 0},
+                                {1, 4096, 3072}, {2, 4096, 3072}, {4, 4096, 3072}, {2, 9216, 3072}};
 
 /// Reads `bytes` and returns something that depends on all of it.
 template <class Vector>
@@ -79,8 +81,11 @@ template <class Vector>
   for (size_t at = 0; at < stream_bytes; at += 256) {
     for (int s = 0; s < pattern.streams; ++s) {
       const std::byte* line = from + static_cast<size_t>(s) * stream_bytes + at;
-      if (pattern.ahead != 0) {
-        for (size_t i = 0; i < 256; i += 64) __builtin_prefetch(line + pattern.ahead + i, 0, 2);
+      if (pattern.far != 0) {
+        for (size_t i = 0; i < 256; i += 64) __builtin_prefetch(line + pattern.far + i, 0, 2);
+      }
+      if (pattern.near != 0) {
+        for (size_t i = 0; i < 256; i += 64) __builtin_prefetch(line + pattern.near + i, 0, 3);
       }
       const auto* vector = reinterpret_cast<const Vector*>(line);
       for (size_t i = 0; i < 256 / sizeof(Vector); ++i) sum[i % 4] += vector[i];
@@ -120,12 +125,42 @@ std::atomic<uint64_t> sink;
 
 }  // namespace
 
-/// Threads sleep between jobs, so that they do not disturb the kernel under test; a job's time starts when all are awake.
+size_t bytes_beyond_caches() {
+  const long last_level = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return std::max(size_t{1} << 30, 4 * static_cast<size_t>(std::max(last_level, 0L)));
+}
+
+/// Processors that this process may use, and a thread's place among them.
+class Places {
+ public:
+  Places() { sched_getaffinity(0, sizeof all_, &all_); }
+
+  void take(int thread) const {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(nth(thread % CPU_COUNT(&all_)), &one);
+    sched_setaffinity(0, sizeof one, &one);
+  }
+  void leave() const { sched_setaffinity(0, sizeof all_, &all_); }
+
+ private:
+  int nth(int n) const {
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, &all_) || n-- > 0) ++cpu;
+    return cpu;
+  }
+  cpu_set_t all_;
+};
+
+/// Threads sleep between jobs, so that they do not disturb the kernel under test; a job's time starts when all are awake,
+/// each in a place of its own: left alone they wake on one processor and may share it for the whole job.
 struct Limits::State {
   enum class Job { none, read, multiply, stop };
 
+  Places places;
   std::vector<std::thread> threads;
-  std::byte* buffer = nullptr;
+  std::byte* buffer = nullptr;  // windows into it rotate
+  const size_t buffer_bytes = bytes_beyond_caches();
   size_t offset = 0;
   std::atomic<int> generation{0};
   std::atomic<int> awake{0};
@@ -159,6 +194,13 @@ struct Limits::State {
   }
 
   double run(Job what) {
+    places.take(0);
+    const double elapsed = run_here(what);
+    places.leave();
+    return elapsed;
+  }
+
+  double run_here(Job what) {
     job = what;
     awake = done = 0;
     generation.fetch_add(1);
@@ -174,6 +216,7 @@ struct Limits::State {
   }
 
   void loop(int thread) {
+    places.take(thread);
     for (int seen = 0;;) {
       generation.wait(seen);
       seen = generation.load();
@@ -184,6 +227,7 @@ struct Limits::State {
 };
 
 Limits::Limits(int n_threads) : state_(new State()) {
+  const size_t buffer_bytes = state_->buffer_bytes;
   void* memory = mmap(nullptr, buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                       -1, 0);
   madvise(memory, buffer_bytes, MADV_HUGEPAGE);
@@ -199,33 +243,37 @@ Limits::Limits(int n_threads) : state_(new State()) {
 Limits::~Limits() {
   state_->run(State::Job::stop);
   for (std::thread& thread : state_->threads) thread.join();
-  munmap(state_->buffer, buffer_bytes);
+  munmap(state_->buffer, state_->buffer_bytes);
   delete state_;
 }
 
-/// The pattern with the best median, found once: the best of several single reads would favour lucky moments.
+/// The pattern with the best median, found once: the best of several single reads would favour lucky moments. All of them
+/// are read in turn, because memory may be slow for a while.
 void Limits::choose_pattern() {
-  double best = 0;
-  Pattern chosen = patterns[0];
-  for (const Pattern& pattern : patterns) {
-    state_->pattern = pattern;
-    std::vector<double> rates;
-    for (int i = 0; i < 7; ++i) rates.push_back(read_rate(size_t{64} << 20));
-    if (median(rates) > best) {
-      best = median(rates);
-      chosen = pattern;
+  std::vector<double> rates[std::size(patterns)];
+  for (int round = 0; round < 9; ++round) {
+    for (size_t i = 0; i < std::size(patterns); ++i) {
+      state_->pattern = patterns[i];
+      rates[i].push_back(read_rate(size_t{64} << 20));
     }
   }
-  state_->pattern = chosen;
+  size_t best = 0;
+  for (size_t i = 1; i < std::size(patterns); ++i)
+    if (median(rates[i]) > median(rates[best])) best = i;
+  state_->pattern = patterns[best];
 }
 
 double Limits::read_rate(size_t bytes) {
   const auto n = static_cast<size_t>(state_->n_threads());
-  state_->bytes = std::min(bytes, buffer_bytes / 2) / n / 4096 * 4096;
-  if (state_->offset + state_->bytes * n > buffer_bytes) state_->offset = 0;
+  state_->bytes = std::min(bytes, state_->buffer_bytes / 2) / n / 4096 * 4096;
+  if (state_->offset + state_->bytes * n > state_->buffer_bytes) state_->offset = 0;
   const double elapsed = state_->run(State::Job::read);
   state_->offset += state_->bytes * n;
   return static_cast<double>(state_->bytes * n) / elapsed;
+}
+
+void Limits::clean_caches() {
+  for (int half = 0; half < 2; ++half) read_rate(state_->buffer_bytes / 2);
 }
 
 double Limits::multiply_rate() {

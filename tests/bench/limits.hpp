@@ -5,6 +5,9 @@
 /// as the cache's device has.
 namespace bench {
 
+/// So many bytes no cache of this machine holds, not even a good part of them: four times its last level, 1 GiB at least.
+size_t bytes_beyond_caches();
+
 class Limits {
  public:
   explicit Limits(int n_threads);
@@ -15,6 +18,10 @@ class Limits {
   /// Bytes per second over `bytes` that lie in no cache, by the best of several patterns (1, 2 and 4 streams per
   /// thread, with and without asking ahead), chosen when the process starts.
   double read_rate(size_t bytes);
+
+  /// Reads until the caches hold nothing that was written: whoever reads next would wait for every line of it to go back
+  /// to memory, which halves the rate until a whole last level has been read.
+  void clean_caches();
 
   /// Floating-point operations per second, by chains of fused multiply-adds on the widest vectors that kvc's kernels use here.
   double multiply_rate();

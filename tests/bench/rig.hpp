@@ -36,7 +36,7 @@ struct Setup {
   bool together = true;  // histories generated together, one token each per pass; else one after another
   bool shared = false;  // the histories are one: generated once, then shared by all sequences
   int32_t n_threads = 0;
-  int32_t layers = 0;  // 0: enough for 1 GiB
+  int32_t layers = 0;  // 0: enough for bytes_beyond_caches()
   kvc_causal_desc causal = {};
   float softcap = 0;
   bool alibi = false;
