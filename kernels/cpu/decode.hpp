@@ -32,7 +32,7 @@ struct Strip {
 /// How early rows are asked for: into the second-level cache three strips ahead, into the first-level one a strip ahead.
 /// Asked for straight from memory, lines hold the few miss buffers of the first level for too long.
 inline constexpr int32_t strips_near = 1;
-inline constexpr int32_t strips_far = 3;
+inline constexpr int32_t strips_far = 2;
 inline constexpr int32_t strips_kept = 8;  // of a ring: the strip of the values to the farthest one asked for
 
 /// Four rows of the tile; the last block may have fewer.

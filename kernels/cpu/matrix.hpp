@@ -172,11 +172,11 @@ KVC_INLINE void pack_queries(Work& work) {
                        tile.n_rows - row, dims);
     for (int32_t d = 0; d < work.dims_k; d += tile_depth, to += parts_max * tile_bytes) {
       for (int32_t pair = 0; pair < tile_depth / 2; ++pair) {
-        const Vec x = load(columns + (d + 2 * pair) * 16),
-                  y = load(columns + (d + 2 * pair + 1) * 16);
+        const Vec x = load(columns + (d + pair) * 16),
+                  y = load(columns + (d + pair + tile_depth / 2) * 16);
         seen.see(x);
         seen.see(y);
-        store_parts<parts_max>(to + pair * 64, x, y, in_turn);
+        store_parts<parts_max>(to + pair * 64, x, y);
       }
     }
   }
@@ -197,7 +197,7 @@ KVC_INLINE void pack_key_group(std::byte* to, const Tile& tile, const int32_t* c
       const Vec y = row ? wide::load_row<Storage>(row, d / lanes + 1, tile.head_dim_k) : zero();
       seen.see(x);
       seen.see(y);
-      store_parts<parts_of<Storage>>(out, x, y, side_by_side);
+      store_parts<parts_of<Storage>>(out, x, y);
     }
   }
 }
@@ -212,15 +212,15 @@ KVC_INLINE void pack_value_group(std::byte* to, size_t side_bytes, const Tile& t
                      : nullptr;
   };
   const int32_t n_vectors = rounded_up(tile.head_dim_v, 16) / lanes;
-  for (int32_t i = 0; i < tile_depth; i += 2, to += 64) {
-    const auto *first = row_of(i), *second = row_of(i + 1);
+  for (int32_t i = 0; i < tile_depth / 2; ++i, to += 64) {
+    const auto *first = row_of(i), *second = row_of(i + tile_depth / 2);
     std::byte* out = to;
     for (int32_t v = 0; v < n_vectors; ++v, out += side_bytes) {
       const Vec x = first ? wide::load_row<Storage>(first, v, tile.head_dim_v) : zero();
       const Vec y = second ? wide::load_row<Storage>(second, v, tile.head_dim_v) : zero();
       seen.see(x);
       seen.see(y);
-      store_parts<parts_of<Storage>>(out, x, y, in_turn);
+      store_parts<parts_of<Storage>>(out, x, y);
     }
   }
 }
@@ -273,7 +273,7 @@ template <int32_t vectors>
                       row % 16 * 64;
 #pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i)
-        store_parts<parts_max>(to + i * 64, x[0][i], x[1][i], side_by_side);
+        store_parts<parts_max>(to + i * 64, x[0][i], x[1][i]);
     }
   }
 }
