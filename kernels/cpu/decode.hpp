@@ -29,7 +29,7 @@ struct Strip {
   size_t v[strip_cells];
 };
 
-/// How early rows are asked for: into the second-level cache three strips ahead, into the first-level one a strip ahead.
+/// How early rows are asked for: into the second-level cache two strips ahead, into the first-level one a strip ahead.
 /// Asked for straight from memory, lines hold the few miss buffers of the first level for too long.
 inline constexpr int32_t strips_near = 1;
 inline constexpr int32_t strips_far = 2;

@@ -272,8 +272,7 @@ template <int32_t vectors>
                           parts_max * tile_bytes +
                       row % 16 * 64;
 #pragma GCC unroll 4
-      for (size_t i = 0; i < 4; ++i)
-        store_parts<parts_max>(to + i * 64, x[0][i], x[1][i]);
+      for (size_t i = 0; i < 4; ++i) store_parts<parts_max>(to + i * 64, x[0][i], x[1][i]);
     }
   }
 }

@@ -50,7 +50,8 @@ Rig::Rig(const Setup& setup) : setup_(setup) {
   desc.flags = KVC_CACHE_PREFAULT;
   const double layer_bytes = bytes_of_history();
   if (setup_.layers == 0)
-    setup_.layers = static_cast<int32_t>(std::fmax(2, std::ceil(static_cast<double>(bytes_beyond_caches()) / layer_bytes)));
+    setup_.layers = static_cast<int32_t>(
+        std::fmax(2, std::ceil(static_cast<double>(bytes_beyond_caches()) / layer_bytes)));
   desc.n_layers = setup_.layers;
   desc.n_kv_heads = setup.n_kv_heads;
   desc.head_dim_k = setup.head_dim;

@@ -41,8 +41,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-peers", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--starts", type=int, default=2, help="process starts of each case")
-    parser.add_argument("--pairs", type=int, default=7, help="pairs of calls in each process")
+    parser.add_argument("--starts", type=int, default=3, help="process starts of each case")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of calls in each process")
     parser.add_argument("--threads", type=int, default=0, help="of every library; 0: all")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
