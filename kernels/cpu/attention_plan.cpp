@@ -80,6 +80,8 @@ class Planner {
       tile.high = high;
       tile.shared = shared;
       measure(tile);
+      // Windows and chunks may hide all of a prefix: its rows then have the tile over the rest alone.
+      if (shared && tile.n_seen == 0) --work_.n_tiles;
     }
   }
 
@@ -162,7 +164,7 @@ class Planner {
       bool whole = true;
       for (int32_t i = 0; i < work_.n_tiles; ++i) {
         WorkTile& tile = work_.tiles[i];
-        const int64_t by_cost = 1 + (cost_of(tile) - 1) / item_cost;
+        const int64_t by_cost = 1 + std::max<int64_t>(0, cost_of(tile) - 1) / item_cost;
         const int64_t by_cells = std::max(1, tile.n_seen / stretch_cells_min);
         set_stretches(tile, static_cast<int32_t>(std::min({by_cost, by_cells, int64_t{slots_max}})));
         whole = whole && tile.n_stretches == 1;

@@ -503,6 +503,17 @@ TEST(Kernels, ManyTokensOfOneSequence) {
   }
 }
 
+TEST(Kernels, CallsOfWhichLittleOrNothingIsSeen) {
+  for (uint32_t seed = 3500; seed < 3520; ++seed) {
+    Options o{.group = 1, .n_kv_heads = 1, .head_dim_k = 16, .head_dim_v = 16};
+    o.n_lists = o.tokens_per_list = 1 + static_cast<int32_t>(seed % 2);
+    o.history = 4;
+    o.lse = o.wild_ranges = true;
+    check(o, seed);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST(Kernels, LongHistoriesAreCutAndMerged) {
   uint32_t seed = 4000;
   for (const int32_t n_tokens : {1, 2, 6, 40}) {
