@@ -78,12 +78,10 @@ void resolve_memory(const CacheBounds& bounds, const CausalRequest& request, Cau
   settings->memory = static_cast<int32_t>(settings->limited ? memory : bounds.capacity);
 }
 
-/// How many positions a sequence stores at most.
-int32_t sequence_limit(const CacheBounds& bounds, const CausalSettings& settings) {
+/// How many positions a sequence stores at most. resolve() has made sure that it fits max_count.
+int64_t sequence_limit(const CacheBounds& bounds, const CausalSettings& settings) {
   if (!settings.limited) return bounds.capacity;
-  const int64_t limit = int64_t{settings.memory} + settings.visibility.keep_first +
-                        2 * int64_t{bounds.max_batch};
-  return static_cast<int32_t>(limit < max_count ? limit : max_count);
+  return int64_t{settings.memory} + settings.visibility.keep_first + 2 * int64_t{bounds.max_batch};
 }
 
 }  // namespace
@@ -103,6 +101,11 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
   settings->cell_padding = request.cell_padding > 0 ? request.cell_padding : 1;
   settings->mask_dtype = request.mask_dtype;
   resolve_memory(bounds, request, settings);
+  if (sequence_limit(bounds, *settings) > max_count) {
+    return fail(Status::overflow,
+                "memory %d, keep_first %d and two batches of %d: more than %d positions",
+                settings->memory, request.keep_first, bounds.max_batch, max_count);
+  }
   const CheckedSize cells = needed_cells(bounds, *settings);
   const auto padding = static_cast<uint64_t>(settings->cell_padding);
   if (bounds.cells == 0) {
@@ -123,7 +126,7 @@ CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bo
     : backend_(std::move(backend)),
       bounds_(bounds),
       settings_(settings),
-      sequence_limit_(sequence_limit(bounds, settings)) {}
+      sequence_limit_(static_cast<int32_t>(sequence_limit(bounds, settings))) {}
 
 CausalCache::~CausalCache() {
   if (block_ != nullptr) backend_->release(block_, block_bytes_);

@@ -172,8 +172,8 @@ int32_t CausalCache::home_block(int32_t sequence) const {
 void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
   const int32_t index = batch.sequence[begin];
   Sequence& sequence = sequences_[index];
-  expect(sequence.tokens.stored() + (end - begin) <= sequence_limit_,
-         "a sequence stores more than its limit");
+  if (sequence.tokens.stored() + (end - begin) > sequence_limit_)
+    return poison("a sequence stores more than its limit");
   if (sequence.last_added >= 0)
     batch_follower_[sequence.last_added] = begin;
   else
@@ -183,6 +183,8 @@ void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
     const bool to_head = batch.position[i] < sequence.tokens.head_capacity();
     int32_t stop = to_head ? i + 1 : end;
     while (stop < end && to_head && batch.position[stop] < sequence.tokens.head_capacity()) ++stop;
+    if (stop - i > sequence.tokens.room(to_head))  // a write beyond it would hit its neighbour
+      return poison("a part of a sequence has no room left");
     const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), sequence.home, stop - i,
                                                batch.position + i);
     sequence.tokens.append(cells.first, batch.position + i, cells.count, to_head);

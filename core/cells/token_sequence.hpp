@@ -30,7 +30,10 @@ class TokenSequence {
   int32_t count() const { return n_head_ + n_ring_ - n_hidden_; }
   int32_t n_hidden() const { return n_hidden_; }
   int32_t stored() const { return n_head_ + n_ring_; }
-  bool ring_is_full() const { return n_ring_ == ring_capacity_; }
+  /// Tokens that the head or the ring can still take.
+  int32_t room(bool in_head) const {
+    return in_head ? head_capacity_ - n_head_ : ring_capacity_ - n_ring_;
+  }
   int32_t head_capacity() const { return head_capacity_; }
   int32_t n_head() const { return n_head_; }
 

@@ -1,6 +1,7 @@
 // Every field of every descriptor beyond its bounds, every struct_size, every unknown flag.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <iostream>
@@ -128,11 +129,11 @@ std::vector<Wrong> wrong_caches() {
   add(list, "cells", &C::cells, {least, -1, billion + 1, most});
   add(list, "max_q_heads", &C::max_q_heads, {least, -1, 1, most});
   add(list, "reserved", &C::reserved, {1, -1});
-  add(list, "reach", &W::reach, {least, -1});
-  add(list, "memory", &W::memory, {least, -2});
-  add(list, "chunk", &W::chunk, {least, -1});
-  add(list, "keep_first", &W::keep_first, {least, -1});
-  add(list, "cell_padding", &W::cell_padding, {least, -1});
+  add(list, "reach", &W::reach, {least, -1, billion + 1, most});
+  add(list, "memory", &W::memory, {least, -2, billion + 1, most});
+  add(list, "chunk", &W::chunk, {least, -1, billion + 1, most});
+  add(list, "keep_first", &W::keep_first, {least, -1, billion + 1, most});
+  add(list, "cell_padding", &W::cell_padding, {least, -1, 65537, most});
   add(list, "causal flags", &W::flags, {2u, 1u << 31, ~0u});
   add(list, "mask_dtype", &W::mask_dtype, {uint32_t{KVC_BF16}, uint32_t{KVC_I32}, 1u}, KVC_E_DTYPE);
   return list;
@@ -249,6 +250,83 @@ TEST(BadDescriptors, NoProductWrapsAround) {
   std::cout << answered << " sizes were told, " << refused << " do not fit" << std::endl;
   EXPECT_GT(answered, 100);
   EXPECT_GT(refused, 100);
+}
+
+/// What semantics says about limited memory, in numbers that cannot overflow: the positions that a sequence may hold.
+int64_t positions_held(const kvc_cache_desc& cache, const kvc_causal_desc& causal) {
+  const bool chunked = causal.reach == 0 && causal.chunk > 0 && causal.memory > 0;
+  if (causal.memory == KVC_NONE || (causal.reach == 0 && !chunked)) return cache.capacity;
+  const int64_t least_kept = (chunked ? causal.chunk - 1 : causal.reach) + (cache.max_sequences > 1);
+  const int64_t kept = std::max<int64_t>(causal.memory > 0 ? causal.memory : causal.reach, least_kept);
+  if (kept >= cache.capacity) return cache.capacity;
+  return kept + causal.keep_first + 2 * int64_t{cache.max_batch};
+}
+
+// Every mixture of windows near their largest: more than 2^30 positions of a sequence are refused, never cut down to it.
+TEST(BadDescriptors, LongestWindows) {
+  const support::Device device(1);
+  int32_t answered = 0, refused = 0;
+  for (const int32_t reach : {0, 1, 4, billion - 20, billion - 1, billion}) {
+    for (const int32_t memory : {0, KVC_NONE, 4, billion - 21, billion - 20, billion}) {
+      for (const int32_t chunk : {0, 1, 8, billion - 1, billion}) {
+        for (const int32_t keep_first :
+             {0, 1, billion - 22, billion - 21, billion - 20, billion - 1, billion}) {
+          for (const int32_t capacity : {64, billion}) {
+            for (const int32_t max_batch : {1, 8, billion / 2, billion}) {
+              kvc_cache_desc cache = support::cache_desc(1, 1, 2, 2);
+              cache.capacity = capacity;
+              cache.max_batch = max_batch;
+              cache.max_sequences = 1 + chunk % 2;
+              cache.cells = 64;
+              kvc_causal_desc causal = support::causal_desc();
+              causal.reach = reach;
+              causal.memory = memory;
+              causal.chunk = chunk;
+              causal.keep_first = keep_first;
+              const bool fits = positions_held(cache, causal) <= billion;
+              uint64_t bytes = 0;
+              const kvc_status status = kvc_cache_memory_bytes(device, &cache, &causal, &bytes);
+              ASSERT_EQ(support::name(status), fits ? "OK" : "OVERFLOW")
+                  << "reach " << reach << " memory " << memory << " chunk " << chunk << " keep_first "
+                  << keep_first << " capacity " << capacity << " max_batch " << max_batch;
+              (fits ? answered : refused) += 1;
+            }
+          }
+        }
+      }
+    }
+  }
+  std::cout << answered << " sizes were told, " << refused << " do not fit" << std::endl;
+  EXPECT_GT(answered, 100);
+  EXPECT_GT(refused, 100);
+}
+
+// The longest kept-first part that fits, with positions behind it: each part of a sequence has the room that it needs.
+TEST(BadDescriptors, LongestKeptFirstPart) {
+  const support::Device device(1);
+  constexpr int32_t batch = 8;
+  kvc_cache_desc desc = support::cache_desc(1, 1, 2, 2);
+  desc.max_batch = batch;
+  desc.cells = 64;
+  kvc_causal_desc causal = support::causal_desc();
+  causal.reach = 4;
+  causal.keep_first = billion - 4 - 2 * batch;
+  const support::Cache cache(device, desc, &causal);
+  if (cache.status == KVC_E_OUT_OF_MEMORY) GTEST_SKIP() << "8 GiB of address space";
+  ASSERT_EQ(cache.status, KVC_OK) << support::last_message();
+  float data[batch * 2] = {};
+  const kvc_tensor rows = support::dense(data, KVC_F32, {batch, 1, 2});
+  for (int32_t pass = 0; pass < 4; ++pass) {
+    int32_t position[batch], sequence[batch] = {};
+    for (int32_t i = 0; i < batch; ++i)  // the first pass lies on both sides of the border
+      position[i] = causal.keep_first + (pass - 1) * batch + i + (pass == 0 ? batch / 2 : batch);
+    ASSERT_EQ(kvc_begin(cache, batch, position, sequence, nullptr, 0, nullptr), KVC_OK)
+        << support::last_message();
+    ASSERT_EQ(kvc_put(cache, 0, &rows, &rows), KVC_OK);
+    ASSERT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+    ASSERT_EQ(kvc_commit(cache), KVC_OK);
+    ASSERT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+  }
 }
 
 TEST(BadDescriptors, Attention) {

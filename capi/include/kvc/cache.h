@@ -81,8 +81,9 @@ enum { /* kvc_causal_desc.flags */
  *
  * With a reach memory is limited: a sequence keeps `memory` positions behind the lowest one of its batch, and the first
  * `keep_first` for ever; older ones slide out when a pass begins and are lost when it commits. A chunk limits memory only
- * when `memory` is given. Where memory is limited, memory + keep_first + 2 * max_batch takes the place of capacity and the
- * pool is max_sequences * (memory + keep_first) + 2 * max_batch cells, else max_sequences * capacity. */
+ * when `memory` is given. Where memory is limited, memory + keep_first + 2 * max_batch takes the place of capacity (above
+ * 2^30: OVERFLOW) and the pool is max_sequences * (memory + keep_first) + 2 * max_batch cells, else
+ * max_sequences * capacity. */
 typedef struct kvc_causal_desc {
   uint32_t struct_size;
   uint32_t flags;       /* KVC_CAUSAL_… */
