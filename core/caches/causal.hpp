@@ -85,6 +85,9 @@ class CausalCache final : public Cache {
   Status sequence_info(int32_t sequence, SequenceInfo* info) const override;
 
   CacheStats stats() const override;
+  /// Sequences that the open pass began with or slides: what opening and ending it costs beside its tokens.
+  int32_t n_touched() const { return n_touched_; }
+
   Status digest(uint64_t out[2]) const override;
   Status check() const override;
 

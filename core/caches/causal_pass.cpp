@@ -230,9 +230,10 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   for (int32_t i = 0; i < n_dirty_; ++i) {
     const int32_t index = dirty_[i];
     is_dirty_[index] = 0;
-    if (!planted(2) && plan_[index].stamp != plan_stamp_) {
-      open_sequence(index, tokens_to_slide(sequences_[index], sequences_[index].next));
-    }
+    if (planted(2) || plan_[index].stamp == plan_stamp_) continue;
+    // One of which nothing slides stays so until it is put, copied or moved: abort need not remember it.
+    const int32_t n_slide = tokens_to_slide(sequences_[index], sequences_[index].next);
+    if (n_slide > 0) open_sequence(index, n_slide);
   }
   n_dirty_ = 0;
 
