@@ -1,14 +1,6 @@
 #include "core/cells/cell_pool.hpp"
 
-#include <algorithm>
-#include <bit>
-
 namespace kvc {
-namespace {
-
-constexpr int32_t words_for(int32_t n_blocks) { return (n_blocks + 63) / 64; }
-
-}  // namespace
 
 void CellPool::carve(Carver& carver, int32_t n_cells) {
   n_cells_ = n_cells;
@@ -18,8 +10,8 @@ void CellPool::carve(Carver& carver, int32_t n_cells) {
   hidden_ = carver.take<int32_t>(cells, 64);
   rotated_for_ = carver.take<int32_t>(cells, 64);
   free_ = carver.take<uint32_t>(static_cast<uint64_t>(n_blocks_), 64);
-  some_free_ = carver.take<uint64_t>(static_cast<uint64_t>(words_for(n_blocks_)), 64);
-  all_free_ = carver.take<uint64_t>(static_cast<uint64_t>(words_for(n_blocks_)), 64);
+  some_free_.carve(carver, n_blocks_);
+  all_free_.carve(carver, n_blocks_);
 }
 
 void CellPool::reset() { mark_free({0, n_cells_}); }
@@ -34,19 +26,6 @@ int32_t CellPool::stretch_length(const int32_t* cells, int32_t n) {
   }
   while (length < n && cells[length] == cells[0] + length) ++length;
   return length;
-}
-
-/// The first block at or after `from`, round the end, whose bit is set; −1: none.
-int32_t CellPool::find(const uint64_t* blocks, int32_t from) const {
-  const int32_t n_words = words_for(n_blocks_);
-  int32_t word = from / 64;
-  uint64_t bits = blocks[word] & (~uint64_t{0} << (from % 64));
-  for (int32_t step = 0; step <= n_words; ++step) {
-    if (bits != 0) return word * 64 + std::countr_zero(bits);
-    word = word + 1 == n_words ? 0 : word + 1;
-    bits = blocks[word];
-  }
-  return -1;
 }
 
 void CellPool::add_owners(const int32_t* cells, int32_t n) {
@@ -101,11 +80,12 @@ const char* CellPool::broken_invariant() const {
   if (n_free_at_commit != n_free_at_commit_) return "the number of cells that are free at commit";
   if (n_shared != n_shared_) return "the number of shared cells";
   for (int32_t block = 0; block < n_blocks_; ++block) {
-    if (test_bit(some_free_, block) != (free_[block] != 0))
+    if (some_free_.test(block) != (free_[block] != 0))
       return "the bitmap of blocks with a free cell";
-    if (test_bit(all_free_, block) != (free_[block] == ~0u))
-      return "the bitmap of wholly free blocks";
+    if (all_free_.test(block) != (free_[block] == ~0u)) return "the bitmap of wholly free blocks";
   }
+  if (!some_free_.sound()) return "the tree over the blocks with a free cell";
+  if (!all_free_.sound()) return "the tree over the wholly free blocks";
   return nullptr;
 }
 

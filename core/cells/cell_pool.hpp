@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/base/carver.hpp"
+#include "core/cells/bit_tree.hpp"
 
 namespace kvc {
 
@@ -13,8 +14,8 @@ namespace kvc {
 /// the window); such a cell stays owned until the pass commits, so new tokens never take it and abort can bring it back.
 /// A cell all of whose owners are out of sight is free at commit.
 ///
-/// Free cells are found through bitmaps: one bit per cell in words of 32 (a block), and two bits per block, "has a free
-/// cell" and "is wholly free". A sequence grows inside its block and into the next wholly free one, and everyone else
+/// Free cells are found through bitmaps: one bit per cell in words of 32 (a block), and two sets of blocks, "has a free
+/// cell" and "is wholly free", as trees, so that a search costs the same however large the pool is. A sequence grows inside its block and into the next wholly free one, and everyone else
 /// prefers wholly free blocks, so that a partly used block is in effect reserved for the sequence that began it.
 class CellPool {
  public:
@@ -98,7 +99,6 @@ class CellPool {
   static void for_each_cell(Stretch stretch, Visit visit) {
     for_each(stretch.count, [&](int32_t n) { visit(stretch.first + n); });
   }
-  int32_t find(const uint64_t* blocks, int32_t from) const;
   template <class Freed>
   void report_free(Stretch stretch, Freed freed) const {
     for_each_cell(stretch, [&](int32_t cell) {
@@ -118,15 +118,6 @@ class CellPool {
   static int32_t place_of(int32_t cell) {
     return static_cast<int32_t>(static_cast<uint32_t>(cell) % block_cells);
   }
-  static void set_bit(uint64_t* words, int32_t index) { words[word_of(index)] |= bit_of(index); }
-  static void clear_bit(uint64_t* words, int32_t index) { words[word_of(index)] &= ~bit_of(index); }
-  static bool test_bit(const uint64_t* words, int32_t index) {
-    return (words[word_of(index)] & bit_of(index)) != 0;
-  }
-  static uint64_t bit_of(int32_t index) {
-    return uint64_t{1} << (static_cast<uint32_t>(index) % 64);
-  }
-  static size_t word_of(int32_t index) { return static_cast<uint32_t>(index) / 64; }
   /// The bits of a block's word from cell `first` on, `count` of them.
   static uint32_t bits_of(int32_t first, int32_t count) {
     const uint32_t run = count == block_cells ? ~0u : (1u << count) - 1;
@@ -142,8 +133,8 @@ class CellPool {
   int32_t* hidden_ = nullptr;       // [n_cells]
   int32_t* rotated_for_ = nullptr;  // [n_cells]
   uint32_t* free_ = nullptr;        // [n_blocks] a bit per cell
-  uint64_t* some_free_ = nullptr;   // [n_blocks / 64] a bit per block
-  uint64_t* all_free_ = nullptr;    // [n_blocks / 64]
+  BitTree some_free_;               // blocks
+  BitTree all_free_;
 };
 
 // What every pass of decode does for each token is small enough to be compiled into it.
@@ -153,10 +144,10 @@ inline void CellPool::mark_free(Stretch stretch) {
   while (stretch.count > 0) {
     const int32_t block = block_of(stretch.first);
     const int32_t inside = std::min(stretch.count, block_cells - place_of(stretch.first));
+    if (free_[block] == 0) some_free_.set(block);
     free_[block] |= bits_of(stretch.first, inside);
-    set_bit(some_free_, block);
     if (free_[block] == ~0u)
-      set_bit(all_free_, block);  // a short last block never counts as wholly free
+      all_free_.set(block);  // a short last block never counts as wholly free
     stretch = {stretch.first + inside, stretch.count - inside};
   }
 }
@@ -164,8 +155,8 @@ inline void CellPool::mark_free(Stretch stretch) {
 inline void CellPool::mark_taken(Stretch stretch) {
   const int32_t block = block_of(stretch.first);
   free_[block] &= ~bits_of(stretch.first, stretch.count);
-  if (free_[block] == 0) clear_bit(some_free_, block);
-  clear_bit(all_free_, block);
+  if (free_[block] == 0) some_free_.clear(block);
+  all_free_.clear(block);
   n_free_ -= stretch.count;
 }
 
@@ -176,12 +167,12 @@ inline CellPool::Stretch CellPool::take(int32_t previous, int32_t home, int32_t 
   if (previous >= 0 && previous + 1 < n_cells_) {
     const int32_t follower = previous + 1;
     const bool same_block = place_of(follower) != 0;
-    if (same_block ? is_free(follower) : test_bit(all_free_, block_of(follower))) cell = follower;
+    if (same_block ? is_free(follower) : all_free_.test(block_of(follower))) cell = follower;
     from = block_of(follower);
   }
   if (cell < 0) {
-    int32_t block = find(all_free_, from);
-    if (block < 0) block = find(some_free_, from);
+    int32_t block = all_free_.find(from);
+    if (block < 0) block = some_free_.find(from);
     cell = block * block_cells + std::countr_zero(free_[block]);
   }
   const int32_t in_a_row = std::countr_one(free_[block_of(cell)] >> place_of(cell));

@@ -71,7 +71,7 @@ void damage(bool with_rope, std::set<std::string>& met) {
   bounds.max_sequences = 3;
   bounds.capacity = 1024;
   bounds.max_batch = 32;
-  bounds.cells = 160;
+  bounds.cells = 2080;  // more blocks than a word has bits: the sets of free blocks have levels
   kvc::CausalRequest wanted;
   kvc::CausalSettings settings;
   wanted.reach = 16;
@@ -118,6 +118,7 @@ TEST(Check, NamesEveryKindOfDamage) {
        {"a cell has fewer owners than hidden ones", "a cell is free and owned, or neither",
         "the number of cells that are free at commit", "the number of shared cells",
         "the bitmap of blocks with a free cell", "the bitmap of wholly free blocks",
+        "the tree over the blocks with a free cell", "the tree over the wholly free blocks",
         "owner counts differ from what the sequences hold",
         "hidden counts differ from what the sequences hide",
         "sequence 0: names a cell outside the pool", "sequence 0: positions do not ascend",

@@ -1,0 +1,43 @@
+#pragma once
+#include <bit>
+#include <cstdint>
+
+#include "core/base/carver.hpp"
+
+namespace kvc {
+
+/// A set of numbers in [0, n_bits) in which the next one is found without looking through the rest: a bit each, and above
+/// them, level by level up to a single word, a bit for each word that has one. Five levels reach 2^30.
+class BitTree {
+ public:
+  static constexpr int32_t levels_max = 5;
+
+  void carve(Carver& carver, int32_t n_bits);
+
+  bool test(int32_t index) const { return (level_[0][word_of(index)] & bit_of(index)) != 0; }
+  void set(int32_t index);
+  void clear(int32_t index) {  // asked of every token of decode, and nearly always there is nothing to do
+    if (test(index)) take_out(index);
+  }
+
+  /// The first number at or after `from`, round the end, that is in the set; −1: it is empty.
+  int32_t find(int32_t from) const;
+
+  /// Whether each level says of the one below what it holds, and nothing stands behind the last number.
+  bool sound() const;
+
+ private:
+  static uint64_t bit_of(int32_t index) {
+    return uint64_t{1} << (static_cast<uint32_t>(index) % 64);
+  }
+  static size_t word_of(int32_t index) { return static_cast<uint32_t>(index) / 64; }
+  void take_out(int32_t index);
+  int32_t find_ahead(int32_t from) const;
+
+  uint64_t* level_[levels_max] = {};  // [n_words_] each
+  int32_t n_words_[levels_max] = {};
+  int32_t n_levels_ = 0;
+  int32_t n_bits_ = 0;
+};
+
+}  // namespace kvc
