@@ -5,8 +5,12 @@
 
 namespace kvc {
 namespace {
-thread_local char message[message_capacity];
-}
+
+/// Lies in the room that a thread has from its start: other models allocate it at the first failure of each thread when
+/// the library came by dlopen.
+[[gnu::tls_model("initial-exec")]] thread_local char message[message_capacity];
+
+}  // namespace
 
 Status fail(Status status, const char* format, ...) noexcept {
   va_list arguments;
