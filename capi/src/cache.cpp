@@ -244,7 +244,7 @@ kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence,
 // ---- Watching -------------------------------------------------------------------------------------------------------------------
 
 kvc_status kvc_cache_stats(const kvc_cache* cache, kvc_stats* out) noexcept {
-  return with_cache(cache, [&](const Cache& c) -> Status {
+  return kvc::capi::with_any_cache(cache, [&](const Cache& c) -> Status {
     if (Status s = kvc::capi::check_output("kvc_stats", out); s != Status::ok) return s;
     const kvc::CacheStats stats = c.stats();
     *out = {out->struct_size,   static_cast<uint32_t>(stats.state),

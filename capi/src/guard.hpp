@@ -20,21 +20,31 @@ kvc_status guard(Body body) noexcept {
   }
 }
 
+/// Calls `body(Cache&)` inside the cache behind `handle`, whatever its health.
+template <class Body>
+kvc_status inside_cache(kvc_cache* handle, Access access, Body body) noexcept {
+  void* object = nullptr;
+  if (Status s = handles::enter(handle, Kind::cache, access, &object); s != Status::ok)
+    return static_cast<kvc_status>(s);
+  const kvc_status status = guard([&] { return body(*static_cast<CacheObject*>(object)->cache); });
+  handles::leave(handle, access);
+  return status;
+}
+
 /// Calls `body(Cache&)` inside the cache behind `handle`, alone or beside other const calls by the handle's constness.
 /// A poisoned cache answers with what poisoned it.
 template <class Body>
 kvc_status with_cache(kvc_cache* handle, Access access, Body body) noexcept {
-  void* object = nullptr;
-  if (Status s = handles::enter(handle, Kind::cache, access, &object); s != Status::ok)
-    return static_cast<kvc_status>(s);
-  const kvc_status status = guard([&]() -> Status {
-    Cache& cache = *static_cast<CacheObject*>(object)->cache;
+  return inside_cache(handle, access, [&](Cache& cache) -> Status {
     if (Status s = cache.health(); s != Status::ok)
       return fail(s, "the cache is poisoned by an earlier failure");
-    return body(cache);
+    try {
+      return body(cache);
+    } catch (...) {  // nothing in a call on a cache throws or allocates: what it left undone is unknown
+      cache.poison("a call was left by an exception");
+      return Status::internal;
+    }
   });
-  handles::leave(handle, access);
-  return status;
 }
 
 template <class Body>
@@ -46,6 +56,13 @@ template <class Body>
 kvc_status with_cache(const kvc_cache* handle, Body body) noexcept {
   return with_cache(const_cast<kvc_cache*>(handle), Access::shared,
                     [&](const Cache& cache) { return body(cache); });
+}
+
+/// For what still answers when a cache is poisoned.
+template <class Body>
+kvc_status with_any_cache(const kvc_cache* handle, Body body) noexcept {
+  return inside_cache(const_cast<kvc_cache*>(handle), Access::shared,
+                      [&](const Cache& cache) { return body(cache); });
 }
 
 }  // namespace kvc::capi

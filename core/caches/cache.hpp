@@ -73,6 +73,8 @@ class Cache {
   virtual const CacheBounds& bounds() const = 0;
   /// ok, or internal/device once a broken invariant or a failed device has poisoned the cache.
   virtual Status health() const = 0;
+  /// Makes health() internal from now on, unless something else has poisoned the cache before.
+  virtual void poison(const char* broken_invariant) const = 0;
 
   // Pass. The ready_… members are the checks that come before those of arguments.
   virtual Status begin(const Batch& batch, bool reserve) = 0;

@@ -51,6 +51,7 @@ class CausalCache final : public Cache {
 
   const CacheBounds& bounds() const override { return bounds_; }
   Status health() const override { return health_; }
+  void poison(const char* broken_invariant) const override;
 
   Status begin(const Batch& batch, bool reserve) override;
   Status fits(const Batch& batch) const override;
@@ -84,10 +85,10 @@ class CausalCache final : public Cache {
   Status remove(int32_t sequence, int32_t begin, int32_t end) override;
   Status sequence_info(int32_t sequence, SequenceInfo* info) const override;
 
-  CacheStats stats() const override;
   /// Sequences that the open pass began with or slides: what opening and ending it costs beside its tokens.
   int32_t n_touched() const { return n_touched_; }
 
+  CacheStats stats() const override;
   Status digest(uint64_t out[2]) const override;
   Status check() const override;
 
@@ -163,7 +164,6 @@ class CausalCache final : public Cache {
   void expect(bool condition, const char* what) const {
     if (!condition) poison(what);
   }
-  void poison(const char* broken_invariant) const;
 
   // Sequences (causal_sequences.cpp).
   Status check_sequence(int32_t sequence) const;

@@ -121,6 +121,20 @@ kvc_status live(kvc_cache* cache) {
   return KVC_OK;
 }
 
+/// Every call says what poisoned the cache; kvc_cache_stats says that it is.
+void expect_poisoned(kvc_cache* cache, support::Specimen& specimen, const char* status,
+                     const std::string& when) {
+  for (const support::Function& function : support::functions(specimen)) {
+    const bool answers = std::string(function.name) == "cache_stats";
+    EXPECT_EQ(support::name(function.call(cache)), answers ? "OK" : status)
+        << function.name << " after " << when;
+  }
+  const kvc_stats stats = support::stats(cache);
+  EXPECT_EQ(stats.state, uint32_t{KVC_STATE_POISONED}) << "after " << when;
+  EXPECT_EQ(stats.cells, uint64_t{4 * batch});
+  EXPECT_GT(stats.bytes, 0u);
+}
+
 TEST(FailingBackend, PoisonsTheCacheAtEveryCall) {
   int32_t n = 0;
   for (bool met = true; met; ++n) {
@@ -134,9 +148,7 @@ TEST(FailingBackend, PoisonsTheCacheAtEveryCall) {
       EXPECT_FALSE(support::last_message().empty());
       const support::Device device(1);
       support::Specimen specimen(device);
-      for (const support::Function& function : support::functions(specimen))
-        EXPECT_EQ(support::name(function.call(cache)), "DEVICE")
-            << function.name << " after call " << n;
+      expect_poisoned(cache, specimen, "DEVICE", "call " + std::to_string(n));
     } else {
       EXPECT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
     }
@@ -147,6 +159,26 @@ TEST(FailingBackend, PoisonsTheCacheAtEveryCall) {
   }
   std::cout << n - 1 << " calls of the device failed one after another" << std::endl;
   EXPECT_GE(n, 15);
+}
+
+// A shift function must not throw; if one does, nobody knows what was left undone.
+TEST(Exception, PoisonsTheCache) {
+  int64_t blocks = 0;
+  kvc_cache* cache = create(INT32_MAX, &blocks);
+  ASSERT_NE(cache, nullptr);
+  const kvc_shift_function throws = [](void*, int32_t, int32_t, const int32_t*, const int32_t*,
+                                       kvc_tensor*) -> kvc_status { throw 1; };
+  const int32_t position[] = {0, 1, 2}, sequence[] = {0, 0, 0};
+  ASSERT_EQ(kvc_bind_shift(cache, throws, nullptr), KVC_OK);
+  ASSERT_EQ(kvc_begin(cache, 3, position, sequence, nullptr, 0, nullptr), KVC_OK);
+  ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  EXPECT_EQ(support::name(kvc_remove(cache, 0, 0, 1)), "INTERNAL");
+  EXPECT_FALSE(support::last_message().empty());
+  const support::Device device(1);
+  support::Specimen specimen(device);
+  expect_poisoned(cache, specimen, "INTERNAL", "an exception");
+  EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+  EXPECT_EQ(blocks, 0);
 }
 
 }  // namespace

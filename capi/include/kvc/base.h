@@ -49,12 +49,12 @@ enum {
   KVC_E_WINDOW_LOST = -21,      /* the tokens that a continuation would need have slid out of the window */
   KVC_E_NOT_FOUND = -22,
   KVC_E_INVALID_RECURRENT_SHAPE = -23,
-  KVC_E_DEVICE = -40,           /* the device failed; the cache is poisoned and only destroy works */
+  KVC_E_DEVICE = -40,           /* the device failed; the cache is poisoned: only destroy and kvc_cache_stats work */
   KVC_E_DEVICE_MISMATCH = -41,  /* a tensor lies on another device than the cache */
   KVC_E_BACKEND_UNAVAILABLE = -42, /* no such device on this machine, or its backend is not installed */
   KVC_E_IO = -60,
   KVC_E_CORRUPT = -61,
-  KVC_E_INTERNAL = -99          /* a broken invariant inside kvc: a bug. The cache is poisoned and only destroy works */
+  KVC_E_INTERNAL = -99          /* a broken invariant inside kvc: a bug. The cache is poisoned, as after DEVICE */
 };
 
 /* The name of a status without its prefix, "CACHE_FULL"; "UNKNOWN" for a number that is none. Never null, static.

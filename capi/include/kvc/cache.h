@@ -234,7 +234,7 @@ enum { /* kvc_stats.state */
   KVC_STATE_IDLE = 0,
   KVC_STATE_PASS = 1,     /* a pass is open */
   KVC_STATE_RESERVE = 2,  /* a reserve pass is open */
-  KVC_STATE_POISONED = 3  /* DEVICE or INTERNAL: only destroy works */
+  KVC_STATE_POISONED = 3  /* DEVICE or INTERNAL: only destroy and kvc_cache_stats work */
 };
 
 typedef struct kvc_stats {
@@ -247,7 +247,8 @@ typedef struct kvc_stats {
   uint64_t passes;       /* committed since create */
 } kvc_stats;
 
-/* Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
+/* What a cache holds, in counts. It answers when the cache is poisoned too: its state says so, and the counts are those that
+ * the failure left. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_cache_stats(const kvc_cache *cache, kvc_stats *out) KVC_NOEXCEPT;
 
 /* 128 bits over everything observable: (sequence, position, owed rotation, stored bytes of K and V in every layer) of every
