@@ -80,10 +80,11 @@ Status check_memory(const char* name, const kvc_tensor& t) {
 
 }  // namespace
 
-Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size, size_t known) {
-  if (struct_size < known || struct_size > longest_descriptor) {
+Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size,
+                         size_t least, size_t known) {
+  if (struct_size < least || struct_size > longest_descriptor) {
     return fail(Status::invalid_argument, "%s.struct_size %u out of range [%zu, %zu]", name,
-                struct_size, known, longest_descriptor);
+                struct_size, least, longest_descriptor);
   }
   const auto* bytes = static_cast<const unsigned char*>(descriptor);
   for (size_t i = known; i < struct_size; ++i) {

@@ -8,25 +8,60 @@
 /// Checks of what callers hand in: descriptors and tensors.
 namespace kvc::capi {
 
-Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size, size_t known);
+/// Bytes that a struct had when it first appeared: what every caller's has. They never change, whatever is appended.
+template <class Struct>
+inline constexpr size_t first_size = 0;
+template <>
+inline constexpr size_t first_size<kvc_device_desc> = 16;
+template <>
+inline constexpr size_t first_size<kvc_cache_desc> = 64;
+template <>
+inline constexpr size_t first_size<kvc_causal_desc> = 32;
+template <>
+inline constexpr size_t first_size<kvc_attention_desc> = 24;
+template <>
+inline constexpr size_t first_size<kvc_rope_desc> = 20;
+template <>
+inline constexpr size_t first_size<kvc_attention_extra> = 32;
+template <>
+inline constexpr size_t first_size<kvc_sequence_info> = 32;
+template <>
+inline constexpr size_t first_size<kvc_stats> = 48;
 
-/// Reads a descriptor that may be older or newer than this library: a longer one may only hold zeros in what is unknown.
+/// `least` is the descriptor's first size, `known` its size today.
+Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size,
+                         size_t least, size_t known);
+
+/// Reads a descriptor that may be older or newer than this library: what an older one lacks is zero, a longer one may only
+/// hold zeros in what is unknown.
 template <class Descriptor>
 Status read_descriptor(const char* name, const Descriptor* from, Descriptor* to) {
+  constexpr size_t least = first_size<Descriptor>, known = sizeof(Descriptor);
+  static_assert(least >= sizeof(from->struct_size) && least <= known);
   if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
-  if (Status s = check_struct_size(name, from, from->struct_size, sizeof(Descriptor)); s != Status::ok)
-    return s;
-  std::memcpy(to, from, sizeof(Descriptor));
+  const uint32_t size = from->struct_size;
+  if (Status s = check_struct_size(name, from, size, least, known); s != Status::ok) return s;
+  *to = {};
+  std::memcpy(static_cast<void*>(to), from, size < known ? size : known);
   return Status::ok;
 }
 
-/// A struct that the library fills in: as much of it as the caller has room for.
+/// Whether a struct that the library fills in has room for what it always held.
 template <class Output>
 Status check_output(const char* name, const Output* out) {
+  static_assert(first_size<Output> > 0 && first_size<Output> <= sizeof(Output));
   if (out == nullptr) return fail(Status::invalid_argument, "%s is null", name);
-  if (out->struct_size >= sizeof(Output)) return Status::ok;
+  if (out->struct_size >= first_size<Output>) return Status::ok;
   return fail(Status::invalid_argument, "%s.struct_size %u is below %zu", name, out->struct_size,
-              sizeof(Output));
+              first_size<Output>);
+}
+
+/// Writes as much of it as the caller has room for; struct_size stays the caller's.
+template <class Output>
+void write_output(Output filled, Output* out) {
+  filled.struct_size = out->struct_size;
+  std::memcpy(static_cast<void*>(out), &filled,
+              filled.struct_size < sizeof(Output) ? filled.struct_size : sizeof(Output));
 }
 
 Status storage_dtype(const char* name, uint32_t dtype, DType* out);  // 0: f32

@@ -236,7 +236,8 @@ kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence,
     if (Status s = kvc::capi::check_output("kvc_sequence_info", out); s != Status::ok) return s;
     kvc::SequenceInfo info = {};
     if (Status s = c.sequence_info(sequence, &info); s != Status::ok) return s;
-    *out = {out->struct_size, 0, info.first, info.next, info.count, info.room, info.lost_below, 0};
+    kvc::capi::write_output<kvc_sequence_info>(
+        {0, 0, info.first, info.next, info.count, info.room, info.lost_below, 0}, out);
     return Status::ok;
   });
 }
@@ -247,10 +248,10 @@ kvc_status kvc_cache_stats(const kvc_cache* cache, kvc_stats* out) noexcept {
   return kvc::capi::with_any_cache(cache, [&](const Cache& c) -> Status {
     if (Status s = kvc::capi::check_output("kvc_stats", out); s != Status::ok) return s;
     const kvc::CacheStats stats = c.stats();
-    *out = {out->struct_size,   static_cast<uint32_t>(stats.state),
-            stats.cells,        stats.cells_used,
-            stats.cells_shared, stats.bytes,
-            stats.passes};
+    kvc::capi::write_output<kvc_stats>(
+        {0, static_cast<uint32_t>(stats.state), stats.cells, stats.cells_used, stats.cells_shared,
+         stats.bytes, stats.passes},
+        out);
     return Status::ok;
   });
 }
