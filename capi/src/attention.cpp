@@ -34,6 +34,22 @@ Status check_finite(const char* name, const float* values, int32_t n) {
   return Status::ok;
 }
 
+/// Kernels compute in units of log2 and divide by the softcap beforehand: what that makes of the constants must be finite
+/// too, or a score of 0 becomes NaN.
+Status check_products(const Cache& cache, const kvc_attention_desc& d) {
+  constexpr float log2_e = 1.44269504f;
+  const float scale = d.scale != 0 ? d.scale
+                                   : 1 / std::sqrt(static_cast<float>(cache.bounds().head_dim_k));
+  if (d.softcap == 0) {
+    if (std::isfinite(scale * log2_e)) return Status::ok;
+    return fail(Status::invalid_argument, "the scale is too large");
+  }
+  if (std::isfinite(1 / d.softcap) && std::isfinite(scale / d.softcap) &&
+      std::isfinite(d.softcap * log2_e))
+    return Status::ok;
+  return fail(Status::invalid_argument, "the softcap is too small or too large for the scale");
+}
+
 Status bind_attention(Cache& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
                       const float* slopes, const float* sinks) {
   kvc_attention_desc d;
@@ -44,6 +60,7 @@ Status bind_attention(Cache& cache, int32_t begin, int32_t end, const kvc_attent
   if (!std::isfinite(d.scale)) return fail(Status::invalid_argument, "the scale is not finite");
   if (!std::isfinite(d.softcap) || d.softcap < 0)
     return fail(Status::invalid_argument, "the softcap is negative or not finite");
+  if (Status s = check_products(cache, d); s != Status::ok) return s;
   if (Status s = check_finite("slope", slopes, d.n_q_heads); s != Status::ok) return s;
   if (Status s = check_finite("sink", sinks, d.n_q_heads); s != Status::ok) return s;
   AttentionConstants constants;

@@ -39,8 +39,8 @@ typedef struct kvc_attention_desc {
  * alibi_slopes  [n_q_heads], may be null: adds -slope_h * |p - j| (ALiBi, arXiv 2108.12409).
  * sinks         [n_q_heads], may be null: one extra logit per query head that takes part in the sum and has no value.
  *
- * Errors: INVALID_ARGUMENT (bounds; a scale, softcap, slope or sink that is not finite; softcap < 0), BAD_STATE (a pass is
- * open), VERSION. Since 0.1. */
+ * Errors: INVALID_ARGUMENT (bounds; a scale, softcap, slope or sink that is not finite; softcap < 0; scale, softcap,
+ * 1 / softcap or scale / softcap at the ends of what f32 holds), BAD_STATE (a pass is open), VERSION. Since 0.1. */
 KVC_API kvc_status kvc_bind_attention(kvc_cache *cache, int32_t layer_begin, int32_t layer_end,
                                       const kvc_attention_desc *desc, const float *alibi_slopes,
                                       const float *sinks) KVC_NOEXCEPT;
