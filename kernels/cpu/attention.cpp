@@ -218,7 +218,7 @@ void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end
 /// Cells of a tile; fewer where its bias must fit the scratch.
 int32_t Call::cells_at_once(const Item& item) const {
   if (!params_.tensors.changes_scores()) return tile_cells_max;
-  const int32_t fitting = bias_floats_max / padded(item.n_rows()) - 1;  // room for one more, see Tile
+  const int32_t fitting = bias_floats_max / padded(item.n_rows());
   return std::min(tile_cells_max, fitting / bias_cells_min * bias_cells_min);
 }
 

@@ -17,7 +17,7 @@ inline constexpr int32_t turns_max = 8;
 
 /// A tile with a bias has at least so many cells (a multiple of the kernels' steps), and the thread room for their bias.
 inline constexpr int32_t bias_cells_min = 96;
-inline constexpr int32_t bias_floats_max = (bias_cells_min + 1) * tile_rows_max;
+inline constexpr int32_t bias_floats_max = bias_cells_min * tile_rows_max;
 
 /// Elements of a row of q or o: whole vectors of the widest instruction set.
 constexpr int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }

@@ -158,15 +158,17 @@ template <int32_t vectors>
   }
 }
 
-/// Adds the bias; minus infinity replaces the score, so that not even NaN gets past it.
+/// Adds the bias; minus infinity replaces the score, so that not even NaN gets past it. Cells past the tile's last are
+/// given its bias; they are hidden later.
 template <int32_t vectors>
 [[gnu::noinline]] static void apply_bias(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
   const Vec hidden = broadcast(lowest), least = broadcast(-__FLT_MAX__);
   for (int32_t cell = begin; cell < end; ++cell) {
     const int32_t index = scores.block_begin + cell;
+    const int32_t known = index < tile.n_cells ? index : tile.n_cells - 1;
     const float* bias = tile.bias +
-                        static_cast<size_t>(index) * static_cast<size_t>(tile.bias_stride) +
+                        static_cast<size_t>(known) * static_cast<size_t>(tile.bias_stride) +
                         scores.first_row;
     float* s = scores.at + cell * vectors * lanes;
     for (int32_t v = 0; v < vectors; ++v) {

@@ -44,7 +44,7 @@ struct Tile {
   float cap = 0;  // 0: score = x; else softcap · log2(e), score = cap · tanh(x)
   // Then, with a bias, score += bias · log2(e); −infinity hides the cell from the row, whatever score and value are.
   const float* bias = nullptr;  // [n_cells][bias_stride] row in the column, 64-byte aligned; may be null
-  int32_t bias_stride = 0;  // n_rows rounded up to 16; there is room for one more cell
+  int32_t bias_stride = 0;  // n_rows rounded up to 16
   const float* slope = nullptr;  // [group] ALiBi slopes · log2(e), may be null: score −= slope · |position difference|
 
   float* max = nullptr;  // [n_rows] −infinity at first; room for n_rows rounded up to 16, 64-byte aligned

@@ -1,6 +1,7 @@
 /// The wide and the medium kernel of every instruction set that this machine runs, against attention in
 /// double over the same tile.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -139,6 +140,8 @@ class Problem {
                        int64_t{cell_[count(index)]} * shape_.head_dim_v + d, x);
   }
   void set_query(int32_t row, int32_t d, float x) { q_.floats()[row * q_stride_ + d] = x; }
+  void set_bias(const float* bias) { bias_ = bias; }
+  int32_t bias_stride() const { return padded(n_rows_); }
 
   Tile tile(std::byte* scratch) {
     Tile t;
@@ -160,6 +163,8 @@ class Problem {
     t.q_stride = q_stride_;
     t.cap = shape_.cap ? 30.0f * log2_e : 0.0f;
     t.slope = shape_.slopes ? slope_.data() : nullptr;
+    t.bias = bias_;
+    t.bias_stride = bias_ == nullptr ? 0 : bias_stride();
     t.max = max_.data();
     t.sum = sum_.data();
     t.o = o_.floats();
@@ -349,6 +354,29 @@ class Problem {
   std::vector<int32_t> cell_, position_;
   std::vector<TileToken> token_;
   std::vector<float> slope_, max_, sum_;
+  const float* bias_ = nullptr;  // 0, so that it changes nothing
+};
+
+/// Floats of value 0 behind which no memory lies.
+class AtTheEdge {
+ public:
+  explicit AtTheEdge(size_t n_floats) : pages_((n_floats * sizeof(float) + page - 1) / page + 1) {
+    memory_ = mmap(nullptr, pages_ * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    EXPECT_NE(memory_, MAP_FAILED);
+    std::byte* edge = static_cast<std::byte*>(memory_) + (pages_ - 1) * page;
+    EXPECT_EQ(mprotect(edge, page, PROT_NONE), 0);
+    floats_ = reinterpret_cast<float*>(edge) - n_floats;
+  }
+  ~AtTheEdge() { munmap(memory_, pages_ * page); }
+  AtTheEdge(const AtTheEdge&) = delete;
+  AtTheEdge& operator=(const AtTheEdge&) = delete;
+  const float* floats() const { return floats_; }
+
+ private:
+  static constexpr size_t page = 4096;
+  size_t pages_;
+  void* memory_ = nullptr;
+  float* floats_ = nullptr;
 };
 
 class TileKernel : public testing::TestWithParam<Kernel> {
@@ -490,6 +518,24 @@ TEST_P(TileKernel, WhatIsSeenPropagatesAndWhatIsHiddenDoesNot) {
       for (const int32_t index : {175, 199}) keys.set_key(index, index % 128, poison);
       keys.run(kernel_, 0, shape.n_cells);
       EXPECT_EQ(keys.error(), std::min(keys.error(), 1e-5));
+    }
+  }
+}
+
+/// Kernels compute whole groups of cells, but the bias of those that are not there is nobody's memory, or another's.
+TEST_P(TileKernel, ReadsNoBiasBehindTheLastCell) {
+  for (const int32_t n_cells : {1, 5, 26, 33, 64, 95}) {
+    for (const int32_t tokens : {8, at_most(40)}) {
+      Shape shape;
+      shape.tokens = tokens;
+      shape.n_cells = n_cells;
+      shape.visibility = 3;
+      SCOPED_TRACE(describe(shape, first_seed, kernel_));
+      Problem problem(shape, first_seed);
+      const AtTheEdge bias(static_cast<size_t>(n_cells * problem.bias_stride()));
+      problem.set_bias(bias.floats());
+      problem.run(kernel_, 0, n_cells);
+      EXPECT_LE(problem.error(), 1e-5);
     }
   }
 }
