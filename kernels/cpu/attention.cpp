@@ -24,6 +24,9 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 /// Calls cheaper than this (in cells × rows) are done by the caller alone: handing out work costs some microseconds.
 constexpr int64_t parallel_cost = 4096;
 
+/// Items are numbered in 32 bits; a call of more hands them out one part after the other.
+constexpr int32_t items_max = 1 << 30;
+
 /// A bias in units of log2. One as low as floats go, which some frameworks take for a mask, stays above minus infinity: a
 /// row that has nothing else spreads its weight evenly, as it does there.
 float in_log2(float bias) {
@@ -82,6 +85,7 @@ class Call {
   int32_t group_ = 1;
   int32_t q_stride_ = 0;
   int32_t o_stride_ = 0;
+  int32_t first_unit_ = 0;  // of those that are handed out
 };
 
 void Call::run(ThreadPool& pool) noexcept {
@@ -94,21 +98,25 @@ void Call::run(ThreadPool& pool) noexcept {
     TurnTag* tags = space_.scratch_of(thread).tags;
     for (int32_t i = 0; i < turns_max; ++i) tags[i] = TurnTag{};
   }
-  const int32_t n_items = work.n_units * params_.storage.n_kv_heads * work.n_pieces;
   const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
     static_cast<Call*>(context)->run_item(item, thread);
   };
-  if (work.cost < parallel_cost) {
-    for (int32_t item = 0; item < n_items; ++item) run_one(this, item, 0);
-  } else {
-    pool.run(n_items, run_one, this);
+  const int32_t n_heads = params_.storage.n_kv_heads * work.n_pieces;
+  const int32_t units_at_once = items_max / n_heads;  // heads are 2^20 at most
+  for (first_unit_ = 0; first_unit_ < work.n_units; first_unit_ += units_at_once) {
+    const int32_t n_items = std::min(units_at_once, work.n_units - first_unit_) * n_heads;
+    if (work.cost < parallel_cost) {
+      for (int32_t item = 0; item < n_items; ++item) run_one(this, item, 0);
+    } else {
+      pool.run(n_items, run_one, this);
+    }
   }
 }
 
 void Call::run_item(int32_t index, int32_t thread) noexcept {
   const WorkPlan& work = space_.work;
   const int32_t n_heads = params_.storage.n_kv_heads * work.n_pieces;
-  const WorkUnit& unit = work.units[index / n_heads];
+  const WorkUnit& unit = work.units[first_unit_ + index / n_heads];
   const int32_t head = index % n_heads;
   const int32_t first_in_group = head % work.n_pieces * work.piece_heads;
   Item item;

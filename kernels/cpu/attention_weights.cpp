@@ -133,23 +133,31 @@ class WeightsRow {
   int32_t turned_by_ = 0;
 };
 
+/// Items are numbered in 32 bits; a call of more hands them out one part after the other.
+constexpr int32_t items_max = 1 << 30;
+
 struct Job {
   const AttentionParams* params;
   Workspace space;
+  int32_t first_row;
 };
 
 }  // namespace
 
 void attention_weights(const AttentionParams& params, ThreadPool& pool) noexcept {
-  Job job{&params, {}};
+  Job job{&params, {}, 0};
   job.space.place(params, pool.n_threads());
   const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
     const Job& j = *static_cast<const Job*>(context);
     const int32_t n_heads = j.params->constants.n_q_heads;
     const ThreadScratch scratch = j.space.scratch_of(thread);
-    WeightsRow(*j.params, scratch, j.params->plan.rows[item / n_heads], item % n_heads).run();
+    const AttentionRow& row = j.params->plan.rows[j.first_row + item / n_heads];
+    WeightsRow(*j.params, scratch, row, item % n_heads).run();
   };
-  pool.run(params.plan.n_rows * params.constants.n_q_heads, run_one, &job);
+  const int32_t n_rows = params.plan.n_rows, n_heads = params.constants.n_q_heads;
+  const int32_t rows_at_once = items_max / n_heads;
+  for (; job.first_row < n_rows; job.first_row += rows_at_once)
+    pool.run(std::min(rows_at_once, n_rows - job.first_row) * n_heads, run_one, &job);
 }
 
 }  // namespace kvc::cpu
