@@ -133,7 +133,7 @@ inline int32_t TokenSequence::ring_rank(int64_t position) const {
   int32_t low = 1, high = 2;
   while (high <= n_ring_ && ring_position_[ring_slot(high - 1)] < position) {
     low = high;
-    high *= 2;
+    high = high <= n_ring_ / 2 ? high * 2 : n_ring_ + 1;  // twice 2^30 would not fit
   }
   high = std::min(high - 1, n_ring_);
   while (low < high) {
