@@ -167,11 +167,11 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     if (!reserve) {
       if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
         return s;
-      if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags);
-          s != Status::ok)
-        return s;
       batch.sees_later = token_flags;
     }
+    if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags);
+        s != Status::ok)
+      return s;
     return c.begin(batch, reserve);
   });
 }

@@ -66,6 +66,9 @@ TEST(BadArguments, Begin) {
       token_flags[at] = flags;
       bad.expect(invalid, with("token flags ", flags),
                  [&] { return kvc_begin(s.cache, 2, position, sequence, token_flags, 0, nullptr); });
+      bad.expect(invalid, with("reserve, token flags ", flags), [&] {
+        return kvc_begin(s.cache, 2, nullptr, nullptr, token_flags, KVC_BEGIN_RESERVE, nullptr);
+      });
     }
   }
   for (const int32_t n : {least, -1, 0, Specimen::max_batch + 1, most})
