@@ -116,7 +116,10 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
                 from->device_type, from->device_id);
   }
   if (Status s = check_memory(name, *from); s != Status::ok) return s;
-  to->data = static_cast<std::byte*>(from->data) + from->byte_offset;
+  // An empty tensor may lie nowhere: there is no address to add to.
+  const bool empty = std::any_of(from->shape, from->shape + from->ndim,
+                                 [](int64_t extent) { return extent == 0; });
+  to->data = empty ? from->data : static_cast<std::byte*>(from->data) + from->byte_offset;
   to->ndim = from->ndim;
   to->dtype = static_cast<DType>(from->dtype);
   std::copy_n(from->shape, from->ndim, to->shape);

@@ -305,3 +305,8 @@ TEST(BadTensors, Dense) {
 }
 
 }  // namespace
+  // Of a sequence that holds nothing, into nowhere.
+  ASSERT_EQ(kvc_remove(s.cache, 0, 0, KVC_SEQ_END), KVC_OK);
+  kvc_tensor nowhere = support::dense(nullptr, KVC_F32, {0, 2, 4});
+  nowhere.byte_offset = 4;
+  EXPECT_EQ(kvc_gather(s.cache, 0, 0, &nowhere, nullptr), KVC_OK) << support::last_message();
