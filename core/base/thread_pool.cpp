@@ -14,7 +14,7 @@
 namespace kvc {
 namespace {
 
-constexpr int32_t max_threads = 1024;
+constexpr int32_t max_threads = 256;
 
 /// How long a worker looks for the next job before it sleeps. Decode calls come layer by layer, some tens of
 /// microseconds apart; waking a sleeper costs 50 µs and more on a virtual machine.

@@ -13,7 +13,8 @@ typedef struct kvc_device kvc_device; /* a handle, see base.h */
 typedef struct kvc_device_desc {
   uint32_t struct_size;
   int32_t n_threads; /* threads that share one attention call, the caller's included; at most 256.
-                        0: as many as the process is allowed (affinity mask, cgroup quota). 1: the caller's alone */
+                        0: as many as the process is allowed (affinity mask, cgroup quota), up to 256.
+                        1: the caller's alone */
   uint64_t flags;    /* 0 */
 } kvc_device_desc;
 
