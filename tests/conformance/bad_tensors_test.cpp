@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iostream>
 #include <utility>
+#include <vector>
 
 #include "support/bad_input.hpp"
 
@@ -223,6 +224,40 @@ TEST(BadTensors, HeadsTypesAndOverlaps) {
              [&] { return kvc_put_attention(c, 0, &s.k, &s.v, &s.q, &over_q, nullptr); });
 }
 
+// Kernels that compute K, V and Q into one buffer may have the answers in the place of K and V.
+TEST(BadTensors, PutAttentionMayWriteOverKAndV) {
+  const support::Device device(1);
+  Specimen s(device);
+  s.open(0);
+  for (int32_t i = 0; i < Specimen::max_batch * Specimen::kv_heads * Specimen::dk; ++i)
+    s.k_data[i] = static_cast<float>(i % 7) * 0.5f;
+  for (int32_t i = 0; i < Specimen::max_batch * Specimen::kv_heads * Specimen::dv; ++i)
+    s.v_data[i] = static_cast<float>(i % 5) - 1.0f;
+  for (int32_t i = 0; i < Specimen::max_batch * Specimen::q_heads * Specimen::dk; ++i)
+    s.q_data[i] = static_cast<float>(i % 3) - 0.5f;
+  ASSERT_EQ(kvc_put_attention(s.cache, 0, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK)
+      << support::last_message();
+  const std::vector<float> out(s.out_data, std::end(s.out_data));
+  const std::vector<float> lse(s.lse_data, std::end(s.lse_data));
+
+  // K, V, and behind them what the answers need more of: out begins in K, lse in V.
+  float both[64] = {};
+  constexpr int32_t n_k = 2 * Specimen::kv_heads * Specimen::dk;
+  constexpr int32_t n_v = 2 * Specimen::kv_heads * Specimen::dv;
+  constexpr int32_t n_out = 2 * Specimen::q_heads * Specimen::dv, n_lse = 2 * Specimen::q_heads;
+  constexpr int32_t v_at = n_out, lse_at = v_at + 1;
+  static_assert(n_k <= n_out && lse_at + n_lse <= 64 && v_at + n_v <= 64);
+  std::copy_n(s.k_data, n_k, both);
+  std::copy_n(s.v_data, n_v, both + v_at);
+  s.k.data = s.out.data = both;
+  s.v.data = both + v_at;
+  s.lse.data = both + lse_at;
+  ASSERT_EQ(kvc_put_attention(s.cache, 1, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK)
+      << support::last_message();
+  EXPECT_TRUE(std::equal(both, both + n_out, out.begin()));
+  EXPECT_TRUE(std::equal(both + lse_at, both + lse_at + n_lse, lse.begin()));
+}
+
 TEST(BadTensors, Mask) {
   const support::Device device(1);
   Specimen s(device);
@@ -279,6 +314,11 @@ TEST(BadTensors, Gather) {
   bad.expect(KVC_E_INVALID_ARGUMENT, "k over v",
              [&] { return kvc_gather(s.cache, 0, 0, &into_k, &over); });
   EXPECT_TRUE(all_zero(k_data, std::size(k_data)) && all_zero(v_data, std::size(v_data)));
+  // Of a sequence that holds nothing, into nowhere.
+  ASSERT_EQ(kvc_remove(s.cache, 0, 0, KVC_SEQ_END), KVC_OK);
+  kvc_tensor nowhere = support::dense(nullptr, KVC_F32, {0, 2, 4});
+  nowhere.byte_offset = 4;
+  EXPECT_EQ(kvc_gather(s.cache, 0, 0, &nowhere, nullptr), KVC_OK) << support::last_message();
 }
 
 TEST(BadTensors, Dense) {
@@ -305,8 +345,3 @@ TEST(BadTensors, Dense) {
 }
 
 }  // namespace
-  // Of a sequence that holds nothing, into nowhere.
-  ASSERT_EQ(kvc_remove(s.cache, 0, 0, KVC_SEQ_END), KVC_OK);
-  kvc_tensor nowhere = support::dense(nullptr, KVC_F32, {0, 2, 4});
-  nowhere.byte_offset = 4;
-  EXPECT_EQ(kvc_gather(s.cache, 0, 0, &nowhere, nullptr), KVC_OK) << support::last_message();

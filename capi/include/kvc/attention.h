@@ -84,7 +84,8 @@ typedef kvc_status (*kvc_shift_function)(void *user, int32_t layer, int32_t n, c
 /* Binds a shift function for the whole cache, or with null takes it away. Positions then move like this: the tokens behind
  * the removed part are copied into free cells, the function turns the copies' keys, and only when it has succeeded in every
  * layer do the copies replace the originals. So it costs time and free cells (CACHE_FULL when there are fewer than
- * tokens that move), rounds keys again with every shift, and a refusal changes nothing, the open pass included. Where
+ * tokens that move), rounds keys again with every shift, and a refusal changes nothing, the open pass included: what slid
+ * out in that pass could still come back, so its cells are not free to copy into before an explicit commit. Where
  * kvc_bind_rope() can say the rotation, it is exact, free and needs no room.
  *
  * `function` and `user` must stay valid until the cache is destroyed or another is bound.
@@ -102,7 +103,8 @@ KVC_API kvc_status kvc_bind_shift(kvc_cache *cache, kvc_shift_function function,
  *
  * A row that sees nothing gets 0 and minus infinity, sink or not. A layer that shares another's K and V calls with the
  * owner's number. Threads: exclusive; the device's threads help. GPU-less: the call returns when the result is there.
- * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH. Since 0.1. */
+ * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT (lse overlaps q or out, too), SHAPE, DTYPE,
+ * DEVICE_MISMATCH, OVERFLOW. Since 0.1. */
 KVC_API kvc_status kvc_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out,
                                  kvc_tensor *lse) KVC_NOEXCEPT;
 
@@ -132,7 +134,8 @@ KVC_API kvc_status kvc_attention_with(kvc_cache *cache, int32_t layer, const kvc
                                       const kvc_attention_extra *extra) KVC_NOEXCEPT;
 
 /* kvc_put() and kvc_attention() in one crossing of a language boundary. All arguments are checked before K and V are
- * stored. Errors: those of both. Since 0.1. */
+ * stored, and K and V are stored before out and lse are written: these may overlap k and v, though not q.
+ * Errors: those of both. Since 0.1. */
 KVC_API kvc_status kvc_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k, const kvc_tensor *v,
                                      const kvc_tensor *q, kvc_tensor *out, kvc_tensor *lse) KVC_NOEXCEPT;
 
@@ -146,7 +149,8 @@ KVC_API kvc_status kvc_put_attention(kvc_cache *cache, int32_t layer, const kvc_
  * Lifetime: valid until the pass ends (next begin, commit, commit_prefix, abort, remove, copy_prefix, reorder, resume,
  * destroy); puts do not move it.
  *
- * Keys that owe a rotation are rewritten once, in every layer, and cells shared with other sequences are copied first.
+ * Keys that owe a rotation are rewritten once, in every layer, and cells shared with other sequences are copied first. That
+ * outlives the pass, however it ends.
  * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT, CACHE_FULL (no room for those copies).
  * Since 0.1. */
 KVC_API kvc_status kvc_get(kvc_cache *cache, int32_t layer, kvc_tensor *k, kvc_tensor *v) KVC_NOEXCEPT;
@@ -162,7 +166,7 @@ KVC_API kvc_status kvc_history(kvc_cache *cache, int32_t *first_cell, int32_t *n
  * into  [n_tokens, history], f32 or f16, any strides. With data null nothing is written and shape, dense strides and the
  *       mask_dtype of the descriptor are filled in: ask for the size first.
  *
- * Errors: BAD_STATE (no pass), INVALID_ARGUMENT, SHAPE, DTYPE. Since 0.1. */
+ * Errors: BAD_STATE (no pass), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.1. */
 KVC_API kvc_status kvc_mask(kvc_cache *cache, kvc_tensor *into) KVC_NOEXCEPT;
 
 /* Copies what one sequence holds in a layer, in order of position, into the caller's tensors; keys turned for where they
@@ -171,7 +175,7 @@ KVC_API kvc_status kvc_mask(kvc_cache *cache, kvc_tensor *into) KVC_NOEXCEPT;
  * k, v  [count, n_kv_heads, head_dim], f32, f16 or bf16, any strides; either may be null. With the flag
  *       KVC_TENSOR_TRANSPOSED v is [n_kv_heads, head_dim_v, count]. count is that of kvc_sequence_query().
  *
- * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH. Since 0.1. */
+ * Errors: INVALID_ARGUMENT (k overlaps v, too), SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.1. */
 KVC_API kvc_status kvc_gather(kvc_cache *cache, int32_t layer, int32_t sequence, kvc_tensor *k, kvc_tensor *v) KVC_NOEXCEPT;
 
 typedef struct kvc_run {

@@ -73,7 +73,10 @@ KVC_API size_t kvc_last_error_copy(char *buffer, size_t capacity) KVC_NOEXCEPT;
 /* ---- Tensors ------------------------------------------------------------------------------------------------------
  *
  * A view of memory that somebody else owns. Numbers follow DLPack (dtype, device types, strides in elements, byte_offset),
- * but shape and strides lie inside the struct, so that it holds one pointer and needs no allocation. Frozen: never grows. */
+ * but shape and strides lie inside the struct, so that it holds one pointer and needs no allocation. Frozen: never grows.
+ *
+ * Where two tensors must not overlap their spans count, from the first element to the last: rows of both that lie
+ * interleaved in one buffer overlap. What is only read may be the same memory. */
 
 enum { /* element types: DLPack code | bits << 8 | lanes << 16 */
   KVC_F32 = 2 | 32 << 8 | 1 << 16,

@@ -12,19 +12,25 @@
  *   call                                    no pass open    a pass is open
  *   begin                                   opens           as if the open pass were committed; commits it, opens the new
  *   put                                     BAD_STATE       stores; a second put of a layer replaces the first
- *   attention, get                          BAD_STATE       need a put of that layer in this pass, else BAD_STATE
- *   mask, set_causal                        BAD_STATE       work; set_causal holds until the pass ends
+ *   attention, attention_with, get          BAD_STATE       need a put of that layer in this pass, else BAD_STATE
+ *   put_attention                           BAD_STATE       put, then attention
+ *   mask, history, set_causal               BAD_STATE       work; set_causal holds until the pass ends
  *   commit, commit_prefix, abort            BAD_STATE       end the pass; a layer that was not put then holds zeros
  *   remove, copy_prefix, reorder, resume    work            as if the open pass were committed, and commit it
  *   fits, can_resume, runs, gather, sequence_query, cache_stats, state_digest, check
  *                                           work            answer as if the pass were committed
+ *   bind_attention, bind_rope, bind_shift   work            BAD_STATE
  *
  * A call that ends an open pass on the side (begin, remove, copy_prefix, reorder, resume) does so only when it succeeds,
  * and only when every layer was put, else BAD_STATE: abort, commit or commit_prefix end any pass.
  *
  * Errors are looked for in this order, over the whole batch: HANDLE, BUSY, BAD_STATE for a missing pass or put,
- * INVALID_ARGUMENT, BAD_STATE for an open pass that is not fully put, WINDOW_LOST, NOT_SUPPORTED, CACHE_FULL.
- * Every function may answer HANDLE and BUSY; they are not repeated below. A call that fails has changed nothing. */
+ * INVALID_ARGUMENT, BAD_STATE for an open pass that is not fully put (or, in bind_…, open at all), WINDOW_LOST,
+ * NOT_SUPPORTED, CACHE_FULL. Where INVALID_ARGUMENT stands, arguments are looked at one after the other: a descriptor's
+ * size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and where it lies (OVERFLOW).
+ * Every function may answer HANDLE and BUSY; they are not repeated below. A call that fails has changed nothing.
+ *
+ * Threads: functions that take `const kvc_cache *` overlap freely, all others are exclusive (base.h). */
 #ifndef KVC_CACHE_H
 #define KVC_CACHE_H
 
@@ -154,7 +160,7 @@ KVC_API kvc_status kvc_fits(const kvc_cache *cache, int32_t n_tokens, const int3
  * k  [n_tokens, n_kv_heads, head_dim_k], v [n_tokens, n_kv_heads, head_dim_v]: f32, f16 or bf16 whatever the storage type,
  *    any strides (contiguous rows are fastest). Borrowed for the call.
  *
- * Errors: BAD_STATE (no pass), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH. Since 0.1. */
+ * Errors: BAD_STATE (no pass), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.1. */
 KVC_API kvc_status kvc_put(kvc_cache *cache, int32_t layer, const kvc_tensor *k, const kvc_tensor *v) KVC_NOEXCEPT;
 
 /* Replaces the except set of the open pass: the tokens of the batch that see later tokens of their sequence too.
@@ -177,7 +183,8 @@ KVC_API kvc_status kvc_commit(kvc_cache *cache) KVC_NOEXCEPT;
 KVC_API kvc_status kvc_commit_prefix(kvc_cache *cache, int32_t n_sequences, const int32_t *sequence,
                                      const int32_t *keep) KVC_NOEXCEPT;
 
-/* Forgets the pass: the cache is as it was before kvc_begin(), sliding included. Errors: BAD_STATE (no pass). Since 0.1. */
+/* Forgets the pass: the cache is as it was before kvc_begin(), sliding included; only rotations that kvc_get() paid in the
+ * pass stay paid. Errors: BAD_STATE (no pass). Since 0.1. */
 KVC_API kvc_status kvc_abort(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* ---- Sequences ------------------------------------------------------------------------------------------------------------
@@ -206,7 +213,8 @@ KVC_API kvc_status kvc_reorder(kvc_cache *cache, int32_t n, const int32_t *dst, 
  * Removing a middle part moves no K or V, needs no room and works on shared cells: each key then owes a rotation, which
  * attention pays on the query's side and kvc_get() and kvc_gather() pay when they show it, so any number of shifts is as
  * exact as one. It needs bound RoPE constants (kvc_bind_rope) or a position-free cache when later positions must move; or
- * a shift function (kvc_bind_shift), which works on copies instead.
+ * a shift function (kvc_bind_shift), which works on copies instead. Cells that slid out in a pass that this call ends are no
+ * room for them yet: commit first.
  *
  * Errors: INVALID_ARGUMENT (begin < 0, end < begin); BAD_STATE; WINDOW_LOST (what a token at the new next would need has
  * slid out); NOT_SUPPORTED (positions must move and nothing says how keys turn); with a shift function also CACHE_FULL (no
