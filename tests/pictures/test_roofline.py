@@ -29,7 +29,8 @@ def tool():
 
 def test_both_tables_are_read(tool):
     printed = tool.figures(PRINTED)
-    assert printed["decode f16, 1k, batch 1"] == (61.8, 37.5, 76.7) and len(printed) == 4
+    assert printed["decode f16, 1k, batch 1"] == (61.8, 37.5, 76.7, "% of limit")
+    assert len(printed) == 4
     recorded = tool.figures((TOP / "docs" / "PERFORMANCE.md").read_text("utf-8"))
     assert len(recorded) > 40 and set(printed) <= set(recorded)
 
@@ -39,7 +40,31 @@ def test_operations_per_byte(tool):
     assert tool.operations_per_byte("decode f32, 16k, batch 1") == 2
     # One token on a history is a decode step.
     assert tool.operations_per_byte("prefill f16, 1 on 4096") == pytest.approx(4, rel=1e-3)
-    assert tool.operations_per_byte("decode 4k: window") is None
+    assert tool.operations_per_byte("decode f16, 32 x 4k, generated together") == 4
+
+
+OTHER_SHAPES = """
+| decode f16, 32 x 4k, generated together | % of limit | 84.7 | 71.4 | 157 | 15 | 25.1 ms | 78 | 92 | must |
+| decode f16, 32 x 4k, one after another | % of limit | 86.1 | 63.1 | 120 | 15 | 23.97 ms | 0 | 0 | |
+| decode f16, 4k, heads of 64 | % of limit | 83.6 | 57.1 | 896 | 15 | 0.4428 ms | 0 | 0 | |
+| prefill f16, 512 on 512, 7 query heads per KV head | % of FMA peak | 53.6 | 43.6 | 66.2 | 15 | 19 ms | 0 | 0 | |
+| decode f16, 32 sequences on one 4k prefix | x of one alone | 11.4 | 7.71 | 15.6 | 15 | 10.18 ms | 0 | 0 | |
+| decode f16, 4k, batch 1 | x of one alone | 1.2 | 1 | 1.5 | 15 | 0.8 ms | 0 | 0 | |
+| decode 4k: window | x plain | 0.956 | 0.795 | 1.39 | 15 | 0.8204 ms | 1.25 | 1.1 | go |
+"""
+
+
+def test_other_shapes_and_other_units_are_left_out(tool):
+    """Their operations per byte are others, and a ratio is no share of a limit."""
+    found = tool.figures(PRINTED.rstrip() + OTHER_SHAPES)
+    assert len(found) == 11
+    usual = ["decode f16, 1k, batch 1", "prefill f16, 512 on 4096"]
+    assert tool.drawn(found) == [*usual, "decode f16, 32 x 4k, generated together"]
+    recorded = tool.drawn(tool.figures((TOP / "docs" / "PERFORMANCE.md").read_text("utf-8")))
+    assert len(recorded) >= 9 and set(usual) <= set(recorded)
+    assert not [name for name in recorded if "head" in name or "prefix" in name]
+    labels = [text.get_text() for text in tool.draw(found).legends[0].get_texts()]
+    assert [label.split(":")[0] for label in labels] == tool.drawn(found)
 
 
 def test_a_picture(tool, tmp_path, monkeypatch):
