@@ -243,8 +243,8 @@ class Cache:
     ) -> None:
         """Opens a pass of n_tokens tokens; commits the pass that is open, if every layer was put.
 
-        positions   [n_tokens], within a sequence strictly ascending from its next or above. A dense
-                    int32 array is used in place, other integers are converted
+        positions   [n_tokens], within a sequence strictly ascending from its next or above. Anything
+                    that holds integers; an int32 array is copied fastest
         sequences   [n_tokens], or one sequence for all
         sees_later  indexes of tokens that see later tokens of their sequence too
 

@@ -100,22 +100,17 @@ static int kvc_py_int32(PyObject* object, const char* name, int32_t* out) {
 
 #define KVC_PY_INTS_INSIDE 32
 
-/* An int32 array in place, or a converted list: a decode batch converts without allocating. */
+/* Integers, copied out of a list or an array while the GIL is held: the library reads them more than
+ * once, and another thread may write to the array in between. A decode batch is copied without
+ * allocating. */
 typedef struct kvc_py_ints {
   int32_t* data;
   int32_t count;
-  int has_view;
-  Py_buffer view;
   int32_t inside[KVC_PY_INTS_INSIDE];
 } kvc_py_ints;
 
 static void kvc_py_ints_close(kvc_py_ints* ints) {
-  if (ints->has_view) {
-    PyBuffer_Release(&ints->view);
-  } else if (ints->data != ints->inside) {
-    free(ints->data); /* null when it was never opened */
-  }
-  ints->has_view = 0;
+  if (ints->data != ints->inside) free(ints->data); /* null when it was never opened */
   ints->data = NULL;
 }
 
@@ -141,8 +136,7 @@ static char kvc_py_int_format(const Py_buffer* view) {
   return view->itemsize == 4 ? 'i' : view->itemsize == 8 ? 'q' : 0;
 }
 
-/* Takes a one-dimensional integer buffer: in place when it is dense int32, else converted.
- * 0: an exception is set; -1: not such a buffer. */
+/* Copies a one-dimensional integer buffer. 0: an exception is set; -1: not such a buffer. */
 static int kvc_py_ints_from_buffer(kvc_py_ints* ints, PyObject* object, const char* name) {
   Py_buffer view;
   Py_ssize_t i, stride;
@@ -158,14 +152,6 @@ static int kvc_py_ints_from_buffer(kvc_py_ints* ints, PyObject* object, const ch
     return -1;
   }
   stride = view.strides ? view.strides[0] : view.itemsize;
-  if (kind == 'i' && (stride == 4 || view.shape[0] < 2) && view.shape[0] <= INT32_MAX &&
-      (uintptr_t)view.buf % 4 == 0) {
-    ints->data = (int32_t*)view.buf;
-    ints->count = (int32_t)view.shape[0];
-    ints->view = view;
-    ints->has_view = 1;
-    return 1;
-  }
   if (!kvc_py_ints_reserve(ints, view.shape[0], name)) {
     PyBuffer_Release(&view);
     return 0;
@@ -197,7 +183,6 @@ static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* nam
   int taken;
   ints->data = ints->inside;
   ints->count = 0;
-  ints->has_view = 0;
   if (expected >= 0 && PyIndex_Check(object) && !PySequence_Check(object)) {
     int32_t value, i;
     if (!kvc_py_int32(object, name, &value) || !kvc_py_ints_reserve(ints, expected, name)) return 0;
@@ -208,15 +193,16 @@ static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* nam
   if (taken == 0) return 0;
   if (taken < 0) {
     Py_ssize_t i;
-    PyObject* items = PySequence_Fast(object, "");
+    PyObject* items = PySequence_Tuple(object); /* an entry's __index__ may shrink the list itself */
     if (items == NULL) {
+      if (!PyErr_ExceptionMatches(PyExc_TypeError)) return 0;
       PyErr_Format(PyExc_TypeError, "%s must be a sequence of integers, not %.100s", name,
                    Py_TYPE(object)->tp_name);
       return 0;
     }
-    taken = kvc_py_ints_reserve(ints, PySequence_Fast_GET_SIZE(items), name);
+    taken = kvc_py_ints_reserve(ints, PyTuple_GET_SIZE(items), name);
     for (i = 0; taken && i < ints->count; ++i) {
-      taken = kvc_py_int32(PySequence_Fast_GET_ITEM(items, i), name, &ints->data[i]);
+      taken = kvc_py_int32(PyTuple_GET_ITEM(items, i), name, &ints->data[i]);
     }
     Py_DECREF(items);
     if (!taken) return 0;

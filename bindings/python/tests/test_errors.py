@@ -123,6 +123,38 @@ def test_wrong_python_types(cache, kvq):
     cache.abort()
 
 
+class Shrinks:
+    """An integer that empties a list while it is being read."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __index__(self):
+        self.values.clear()
+        return 0
+
+
+def test_lists_that_shrink_while_they_are_read(cache):
+    positions = [*range(30)]
+    positions[0] = Shrinks(positions)
+    cache.begin(positions)  # as they were when the call began
+    cache.abort()
+    assert positions == []
+    sequences = [0] * 30
+    sequences[0] = Shrinks(sequences)
+    assert cache.fits(range(30), sequences)
+
+    class Broken:
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        cache.begin(Broken())
+
+
 def test_bad_state(cache, kvq, fill):
     k, v, q = kvq(1)
     for call in (cache.commit, cache.abort, cache.mask, cache.set_causal):
