@@ -2,9 +2,10 @@
  *
  * Every function keeps its C name and order of arguments, but: a status becomes an exception; outputs
  * become results; arrays come by buffer protocol, __array_interface__ or DLPack (arrays.h), lists of
- * integers bring their count along (support.h) and a cache is a capsule (handles.h). The GIL is released during every call that may take
- * longer than taking it back (-threads). Nobody but the package's own modules uses this: its proxies
- * never reach a caller. */
+ * integers bring their count along (support.h) and a cache is a capsule (handles.h). The GIL is
+ * released during the calls that may take longer than taking it back (-threads, and the list further
+ * down), and kept in all others. Nobody but the package's own modules uses this: its proxies never
+ * reach a caller. */
 %module(package="kvc") kvc_capi
 
 %{
@@ -197,7 +198,7 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
   $result = SWIG_Python_AppendOutput($result, kvc_py_describe($1));
 }
 
-/* ---- What is left out, renamed, or too short to release the GIL for -------------------------- */
+/* ---- What is left out and renamed -------------------------------------------------------------- */
 
 %ignore kvc_tensor;        /* views are made by the typemaps */
 %ignore kvc_tensor_dense;
@@ -211,16 +212,34 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 
 %cstring_output_maxsize(char *buffer, size_t capacity);
 
-%nothreadallow kvc_status_name;
-%nothreadallow kvc_last_error_copy;
-%nothreadallow kvc_version_number;
-%nothreadallow kvc_build_info;
-%nothreadallow kvc_can_resume;
-%nothreadallow kvc_sequence_query;
-%nothreadallow kvc_cache_stats;
-%nothreadallow kvc_py_describe_array;
-%nothreadallow kvc_py_lend;
-%nothreadallow kvc_py_set_errors;
+/* ---- Who releases the GIL -------------------------------------------------------------------- */
+
+/* Nobody, descriptors' constructors and fields included, but the calls that work on keys and values,
+ * on as many tokens as a caller likes, map memory, or wait for threads or for a lock. */
+%nothreadallow;
+%threadallow kvc_device_open;
+%threadallow kvc_device_close;
+%threadallow kvc_cache_create;
+%threadallow kvc_cache_destroy;
+%threadallow kvc_begin;
+%threadallow kvc_fits;
+%threadallow kvc_put;
+%threadallow kvc_attention;
+%threadallow kvc_py_attention_with;
+%threadallow kvc_put_attention;
+%threadallow kvc_commit;
+%threadallow kvc_commit_prefix;
+%threadallow kvc_abort;
+%threadallow kvc_resume;
+%threadallow kvc_copy_prefix;
+%threadallow kvc_reorder;
+%threadallow kvc_remove;
+%threadallow kvc_py_get;
+%threadallow kvc_mask;
+%threadallow kvc_py_gather;
+%threadallow kvc_runs;
+%threadallow kvc_state_digest;
+%threadallow kvc_check;
 
 /* Descriptors know their own size. SWIG's constructors set all else to zero. */
 %define KVC_SIZED(STRUCT)

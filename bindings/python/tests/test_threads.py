@@ -1,5 +1,6 @@
 """The GIL is released while the library works, and threads meet no surprises but Busy."""
 
+import ctypes
 import sys
 import threading
 import time
@@ -35,22 +36,21 @@ def steps_of_another_thread_during(call):
     """How often another thread ran Python code while this one was inside a call."""
     steps = 0
     stop = threading.Event()
-    started = threading.Event()
 
     def count():
         nonlocal steps
         while not stop.is_set():
             steps += 1
-            started.set()
             time.sleep(0)
 
     thread = threading.Thread(target=count)
     # Without a release in the call this thread would not be asked to give the GIL away for 60 s.
     interval = sys.getswitchinterval()
-    thread.start()
-    started.wait()
     sys.setswitchinterval(60.0)
+    thread.start()
     try:
+        while steps < 3:
+            time.sleep(0.001)
         before = steps
         call()
         during = steps - before
@@ -74,6 +74,54 @@ def test_another_thread_runs_during_long_calls(slow):
     }
     for name, call in calls.items():
         assert steps_of_another_thread_during(call) > 0, name
+
+
+def test_short_calls_keep_the_gil(cache):
+    """Taking it back costs more than they do, up to a switch interval where threads compute."""
+    cache.begin([0])
+
+    def calls():
+        for _ in range(100):
+            cache.stats()
+            cache.query(0)
+            cache.can_resume(0, 1)
+            cache.history()
+            cache.set_causal()
+            kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
+
+    assert steps_of_another_thread_during(calls) == 0
+    cache.abort()
+
+
+def test_integers_that_another_thread_writes_are_read_once():
+    """A sequence that is checked and then changes would be an index into anything."""
+    n_tokens = 4096
+    positions = np.arange(n_tokens, dtype=np.int32)
+    sequences = np.zeros(n_tokens, np.int32)
+    stop = threading.Event()
+
+    def write():  # NumPy and ctypes release the GIL here
+        while not stop.is_set():
+            ctypes.memset(sequences.ctypes.data, 0x3F, sequences.nbytes)
+            ctypes.memset(sequences.ctypes.data, 0, sequences.nbytes)
+
+    thread = threading.Thread(target=write)
+    with kvc.Cache(
+        n_layers=1, n_kv_heads=1, head_dim=8, capacity=n_tokens, max_batch=n_tokens
+    ) as cache:
+        thread.start()
+        try:
+            for _ in range(2000):
+                try:
+                    cache.begin(positions, sequences)
+                except kvc.InvalidArgument:
+                    continue
+                assert cache.query(0).next == n_tokens
+                cache.abort()
+        finally:
+            stop.set()
+            thread.join()
+        cache.check()
 
 
 def test_creating_releases_the_gil():
