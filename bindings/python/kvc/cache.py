@@ -23,7 +23,7 @@ from ._arrays import Array, dtype_code, meaning, numpy_dtype
 from ._descriptors import UNLIMITED, Geometry, causal_descriptors
 from ._handles import set_integers
 from .device import Device, default_device
-from .errors import CacheFull, InvalidArgument
+from .errors import CacheFull, Error, InvalidArgument
 from .info import Run, SequenceInfo, Stats
 from .views import View
 
@@ -594,19 +594,21 @@ class Pass:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self._passes = cache.stats().passes
+        self._pass = cache._pass
 
     def __enter__(self) -> Pass:
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        stats = self.cache.stats()
-        if stats.state not in ("pass", "reserve") or stats.passes != self._passes:
+        if self.cache._pass != self._pass:
             return  # ended inside the block
         if kind is None:
             self.cache.commit()
-        else:
+            return
+        try:
             self.cache.abort()
+        except Error:
+            pass  # what the block raised says more than that the cache cannot abort any more
 
 
 def _constants(values: Optional[Array], count: int, name: str) -> Optional[np.ndarray]:

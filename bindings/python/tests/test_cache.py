@@ -61,6 +61,48 @@ def test_a_pass_commits_or_aborts(cache, kvq):
     assert cache.query(1).next == 4
 
 
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_a_block_ends_its_own_pass_alone(cache, kvq, error):
+    """An aborted pass leaves the count of passes as it was: that alone tells nothing."""
+    k, v, _ = kvq(1)
+    try:
+        with cache.forward([0]):
+            cache.abort()
+            cache.begin([0])
+            for layer in range(2):
+                cache.put(layer, k, v)
+            if error:
+                raise error
+    except KeyError:
+        pass
+    assert cache.stats().state == "pass" and cache.stats().passes == 0
+    cache.commit()
+    with cache.forward([1]):
+        cache.close()  # nothing is left to end
+
+
+def test_what_a_block_raises_is_not_replaced(cache, monkeypatch):
+    with pytest.raises(KeyError, match="mine"):
+        with cache.forward([0]):
+            cache.close()
+            raise KeyError("mine")
+
+    def poisoned(handle):
+        raise kvc.InternalError("only destroy works")
+
+    with kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8) as other:
+        with pytest.raises(KeyError, match="mine"):
+            with other.forward([0]):
+                monkeypatch.setattr(kvc_capi, "kvc_abort", poisoned)
+                raise KeyError("mine")
+        monkeypatch.undo()
+        other.abort()
+        monkeypatch.setattr(kvc_capi, "kvc_commit", poisoned)
+        with pytest.raises(kvc.InternalError):  # here it is the block's own news
+            with other.forward([0]):
+                pass
+
+
 def test_beginning_again_commits_what_was_put(cache, kvq):
     k, v, _ = kvq(1)
     cache.begin([0])
