@@ -511,13 +511,13 @@ class Cache:
     ) -> Tuple[Array, Array]:
         """Copies what a sequence holds in a layer, in order of position, keys turned for it.
 
-        k            [count, n_kv_heads, head_dim_k], written; None: a new array
+        k            [count, n_kv_heads, head_dim_k], written; None: a new array; False: not wanted
         v            [count, n_kv_heads, head_dim_v], or [n_kv_heads, head_dim_v, count] with
-                     transpose_v; written; None: a new array
+                     transpose_v; written; None: a new array; False: not wanted
         dtype        element type of new arrays (None: the storage type), and what uint16 arrays
                      stand for
 
-        count is query(sequence).count. Returns (k, v).
+        count is query(sequence).count. Returns (k, v), with None for what was not wanted.
         Raises ShapeError, DtypeError.
         """
         if k is None or v is None:
@@ -529,6 +529,7 @@ class Cache:
                 k = np.empty((*shape[:2], self.head_dim_k), dtype=numpy_dtype(code_k))
             if v is None:
                 v = np.empty((*shape[1:], count) if transpose_v else shape, numpy_dtype(code_v))
+        k, v = (None if part is False else part for part in (k, v))
         _capi.kvc_gather(
             self._handle,
             layer,
@@ -634,6 +635,6 @@ def _indexes(values: Iterable[int], count: int) -> np.ndarray:
 
 def _stored(array: Array, dtype: Any, code: int) -> Any:
     """Where gather() writes: uint16 arrays hold the storage type unless dtype says otherwise."""
-    if dtype is not None:
+    if array is None or dtype is not None:
         return meaning(array, dtype)
     return (array, code) if code != _capi.KVC_F32 else array

@@ -221,6 +221,12 @@ def test_gather(cache, fill, dtype):
     np.testing.assert_array_equal(into, k)
     with pytest.raises(kvc.ShapeError):
         cache.gather(0, 0, into[:6], v)
+    keys, none = cache.gather(0, 0, v=False, dtype=dtype)
+    assert none is None
+    np.testing.assert_array_equal(keys, held_k)
+    none, values = cache.gather(0, 0, False, np.zeros((7, 2, 16), np.float32))
+    assert none is None
+    np.testing.assert_array_equal(values, v)
 
 
 def test_a_window_slides(make, fill):
