@@ -84,7 +84,7 @@ def causal_descriptors(
         n_layers=n_layers,
         n_kv_heads=n_kv_heads,
         head_dim_k=head_dim,
-        head_dim_v=head_dim if head_dim_v is None else head_dim_v,
+        head_dim_v=0 if head_dim_v is None else head_dim_v,
         dtype_k=dtype_code(dtype if dtype_k is None else dtype_k, "dtype_k"),
         dtype_v=dtype_code(dtype if dtype_v is None else dtype_v, "dtype_v"),
         max_sequences=max_sequences,
@@ -93,6 +93,8 @@ def causal_descriptors(
         cells=cells,
         max_q_heads=max_q_heads,
     )
+    if desc.head_dim_v == 0:  # the library's default, said here: kvc.Cache makes arrays of this size
+        desc.head_dim_v = desc.head_dim_k
     causal = _capi.kvc_causal_desc()
     set_integers(
         causal,

@@ -128,10 +128,12 @@ class Cache:
         Arrays that were made of views of get() stay readable: while they exist, and while another
         thread is inside a call, the memory stays too.
         """
-        if Cache._watcher is not None and not self.closed:
-            Cache._watcher(self)
-        self._pass += 1
-        self._handle = None
+        try:
+            if Cache._watcher is not None and not self.closed:
+                Cache._watcher(self)
+        finally:
+            self._pass += 1
+            self._handle = None
 
     @property
     def closed(self) -> bool:
@@ -590,7 +592,8 @@ Cache.__signature__ = inspect.Signature([*_OPTIONS, _DEVICE])  # type: ignore[at
 class Pass:
     """An open pass of Cache.forward(), for a `with` block.
 
-    Commits when the block ends, unless it was ended inside; aborts when the block raises.
+    Commits when the block ends, unless it was ended inside (a later pass is not its own, and stays
+    open); aborts when the block raises.
     """
 
     def __init__(self, cache: Cache) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from . import kvc_capi as _capi
 from ._handles import destroy_quietly, set_integers
+from .errors import Busy
 
 
 class Device:
@@ -27,14 +28,23 @@ class Device:
         set_integers(desc, n_threads=n_threads)
         self.name = name
         self._handle: Any = _capi.kvc_device_open(name, desc, None)
-        self._finalizer = weakref.finalize(
-            self, destroy_quietly, _capi.kvc_device_close, self._handle
-        )
+        self._finalizer = self._when_forgotten()
+
+    def _when_forgotten(self) -> Any:
+        return weakref.finalize(self, destroy_quietly, _capi.kvc_device_close, self._handle)
 
     def close(self) -> None:
-        """Closes the device; its threads end with its last cache. Closing twice is fine."""
-        if self._finalizer.detach() is not None:
+        """Closes the device; its threads end with its last cache. Closing twice is fine.
+
+        Raises Busy (another thread is making a cache on it), and the device stays open.
+        """
+        if self._finalizer.detach() is None:  # of several threads one gets past this line
+            return
+        try:
             _capi.kvc_device_close(self._handle)
+        except Busy:
+            self._finalizer = self._when_forgotten()
+            raise
 
     @property
     def closed(self) -> bool:

@@ -36,6 +36,17 @@ def test_k_and_v_may_be_stored_differently(make, fill):
     np.testing.assert_array_equal(held_v, v.astype(np.float16))
 
 
+@pytest.mark.parametrize("head_dim_v, elements", [(None, 16), (0, 16), (8, 8)])
+def test_values_are_as_long_as_keys_unless_told(make, head_dim_v, elements):
+    cache = make(head_dim_v=head_dim_v)
+    assert cache.head_dim_v == elements
+    k, v = np.ones((1, 2, 16), np.float32), np.ones((1, 2, elements), np.float32)
+    with cache.forward([0]):
+        cache.put(1, k, v)
+        assert cache.put_attention(0, k, v, k).shape == (1, 2, elements)
+    assert cache.gather(0, 0)[1].shape == (1, 2, elements)
+
+
 def test_a_pass_commits_or_aborts(cache, kvq):
     k, v, q = kvq(3)
     empty = cache.digest()

@@ -13,6 +13,7 @@ import pytest
 
 import dlpack_producer as dlpack
 import kvc
+from kvc import kvc_capi
 
 SMALL = dict(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
 LARGE = dict(n_layers=1, n_kv_heads=8, head_dim=128, capacity=1 << 15, max_batch=1)
@@ -53,6 +54,43 @@ def test_a_cache_outlives_its_device():
     put_one(cache)
     assert cache.attention(0, np.ones((1, 1, 8), np.float32)).tolist() == [[[1.0] * 8]]
     cache.close()
+    cache.close()
+
+
+def test_a_device_that_is_busy_stays_open(monkeypatch):
+    device = kvc.Device(n_threads=1)
+    close = kvc_capi.kvc_device_close
+
+    calls = []
+
+    def busy_once(handle):
+        calls.append(handle)
+        if len(calls) == 1:
+            raise kvc.Busy("a cache is being made")
+        close(handle)
+
+    monkeypatch.setattr(kvc_capi, "kvc_device_close", busy_once)
+    with pytest.raises(kvc.Busy):
+        device.close()
+    assert not device.closed
+    kvc.Cache(device=device, **SMALL).close()
+    del device  # closed when it is collected, as if nobody had tried
+    gc.collect()
+    assert len(calls) == 2
+    with pytest.raises(kvc.InvalidHandle):
+        close(calls[0])
+
+
+def test_a_cache_is_closed_whatever_its_watcher_says(monkeypatch):
+    def watcher(cache):
+        raise KeyError("mine")
+
+    cache, view, address = large_view()
+    monkeypatch.setattr(kvc.Cache, "_watcher", watcher)
+    with pytest.raises(KeyError, match="mine"):
+        cache.close()
+    del view
+    assert cache.closed and not mapped(address)
     cache.close()
 
 
