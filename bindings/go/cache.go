@@ -461,7 +461,7 @@ func (c *Cache) Get(layer int) (k, v View, err error) {
 	if err = failure(answer.result); err != nil {
 		return View{}, View{}, err
 	}
-	return viewOf(answer.first), viewOf(answer.second), nil
+	return viewOf(c, answer.first), viewOf(c, answer.second), nil
 }
 
 // History is the range of cells that the columns of views, masks, biases and weights stand for: column i is cell

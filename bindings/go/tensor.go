@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"fmt"
+	"runtime"
 	"unsafe"
 )
 
@@ -102,12 +103,15 @@ func (t *Tensor) dims() C.int32_t {
 func (t *Tensor) at(i int) C.int64_t { return C.int64_t(t.shape[i]) }
 
 // View is memory of the cache, as Get shows it: element (cell, head, i) is at cell*Strides[0] + head*Strides[1] + i.
-// It is C's memory: the collector does not know it, and it is valid until the pass ends.
+// It is valid until the pass ends. A View keeps its cache from being collected. What is taken out of it, Data and the
+// slices of Float32 and Bits, does not: it is C's memory, which the collector does not know. While such a slice is in use
+// the View or the cache must be too; runtime.KeepAlive says so where nothing else does.
 type View struct {
 	Data    unsafe.Pointer
 	DType   DType
 	Shape   [3]int // history, KV heads, head size
 	Strides [3]int // in elements
+	cache   *Cache
 }
 
 // row is where the vector of one cell and head begins.
@@ -119,10 +123,12 @@ func (v View) row(cell, head int) unsafe.Pointer {
 	if v.DType == F32 {
 		width = 4
 	}
-	return unsafe.Add(v.Data, (cell*v.Strides[0]+head*v.Strides[1])*width)
+	row := unsafe.Add(v.Data, (cell*v.Strides[0]+head*v.Strides[1])*width)
+	runtime.KeepAlive(v.cache)
+	return row
 }
 
-// Float32 is the vector of one cell and head of a view that stores f32.
+// Float32 is the vector of one cell and head of a view that stores f32, in place.
 func (v View) Float32(cell, head int) []float32 {
 	if v.DType != F32 {
 		panic("kvc: this view does not store f32")
@@ -130,7 +136,7 @@ func (v View) Float32(cell, head int) []float32 {
 	return unsafe.Slice((*float32)(v.row(cell, head)), v.Shape[2])
 }
 
-// Bits is the vector of one cell and head of a view that stores f16 or bf16.
+// Bits is the vector of one cell and head of a view that stores f16 or bf16, in place.
 func (v View) Bits(cell, head int) []uint16 {
 	if v.DType == F32 {
 		panic("kvc: this view stores f32")
@@ -138,8 +144,8 @@ func (v View) Bits(cell, head int) []uint16 {
 	return unsafe.Slice((*uint16)(v.row(cell, head)), v.Shape[2])
 }
 
-func viewOf(t C.kvc_tensor) View {
-	v := View{Data: unsafe.Add(t.data, int(t.byte_offset)), DType: DType(t.dtype)}
+func viewOf(c *Cache, t C.kvc_tensor) View {
+	v := View{Data: unsafe.Add(t.data, int(t.byte_offset)), DType: DType(t.dtype), cache: c}
 	for i := range v.Shape {
 		v.Shape[i], v.Strides[i] = int(t.shape[i]), int(t.strides[i])
 	}
