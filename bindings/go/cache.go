@@ -505,14 +505,18 @@ func (c *Cache) Gather(layer, sequence int, k, v Tensor) error {
 
 // Runs is where a sequence's tokens lie, in order of position.
 func (c *Cache) Runs(sequence int) ([]Run, error) {
-	answer := C.go_runs(c.handle, number(sequence), 0, nil)
-	if err := failure(answer.result); err != nil {
-		return nil, err
+	var found []Run
+	for { // another goroutine may change their number between two calls
+		answer := C.go_runs(c.handle, number(sequence), number(len(found)), (*C.kvc_run)(pointer(found)))
+		runtime.KeepAlive(c)
+		if err := failure(answer.result); err != nil {
+			return nil, err
+		}
+		if n := int(answer.number); n <= len(found) {
+			return found[:n], nil
+		}
+		found = make([]Run, answer.number)
 	}
-	found := make([]Run, answer.number)
-	answer = C.go_runs(c.handle, number(sequence), number(len(found)), (*C.kvc_run)(pointer(found)))
-	runtime.KeepAlive(c)
-	return found, failure(answer.result)
 }
 
 // ---- Watching -------------------------------------------------------------------------------------------------------

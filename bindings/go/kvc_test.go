@@ -261,6 +261,83 @@ func TestForgottenCachesAreClosed(t *testing.T) {
 	t.Error("a cache that nobody holds is still open")
 }
 
+// The collector does not know C's memory: a view alone must keep its cache.
+func TestViewsKeepTheirCache(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	show := func() (Cache, View) {
+		cache, err := NewCache(device, testDesc(), CausalDesc{})
+		must(t, err)
+		fill(t, cache, 0, 0, 3)
+		_, v, err := cache.Get(0)
+		must(t, err)
+		return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
+	}
+	key, view := show()
+	for i := 0; i < 20; i++ {
+		runtime.GC()
+		time.Sleep(time.Millisecond)
+		if _, err := key.Stats(); err != nil {
+			t.Fatal("the cache is gone while a view of it is in use: ", err)
+		}
+	}
+	if got := view.Float32(0, 1)[5]; got != 1 {
+		t.Errorf("cell 0 holds %v", got)
+	}
+	runtime.KeepAlive(view)
+	for i := 0; i < 200; i++ {
+		runtime.GC()
+		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a cache whose views are gone is still open")
+}
+
+// Their number is asked for in one call and they are in another.
+func TestRunsWhileTheirNumberChanges(t *testing.T) {
+	cache := open(t)
+	positions := []int32{0, 2, 4, 6, 8, 10, 12, 14} // gaps: a run for each
+	stop, done := make(chan struct{}), make(chan struct{})
+	again := func(call func() error) {
+		for errors.Is(call(), Busy) {
+		}
+	}
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				again(func() error { return cache.Begin(positions, make([]int32, len(positions))) })
+				again(cache.Commit)
+				again(func() error { return cache.Remove(0, 0, SeqEnd) })
+			}
+		}
+	}()
+	defer func() { close(stop); <-done }()
+	seen := map[int]int{}
+	for deadline := time.Now().Add(time.Minute); seen[0] < 2000 || seen[8] < 2000; {
+		runs, err := cache.Runs(0)
+		if err != nil {
+			is(t, err, Busy, "")
+			continue
+		}
+		seen[len(runs)]++
+		for i, run := range runs {
+			if len(runs) != 8 || run.Length != 1 || run.Position != positions[i] {
+				t.Fatalf("after %v answers: run %d of %v", seen, i, runs)
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the number of runs did not change: %v", seen)
+		}
+	}
+}
+
 // Two foreign calls, one that fails and one that fetches the message, lose messages when a goroutine changes threads
 // between them. Every goroutine here must find its own number in its message.
 func TestMessagesAreNeverLost(t *testing.T) {

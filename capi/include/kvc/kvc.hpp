@@ -115,6 +115,15 @@ inline void check(kvc_status status) {
   raise(status, message);
 }
 
+// Throws when a library of this number is not the one that these headers describe. Device asks it for every program.
+inline void check_version(std::uint32_t library) {
+  const auto text = [](std::uint32_t number) {
+    return std::to_string(number >> 16) + "." + std::to_string(number >> 8 & 0xff);
+  };
+  if (library >> 8 != KVC_VERSION_NUMBER >> 8)
+    raise(KVC_E_VERSION, "compiled for kvc " + text(KVC_VERSION_NUMBER) + ", loaded kvc " + text(library));
+}
+
 // ---- Descriptors: the C structs, with struct_size set and all else at its default -----------------------------------
 
 struct DeviceDesc : kvc_device_desc {
@@ -198,8 +207,10 @@ struct History {
 // Where memory lies and how many threads work. May be closed before the caches made on it.
 class Device {
  public:
-  // Threads as many as the process is allowed, unless the descriptor says otherwise.
+  // Threads as many as the process is allowed, unless the descriptor says otherwise. Throws VersionMismatch when the
+  // library is of another minor version than these headers: structs and functions may differ.
   explicit Device(const char *name = "cpu", const DeviceDesc &desc = {}, const kvc_allocator *allocator = nullptr) {
+    check_version(kvc_version_number());
     check(kvc_device_open(name, &desc, allocator, &handle_));
   }
   Device(Device &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
@@ -360,11 +371,21 @@ class Cache {
   void gather(std::int32_t layer, std::int32_t sequence, Tensor k, Tensor v) {
     check(kvc_gather(handle_, layer, sequence, k.get(), v.get()));
   }
+  void gather_keys(std::int32_t layer, std::int32_t sequence, Tensor k) {
+    check(kvc_gather(handle_, layer, sequence, k.get(), nullptr));
+  }
+  void gather_values(std::int32_t layer, std::int32_t sequence, Tensor v) {
+    check(kvc_gather(handle_, layer, sequence, nullptr, v.get()));
+  }
   std::vector<kvc_run> runs(std::int32_t sequence) const {
-    std::int32_t n = 0;
-    check(kvc_runs(handle_, sequence, 0, nullptr, &n));
-    std::vector<kvc_run> found(static_cast<std::size_t>(n));
-    check(kvc_runs(handle_, sequence, n, found.data(), &n));
+    std::vector<kvc_run> found;
+    std::int32_t n = 0, room = 0;
+    do {  // another thread may change their number between two calls
+      found.resize(static_cast<std::size_t>(n));
+      room = n;
+      check(kvc_runs(handle_, sequence, room, found.data(), &n));
+    } while (n > room);
+    found.resize(static_cast<std::size_t>(n));
     return found;
   }
 
