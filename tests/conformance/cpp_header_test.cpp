@@ -135,6 +135,23 @@ TEST_F(CppHeader, ABiasOfMinusInfinityIsAMask) {
   EXPECT_EQ(attend({3, 5}, masked), std::vector<float>(2 * heads * dim, 0.0f));
 }
 
+TEST_F(CppHeader, KeysAndValuesAreGatheredTogetherOrAlone) {
+  const std::vector<float> keys = rows(0, {0, 1, 2}), values = rows(1, {0, 1, 2});
+  std::vector<float> k(keys.size()), v(values.size());
+  cache.gather(0, 0, {k.data(), {prompt, heads, dim}}, {v.data(), {prompt, heads, dim}});
+  EXPECT_EQ(k, keys);
+  EXPECT_EQ(v, values);
+  k.assign(k.size(), 9), v.assign(v.size(), 9);
+  cache.gather_keys(0, 0, {k.data(), {prompt, heads, dim}});
+  EXPECT_EQ(k, keys);
+  kvc_tensor columns = *kvc::Tensor(v.data(), {heads, dim, prompt}).get();
+  columns.flags = KVC_TENSOR_TRANSPOSED;
+  cache.gather_values(0, 0, columns);
+  for (size_t token = 0; token < prompt; ++token)
+    for (size_t i = 0; i < heads * dim; ++i)
+      EXPECT_EQ(v[i * prompt + token], values[token * heads * dim + i]);
+}
+
 TEST_F(CppHeader, WhatDoesNotFitThrows) {
   const auto pass = open(0, prompt, {3});
   const bool mask[1] = {true};

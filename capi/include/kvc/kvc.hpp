@@ -368,6 +368,8 @@ class Cache {
     return shape;
   }
   void mask(Tensor into) { check(kvc_mask(handle_, into.get())); }
+  // Keys, values or both of what a sequence holds, in order of position. A v of your own kvc_tensor may have the flag
+  // KVC_TENSOR_TRANSPOSED.
   void gather(std::int32_t layer, std::int32_t sequence, Tensor k, Tensor v) {
     check(kvc_gather(handle_, layer, sequence, k.get(), v.get()));
   }
