@@ -14,6 +14,7 @@ func TestHotCallsAllocateNothing(t *testing.T) {
 		for layer := 0; layer < nLayers; layer++ {
 			must(t, cache.Put(layer, kv(k, 1), kv(v, 1)))
 			must(t, cache.Attention(layer, qo(q, 1), qo(out, 1)))
+			must(t, cache.PutAttention(layer, kv(k, 1), kv(v, 1), qo(q, 1), qo(out, 1)))
 			must(t, cache.AttentionWith(layer, qo(q, 1), qo(out, 1), AttentionExtra{Mask: Bool(mask, 1)}))
 		}
 		must(t, cache.Abort())

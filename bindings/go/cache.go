@@ -104,17 +104,20 @@ type Run struct{ Cell, Length, Position, Offset int32 }
 // SequenceInfo is what a sequence holds. See kvc_sequence_info.
 type SequenceInfo struct{ First, Next, Count, Room, LostBelow int }
 
+// State of a cache. A later library may answer with one that has no name here.
+type State uint32
+
 // The states of a cache.
 const (
-	Idle     = C.KVC_STATE_IDLE
-	InPass   = C.KVC_STATE_PASS
-	Reserve  = C.KVC_STATE_RESERVE
-	Poisoned = C.KVC_STATE_POISONED
+	Idle     State = C.KVC_STATE_IDLE
+	InPass   State = C.KVC_STATE_PASS
+	Reserve  State = C.KVC_STATE_RESERVE
+	Poisoned State = C.KVC_STATE_POISONED // only Close works
 )
 
 // Stats counts what a cache holds. See kvc_stats.
 type Stats struct {
-	State                                        int
+	State                                        State
 	Cells, CellsUsed, CellsShared, Bytes, Passes uint64
 }
 
@@ -362,13 +365,20 @@ func (e *AttentionExtra) check() error {
 
 // PutAttention is Put and Attention in one crossing; all arguments are checked before anything is stored.
 func (c *Cache) PutAttention(layer int, k, v, q, out Tensor) error {
+	return c.PutAttentionLSE(layer, k, v, q, out, Tensor{})
+}
+
+// PutAttentionLSE is PutAttention that also writes the log of the sum of exponentials, [n tokens, query heads].
+func (c *Cache) PutAttentionLSE(layer int, k, v, q, out, lse Tensor) error {
 	if err := checked(&k, "k", &v, "v"); err != nil {
 		return err
 	}
 	if err := checked(&q, "q", &out, "out"); err != nil {
 		return err
 	}
-	var lse Tensor
+	if err := wanted(&lse, "lse"); err != nil {
+		return err
+	}
 	err := failure(C.go_put_attention(c.handle, number(layer),
 		k.bytes(), k.kind(), k.dims(), k.at(0), k.at(1), k.at(2),
 		v.bytes(), v.kind(), v.dims(), v.at(0), v.at(1), v.at(2),
@@ -489,15 +499,25 @@ func (c *Cache) Mask(into Tensor) error {
 	return err
 }
 
-// Gather copies what a sequence holds in a layer, in order of position. Tensor{}: not wanted.
+// Gather copies what a sequence holds in a layer, in order of position: k and v [count, KV heads, head size], where count
+// is that of Sequence. Tensor{}: not wanted.
 func (c *Cache) Gather(layer, sequence int, k, v Tensor) error {
+	return c.gather(layer, sequence, k, v, 0)
+}
+
+// GatherTransposed is Gather with v as [KV heads, head size, count].
+func (c *Cache) GatherTransposed(layer, sequence int, k, v Tensor) error {
+	return c.gather(layer, sequence, k, v, C.KVC_TENSOR_TRANSPOSED)
+}
+
+func (c *Cache) gather(layer, sequence int, k, v Tensor, flags C.uint32_t) error {
 	if err := optional(&k, "k"); err != nil {
 		return err
 	}
 	if err := optional(&v, "v"); err != nil {
 		return err
 	}
-	err := failure(C.go_gather(c.handle, number(layer), number(sequence),
+	err := failure(C.go_gather(c.handle, number(layer), number(sequence), k.present(), v.present(), flags,
 		k.bytes(), k.kind(), k.dims(), k.at(0), k.at(1), k.at(2), v.bytes(), v.kind(), v.dims(), v.at(0), v.at(1), v.at(2)))
 	runtime.KeepAlive(c)
 	return err
@@ -535,7 +555,7 @@ func (c *Cache) Stats() (Stats, error) {
 	runtime.KeepAlive(c)
 	s := &answer.stats
 	return Stats{
-		State: int(s.state), Cells: uint64(s.cells), CellsUsed: uint64(s.cells_used),
+		State: State(s.state), Cells: uint64(s.cells), CellsUsed: uint64(s.cells_used),
 		CellsShared: uint64(s.cells_shared), Bytes: uint64(s.bytes), Passes: uint64(s.passes),
 	}, failure(answer.result)
 }

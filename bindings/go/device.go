@@ -4,6 +4,7 @@ package kvc
 import "C"
 
 import (
+	"fmt"
 	"runtime"
 	"unsafe"
 )
@@ -19,8 +20,12 @@ type Device struct {
 	once   closing
 }
 
-// OpenDevice opens "cpu" and starts its threads.
+// OpenDevice opens "cpu" and starts its threads. Version: the library that was loaded is not of the minor version whose
+// headers this package was compiled with.
 func OpenDevice(name string, options DeviceOptions) (*Device, error) {
+	if err := compatible(VersionNumber()); err != nil {
+		return nil, err
+	}
 	text := C.CString(name)
 	defer C.free(unsafe.Pointer(text))
 	answer := C.go_device_open(text, number(options.NThreads))
@@ -32,6 +37,16 @@ func OpenDevice(name string, options DeviceOptions) (*Device, error) {
 	whenForgotten(d, answer.device, func(h *C.kvc_device) { dropped(C.go_device_close(h)) })
 	runtime.KeepAlive(d)
 	return d, nil
+}
+
+// compatible refuses libraries whose structs and functions may differ from what this package was compiled with.
+func compatible(library uint32) error {
+	header := uint32(C.go_header_version())
+	if library>>8 == header>>8 {
+		return nil
+	}
+	return &Error{Version, fmt.Sprintf("compiled for kvc %d.%d, loaded kvc %d.%d",
+		header>>16, header>>8&0xff, library>>16, library>>8&0xff)}
 }
 
 // Close ends the device; caches made on it keep what they need. Closing twice is fine.

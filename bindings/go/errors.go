@@ -21,7 +21,7 @@ const (
 	Shape                 Status = C.KVC_E_SHAPE                   // wrong number of dimensions or extent, or a slice too short
 	Dtype                 Status = C.KVC_E_DTYPE                   // an element type that this argument does not take
 	Overflow              Status = C.KVC_E_OVERFLOW                // a product of sizes does not fit
-	Version               Status = C.KVC_E_VERSION                 // a setting that the library does not know
+	Version               Status = C.KVC_E_VERSION                 // a library of another version, or a setting that it does not know
 	CacheFull             Status = C.KVC_E_CACHE_FULL              // fewer free cells than tokens
 	WindowLost            Status = C.KVC_E_WINDOW_LOST             // what a continuation would need has slid out
 	NotFound              Status = C.KVC_E_NOT_FOUND               // there is no such thing

@@ -116,12 +116,63 @@ func TestPass(t *testing.T) {
 			t.Fatalf("gathered %v at %d, not %v", gathered[i], i, v[i])
 		}
 	}
+	columns := make([]float32, len(v))
+	must(t, cache.GatherTransposed(0, 0, Tensor{}, Float32(columns, kvHeads, headDim, 3)))
+	for i := range columns {
+		if want := v[i%3*kvHeads*headDim+i/3]; columns[i] != want {
+			t.Fatalf("gathered %v at %d of the columns, not %v", columns[i], i, want)
+		}
+	}
 	runs, err := cache.Runs(0)
 	must(t, err)
 	if len(runs) != 1 || runs[0].Length != 3 || runs[0].Position != 0 {
 		t.Errorf("runs %v", runs)
 	}
 	must(t, cache.Check())
+}
+
+// An empty slice is the right one for a sequence that holds nothing, and else one that is too short; never "not wanted".
+func TestGatherIntoEmptySlices(t *testing.T) {
+	cache := open(t)
+	must(t, cache.Gather(0, 0, kv(nil, 0), kv([]float32{}, 0)))
+	must(t, cache.Gather(0, 0, kv(nil, 0), Tensor{}))
+	fill(t, cache, 0, 0, 3)
+	must(t, cache.Commit())
+	k := make([]float32, 3*kvHeads*headDim)
+	is(t, cache.Gather(0, 0, kv(k, 3), kv(nil, 0)), Shape, "v: dimension 0 is 0, not 3")
+	is(t, cache.Gather(0, 0, kv(k[:0], 0), kv(k, 3)), Shape, "k: dimension 0 is 0, not 3")
+	is(t, cache.Gather(0, 0, Float32(nil), Tensor{}), Shape, "0 dimensions")
+	must(t, cache.Gather(0, 0, Tensor{}, Tensor{}))
+	if k[0] != 0 {
+		t.Error("a call that failed has written")
+	}
+}
+
+func TestPutAttentionWithLSE(t *testing.T) {
+	cache := open(t)
+	k, v, q, out := arrays(3)
+	lse, want := make([]float32, 3*qHeads), make([]float32, 3*qHeads)
+	for i := range q {
+		q[i] = float32(i%5) / 4
+	}
+	must(t, cache.Begin([]int32{0, 1, 2}, []int32{0, 0, 0}))
+	must(t, cache.PutAttentionLSE(0, kv(k, 3), kv(v, 3), qo(q, 3), qo(out, 3), Float32(lse, 3, qHeads)))
+	must(t, cache.AttentionLSE(0, qo(q, 3), qo(out, 3), Float32(want, 3, qHeads)))
+	for i := range lse {
+		if lse[i] == 0 || lse[i] != want[i] {
+			t.Errorf("the log %d is %v, not %v", i, lse[i], want[i])
+		}
+	}
+	is(t, cache.PutAttentionLSE(0, kv(k, 3), kv(v, 3), qo(q, 3), qo(out, 3), Float32(nil, 0)), Shape, "lse is empty")
+}
+
+func TestOtherMinorVersionsAreRefused(t *testing.T) {
+	library := VersionNumber()
+	must(t, compatible(library))
+	must(t, compatible(library^0xff)) // a patch changes no struct
+	is(t, compatible(library+0x100), Version, "loaded kvc")
+	is(t, compatible(library+0x10000), Version, "loaded kvc")
+	is(t, compatible(12<<16|34<<8), Version, fmt.Sprintf("compiled for kvc %d.%d, loaded kvc 12.34", library>>16, library>>8&0xff))
 }
 
 func ones(n int) []float32 {

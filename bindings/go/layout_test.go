@@ -47,7 +47,8 @@ func TestConstantsAreAsGolden(t *testing.T) {
 		"OK": 0, "F32": int64(F32), "F16": int64(F16), "BF16": int64(BF16), "SEQ_END": SeqEnd, "NONE": None,
 		"CACHE_STRICT": int64(Strict), "CACHE_ZERO_ON_FREE": int64(ZeroOnFree), "CACHE_PREFAULT": int64(Prefault),
 		"TOKEN_SEES_LATER": int64(SeesLater), "ROPE_NEIGHBOURS": int64(Neighbours), "ROPE_HALVES": int64(Halves),
-		"STATE_IDLE": Idle, "STATE_PASS": InPass, "STATE_RESERVE": Reserve, "STATE_POISONED": Poisoned,
+		"STATE_IDLE": int64(Idle), "STATE_PASS": int64(InPass), "STATE_RESERVE": int64(Reserve),
+		"STATE_POISONED": int64(Poisoned),
 	}
 	statuses := []Status{
 		InvalidArgument, InvalidHandle, OutOfMemory, NotSupported, BadState, Busy, Shape, Dtype, Overflow, Version,

@@ -102,10 +102,13 @@ static inline go_tensors go_mask_shape(kvc_cache *cache) {
   return answer;
 }
 
-static inline go_result go_gather(kvc_cache *cache, int32_t layer, int32_t sequence, GO_TENSOR(k), GO_TENSOR(v)) {
+/* has_k, has_v: an address does not tell, since a sequence that holds nothing is gathered into empty slices. */
+static inline go_result go_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t has_k, int32_t has_v,
+                                  uint32_t v_flags, GO_TENSOR(k), GO_TENSOR(v)) {
   GO_VIEW(k);
   GO_VIEW(v);
-  return go_done(kvc_gather(cache, layer, sequence, k_data ? &k_view : NULL, v_data ? &v_view : NULL));
+  v_view.flags = v_flags;
+  return go_done(kvc_gather(cache, layer, sequence, has_k ? &k_view : NULL, has_v ? &v_view : NULL));
 }
 
 static inline go_tensors go_get(kvc_cache *cache, int32_t layer) {
@@ -116,6 +119,9 @@ static inline go_tensors go_get(kvc_cache *cache, int32_t layer) {
 }
 
 /* ---- Devices and caches --------------------------------------------------------------------------------------------- */
+
+/* What the shim was compiled with: struct sizes and prototypes are this version's. */
+static inline uint32_t go_header_version(void) { return KVC_VERSION_NUMBER; }
 
 static inline go_device go_device_open(const char *name, int32_t n_threads) {
   kvc_device_desc desc = {sizeof desc, n_threads, 0};

@@ -64,7 +64,7 @@ func shaped(dtype DType, n int, shape []int) Tensor {
 	return t
 }
 
-func (t *Tensor) absent() bool { return t.ndim == 0 && t.n == 0 }
+func (t *Tensor) absent() bool { return t.dtype == 0 } // Tensor{}; an empty slice has a type
 
 // check keeps the library, which knows no lengths, from reading beyond a slice.
 func (t *Tensor) check(name string) error {
@@ -101,6 +101,12 @@ func (t *Tensor) dims() C.int32_t {
 	return C.int32_t(t.ndim)
 }
 func (t *Tensor) at(i int) C.int64_t { return C.int64_t(t.shape[i]) }
+func (t *Tensor) present() C.int32_t {
+	if t.absent() {
+		return 0
+	}
+	return 1
+}
 
 // View is memory of the cache, as Get shows it: element (cell, head, i) is at cell*Strides[0] + head*Strides[1] + i.
 // It is valid until the pass ends. A View keeps its cache from being collected. What is taken out of it, Data and the
