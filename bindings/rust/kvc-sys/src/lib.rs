@@ -24,6 +24,9 @@ pub struct kvc_cache {
     _marker: PhantomData<(*mut u8, PhantomPinned)>,
 }
 
+/// The version of the headers that these declarations mirror: major << 16 | minor << 8 | patch.
+pub const KVC_VERSION_NUMBER: u32 = 1 << 8;
+
 pub const KVC_OK: kvc_status = 0;
 pub const KVC_E_INVALID_ARGUMENT: kvc_status = -1;
 pub const KVC_E_HANDLE: kvc_status = -2;

@@ -2,6 +2,7 @@ use crate::error::{check, Error, Result, Status};
 use crate::tensor::{empty, DType, Tensor, TensorMut, View};
 use kvc_sys as sys;
 use std::ffi::CString;
+use std::fmt;
 use std::mem::size_of;
 use std::ops::{Deref, Range};
 use std::os::raw::c_void;
@@ -26,7 +27,9 @@ unsafe impl Sync for Device {}
 
 impl Device {
     /// `name` "cpu". `n_threads` share one attention call, the caller's included; 0: as many as the process is allowed.
+    /// VERSION: the library that was loaded is not of the minor version that this crate declares.
     pub fn open(name: &str, n_threads: i32) -> Result<Device> {
+        compatible(crate::version_number())?;
         let name = CString::new(name)
             .map_err(|_| Error::new(Status::INVALID_ARGUMENT, "the name holds a zero byte".to_string()))?;
         let desc = sys::kvc_device_desc {
@@ -37,6 +40,24 @@ impl Device {
         let mut handle = ptr::null_mut();
         check(unsafe { sys::kvc_device_open(name.as_ptr(), &desc, ptr::null(), &mut handle) })?;
         Ok(Device { handle })
+    }
+}
+
+/// Structs and functions of another minor version may differ from what kvc-sys declares.
+fn compatible(library: u32) -> Result<()> {
+    let (declared, text) = (sys::KVC_VERSION_NUMBER, |v: u32| {
+        format!("{}.{}", v >> 16, v >> 8 & 0xff)
+    });
+    if library >> 8 == declared >> 8 {
+        return Ok(());
+    }
+    let message = format!("compiled for kvc {}, loaded kvc {}", text(declared), text(library));
+    Err(Error::new(Status::VERSION, message))
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").finish_non_exhaustive()
     }
 }
 
@@ -226,9 +247,36 @@ pub struct Run {
     pub offset: i32,
 }
 
+/// What a cache is doing. A number and not an enum: a later library may answer with one of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct State(pub u32);
+
+impl State {
+    pub const IDLE: State = State(sys::KVC_STATE_IDLE);
+    /// A pass is open.
+    pub const PASS: State = State(sys::KVC_STATE_PASS);
+    /// A pass of [`Cache::begin_reserve`] is open.
+    pub const RESERVE: State = State(sys::KVC_STATE_RESERVE);
+    /// After DEVICE or INTERNAL: the cache is of no more use.
+    pub const POISONED: State = State(sys::KVC_STATE_POISONED);
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            State::IDLE => f.write_str("IDLE"),
+            State::PASS => f.write_str("PASS"),
+            State::RESERVE => f.write_str("RESERVE"),
+            State::POISONED => f.write_str("POISONED"),
+            State(number) => write!(f, "State({number})"),
+        }
+    }
+}
+
 /// What a cache holds. See `kvc_stats`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
+    pub state: State,
     pub cells: u64,
     pub cells_used: u64,
     pub cells_shared: u64,
@@ -404,7 +452,8 @@ impl Cache {
         check(unsafe { sys::kvc_remove(self.handle, sequence, begin, end) })
     }
 
-    /// Copies what a sequence holds in a layer, in order of position.
+    /// Copies what a sequence holds in a layer, in order of position: [count, KV heads, head size], where count is that of
+    /// [`Cache::sequence`]. `None`: not wanted.
     pub fn gather(
         &mut self,
         layer: i32,
@@ -412,7 +461,32 @@ impl Cache {
         k: Option<TensorMut<'_>>,
         v: Option<TensorMut<'_>>,
     ) -> Result<()> {
+        self.gather_flagged(layer, sequence, k, v, 0)
+    }
+
+    /// `gather` with `v` as [KV heads, head size, count].
+    pub fn gather_transposed(
+        &mut self,
+        layer: i32,
+        sequence: i32,
+        k: Option<TensorMut<'_>>,
+        v: Option<TensorMut<'_>>,
+    ) -> Result<()> {
+        self.gather_flagged(layer, sequence, k, v, sys::KVC_TENSOR_TRANSPOSED)
+    }
+
+    fn gather_flagged(
+        &mut self,
+        layer: i32,
+        sequence: i32,
+        k: Option<TensorMut<'_>>,
+        v: Option<TensorMut<'_>>,
+        v_flags: u32,
+    ) -> Result<()> {
         let (mut k, mut v) = (k.map(|k| k.raw), v.map(|v| v.raw));
+        if let Some(v) = v.as_mut() {
+            v.flags = v_flags;
+        }
         let k = k.as_mut().map_or(ptr::null_mut(), |k| k as *mut _);
         let v = v.as_mut().map_or(ptr::null_mut(), |v| v as *mut _);
         check(unsafe { sys::kvc_gather(self.handle, layer, sequence, k, v) })
@@ -476,6 +550,7 @@ impl Cache {
         };
         check(unsafe { sys::kvc_cache_stats(self.handle, &mut stats) })?;
         Ok(Stats {
+            state: State(stats.state),
             cells: stats.cells,
             cells_used: stats.cells_used,
             cells_shared: stats.cells_shared,
@@ -497,6 +572,18 @@ impl Cache {
     }
 }
 
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("Cache");
+        if let Ok(stats) = self.stats() {
+            text.field("state", &stats.state);
+            text.field("cells", &stats.cells);
+            text.field("cells_used", &stats.cells_used);
+        }
+        text.finish_non_exhaustive()
+    }
+}
+
 impl Drop for Cache {
     fn drop(&mut self) {
         unsafe { sys::kvc_cache_destroy(self.handle) };
@@ -507,7 +594,7 @@ impl Drop for Cache {
 
 /// What one call of [`Pass::attention_with`] takes and gives beside `q` and `out`; `None`: not wanted. Columns are the cells
 /// that [`Pass::history`] names. Bias and mask are broadcast: an extent may be 1, and leading dimensions may be missing.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct AttentionExtra<'a> {
     /// [query heads, n tokens, history], added to the scores; minus infinity hides.
     pub bias: Option<Tensor<'a>>,
@@ -520,6 +607,7 @@ pub struct AttentionExtra<'a> {
 }
 
 /// An open pass. It borrows its cache, reads it through `Deref`, and aborts when it is dropped without a commit.
+#[derive(Debug)]
 pub struct Pass<'a> {
     cache: &'a mut Cache,
     open: bool,
@@ -600,6 +688,42 @@ impl Pass<'_> {
         check(unsafe { sys::kvc_put_attention(handle, layer, &k.raw, &v.raw, &q.raw, &mut out.raw, none) })
     }
 
+    /// `put_attention` that also writes the log of the sum of exponentials, [n tokens, query heads].
+    pub fn put_attention_lse(
+        &mut self,
+        layer: i32,
+        k: Tensor<'_>,
+        v: Tensor<'_>,
+        q: Tensor<'_>,
+        mut out: TensorMut<'_>,
+        mut lse: TensorMut<'_>,
+    ) -> Result<()> {
+        let handle = self.cache.handle;
+        check(unsafe { sys::kvc_put_attention(handle, layer, &k.raw, &v.raw, &q.raw, &mut out.raw, &mut lse.raw) })
+    }
+
+    /// [`Cache::gather`], as if the pass were committed; zeros where it has not put the layer.
+    pub fn gather(
+        &mut self,
+        layer: i32,
+        sequence: i32,
+        k: Option<TensorMut<'_>>,
+        v: Option<TensorMut<'_>>,
+    ) -> Result<()> {
+        self.cache.gather(layer, sequence, k, v)
+    }
+
+    /// [`Cache::gather_transposed`], as if the pass were committed; zeros where it has not put the layer.
+    pub fn gather_transposed(
+        &mut self,
+        layer: i32,
+        sequence: i32,
+        k: Option<TensorMut<'_>>,
+        v: Option<TensorMut<'_>>,
+    ) -> Result<()> {
+        self.cache.gather_transposed(layer, sequence, k, v)
+    }
+
     /// Replaces the tokens of the pass, by index, that see later tokens of their sequence too.
     pub fn set_causal(&mut self, except: &[i32]) -> Result<()> {
         let n = together("except", except.len(), except.len())?;
@@ -652,5 +776,21 @@ impl Pass<'_> {
     pub fn abort(mut self) -> Result<()> {
         self.open = false;
         check(unsafe { sys::kvc_abort(self.cache.handle) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_minor_versions_are_refused() {
+        let version = sys::KVC_VERSION_NUMBER;
+        assert!(compatible(version).is_ok() && compatible(version + 1).is_ok()); // a patch changes no struct
+        for library in [version + 0x100, version + 0x10000, 12 << 16 | 34 << 8] {
+            assert_eq!(compatible(library).unwrap_err().status, Status::VERSION);
+        }
+        let message = compatible(12 << 16 | 34 << 8).unwrap_err().message;
+        assert!(message.ends_with(", loaded kvc 12.34"), "{message}");
     }
 }

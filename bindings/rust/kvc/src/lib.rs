@@ -20,15 +20,17 @@
 //! # }
 //! ```
 //!
-//! The C headers say what each call does, costs and asks for. What differs here: a [`Pass`] borrows its cache, so what C
-//! answers with BAD_STATE or BUSY does not compile; a slice must be as long as its shape says; nothing is `unsafe`.
+//! The C headers say what each call does, costs and asks for. What differs here: a [`Pass`] borrows its cache, so calls that
+//! need a pass, or none, or would overlap do not compile where they are wrong: there is no BUSY, and BAD_STATE is left for
+//! layers that were not put and constants that are bound too late. A slice must be as long as its shape says. Nothing is
+//! `unsafe`.
 mod cache;
 mod error;
 mod tensor;
 
 pub use cache::{
     AttentionDesc, AttentionExtra, Cache, CacheDesc, CausalDesc, Device, Pass, RopeDesc, RopePairs, Run, SequenceInfo,
-    Stats, SEQ_END, UNLIMITED,
+    State, Stats, SEQ_END, UNLIMITED,
 };
 pub use error::{Error, Result, Status};
 pub use tensor::{DType, Tensor, TensorMut, View};

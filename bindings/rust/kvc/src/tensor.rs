@@ -1,4 +1,5 @@
 use crate::error::{Error, Result, Status};
+use std::fmt;
 use std::marker::PhantomData;
 use std::os::raw::c_void;
 
@@ -100,6 +101,28 @@ impl<'a> Tensor<'a> {
     }
 }
 
+// kvc uses a tensor as the slice that it is a view of: shared here, exclusive in TensorMut.
+unsafe impl Send for Tensor<'_> {}
+unsafe impl Sync for Tensor<'_> {}
+
+impl fmt::Debug for Tensor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe("Tensor", &self.raw, f)
+    }
+}
+
+/// What a view is of, without its address.
+fn describe(name: &str, tensor: &kvc_sys::kvc_tensor, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let dtype: &dyn fmt::Debug = match tensor.dtype {
+        kvc_sys::KVC_BOOL => &"bool",
+        code => &DType::of(code),
+    };
+    f.debug_struct(name)
+        .field("dtype", dtype)
+        .field("shape", &&tensor.shape[..tensor.ndim as usize])
+        .finish_non_exhaustive()
+}
+
 /// A dense row-major view of a slice that kvc writes. The shape must have exactly as many elements as the slice.
 pub struct TensorMut<'a> {
     pub(crate) raw: kvc_sys::kvc_tensor,
@@ -127,6 +150,23 @@ impl<'a> TensorMut<'a> {
             lifetime: PhantomData,
         })
     }
+
+    /// The same view for one more call: calls take a `TensorMut` and keep it.
+    pub fn reborrow(&mut self) -> TensorMut<'_> {
+        TensorMut {
+            raw: self.raw,
+            lifetime: PhantomData,
+        }
+    }
+}
+
+unsafe impl Send for TensorMut<'_> {}
+unsafe impl Sync for TensorMut<'_> {}
+
+impl fmt::Debug for TensorMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe("TensorMut", &self.raw, f)
+    }
 }
 
 /// Keys or values of the cells that a pass may see: [history, n_kv_heads, head size]. It borrows the pass, so it cannot
@@ -134,6 +174,16 @@ impl<'a> TensorMut<'a> {
 pub struct View<'a> {
     raw: kvc_sys::kvc_tensor,
     lifetime: PhantomData<&'a [u8]>,
+}
+
+// The memory of a cache that cannot be called meanwhile: nobody writes to it.
+unsafe impl Send for View<'_> {}
+unsafe impl Sync for View<'_> {}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe("View", &self.raw, f)
+    }
 }
 
 impl<'a> View<'a> {

@@ -81,7 +81,18 @@ fn a_pass_attends_and_shows_what_it_holds() {
     assert_eq!(seen, [1.0]); // the first token sees itself
     assert_eq!(k.bits(0, 0).unwrap()[0], 0x3800); // one half
     assert!(k.f32(0, 0).is_none() && v.bits(0, 0).is_none());
+    assert_eq!(pass.stats().unwrap().state, State::PASS);
+    let mut columns = vec![0.0; 3 * KV * DIM];
+    let into = TensorMut::f32(&mut columns, &[KV, DIM, 3]).unwrap();
+    pass.gather_transposed(1, 0, None, Some(into)).unwrap();
+    assert_eq!(columns[..6], [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]); // of two dimensions
+    let mut keys = vec![0.0; 3 * KV * DIM];
+    let into = TensorMut::f32(&mut keys, &[3, KV, DIM]).unwrap();
+    pass.gather(1, 0, Some(into), None).unwrap();
+    assert_eq!(keys, vec![0.5; 3 * KV * DIM]);
     pass.commit().unwrap();
+    assert_eq!(cache.stats().unwrap().state, State::IDLE);
+    assert_eq!(cache.begin_reserve(1).unwrap().stats().unwrap().state, State::RESERVE);
 
     let mut gathered = vec![0.0; 3 * KV * DIM];
     cache
@@ -91,6 +102,68 @@ fn a_pass_attends_and_shows_what_it_holds() {
     let runs = cache.runs(0).unwrap();
     assert_eq!((runs.len(), runs[0].length, runs[0].position), (1, 3, 0));
     cache.check().unwrap();
+}
+
+#[test]
+fn put_attention_writes_the_logs_too() {
+    let mut cache = open();
+    let (k, q) = (vec![0.5; 2 * KV * DIM], vec![0.25; 2 * Q * DIM]);
+    let (k, q) = (
+        Tensor::f32(&k, &[2, KV, DIM]).unwrap(),
+        Tensor::f32(&q, &[2, Q, DIM]).unwrap(),
+    );
+    let (mut out, mut lse, mut want) = ([0.0; 2 * Q * DIM], [0.0; 2 * Q], [0.0; 2 * Q]);
+    let mut out = TensorMut::f32(&mut out, &[2, Q, DIM]).unwrap();
+    let mut pass = cache.begin(&[0, 1], &[0, 0]).unwrap();
+    let written = TensorMut::f32(&mut lse, &[2, Q]).unwrap();
+    pass.put_attention_lse(0, k, k, q, out.reborrow(), written).unwrap();
+    let written = TensorMut::f32(&mut want, &[2, Q]).unwrap();
+    pass.attention_lse(0, q, out.reborrow(), written).unwrap();
+    pass.attention(0, q, out).unwrap();
+    assert_eq!(lse, want);
+    assert!((lse[0] - 0.5).abs() < 1e-6 && lse[Q] > lse[0]); // 16 · 0.5 · 0.25 / 4, then two keys
+}
+
+/// Views and tensors go between threads as the slices they stand for; nothing shows an address.
+#[test]
+fn everything_is_shared_and_shown() {
+    fn shared<T: Send + Sync + std::fmt::Debug>(value: &T) -> String {
+        format!("{value:?}")
+    }
+    let mut cache = open();
+    let (mut data, mask) = ([0.0; 6], [true; 4]);
+    let texts = [
+        shared(&Device::open("cpu", 1).unwrap()),
+        shared(&cache),
+        shared(&Tensor::f32(&data, &[2, 3]).unwrap()),
+        shared(&Tensor::bool(&mask, &[4]).unwrap()),
+        shared(&TensorMut::f32(&mut data, &[6]).unwrap()),
+        shared(&AttentionExtra::default()),
+        shared(&State(7)),
+    ];
+    assert!(
+        texts[1].starts_with("Cache { state: IDLE, cells: 64, cells_used: 0"),
+        "{}",
+        texts[1]
+    );
+    assert!(
+        texts[2].starts_with("Tensor { dtype: F32, shape: [2, 3]"),
+        "{}",
+        texts[2]
+    );
+    assert!(
+        texts[3].starts_with("Tensor { dtype: \"bool\", shape: [4]"),
+        "{}",
+        texts[3]
+    );
+    let (mut pass, _) = run(&mut cache, 0, 0, 3);
+    assert!(shared(&pass).contains("state: PASS"), "{pass:?}");
+    let (k, v) = pass.get(0).unwrap();
+    assert!(shared(&k).starts_with("View { dtype: F16, shape: [3, 2, 16]"), "{k:?}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(v.f32(2, 1).unwrap()[5], 3.0));
+    });
+    assert!(texts.iter().all(|text| !text.contains("0x")), "{texts:?}");
 }
 
 #[test]
