@@ -1,7 +1,8 @@
 /* The first program for kvc in C. Its twins in examples/cpp, examples/go and examples/rust do the same and print the same,
  * byte for byte. Two of a server's conversations share a prompt, one speculates, one runs out of context:
  *
- *   cc -std=c99 kvc_example.c $(pkg-config --cflags --libs kvc) -o kvc_example
+ *   export PKG_CONFIG_PATH=<prefix>/lib/pkgconfig LD_LIBRARY_PATH=<prefix>/lib
+ *   cc -std=c99 kvc_example.c $(pkg-config --cflags --libs kvc) -o kvc_example && ./kvc_example
  *
  * A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a formula stands in for it. */
 #include <kvc/kvc.h>

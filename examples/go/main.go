@@ -1,7 +1,7 @@
 // The first program for kvc in Go. Its twins in examples/c, examples/cpp and examples/rust do the same and print the
 // same, byte for byte. Two of a server's conversations share a prompt, one speculates, one runs out of context:
 //
-//	PKG_CONFIG_PATH=<prefix>/lib/pkgconfig go run .
+//	PKG_CONFIG_PATH=<prefix>/lib/pkgconfig LD_LIBRARY_PATH=<prefix>/lib go run .
 //
 // A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a formula stands in for it.
 package main

@@ -55,7 +55,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     try:
         import matplotlib
     except ImportError:
-        parser.error("drawing asks for matplotlib: pip install kvc[inspect]")
+        parser.error("drawing asks for matplotlib: pip install matplotlib")
     if not options.program.is_file():
         parser.error(f"there is no program {options.program}")
     # The same cache gives the same file, and text stays text.

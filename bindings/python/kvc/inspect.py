@@ -7,7 +7,7 @@
     history.sample(cache)                               # after each pass, or as often as you like
     kvc.inspect.draw(cache, history).savefig("cache.svg")
 
-Drawing asks for matplotlib: `pip install kvc[inspect]`. Looking changes nothing, and everything is
+Drawing asks for matplotlib: `pip install matplotlib`. Looking changes nothing, and everything is
 asked of the public interface (query, runs, stats).
 """
 

@@ -1,7 +1,7 @@
 //! The first program for kvc in Rust. Its twins in examples/c, examples/cpp and examples/go do the same and print the
 //! same, byte for byte. Two of a server's conversations share a prompt, one speculates, one runs out of context:
 //!
-//!     PKG_CONFIG_PATH=<prefix>/lib/pkgconfig cargo run
+//!     PKG_CONFIG_PATH=<prefix>/lib/pkgconfig LD_LIBRARY_PATH=<prefix>/lib cargo run
 //!
 //! A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a formula stands in for it.
 use kvc::{Cache, Pass, Result, Status, Tensor, TensorMut};
