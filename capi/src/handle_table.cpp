@@ -4,6 +4,7 @@
 #include <sys/random.h>
 
 #include <atomic>
+#include <cerrno>
 
 namespace kvc::capi::handles {
 namespace {
@@ -71,13 +72,21 @@ class Lock {
   Table& table_;
 };
 
+/// Null: the message says what was refused.
 Table* map_table() {
   Table* table = shared_table.load(std::memory_order_acquire);
   if (table != nullptr) return table;
   void* memory = mmap(nullptr, sizeof(Table), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) return nullptr;
+  if (memory == MAP_FAILED) {
+    (void)fail(Status::out_of_memory, "no memory for the table of handles: errno %d", errno);
+    return nullptr;
+  }
   if (madvise(memory, sizeof(Table), MADV_WIPEONFORK) != 0) {
+    (void)fail(Status::out_of_memory,
+               "the kernel refuses to wipe the table of handles in forked children "
+               "(MADV_WIPEONFORK, Linux 4.14 or newer): errno %d",
+               errno);
     munmap(memory, sizeof(Table));
     return nullptr;
   }
@@ -131,10 +140,7 @@ Status decode(const void* handle, Kind kind, Key* key) {
 
 void* add(Kind kind, void* object) noexcept {
   Table* table = map_table();
-  if (table == nullptr) {
-    (void)fail(Status::out_of_memory, "no memory for the table of handles");
-    return nullptr;
-  }
+  if (table == nullptr) return nullptr;
   const Lock lock(*table);
   if (table->secret.load() == 0) table->secret.store(new_secret());
   uint32_t index = 0;
