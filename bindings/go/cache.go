@@ -560,11 +560,12 @@ func (c *Cache) Stats() (Stats, error) {
 	}, failure(answer.result)
 }
 
-// Digest is 128 bits over everything observable. It reads all keys and values: not for the hot path.
+// Digest is 128 bits over everything observable; as text, 16 hexadecimal digits of each half in this order. It reads all
+// keys and values: not for the hot path.
 func (c *Cache) Digest() ([2]uint64, error) {
 	answer := C.go_state_digest(c.handle)
 	runtime.KeepAlive(c)
-	return [2]uint64{uint64(answer.high), uint64(answer.low)}, failure(answer.result)
+	return [2]uint64{uint64(answer.first), uint64(answer.second)}, failure(answer.result)
 }
 
 // Check walks every invariant and names the broken one.

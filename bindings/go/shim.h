@@ -28,7 +28,7 @@ static inline go_result go_done(kvc_status status) {
 typedef struct go_device { go_result result; kvc_device *device; } go_device;
 typedef struct go_cache { go_result result; kvc_cache *cache; } go_cache;
 typedef struct go_number { go_result result; uint64_t number; } go_number;
-typedef struct go_digest { go_result result; uint64_t high, low; } go_digest;
+typedef struct go_digest { go_result result; uint64_t first, second; } go_digest;
 typedef struct go_info { go_result result; kvc_sequence_info info; } go_info;
 typedef struct go_stats { go_result result; kvc_stats stats; } go_stats;
 typedef struct go_history { go_result result; int32_t first_cell, n_cells; } go_history;
@@ -224,8 +224,8 @@ static inline go_stats go_cache_stats(const kvc_cache *cache) {
 static inline go_digest go_state_digest(const kvc_cache *cache) {
   uint64_t digest[2] = {0, 0};
   go_digest answer = {go_done(kvc_state_digest(cache, digest)), 0, 0};
-  answer.high = digest[0];
-  answer.low = digest[1];
+  answer.first = digest[0];
+  answer.second = digest[1];
   return answer;
 }
 

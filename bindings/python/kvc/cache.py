@@ -573,8 +573,8 @@ class Cache:
         Equal states have equal digests, whatever cells they lie in. Reads all K and V: a tool for
         tests, not for the hot path.
         """
-        low, high = _capi.kvc_state_digest(self._handle)
-        return f"{high:016x}{low:016x}"
+        first, second = _capi.kvc_state_digest(self._handle)
+        return f"{first:016x}{second:016x}"
 
     def check(self) -> None:
         """Walks every invariant. Raises InternalError that names the broken one."""

@@ -284,6 +284,8 @@ def test_watching(cache, fill):
     empty = cache.digest()
     assert len(empty) == 32 and int(empty, 16) >= 0
     fill(cache, 5)
+    halves = kvc_capi.kvc_state_digest(cache._handle)
+    assert cache.digest() == "%016x%016x" % tuple(halves)  # as in every language
     assert cache.stats().cells_used == 5 and cache.stats().passes == 1
     assert cache.digest() != empty
     cache.check()

@@ -263,6 +263,7 @@ KVC_API kvc_status kvc_cache_stats(const kvc_cache *cache, kvc_stats *out) KVC_N
  * token, next and lost_below of every sequence, whether a pass is open and with which except set. Independent of cells and
  * of order: equal states have equal digests on any machine of the same byte order. Tokens of an open pass count where they
  * were put. Reads all K and V: a tool for tests and for finding corruption, not for the hot path.
+ * As text: 16 hexadecimal digits of out[0], then 16 of out[1].
  * Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_state_digest(const kvc_cache *cache, uint64_t out[2]) KVC_NOEXCEPT;
 

@@ -42,8 +42,8 @@ fn elements(kind: Kind, layer: usize, sequence: usize, position: usize, n: usize
 // ---- Steps -----------------------------------------------------------------------------------------------------------
 
 fn print_state(step: &str, cache: &Cache) -> Result<()> {
-    let [high, low] = cache.digest()?;
-    println!("{step:14} {high:016x}{low:016x}");
+    let [first, second] = cache.digest()?;
+    println!("{step:14} {first:016x}{second:016x}");
     Ok(())
 }
 

@@ -559,7 +559,8 @@ impl Cache {
         })
     }
 
-    /// 128 bits over everything observable. Reads all keys and values: not for the hot path.
+    /// 128 bits over everything observable; as text, 16 hexadecimal digits of each half in this order. Reads all keys and
+    /// values: not for the hot path.
     pub fn digest(&self) -> Result<[u64; 2]> {
         let mut digest = [0; 2];
         check(unsafe { sys::kvc_state_digest(self.handle, digest.as_mut_ptr()) })?;
