@@ -223,8 +223,11 @@ Status CausalCache::remove(int32_t index, int32_t begin, int32_t end) {
   const bool shifts = !nothing && !to_the_end && shift_.run != nullptr;
   const int32_t first_moved = shifts ? sequence.tokens.rank(end) : 0;
   if (shifts) {
-    if (Status s = make_shifted_copies(sequence, first_moved, end - begin, copies); s != Status::ok)
+    if (Status s = make_shifted_copies(sequence, first_moved, end - begin, copies); s != Status::ok) {
+      if (planted(22) && copies.first() >= 0)
+        use_shifted_copies(sequence, first_moved, end - begin, copies);
       return s;
+    }
   }
   if (Status s = keep_pass(); s != Status::ok) return s;
   if (nothing) return Status::ok;

@@ -1,5 +1,8 @@
 #pragma once
 #include <cstdint>
+#include <functional>
+#include <map>
+#include <set>
 #include <vector>
 
 #include "formats.hpp"
@@ -27,6 +30,14 @@ struct Constants {
   double softcap = 0;
   std::vector<double> slopes;  // empty: none
   std::vector<double> sinks;   // empty: none
+};
+
+/// A caller's shift function: turns one token's keys of a layer, [n_kv_heads, head_dim_k] as they are stored, for another
+/// position. In the layer `refuses_at` it answers `refusal` instead.
+struct Shift {
+  std::function<void(int32_t layer, int32_t from, int32_t to, float* k)> turn;  // empty: none is bound
+  int32_t refuses_at = -1;
+  kvc_status refusal = KVC_OK;
 };
 
 struct Token {
@@ -78,6 +89,10 @@ class Oracle {
   kvc_status reorder(int32_t n, const int32_t* dst, const int32_t* src);
   kvc_status remove(int32_t sequence, int32_t begin, int32_t end);
 
+  /// The status of binding constants; binding itself is to set `rope` or `shift.turn`.
+  kvc_status may_bind_rope() const;
+  kvc_status may_bind_shift(bool takes_away) const;
+
   /// The status of a call that needs this layer to be put in the open pass: attention and get.
   kvc_status needs_put(int32_t layer) const;
   /// The status of a call that needs a pass: mask.
@@ -110,9 +125,10 @@ class Oracle {
 
   kvc_cache_desc cache;
   kvc_causal_desc causal;
-  bool limited = false;              // is memory limited?
-  int32_t memory = 0;                // when it is
-  std::vector<Rope> rope;            // [n_layers]
+  bool limited = false;    // is memory limited?
+  int32_t memory = 0;      // when it is
+  std::vector<Rope> rope;  // [n_layers]
+  Shift shift;
   std::vector<Constants> constants;  // [n_layers]
 
   std::vector<Sequence> sequences;  // as if an open pass were committed
@@ -132,6 +148,10 @@ class Oracle {
   int32_t largest_continuation(const Sequence& sequence, int32_t want) const;
   int32_t limit() const;
   kvc_status remove_middle(Sequence& sequence, int32_t b, int32_t e);
+  kvc_status may_shift(int64_t n_moved) const;
+  int32_t shifted(const Token& token, int32_t to);
+  std::map<int32_t, std::set<int32_t>> holders() const;
+  int64_t free_now() const;
   bool is_sequence(int32_t s) const { return s >= 0 && s < cache.max_sequences; }
 
   int64_t pool_ = 0;

@@ -143,17 +143,56 @@ kvc_status Oracle::remove_middle(Sequence& sequence, int32_t b, int32_t e) {
   }
   const bool moves = !sequence.tokens.empty() && sequence.tokens.back().position >= e;
   const bool position_free = causal.flags & KVC_CAUSAL_POSITION_FREE;
-  if (moves && !turns() && !position_free) return KVC_E_NOT_SUPPORTED;
+  if (moves && !turns() && !position_free && !shift.turn) return KVC_E_NOT_SUPPORTED;
+  if (moves && shift.turn) {
+    const auto behind = [e](const Token& token) { return token.position >= e; };
+    const auto n_moved = std::count_if(sequence.tokens.begin(), sequence.tokens.end(), behind);
+    if (const kvc_status status = may_shift(n_moved); status != KVC_OK) return status;
+  }
   close();
   std::vector<Token> stay;
   for (const Token& token : sequence.tokens) {
     if (token.position < b) stay.push_back(token);
-    if (token.position >= e) stay.push_back({token.position - d, token.content});
+    if (token.position >= e)
+      stay.push_back(
+          {token.position - d, shift.turn ? shifted(token, token.position - d) : token.content});
   }
   sequence.tokens = stay;
   sequence.next = n;
   sequence.lost_below = n <= causal.keep_first ? 0 : lost;
   return KVC_OK;
+}
+
+// ---- Constants that say how keys turn ----------------------------------------------------------
+
+kvc_status Oracle::may_bind_rope() const {
+  if (pass_open || used() > 0) return KVC_E_BAD_STATE;
+  const bool position_free = causal.flags & KVC_CAUSAL_POSITION_FREE;
+  return position_free || shift.turn ? KVC_E_NOT_SUPPORTED : KVC_OK;
+}
+
+kvc_status Oracle::may_bind_shift(bool takes_away) const {
+  if (pass_open) return KVC_E_BAD_STATE;
+  const bool position_free = causal.flags & KVC_CAUSAL_POSITION_FREE;
+  return !takes_away && (turns() || position_free) ? KVC_E_NOT_SUPPORTED : KVC_OK;
+}
+
+/// Copies are made before anything is given up, so that a refusal can change nothing: what the open pass has put out of
+/// sight is still there then and leaves no room.
+kvc_status Oracle::may_shift(int64_t n_moved) const {
+  if (n_moved > free_now()) return KVC_E_CACHE_FULL;
+  return shift.refuses_at >= 0 && shift.refuses_at < cache.n_layers ? shift.refusal : KVC_OK;
+}
+
+/// A copy of what the token holds, turned in every layer.
+int32_t Oracle::shifted(const Token& token, int32_t to) {
+  Content content = contents[static_cast<size_t>(token.content)];
+  const auto row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_k);
+  for (int32_t layer = 0; layer < cache.n_layers; ++layer)
+    shift.turn(layer, token.position, to, content.k.data() + static_cast<size_t>(layer) * row);
+  content.rotated_for = to;
+  contents.push_back(content);
+  return static_cast<int32_t>(contents.size()) - 1;
 }
 
 }  // namespace model

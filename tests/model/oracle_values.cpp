@@ -48,18 +48,29 @@ std::vector<Oracle::Debt> Oracle::debts() const {
   return result;
 }
 
+/// Who holds each content, those out of sight included: an open pass may still be aborted.
+std::map<int32_t, std::set<int32_t>> Oracle::holders() const {
+  std::map<int32_t, std::set<int32_t>> result;
+  for (int32_t s = 0; s < cache.max_sequences; ++s) {
+    for (const Token& token : sequences[static_cast<size_t>(s)].tokens)
+      result[token.content].insert(s);
+    if (pass.before.empty()) continue;
+    for (const Token& token : pass.before[static_cast<size_t>(s)].tokens)
+      result[token.content].insert(s);
+  }
+  return result;
+}
+
+int64_t Oracle::free_now() const { return pool_ - static_cast<int64_t>(holders().size()); }
+
 kvc_status Oracle::get(int32_t layer) const {
   if (const kvc_status status = needs_put(layer); status != KVC_OK || pass.reserve) return status;
-  std::map<int32_t, std::set<int32_t>> holders;  // of each content, those out of sight included
-  for (int32_t s = 0; s < cache.max_sequences; ++s)
-    for (const std::vector<Sequence>* lists : {&sequences, &pass.before})
-      for (const Token& token : (*lists)[static_cast<size_t>(s)].tokens)
-        holders[token.content].insert(s);
-  int64_t free = pool_ - static_cast<int64_t>(holders.size());
+  std::map<int32_t, std::set<int32_t>> held_by = holders();
+  int64_t free = pool_ - static_cast<int64_t>(held_by.size());
   for (const Debt& debt : debts())
     for (const Token& token : sequences[static_cast<size_t>(debt.sequence)].tokens)
-      if (token.position == debt.position && holders[token.content].size() > 1) {
-        holders[token.content].erase(debt.sequence);
+      if (token.position == debt.position && held_by[token.content].size() > 1) {
+        held_by[token.content].erase(debt.sequence);
         --free;
       }
   return free < 0 ? KVC_E_CACHE_FULL : KVC_OK;

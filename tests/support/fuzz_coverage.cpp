@@ -10,9 +10,9 @@ namespace {
 // clang-format off
 constexpr const char* names[] = {
     "begin", "begin_reserve", "fits", "put", "attention", "attention_with", "put_attention", "get",
-    "mask", "gather", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
+    "mask", "history", "gather", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
     "reorder", "remove_tail", "remove_middle", "runs", "sequence_query", "stats", "digest", "check",
-    "bind_attention"};
+    "bind_attention", "bind_rope", "bind_shift"};
 // clang-format on
 static_assert(std::size(names) == static_cast<size_t>(Op::count));
 

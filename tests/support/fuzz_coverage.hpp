@@ -15,6 +15,7 @@ enum class Op {
   put_attention,
   get,
   mask,
+  history,
   gather,
   set_causal,
   commit,
@@ -32,6 +33,8 @@ enum class Op {
   digest,
   check,
   bind_attention,
+  bind_rope,
+  bind_shift,
   count
 };
 

@@ -41,6 +41,7 @@ void World::poison_all() {
   for (int32_t s = 0; s < setup_.cache.max_sequences; ++s)
     if (kvc_remove(cache_, s, 0, KVC_SEQ_END) != KVC_OK)
       differ("remove: " + support::last_message());
+  oracle_.passes = support::stats(cache_).passes;
   ++coverage_.poisonings;
 }
 

@@ -181,6 +181,26 @@ void World::mask() {
   judge(made, status, expected);
 }
 
+void World::history_range() {
+  Call made = call(Op::history, oracle_.pass.sequence, "");
+  state_may_change_ = false;
+  const kvc_status expected = oracle_.needs_pass();
+  int32_t first = -7, n_cells = -7;
+  const kvc_status status = kvc_history(cache_, &first, &n_cells);
+  if (status == KVC_OK && expected == KVC_OK && oracle_.pass.reserve) {
+    if (first != 0 || n_cells < oracle_.pool()) differ("a reserve pass spans less than the pool");
+  } else if (status == KVC_OK && expected == KVC_OK) {
+    const std::vector<std::vector<int32_t>> cells = visible_cells();
+    int32_t highest = -1;
+    for (const std::vector<int32_t>& row : cells)
+      for (const int32_t cell : row) highest = std::max(highest, cell);
+    const int32_t padding = std::max(1, setup_.causal.cell_padding);
+    expect_equal(first, first_column(cells), "first cell of the history");
+    expect_equal(n_cells, (highest / padding + 1) * padding - first, "cells of the history");
+  }
+  judge(made, status, expected);
+}
+
 // ---- Gather ------------------------------------------------------------------------------------
 
 void World::gather() {

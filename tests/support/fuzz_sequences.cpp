@@ -72,11 +72,22 @@ void World::reorder() {
 }
 
 void World::remove(Op op, int32_t sequence, int32_t begin, int32_t end) {
+  oracle_.shift.refuses_at = random_.chance(0.15) ? random_.below(setup_.cache.n_layers) : -1;
+  oracle_.shift.refusal = random_.pick<kvc_status>({KVC_E_NOT_FOUND, KVC_E_CACHE_FULL, KVC_E_IO});
   Call made = call(op, {sequence},
                    "sequence " + std::to_string(sequence) + " [" + std::to_string(begin) + ", " +
                        std::to_string(end) + ")");
+  const std::vector<model::Sequence> before = oracle_.sequences;
   const kvc_status expected = oracle_.remove(sequence, begin, end);
-  judge(made, kvc_remove(cache_, sequence, begin, end), expected);
+  shifted_.resize(static_cast<size_t>(setup_.cache.n_layers));
+  for (std::vector<Moved>& layer : shifted_) {
+    layer.clear();
+    layer.reserve(static_cast<size_t>(oracle_.pool()));  // inside the library nothing may allocate
+  }
+  shift_complaint_.clear();
+  const kvc_status status = kvc_remove(cache_, sequence, begin, end);
+  if (status == expected && oracle_.shift.turn) compare_shift(before, sequence, begin, end, status);
+  judge(made, status, expected);
 }
 
 void World::remove_tail() {
@@ -98,24 +109,6 @@ void World::remove_middle() {
     end = static_cast<int32_t>(std::min<int64_t>(int64_t{begin} + random_.between(1, 3), INT32_MAX));
   if (random_.chance(0.01)) begin = odd_number();
   remove(Op::remove_middle, sequence, begin, end);
-}
-
-void World::bind_attention() {
-  if (oracle_.pass_open && oracle_.pass.reserve) return;  // left open by the contract
-  const auto layer = static_cast<size_t>(random_.below(setup_.cache.n_layers));
-  LayerAttention changed = setup_.attention[layer];
-  changed.bound = true;
-  changed.desc.softcap = random_.pick({0.0f, 2.0f, 15.0f});
-  changed.desc.scale = random_.pick({0.0f, 0.3f, 1.5f});
-  const auto index = static_cast<int32_t>(layer);
-  Call made = call(Op::bind_attention, {}, "layer " + std::to_string(index));
-  state_may_change_ = false;
-  const kvc_status expected = oracle_.pass_open ? KVC_E_BAD_STATE : KVC_OK;
-  if (expected == KVC_OK) {
-    setup_.attention[layer] = changed;
-    changed.bind(oracle_.constants[layer]);
-  }
-  judge(made, changed.bind(cache_, index), expected);
 }
 
 }  // namespace fuzz

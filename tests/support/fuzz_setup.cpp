@@ -24,7 +24,7 @@ void draw_window(const std::string& name, Random& random, Setup& setup) {
     causal.memory = random.pick({0, causal.reach + random.between(0, 6)});
     if (random.chance(0.2)) causal.chunk = random.between(2, 9);
   }
-  if (is("strict") || is("small_pool")) {
+  if (is("strict") || is("small_pool") || is("shift")) {
     if (random.chance(0.5)) causal.reach = random.between(1, 6);
     if (random.chance(0.5)) causal.memory = random.between(1, 9);
     if (random.chance(0.2)) causal.keep_first = random.between(1, 4);
@@ -51,8 +51,9 @@ void draw_geometry(Random& random, Setup& setup) {
 }
 
 void draw_rope(Random& random, Setup& setup) {
-  const int32_t dk = setup.cache.head_dim_k;
   setup.rope.resize(static_cast<size_t>(setup.cache.n_layers));
+  setup.shift = setup.name == "shift";
+  if (setup.shift) return;  // the caller's function says how keys turn
   const int32_t kind = random.below(10);
   if (kind == 0) return;  // nothing says how keys turn: shifts are not supported
   if (kind <= 2) {
@@ -61,17 +62,9 @@ void draw_rope(Random& random, Setup& setup) {
   }
   bool any = false;
   for (LayerRope& layer : setup.rope) {
-    layer.bound = random.chance(0.8) || (&layer == &setup.rope.back() && !any);
-    any = any || layer.bound;
-    layer.desc.struct_size = sizeof layer.desc;
-    layer.desc.pairs = random.pick<uint32_t>({KVC_ROPE_NEIGHBOURS, KVC_ROPE_HALVES});
-    layer.desc.n_dims = random.chance(0.5) ? 0 : 2 * random.between(1, dk / 2);
-    layer.desc.base = random.pick({0.0f, 100.0f, 500000.0f});
-    layer.desc.scale = random.pick({0.0f, 0.5f, 1.0f});
-    const int32_t n_dims = layer.desc.n_dims == 0 ? dk / 2 * 2 : layer.desc.n_dims;
-    if (random.chance(0.3))
-      for (int32_t i = 0; i < n_dims / 2; ++i)
-        layer.factors.push_back(random.pick({1.0f, 2.0f, 1.25f}));
+    const bool bound = random.chance(0.8) || (&layer == &setup.rope.back() && !any);
+    any = any || bound;
+    if (bound) layer = draw_layer_rope(setup.cache.head_dim_k, random);
   }
 }
 
@@ -95,10 +88,25 @@ void draw_attention(Random& random, Setup& setup) {
 }  // namespace
 
 const std::vector<std::string>& setup_names() {
-  static const std::vector<std::string> names = {"causal",     "window",         "window_memory",
-                                                 "chunked",    "chunked_memory", "window_chunk",
-                                                 "keep_first", "strict",         "small_pool"};
+  static const std::vector<std::string> names = {
+      "causal",       "window",     "window_memory", "chunked",    "chunked_memory",
+      "window_chunk", "keep_first", "strict",        "small_pool", "shift"};
   return names;
+}
+
+LayerRope draw_layer_rope(int32_t head_dim_k, Random& random) {
+  LayerRope layer;
+  layer.bound = true;
+  layer.desc.struct_size = sizeof layer.desc;
+  layer.desc.pairs = random.pick<uint32_t>({KVC_ROPE_NEIGHBOURS, KVC_ROPE_HALVES});
+  layer.desc.n_dims = random.chance(0.5) ? 0 : 2 * random.between(1, head_dim_k / 2);
+  layer.desc.base = random.pick({0.0f, 100.0f, 500000.0f});
+  layer.desc.scale = random.pick({0.0f, 0.5f, 1.0f});
+  const int32_t n_dims = layer.desc.n_dims == 0 ? head_dim_k / 2 * 2 : layer.desc.n_dims;
+  if (random.chance(0.3))
+    for (int32_t i = 0; i < n_dims / 2; ++i)
+      layer.factors.push_back(random.pick({1.0f, 2.0f, 1.25f}));
+  return layer;
 }
 
 Setup draw_setup(const std::string& name, Random& random) {
@@ -120,12 +128,13 @@ Setup draw_setup(const std::string& name, Random& random) {
 std::string Setup::describe() const {
   std::ostringstream text;
   text << name << ": layers " << cache.n_layers << " kv_heads " << cache.n_kv_heads << " dk "
-       << cache.head_dim_k << " dv " << cache.head_dim_v << std::hex << " dtype_k 0x" << cache.dtype_k
-       << " dtype_v 0x" << cache.dtype_v << std::dec << " sequences " << cache.max_sequences
-       << " capacity " << cache.capacity << " max_batch " << cache.max_batch << " cells "
-       << cache.cells << " flags " << cache.flags << " | reach " << causal.reach << " memory "
-       << causal.memory << " chunk " << causal.chunk << " keep_first " << causal.keep_first
-       << " padding " << causal.cell_padding << " position_free " << causal.flags << " | rope";
+       << cache.head_dim_k << " dv " << cache.head_dim_v << std::hex << " dtype_k 0x"
+       << cache.dtype_k << " dtype_v 0x" << cache.dtype_v << std::dec << " sequences "
+       << cache.max_sequences << " capacity " << cache.capacity << " max_batch " << cache.max_batch
+       << " cells " << cache.cells << " flags " << cache.flags << " | reach " << causal.reach
+       << " memory " << causal.memory << " chunk " << causal.chunk << " keep_first "
+       << causal.keep_first << " padding " << causal.cell_padding << " position_free "
+       << causal.flags << (shift ? " | shift function" : "") << " | rope";
   for (const LayerRope& layer : rope) {
     text << ' ' << (layer.bound ? "pairs " + std::to_string(layer.desc.pairs) : "none");
     if (layer.bound)
@@ -135,12 +144,27 @@ std::string Setup::describe() const {
   return text.str();
 }
 
+kvc_status LayerRope::bind(kvc_cache* cache, int32_t layer) const {
+  return kvc_bind_rope(cache, layer, layer + 1, &desc, factors.empty() ? nullptr : factors.data());
+}
+
+model::Rope LayerRope::model(int32_t head_dim_k) const {
+  model::Rope turn;
+  turn.n_dims = desc.n_dims == 0 ? head_dim_k / 2 * 2 : desc.n_dims;
+  turn.halves = desc.pairs == KVC_ROPE_HALVES;
+  const double base = desc.base == 0 ? 10000 : desc.base;
+  const double scale = desc.scale == 0 ? 1 : desc.scale;
+  for (int32_t d = 0; d < turn.n_dims / 2; ++d) {
+    const double factor = factors.empty() ? 1 : factors[static_cast<size_t>(d)];
+    turn.frequency.push_back(scale * std::pow(base, -2.0 * d / turn.n_dims) / factor);
+  }
+  return turn;
+}
+
 kvc_status Setup::bind_rope(kvc_cache* handle) const {
   for (size_t i = 0; i < rope.size(); ++i) {
     if (!rope[i].bound) continue;
-    const auto layer = static_cast<int32_t>(i);
-    const float* factors = rope[i].factors.empty() ? nullptr : rope[i].factors.data();
-    const kvc_status status = kvc_bind_rope(handle, layer, layer + 1, &rope[i].desc, factors);
+    const kvc_status status = rope[i].bind(handle, static_cast<int32_t>(i));
     if (status != KVC_OK) return status;
   }
   return KVC_OK;
@@ -168,19 +192,7 @@ kvc_status Setup::bind_attention(kvc_cache* handle) const {
   return KVC_OK;
 }
 
-void Setup::bind(model::Oracle& oracle) const {
-  for (size_t i = 0; i < rope.size(); ++i) {
-    if (!rope[i].bound) continue;
-    model::Rope& turn = oracle.rope[i];
-    turn.n_dims = rope[i].desc.n_dims == 0 ? cache.head_dim_k / 2 * 2 : rope[i].desc.n_dims;
-    turn.halves = rope[i].desc.pairs == KVC_ROPE_HALVES;
-    const double base = rope[i].desc.base == 0 ? 10000 : rope[i].desc.base;
-    const double scale = rope[i].desc.scale == 0 ? 1 : rope[i].desc.scale;
-    for (int32_t d = 0; d < turn.n_dims / 2; ++d) {
-      const double factor = rope[i].factors.empty() ? 1 : rope[i].factors[static_cast<size_t>(d)];
-      turn.frequency.push_back(scale * std::pow(base, -2.0 * d / turn.n_dims) / factor);
-    }
-  }
+void Setup::bind_attention(model::Oracle& oracle) const {
   for (size_t i = 0; i < attention.size(); ++i)
     if (attention[i].bound) attention[i].bind(oracle.constants[i]);
 }

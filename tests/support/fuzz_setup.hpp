@@ -13,6 +13,9 @@ struct LayerRope {
   bool bound = false;
   kvc_rope_desc desc{};
   std::vector<float> factors;  // empty: all 1
+
+  kvc_status bind(kvc_cache* cache, int32_t layer) const;
+  model::Rope model(int32_t head_dim_k) const;
 };
 
 struct LayerAttention {
@@ -30,15 +33,17 @@ struct Setup {
   kvc_causal_desc causal{};
   std::vector<LayerRope> rope;            // [n_layers]
   std::vector<LayerAttention> attention;  // [n_layers]
+  bool shift = false;                     // begins with a caller's shift function
 
   std::string describe() const;
-  /// Binds the constants, in the cache or in the oracle.
+  /// Binds the constants.
   kvc_status bind_rope(kvc_cache* cache) const;
   kvc_status bind_attention(kvc_cache* cache) const;
-  void bind(model::Oracle& oracle) const;
+  void bind_attention(model::Oracle& oracle) const;
 };
 
 const std::vector<std::string>& setup_names();
 Setup draw_setup(const std::string& name, support::Random& random);
+LayerRope draw_layer_rope(int32_t head_dim_k, support::Random& random);
 
 }  // namespace fuzz

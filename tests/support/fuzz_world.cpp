@@ -33,13 +33,16 @@ World::World(kvc_device* device, const Setup& setup, const support::Random& rand
       oracle_(setup.cache, setup.causal) {
   if (cache_.status != KVC_OK) differ("create: " + support::last_message());
   const bool poison_first = random_.chance(0.5);
-  if (poison_first) poison_all();
   // Constants are bound to an empty cache, before or after it has held something.
-  if (setup_.bind_rope(cache_) != KVC_OK) differ("bind_rope: " + support::last_message());
+  if (poison_first) poison_all();
+  for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
+    const LayerRope rope = setup_.rope[static_cast<size_t>(layer)];
+    if (rope.bound) bind_rope(layer, rope);
+  }
   if (setup_.bind_attention(cache_) != KVC_OK) differ("bind_attention: " + support::last_message());
-  setup_.bind(oracle_);
+  setup_.bind_attention(oracle_);
+  if (setup_.shift) bind_shift(false);
   if (!poison_first) poison_all();
-  oracle_.passes = support::stats(cache_).passes;
   compare_all();
 }
 
@@ -63,6 +66,8 @@ void World::step_idle() {
                         {60, [&] { remove_middle(); }},
                         {30, [&] { gather(); }},
                         {20, [&] { bind_attention(); }},
+                        {12, [&] { bind_rope(); }},
+                        {12, [&] { bind_shift(random_.chance(0.3)); }},
                         {3, [&] { poison_by_abort(); }},
                         {2, [&] { poison_by_spare_sequence(); }},
                         // Illegal now.
@@ -72,6 +77,7 @@ void World::step_idle() {
                         {4, [&] { put_attention(); }},
                         {4, [&] { get(); }},
                         {4, [&] { mask(); }},
+                        {4, [&] { history_range(); }},
                         {4, [&] { set_causal(); }},
                         {4, [&] { commit(); }},
                         {4, [&] { commit_prefix(); }},
@@ -87,6 +93,7 @@ void World::step_open() {
                         {complete ? 10 : 60, [&] { put_attention(); }},
                         {30, [&] { get(); }},
                         {25, [&] { mask(); }},
+                        {15, [&] { history_range(); }},
                         {25, [&] { set_causal(); }},
                         {5 * ending, [&] { commit(); }},
                         {6 * ending, [&] { commit_prefix(); }},
@@ -101,7 +108,9 @@ void World::step_open() {
                         {3 * ending, [&] { remove_tail(); }},
                         {5 * ending, [&] { remove_middle(); }},
                         {15, [&] { gather(); }},
-                        {12, [&] { bind_attention(); }}});
+                        {12, [&] { bind_attention(); }},
+                        {12, [&] { bind_rope(); }},
+                        {12, [&] { bind_shift(random_.chance(0.5)); }}});
 }
 
 // ---- Arguments ---------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ double logit_rounding(double sum);
 /// One cache, the oracle beside it, and the operations that are performed on both.
 ///
 /// The parts: fuzz_world.cpp (which operation comes next), fuzz_passes.cpp (begin … abort),
-/// fuzz_sequences.cpp (copies, removals, queries), fuzz_reading.cpp (attention, mask, gather),
+/// fuzz_sequences.cpp (copies, removals, queries), fuzz_constants.cpp (what is bound, a caller's shift
+/// function), fuzz_reading.cpp (attention, mask, gather),
 /// fuzz_extra.cpp (what one attention call adds), fuzz_get.cpp (views and keys that are rewritten),
 /// fuzz_checks.cpp (what is compared after every operation), fuzz_poison.cpp (NaN in free cells).
 class World {
@@ -95,7 +96,16 @@ class World {
   void remove_tail();
   void remove_middle();
   void remove(Op op, int32_t sequence, int32_t begin, int32_t end);
+
+  // Constants of the model.
   void bind_attention();
+  void bind_rope();
+  void bind_rope(int32_t layer, const LayerRope& rope);
+  void bind_shift(bool takes_away);
+  static kvc_status shift_keys(void* world, int32_t layer, int32_t n, const int32_t* from,
+                               const int32_t* to, kvc_tensor* k);
+  void compare_shift(const std::vector<model::Sequence>& before, int32_t sequence, int32_t begin,
+                     int32_t end, kvc_status status) const;
 
   // Reading.
   /// What one attention call adds, and where its columns are.
@@ -109,6 +119,7 @@ class World {
   void put_attention();
   void get();
   void mask();
+  void history_range();
   void gather();
   void gather(int32_t layer, int32_t sequence);
   void compare_attention(int32_t layer, int32_t n_q_heads, const std::vector<double>& q,
@@ -157,6 +168,14 @@ class World {
   bool state_may_change_ = false;                    // by the operation just performed
   std::vector<std::vector<support::Place>> places_;  // per sequence
   std::deque<std::string> log_;
+
+  /// What the shift function was called with during one removal: per layer the positions of each key.
+  struct Moved {
+    int32_t from, to;
+    bool operator==(const Moved&) const = default;
+  };
+  std::vector<std::vector<Moved>> shifted_;
+  std::string shift_complaint_;
 };
 
 }  // namespace fuzz

@@ -1,0 +1,135 @@
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "fuzz_world.hpp"
+
+/// Constants of the model, and a caller's shift function.
+namespace fuzz {
+namespace {
+
+/// How often the function turns each pair of a key by a right angle: exact in every format, so that the oracle holds the bits.
+int32_t quarter_turns(int32_t layer, int32_t from, int32_t to) {
+  return static_cast<int32_t>((int64_t{to} - from) * (layer + 1) & 3);
+}
+
+float negated(float value) { return -value; }
+uint32_t negated(uint32_t bits) { return bits ^ 0x80000000u; }
+uint16_t negated(uint16_t bits) { return static_cast<uint16_t>(bits ^ 0x8000u); }
+
+template <class Element>
+void turn(int32_t times, Element& a, Element& b) {
+  for (; times > 0; --times) a = std::exchange(b, a), a = negated(a);
+}
+
+template <class Element>
+void turn_in_place(int32_t times, const kvc_tensor& k, int64_t token) {
+  auto* data = reinterpret_cast<Element*>(static_cast<char*>(k.data) + k.byte_offset);
+  for (int64_t head = 0; head < k.shape[1]; ++head)
+    for (int64_t pair = 0; pair < k.shape[2] / 2; ++pair) {
+      Element* at = data + token * k.strides[0] + head * k.strides[1] + 2 * pair * k.strides[2];
+      turn(times, at[0], at[k.strides[2]]);
+    }
+}
+
+}  // namespace
+
+void World::bind_attention() {
+  if (oracle_.pass_open && oracle_.pass.reserve) return;  // left open by the contract
+  const auto layer = static_cast<size_t>(random_.below(setup_.cache.n_layers));
+  LayerAttention changed = setup_.attention[layer];
+  changed.bound = true;
+  changed.desc.softcap = random_.pick({0.0f, 2.0f, 15.0f});
+  changed.desc.scale = random_.pick({0.0f, 0.3f, 1.5f});
+  const auto index = static_cast<int32_t>(layer);
+  Call made = call(Op::bind_attention, {}, "layer " + std::to_string(index));
+  state_may_change_ = false;
+  const kvc_status expected = oracle_.pass_open ? KVC_E_BAD_STATE : KVC_OK;
+  if (expected == KVC_OK) {
+    setup_.attention[layer] = changed;
+    changed.bind(oracle_.constants[layer]);
+  }
+  judge(made, changed.bind(cache_, index), expected);
+}
+
+void World::bind_rope(int32_t layer, const LayerRope& rope) {
+  Call made = call(Op::bind_rope, {}, "layer " + std::to_string(layer));
+  state_may_change_ = false;
+  const kvc_status expected = oracle_.may_bind_rope();
+  if (expected == KVC_OK) {
+    const auto index = static_cast<size_t>(layer);
+    setup_.rope[index] = rope;
+    oracle_.rope[index] = rope.model(setup_.cache.head_dim_k);
+  }
+  judge(made, rope.bind(cache_, layer), expected);
+}
+
+void World::bind_rope() {
+  if (oracle_.pass_open && oracle_.pass.reserve) return;  // left open by the contract
+  bind_rope(random_.below(setup_.cache.n_layers), draw_layer_rope(setup_.cache.head_dim_k, random_));
+}
+
+void World::bind_shift(bool takes_away) {
+  if (oracle_.pass_open && oracle_.pass.reserve) return;  // left open by the contract
+  Call made = call(Op::bind_shift, {}, takes_away ? "null" : "");
+  state_may_change_ = false;
+  const kvc_status expected = oracle_.may_bind_shift(takes_away);
+  if (expected == KVC_OK && takes_away) oracle_.shift.turn = nullptr;
+  if (expected == KVC_OK && !takes_away) {
+    const int32_t heads = setup_.cache.n_kv_heads, dim = setup_.cache.head_dim_k;
+    oracle_.shift.turn = [heads, dim](int32_t layer, int32_t from, int32_t to, float* k) {
+      for (int32_t head = 0; head < heads; ++head)
+        for (int32_t d = 0; d + 1 < dim; d += 2)
+          turn(quarter_turns(layer, from, to), k[head * dim + d], k[head * dim + d + 1]);
+    };
+  }
+  judge(made, kvc_bind_shift(cache_, takes_away ? nullptr : shift_keys, this), expected);
+}
+
+/// What the library calls. It may not throw, so what is wrong with the call is said afterwards.
+kvc_status World::shift_keys(void* user, int32_t layer, int32_t n, const int32_t* from,
+                             const int32_t* to, kvc_tensor* k) {
+  auto& world = *static_cast<World*>(user);
+  const kvc_cache_desc& cache = world.oracle_.cache;
+  if (layer < 0 || layer >= cache.n_layers || n < 1 || k->ndim != 3 || k->shape[0] != n ||
+      k->shape[1] != cache.n_kv_heads || k->shape[2] != cache.head_dim_k ||
+      k->dtype != cache.dtype_k) {
+    world.shift_complaint_ = "the shift function was called with another tensor than promised";
+    return KVC_E_INVALID_ARGUMENT;
+  }
+  if (layer == world.oracle_.shift.refuses_at) return world.oracle_.shift.refusal;
+  for (int32_t t = 0; t < n; ++t) {
+    world.shifted_[static_cast<size_t>(layer)].push_back({from[t], to[t]});
+    const int32_t times = quarter_turns(layer, from[t], to[t]);
+    if (k->dtype == KVC_F32)
+      turn_in_place<uint32_t>(times, *k, t);
+    else
+      turn_in_place<uint16_t>(times, *k, t);
+  }
+  return KVC_OK;
+}
+
+/// It was asked for every key that moves, once in every layer, up to the one that refused, and for no other.
+void World::compare_shift(const std::vector<model::Sequence>& before, int32_t sequence,
+                          int32_t begin, int32_t end, kvc_status status) const {
+  if (!shift_complaint_.empty()) differ(shift_complaint_);
+  std::vector<Moved> moved;
+  const bool asked = status == KVC_OK || status == oracle_.shift.refusal;
+  if (asked && sequence >= 0 && sequence < setup_.cache.max_sequences && begin < end) {
+    const model::Sequence& held = before[static_cast<size_t>(sequence)];
+    for (const model::Token& token : held.tokens)
+      if (token.position >= end && begin < held.next)
+        moved.push_back({token.position, token.position - (end - begin)});
+  }
+  bool none = true;
+  for (const std::vector<Moved>& layer : shifted_) none = none && layer.empty();
+  if (status == KVC_E_CACHE_FULL && none) return;  // no room: it was not asked at all
+  for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
+    const bool reached = status == KVC_OK || layer < oracle_.shift.refuses_at;
+    if (shifted_[static_cast<size_t>(layer)] != (reached ? moved : std::vector<Moved>()))
+      differ("the shift function was asked for other keys than those that move");
+  }
+}
+
+}  // namespace fuzz
