@@ -75,6 +75,11 @@ TEST(BadArguments, Begin) {
     bad.expect(invalid, with("reserve n_tokens ", n), [&] {
       return kvc_begin(s.cache, n, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, nullptr);
     });
+  for (const uint32_t flags : {uint32_t{KVC_TOKEN_ENCODER_INPUT}, 4u, 1u << 31, ~0u})
+    bad.expect(invalid, with("reserve token flags ", flags), [&] {
+      const uint32_t token_flags[] = {0, flags};
+      return kvc_begin(s.cache, 2, nullptr, nullptr, token_flags, KVC_BEGIN_RESERVE, nullptr);
+    });
   bad.expect(invalid, "a stream on the CPU",
              [&] { return kvc_begin(s.cache, 2, position, sequence, nullptr, 0, &bad); });
   EXPECT_GE(bad.calls(), 80);
@@ -107,6 +112,66 @@ TEST(BadArguments, BatchesThatDoNotFit) {
                     [&] { return kvc_begin(strict.cache, 2, gap, zero, nullptr, 0, nullptr); });
   bad_strict.expect(invalid, "ahead of a strict cache",
                     [&] { return kvc_begin(strict.cache, 2, ahead, zero, nullptr, 0, nullptr); });
+}
+
+/// The header promises that a full cache names the sequence, the cells and the batch.
+TEST(BadArguments, FullCachesSayWhatIsFull) {
+  const support::Device device(1);
+  Specimen s(device);
+  s.append(0);
+  s.append(0);  // sequence 0 holds 5 of 8 positions, and 6 of 12 cells are used
+  const auto expect_words = [&](const std::function<kvc_status()>& call,
+                                const std::vector<std::string>& words) {
+    EXPECT_EQ(call(), KVC_E_CACHE_FULL);
+    const std::string message = support::last_message();
+    for (const std::string& word : words)
+      EXPECT_NE(message.find(word), std::string::npos) << "\"" << word << "\" in: " << message;
+  };
+  const int32_t zero[] = {0, 0, 0, 0}, four[] = {5, 6, 7, 8};
+  const std::vector<std::string> positions = {"sequence 0", "5 positions", "at most 8", "brings 4"};
+  expect_words([&] { return kvc_begin(s.cache, 4, four, zero, nullptr, 0, nullptr); }, positions);
+  expect_words([&] { return kvc_fits(s.cache, 4, four, zero); }, positions);
+  s.append(1);
+  s.append(1);
+  s.append(1);  // 9 of 12 cells
+  // The first three would still fit: the one that does not belongs to sequence 2.
+  const int32_t others[] = {4, 5, 0, 1}, sequences[] = {1, 1, 2, 2};
+  const std::vector<std::string> cells = {"sequence 2", "3 free cells", "of 12", "brings 4 tokens"};
+  expect_words([&] { return kvc_begin(s.cache, 4, others, sequences, nullptr, 0, nullptr); }, cells);
+  expect_words([&] { return kvc_fits(s.cache, 4, others, sequences); }, cells);
+}
+
+TEST(BadArguments, RopeForACacheWithoutPositions) {
+  const support::Device device(1);
+  const kvc_cache_desc desc = support::cache_desc(2, 1, 4, 4);
+  kvc_causal_desc causal = support::causal_desc();
+  causal.flags = KVC_CAUSAL_POSITION_FREE;
+  const support::Cache cache(device, desc, &causal);
+  kvc_rope_desc rope{};
+  rope.struct_size = sizeof rope;
+  BadInput bad(cache);
+  bad.expect(KVC_E_NOT_SUPPORTED, "RoPE for all layers",
+             [&] { return kvc_bind_rope(cache, 0, 2, &rope, nullptr); });
+  bad.expect(KVC_E_NOT_SUPPORTED, "RoPE for one",
+             [&] { return kvc_bind_rope(cache, 1, 2, &rope, nullptr); });
+  rope.n_dims = 3;
+  bad.expect(invalid, "RoPE of three dimensions, which comes first",
+             [&] { return kvc_bind_rope(cache, 0, 2, &rope, nullptr); });
+  rope.n_dims = 0;
+  float data[3 * 4] = {};
+  const kvc_tensor rows = support::dense(data, KVC_F32, {3, 1, 4});
+  const int32_t position[] = {0, 1, 2}, sequence[] = {0, 0, 0};
+  ASSERT_EQ(kvc_begin(cache, 3, position, sequence, nullptr, 0, nullptr), KVC_OK);
+  for (int32_t layer = 0; layer < 2; ++layer)
+    ASSERT_EQ(kvc_put(cache, layer, &rows, &rows), KVC_OK);
+  bad.expect(KVC_E_BAD_STATE, "RoPE in a pass",
+             [&] { return kvc_bind_rope(cache, 0, 2, &rope, nullptr); });
+  ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  bad.expect(KVC_E_BAD_STATE, "RoPE for a cache that is not empty",
+             [&] { return kvc_bind_rope(cache, 0, 2, &rope, nullptr); });
+  EXPECT_EQ(kvc_remove(cache, 0, 0, 1), KVC_OK)
+      << "positions move without any: " << support::last_message();
+  for (const kvc_run& run : support::runs(cache, 0)) EXPECT_EQ(run.offset, 0);
 }
 
 TEST(BadArguments, InAPass) {
