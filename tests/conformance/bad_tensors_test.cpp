@@ -57,10 +57,8 @@ bool all_zero(const float* data, size_t n) {
   return ::testing::AssertionFailure() << "a failed call wrote its output";
 }
 
-TEST(BadTensors, Passes) {
-  const support::Device device(1);
-  Specimen s(device);
-  s.open(1);
+/// Each tensor of put, attention and put_attention, in a pass and in one that reserves.
+void expect_bad_tensors(Specimen& s) {
   kvc_cache* c = s.cache;
   const std::vector<Argument> arguments = {
       {"put k", &Specimen::k, Fault::read, false,
@@ -89,6 +87,28 @@ TEST(BadTensors, Passes) {
   EXPECT_TRUE(untouched(s));
   std::cout << bad.calls() << " calls" << std::endl;
   EXPECT_GE(bad.calls(), 400);
+}
+
+TEST(BadTensors, Passes) {
+  const support::Device device(1);
+  Specimen s(device);
+  s.open(1);
+  expect_bad_tensors(s);
+}
+
+// A pass that reserves looks at arguments and does nothing.
+TEST(BadTensors, PassesThatReserve) {
+  const support::Device device(1);
+  Specimen s(device);
+  const support::Digest before = support::digest(s.cache);
+  ASSERT_EQ(kvc_begin(s.cache, 2, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, nullptr), KVC_OK);
+  expect_bad_tensors(s);
+  EXPECT_EQ(kvc_put(s.cache, 0, &s.k, &s.v), KVC_OK);
+  EXPECT_EQ(kvc_attention(s.cache, 0, &s.q, &s.out, &s.lse), KVC_OK);
+  EXPECT_EQ(kvc_put_attention(s.cache, 1, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK);
+  EXPECT_TRUE(untouched(s));
+  EXPECT_EQ(kvc_commit(s.cache), KVC_OK);
+  EXPECT_EQ(support::digest(s.cache), before);
 }
 
 /// Each tensor of kvc_attention_with(), in a pass and in one that reserves.
