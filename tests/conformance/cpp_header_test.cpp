@@ -1,4 +1,5 @@
-// What kvc.hpp adds to C where it does more than pass arguments on: what one attention call takes and gives besides.
+// What kvc.hpp adds to C where it does more than pass arguments on: what one attention call takes and gives besides. And its
+// one callback.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -163,6 +164,35 @@ TEST_F(CppHeader, WhatDoesNotFitThrows) {
   EXPECT_THROW(attend({3}, extra), kvc::ShapeError);
   pass->abort();
   EXPECT_THROW(cache.history(), kvc::BadState);
+}
+
+/// Counts its calls and keys; leaves keys as they are. Refuses when it has no more calls left.
+struct Shifter {
+  int32_t calls_left, n_keys;
+};
+
+kvc_status shift(void* user, int32_t, int32_t n, const int32_t* from, const int32_t* to,
+                 kvc_tensor* k) {
+  auto& shifter = *static_cast<Shifter*>(user);
+  if (shifter.calls_left-- == 0) return KVC_E_NOT_FOUND;
+  shifter.n_keys += k->shape[0] == n && to[0] < from[0] ? n : 0;
+  return KVC_OK;
+}
+
+TEST_F(CppHeader, AShiftFunctionMovesKeysUntilItIsTakenAway) {
+  Shifter shifter = {1, 0};
+  EXPECT_THROW(cache.remove(0, 0, 1), kvc::NotSupported);
+  cache.bind_shift(shift, &shifter);
+  cache.remove(0, 0, 1);
+  EXPECT_EQ(shifter.n_keys, prompt - 1);
+  EXPECT_EQ(cache.sequence(0).next, prompt - 1);
+  const auto digest = cache.digest();
+  EXPECT_THROW(cache.remove(0, 0, 1), kvc::Error);  // it refuses
+  EXPECT_EQ(cache.digest(), digest);
+  cache.bind_shift(nullptr, nullptr);
+  EXPECT_THROW(cache.remove(0, 0, 1), kvc::NotSupported);
+  const auto pass = open(0, prompt - 1, {3});
+  EXPECT_THROW(cache.bind_shift(shift, &shifter), kvc::BadState);
 }
 
 }  // namespace
