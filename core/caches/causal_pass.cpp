@@ -155,6 +155,7 @@ void CausalCache::open_sequence(int32_t index, int32_t n_slide) {
   sequence.lost_below_before = sequence.lost_below;
   sequence.n_added = 0;
   sequence.first_added = sequence.last_added = -1;
+  expect(can_continue(sequence, sequence.next), "a sequence cannot continue at its next");
   hide(sequence, n_slide);
   if (planted(10)) drop_slid(sequence);
   touched_[n_touched_++] = index;
@@ -187,6 +188,8 @@ void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
       return poison("a part of a sequence has no room left");
     const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), sequence.home, stop - i,
                                                batch.position + i);
+    expect(cells.count > 0, "no free cell where one was counted");
+    if (health_ != Status::ok) return;
     sequence.tokens.append(cells.first, batch.position + i, cells.count, to_head);
     const auto note = [&](int32_t n) {
       batch_position_[i + n] = batch.position[i + n];
@@ -201,6 +204,7 @@ void CausalCache::place(const Batch& batch, int32_t begin, int32_t end) {
   sequence.last_added = end - 1;
   sequence.n_added += end - begin;
   sequence.next = batch.position[end - 1] + 1;
+  expect(sequence.next > sequence.next_before, "a pass did not move its sequence on");
 }
 
 Status CausalCache::begin(const Batch& batch, bool reserve) {
@@ -252,7 +256,7 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   n_tokens_ = batch.n_tokens;
   state_ = CacheState::pass;
   attention_planned_ = history_spanned_ = false;
-  expect(pool_.n_free() >= 0, "more cells taken than free");
+  expect(pool_.counts_are_possible(), "more cells taken than free");
   return health_;
 }
 
@@ -317,6 +321,8 @@ void CausalCache::drop_tokens(Sequence& sequence, int32_t begin, int32_t end) {
 /// Takes back the last n tokens that the open pass added to a sequence.
 void CausalCache::drop_added(Sequence& sequence, int32_t n) {
   const int32_t kept = sequence.tokens.count() - n;
+  expect(n <= sequence.n_added && kept >= 0, "more tokens to take back than were added");
+  if (health_ != Status::ok) return;
   drop_tokens(sequence, kept, kept + n);
   sequence.tokens.truncate(kept);
   sequence.n_added -= n;
@@ -365,7 +371,8 @@ Status CausalCache::keep_pass() {
     if (sequence.n_added > 0) mark_dirty(touched_[i]);
     sequence.n_added = 0;
   }
-  expect(pool_.n_free_at_commit() == 0, "hidden cells outlived their pass");
+  expect(pool_.n_free_at_commit() == 0 && pool_.counts_are_possible(),
+         "hidden cells outlived their pass");
   ++n_passes_;
   close_pass();
   return flush_freed();
@@ -446,6 +453,8 @@ Status CausalCache::abort() {
     sequence.next = sequence.next_before;
     mark_dirty(touched_[i]);
   }
+  expect(pool_.n_free_at_commit() == 0 && pool_.counts_are_possible(),
+         "hidden cells outlived their pass");
   close_pass();
   return flush_freed();
 }

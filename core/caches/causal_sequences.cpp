@@ -39,11 +39,13 @@ Status CausalCache::can_resume(int32_t sequence, int32_t want, int32_t* best) co
 /// Drops what lies at or behind `position`, where the sequence continues then. No pass is open.
 void CausalCache::cut(Sequence& sequence, int32_t position) {
   const int32_t kept = sequence.tokens.rank(position);
+  expect(sequence.tokens.n_hidden() == 0, "a cut while tokens are out of sight");
   drop_tokens(sequence, kept, sequence.tokens.count());
   sequence.tokens.truncate(kept);
   sequence.next = position;
   if (position <= settings_.visibility.keep_first) sequence.lost_below = 0;
   if (kept == 0) sequence.may_owe = false;
+  expect(pool_.counts_are_possible(), "a cut gave back more cells than there are");
 }
 
 Status CausalCache::resume(int32_t sequence, int32_t want, int32_t* got) {
@@ -60,6 +62,9 @@ Status CausalCache::resume(int32_t sequence, int32_t want, int32_t* got) {
 
 /// Owners of the source's cells are counted first: what both hold must never look free in between.
 void CausalCache::copy(const Sequence& source, int32_t count, int32_t next, Sequence& destination) {
+  expect(source.tokens.n_hidden() == 0 && count <= source.tokens.count(),
+         "a copy of tokens that are not in sight");
+  if (health_ != Status::ok) return;
   source.tokens.for_each_piece(
       0, count - (planted(6) && count > 0),
       [this](const int32_t* cells, const int32_t*, int32_t n) { pool_.add_owners(cells, n); });
@@ -69,6 +74,7 @@ void CausalCache::copy(const Sequence& source, int32_t count, int32_t next, Sequ
   destination.lost_below = next <= settings_.visibility.keep_first || planted(8) ? 0
                                                                                  : source.lost_below;
   destination.may_owe = source.may_owe;
+  expect(pool_.counts_are_possible(), "a copy shares more cells than there are");
 }
 
 Status CausalCache::copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) {
@@ -192,12 +198,15 @@ Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin
 
 void CausalCache::remove_middle(Sequence& sequence, int32_t begin, int32_t end, int32_t lost_below) {
   const int32_t first = sequence.tokens.rank(begin), last = sequence.tokens.rank(end);
+  expect(first <= last && sequence.tokens.n_hidden() == 0, "a removal of tokens out of order");
+  if (health_ != Status::ok) return;
   drop_tokens(sequence, first, last);
   const bool moves = last < sequence.tokens.count();
   sequence.tokens.erase(first, last, end - begin, settings_.visibility.keep_first);
   sequence.next -= end - begin - planted(20);
   sequence.lost_below = sequence.next <= settings_.visibility.keep_first ? 0 : lost_below;
   sequence.may_owe = sequence.tokens.count() > 0 && (sequence.may_owe || (moves && has_rope_));
+  expect(pool_.counts_are_possible(), "a removal gave back more cells than there are");
 }
 
 Status CausalCache::remove(int32_t index, int32_t begin, int32_t end) {

@@ -28,6 +28,11 @@ class CellPool {
   int32_t n_free() const { return n_free_; }
   int32_t n_free_at_commit() const { return n_free_at_commit_; }
   int32_t n_shared() const { return n_shared_; }  // cells that more than one entry in sight names
+  /// Whether the counters can be true at all: cheap enough to be asked after every change. broken_invariant() recounts.
+  bool counts_are_possible() const {
+    return n_free_ >= 0 && n_free_at_commit_ >= 0 && n_shared_ >= 0 &&
+           n_free_ <= n_cells_ - n_free_at_commit_ - n_shared_;
+  }
 
   bool is_free(int32_t cell) const { return (free_[block_of(cell)] >> place_of(cell) & 1u) != 0; }
   int32_t owners(int32_t cell) const { return owners_[cell]; }
