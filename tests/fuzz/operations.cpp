@@ -7,9 +7,12 @@
 #include <ctime>
 #include <iostream>
 #include <random>
+#include <sstream>
 #include <string>
 
 #include "support/fuzz_world.hpp"
+#include "support/instruction_set.hpp"
+#include "support/interposer/interposer.hpp"
 
 namespace {
 
@@ -62,6 +65,16 @@ Options parse(int argc, char** argv) {
   return options;
 }
 
+/// Between the return of create and destroy nothing is allocated, mapped or started.
+void expect_nothing_taken() {
+  const interposer::Counts taken = interposer::taken();
+  if (taken.total() == 0) return;
+  std::ostringstream text;
+  text << "a call took from the system: " << taken.allocations << " allocations, " << taken.mappings
+       << " mappings, " << taken.threads << " threads";
+  throw fuzz::Difference(text.str());
+}
+
 /// One cache and its operations: a function of the run's seed and its number alone.
 bool run_episode(const Options& options, uint64_t episode, kvc_device* device,
                  fuzz::Coverage& coverage) {
@@ -75,8 +88,13 @@ bool run_episode(const Options& options, uint64_t episode, kvc_device* device,
     fuzz::World world(device, setup, support::Random(random.bits()), coverage);
     try {
       const uint64_t until = coverage.operations + operations_per_episode;
-      while (coverage.operations < until) world.step();
+      expect_nothing_taken();
+      while (coverage.operations < until) {
+        world.step();
+        expect_nothing_taken();
+      }
       world.finish();
+      expect_nothing_taken();
     } catch (const fuzz::Difference&) {
       history = world.history();
       throw;
@@ -96,7 +114,9 @@ bool run_episode(const Options& options, uint64_t episode, kvc_device* device,
 
 int main(int argc, char** argv) {
   const Options options = parse(argc, argv);
-  std::cout << "seed " << options.seed << ", " << options.operations << " operations" << std::endl;
+  if (const int wrong = support::wrong_instruction_set()) return wrong;
+  std::cout << "seed " << options.seed << ", " << options.operations << " operations, "
+            << kvc_build_info() << std::endl;
   fuzz::Coverage coverage;
   const support::Device alone(1), helped(2);
   if (alone.status != KVC_OK || helped.status != KVC_OK) usage("no cpu device");
@@ -111,6 +131,8 @@ int main(int argc, char** argv) {
     }
   }
   coverage.print(std::cout);
+  std::cout << interposer::watched_calls()
+            << " calls watched, in which nothing was allocated, mapped or started\n";
   if (!options.setup.empty()) return 0;  // one set-up cannot meet everything
   // The few episodes of a short run differ much: it is held to a quarter of its share.
   const uint64_t wanted = options.operations < 1000000

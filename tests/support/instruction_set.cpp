@@ -1,0 +1,60 @@
+#include "instruction_set.hpp"
+
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <set>
+#include <sstream>
+
+#include "kvc/kvc.h"
+
+namespace support {
+namespace {
+
+/// The words behind "flags" of the first processor.
+std::set<std::string> processor_flags() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.rfind("flags", 0) != 0) continue;
+    std::istringstream words(line.substr(line.find(':') + 1));
+    return {std::istream_iterator<std::string>(words), {}};
+  }
+  return {};
+}
+
+}  // namespace
+
+bool processor_has(const std::string& set) {
+  std::string needed;
+  if (set == "avx2" || set == "avx512" || set == "amx") needed += "avx2 fma f16c ";
+  if (set == "avx512" || set == "amx") needed += "avx512f avx512bw avx512vl avx512dq ";
+  if (set == "amx") needed += "amx_tile amx_bf16";
+  if (needed.empty()) return set == "portable";
+  const std::set<std::string> flags = processor_flags();
+  std::istringstream words(needed);
+  for (std::string word; words >> word;) {
+    if (flags.count(word) == 0) return false;
+  }
+  return true;
+}
+
+std::string set_in(const std::string& build_info) {
+  const std::string before = "cpu kernels: ";
+  const size_t at = build_info.find(before);
+  return at == std::string::npos ? "" : build_info.substr(at + before.size());
+}
+
+int wrong_instruction_set() {
+  const char* wanted = std::getenv("KVC_CPU_ISA");
+  if (wanted == nullptr || set_in(kvc_build_info()) == wanted) return 0;
+  const std::set<std::string> known = {"portable", "avx2", "avx512", "amx"};
+  if (known.count(wanted) == 1 && !processor_has(wanted)) {
+    std::cout << "NOT RUN: this processor has no " << wanted << std::endl;
+    return 77;
+  }
+  std::cerr << "KVC_CPU_ISA=" << wanted << ", but this is " << kvc_build_info() << std::endl;
+  return 1;
+}
+
+}  // namespace support

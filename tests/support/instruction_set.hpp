@@ -1,0 +1,17 @@
+#pragma once
+#include <string>
+
+namespace support {
+
+/// Whether the processor has what the kernels of a set (portable, avx2, avx512, amx) need, as the system says. Of a name that
+/// it does not know: no.
+bool processor_has(const std::string& set);
+
+/// "avx2" of "kvc 0.1.0, gcc 12.2.0, cpu kernels: avx2".
+std::string set_in(const std::string& build_info);
+
+/// A run that KVC_CPU_ISA puts on one instruction set must not pass with another. 0: it is that set, or none is named; 77,
+/// which ctest reports as not run: the processor lacks it; 1: it has it, and the library runs something else.
+int wrong_instruction_set();
+
+}  // namespace support
