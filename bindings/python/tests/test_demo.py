@@ -199,6 +199,25 @@ def test_full_disks(weights, monkeypatch, tmp_path):
     assert not list((tmp_path / "models").iterdir())
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Could not install packages due to an OSError: [Errno 28] No space left on device",
+        "Could not install packages due to an OSError: [Errno 122] Disk quota exceeded",
+    ],
+)
+def test_pip_meets_a_full_disk(tmp_path, said):
+    fake = tmp_path / "packages" / "pip"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").touch()
+    (fake / "__main__.py").write_text(f"import sys\nsys.exit('ERROR: {said}')\n")
+    message = refused(
+        KVC_CACHE_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join([str(fake.parent), PACKAGES])
+    )
+    assert "is full" in message and "KVC_CACHE_DIR" in message
+    assert not list((tmp_path / "models").iterdir())
+
+
 def test_a_fetched_model_is_unpacked_checked_and_kept(weights, monkeypatch, tmp_path):
     import hashlib
     import zipfile
