@@ -89,6 +89,9 @@ struct Options {
   bool hidden_nan = false;  // NaN and infinity in what some rows do not see
   bool strided = false;
   bool shared = false;  // all lists share most of their history
+  bool bias = false;    // in the queries' type; every eighth is minus infinity, which hides
+  bool mask = false;    // one for all heads; every fourth hides
+  bool weights = false;
 };
 
 /// One call with the memory it refers to.
@@ -137,6 +140,11 @@ class Case {
       p.tensors.lse = Tensor{
           .data = lse.data(), .shape = {n_tokens, n_q_heads()}, .stride = {n_q_heads(), 1}, .ndim = 2};
     }
+    if (o.bias) p.tensors.bias = columns(bias.data(), o.dtype_q, int64_t{n_tokens} * n_cells);
+    constexpr auto boolean = static_cast<DType>(6 | 8 << 8 | 1 << 16);
+    if (o.mask) p.tensors.mask = columns(mask.data(), boolean, 0);
+    if (o.weights)
+      p.tensors.weights = columns(weights.data(), DType::f32, int64_t{n_tokens} * n_cells);
     return p;
   }
 
@@ -147,6 +155,7 @@ class Case {
   void clear_results() {
     std::fill(out.begin(), out.end(), std::byte{0x11});
     std::fill(lse.begin(), lse.end(), 123.0f);
+    std::fill(weights.begin(), weights.end(), 123.0f);
   }
 
   AttentionBounds bounds() const {
@@ -171,8 +180,8 @@ class Case {
   std::vector<TokenList> lists;
   std::vector<AttentionRow> rows;
   std::vector<int32_t> rotated_for;
-  std::vector<std::byte> k, v, q, out;
-  std::vector<float> lse, slopes, sinks;
+  std::vector<std::byte> k, v, q, out, bias, mask;
+  std::vector<float> lse, slopes, sinks, weights;
   std::vector<double> frequency;
   SharedPrefix shared;
 
@@ -321,6 +330,24 @@ class Case {
     for (size_t i = 0; i < elements(o.head_dim_k); ++i)
       store_element(q.data(), o.dtype_q, static_cast<int64_t>(i), normal(random));
     lse.resize(static_cast<size_t>(n_tokens) * static_cast<size_t>(n_q_heads()));
+    const size_t of_a_head = static_cast<size_t>(n_tokens) * static_cast<size_t>(n_cells);
+    const size_t of_all = of_a_head * static_cast<size_t>(n_q_heads());
+    if (o.bias) bias.resize(of_all * size_of(o.dtype_q));
+    for (size_t i = 0; i < bias.size() / size_of(o.dtype_q); ++i)
+      store_element(bias.data(), o.dtype_q, static_cast<int64_t>(i),
+                    below(8) == 0 ? -infinity : normal(random));
+    if (o.mask) mask.resize(of_a_head);
+    for (std::byte& each : mask) each = std::byte{below(4) != 0};
+    if (o.weights) weights.resize(of_all);
+  }
+
+  /// [head][token][cell] of something.
+  Tensor columns(void* data, DType dtype, int64_t head_stride) const {
+    return {.data = static_cast<std::byte*>(data),
+            .shape = {n_q_heads(), n_tokens, n_cells},
+            .stride = {head_stride, n_cells, 1},
+            .ndim = 3,
+            .dtype = dtype};
   }
 
   void make_constants() {
@@ -358,7 +385,7 @@ std::string describe(const Options& o, uint32_t seed) {
       add("window", o.window);
   add("wild", o.wild_ranges), add("later", o.sees_later), add("nan", o.hidden_nan),
       add("strided", o.strided);
-  add("shared", o.shared);
+  add("shared", o.shared), add("bias", o.bias), add("mask", o.mask), add("weights", o.weights);
   return text;
 }
 
@@ -402,6 +429,15 @@ void compare(Case& subject, Case& oracle) {
   }
 }
 
+void compare_weights(const Case& subject, const Case& oracle) {
+  for (size_t i = 0; i < subject.weights.size(); ++i) {
+    const float expected = oracle.weights[i], actual = subject.weights[i];
+    ASSERT_EQ(std::isnan(expected), std::isnan(actual)) << "weight " << i;
+    if (std::isnan(expected)) continue;
+    ASSERT_NEAR(expected, actual, 1e-5) << "weight " << i;
+  }
+}
+
 void attend(Case& subject, ThreadPool& pool) {
   subject.clear_results();
   Block workspace(cpu::attention_workspace_bytes(subject.bounds(), pool.n_threads()));
@@ -424,6 +460,7 @@ void check(const Options& options, uint32_t seed) {
     Case subject(options, seed);
     attend(subject, *pool);
     compare(subject, oracle);
+    compare_weights(subject, oracle);
     if (::testing::Test::HasFatalFailure()) return;
   }
 }
@@ -464,10 +501,11 @@ TEST(Kernels, EveryPairOfOptions) {
   bool Options::*const flags[] = {&Options::softcap,    &Options::slopes,      &Options::sinks,
                                   &Options::lse,        &Options::shifts,      &Options::halves,
                                   &Options::window,     &Options::wild_ranges, &Options::sees_later,
-                                  &Options::hidden_nan, &Options::strided,     &Options::shared};
+                                  &Options::hidden_nan, &Options::strided,     &Options::shared,
+                                  &Options::bias,       &Options::mask,        &Options::weights};
   uint32_t seed = 2000;
-  for (const auto first : flags) {
-    for (const auto second : flags) {
+  for (size_t a = 0; a < std::size(flags); ++a) {
+    for (size_t b = a; b < std::size(flags); ++b) {
       Options o{.dtype_k = dtypes[seed % 3],
                 .dtype_v = dtypes[seed / 3 % 3],
                 .dtype_q = dtypes[seed / 2 % 3]};
@@ -475,8 +513,8 @@ TEST(Kernels, EveryPairOfOptions) {
       o.head_dim_k = o.head_dim_v = seed % 5 == 0 ? 40 : 32;
       o.n_lists = 3;
       o.history = 200;
-      o.*first = true;
-      o.*second = true;
+      o.*flags[a] = true;
+      o.*flags[b] = true;
       check(o, seed++);
       if (HasFatalFailure()) return;
     }
@@ -564,6 +602,9 @@ TEST(Kernels, RandomCases) {
     o.window = flag(), o.wild_ranges = flag(), o.sees_later = flag(), o.hidden_nan = flag(),
     o.strided = flag();
     o.shared = flag();
+    o.bias = seed % 3 == 0, o.mask = seed % 4 == 0;
+    // Beside a NaN that a row sees, the weights of what its bias or mask hides are not defined.
+    o.weights = seed % 5 == 0 && !(o.hidden_nan && (o.bias || o.mask));
     check(o, seed);
     if (HasFatalFailure()) return;
   }
