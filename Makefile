@@ -123,8 +123,9 @@ build: ## libkvc, shared and static, in build/release
 	@tools/setup build
 	$(call cmake,release)
 
-python: build ## the Python package, in build/python
+python: ## the Python package, in build/python
 	@tools/setup demo
+	$(call cmake,release)
 	@tools/build_python build/release
 
 install: build ## into PREFIX=/usr/local
