@@ -10,7 +10,7 @@ OPERATIONS ?= 1000000
 # Operations per fuzz program under ASan and UBSan, where each costs about ten times as much.
 SANITIZED_OPERATIONS ?= 50000
 # How long each libFuzzer target runs; make test-long takes hours.
-FUZZ_SECONDS ?= 30
+FUZZ_SECONDS ?= 60
 LONG_FUZZ_SECONDS ?= 10800
 DEMO ?=
 BENCH ?=
@@ -36,9 +36,11 @@ test: ## everything that CI runs
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	$(call say,test 2/6: all tests)
 	@$(call ctest,developer) -L short
+	@awk '/ Test: fuzz_operations$$/ { ours = 1 } ours && /^seed /, /^smallest/ { print } ours && /^smallest/ { exit }' \
+	  build/developer/Testing/Temporary/LastTest.log
 	$(call say,test 3/6: the Python package and its tests)
 	@tools/build_python build/developer
-	@$(python) -m pytest bindings/python/tests
+	@KVC_ALL_TESTS=1 $(python) -m pytest bindings/python/tests --ignore bindings/python/tests/frameworks
 	@$(python) -m pytest -q -p no:cacheprovider tests/pictures
 	$(call say,test 4/6: all tests under ASan and UBSan)
 	$(call cmake,sanitize,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=address$(comma)undefined \
@@ -73,7 +75,7 @@ fuzz: ## random operations against the oracle   OPERATIONS=1000000
 	@set -e; for program in build/developer/bin/fuzz_*; do \
 	  printf '\n-- %s\n' "$${program##*/}"; "$$program" --operations $(OPERATIONS); done
 
-campaign: ## libFuzzer, with clang   FUZZ_SECONDS=30 for each target
+campaign: ## libFuzzer, with clang   FUZZ_SECONDS=60 for each target
 	$(call cmake,libfuzzer,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
 	  -DKVC_SANITIZE=address$(comma)undefined$(comma)fuzzer-no-link -DKVC_FUZZ_SECONDS=$(FUZZ_SECONDS),--target fuzz_campaigns)
