@@ -252,6 +252,38 @@ TEST_F(Refusal, OnceTheFunctionIsTakenAway) {
   EXPECT_EQ(kvc_remove(cache_, 0, 40, KVC_SEQ_END), KVC_OK) << "a tail moves nothing";
 }
 
+// If the function refused, the pass would go on, and abort would bring back what slid: so those cells are no room for copies.
+TEST(ShiftFunction, WhatSlidInTheOpenPassIsRoomOnceItIsCommitted) {
+  const Device device;
+  kvc_cache_desc desc = describe(KVC_F32, 32);
+  desc.max_sequences = 1;
+  desc.max_batch = 4;
+  desc.cells = 12;
+  kvc_causal_desc causal = support::causal_desc();
+  causal.reach = 2;
+  causal.memory = 4;
+  const Cache cache(device, desc, &causal);
+  Shifter shifter;
+  ASSERT_EQ(kvc_bind_shift(cache, shift, &shifter), KVC_OK);
+  std::vector<float> data(4 * n_kv_heads * head_dim, 1.0f);
+  const kvc_tensor rows = support::dense(data.data(), KVC_F32, {4, n_kv_heads, head_dim});
+  for (int32_t pass = 0; pass < 3; ++pass) {
+    ASSERT_EQ(pass == 0 ? KVC_OK : kvc_commit(cache), KVC_OK);
+    const int32_t first = 4 * pass, position[] = {first, first + 1, first + 2, first + 3};
+    const int32_t sequence[] = {0, 0, 0, 0};
+    ASSERT_EQ(kvc_begin(cache, 4, position, sequence, nullptr, 0, nullptr), KVC_OK);
+    for (int32_t layer = 0; layer < n_layers; ++layer)
+      ASSERT_EQ(kvc_put(cache, layer, &rows, &rows), KVC_OK);
+  }
+  EXPECT_EQ(support::stats(cache).cells_used, 8u);  // 12 are owned: 4 of them slid in the open pass
+  const Digest before = support::digest(cache);
+  EXPECT_EQ(kvc_remove(cache, 0, 8, 9), KVC_E_CACHE_FULL);
+  EXPECT_EQ(support::digest(cache), before);
+  ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  EXPECT_EQ(kvc_remove(cache, 0, 8, 9), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+}
+
 TEST(ShiftFunction, IsRefusedWhereKeysMoveByThemselves) {
   const Device device;
   const kvc_cache_desc desc = describe(KVC_F32, 32);
