@@ -85,8 +85,8 @@ class Cache:
 
     All memory is reserved here; no later call allocates any in the library. A cache may be used
     from any thread, by one thread at a time (reading calls may overlap); kvc.Busy tells of an
-    overlap. The GIL is released while the library works. Close it (or use `with`) to give the
-    memory back at once; a forgotten cache is closed when it is collected.
+    overlap. Calls that may take long release the GIL. Close it (or use `with`) to give the memory
+    back at once; a forgotten cache is closed when it is collected.
 
     Arrays that come in speak the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch,
     JAX) and lie on the CPU. They may be float32, float16 or bfloat16 (uint16 with dtype="bf16"
