@@ -25,6 +25,13 @@ struct Label {
   double must_percent = 0, go_for = 0;
 };
 
+/// Seconds of one call, after one of the layer before it: as in a model, and as when the limits are taken, threads are
+/// awake when the time starts. (Between pairs the parent process has just read a line, on one of their processors.)
+double timed(Rig& rig, bool log_sum_exp = false) {
+  rig.attend(log_sum_exp);
+  return seconds([&] { rig.attend(log_sum_exp); });
+}
+
 void decode(Limits& limits, const Label& label, const Setup& setup) {
   Rig rig(setup);
   rig.open(1);
@@ -34,8 +41,7 @@ void decode(Limits& limits, const Label& label, const Setup& setup) {
   const double operations = Rig::causal_operations(setup, 1, setup.context) * setup.sequences;
   for (int pair = 0; pair < pairs(); ++pair) {
     const double limit = decode_limit(limits, bytes, operations);
-    rig.attend();  // the layer before: like the limit's, our threads are awake when the time starts
-    const double kernel = seconds([&] { rig.attend(); });
+    const double kernel = timed(rig);
     report({label.group, label.name, "% of limit", Better::higher, label.must_percent, label.go_for},
            100 * limit / kernel, kernel);
   }
@@ -56,8 +62,8 @@ void histories(Limits& limits, Setup setup) {
   const std::string name = "decode f16, " + std::to_string(setup.sequences) +
                            " x 4k, together beside one after another";
   for (int pair = 0; pair < pairs(); ++pair) {
-    const double base = seconds([&] { one_by_one.attend(); });
-    const double kernel = seconds([&] { together.attend(); });
+    const double base = timed(one_by_one);
+    const double kernel = timed(together);
     report({"decode", name, "x", Better::lower, 1.1, 1.0}, kernel / base, kernel);
   }
   one_by_one.close();
@@ -75,7 +81,7 @@ void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, in
   const double operations = Rig::causal_operations(setup, tokens, setup.context);
   for (int pair = 0; pair < pairs(); ++pair) {
     const double limit = operations / limits.multiply_rate();
-    const double kernel = seconds([&] { rig.attend(); });
+    const double kernel = timed(rig);
     report(
         {label.group, label.name, "% of FMA peak", Better::higher, label.must_percent, label.go_for},
         100 * limit / kernel, kernel);
@@ -161,8 +167,8 @@ void shared_cases(Limits& limits) {
   alone.attend();
   rig.attend();
   for (int pair = 0; pair < pairs(); ++pair) {
-    const double one = seconds([&] { alone.attend(); });
-    const double all = seconds([&] { rig.attend(); });
+    const double one = timed(alone);
+    const double all = timed(rig);
     report({"shared", "decode f16, 32 sequences on one 4k prefix", "x of one alone", Better::lower,
             2, 0},
            all / one, all);
@@ -206,8 +212,8 @@ void option_cases(Limits& limits) {
       // Rows that see later tokens have almost twice the pairs to do in a prefill; the time is taken per pair.
       const double more = option.sees_later ? 2.0 * setup.batch / (setup.batch + 1.0) : 1.0;
       for (int pair = 0; pair < pairs(); ++pair) {
-        const double base = seconds([&] { plain.attend(); });
-        const double kernel = seconds([&] { rig.attend(option.log_sum_exp); });
+        const double base = timed(plain);
+        const double kernel = timed(rig, option.log_sum_exp);
         report({"options", std::string(prefill ? "prefill 512: " : "decode 4k: ") + option.name,
                 "x plain", Better::lower, 1.25, 1.1},
                kernel / base / (prefill ? more : 1.0), kernel);
