@@ -60,9 +60,10 @@ class WeightsRow {
     if (total == 0) return;
     if (const float* sinks = params_.constants.sinks)
       total += std::exp(static_cast<double>(sinks[head_] - shift));
+    // What a bias or mask hides keeps its 0 beside a NaN, too.
     for_each_seen([&](int32_t cell, int32_t) {
       float& weight = at(cell - params_.first_column);
-      weight = static_cast<float>(static_cast<double>(weight) / total);
+      if (weight != 0) weight = static_cast<float>(static_cast<double>(weight) / total);
     });
   }
 
