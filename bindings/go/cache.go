@@ -112,7 +112,7 @@ const (
 	Idle     State = C.KVC_STATE_IDLE
 	InPass   State = C.KVC_STATE_PASS
 	Reserve  State = C.KVC_STATE_RESERVE
-	Poisoned State = C.KVC_STATE_POISONED // only Close works
+	Poisoned State = C.KVC_STATE_POISONED // only Close and Stats work
 )
 
 // Stats counts what a cache holds. See kvc_stats.

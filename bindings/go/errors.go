@@ -26,12 +26,12 @@ const (
 	WindowLost            Status = C.KVC_E_WINDOW_LOST             // what a continuation would need has slid out
 	NotFound              Status = C.KVC_E_NOT_FOUND               // there is no such thing
 	InvalidRecurrentShape Status = C.KVC_E_INVALID_RECURRENT_SHAPE // dimensions that are not the size of a state
-	DeviceFailure         Status = C.KVC_E_DEVICE                  // the device failed; only Close works
+	DeviceFailure         Status = C.KVC_E_DEVICE                  // the device failed; only Close and Stats work
 	DeviceMismatch        Status = C.KVC_E_DEVICE_MISMATCH         // a tensor lies on another device than the cache
 	BackendUnavailable    Status = C.KVC_E_BACKEND_UNAVAILABLE     // no such device on this machine
 	IO                    Status = C.KVC_E_IO                      // reading or writing failed
 	Corrupt               Status = C.KVC_E_CORRUPT                 // stored data is damaged
-	Internal              Status = C.KVC_E_INTERNAL                // a bug inside kvc; only Close works
+	Internal              Status = C.KVC_E_INTERNAL                // a bug inside kvc; only Close and Stats work
 )
 
 // String is the name of a status, "CACHE_FULL"; "UNKNOWN" for a number that is none.

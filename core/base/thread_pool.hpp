@@ -22,6 +22,9 @@ class ThreadPool {
 
   int32_t n_threads() const noexcept;
 
+  /// Items of one run at most. A job of more hands them out in one run after the other.
+  static constexpr int32_t items_max = 1 << 30;
+
   /// Calls `work(context, item, thread)` once for every item of [0, n_items) and returns when all are done.
   /// `thread` is in [0, n_threads) and no two running items share it. Items start in ascending order.
   /// Allocates nothing. When the pool already serves another caller, this caller does all its items itself, as thread 0.

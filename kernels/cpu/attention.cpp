@@ -24,9 +24,6 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 /// Calls cheaper than this (in cells × rows) are done by the caller alone: handing out work costs some microseconds.
 constexpr int64_t parallel_cost = 4096;
 
-/// Items are numbered in 32 bits; a call of more hands them out one part after the other.
-constexpr int32_t items_max = 1 << 30;
-
 /// A bias in units of log2. One as low as floats go, which some frameworks take for a mask, stays above minus infinity: a
 /// row that has nothing else spreads its weight evenly, as it does there.
 float in_log2(float bias) {
@@ -102,7 +99,7 @@ void Call::run(ThreadPool& pool) noexcept {
     static_cast<Call*>(context)->run_item(item, thread);
   };
   const int32_t n_heads = params_.storage.n_kv_heads * work.n_pieces;
-  const int32_t units_at_once = items_max / n_heads;  // heads are 2^20 at most
+  const int32_t units_at_once = ThreadPool::items_max / n_heads;  // heads are 2^20 at most
   for (first_unit_ = 0; first_unit_ < work.n_units; first_unit_ += units_at_once) {
     const int32_t n_items = std::min(units_at_once, work.n_units - first_unit_) * n_heads;
     if (work.cost < parallel_cost) {

@@ -134,9 +134,6 @@ class WeightsRow {
   int32_t turned_by_ = 0;
 };
 
-/// Items are numbered in 32 bits; a call of more hands them out one part after the other.
-constexpr int32_t items_max = 1 << 30;
-
 struct Job {
   const AttentionParams* params;
   Workspace space;
@@ -156,7 +153,7 @@ void attention_weights(const AttentionParams& params, ThreadPool& pool) noexcept
     WeightsRow(*j.params, scratch, row, item % n_heads).run();
   };
   const int32_t n_rows = params.plan.n_rows, n_heads = params.constants.n_q_heads;
-  const int32_t rows_at_once = items_max / n_heads;
+  const int32_t rows_at_once = ThreadPool::items_max / n_heads;
   for (; job.first_row < n_rows; job.first_row += rows_at_once)
     pool.run(std::min(rows_at_once, n_rows - job.first_row) * n_heads, run_one, &job);
 }

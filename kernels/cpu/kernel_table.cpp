@@ -32,11 +32,13 @@ bool has_f16c() noexcept {
 }
 
 /// AMX with bf16, which the process must ask Linux for before it may use it: a thread's state grows by 8 KiB, and with it
-/// what a signal needs of a stack. Not asked when the environment wants something else.
+/// what a signal needs of a stack. Not asked when the environment names another set.
 bool may_use_amx() noexcept {
   static const bool may = [] {
-    const char* wanted = wanted_set();
-    if (wanted != nullptr && std::strcmp(wanted, "amx") != 0) return false;
+    for (const char* other : {"portable", "avx2", "avx512"}) {
+      if (const char* wanted = wanted_set(); wanted != nullptr && std::strcmp(wanted, other) == 0)
+        return false;
+    }
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, both = amx_bf16 | amx_tile;
     if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & both) != both) return false;

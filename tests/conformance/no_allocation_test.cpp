@@ -1,6 +1,6 @@
 // Of the interposer, which lets fuzz_operations say that nothing is allocated, mapped or started between create and
-// destroy: it sees every way to memory and threads and wraps every function; else that zero would say nothing. And what
-// the random operations do not reach: a caller's shift function.
+// destroy: it sees every way to memory and threads and wraps every function; else that zero would say nothing. A shift
+// function, which random operations bind too, is counted here call by call.
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 #include <sched.h>
