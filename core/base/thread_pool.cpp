@@ -45,34 +45,66 @@ bool spin(std::chrono::microseconds limit, Done done) noexcept {
   return done();
 }
 
-/// Keeps the calling thread away from a CPU while it lives, if it may run on others.
+/// Where a worker may run while it sleeps: on all that it was allowed, but for the caller's CPU. Linux in a virtual machine
+/// takes a CPU that sleeps for one that the host has taken away, and so wakes a thread on the CPU of the one that wakes it,
+/// where it waits for milliseconds while other CPUs are idle.
 ///
-/// A sleeping worker keeps away from the caller's: Linux in a virtual machine takes a CPU that sleeps for one that the
-/// host has taken away, and so wakes a thread on the CPU of the one that wakes it, where it waits for milliseconds while
-/// other CPUs are idle.
-class KeepAway {
+/// A caller that has moved in the meantime moves the sleeper's place, too: of two CPUs it would be the caller's own.
+class SleepingPlace {
  public:
-  explicit KeepAway(int cpu) noexcept {
-    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof before_, &before_) != 0)
-      return;
-    others_ = before_;
-    CPU_CLR(cpu, &others_);
-    changed_ = CPU_COUNT(&others_) > 0 && !CPU_EQUAL(&others_, &before_) &&
-               sched_setaffinity(0, sizeof others_, &others_) == 0;
+  /// The worker, before it sleeps.
+  void enter(int cpu) noexcept {
+    const Guard guard(*this);
+    thread_ = pthread_self();
+    asleep_ = pthread_getaffinity_np(thread_, sizeof before_, &before_) == 0;
+    now_ = before_;
+    if (asleep_) keep_away_from(cpu);
   }
-  /// Takes nothing back when somebody else has decided meanwhile.
-  ~KeepAway() {
-    cpu_set_t now;
-    if (changed_ && sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &others_))
-      sched_setaffinity(0, sizeof before_, &before_);
+
+  /// A caller, whether the worker sleeps or not.
+  void caller_moved(int cpu) noexcept {
+    if (locked_.test_and_set(std::memory_order_acquire)) return;  // it is awake, or about to be
+    if (asleep_ && is_as_left()) keep_away_from(cpu);
+    locked_.clear(std::memory_order_release);
   }
-  KeepAway(const KeepAway&) = delete;
-  KeepAway& operator=(const KeepAway&) = delete;
+
+  /// The worker, when it has woken. Takes nothing back when somebody else has decided meanwhile.
+  void leave() noexcept {
+    const Guard guard(*this);
+    if (asleep_ && !CPU_EQUAL(&now_, &before_) && is_as_left())
+      pthread_setaffinity_np(thread_, sizeof before_, &before_);
+    asleep_ = false;
+  }
 
  private:
-  cpu_set_t before_;
-  cpu_set_t others_;
-  bool changed_ = false;
+  struct Guard {
+    explicit Guard(SleepingPlace& place) noexcept : locked(place.locked_) {
+      while (locked.test_and_set(std::memory_order_acquire))
+        relax();  // for a system call of a caller's
+    }
+    ~Guard() { locked.clear(std::memory_order_release); }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+    std::atomic_flag& locked;
+  };
+
+  bool is_as_left() const noexcept {
+    cpu_set_t mask;
+    return pthread_getaffinity_np(thread_, sizeof mask, &mask) == 0 && CPU_EQUAL(&mask, &now_);
+  }
+
+  void keep_away_from(int cpu) noexcept {
+    cpu_set_t others = before_;
+    if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0 || CPU_EQUAL(&others, &now_)) return;
+    if (pthread_setaffinity_np(thread_, sizeof others, &others) == 0) now_ = others;
+  }
+
+  std::atomic_flag locked_;
+  bool asleep_ = false;
+  pthread_t thread_{};
+  cpu_set_t before_{};
+  cpu_set_t now_{};
 };
 
 /// What remains of the current job, in one word: its number and how many items nobody has taken yet. A worker that
@@ -132,6 +164,7 @@ struct ThreadPool::State {
     State* state = nullptr;
     int32_t thread = 0;
     pthread_t handle{};
+    SleepingPlace place;
   };
 
   // The job. Written while no item is to be had, read only by those who have taken one.
@@ -157,7 +190,8 @@ struct ThreadPool::State {
 
   bool take_and_run(int32_t thread) noexcept;
   void wake_one() noexcept;
-  void serve(int32_t thread) noexcept;
+  void serve(Worker& worker) noexcept;
+  void note_caller() noexcept;
   void arrive() noexcept;
   void await_arrivals() noexcept;
   static void* start(void* argument) noexcept;
@@ -185,16 +219,25 @@ void ThreadPool::State::wake_one() noexcept {
   bell.notify_one();
 }
 
-void ThreadPool::State::serve(int32_t thread) noexcept {
+/// Remembers where the caller is. Costs system calls only when it has moved and somebody sleeps.
+void ThreadPool::State::note_caller() noexcept {
+  const int cpu = sched_getcpu();
+  if (caller_cpu.exchange(cpu, std::memory_order_seq_cst) == cpu ||
+      n_sleeping.load(std::memory_order_seq_cst) == 0)
+    return;
+  for (int32_t i = 1; i <= n_started; ++i) workers[i].place.caller_moved(cpu);
+}
+
+void ThreadPool::State::serve(Worker& worker) noexcept {
   const auto something_to_do = [this]() noexcept {
     return remaining_of(word.load(std::memory_order_acquire)) != 0 ||
            stop.load(std::memory_order_relaxed);
   };
   while (!stop.load(std::memory_order_acquire)) {
-    while (take_and_run(thread)) {
+    while (take_and_run(worker.thread)) {
     }
     if (spin(worker_spin, something_to_do)) continue;
-    const KeepAway from_caller(caller_cpu.load(std::memory_order_relaxed));
+    worker.place.enter(caller_cpu.load(std::memory_order_relaxed));
     // Announce the sleep, then look once more: the caller rings only when it sees a sleeper.
     const uint32_t rung = bell.load(std::memory_order_seq_cst);
     n_sleeping.fetch_add(1, std::memory_order_seq_cst);
@@ -203,6 +246,7 @@ void ThreadPool::State::serve(int32_t thread) noexcept {
       bell.wait(rung, std::memory_order_seq_cst);
     }
     n_sleeping.fetch_sub(1, std::memory_order_seq_cst);
+    worker.place.leave();
     // Each that wakes wakes one more, so that the caller pays for one wake-up however many workers there are.
     if (remaining_of(word.load(std::memory_order_seq_cst)) > 1) wake_one();
   }
@@ -223,7 +267,7 @@ void ThreadPool::State::await_arrivals() noexcept {
 void* ThreadPool::State::start(void* argument) noexcept {
   auto* worker = static_cast<Worker*>(argument);
   worker->state->arrive();
-  worker->state->serve(worker->thread);
+  worker->state->serve(*worker);
   return nullptr;
 }
 
@@ -300,7 +344,7 @@ void ThreadPool::run(int32_t n_items, Work work, void* context) noexcept {
   state.n_items = count;
   state.pending.store(count, std::memory_order_relaxed);
   state.word.store(word_of(++state.job, count), std::memory_order_seq_cst);
-  state.caller_cpu.store(sched_getcpu(), std::memory_order_relaxed);
+  state.note_caller();
   state.wake_one();
   while (state.take_and_run(0)) {
   }

@@ -229,7 +229,7 @@ void token_count_cases(Limits& limits) {
   setup.batch = 128;
   Rig rig(setup);
   limits.clean_caches();
-  const int32_t counts[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96};
+  const int32_t counts[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
   double best[std::size(counts)] = {};
   for (int pair = 0; pair < pairs(); ++pair) {
     for (size_t i = 0; i < std::size(counts); ++i) {
@@ -240,11 +240,12 @@ void token_count_cases(Limits& limits) {
         best[i] = std::fmin(best[i], seconds([&] { rig.attend(); }));
       rig.close();
     }
-    for (size_t i = 0; i + 1 < std::size(counts); ++i) {
+    for (size_t i = 0; counts[i] <= 64; ++i) {
+      const int32_t* twice = std::find(std::begin(counts), std::end(counts), 2 * counts[i]);
       char name[64];
       std::snprintf(name, sizeof name, "%d tokens on 4k", counts[i]);
-      report({"tokens", name, "x of the next larger", Better::lower, 1.0, 0}, best[i] / best[i + 1],
-             best[i]);
+      report({"tokens", name, "x of twice as many", Better::lower, 1.0, 1.0},
+             best[i] / best[twice - counts], best[i]);
     }
   }
 }

@@ -268,6 +268,28 @@ TEST_F(OneWorker, KeepsToWhatSomebodyElseHasDecided) {
   EXPECT_TRUE(CPU_EQUAL(&cpus, &decided));
 }
 
+TEST_F(OneWorker, WakesElsewhereThanACallerThatHasMoved) {
+  at_work();
+  ASSERT_TRUE(keeps_away());
+  do caller_cpu_ = (caller_cpu_ + 1) % CPU_SETSIZE;
+  while (!CPU_ISSET(caller_cpu_, &all_));
+  const cpu_set_t one = only(caller_cpu_);
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  std::atomic<int> woken_on{-1};
+  const auto look = [](void* context, int32_t, int32_t thread) noexcept {
+    int none = -1;
+    if (thread == 1)
+      static_cast<std::atomic<int>*>(context)->compare_exchange_strong(none, sched_getcpu());
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  };
+  for (int i = 0; i < 1000 && woken_on < 0; ++i) pool_->run(8, look, &woken_on);
+  ASSERT_GE(woken_on, 0) << "the worker never took part";
+  EXPECT_NE(woken_on, caller_cpu_);
+  const cpu_set_t cpus = at_work();
+  EXPECT_TRUE(CPU_EQUAL(&cpus, &all_));
+  EXPECT_TRUE(keeps_away());
+}
+
 TEST(ThreadPool, RefusesWhatItCannotDo) {
   ThreadPool* pool = nullptr;
   EXPECT_EQ(ThreadPool::create(-1, &pool), Status::invalid_argument);
