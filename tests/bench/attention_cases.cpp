@@ -35,8 +35,8 @@ double timed(Rig& rig, bool log_sum_exp = false) {
 void decode(Limits& limits, const Label& label, const Setup& setup) {
   Rig rig(setup);
   rig.open(1);
+  rig.attend_all();
   limits.clean_caches();
-  rig.attend();
   const double bytes = rig.bytes_of_history();
   const double operations = Rig::causal_operations(setup, 1, setup.context) * setup.sequences;
   for (int pair = 0; pair < pairs(); ++pair) {
@@ -56,9 +56,9 @@ void histories(Limits& limits, Setup setup) {
   Rig one_by_one(setup);
   together.open(1);
   one_by_one.open(1);
+  together.attend_all();
+  one_by_one.attend_all();
   limits.clean_caches();
-  together.attend();
-  one_by_one.attend();
   const std::string name = "decode f16, " + std::to_string(setup.sequences) +
                            " x 4k, together beside one after another";
   for (int pair = 0; pair < pairs(); ++pair) {
@@ -76,8 +76,8 @@ void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, in
   setup.layers = 4;
   Rig rig(setup);
   rig.open(tokens);
+  rig.attend_all();
   limits.clean_caches();
-  rig.attend();
   const double operations = Rig::causal_operations(setup, tokens, setup.context);
   for (int pair = 0; pair < pairs(); ++pair) {
     const double limit = operations / limits.multiply_rate();
@@ -163,9 +163,9 @@ void shared_cases(Limits& limits) {
   Rig rig(setup);
   alone.open(1);
   rig.open(1);
+  alone.attend_all();
+  rig.attend_all();
   limits.clean_caches();
-  alone.attend();
-  rig.attend();
   for (int pair = 0; pair < pairs(); ++pair) {
     const double one = timed(alone);
     const double all = timed(rig);
@@ -207,8 +207,9 @@ void option_cases(Limits& limits) {
       option.apply(with);
       Rig rig(with);
       rig.open(setup.batch, option.sees_later);
+      plain.attend_all();
+      rig.attend_all();
       limits.clean_caches();
-      rig.attend(option.log_sum_exp);
       // Rows that see later tokens have almost twice the pairs to do in a prefill; the time is taken per pair.
       const double more = option.sees_later ? 2.0 * setup.batch / (setup.batch + 1.0) : 1.0;
       for (int pair = 0; pair < pairs(); ++pair) {
@@ -283,9 +284,9 @@ void interrupted_cases(Limits& limits) {
     Rig alone(setup);
     rig.open(1);
     alone.open(1);
+    rig.attend_all();
+    alone.attend_all();
     limits.clean_caches();
-    rig.attend();
-    alone.attend();
     char name[80];
     for (int pair = 0; pair < pairs(); ++pair) {
       double back_to_back = 0;

@@ -190,6 +190,10 @@ void Rig::attend_layer(int32_t layer, bool log_sum_exp) {
        "attention");
 }
 
+void Rig::attend_all() {
+  for (int32_t layer = 0; layer < setup_.layers; ++layer) attend_layer(layer, false);
+}
+
 void Rig::attend(bool log_sum_exp) {
   attend_layer(layer_, log_sum_exp);
   layer_ = (layer_ + 1) % setup_.layers;

@@ -61,6 +61,8 @@ class Rig {
 
   /// Attention of the open pass in the next layer of the rotation.
   void attend(bool log_sum_exp = false);
+  /// Of every layer: what filling them left in the caches has then gone back to memory.
+  void attend_all();
   void attend_layer(int32_t layer, bool log_sum_exp = false);
 
   double bytes_of_history() const;  // of K and V that one call of a decode pass reads
