@@ -113,9 +113,10 @@ impl fmt::Debug for Tensor<'_> {
 
 /// What a view is of, without its address.
 fn describe(name: &str, tensor: &kvc_sys::kvc_tensor, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let known = DType::of(tensor.dtype);
     let dtype: &dyn fmt::Debug = match tensor.dtype {
         kvc_sys::KVC_BOOL => &"bool",
-        code => &DType::of(code),
+        _ => &known,
     };
     f.debug_struct(name)
         .field("dtype", dtype)
