@@ -140,7 +140,7 @@ int main(int argc, char** argv) {
                               : least_of_a_million;
   std::cout << "smallest number of the table: " << coverage.least() << ", wanted " << wanted
             << std::endl;
-  // In some thousand operations chance decides what is met at all: they are there for the comparisons alone.
-  if (options.operations < 50000) return 0;
-  return coverage.least() < wanted || coverage.rebuilt == 0 || coverage.poisonings == 0;
+  if (coverage.poisonings == 0) return 1;
+  // In some thousand operations chance decides what else is met: they are there for the comparisons.
+  return options.operations >= 50000 && (coverage.least() < wanted || coverage.rebuilt == 0);
 }
