@@ -52,6 +52,7 @@ void World::compare_places() {
       if (run.length < 1) differ("an empty run");
       for (int32_t i = 0; i < run.length; ++i)
         places.push_back({run.cell + i, run.position + i, run.offset});
+      coverage_.trace(static_cast<uint64_t>(run.cell) << 32 | static_cast<uint32_t>(run.length));
     }
     const auto& tokens = oracle_.sequences[static_cast<size_t>(s)].tokens;
     expect_equal(static_cast<int64_t>(places.size()), static_cast<int64_t>(tokens.size()),
@@ -90,6 +91,7 @@ void World::compare_digest(bool must_stay) {
   if (kvc_state_digest(cache_, now.data()) != KVC_OK) differ("digest: " + support::last_message());
   if (must_stay && now != last_digest_) differ("the digest changed");
   last_digest_ = now;
+  for (const uint64_t word : now) coverage_.trace(word);
   const std::string wrong = ledger_.enter(oracle_, now);
   if (!wrong.empty()) differ("digest: " + wrong);
 }

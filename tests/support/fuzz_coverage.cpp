@@ -42,7 +42,8 @@ void Coverage::print(std::ostream& out) const {
   }
   out << "attention rows compared with double: " << rows_compared << " (" << rows_wild
       << " too large to compare), states built a second time in other cells: " << rebuilt
-      << ", poisonings of free cells: " << poisonings << '\n';
+      << ", poisonings of free cells: " << poisonings << "\nfingerprint of the run: " << std::hex
+      << fingerprint_ << std::dec << '\n';
 }
 
 uint64_t Coverage::least() const {

@@ -62,9 +62,15 @@ class Coverage {
   uint64_t rebuilt = 0;        // states built a second time in other cells: equal digests
   uint64_t poisonings = 0;     // free cells filled with NaN
 
+  /// Adds what the library returned to the run's fingerprint: the same seed has the same one as long as nothing that a
+  /// caller can observe changes, cells and the bits of attention included.
+  void trace(uint64_t value) { fingerprint_ = (fingerprint_ ^ value) * 0x100000001b3u; }
+  uint64_t fingerprint() const { return fingerprint_; }
+
  private:
   static constexpr size_t columns = 5;
   std::array<std::array<uint64_t, columns>, static_cast<size_t>(Op::count)> table_{};
+  uint64_t fingerprint_ = 0xcbf29ce484222325u;
 };
 
 }  // namespace fuzz

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "fuzz_world.hpp"
@@ -56,6 +57,7 @@ void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vecto
       for (int64_t d = 0; d < dv; ++d) {
         const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
         const double got = out.get(row * dv + d);
+        coverage_.trace(std::bit_cast<uint64_t>(got));
         const double tolerance = (4e-5 + logit_rounding(sum)) * largest +
                                  0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
         if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
