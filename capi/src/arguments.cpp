@@ -95,11 +95,14 @@ Status check_struct_size(const char* name, const void* descriptor, uint32_t stru
   return Status::ok;
 }
 
-Status storage_dtype(const char* name, uint32_t dtype, DType* out) {
-  if (dtype == 0) dtype = KVC_F32;
-  if (!is_float(dtype)) return fail(Status::dtype, "%s 0x%x is no storage type", name, dtype);
-  *out = static_cast<DType>(dtype);
-  return Status::ok;
+Status read_storage_type(const char* name, uint32_t dtype, StorageType* out) {
+  switch (dtype) {
+    case 0:
+    case KVC_F32: *out = StorageType::f32; return Status::ok;
+    case KVC_F16: *out = StorageType::f16; return Status::ok;
+    case KVC_BF16: *out = StorageType::bf16; return Status::ok;
+    default: return fail(Status::dtype, "%s 0x%x is no storage type", name, dtype);
+  }
 }
 
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "core/base/status.hpp"
+#include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
 #include "kvc/kvc.h"
 
@@ -64,7 +65,7 @@ void write_output(Output filled, Output* out) {
               filled.struct_size < sizeof(Output) ? filled.struct_size : sizeof(Output));
 }
 
-Status storage_dtype(const char* name, uint32_t dtype, DType* out);  // 0: f32
+Status read_storage_type(const char* name, uint32_t dtype, StorageType* out);  // 0: f32
 
 enum class Direction { in, out };
 

@@ -27,8 +27,10 @@ Status read_bounds(const kvc_cache_desc* desc, CacheBounds* bounds) {
     return fail(Status::invalid_argument, "kvc_cache_desc.reserved is %d, not 0", d.reserved);
   if ((d.flags & ~cache_flags) != 0)
     return fail(Status::invalid_argument, "unknown flags of kvc_cache_desc");
-  if (Status s = storage_dtype("dtype_k", d.dtype_k, &bounds->dtype_k); s != Status::ok) return s;
-  if (Status s = storage_dtype("dtype_v", d.dtype_v, &bounds->dtype_v); s != Status::ok) return s;
+  if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
+    return s;
+  if (Status s = read_storage_type("dtype_v", d.dtype_v, &bounds->type_v); s != Status::ok)
+    return s;
   bounds->n_layers = d.n_layers;
   bounds->n_kv_heads = d.n_kv_heads;
   bounds->head_dim_k = d.head_dim_k;
@@ -53,9 +55,12 @@ Status read_causal(const void* desc, CausalRequest* request) {
   if ((d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}) != 0) {
     return fail(Status::invalid_argument, "unknown flags of kvc_causal_desc");
   }
-  if (Status s = storage_dtype("mask_dtype", d.mask_dtype, &request->mask_dtype); s != Status::ok)
-    return s;
-  if (request->mask_dtype == DType::bf16) return fail(Status::dtype, "mask_dtype is f32 or f16");
+  switch (d.mask_dtype) {
+    case 0:
+    case KVC_F32: request->mask_dtype = DType::f32; break;
+    case KVC_F16: request->mask_dtype = DType::f16; break;
+    default: return fail(Status::dtype, "mask_dtype is f32 or f16");
+  }
   request->reach = d.reach;
   request->memory = d.memory;
   request->chunk = d.chunk;

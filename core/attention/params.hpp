@@ -2,25 +2,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
 
 /// Plain structs that say what one attention call, put or copy means. Caches fill them in, kernels only read them.
 /// Whoever fills them has checked everything; a kernel checks nothing.
 namespace kvc {
-
-/// Where one layer's keys and values lie. A row is one token of one head: head_dim contiguous elements.
-struct LayerStorage {
-  std::byte* k = nullptr;    // [n_kv_heads][n_cells][head_dim_k], heads k_head_stride bytes apart
-  std::byte* v = nullptr;    // [n_kv_heads][n_cells][head_dim_v], heads v_head_stride bytes apart
-  size_t k_head_stride = 0;  // bytes
-  size_t v_head_stride = 0;  // bytes
-  int32_t n_cells = 0;
-  int32_t n_kv_heads = 0;
-  int32_t head_dim_k = 0;
-  int32_t head_dim_v = 0;
-  DType dtype_k = DType::f32;
-  DType dtype_v = DType::f32;
-};
 
 /// RoPE as a table: dimension pair i turns by (offset × frequency[i]). Pairs are (2i, 2i+1), or (i, i + n_dims/2) when halves.
 struct Rope {

@@ -51,9 +51,10 @@ inline float load_element(const void* data, DType dtype, int64_t index) {
   switch (dtype) {
     case DType::f16: return f16_to_f32(static_cast<const uint16_t*>(data)[index]);
     case DType::bf16: return bf16_to_f32(static_cast<const uint16_t*>(data)[index]);
-    case DType::f32: break;
+    case DType::f32: return static_cast<const float*>(data)[index];
+    case DType::boolean: return static_cast<const uint8_t*>(data)[index] != 0 ? 1.0f : 0.0f;
   }
-  return static_cast<const float*>(data)[index];
+  __builtin_unreachable();
 }
 
 inline void store_element(void* data, DType dtype, int64_t index, float value) {
@@ -61,6 +62,7 @@ inline void store_element(void* data, DType dtype, int64_t index, float value) {
     case DType::f16: static_cast<uint16_t*>(data)[index] = f32_to_f16(value); return;
     case DType::bf16: static_cast<uint16_t*>(data)[index] = f32_to_bf16(value); return;
     case DType::f32: static_cast<float*>(data)[index] = value; return;
+    case DType::boolean: static_cast<uint8_t*>(data)[index] = value != 0; return;
   }
 }
 

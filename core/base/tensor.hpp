@@ -4,14 +4,15 @@
 
 namespace kvc {
 
-/// Element types by their DLPack number: code | bits << 8 | lanes << 16.
+/// Element types of tensors by their DLPack number: code | bits << 8 | lanes << 16.
 enum class DType : uint32_t {
   f32 = 2 | 32 << 8 | 1 << 16,
   f16 = 2 | 16 << 8 | 1 << 16,
   bf16 = 4 | 16 << 8 | 1 << 16,
+  boolean = 6 | 8 << 8 | 1 << 16,
 };
 
-/// Bytes of an element; of any DLPack type, since masks are booleans.
+/// Bytes of an element.
 constexpr size_t size_of(DType dtype) { return (static_cast<uint32_t>(dtype) >> 8 & 0xff) / 8; }
 
 /// A strided view of at most eight dimensions. The boundary has checked it: data is not null, aligned to its element,

@@ -3,6 +3,7 @@
 
 #include "core/attention/params.hpp"
 #include "core/base/status.hpp"
+#include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
 
 namespace kvc {
@@ -13,8 +14,8 @@ struct CacheBounds {
   int32_t n_kv_heads = 0;
   int32_t head_dim_k = 0;
   int32_t head_dim_v = 0;
-  DType dtype_k = DType::f32;
-  DType dtype_v = DType::f32;
+  StorageType type_k = StorageType::f32;
+  StorageType type_v = StorageType::f32;
   int32_t max_sequences = 0;
   int32_t capacity = 0;
   int32_t max_batch = 0;

@@ -19,10 +19,8 @@ Status in_range(const char* name, int32_t value, int32_t low, int32_t high) {
 
 /// Heads of a layer lie this far apart: off powers of two, so that the streams of several heads, and K's and V's of one
 /// head, do not meet in the same sets of the first-level cache.
-CheckedSize head_stride(int32_t rows, int32_t head_dim, DType dtype) {
-  const CheckedSize bytes = CheckedSize(static_cast<uint64_t>(rows)) *
-                            CheckedSize(static_cast<uint64_t>(head_dim)) *
-                            CheckedSize(size_of(dtype));
+CheckedSize head_stride(int32_t rows, size_t row_bytes) {
+  const CheckedSize bytes = CheckedSize(static_cast<uint64_t>(rows)) * CheckedSize(row_bytes);
   return bytes.rounded_up(page_bytes) + CheckedSize(uint64_t{9} * 64);
 }
 
@@ -216,21 +214,20 @@ void CausalCache::carve_layer(Carver& carver, Layer& layer) {
   // The dense view of get() may be rounded up to the padding: rows behind the last cell exist and stay zero.
   const int32_t padding = settings_.cell_padding;
   const int32_t rows = (bounds_.cells + padding - 1) / padding * padding;
-  LayerStorage& storage = layer.storage;
-  storage.n_cells = rows;
-  storage.n_kv_heads = bounds_.n_kv_heads;
-  storage.head_dim_k = bounds_.head_dim_k;
-  storage.head_dim_v = bounds_.head_dim_v;
-  storage.dtype_k = bounds_.dtype_k;
-  storage.dtype_v = bounds_.dtype_v;
-  const CheckedSize heads(static_cast<uint64_t>(bounds_.n_kv_heads));
-  const CheckedSize k_stride = head_stride(rows, bounds_.head_dim_k, bounds_.dtype_k);
-  const CheckedSize v_stride = head_stride(rows, bounds_.head_dim_v, bounds_.dtype_v);
-  storage.k_head_stride = k_stride.value();
-  storage.v_head_stride = v_stride.value();
-  storage.k = carver.take<std::byte>(heads * k_stride, page_bytes);
+  const auto carve_slab = [&](Slab& slab, int32_t head_dim, StorageType type, uint64_t alignment) {
+    slab.type = type;
+    slab.n_heads = bounds_.n_kv_heads;
+    slab.n_cells = rows;
+    slab.head_dim = head_dim;
+    slab.row_bytes = row_bytes(type, head_dim);
+    const CheckedSize stride = head_stride(rows, slab.row_bytes);
+    slab.head_stride = stride.value();
+    slab.data = carver.take<std::byte>(CheckedSize(static_cast<uint64_t>(slab.n_heads)) * stride,
+                                       alignment);
+  };
+  carve_slab(layer.storage.k, bounds_.head_dim_k, bounds_.type_k, page_bytes);
   carver.take<std::byte>(page_bytes / 2, page_bytes);  // V begins half a page off K
-  storage.v = carver.take<std::byte>(heads * v_stride, 64);
+  carve_slab(layer.storage.v, bounds_.head_dim_v, bounds_.type_v, 64);
   layer.slopes = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
   layer.sinks = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
   layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);

@@ -199,7 +199,6 @@ class CausalCache final : public Cache {
   Status make_shifted_copies(const Sequence& sequence, int32_t first, int32_t distance,
                              Copies& copies);
   void use_shifted_copies(Sequence& sequence, int32_t first, int32_t distance, Copies& copies);
-  static Tensor keys_of(const LayerStorage& storage, int32_t first_cell, int32_t n);
 
   Status plan_reorder(int32_t n, const int32_t* destination, const int32_t* source);
   void rotate_cycle(int32_t start);

@@ -48,7 +48,7 @@ Status CausalCache::history(int32_t* first, int32_t* cells) {
   if (Status s = ready_in_pass(); s != Status::ok) return s;
   if (state_ == CacheState::reserve) {
     history_begin_ = *first = 0;
-    *cells = layers_[0].storage.n_cells;
+    *cells = layers_[0].storage.k.n_cells;
     return Status::ok;
   }
   span_history();
@@ -63,20 +63,8 @@ Status CausalCache::get(int32_t index, Tensor* k, Tensor* v) {
   int32_t first = 0, cells = 0;
   if (Status s = history(&first, &cells); s != Status::ok) return s;
   const LayerStorage& storage = layers_[index].storage;
-  const auto view = [&](std::byte* base, size_t stride, int32_t head_dim, DType dtype, Tensor* out) {
-    if (out == nullptr) return;
-    const size_t row_bytes = static_cast<size_t>(head_dim) * size_of(dtype);
-    *out = {};
-    out->data = base + static_cast<size_t>(history_begin_) * row_bytes;
-    out->dtype = dtype;
-    out->ndim = 3;
-    const int64_t shape[] = {cells, storage.n_kv_heads, head_dim};
-    const int64_t strides[] = {head_dim, static_cast<int64_t>(stride / size_of(dtype)), 1};
-    std::copy_n(shape, 3, out->shape);
-    std::copy_n(strides, 3, out->stride);
-  };
-  view(storage.k, storage.k_head_stride, storage.head_dim_k, storage.dtype_k, k);
-  view(storage.v, storage.v_head_stride, storage.head_dim_v, storage.dtype_v, v);
+  if (k != nullptr) *k = storage.k.view(history_begin_, cells);
+  if (v != nullptr) *v = storage.v.view(history_begin_, cells);
   return Status::ok;
 }
 

@@ -72,7 +72,7 @@ Status CausalCache::make_shifted_copies(const Sequence& sequence, int32_t first,
       for (int32_t begin = 0; begin < n;) {
         int32_t end = begin + 1;
         while (end < n && to[end] == to[end - 1] + 1) ++end;
-        const Tensor keys = keys_of(storage, to[begin], end - begin);
+        const Tensor keys = storage.k.view(to[begin], end - begin);
         if (Status s = shift_.run(shift_, layer, end - begin, old_position + begin,
                                   new_position + begin, keys);
             s != Status::ok) {
@@ -99,21 +99,6 @@ void CausalCache::use_shifted_copies(Sequence& sequence, int32_t first, int32_t 
     pool_.drop_owners(&token.cell, 1, [this](int32_t freed) { release(freed); });
     cell = next;
   }
-}
-
-/// [n, n_kv_heads, head_dim_k] of cells next to each other, in the storage type.
-Tensor CausalCache::keys_of(const LayerStorage& storage, int32_t first_cell, int32_t n) {
-  Tensor keys;
-  keys.data = storage.k + static_cast<size_t>(first_cell) *
-                              static_cast<size_t>(storage.head_dim_k) * size_of(storage.dtype_k);
-  keys.dtype = storage.dtype_k;
-  keys.ndim = 3;
-  const int64_t shape[] = {n, storage.n_kv_heads, storage.head_dim_k};
-  const int64_t strides[] = {
-      storage.head_dim_k, static_cast<int64_t>(storage.k_head_stride / size_of(storage.dtype_k)), 1};
-  std::copy_n(shape, 3, keys.shape);
-  std::copy_n(strides, 3, keys.stride);
-  return keys;
 }
 
 }  // namespace kvc

@@ -64,14 +64,9 @@ Digest CausalCache::digest_of(int32_t sequence, Token token, bool of_open_pass) 
     if (of_open_pass && !layer.put) continue;
     digest.update(&index, sizeof index);
     const LayerStorage& storage = layer.storage;
-    const size_t k_bytes = static_cast<size_t>(storage.head_dim_k) * size_of(storage.dtype_k);
-    const size_t v_bytes = static_cast<size_t>(storage.head_dim_v) * size_of(storage.dtype_v);
-    const auto cell = static_cast<size_t>(token.cell);
-    for (int32_t head = 0; head < storage.n_kv_heads; ++head) {
-      digest.update(storage.k + static_cast<size_t>(head) * storage.k_head_stride + cell * k_bytes,
-                    k_bytes);
-      digest.update(storage.v + static_cast<size_t>(head) * storage.v_head_stride + cell * v_bytes,
-                    v_bytes);
+    for (int32_t head = 0; head < storage.k.n_heads; ++head) {
+      digest.update(storage.k.row(head, token.cell), storage.k.row_bytes);
+      digest.update(storage.v.row(head, token.cell), storage.v.row_bytes);
     }
   }
   return digest;

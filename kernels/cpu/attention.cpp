@@ -36,9 +36,9 @@ class Call {
   Call(const AttentionParams& params, int32_t n_threads) : params_(params), kernels_(kernels()) {
     const LayerStorage& storage = params.storage;
     space_.place(params, n_threads);
-    group_ = params.constants.n_q_heads / storage.n_kv_heads;
-    q_stride_ = padded(storage.head_dim_k);
-    o_stride_ = padded(storage.head_dim_v);
+    group_ = params.constants.n_q_heads / storage.k.n_heads;
+    q_stride_ = padded(storage.k.head_dim);
+    o_stride_ = padded(storage.v.head_dim);
   }
 
   void run(ThreadPool& pool) noexcept;
@@ -87,7 +87,7 @@ class Call {
 
 void Call::run(ThreadPool& pool) noexcept {
   WorkPlan& work = space_.work;
-  work.n_slots_max = slots_for(slot_bytes(params_.constants.n_q_heads, params_.storage.head_dim_v));
+  work.n_slots_max = slots_for(slot_bytes(params_.constants.n_q_heads, params_.storage.v.head_dim));
   make_work_plan(params_, work);
   const int32_t n_counters = work.n_counters * params_.constants.n_q_heads;
   for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
@@ -98,7 +98,7 @@ void Call::run(ThreadPool& pool) noexcept {
   const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
     static_cast<Call*>(context)->run_item(item, thread);
   };
-  const int32_t n_heads = params_.storage.n_kv_heads * work.n_pieces;
+  const int32_t n_heads = params_.storage.k.n_heads * work.n_pieces;
   const int32_t units_at_once = ThreadPool::items_max / n_heads;  // heads are 2^20 at most
   for (first_unit_ = 0; first_unit_ < work.n_units; first_unit_ += units_at_once) {
     const int32_t n_items = std::min(units_at_once, work.n_units - first_unit_) * n_heads;
@@ -112,7 +112,7 @@ void Call::run(ThreadPool& pool) noexcept {
 
 void Call::run_item(int32_t index, int32_t thread) noexcept {
   const WorkPlan& work = space_.work;
-  const int32_t n_heads = params_.storage.n_kv_heads * work.n_pieces;
+  const int32_t n_heads = params_.storage.k.n_heads * work.n_pieces;
   const WorkUnit& unit = work.units[first_unit_ + index / n_heads];
   const int32_t head = index % n_heads;
   const int32_t first_in_group = head % work.n_pieces * work.piece_heads;
@@ -145,7 +145,7 @@ void Call::run_item(int32_t index, int32_t thread) noexcept {
 void Call::load_queries(const Item& item) const {
   const Tensor& q = params_.tensors.q;
   const AttentionConstants& constants = params_.constants;
-  const int32_t head_dim = params_.storage.head_dim_k;
+  const int32_t head_dim = params_.storage.k.head_dim;
   const double unit = constants.softcap != 0 ? 1 / static_cast<double>(constants.softcap) : log2_e;
   const auto factor = static_cast<float>(constants.scale * unit);
   float* to = item.scratch.q;
@@ -170,14 +170,14 @@ Tile Call::describe(const Item& item) const {
   const LayerStorage& storage = params_.storage;
   const AttentionConstants& constants = params_.constants;
   Tile tile;
-  tile.k = storage.k + static_cast<size_t>(item.kv_head) * storage.k_head_stride;
-  tile.v = storage.v + static_cast<size_t>(item.kv_head) * storage.v_head_stride;
-  tile.k_row_bytes = size_of(storage.dtype_k) * static_cast<size_t>(storage.head_dim_k);
-  tile.v_row_bytes = size_of(storage.dtype_v) * static_cast<size_t>(storage.head_dim_v);
-  tile.dtype_k = storage.dtype_k;
-  tile.dtype_v = storage.dtype_v;
-  tile.head_dim_k = storage.head_dim_k;
-  tile.head_dim_v = storage.head_dim_v;
+  tile.k = storage.k.head(item.kv_head);
+  tile.v = storage.v.head(item.kv_head);
+  tile.k_row_bytes = storage.k.row_bytes;
+  tile.v_row_bytes = storage.v.row_bytes;
+  tile.type_k = storage.k.type;
+  tile.type_v = storage.v.type;
+  tile.head_dim_k = storage.k.head_dim;
+  tile.head_dim_v = storage.v.head_dim;
   tile.q = item.scratch.q;
   tile.token = item.scratch.token;
   tile.n_rows = item.n_rows();
@@ -414,7 +414,7 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   const AttentionConstants& constants = params_.constants;
   const int64_t token = params_.plan.rows[plan_row].token;
   const int32_t q_head = item.q_head + head;
-  const int32_t head_dim = params_.storage.head_dim_v;
+  const int32_t head_dim = params_.storage.v.head_dim;
   const bool sees_nothing = sum == 0;
   double factor = 0;
   if (!sees_nothing) {

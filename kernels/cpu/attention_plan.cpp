@@ -47,10 +47,10 @@ Range clamp(const AttentionRow& row, int32_t low, int32_t high) {
 class Planner {
  public:
   Planner(const AttentionParams& params, WorkPlan& work) : plan_(params.plan), work_(work) {
-    group_ = params.constants.n_q_heads / params.storage.n_kv_heads;
+    group_ = params.constants.n_q_heads / params.storage.k.n_heads;
     work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
     work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
-    n_heads_ = static_cast<int64_t>(params.storage.n_kv_heads) * work_.n_pieces;
+    n_heads_ = static_cast<int64_t>(params.storage.k.n_heads) * work_.n_pieces;
     int32_t rows = kernels().wide_tile_rows;
     while (rows > tile_rows_min && int64_t{plan_.n_rows} * group_ * n_heads_ < items_wanted * rows)
       rows /= 2;

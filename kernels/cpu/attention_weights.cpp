@@ -86,7 +86,7 @@ class WeightsRow {
 
   void load_query() {
     const Tensor& q = params_.tensors.q;
-    const int32_t head_dim = params_.storage.head_dim_k;
+    const int32_t head_dim = params_.storage.k.head_dim;
     std::fill_n(scratch_.q, padded(head_dim), 0.0f);
     for (int32_t i = 0; i < head_dim; ++i)
       scratch_.q[i] = load_element(q.data, q.dtype, index_of(q, row_.token, head_, i)) *
@@ -101,25 +101,23 @@ class WeightsRow {
     turned_by_ = offset;
     make_turn(rope, offset, scratch_.turns);
     turn_query(rope, scratch_.turns, scratch_.q, scratch_.q_turned,
-               padded(params_.storage.head_dim_k));
+               padded(params_.storage.k.head_dim));
     return scratch_.q_turned;
   }
 
   float score(int32_t cell, int32_t position) {
-    const LayerStorage& storage = params_.storage;
+    const Slab& keys = params_.storage.k;
     const AttentionConstants& constants = params_.constants;
     const float bias = score_bias(params_.tensors, head_, row_.token, cell - params_.first_column);
     if (bias == minus_infinity) return minus_infinity;
-    const int32_t kv_head = head_ / (constants.n_q_heads / storage.n_kv_heads);
-    const size_t row_bytes = size_of(storage.dtype_k) * static_cast<size_t>(storage.head_dim_k);
-    const std::byte* key = storage.k + static_cast<size_t>(kv_head) * storage.k_head_stride +
-                           static_cast<size_t>(cell) * row_bytes;
-    float* wide = scratch_.q + padded(storage.head_dim_k);
-    std::fill_n(wide, padded(storage.head_dim_k), 0.0f);
-    kernels().to_f32(wide, key, storage.dtype_k, storage.head_dim_k);
+    const int32_t kv_head = head_ / (constants.n_q_heads / keys.n_heads);
+    const std::byte* key = keys.row(kv_head, cell);
+    float* wide = scratch_.q + padded(keys.head_dim);
+    std::fill_n(wide, padded(keys.head_dim), 0.0f);
+    kernels().to_f32(wide, key, keys.element(), keys.head_dim);
     const bool owes = params_.plan.lists[row_.list].owes_rotation;
     const float* query = turned(owes ? position - params_.plan.rotated_for[cell] : 0);
-    float x = dot(query, wide, padded(storage.head_dim_k));
+    float x = dot(query, wide, padded(keys.head_dim));
     if (constants.softcap != 0) x = constants.softcap * std::tanh(x / constants.softcap);
     if (constants.slopes != nullptr) {
       x -= constants.slopes[head_] * static_cast<float>(std::abs(int64_t{row_.position} - position));

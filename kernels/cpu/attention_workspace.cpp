@@ -77,9 +77,9 @@ void Workspace::place(const AttentionParams& params, int32_t n_threads) {
   AttentionBounds bounds;
   bounds.max_batch = params.plan.n_rows;
   bounds.max_q_heads = params.constants.n_q_heads;
-  bounds.n_kv_heads = params.storage.n_kv_heads;
-  bounds.head_dim_k = params.storage.head_dim_k;
-  bounds.head_dim_v = params.storage.head_dim_v;
+  bounds.n_kv_heads = params.storage.k.n_heads;
+  bounds.head_dim_k = params.storage.k.head_dim;
+  bounds.head_dim_v = params.storage.v.head_dim;
   Carver carver(params.workspace);
   place(carver, bounds, n_threads);
 }

@@ -523,8 +523,8 @@ static void process_types(const Tile& tile) {
 }
 
 [[maybe_unused]] static void process_narrow_tile(const Tile& tile) {
-  with_storage(tile.dtype_k, [&](auto k) {
-    with_storage(tile.dtype_v, [&](auto v) { process_types<decltype(k), decltype(v)>(tile); });
+  with_storage(tile.type_k, [&](auto k) {
+    with_storage(tile.type_v, [&](auto v) { process_types<decltype(k), decltype(v)>(tile); });
   });
 }
 

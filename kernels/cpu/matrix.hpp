@@ -342,7 +342,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   wide::grow(view.any, tile_depth, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
-  with_storage(tile.dtype_k, [&](auto storage) {
+  with_storage(tile.type_k, [&](auto storage) {
     score_strip<parts_of<decltype(storage)>, vectors>(work, first_row, ranges);
   });
   wide::soften_strip<vectors>(work.plain, view, first_row, ranges);
@@ -351,7 +351,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     pack_probabilities<vectors>(work, range);
-    with_storage(tile.dtype_v, [&](auto storage) {
+    with_storage(tile.type_v, [&](auto storage) {
       add_values<parts_of<decltype(storage)>, vectors>(work, range, first, n_rows, o);
     });
     first = false;
@@ -365,9 +365,9 @@ KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     suited = suited &&
-             with_storage(tile.dtype_k,
+             with_storage(tile.type_k,
                           [&](auto storage) { return pack_keys<decltype(storage)>(work, range); }) &&
-             with_storage(tile.dtype_v,
+             with_storage(tile.type_v,
                           [&](auto storage) { return pack_values<decltype(storage)>(work, range); });
   }
   return suited;

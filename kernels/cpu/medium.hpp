@@ -381,8 +381,8 @@ static void process(Work& work) {
   medium::Work work = {};
   work.plain.tile = &tile;
   medium::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.head_dim_k, tile.head_dim_v);
-  with_storage(tile.dtype_k, [&](auto k) {
-    with_storage(tile.dtype_v, [&](auto v) { medium::process<decltype(k), decltype(v)>(work); });
+  with_storage(tile.type_k, [&](auto k) {
+    with_storage(tile.type_v, [&](auto v) { medium::process<decltype(k), decltype(v)>(work); });
   });
 }
 

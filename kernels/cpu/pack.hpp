@@ -165,13 +165,13 @@ bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, cons
 
 KVC_INLINE void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell,
                           int32_t count) {
-  with_storage(tile.dtype_k,
+  with_storage(tile.type_k,
                [&](auto storage) { pack_keys<decltype(storage)>(to, stride, tile, cell, count); });
 }
 
 KVC_INLINE bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile,
                             const int32_t* cell, int32_t count) {
-  return with_storage(tile.dtype_v, [&](auto storage) {
+  return with_storage(tile.type_v, [&](auto storage) {
     return pack_values<decltype(storage)>(to, block, begin, tile, cell, count);
   });
 }

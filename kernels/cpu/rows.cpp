@@ -36,37 +36,8 @@ Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
   return {.data = data, .stride = tensor.stride[2], .dtype = tensor.dtype};
 }
 
-/// The slab of K or of V.
-struct Slab {
-  std::byte* data = nullptr;
-  size_t head_stride = 0;
-  size_t row_bytes = 0;
-  int32_t head_dim = 0;
-  DType dtype = DType::f32;
-
-  Row row(int32_t cell, int32_t head) const {
-    std::byte* at = data + static_cast<size_t>(head) * head_stride +
-                    static_cast<size_t>(cell) * row_bytes;
-    return {.data = at, .stride = 1, .dtype = dtype};
-  }
-};
-
-Slab slab_of_k(const LayerStorage& s) {
-  const size_t row_bytes = size_of(s.dtype_k) * static_cast<size_t>(s.head_dim_k);
-  return {.data = s.k,
-          .head_stride = s.k_head_stride,
-          .row_bytes = row_bytes,
-          .head_dim = s.head_dim_k,
-          .dtype = s.dtype_k};
-}
-
-Slab slab_of_v(const LayerStorage& s) {
-  const size_t row_bytes = size_of(s.dtype_v) * static_cast<size_t>(s.head_dim_v);
-  return {.data = s.v,
-          .head_stride = s.v_head_stride,
-          .row_bytes = row_bytes,
-          .head_dim = s.head_dim_v,
-          .dtype = s.dtype_v};
+Row row_at(const Slab& slab, int32_t cell, int32_t head) {
+  return {.data = slab.row(head, cell), .stride = 1, .dtype = slab.element()};
 }
 
 template <class Element>
@@ -178,27 +149,27 @@ void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& p
 }
 
 size_t bytes_of(const LayerStorage& storage, int32_t n_tokens) {
-  const size_t per_head = slab_of_k(storage).row_bytes + slab_of_v(storage).row_bytes;
-  return per_head * static_cast<size_t>(storage.n_kv_heads) * static_cast<size_t>(n_tokens);
+  const size_t per_head = storage.k.row_bytes + storage.v.row_bytes;
+  return per_head * static_cast<size_t>(storage.k.n_heads) * static_cast<size_t>(n_tokens);
 }
 
 }  // namespace
 
 void store_rows(const StoreParams& params, ThreadPool& pool) noexcept {
-  const Slab k = slab_of_k(params.storage);
-  const Slab v = slab_of_v(params.storage);
+  const Slab& k = params.storage.k;
+  const Slab& v = params.storage.v;
   const auto store = [&](int32_t token, int32_t head) {
     const int32_t cell = params.cell[token];
-    convert_row(k.row(cell, head), row_at(params.k, token, head), k.head_dim);
-    convert_row(v.row(cell, head), row_at(params.v, token, head), v.head_dim);
+    convert_row(row_at(k, cell, head), row_at(params.k, token, head), k.head_dim);
+    convert_row(row_at(v, cell, head), row_at(params.v, token, head), v.head_dim);
   };
-  for_each_row(params.n_tokens, params.storage.n_kv_heads,
-               bytes_of(params.storage, params.n_tokens), pool, store);
+  for_each_row(params.n_tokens, params.storage.k.n_heads, bytes_of(params.storage, params.n_tokens),
+               pool, store);
 }
 
 void load_rows(const LoadParams& params, ThreadPool& pool) noexcept {
-  const Slab k = slab_of_k(params.storage);
-  const Slab v = slab_of_v(params.storage);
+  const Slab& k = params.storage.k;
+  const Slab& v = params.storage.v;
   const auto load = [&](int32_t token, int32_t head) {
     const int32_t cell = params.cell[token];
     const Row to_k = params.k.data ? row_at(params.k, token, head) : Row{};
@@ -208,10 +179,10 @@ void load_rows(const LoadParams& params, ThreadPool& pool) noexcept {
       if (to_v.data) zero_row(to_v, v.head_dim);
       return;
     }
-    if (to_k.data) convert_row(to_k, k.row(cell, head), k.head_dim);
-    if (to_v.data) convert_row(to_v, v.row(cell, head), v.head_dim);
+    if (to_k.data) convert_row(to_k, row_at(k, cell, head), k.head_dim);
+    if (to_v.data) convert_row(to_v, row_at(v, cell, head), v.head_dim);
   };
-  const int32_t n_heads = params.storage.n_kv_heads;
+  const int32_t n_heads = params.storage.k.n_heads;
   for_each_row(params.n_tokens, n_heads, bytes_of(params.storage, params.n_tokens), pool, load);
   if (!params.k.data || !params.offset) return;
 
@@ -222,16 +193,17 @@ void load_rows(const LoadParams& params, ThreadPool& pool) noexcept {
       if (params.offset[token] == 0 || params.cell[token] < 0) continue;
       turn.prepare(params.rope, first, params.offset[token]);
       for (int32_t head = 0; head < n_heads; ++head) {
-        turn_row(row_at(params.k, token, head), k.row(params.cell[token], head), params.rope, turn);
+        turn_row(row_at(params.k, token, head), row_at(k, params.cell[token], head), params.rope,
+                 turn);
       }
     }
   }
 }
 
 void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
-  const Slab k = slab_of_k(params.storage);
-  const Slab v = slab_of_v(params.storage);
-  const int32_t n_heads = params.storage.n_kv_heads;
+  const Slab& k = params.storage.k;
+  const Slab& v = params.storage.v;
+  const int32_t n_heads = params.storage.k.n_heads;
   // No target is a later source, but it may be an earlier one: the order of the cells is kept by doing whole heads.
   struct Job {
     const MoveParams& params;
@@ -243,10 +215,10 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
     const Job& mine = *static_cast<const Job*>(context);
     for (int32_t i = 0; i < mine.params.n_cells; ++i) {
       if (mine.params.from[i] == mine.params.to[i]) continue;
-      convert_row(mine.k.row(mine.params.to[i], head), mine.k.row(mine.params.from[i], head),
-                  mine.k.head_dim);
-      convert_row(mine.v.row(mine.params.to[i], head), mine.v.row(mine.params.from[i], head),
-                  mine.v.head_dim);
+      convert_row(row_at(mine.k, mine.params.to[i], head),
+                  row_at(mine.k, mine.params.from[i], head), mine.k.head_dim);
+      convert_row(row_at(mine.v, mine.params.to[i], head),
+                  row_at(mine.v, mine.params.from[i], head), mine.v.head_dim);
     }
   };
   if (bytes_of(params.storage, params.n_cells) >= parallel_bytes) {
@@ -262,7 +234,7 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
       if (params.offset[i] == 0) continue;
       turn.prepare(params.rope, first, params.offset[i]);
       for (int32_t head = 0; head < n_heads; ++head) {
-        const Row row = k.row(params.to[i], head);
+        const Row row = row_at(k, params.to[i], head);
         turn_row(row, row, params.rope, turn);
       }
     }
@@ -270,13 +242,13 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
 }
 
 void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept {
-  const Slab k = slab_of_k(params.storage);
-  const Slab v = slab_of_v(params.storage);
+  const Slab& k = params.storage.k;
+  const Slab& v = params.storage.v;
   const auto clear = [&](int32_t i, int32_t head) {
-    zero_row(k.row(params.cell[i], head), k.head_dim);
-    zero_row(v.row(params.cell[i], head), v.head_dim);
+    zero_row(row_at(k, params.cell[i], head), k.head_dim);
+    zero_row(row_at(v, params.cell[i], head), v.head_dim);
   };
-  for_each_row(params.n_cells, params.storage.n_kv_heads, bytes_of(params.storage, params.n_cells),
+  for_each_row(params.n_cells, params.storage.k.n_heads, bytes_of(params.storage, params.n_cells),
                pool, clear);
 }
 

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#include "core/base/tensor.hpp"
+#include "core/base/storage.hpp"
 
 /// One vector of floats, whatever the instruction set. The file that includes this has set KVC_ISA_NAMESPACE.
 ///
@@ -427,13 +427,13 @@ KVC_INLINE Vec load_as(const typename Storage::Element* p) {
 
 /// `use` with the storage type that lies there.
 template <class Use>
-KVC_INLINE auto with_storage(DType dtype, Use use) {
-  switch (dtype) {
-    case DType::f16: return use(F16{});
-    case DType::bf16: return use(Bf16{});
-    case DType::f32: break;
+KVC_INLINE auto with_storage(StorageType type, Use use) {
+  switch (type) {
+    case StorageType::f32: return use(F32{});
+    case StorageType::f16: return use(F16{});
+    case StorageType::bf16: return use(Bf16{});
   }
-  return use(F32{});
+  __builtin_unreachable();
 }
 
 /// Stores `lanes` elements, rounded to nearest even.

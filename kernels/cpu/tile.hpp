@@ -25,8 +25,8 @@ struct Tile {
   const std::byte* v = nullptr;
   size_t k_row_bytes = 0;
   size_t v_row_bytes = 0;
-  DType dtype_k = DType::f32;
-  DType dtype_v = DType::f32;
+  StorageType type_k = StorageType::f32;
+  StorageType type_v = StorageType::f32;
   int32_t head_dim_k = 0;
   int32_t head_dim_v = 0;
 

@@ -45,7 +45,9 @@ KVC_INLINE void widen_from(float* to, const void* from, DType from_type, int64_t
     case DType::f32: return widen<F32>(to, static_cast<const float*>(from), count, change);
     case DType::f16: return widen<F16>(to, static_cast<const uint16_t*>(from), count, change);
     case DType::bf16: return widen<Bf16>(to, static_cast<const uint16_t*>(from), count, change);
+    case DType::boolean: break;  // no number is converted to or from it
   }
+  __builtin_unreachable();
 }
 
 template <class Change>
@@ -54,7 +56,9 @@ KVC_INLINE void narrow_to(void* to, DType to_type, const float* from, int64_t co
     case DType::f32: return narrow<F32>(static_cast<float*>(to), from, count, change);
     case DType::f16: return narrow<F16>(static_cast<uint16_t*>(to), from, count, change);
     case DType::bf16: return narrow<Bf16>(static_cast<uint16_t*>(to), from, count, change);
+    case DType::boolean: break;
   }
+  __builtin_unreachable();
 }
 
 [[maybe_unused]] static void to_f32(float* to, const void* from, DType from_type, int64_t count) {

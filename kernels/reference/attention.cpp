@@ -76,14 +76,12 @@ double bias_of(const AttentionParams& params, const AttentionRow& row, int32_t h
 double score(const AttentionParams& params, const AttentionRow& row, int32_t head, const Seen& token) {
   const LayerStorage& storage = params.storage;
   const AttentionConstants& constants = params.constants;
-  const int32_t kv_head = head / (constants.n_q_heads / storage.n_kv_heads);
-  const size_t row_bytes = size_of(storage.dtype_k) * static_cast<size_t>(storage.head_dim_k);
-  const std::byte* row_of_cell = storage.k + static_cast<size_t>(kv_head) * storage.k_head_stride +
-                                 static_cast<size_t>(token.cell) * row_bytes;
-  std::vector<double> key = load_row(row_of_cell, storage.dtype_k, storage.head_dim_k);
+  const int32_t kv_head = head / (constants.n_q_heads / storage.k.n_heads);
+  const std::byte* row_of_cell = storage.k.row(kv_head, token.cell);
+  std::vector<double> key = load_row(row_of_cell, storage.k.element(), storage.k.head_dim);
   if (token.offset != 0) rotate(key, constants.rope, token.offset);
   double x = 0;
-  for (int32_t i = 0; i < storage.head_dim_k; ++i) {
+  for (int32_t i = 0; i < storage.k.head_dim; ++i) {
     const int64_t index = row.token * params.tensors.q.stride[0] +
                           head * params.tensors.q.stride[1] + i * params.tensors.q.stride[2];
     x += key[static_cast<size_t>(i)] *
@@ -100,7 +98,7 @@ double score(const AttentionParams& params, const AttentionRow& row, int32_t hea
 void attend(const AttentionParams& params, const AttentionRow& row, int32_t head) {
   const LayerStorage& storage = params.storage;
   const AttentionConstants& constants = params.constants;
-  const int32_t kv_head = head / (constants.n_q_heads / storage.n_kv_heads);
+  const int32_t kv_head = head / (constants.n_q_heads / storage.k.n_heads);
   std::vector<Seen> tokens = visible_tokens(params.plan, row);
   std::erase_if(tokens,
                 [&](const Seen& token) { return bias_of(params, row, head, token) == -infinity; });
@@ -113,19 +111,17 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
   }
   const double shift = maximum == -infinity ? 0 : maximum;
   double sum = 0;
-  std::vector<double> out(static_cast<size_t>(storage.head_dim_v), 0.0);
+  std::vector<double> out(static_cast<size_t>(storage.v.head_dim), 0.0);
   for (size_t j = 0; j < tokens.size(); ++j) {
     const double p = std::exp(scores[j] - shift);
-    const size_t row_bytes = size_of(storage.dtype_v) * static_cast<size_t>(storage.head_dim_v);
-    const std::byte* row_of_cell = storage.v + static_cast<size_t>(kv_head) * storage.v_head_stride +
-                                   static_cast<size_t>(tokens[j].cell) * row_bytes;
-    const std::vector<double> value = load_row(row_of_cell, storage.dtype_v, storage.head_dim_v);
+    const std::byte* row_of_cell = storage.v.row(kv_head, tokens[j].cell);
+    const std::vector<double> value = load_row(row_of_cell, storage.v.element(), storage.v.head_dim);
     sum += p;
     for (size_t i = 0; i < out.size(); ++i) out[i] += p * value[i];
   }
   const bool sees_nothing = sum == 0;
   const double sink = constants.sinks && !sees_nothing ? std::exp(constants.sinks[head] - shift) : 0;
-  for (int32_t i = 0; i < storage.head_dim_v; ++i) {
+  for (int32_t i = 0; i < storage.v.head_dim; ++i) {
     const int64_t index = row.token * params.tensors.out.stride[0] +
                           head * params.tensors.out.stride[1] + i * params.tensors.out.stride[2];
     const double value = sees_nothing ? 0 : out[static_cast<size_t>(i)] / (sum + sink);

@@ -19,6 +19,7 @@
 #include "core/base/half.hpp"
 #include "core/base/thread_pool.hpp"
 #include "kernels/cpu/rows.hpp"
+#include "tests/unit/storage.hpp"
 #include "unit/pool.hpp"
 
 namespace {
@@ -36,16 +37,8 @@ TEST(Rows, StoreLoadMoveAndClear) {
       for (const bool transposed : {false, true}) {
         constexpr int64_t n_tokens = 70, n_heads = 3, dim = 40, n_cells = 100;
         std::vector<std::byte> k(n_heads * n_cells * dim * size_of(storage_type)), v = k;
-        LayerStorage storage{.k = k.data(),
-                             .v = v.data(),
-                             .k_head_stride = n_cells * dim * size_of(storage_type),
-                             .v_head_stride = n_cells * dim * size_of(storage_type),
-                             .n_cells = n_cells,
-                             .n_kv_heads = n_heads,
-                             .head_dim_k = dim,
-                             .head_dim_v = dim,
-                             .dtype_k = storage_type,
-                             .dtype_v = storage_type};
+        LayerStorage storage{.k = make_slab(k.data(), storage_type, n_heads, n_cells, dim),
+                             .v = make_slab(v.data(), storage_type, n_heads, n_cells, dim)};
         std::vector<std::byte> in(n_tokens * n_heads * dim * size_of(outer_type)),
             in_v = in, out(in.size()), out_v(in.size());
         for (int64_t i = 0; i < n_tokens * n_heads * dim; ++i) {

@@ -15,6 +15,7 @@
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 #include "kernels/reference/attention.hpp"
+#include "tests/unit/storage.hpp"
 #include "unit/pool.hpp"
 
 namespace {
@@ -107,18 +108,8 @@ class Case {
 
   AttentionParams params() {
     AttentionParams p;
-    const size_t k_row = size_of(o.dtype_k) * static_cast<size_t>(o.head_dim_k);
-    const size_t v_row = size_of(o.dtype_v) * static_cast<size_t>(o.head_dim_v);
-    p.storage = LayerStorage{.k = k.data(),
-                             .v = v.data(),
-                             .k_head_stride = k_row * static_cast<size_t>(n_cells) + 64,
-                             .v_head_stride = v_row * static_cast<size_t>(n_cells) + 128,
-                             .n_cells = n_cells,
-                             .n_kv_heads = o.n_kv_heads,
-                             .head_dim_k = o.head_dim_k,
-                             .head_dim_v = o.head_dim_v,
-                             .dtype_k = o.dtype_k,
-                             .dtype_v = o.dtype_v};
+    p.storage = {.k = make_slab(k.data(), o.dtype_k, o.n_kv_heads, n_cells, o.head_dim_k, 64),
+                 .v = make_slab(v.data(), o.dtype_v, o.n_kv_heads, n_cells, o.head_dim_v, 128)};
     p.constants.n_q_heads = n_q_heads();
     p.constants.scale = 1.0f / std::sqrt(static_cast<float>(o.head_dim_k));
     p.constants.softcap = o.softcap ? 5.0f : 0.0f;
@@ -141,8 +132,7 @@ class Case {
           .data = lse.data(), .shape = {n_tokens, n_q_heads()}, .stride = {n_q_heads(), 1}, .ndim = 2};
     }
     if (o.bias) p.tensors.bias = columns(bias.data(), o.dtype_q, int64_t{n_tokens} * n_cells);
-    constexpr auto boolean = static_cast<DType>(6 | 8 << 8 | 1 << 16);
-    if (o.mask) p.tensors.mask = columns(mask.data(), boolean, 0);
+    if (o.mask) p.tensors.mask = columns(mask.data(), DType::boolean, 0);
     if (o.weights)
       p.tensors.weights = columns(weights.data(), DType::f32, int64_t{n_tokens} * n_cells);
     return p;

@@ -16,6 +16,7 @@
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "tests/unit/storage.hpp"
 
 namespace {
 
@@ -149,8 +150,8 @@ class Problem {
     t.v = v_.data();
     t.k_row_bytes = row_bytes(shape_.head_dim_k, shape_.dtype_k);
     t.v_row_bytes = row_bytes(shape_.head_dim_v, shape_.dtype_v);
-    t.dtype_k = shape_.dtype_k;
-    t.dtype_v = shape_.dtype_v;
+    t.type_k = stored_as(shape_.dtype_k);
+    t.type_v = stored_as(shape_.dtype_v);
     t.head_dim_k = shape_.head_dim_k;
     t.head_dim_v = shape_.head_dim_v;
     t.cell = cell_.data();
