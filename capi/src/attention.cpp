@@ -182,7 +182,7 @@ Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensor
   if (extra.bias != nullptr) {
     if (Status s = read_broadcast("bias", extra.bias, shape, &a->bias); s != Status::ok) return s;
   }
-  if (extra.mask != nullptr && !(planted(21) && extra.bias != nullptr)) {
+  if (extra.mask != nullptr && !(planted(Bug::mask_ignored_with_bias) && extra.bias != nullptr)) {
     if (Status s = read_broadcast("mask", extra.mask, shape, &a->mask, KVC_BOOL); s != Status::ok)
       return s;
   }

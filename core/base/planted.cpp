@@ -2,15 +2,45 @@
 
 #ifdef KVC_PLANTED_BUGS
 #include <cstdlib>
+#include <cstring>
+#include <iterator>
 
 namespace kvc {
+namespace {
 
-bool planted(int bug) noexcept {
-  static const int chosen = [] {
-    const char* name = std::getenv("KVC_PLANTED_BUG");  // NOLINT(concurrency-mt-unsafe): test builds only
-    return name == nullptr ? 0 : std::atoi(name);
-  }();
-  return bug == chosen;
+// In the order of Bug.
+constexpr const char* names[] = {
+    "short_window",
+    "missed_slide",
+    "stale_layer",
+    "lost_below_after_abort",
+    "abort_loses_slid",
+    "uncounted_owner",
+    "shift_lost_on_shared",
+    "copy_without_lost_below",
+    "one_token_too_many",
+    "slid_freed_at_begin",
+    "reorder_one_by_one",
+    "keep_first_slides",
+    "failed_begin_commits",
+    "except_set_adds",
+    "late_chunk",
+    "second_put_ignored",
+    "shared_cell_rewritten",
+    "removal_keeps_lost_below",
+    "last_layer_not_cleared",
+    "removal_next_short",
+    "mask_ignored_with_bias",
+    "refused_shift_applied",
+};
+static_assert(std::size(names) == static_cast<size_t>(Bug::refused_shift_applied) + 1);
+
+}  // namespace
+
+bool planted(Bug bug) noexcept {
+  static const char* chosen = std::getenv(
+      "KVC_PLANTED_BUG");  // NOLINT(concurrency-mt-unsafe): test builds only
+  return chosen != nullptr && std::strcmp(chosen, names[static_cast<size_t>(bug)]) == 0;
 }
 
 }  // namespace kvc

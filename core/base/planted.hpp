@@ -1,13 +1,38 @@
 #pragma once
 
-/// Bugs on purpose, so that the tests can prove that they would find such a bug (docs/TESTING.md numbers them). Only a test
-/// build knows them; in the library `planted(n)` is false at compile time and leaves nothing behind.
+/// Bugs on purpose, so that the tests prove that they would find such a bug (docs/TESTING.md describes each). Only a test
+/// build knows them: in the library `planted()` is false at compile time and leaves nothing behind.
 namespace kvc {
 
+enum class Bug {
+  short_window,
+  missed_slide,
+  stale_layer,
+  lost_below_after_abort,
+  abort_loses_slid,
+  uncounted_owner,
+  shift_lost_on_shared,
+  copy_without_lost_below,
+  one_token_too_many,
+  slid_freed_at_begin,
+  reorder_one_by_one,
+  keep_first_slides,
+  failed_begin_commits,
+  except_set_adds,
+  late_chunk,
+  second_put_ignored,
+  shared_cell_rewritten,
+  removal_keeps_lost_below,
+  last_layer_not_cleared,
+  removal_next_short,
+  mask_ignored_with_bias,
+  refused_shift_applied,
+};
+
 #ifdef KVC_PLANTED_BUGS
-bool planted(int bug) noexcept;  // the one that the environment's KVC_PLANTED_BUG names
+bool planted(Bug bug) noexcept;  // whether the environment's KVC_PLANTED_BUG names it
 #else
-constexpr bool planted(int) noexcept { return false; }
+constexpr bool planted(Bug) noexcept { return false; }
 #endif
 
 }  // namespace kvc

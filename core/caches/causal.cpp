@@ -179,7 +179,9 @@ void CausalCache::carve(Carver& carver) {
   pool_.carve(carver, bounds_.cells);
   carve_batch(carver);
 
-  const int32_t head = settings_.limited && !planted(12) ? settings_.visibility.keep_first : 0;
+  const int32_t head = settings_.limited && !planted(Bug::keep_first_slides)
+                           ? settings_.visibility.keep_first
+                           : 0;
   const int32_t ring = sequence_limit_ - head;
   const CheckedSize words = TokenSequence::storage_words(head, ring);
   int32_t* storage = carver.take<int32_t>(

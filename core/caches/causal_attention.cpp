@@ -95,8 +95,8 @@ AttentionRow CausalCache::row_of(const Sequence& sequence, int32_t token, int32_
   row.token = token;
   row.position = position;
   row.end = sees_later ? tokens.count() : tokens.count() - sequence.n_added + order + 1;
-  const int32_t low = visibility.low(position) + (planted(1) && visibility.reach > 0) +
-                      (planted(15) && visibility.chunk_start(position) > 0 &&
+  const int32_t low = visibility.low(position) + (planted(Bug::short_window) && visibility.reach > 0) +
+                      (planted(Bug::late_chunk) && visibility.chunk_start(position) > 0 &&
                        visibility.low(position) < position);
   row.begin = low > 0 ? tokens.rank(low) : 0;
   if (visibility.keep_first > 0 && row.begin > skipped) {
@@ -126,7 +126,8 @@ void CausalCache::plan_sequence_rows(int32_t index) {
     if (start != list_start) {
       TokenList& list = lists_[attention_plan_.n_lists++];
       list = sequence.tokens.list(start);
-      list.owes_rotation = sequence.may_owe && !(planted(7) && pool_.n_shared() > 0);
+      list.owes_rotation = sequence.may_owe &&
+                           !(planted(Bug::shift_lost_on_shared) && pool_.n_shared() > 0);
       list_start = start;
     }
     AttentionRow& row = rows_[attention_plan_.n_rows++];

@@ -137,7 +137,7 @@ void CausalCache::show(Sequence& sequence, int32_t n) {
       n, sequence.tokens.n_hidden(),
       [this](const int32_t* cells, int32_t count) { pool_.show(cells, count); });
   sequence.tokens.hide(n);
-  if (!planted(4)) sequence.lost_below = sequence.lost_below_before;
+  if (!planted(Bug::lost_below_after_abort)) sequence.lost_below = sequence.lost_below_before;
   if (n > 0)
     sequence.lost_below = std::max(sequence.lost_below, sequence.tokens.hidden_position(n - 1) + 1);
 }
@@ -157,7 +157,7 @@ void CausalCache::open_sequence(int32_t index, int32_t n_slide) {
   sequence.first_added = sequence.last_added = -1;
   expect(can_continue(sequence, sequence.next), "a sequence cannot continue at its next");
   hide(sequence, n_slide);
-  if (planted(10)) drop_slid(sequence);
+  if (planted(Bug::slid_freed_at_begin)) drop_slid(sequence);
   touched_[n_touched_++] = index;
 }
 
@@ -221,7 +221,7 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   }
   const std::lock_guard lock(plan_mutex_);
   if (Status s = plan_batch(batch); s != Status::ok) {
-    if (planted(13) && s == Status::cache_full && keep_pass() != Status::ok)
+    if (planted(Bug::failed_begin_commits) && s == Status::cache_full && keep_pass() != Status::ok)
       return Status::internal;
     return s;
   }
@@ -234,7 +234,7 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   for (int32_t i = 0; i < n_dirty_; ++i) {
     const int32_t index = dirty_[i];
     is_dirty_[index] = 0;
-    if (planted(2) || plan_[index].stamp == plan_stamp_) continue;
+    if (planted(Bug::missed_slide) || plan_[index].stamp == plan_stamp_) continue;
     // One of which nothing slides stays so until it is put, copied or moved: abort need not remember it.
     const int32_t n_slide = tokens_to_slide(sequences_[index], sequences_[index].next);
     if (n_slide > 0) open_sequence(index, n_slide);
@@ -266,7 +266,7 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
   if (state_ == CacheState::reserve) return Status::ok;
   Layer& l = layers_[layer];
-  if (planted(16) && l.put) return Status::ok;
+  if (planted(Bug::second_put_ignored) && l.put) return Status::ok;
   if (Status s = backend_->store({l.storage, batch_cell_, n_tokens_, k, v}); s != Status::ok)
     return health_ = s;
   n_layers_put_ += !l.put;
@@ -286,7 +286,7 @@ Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
     }
   }
   if (state_ == CacheState::reserve) return Status::ok;
-  if (!planted(14)) std::fill_n(except_, n_tokens_ / 64 + 1, uint64_t{0});
+  if (!planted(Bug::except_set_adds)) std::fill_n(except_, n_tokens_ / 64 + 1, uint64_t{0});
   for (int32_t i = 0; i < n_except; ++i) except_[except[i] / 64] |= uint64_t{1} << (except[i] % 64);
   attention_planned_ = history_spanned_ = false;
   return Status::ok;
@@ -302,7 +302,8 @@ void CausalCache::note_freed(int32_t cell) {
 }
 
 Status CausalCache::flush_freed() {
-  for (int32_t layer = 0; layer < bounds_.n_layers - planted(19) && n_freed_ > 0; ++layer) {
+  for (int32_t layer = 0;
+       layer < bounds_.n_layers - planted(Bug::last_layer_not_cleared) && n_freed_ > 0; ++layer) {
     if (Status s = backend_->clear({layers_[layer].storage, freed_, n_freed_}); s != Status::ok)
       return health_ = s;
   }
@@ -330,7 +331,7 @@ void CausalCache::drop_added(Sequence& sequence, int32_t n) {
 
 /// In a layer that was not put, the kept tokens hold zeros.
 Status CausalCache::clear_missing_layers() {
-  if (n_layers_put_ == bounds_.n_layers || planted(3)) return Status::ok;
+  if (n_layers_put_ == bounds_.n_layers || planted(Bug::stale_layer)) return Status::ok;
   int32_t n = 0;
   for (int32_t i = 0; i < n_tokens_; ++i) {
     if (batch_cell_[i] >= 0) batch_cell_[n++] = batch_cell_[i];
@@ -423,7 +424,7 @@ Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int3
 /// Keeps the first n tokens that the open pass added. One that keeps none slides as if it had not been in the batch.
 void CausalCache::keep_added(Sequence& sequence, int32_t n) {
   if (n == sequence.n_added) return;
-  if (planted(9)) ++n;
+  if (planted(Bug::one_token_too_many)) ++n;
   int32_t token = sequence.first_added;
   for (int32_t i = 0; token >= 0; ++i, token = batch_follower_[token]) {
     if (i >= n)
@@ -448,7 +449,7 @@ Status CausalCache::abort() {
   for (int32_t i = 0; i < n_touched_; ++i) {
     Sequence& sequence = sequences_[touched_[i]];
     drop_added(sequence, sequence.n_added);
-    if (planted(5)) drop_slid(sequence);
+    if (planted(Bug::abort_loses_slid)) drop_slid(sequence);
     show(sequence, 0);
     sequence.next = sequence.next_before;
     mark_dirty(touched_[i]);

@@ -143,7 +143,7 @@ Status CausalCache::pay_rotations() {
   }
   Payment payment;
   for_each_owing([&](int32_t sequence, int32_t index, Token token) {
-    const int32_t to = pool_.owners(token.cell) > 1 && !planted(17)
+    const int32_t to = pool_.owners(token.cell) > 1 && !planted(Bug::shared_cell_rewritten)
                            ? own_copy(sequence, index, token)
                            : token.cell;
     payment.from[payment.n] = token.cell;

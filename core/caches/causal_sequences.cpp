@@ -66,13 +66,15 @@ void CausalCache::copy(const Sequence& source, int32_t count, int32_t next, Sequ
          "a copy of tokens that are not in sight");
   if (health_ != Status::ok) return;
   source.tokens.for_each_piece(
-      0, count - (planted(6) && count > 0),
+      0, count - (planted(Bug::uncounted_owner) && count > 0),
       [this](const int32_t* cells, const int32_t*, int32_t n) { pool_.add_owners(cells, n); });
   cut(destination, 0);
   destination.tokens.assign(source.tokens, count);
   destination.next = next;
-  destination.lost_below = next <= settings_.visibility.keep_first || planted(8) ? 0
-                                                                                 : source.lost_below;
+  destination.lost_below = next <= settings_.visibility.keep_first ||
+                                   planted(Bug::copy_without_lost_below)
+                               ? 0
+                               : source.lost_below;
   destination.may_owe = source.may_owe;
   expect(pool_.counts_are_possible(), "a copy shares more cells than there are");
 }
@@ -126,7 +128,7 @@ Status CausalCache::reorder(int32_t n, const int32_t* destination, const int32_t
   const std::lock_guard lock(plan_mutex_);
   if (Status s = plan_reorder(n, destination, source); s != Status::ok) return s;
   if (Status s = keep_pass(); s != Status::ok) return s;
-  for (int32_t i = 0; planted(11) && i < n; ++i) {
+  for (int32_t i = 0; planted(Bug::reorder_one_by_one) && i < n; ++i) {
     const Sequence& original = sequences_[source[i]];
     plan_[destination[i]].source = -1;
     if (source[i] != destination[i])
@@ -179,7 +181,9 @@ Status CausalCache::check_middle_removal(const Sequence& sequence, int32_t begin
                     keep_first, before);
       }
     } else {
-      *lost_below = before <= begin || planted(18) ? before : std::max(begin, before - distance);
+      *lost_below = before <= begin || planted(Bug::removal_keeps_lost_below)
+                        ? before
+                        : std::max(begin, before - distance);
     }
     const int32_t next = sequence.next - distance;
     if (next > keep_first && settings_.visibility.low(next) < *lost_below) {
@@ -203,7 +207,7 @@ void CausalCache::remove_middle(Sequence& sequence, int32_t begin, int32_t end, 
   drop_tokens(sequence, first, last);
   const bool moves = last < sequence.tokens.count();
   sequence.tokens.erase(first, last, end - begin, settings_.visibility.keep_first);
-  sequence.next -= end - begin - planted(20);
+  sequence.next -= end - begin - planted(Bug::removal_next_short);
   sequence.lost_below = sequence.next <= settings_.visibility.keep_first ? 0 : lost_below;
   sequence.may_owe = sequence.tokens.count() > 0 && (sequence.may_owe || (moves && has_rope_));
   expect(pool_.counts_are_possible(), "a removal gave back more cells than there are");
@@ -233,7 +237,7 @@ Status CausalCache::remove(int32_t index, int32_t begin, int32_t end) {
   const int32_t first_moved = shifts ? sequence.tokens.rank(end) : 0;
   if (shifts) {
     if (Status s = make_shifted_copies(sequence, first_moved, end - begin, copies); s != Status::ok) {
-      if (planted(22) && copies.first() >= 0)
+      if (planted(Bug::refused_shift_applied) && copies.first() >= 0)
         use_shifted_copies(sequence, first_moved, end - begin, copies);
       return s;
     }
