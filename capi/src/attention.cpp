@@ -10,13 +10,13 @@ namespace {
 
 // ---- Constants of the model -------------------------------------------------------------------------------------------------
 
-Status check_layers(const Cache& cache, int32_t begin, int32_t end) {
+Status check_layers(const KeyValues& cache, int32_t begin, int32_t end) {
   if (begin >= 0 && begin <= end && end <= cache.bounds().n_layers) return Status::ok;
   return fail(Status::invalid_argument, "layers [%d, %d) out of range [0, %d)", begin, end,
               cache.bounds().n_layers);
 }
 
-Status check_q_heads(const Cache& cache, int64_t n_q_heads) {
+Status check_q_heads(const KeyValues& cache, int64_t n_q_heads) {
   const CacheBounds& bounds = cache.bounds();
   if (n_q_heads >= bounds.n_kv_heads && n_q_heads <= bounds.max_q_heads &&
       n_q_heads % bounds.n_kv_heads == 0)
@@ -36,7 +36,7 @@ Status check_finite(const char* name, const float* values, int32_t n) {
 
 /// Kernels compute in units of log2 and divide by the softcap beforehand: what that makes of the constants must be finite
 /// too, or a score of 0 becomes NaN.
-Status check_products(const Cache& cache, const kvc_attention_desc& d) {
+Status check_products(const KeyValues& cache, const kvc_attention_desc& d) {
   constexpr float log2_e = 1.44269504f;
   const float scale = d.scale != 0 ? d.scale
                                    : 1 / std::sqrt(static_cast<float>(cache.bounds().head_dim_k));
@@ -50,7 +50,7 @@ Status check_products(const Cache& cache, const kvc_attention_desc& d) {
   return fail(Status::invalid_argument, "the softcap is too small or too large for the scale");
 }
 
-Status bind_attention(Cache& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
+Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
                       const float* slopes, const float* sinks) {
   kvc_attention_desc d;
   if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
@@ -72,7 +72,7 @@ Status bind_attention(Cache& cache, int32_t begin, int32_t end, const kvc_attent
   return cache.bind_attention(begin, end, constants);
 }
 
-Status bind_rope(Cache& cache, int32_t begin, int32_t end, const kvc_rope_desc* desc,
+Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_desc* desc,
                  const float* factors) {
   kvc_rope_desc d;
   if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
@@ -132,7 +132,7 @@ struct PutArguments {
   Tensor k, v;
 };
 
-Status read_put(const Cache& cache, const kvc_tensor* k, const kvc_tensor* v, PutArguments* put) {
+Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v, PutArguments* put) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
   if (Status s = read_tensor("k", k, {3, {n, bounds.n_kv_heads, bounds.head_dim_k}}, Direction::in,
@@ -143,8 +143,8 @@ Status read_put(const Cache& cache, const kvc_tensor* k, const kvc_tensor* v, Pu
   return read_tensor("v", v, {3, {n, bounds.n_kv_heads, bounds.head_dim_v}}, Direction::in, &put->v);
 }
 
-Status read_attention(const Cache& cache, int32_t layer, const kvc_tensor* q, const kvc_tensor* out,
-                      const kvc_tensor* lse, AttentionTensors* a) {
+Status read_attention(const KeyValues& cache, int32_t layer, const kvc_tensor* q,
+                      const kvc_tensor* out, const kvc_tensor* lse, AttentionTensors* a) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
   if (q == nullptr) return fail(Status::invalid_argument, "q is null");
@@ -170,7 +170,7 @@ Status read_attention(const Cache& cache, int32_t layer, const kvc_tensor* q, co
   return Status::ok;
 }
 
-Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensors* a) {
+Status read_extra(KeyValues& cache, const kvc_attention_extra* from, AttentionTensors* a) {
   if (from == nullptr) return Status::ok;
   kvc_attention_extra extra;
   if (Status s = read_descriptor("kvc_attention_extra", from, &extra); s != Status::ok) return s;
@@ -208,8 +208,8 @@ Status read_extra(Cache& cache, const kvc_attention_extra* from, AttentionTensor
 
 // ---- Reading ------------------------------------------------------------------------------------------------------------------------
 
-Status mask(Cache& cache, kvc_tensor* into) {
-  if (Status s = cache.ready_in_pass(); s != Status::ok) return s;
+Status mask(KeyValues& cache, kvc_tensor* into) {
+  if (Status s = cache.ready_for_pass(); s != Status::ok) return s;
   if (into == nullptr) return fail(Status::invalid_argument, "into is null");
   int32_t first = 0, history = 0;
   if (Status s = cache.history(&first, &history); s != Status::ok) return s;
@@ -226,7 +226,8 @@ Status mask(Cache& cache, kvc_tensor* into) {
   return cache.mask(tensor);
 }
 
-Status gather(Cache& cache, int32_t layer, int32_t sequence, const kvc_tensor* k, const kvc_tensor* v) {
+Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tensor* k,
+              const kvc_tensor* v) {
   const CacheBounds& bounds = cache.bounds();
   SequenceInfo info = {};
   if (Status s = cache.sequence_info(sequence, &info); s != Status::ok) return s;
@@ -263,26 +264,26 @@ Status gather(Cache& cache, int32_t layer, int32_t sequence, const kvc_tensor* k
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::Cache, kvc::fail, kvc::Status;
-using kvc::capi::with_cache;
+using kvc::fail, kvc::KeyValues, kvc::Status;
+using kvc::capi::with_key_values;
 
 kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
                               const kvc_attention_desc* desc, const float* alibi_slopes,
                               const float* sinks) noexcept {
-  return with_cache(cache, [&](Cache& c) {
+  return with_key_values(cache, [&](KeyValues& c) {
     return kvc::capi::bind_attention(c, layer_begin, layer_end, desc, alibi_slopes, sinks);
   });
 }
 
 kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
                          const kvc_rope_desc* desc, const float* frequency_factors) noexcept {
-  return with_cache(cache, [&](Cache& c) {
+  return with_key_values(cache, [&](KeyValues& c) {
     return kvc::capi::bind_rope(c, layer_begin, layer_end, desc, frequency_factors);
   });
 }
 
 kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* user) noexcept {
-  return with_cache(cache, [&](Cache& c) {
+  return with_key_values(cache, [&](KeyValues& c) {
     kvc::KeyShift shift;
     if (function != nullptr)
       shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user};
@@ -291,7 +292,7 @@ kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* u
 }
 
 kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v) noexcept {
-  return with_cache(cache, [&](Cache& c) -> Status {
+  return with_key_values(cache, [&](KeyValues& c) -> Status {
     if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
     kvc::capi::PutArguments put;
     if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
@@ -306,7 +307,7 @@ kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, k
 
 kvc_status kvc_attention_with(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
                               kvc_tensor* lse, const kvc_attention_extra* extra) noexcept {
-  return with_cache(cache, [&](Cache& c) -> Status {
+  return with_key_values(cache, [&](KeyValues& c) -> Status {
     if (Status s = c.ready_for_layer(layer, true); s != Status::ok) return s;
     kvc::AttentionTensors a;
     if (Status s = kvc::capi::read_attention(c, layer, q, out, lse, &a); s != Status::ok) return s;
@@ -317,7 +318,7 @@ kvc_status kvc_attention_with(kvc_cache* cache, int32_t layer, const kvc_tensor*
 
 kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v,
                              const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse) noexcept {
-  return with_cache(cache, [&](Cache& c) -> Status {
+  return with_key_values(cache, [&](KeyValues& c) -> Status {
     if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
     kvc::capi::PutArguments put;
     kvc::AttentionTensors a;
@@ -329,7 +330,7 @@ kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* 
 }
 
 kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v) noexcept {
-  return with_cache(cache, [&](Cache& c) -> Status {
+  return with_key_values(cache, [&](KeyValues& c) -> Status {
     kvc::Tensor view_k, view_v;
     if (Status s = c.get(layer, &view_k, &view_v); s != Status::ok) return s;
     if (k != nullptr) kvc::capi::write_view(view_k, k);
@@ -339,8 +340,8 @@ kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v
 }
 
 kvc_status kvc_history(kvc_cache* cache, int32_t* first_cell, int32_t* n_cells) noexcept {
-  return with_cache(cache, [&](Cache& c) -> Status {
-    if (Status s = c.ready_in_pass(); s != Status::ok) return s;
+  return with_key_values(cache, [&](KeyValues& c) -> Status {
+    if (Status s = c.ready_for_pass(); s != Status::ok) return s;
     if (first_cell == nullptr || n_cells == nullptr)
       return fail(Status::invalid_argument, "first_cell or n_cells is null");
     return c.history(first_cell, n_cells);
@@ -348,18 +349,19 @@ kvc_status kvc_history(kvc_cache* cache, int32_t* first_cell, int32_t* n_cells) 
 }
 
 kvc_status kvc_mask(kvc_cache* cache, kvc_tensor* into) noexcept {
-  return with_cache(cache, [&](Cache& c) { return kvc::capi::mask(c, into); });
+  return with_key_values(cache, [&](KeyValues& c) { return kvc::capi::mask(c, into); });
 }
 
 kvc_status kvc_gather(kvc_cache* cache, int32_t layer, int32_t sequence, kvc_tensor* k,
                       kvc_tensor* v) noexcept {
-  return with_cache(cache, [&](Cache& c) { return kvc::capi::gather(c, layer, sequence, k, v); });
+  return with_key_values(cache,
+                         [&](KeyValues& c) { return kvc::capi::gather(c, layer, sequence, k, v); });
 }
 
 kvc_status kvc_runs(const kvc_cache* cache, int32_t sequence, int32_t capacity, kvc_run* runs,
                     int32_t* n) noexcept {
   static_assert(sizeof(kvc_run) == sizeof(kvc::Run));
-  return with_cache(cache, [&](const Cache& c) -> Status {
+  return with_key_values(cache, [&](const KeyValues& c) -> Status {
     if (n == nullptr) return fail(Status::invalid_argument, "n is null");
     if (capacity < 0 || (capacity > 0 && runs == nullptr))
       return fail(Status::invalid_argument, "capacity %d, no runs", capacity);

@@ -2,27 +2,20 @@
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
-#include "core/caches/causal.hpp"
-#include "kernels/cpu/cpu_backend.hpp"
+#include "core/caches/create.hpp"
 
 namespace kvc::capi {
 namespace {
 
 constexpr uint64_t cache_flags = KVC_CACHE_STRICT | KVC_CACHE_ZERO_ON_FREE | KVC_CACHE_PREFAULT;
 
-/// Descriptors as the core understands them, defaults filled in.
-struct CausalPlan {
-  CacheBounds bounds;
-  CausalSettings settings;
-};
-
-Status read_bounds(const kvc_cache_desc* desc, CacheBounds* bounds) {
+Status read_common(const kvc_cache_desc* desc, CacheRequest* request) {
+  CacheBounds* bounds = &request->bounds;
   kvc_cache_desc d;
   if (Status s = read_descriptor("kvc_cache_desc", desc, &d); s != Status::ok) return s;
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
     return fail(Status::invalid_argument, "kind %u is none", d.kind);
-  if (d.kind != KVC_CAUSAL)
-    return fail(Status::not_supported, "this version creates causal caches only");
+  request->kind = static_cast<CacheKind>(d.kind);
   if (d.reserved != 0)
     return fail(Status::invalid_argument, "kvc_cache_desc.reserved is %d, not 0", d.reserved);
   if ((d.flags & ~cache_flags) != 0)
@@ -70,11 +63,9 @@ Status read_causal(const void* desc, CausalRequest* request) {
   return Status::ok;
 }
 
-Status plan_causal(const kvc_cache_desc* desc, const void* kind_desc, CausalPlan* plan) {
-  if (Status s = read_bounds(desc, &plan->bounds); s != Status::ok) return s;
-  CausalRequest request;
-  if (Status s = read_causal(kind_desc, &request); s != Status::ok) return s;
-  return CausalCache::resolve(plan->bounds, request, &plan->settings);
+Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequest* request) {
+  if (Status s = read_common(desc, request); s != Status::ok) return s;
+  return request->kind == CacheKind::causal ? read_causal(kind_desc, &request->causal) : Status::ok;
 }
 
 Status backend_of(const kvc_device* device, std::shared_ptr<Backend>* backend) {
@@ -86,11 +77,10 @@ Status backend_of(const kvc_device* device, std::shared_ptr<Backend>* backend) {
   return Status::ok;
 }
 
-Status create(std::shared_ptr<Backend> backend, const CausalPlan& plan, kvc_cache** out) {
+Status create(const std::shared_ptr<Backend>& backend, const CacheRequest& request, kvc_cache** out) {
   std::unique_ptr<CacheObject> object(new (std::nothrow) CacheObject());
   if (!object) return fail(Status::out_of_memory, "no memory for a cache");
-  const Status made = CausalCache::create(std::move(backend), plan.bounds, plan.settings,
-                                          &object->cache);
+  const Status made = create_cache(backend, request, &object->cache);
   if (made != Status::ok) return made;
   *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get()));
   if (*out == nullptr) return Status::out_of_memory;
@@ -120,7 +110,7 @@ Status check_token_flags(int32_t n_tokens, int32_t max_batch, const uint32_t* fl
 }  // namespace kvc::capi
 
 using kvc::Cache, kvc::fail, kvc::Status;
-using kvc::capi::with_cache;
+using kvc::capi::with_cache, kvc::capi::with_key_values;
 
 kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc,
                                   const void* kind_desc, uint64_t* out_bytes) noexcept {
@@ -128,9 +118,9 @@ kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc
     std::shared_ptr<kvc::Backend> backend;
     if (Status s = kvc::capi::backend_of(device, &backend); s != Status::ok) return s;
     if (out_bytes == nullptr) return fail(Status::invalid_argument, "out_bytes is null");
-    kvc::capi::CausalPlan plan;
-    if (Status s = kvc::capi::plan_causal(desc, kind_desc, &plan); s != Status::ok) return s;
-    return kvc::CausalCache::memory_bytes(backend, plan.bounds, plan.settings, out_bytes);
+    kvc::CacheRequest request;
+    if (Status s = kvc::capi::read_request(desc, kind_desc, &request); s != Status::ok) return s;
+    return kvc::cache_memory_bytes(backend, request, out_bytes);
   });
 }
 
@@ -141,9 +131,9 @@ kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, cons
     if (out != nullptr) *out = nullptr;
     if (Status s = kvc::capi::backend_of(device, &backend); s != Status::ok) return s;
     if (out == nullptr) return fail(Status::invalid_argument, "out is null");
-    kvc::capi::CausalPlan plan;
-    if (Status s = kvc::capi::plan_causal(desc, kind_desc, &plan); s != Status::ok) return s;
-    return kvc::capi::create(std::move(backend), plan, out);
+    kvc::CacheRequest request;
+    if (Status s = kvc::capi::read_request(desc, kind_desc, &request); s != Status::ok) return s;
+    return kvc::capi::create(backend, request, out);
   });
 }
 
@@ -172,7 +162,7 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     if (!reserve) {
       if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
         return s;
-      batch.sees_later = token_flags;
+      batch.flags = token_flags;
     }
     if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags);
         s != Status::ok)
@@ -192,7 +182,7 @@ kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* pos
 }
 
 kvc_status kvc_set_causal(kvc_cache* cache, int32_t n_except, const int32_t* except) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.set_causal(n_except, except); });
+  return with_key_values(cache, [&](kvc::KeyValues& c) { return c.set_causal(n_except, except); });
 }
 
 kvc_status kvc_commit(kvc_cache* cache) noexcept {

@@ -36,12 +36,12 @@ kvc_status inside_cache(kvc_cache* handle, Access access, Body body) noexcept {
 template <class Body>
 kvc_status with_cache(kvc_cache* handle, Access access, Body body) noexcept {
   return inside_cache(handle, access, [&](Cache& cache) -> Status {
-    if (Status s = cache.health(); s != Status::ok)
+    if (Status s = cache.health().status(); s != Status::ok)
       return fail(s, "the cache is poisoned by an earlier failure");
     try {
       return body(cache);
     } catch (...) {  // nothing in a call on a cache throws or allocates: what it left undone is unknown
-      cache.poison("a call was left by an exception");
+      cache.health().poison("a call was left by an exception");
       return Status::internal;
     }
   });
@@ -56,6 +56,17 @@ template <class Body>
 kvc_status with_cache(const kvc_cache* handle, Body body) noexcept {
   return with_cache(const_cast<kvc_cache*>(handle), Access::shared,
                     [&](const Cache& cache) { return body(cache); });
+}
+
+/// Calls `body(KeyValues&)`; a kind of cache without keys and values is NOT_SUPPORTED, before arguments are looked at.
+template <class Handle, class Body>
+kvc_status with_key_values(Handle* handle, Body body) noexcept {
+  return with_cache(handle, [&](auto& cache) -> Status {
+    auto* key_values = cache.key_values();
+    if (key_values == nullptr)
+      return fail(Status::not_supported, "this kind of cache holds no keys and values");
+    return body(*key_values);
+  });
 }
 
 /// For what still answers when a cache is poisoned.

@@ -12,7 +12,7 @@ struct DeviceObject {
 };
 
 struct CacheObject {
-  std::unique_ptr<Cache> cache;
+  std::shared_ptr<Cache> cache;  // wrappers keep their children, whatever happens to the handle
 };
 
 }  // namespace kvc::capi

@@ -92,7 +92,7 @@ struct AttentionParams {
 /// Rows of a put: token t goes to cell[t] of every KV head, converted to the storage type.
 struct StoreParams {
   LayerStorage storage;
-  const int32_t* cell = nullptr;  // [n_tokens]
+  const int32_t* cell = nullptr;  // [n_tokens]; −1: the row is not read
   int32_t n_tokens = 0;
   Tensor k;  // [n_tokens, n_kv_heads, head_dim_k] f32, f16 or bf16, any strides
   Tensor v;  // [n_tokens, n_kv_heads, head_dim_v]
@@ -123,7 +123,7 @@ struct MoveParams {
 /// Cells of one layer that become zeros in K and V of every head.
 struct ClearParams {
   LayerStorage storage;
-  const int32_t* cell = nullptr;  // [n_cells]
+  const int32_t* cell = nullptr;  // [n_cells]; −1: none
   int32_t n_cells = 0;
 };
 

@@ -5,6 +5,9 @@
 #include "core/base/status.hpp"
 #include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
+#include "core/caches/pass_state.hpp"
+#include "core/cells/batch.hpp"
+#include "core/cells/book.hpp"
 
 namespace kvc {
 
@@ -26,26 +29,9 @@ struct CacheBounds {
   bool prefault = false;
 };
 
-struct Batch {
-  int32_t n_tokens = 0;
-  const int32_t* position = nullptr;
-  const int32_t* sequence = nullptr;
-  const uint32_t* sees_later = nullptr;  // flags per token, may be null; bit 0: in the except set
-};
-
-struct SequenceInfo {
-  int32_t first, next, count, room, lost_below;
-};
-
-enum class CacheState : uint32_t { idle = 0, pass = 1, reserve = 2, poisoned = 3 };
-
 struct CacheStats {
   CacheState state;
   uint64_t cells, cells_used, cells_shared, bytes, passes;
-};
-
-struct Run {
-  int32_t cell, length, position, offset;
 };
 
 struct RopeSettings {
@@ -56,7 +42,7 @@ struct RopeSettings {
   const float* factors = nullptr;  // [n_dims / 2], may be null
 };
 
-/// A caller's function that turns keys for new positions: [n, n_kv_heads, head_dim_k] of one layer, in the storage type.
+/// A caller's function that rotates keys for new positions: [n, n_kv_heads, head_dim_k] of one layer, in the storage type.
 struct KeyShift {
   Status (*run)(const KeyShift& self, int32_t layer, int32_t n, const int32_t* from, const int32_t* to,
                 const Tensor& keys) = nullptr;  // null: none
@@ -64,31 +50,21 @@ struct KeyShift {
   void* user = nullptr;
 };
 
-/// What every kind of cache does, by docs of capi/include/kvc. The boundary has checked pointers and tensors (their shapes
-/// against bounds() and n_tokens()); a cache checks states, ranges and room, in the order that cache.h states.
-/// Const members may run at the same time as each other; any other member runs alone.
-class Cache {
+/// The facet of a cache that holds keys and values, with attention over them.
+class KeyValues {
  public:
-  virtual ~Cache() = default;
+  virtual ~KeyValues() = default;
 
   virtual const CacheBounds& bounds() const = 0;
-  /// ok, or internal/device once a broken invariant or a failed device has poisoned the cache.
-  virtual Status health() const = 0;
-  /// Makes health() internal from now on, unless something else has poisoned the cache before.
-  virtual void poison(const char* broken_invariant) const = 0;
-
-  // Pass. The ready_… members are the checks that come before those of arguments.
-  virtual Status begin(const Batch& batch, bool reserve) = 0;
-  virtual Status fits(const Batch& batch) const = 0;
   virtual int32_t n_tokens() const = 0;  // of the open pass
-  virtual Status ready_in_pass() const = 0;
+  virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
+
+  // The ready_… members are the checks that come before those of arguments.
+  virtual Status ready_for_pass() const = 0;
   virtual Status ready_for_layer(int32_t layer, bool needs_put) const = 0;
   virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
   virtual Status attention(int32_t layer, const AttentionTensors& tensors) = 0;
   virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
-  virtual Status commit() = 0;
-  virtual Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) = 0;
-  virtual Status abort() = 0;
 
   // Constants of the model.
   virtual Status bind_attention(int32_t layer_begin, int32_t layer_end,
@@ -105,12 +81,39 @@ class Cache {
   virtual Status mask(const Tensor& into) = 0;
   virtual Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) = 0;
   virtual Status runs(int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const = 0;
+};
+
+/// What every kind of cache does, as capi/include/kvc documents it. The boundary has checked pointers and tensors (their
+/// shapes against bounds() and n_tokens()); a cache checks states, ranges and room, in the order that cache.h states.
+/// Const members may run at the same time as each other; any other member runs alone.
+///
+/// What only some kinds do is a facet: a kind that lacks it returns null, and the boundary returns NOT_SUPPORTED.
+class Cache {
+ public:
+  virtual ~Cache() = default;
+
+  virtual const CacheBounds& bounds() const = 0;
+  /// ok, or internal/device once a broken invariant or a failed device has poisoned the cache.
+  virtual const Health& health() const = 0;
+
+  virtual KeyValues* key_values() { return nullptr; }
+  virtual const KeyValues* key_values() const { return nullptr; }
+
+  // A pass.
+  virtual Status begin(const Batch& batch, bool reserve) = 0;
+  virtual Status fits(const Batch& batch) const = 0;
+  virtual int32_t n_tokens() const = 0;  // of the open pass
+  virtual Status commit() = 0;
+  virtual Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) = 0;
+  virtual Status abort() = 0;
 
   // Sequences.
   virtual Status can_resume(int32_t sequence, int32_t want, int32_t* best) const = 0;
   virtual Status resume(int32_t sequence, int32_t want, int32_t* got) = 0;
   virtual Status copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) = 0;
   virtual Status reorder(int32_t n, const int32_t* destination, const int32_t* source) = 0;
+  /// What remove() would return, except what a caller's shift function would.
+  virtual Status can_remove(int32_t sequence, int32_t begin, int32_t end) const = 0;
   virtual Status remove(int32_t sequence, int32_t begin, int32_t end) = 0;
   virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
 

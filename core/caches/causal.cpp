@@ -1,7 +1,5 @@
 #include "core/caches/causal.hpp"
 
-#include "core/base/planted.hpp"
-
 #include <cmath>
 #include <new>
 
@@ -76,10 +74,22 @@ void resolve_memory(const CacheBounds& bounds, const CausalRequest& request, Cau
   settings->memory = static_cast<int32_t>(settings->limited ? memory : bounds.capacity);
 }
 
-/// How many positions a sequence stores at most. resolve() has made sure that it fits max_count.
+/// How many positions a sequence stores at most. resolve() makes sure that it fits max_count.
 int64_t sequence_limit(const CacheBounds& bounds, const CausalSettings& settings) {
   if (!settings.limited) return bounds.capacity;
   return int64_t{settings.memory} + settings.visibility.keep_first + 2 * int64_t{bounds.max_batch};
+}
+
+BookRules rules_of(const CacheBounds& bounds, const CausalSettings& settings) {
+  return {.max_sequences = bounds.max_sequences,
+          .max_batch = bounds.max_batch,
+          .n_cells = bounds.cells,
+          .sequence_limit = static_cast<int32_t>(sequence_limit(bounds, settings)),
+          .visibility = settings.visibility,
+          .memory = settings.memory,
+          .limited = settings.limited,
+          .strict = bounds.strict,
+          .notes_freed = bounds.zero_on_free};
 }
 
 }  // namespace
@@ -124,7 +134,9 @@ CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bo
     : backend_(std::move(backend)),
       bounds_(bounds),
       settings_(settings),
-      sequence_limit_(static_cast<int32_t>(sequence_limit(bounds, settings))) {}
+      pass_(bounds.n_layers),
+      book_(rules_of(bounds, settings), health_),
+      plan_(book_, bounds.max_batch) {}
 
 CausalCache::~CausalCache() {
   if (block_ != nullptr) backend_->release(block_, block_bytes_);
@@ -145,10 +157,10 @@ Status CausalCache::memory_bytes(std::shared_ptr<Backend> backend, const CacheBo
 }
 
 Status CausalCache::create(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
-                           const CausalSettings& settings, std::unique_ptr<Cache>* out) {
+                           const CausalSettings& settings, std::shared_ptr<Cache>* out) {
   uint64_t bytes = 0;
   if (Status s = memory_bytes(backend, bounds, settings, &bytes); s != Status::ok) return s;
-  std::unique_ptr<CausalCache> cache(new (std::nothrow)
+  std::shared_ptr<CausalCache> cache(new (std::nothrow)
                                          CausalCache(std::move(backend), bounds, settings));
   if (!cache) return fail(Status::out_of_memory, "no memory for a cache");
   cache->block_ = cache->backend_->allocate(bytes, bounds.prefault);
@@ -159,7 +171,7 @@ Status CausalCache::create(std::shared_ptr<Backend> backend, const CacheBounds& 
   cache->block_bytes_ = bytes;
   Carver carver(cache->block_);
   cache->carve(carver);
-  cache->pool_.reset();
+  cache->book_.reset();
   *out = std::move(cache);
   return Status::ok;
 }
@@ -167,7 +179,9 @@ Status CausalCache::create(std::shared_ptr<Backend> backend, const CacheBounds& 
 /// Runs twice (see Carver): what it finds out about sizes must not depend on the block being there.
 void CausalCache::carve(Carver& carver) {
   layers_ = carver.take<Layer>(static_cast<uint64_t>(bounds_.n_layers), page_bytes);
-  sequences_ = carver.take<Sequence>(static_cast<uint64_t>(bounds_.max_sequences), 64);
+  book_.carve(carver);
+  pass_.carve(carver);
+  plan_.carve(carver);
   const bool measuring = layers_ == nullptr;
   Layer measured;
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
@@ -176,40 +190,6 @@ void CausalCache::carve(Carver& carver) {
   const AttentionBounds attention = {bounds_.max_batch, bounds_.max_q_heads, bounds_.n_kv_heads,
                                      bounds_.head_dim_k, bounds_.head_dim_v};
   workspace_ = carver.take<std::byte>(backend_->attention_workspace_bytes(attention), page_bytes);
-  pool_.carve(carver, bounds_.cells);
-  carve_batch(carver);
-
-  const int32_t head = settings_.limited && !planted(Bug::keep_first_slides)
-                           ? settings_.visibility.keep_first
-                           : 0;
-  const int32_t ring = sequence_limit_ - head;
-  const CheckedSize words = TokenSequence::storage_words(head, ring);
-  int32_t* storage = carver.take<int32_t>(
-      words * CheckedSize(static_cast<uint64_t>(bounds_.max_sequences)), 64);
-  for (int32_t sequence = 0; !measuring && sequence < bounds_.max_sequences; ++sequence) {
-    Sequence& record = *new (&sequences_[sequence]) Sequence();
-    record.tokens.attach(storage + words.value() * static_cast<uint64_t>(sequence), head, ring);
-    record.home = home_block(sequence);
-  }
-}
-
-void CausalCache::carve_batch(Carver& carver) {
-  const auto batch = static_cast<uint64_t>(bounds_.max_batch);
-  const auto sequences = static_cast<uint64_t>(bounds_.max_sequences);
-  plan_ = carver.take<SequencePlan>(sequences, 64);
-  plan_order_ = carver.take<int32_t>(sequences, 64);
-  touched_ = carver.take<int32_t>(sequences, 64);
-  dirty_ = carver.take<int32_t>(sequences, 64);
-  is_dirty_ = carver.take<uint8_t>(sequences, 64);
-  batch_position_ = carver.take<int32_t>(batch, 64);
-  batch_sequence_ = carver.take<int32_t>(batch, 64);
-  batch_cell_ = carver.take<int32_t>(batch, 64);
-  batch_follower_ = carver.take<int32_t>(batch, 64);
-  except_ = carver.take<uint64_t>(batch / 64 + 1, 64);
-  rows_ = carver.take<AttentionRow>(batch, 64);
-  lists_ = carver.take<TokenList>(batch, 64);
-  shared_ = carver.take<SharedPrefix>(batch, 64);
-  freed_ = carver.take<int32_t>(freed_capacity, 64);
 }
 
 void CausalCache::carve_layer(Carver& carver, Layer& layer) {
@@ -233,11 +213,6 @@ void CausalCache::carve_layer(Carver& carver, Layer& layer) {
   layer.slopes = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
   layer.sinks = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
   layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);
-}
-
-void CausalCache::poison(const char* broken_invariant) const {
-  if (health_ == Status::ok)
-    health_ = fail(Status::internal, "broken invariant: %s", broken_invariant);
 }
 
 }  // namespace kvc

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/attention/visible.hpp"
 #include "core/base/half.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
@@ -15,177 +16,133 @@ constexpr int32_t tokens_per_load = 256;  // cells and offsets of one backend ca
 // ---- Views ---------------------------------------------------------------------------------------------------------------
 
 /// The range of cells that the batch may see, rounded outward to the padding.
-void CausalCache::span_history() {
-  if (history_spanned_) return;
-  plan_attention();
-  int32_t low = INT32_MAX, high = -1;
-  for (int32_t r = 0; r < attention_plan_.n_rows;) {
-    // Rows of one list overlap or touch, so the list is walked once, over what any of them sees.
-    const int32_t list_index = rows_[r].list;
-    int32_t first_end = 0, begin = INT32_MAX, end = 0;
-    for (; r < attention_plan_.n_rows && rows_[r].list == list_index; ++r) {
-      first_end = std::max(first_end, rows_[r].first_end);
-      begin = std::min(begin, rows_[r].begin);
-      end = std::max(end, rows_[r].end);
-    }
-    const TokenList& list = lists_[list_index];
-    for (int32_t piece = 0, start = 0; piece < 3; start += list.count[piece++]) {
-      for (int32_t i = 0; i < list.count[piece]; ++i) {
-        const int32_t at = start + i;
-        if (at >= first_end && (at < begin || at >= end)) continue;
-        low = std::min(low, list.cell[piece][i]);
-        high = std::max(high, list.cell[piece][i]);
-      }
-    }
-  }
+PassPlan::Span CausalCache::span() {
+  plan();
+  const PassPlan::Span seen = plan_.span();
   const int32_t padding = settings_.cell_padding;
-  history_begin_ = low / padding * padding;
-  history_end_ = (high / padding + 1) * padding;
-  history_spanned_ = true;
+  return {seen.first / padding * padding, (seen.end + padding - 1) / padding * padding};
 }
 
 Status CausalCache::history(int32_t* first, int32_t* cells) {
-  if (Status s = ready_in_pass(); s != Status::ok) return s;
-  if (state_ == CacheState::reserve) {
-    history_begin_ = *first = 0;
-    *cells = layers_[0].storage.k.n_cells;
-    return Status::ok;
-  }
-  span_history();
-  *first = history_begin_;
-  *cells = history_end_ - history_begin_;
-  return health_;
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  const PassPlan::Span range = pass_.is_reserve() ? PassPlan::Span{0, layers_[0].storage.k.n_cells}
+                                                  : span();
+  *first = range.first;
+  *cells = range.end - range.first;
+  return health_.status();
 }
 
-Status CausalCache::get(int32_t index, Tensor* k, Tensor* v) {
-  if (Status s = ready_for_layer(index, true); s != Status::ok) return s;
-  if (Status s = pay_rotations(); s != Status::ok) return s;
+Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
+  if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+  if (Status s = rotate_pending(); s != Status::ok) return s;
   int32_t first = 0, cells = 0;
   if (Status s = history(&first, &cells); s != Status::ok) return s;
-  const LayerStorage& storage = layers_[index].storage;
-  if (k != nullptr) *k = storage.k.view(history_begin_, cells);
-  if (v != nullptr) *v = storage.v.view(history_begin_, cells);
+  const LayerStorage& storage = layers_[layer].storage;
+  if (k != nullptr) *k = storage.k.view(first, cells);
+  if (v != nullptr) *v = storage.v.view(first, cells);
   return Status::ok;
 }
 
 Status CausalCache::mask(const Tensor& into) {
   int32_t first = 0, cells = 0;
   if (Status s = history(&first, &cells); s != Status::ok) return s;
-  const float hidden = -std::numeric_limits<float>::infinity();
-  for (int64_t t = 0; t < n_tokens_; ++t) {
-    const int64_t row = t * into.stride[0];
-    const float fill = state_ == CacheState::reserve ? 0.0f : hidden;
+  const float fill = pass_.is_reserve() ? 0.0f : -std::numeric_limits<float>::infinity();
+  for (int64_t t = 0; t < pass_.n_tokens(); ++t) {
     for (int64_t c = 0; c < cells; ++c)
-      store_element(into.data, into.dtype, row + c * into.stride[1], fill);
+      store_element(into.data, into.dtype, t * into.stride[0] + c * into.stride[1], fill);
   }
-  if (state_ == CacheState::reserve) return Status::ok;
-  for (int32_t r = 0; r < attention_plan_.n_rows; ++r) {
-    const AttentionRow& row = rows_[r];
-    const TokenList& list = lists_[row.list];
-    for (int32_t piece = 0, start = 0; piece < 3; start += list.count[piece++]) {
-      for (int32_t i = 0; i < list.count[piece]; ++i) {
-        const int32_t at = start + i;
-        if (at >= row.end) break;
-        if (at >= row.first_end && at < row.begin) continue;
-        const int64_t column = list.cell[piece][i] - history_begin_;
-        store_element(into.data, into.dtype, row.token * into.stride[0] + column * into.stride[1],
-                      0.0f);
-      }
-    }
+  if (pass_.is_reserve()) return Status::ok;
+  const AttentionPlan& made = plan();
+  for (int32_t r = 0; r < made.n_rows; ++r) {
+    const int64_t row = made.rows[r].token * into.stride[0];
+    for_each_visible(made, made.rows[r], [&](int32_t, int32_t cell, int32_t) {
+      store_element(into.data, into.dtype, row + (cell - first) * into.stride[1], 0.0f);
+    });
   }
   return Status::ok;
 }
 
-// ---- Rotations that are paid ------------------------------------------------------------------------------------------------
+// ---- Pending rotations of keys that are handed out -----------------------------------------------------------------------
 
-/// Calls `visit(sequence, index, token)` for every token that the batch sees and whose key owes a rotation.
+/// Calls visit(sequence, index, token) for every token that the batch sees and whose key has a pending rotation.
 template <class Visit>
-void CausalCache::for_each_owing(Visit visit) {
-  int32_t row = 0;
-  for (int32_t t = 0; t < n_in_batch_; ++t) {
-    Sequence& sequence = sequences_[touched_[t]];
+void CausalCache::for_each_pending(Visit visit) {
+  const AttentionPlan& made = plan();
+  const AttentionRow* row = made.rows;
+  for (int32_t t = 0; t < book_.n_in_batch(); ++t) {
+    const CellBook::Sequence& sequence = book_.sequence(book_.touched(t));
     const int32_t count = sequence.tokens.count();
-    int32_t kept_begin = count, kept_end = 0, begin = count,
-            end = 0;  // what any row sees, in indexes of the sequence
+    // What any row sees, in indexes of the sequence. Its rows may have several lists, which overlap.
+    int32_t kept_begin = count, kept_end = 0, begin = count, end = 0;
     for (int32_t i = 0; i < sequence.n_added; ++i, ++row) {
-      const int32_t start = count - lists_[rows_[row].list].total;
-      if (rows_[row].first_end > 0) {
+      const int32_t start = count - made.lists[row->list].total;
+      if (row->first_end > 0) {
         kept_begin = std::min(kept_begin, start);
-        kept_end = std::max(kept_end, start + rows_[row].first_end);
+        kept_end = std::max(kept_end, start + row->first_end);
       }
-      begin = std::min(begin, start + rows_[row].begin);
-      end = std::max(end, start + rows_[row].end);
+      begin = std::min(begin, start + row->begin);
+      end = std::max(end, start + row->end);
     }
-    if (!sequence.may_owe) continue;
+    if (!sequence.may_be_pending) continue;
     for (int32_t i = 0; i < count; ++i) {
       if ((i < kept_begin || i >= kept_end) && (i < begin || i >= end)) continue;
       const Token token = sequence.tokens.at(i);
-      if (offset_of(token) != 0) visit(touched_[t], i, token);
+      if (book_.offset_of(token) != 0) visit(book_.touched(t), i, token);
     }
   }
 }
 
-/// get() hands stored keys out, so those that owe a rotation are rewritten, once, in every layer. A cell that another
-/// entry holds too, one out of sight included, is copied first; the last of several to pay rewrites in place.
-Status CausalCache::pay_rotations() {
-  if (!has_rope_ || state_ != CacheState::pass) return Status::ok;
-  plan_attention();
-  int32_t copies = 0, owing = 0;
-  for_each_owing([&](int32_t, int32_t, Token token) {
-    ++owing;
-    copies += pool_.lend_owner(token.cell) > 0;
+/// get() hands stored keys out, so those with a pending rotation are rewritten, once, in every layer. A cell that has another
+/// owner too, a hidden one included, is copied first; the last of several owners rewrites it in place.
+Status CausalCache::rotate_pending() {
+  if (!book_.keys_rotate() || !pass_.is_open()) return Status::ok;
+  int32_t copies = 0, pending = 0;
+  for_each_pending([&](int32_t, int32_t, Token token) {
+    ++pending;
+    copies += book_.lend_owner(token.cell) > 0;
   });
-  for_each_owing([&](int32_t, int32_t, Token token) { pool_.return_owner(token.cell); });
-  if (owing == 0) return Status::ok;
-  if (copies > pool_.n_free()) {
-    return fail(Status::cache_full, "%d shared cells owe a rotation and %d are free to copy them to",
-                copies, pool_.n_free());
+  for_each_pending([&](int32_t, int32_t, Token token) { book_.return_owner(token.cell); });
+  if (pending == 0) return Status::ok;
+  if (copies > book_.pool().n_free()) {
+    return fail(Status::cache_full,
+                "%d shared cells have a pending rotation and %d are free to copy them to", copies,
+                book_.pool().n_free());
   }
-  Payment payment;
-  for_each_owing([&](int32_t sequence, int32_t index, Token token) {
-    const int32_t to = pool_.owners(token.cell) > 1 && !planted(Bug::shared_cell_rewritten)
-                           ? own_copy(sequence, index, token)
+  Moves moves;
+  for_each_pending([&](int32_t sequence, int32_t index, Token token) {
+    const bool is_shared = book_.pool().owners(token.cell) > 1;
+    const int32_t to = is_shared && !planted(Bug::shared_cell_rewritten)
+                           ? book_.take_own_cell(sequence, index, token)
                            : token.cell;
-    payment.from[payment.n] = token.cell;
-    payment.to[payment.n] = to;
-    payment.offset[payment.n++] = offset_of(token);
-    pool_.set_rotated_for(to, token.position);
-    if (payment.n == tokens_per_move) settle(payment);
+    moves.from[moves.n] = token.cell;
+    moves.to[moves.n] = to;
+    moves.offset[moves.n++] = book_.offset_of(token);
+    book_.set_rotated_for(to, token.position);
+    if (moves.n == tokens_per_move) apply(moves);
   });
-  settle(payment);
-  attention_planned_ = history_spanned_ = false;
-  return health_;
+  apply(moves);
+  plan_.forget();
+  return health_.status();
 }
 
-/// Gives a sequence a cell of its own for a token whose cell it shares.
-int32_t CausalCache::own_copy(int32_t sequence, int32_t index, Token token) {
-  const int32_t rotated_for = pool_.rotated_for(token.cell);
-  const CellPool::Stretch copy = pool_.take(token.cell, sequences_[sequence].home, 1, &rotated_for);
-  pool_.drop_owners(&token.cell, 1, [](int32_t) {});  // it is shared: somebody still holds it
-  sequences_[sequence].tokens.set_cell(index, copy.first);
-  return copy.first;
-}
-
-void CausalCache::settle(Payment& payment) {
-  for (int32_t layer = 0; layer < bounds_.n_layers && payment.n > 0; ++layer) {
+void CausalCache::apply(Moves& moves) {
+  for (int32_t layer = 0; layer < bounds_.n_layers && moves.n > 0; ++layer) {
     const Layer& l = layers_[layer];
-    const Status status = backend_->move(
-        {l.storage, l.constants.rope, payment.from, payment.to, payment.offset, payment.n});
-    if (status != Status::ok) health_ = status;
+    (void)health_.after(
+        backend_->move({l.storage, l.constants.rope, moves.from, moves.to, moves.offset, moves.n}));
   }
-  payment.n = 0;
+  moves.n = 0;
 }
 
 // ---- Copies out ---------------------------------------------------------------------------------------------------------------
 
 Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& k, const Tensor& v) {
-  if (Status s = check_sequence(sequence_index); s != Status::ok) return s;
+  if (Status s = book_.check_sequence(sequence_index); s != Status::ok) return s;
   if (Status s = check_layer(index); s != Status::ok) return s;
-  const Sequence& sequence = sequences_[sequence_index];
+  const CellBook::Sequence& sequence = book_.sequence(sequence_index);
   const Layer& layer = layers_[index];
   const int32_t count = sequence.tokens.count();
-  const bool missing = state_ == CacheState::pass &&
-                       !layer.put;  // the open pass has not put this layer: zeros
+  const bool missing = pass_.is_open() && !pass_.was_put(index);  // of the open pass: zeros
   const int32_t stored = missing ? count - sequence.n_added : count;
   int32_t cell[tokens_per_load], offset[tokens_per_load];
   for (int32_t start = 0; start < count; start += tokens_per_load) {
@@ -193,7 +150,7 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
     for (int32_t i = 0; i < n; ++i) {
       const Token token = sequence.tokens.at(start + i);
       cell[i] = start + i < stored ? token.cell : -1;
-      offset[i] = offset_of(token);
+      offset[i] = book_.offset_of(token);
     }
     LoadParams load{layer.storage, layer.constants.rope, cell, offset, n, k, v};
     const auto advance = [start](Tensor& tensor) {
@@ -203,29 +160,14 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
     };
     advance(load.k);
     advance(load.v);
-    if (Status s = backend_->load(load); s != Status::ok) return health_ = s;
+    if (Status s = health_.after(backend_->load(load)); s != Status::ok) return s;
   }
   return Status::ok;
 }
 
-Status CausalCache::runs(int32_t index, int32_t capacity, Run* runs, int32_t* n) const {
-  if (Status s = check_sequence(index); s != Status::ok) return s;
-  const Sequence& sequence = sequences_[index];
-  int32_t found = 0;
-  Run run = {};
-  for (int32_t i = 0; i < sequence.tokens.count(); ++i) {
-    const Token token = sequence.tokens.at(i);
-    const int32_t offset = offset_of(token);
-    if (found > 0 && token.cell == run.cell + run.length &&
-        token.position == run.position + run.length && offset == run.offset) {
-      ++run.length;
-    } else {
-      run = {token.cell, 1, token.position, offset};
-      ++found;
-    }
-    if (found <= capacity) runs[found - 1] = run;
-  }
-  *n = found;
+Status CausalCache::runs(int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const {
+  if (Status s = book_.check_sequence(sequence); s != Status::ok) return s;
+  *n = book_.runs(sequence, capacity, runs);
   return Status::ok;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/attention/visible.hpp"
 #include "core/base/half.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
@@ -45,14 +46,14 @@ class WeightsRow {
     for (int64_t column = 0; column < weights.shape[2]; ++column) at(column) = 0;
     load_query();
     float max = minus_infinity;
-    for_each_seen([&](int32_t cell, int32_t position) {
+    for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t position) {
       const float x = score(cell, position);
       at(cell - params_.first_column) = x;
       if (x > max) max = x;
     });
     const float shift = max == minus_infinity ? 0.0f : max;
     double total = 0;
-    for_each_seen([&](int32_t cell, int32_t) {
+    for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t) {
       float& weight = at(cell - params_.first_column);
       weight = weight == minus_infinity ? 0.0f : std::exp(weight - shift);
       total += static_cast<double>(weight);
@@ -61,7 +62,7 @@ class WeightsRow {
     if (const float* sinks = params_.constants.sinks)
       total += std::exp(static_cast<double>(sinks[head_] - shift));
     // What a bias or mask hides keeps its 0 beside a NaN, too.
-    for_each_seen([&](int32_t cell, int32_t) {
+    for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t) {
       float& weight = at(cell - params_.first_column);
       if (weight != 0) weight = static_cast<float>(static_cast<double>(weight) / total);
     });
@@ -71,17 +72,6 @@ class WeightsRow {
   float& at(int64_t column) {
     const Tensor& weights = params_.tensors.weights;
     return static_cast<float*>(weights.data)[index_of(weights, head_, row_.token, column)];
-  }
-
-  template <class Visit>
-  void for_each_seen(Visit visit) const {
-    const TokenList& list = params_.plan.lists[row_.list];
-    for (int32_t piece = 0, start = 0; piece < 3; start += list.count[piece++]) {
-      for (int32_t i = 0; i < list.count[piece] && start + i < row_.end; ++i) {
-        if (start + i >= row_.first_end && start + i < row_.begin) continue;
-        visit(list.cell[piece][i], list.position[piece][i]);
-      }
-    }
   }
 
   void load_query() {

@@ -160,6 +160,7 @@ void store_rows(const StoreParams& params, ThreadPool& pool) noexcept {
   const Slab& v = params.storage.v;
   const auto store = [&](int32_t token, int32_t head) {
     const int32_t cell = params.cell[token];
+    if (cell < 0) return;
     convert_row(row_at(k, cell, head), row_at(params.k, token, head), k.head_dim);
     convert_row(row_at(v, cell, head), row_at(params.v, token, head), v.head_dim);
   };
@@ -245,6 +246,7 @@ void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept {
   const Slab& k = params.storage.k;
   const Slab& v = params.storage.v;
   const auto clear = [&](int32_t i, int32_t head) {
+    if (params.cell[i] < 0) return;
     zero_row(row_at(k, params.cell[i], head), k.head_dim);
     zero_row(row_at(v, params.cell[i], head), v.head_dim);
   };

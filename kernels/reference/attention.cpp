@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/attention/visible.hpp"
 #include "core/base/half.hpp"
 
 namespace kvc {
@@ -18,22 +19,12 @@ struct Seen {
   int32_t offset = 0;
 };
 
-/// Logical index i of a list, found by walking its pieces.
-Seen token_at(const AttentionPlan& plan, const TokenList& list, int32_t index) {
-  int32_t piece = 0;
-  while (index >= list.count[piece]) index -= list.count[piece++];
-  Seen seen{.cell = list.cell[piece][index], .position = list.position[piece][index]};
-  if (list.owes_rotation) seen.offset = seen.position - plan.rotated_for[seen.cell];
-  return seen;
-}
-
 std::vector<Seen> visible_tokens(const AttentionPlan& plan, const AttentionRow& row) {
   std::vector<Seen> tokens;
-  const TokenList& list = plan.lists[row.list];
-  const int32_t n_seen = row.first_end + (row.end - row.begin);
-  tokens.reserve(static_cast<size_t>(n_seen));
-  for (int32_t i = 0; i < row.first_end; ++i) tokens.push_back(token_at(plan, list, i));
-  for (int32_t i = row.begin; i < row.end; ++i) tokens.push_back(token_at(plan, list, i));
+  const bool owes = plan.lists[row.list].owes_rotation;
+  for_each_visible(plan, row, [&](int32_t, int32_t cell, int32_t position) {
+    tokens.push_back({cell, position, owes ? position - plan.rotated_for[cell] : 0});
+  });
   return tokens;
 }
 

@@ -13,7 +13,7 @@ using kvc::Status;
 
 constexpr int32_t n_sequences = 100, prompt = 4;
 
-std::unique_ptr<kvc::Cache> make_cache() {
+std::shared_ptr<kvc::Cache> make_cache() {
   std::unique_ptr<kvc::Backend> backend;
   EXPECT_EQ(kvc::cpu::CpuBackend::create(1, nullptr, backend), Status::ok);
   kvc::CacheBounds bounds;
@@ -25,7 +25,7 @@ std::unique_ptr<kvc::Cache> make_cache() {
   wanted.reach = 8;
   kvc::CausalSettings settings;
   EXPECT_EQ(kvc::CausalCache::resolve(bounds, wanted, &settings), Status::ok);
-  std::unique_ptr<kvc::Cache> cache;
+  std::shared_ptr<kvc::Cache> cache;
   EXPECT_EQ(kvc::CausalCache::create(std::move(backend), bounds, settings, &cache), Status::ok);
   return cache;
 }
@@ -38,7 +38,7 @@ void begin(kvc::Cache& cache, int32_t sequence, int32_t first, int32_t n) {
 }
 
 TEST(BeginCost, OpensOnlyWhatSlides) {
-  const std::unique_ptr<kvc::Cache> made = make_cache();
+  const std::shared_ptr<kvc::Cache> made = make_cache();
   auto& cache = static_cast<kvc::CausalCache&>(*made);
   begin(cache, 0, 0, prompt);
   ASSERT_EQ(cache.commit(), Status::ok);
@@ -46,26 +46,26 @@ TEST(BeginCost, OpensOnlyWhatSlides) {
     ASSERT_EQ(cache.copy_prefix(0, s, prompt, nullptr), Status::ok);
   for (int32_t again = 0; again < 3; ++again) {
     begin(cache, 0, prompt, 1);
-    EXPECT_EQ(cache.n_touched(), 1) << "after " << again << " aborts";
+    EXPECT_EQ(cache.book().n_touched(), 1) << "after " << again << " aborts";
     ASSERT_EQ(cache.abort(), Status::ok);
   }
 }
 
 TEST(BeginCost, AbortRemembersWhatSlid) {
-  const std::unique_ptr<kvc::Cache> made = make_cache();
+  const std::shared_ptr<kvc::Cache> made = make_cache();
   auto& cache = static_cast<kvc::CausalCache&>(*made);
   begin(cache, 0, 0, 32);
   ASSERT_EQ(cache.commit(), Status::ok);
   for (int32_t again = 0; again < 3; ++again) {
     begin(cache, 1, 0, 1);
-    EXPECT_EQ(cache.n_touched(), 2);  // of sequence 0 all but the window slides
+    EXPECT_EQ(cache.book().n_touched(), 2);  // of sequence 0 all but the window slides
     ASSERT_EQ(cache.abort(), Status::ok);
     ASSERT_EQ(cache.check(), Status::ok) << kvc::last_message();
   }
   begin(cache, 1, 0, 1);
   ASSERT_EQ(cache.commit(), Status::ok);
   begin(cache, 1, 1, 1);
-  EXPECT_EQ(cache.n_touched(), 1);
+  EXPECT_EQ(cache.book().n_touched(), 1);
   ASSERT_EQ(cache.commit(), Status::ok);
   EXPECT_EQ(cache.check(), Status::ok) << kvc::last_message();
 }

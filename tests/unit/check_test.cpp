@@ -52,7 +52,7 @@ void damage(bool with_rope, std::set<std::string>& met) {
   wanted.keep_first = 3;
   ASSERT_EQ(kvc::CausalCache::resolve(bounds, wanted, &settings), Status::ok) << kvc::last_message();
   auto backend = std::make_shared<WatchedBackend>();
-  std::unique_ptr<kvc::Cache> made;
+  std::shared_ptr<kvc::Cache> made;
   ASSERT_EQ(kvc::CausalCache::create(backend, bounds, settings, &made), Status::ok);
   auto& cache = static_cast<kvc::CausalCache&>(*made);
   kvc::RopeSettings rope;
@@ -66,9 +66,9 @@ void damage(bool with_rope, std::set<std::string>& met) {
   add(cache, 1, got, 16);  // what it shares with sequence 0 slides, and is hidden by the open pass
   ASSERT_EQ(cache.check(), Status::ok) << kvc::last_message();
 
-  // The first page holds layers and sequences, objects with pointers; behind it lie arrays of numbers.
-  constexpr size_t first_page = 4096;
-  for (size_t at = first_page; at < backend->bytes(); at += 4) {
+  // First come the layer and the sequences, objects with pointers; behind them lie arrays of numbers.
+  constexpr size_t first_array = 1024;
+  for (size_t at = first_array; at < backend->bytes(); at += 4) {
     for (const uint32_t flip : {1u, 0x80u, 0x80000000u}) {
       uint32_t word = 0;
       std::memcpy(&word, backend->block() + at, 4);
@@ -95,7 +95,7 @@ TEST(Check, NamesEveryKindOfDamage) {
         "owner counts differ from what the sequences hold",
         "hidden counts differ from what the sequences hide",
         "sequence 0: names a cell outside the pool", "sequence 0: positions do not ascend",
-        "sequence 0: a key owes a rotation that was not noted",
+        "sequence 0: a key has a pending rotation that was not noted",
         "sequence 1: holds a position at or behind its next", "sequence 1: kept-first tokens"}) {
     EXPECT_TRUE(met.contains(kind)) << kind;
   }

@@ -165,13 +165,13 @@ void damage_counts(const std::function<kvc_status(kvc_cache*)>& end, Outcome& ou
                                        "sequence 0: positions do not ascend",
                                        "sequence 1: positions do not ascend",
                                        "sequence 1: holds a position at or behind its next"};
-  constexpr size_t first_page = 1024;  // in words: layers and sequences, objects with pointers
+  constexpr size_t first_array = 256;  // in words: the layer and the sequences, objects with pointers
   const size_t n_words = Victim().words();
   for (const int32_t flip : {1, 3, 64}) {
     std::vector<size_t> harmful;
     {
       Victim victim;
-      for (size_t i = first_page; i < n_words; ++i) {
+      for (size_t i = first_array; i < n_words; ++i) {
         victim.word(i) ^= flip;
         if (kvc_check(victim.cache) == KVC_E_INTERNAL && kinds.contains(support::last_message()))
           harmful.push_back(i);

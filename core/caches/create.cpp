@@ -1,0 +1,42 @@
+#include "core/caches/create.hpp"
+
+namespace kvc {
+namespace {
+
+/// Calls the use for the kind, with bounds and settings resolved.
+template <class Use>
+Status with_kind(const CacheRequest& request, Use use) {
+  CacheBounds bounds = request.bounds;
+  switch (request.kind) {
+    case CacheKind::causal: {
+      CausalSettings settings;
+      if (Status s = CausalCache::resolve(bounds, request.causal, &settings); s != Status::ok)
+        return s;
+      return use(static_cast<CausalCache*>(nullptr), bounds, settings);
+    }
+    case CacheKind::encoder:
+    case CacheKind::recurrent:
+    case CacheKind::wrapper:
+    case CacheKind::transformer:
+    case CacheKind::lightning: break;
+  }
+  return fail(Status::not_supported, "this version creates causal caches only");
+}
+
+}  // namespace
+
+Status cache_memory_bytes(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+                          uint64_t* bytes) {
+  return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
+    return std::remove_pointer_t<decltype(kind)>::memory_bytes(backend, bounds, settings, bytes);
+  });
+}
+
+Status create_cache(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+                    std::shared_ptr<Cache>* out) {
+  return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
+    return std::remove_pointer_t<decltype(kind)>::create(backend, bounds, settings, out);
+  });
+}
+
+}  // namespace kvc

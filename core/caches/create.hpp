@@ -1,0 +1,29 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "core/backend.hpp"
+#include "core/caches/cache.hpp"
+#include "core/caches/causal.hpp"
+
+namespace kvc {
+
+/// The numbers are the ABI's.
+enum class CacheKind : uint32_t { causal = 1, encoder, recurrent, wrapper, transformer, lightning };
+
+/// What a caller asks for, as the boundary read it: bounds, and what the kind alone needs.
+struct CacheRequest {
+  CacheKind kind = CacheKind::causal;
+  CacheBounds bounds;
+  CausalRequest causal;
+};
+
+/// Bytes that create_cache() would take. Allocates nothing.
+Status cache_memory_bytes(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+                          uint64_t* bytes);
+
+/// These two hold the only switch over kinds.
+Status create_cache(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+                    std::shared_ptr<Cache>* out);
+
+}  // namespace kvc

@@ -1,0 +1,78 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "core/base/carver.hpp"
+#include "core/base/status.hpp"
+
+namespace kvc {
+
+enum class CacheState : uint32_t { idle = 0, pass = 1, reserve = 2, poisoned = 3 };
+
+/// Which call a cache takes in which state: the table at the top of cache.h, the same for every kind. Each need_…() is the
+/// check that one column of the table asks for.
+class PassState {
+ public:
+  explicit PassState(int32_t n_layers) : n_layers_(n_layers) {}
+  void carve(Carver& carver) {
+    was_put_ = carver.take<uint8_t>(static_cast<uint64_t>(n_layers_), 64);
+  }
+
+  CacheState state() const { return state_; }
+  bool is_open() const { return state_ == CacheState::pass; }
+  bool is_reserve() const { return state_ == CacheState::reserve; }
+  int32_t n_tokens() const { return n_tokens_; }
+  uint64_t n_committed() const { return n_committed_; }
+
+  Status need_pass() const {
+    if (state_ != CacheState::idle) return Status::ok;
+    return fail(Status::bad_state, "no pass is open");
+  }
+  Status need_no_pass(const char* what) const {
+    if (state_ == CacheState::idle) return Status::ok;
+    return fail(Status::bad_state, "%s while no pass is open", what);
+  }
+  /// A reserve pass holds nothing: in it every layer counts as put.
+  Status need_put(int32_t layer) const {
+    if (!is_open() || was_put(layer)) return Status::ok;
+    return fail(Status::bad_state, "layer %d was not put in this pass", layer);
+  }
+  /// What a call needs that ends an open pass on the side: a runner that died half-way must not leave zeros behind.
+  Status need_fully_put() const {
+    if (!is_open() || is_fully_put()) return Status::ok;
+    return fail(Status::bad_state, "the open pass has %d of %d layers put", n_put_, n_layers_);
+  }
+
+  bool was_put(int32_t layer) const { return was_put_[layer] != 0; }
+  bool is_fully_put() const { return n_put_ == n_layers_; }
+  void note_put(int32_t layer) {
+    n_put_ += was_put_[layer] == 0;
+    was_put_[layer] = 1;
+  }
+
+  void open(int32_t n_tokens) {
+    state_ = CacheState::pass;
+    n_tokens_ = n_tokens;
+    std::fill_n(was_put_, n_layers_, uint8_t{0});
+    n_put_ = 0;
+  }
+  void open_reserve(int32_t n_tokens) {
+    state_ = CacheState::reserve;
+    n_tokens_ = n_tokens;
+  }
+  void close(bool committed) {
+    n_committed_ += committed;
+    state_ = CacheState::idle;
+    n_tokens_ = 0;
+  }
+
+ private:
+  int32_t n_layers_;
+  CacheState state_ = CacheState::idle;
+  int32_t n_tokens_ = 0;        // of the open pass
+  int32_t n_put_ = 0;           // layers
+  uint8_t* was_put_ = nullptr;  // [n_layers]
+  uint64_t n_committed_ = 0;
+};
+
+}  // namespace kvc

@@ -1,0 +1,17 @@
+#pragma once
+#include <cstdint>
+
+namespace kvc {
+
+/// Flags of a token of a batch, with the numbers of the ABI.
+inline constexpr uint32_t token_sees_later = 1;  // not causal: it sees later tokens of its sequence too
+
+/// The tokens of a pass.
+struct Batch {
+  int32_t n_tokens = 0;
+  const int32_t* position = nullptr;  // [n_tokens]
+  const int32_t* sequence = nullptr;  // [n_tokens]
+  const uint32_t* flags = nullptr;    // [n_tokens], may be null: none
+};
+
+}  // namespace kvc
