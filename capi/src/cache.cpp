@@ -68,19 +68,19 @@ Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequ
   return request->kind == CacheKind::causal ? read_causal(kind_desc, &request->causal) : Status::ok;
 }
 
-Status backend_of(const kvc_device* device, std::shared_ptr<Backend>* backend) {
+Status device_of(const kvc_device* handle, std::shared_ptr<Device>* device) {
   void* object = nullptr;
-  if (Status s = handles::enter(device, Kind::device, Access::shared, &object); s != Status::ok)
+  if (Status s = handles::enter(handle, Kind::device, Access::shared, &object); s != Status::ok)
     return s;
-  *backend = static_cast<DeviceObject*>(object)->backend;
-  handles::leave(device, Access::shared);
+  *device = static_cast<DeviceObject*>(object)->device;
+  handles::leave(handle, Access::shared);
   return Status::ok;
 }
 
-Status create(const std::shared_ptr<Backend>& backend, const CacheRequest& request, kvc_cache** out) {
+Status create(const std::shared_ptr<Device>& device, const CacheRequest& request, kvc_cache** out) {
   std::unique_ptr<CacheObject> object(new (std::nothrow) CacheObject());
   if (!object) return fail(Status::out_of_memory, "no memory for a cache");
-  const Status made = create_cache(backend, request, &object->cache);
+  const Status made = create_cache(device, request, &object->cache);
   if (made != Status::ok) return made;
   *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get()));
   if (*out == nullptr) return Status::out_of_memory;
@@ -115,25 +115,25 @@ using kvc::capi::with_cache, kvc::capi::with_key_values;
 kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc,
                                   const void* kind_desc, uint64_t* out_bytes) noexcept {
   return kvc::capi::guard([&]() -> Status {
-    std::shared_ptr<kvc::Backend> backend;
-    if (Status s = kvc::capi::backend_of(device, &backend); s != Status::ok) return s;
+    std::shared_ptr<kvc::Device> on;
+    if (Status s = kvc::capi::device_of(device, &on); s != Status::ok) return s;
     if (out_bytes == nullptr) return fail(Status::invalid_argument, "out_bytes is null");
     kvc::CacheRequest request;
     if (Status s = kvc::capi::read_request(desc, kind_desc, &request); s != Status::ok) return s;
-    return kvc::cache_memory_bytes(backend, request, out_bytes);
+    return kvc::cache_memory_bytes(on, request, out_bytes);
   });
 }
 
 kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, const void* kind_desc,
                             kvc_cache** out) noexcept {
   return kvc::capi::guard([&]() -> Status {
-    std::shared_ptr<kvc::Backend> backend;
+    std::shared_ptr<kvc::Device> on;
     if (out != nullptr) *out = nullptr;
-    if (Status s = kvc::capi::backend_of(device, &backend); s != Status::ok) return s;
+    if (Status s = kvc::capi::device_of(device, &on); s != Status::ok) return s;
     if (out == nullptr) return fail(Status::invalid_argument, "out is null");
     kvc::CacheRequest request;
     if (Status s = kvc::capi::read_request(desc, kind_desc, &request); s != Status::ok) return s;
-    return kvc::capi::create(backend, request, out);
+    return kvc::capi::create(on, request, out);
   });
 }
 
@@ -156,14 +156,16 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
     if ((flags & ~uint32_t{KVC_BEGIN_RESERVE}) != 0)
       return fail(Status::invalid_argument, "unknown flags of begin");
-    if (stream != nullptr) return fail(Status::invalid_argument, "a CPU cache takes no stream");
+    if (stream != nullptr && !c.device().takes_stream)
+      return fail(Status::invalid_argument, "a CPU cache takes no stream");
     kvc::Batch batch;
-    batch.n_tokens = n_tokens;
     if (!reserve) {
       if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
         return s;
       batch.flags = token_flags;
     }
+    batch.n_tokens = n_tokens;
+    batch.stream = stream;
     if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags);
         s != Status::ok)
       return s;

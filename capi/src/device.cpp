@@ -3,12 +3,21 @@
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
-#include "kernels/cpu/cpu_backend.hpp"
+#include "core/device_registry.hpp"
+#include "kernels/cpu/cpu_device.hpp"
 
 namespace kvc::capi {
 namespace {
 
 constexpr int32_t most_threads = 256;
+
+/// Devices that come with the library are registered at the first look. A device that has registered itself under the same
+/// name before stays.
+const DeviceEntry* device_named(const char* name) {
+  static const bool registered = register_device(cpu::cpu_device);
+  (void)registered;
+  return find_device(name);
+}
 
 Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator,
                    kvc_device** out) {
@@ -28,24 +37,22 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   if (allocator != nullptr && (allocator->alloc == nullptr || allocator->free == nullptr)) {
     return fail(Status::invalid_argument, "the allocator needs both functions");
   }
-  if (std::strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':')) {
+  const DeviceEntry* entry = device_named(name);
+  if (entry == nullptr && std::strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':'))
     return fail(Status::backend_unavailable, "no CUDA backend is installed");
-  }
-  if (std::strcmp(name, "cpu") != 0)
+  if (entry == nullptr)
     return fail(Status::invalid_argument, "no device has this name; known: cpu, cuda:N");
 
   Allocator hook;
   if (allocator != nullptr) hook = {allocator->user, allocator->alloc, allocator->free};
-  std::unique_ptr<DeviceObject> device(new (std::nothrow) DeviceObject());
-  if (!device) return fail(Status::out_of_memory, "no memory for a device");
-  std::unique_ptr<Backend> backend;
-  const Status made = cpu::CpuBackend::create(settings.n_threads,
-                                              allocator != nullptr ? &hook : nullptr, backend);
-  if (made != Status::ok) return made;
-  device->backend = std::move(backend);
-  *out = static_cast<kvc_device*>(handles::add(Kind::device, device.get()));
+  std::unique_ptr<DeviceObject> object(new (std::nothrow) DeviceObject());
+  if (!object) return fail(Status::out_of_memory, "no memory for a device");
+  const DeviceOptions options = {.n_threads = settings.n_threads,
+                                 .allocator = allocator != nullptr ? &hook : nullptr};
+  if (Status s = entry->open(options, &object->device); s != Status::ok) return s;
+  *out = static_cast<kvc_device*>(handles::add(Kind::device, object.get()));
   if (*out == nullptr) return Status::out_of_memory;
-  (void)device.release();  // the table owns it now
+  (void)object.release();  // the table owns it now
   return Status::ok;
 }
 

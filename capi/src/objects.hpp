@@ -1,14 +1,14 @@
 #pragma once
 #include <memory>
 
-#include "core/backend.hpp"
 #include "core/caches/cache.hpp"
+#include "core/device.hpp"
 
 namespace kvc::capi {
 
-/// What a handle stands for. A cache keeps its device's backend, so both may be destroyed in any order.
+/// What a handle stands for. A cache keeps its device, so the handles of both may be destroyed in any order.
 struct DeviceObject {
-  std::shared_ptr<Backend> backend;
+  std::shared_ptr<Device> device;
 };
 
 struct CacheObject {

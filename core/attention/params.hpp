@@ -127,6 +127,25 @@ struct ClearParams {
   int32_t n_cells = 0;
 };
 
+/// Which cells each token of the batch sees, as a tensor [n_tokens, columns] of f32, f16, bf16 or booleans, any strides.
+struct MaskParams {
+  AttentionPlan plan;  // a token without a row sees nothing
+  Tensor into;
+  int32_t first_column = 0;  // the cell of column 0
+  bool all_visible = false;  // of a reserve pass, which has no rows
+};
+
+/// Stored bytes of rows, as they are: bytes [first_byte, first_byte + n_bytes) of each row.
+struct RowBytes {
+  Slab slab;
+  int32_t head = 0;
+  const int32_t* cell = nullptr;  // [n_rows]
+  int32_t n_rows = 0;
+  size_t first_byte = 0;
+  size_t n_bytes = 0;
+  std::byte* data = nullptr;  // [n_rows][n_bytes] on the host
+};
+
 /// Bounds that size an attention workspace.
 struct AttentionBounds {
   int32_t max_batch = 0;

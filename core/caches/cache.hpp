@@ -8,6 +8,7 @@
 #include "core/caches/pass_state.hpp"
 #include "core/cells/batch.hpp"
 #include "core/cells/book.hpp"
+#include "core/device.hpp"
 
 namespace kvc {
 
@@ -56,6 +57,7 @@ class KeyValues {
   virtual ~KeyValues() = default;
 
   virtual const CacheBounds& bounds() const = 0;
+  virtual const DeviceInfo& device() const = 0;
   virtual int32_t n_tokens() const = 0;  // of the open pass
   virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
 
@@ -93,6 +95,7 @@ class Cache {
   virtual ~Cache() = default;
 
   virtual const CacheBounds& bounds() const = 0;
+  virtual const DeviceInfo& device() const = 0;
   /// ok, or internal/device once a broken invariant or a failed device has poisoned the cache.
   virtual const Health& health() const = 0;
 

@@ -129,70 +129,105 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
   return Status::ok;
 }
 
-CausalCache::CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+CausalCache::CausalCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                          const CausalSettings& settings)
-    : backend_(std::move(backend)),
+    : device_(device),
       bounds_(bounds),
       settings_(settings),
+      device_info_(device->info()),
       pass_(bounds.n_layers),
       book_(rules_of(bounds, settings), health_),
       plan_(book_, bounds.max_batch) {}
 
 CausalCache::~CausalCache() {
-  if (block_ != nullptr) backend_->release(block_, block_bytes_);
+  on_device_.reset();
+  if (host_block_.data != nullptr)
+    device_->release(Place::host, host_block_.data, host_block_.bytes);
+  if (device_block_.data != nullptr)
+    device_->release(Place::device, device_block_.data, device_block_.bytes);
 }
 
-/// Lays the cache out over no block, which touches nothing.
-Status CausalCache::memory_bytes(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
-                                 const CausalSettings& settings, uint64_t* bytes) {
-  CausalCache cache(std::move(backend), bounds, settings);
-  Carver carver;
-  cache.carve(carver);
-  const CheckedSize total = carver.used().rounded_up(page_bytes);
+/// Lays the cache out over no blocks, which touches nothing.
+Status CausalCache::measure() {
+  Carver host, device;
+  carve_host(host);
+  carve_device(device);
+  const CheckedSize host_bytes = host.used().rounded_up(page_bytes);
+  const CheckedSize device_bytes = device.used().rounded_up(page_bytes);
+  const CheckedSize total = host_bytes + device_bytes;
   if (total.overflowed() || total.value() > static_cast<uint64_t>(PTRDIFF_MAX)) {
     return fail(Status::overflow, "the cache's memory does not fit the address space");
   }
-  *bytes = total.value();
+  host_block_.bytes = host_bytes.value();
+  device_block_.bytes = device_bytes.value();
   return Status::ok;
 }
 
-Status CausalCache::create(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
-                           const CausalSettings& settings, std::shared_ptr<Cache>* out) {
-  uint64_t bytes = 0;
-  if (Status s = memory_bytes(backend, bounds, settings, &bytes); s != Status::ok) return s;
-  std::shared_ptr<CausalCache> cache(new (std::nothrow)
-                                         CausalCache(std::move(backend), bounds, settings));
-  if (!cache) return fail(Status::out_of_memory, "no memory for a cache");
-  cache->block_ = cache->backend_->allocate(bytes, bounds.prefault);
-  if (cache->block_ == nullptr) {
+Status CausalCache::take_blocks() {
+  const auto take = [this](Place place, Block& block) {
+    block.data = device_->allocate(place, block.bytes, bounds_.prefault);
+    if (block.data != nullptr) return Status::ok;
     return fail(Status::out_of_memory, "no block of %llu bytes",
-                static_cast<unsigned long long>(bytes));
-  }
-  cache->block_bytes_ = bytes;
-  Carver carver(cache->block_);
-  cache->carve(carver);
+                static_cast<unsigned long long>(block.bytes));
+  };
+  if (Status s = take(Place::device, device_block_); s != Status::ok) return s;
+  return take(Place::host, host_block_);
+}
+
+Status CausalCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                                 const CausalSettings& settings, uint64_t* bytes) {
+  CausalCache cache(device, bounds, settings);
+  if (Status s = cache.measure(); s != Status::ok) return s;
+  *bytes = cache.host_block_.bytes + cache.device_block_.bytes;
+  return Status::ok;
+}
+
+Status CausalCache::create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                           const CausalSettings& settings, std::shared_ptr<Cache>* out) {
+  std::shared_ptr<CausalCache> cache(new (std::nothrow) CausalCache(device, bounds, settings));
+  if (!cache) return fail(Status::out_of_memory, "no memory for a cache");
+  if (Status s = cache->measure(); s != Status::ok) return s;
+  if (Status s = cache->take_blocks(); s != Status::ok) return s;
+  Carver host(cache->host_block_.data), on_device(cache->device_block_.data);
+  cache->carve_host(host);
+  cache->carve_device(on_device);
   cache->book_.reset();
+  const Status attached = device->attach(cache->attention_bounds(), cache->workspace_,
+                                         &cache->on_device_);
+  if (attached != Status::ok) return attached;
   *out = std::move(cache);
   return Status::ok;
 }
 
-/// Runs twice (see Carver): what it finds out about sizes must not depend on the block being there.
-void CausalCache::carve(Carver& carver) {
+AttentionBounds CausalCache::attention_bounds() const {
+  return {bounds_.max_batch, bounds_.max_q_heads, bounds_.n_kv_heads, bounds_.head_dim_k,
+          bounds_.head_dim_v};
+}
+
+// Both run twice (see Carver): what they find out about sizes must not depend on a block being there.
+
+void CausalCache::carve_host(Carver& carver) {
   layers_ = carver.take<Layer>(static_cast<uint64_t>(bounds_.n_layers), page_bytes);
   book_.carve(carver);
   pass_.carve(carver);
   plan_.carve(carver);
-  const bool measuring = layers_ == nullptr;
   Layer measured;
-  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
-    carve_layer(carver, measuring ? measured : *new (&layers_[layer]) Layer());
+  for (int32_t index = 0; index < bounds_.n_layers; ++index) {
+    Layer& layer = layers_ == nullptr ? measured : *new (&layers_[index]) Layer();
+    layer.slopes = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
+    layer.sinks = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
+    layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);
   }
-  const AttentionBounds attention = {bounds_.max_batch, bounds_.max_q_heads, bounds_.n_kv_heads,
-                                     bounds_.head_dim_k, bounds_.head_dim_v};
-  workspace_ = carver.take<std::byte>(backend_->attention_workspace_bytes(attention), page_bytes);
 }
 
-void CausalCache::carve_layer(Carver& carver, Layer& layer) {
+void CausalCache::carve_device(Carver& carver) {
+  LayerStorage measured;
+  for (int32_t index = 0; index < bounds_.n_layers; ++index)
+    carve_slabs(carver, layers_ == nullptr ? measured : layers_[index].storage);
+  workspace_ = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()), page_bytes);
+}
+
+void CausalCache::carve_slabs(Carver& carver, LayerStorage& storage) const {
   // The dense view of get() may be rounded up to the padding: rows behind the last cell exist and stay zero.
   const int32_t padding = settings_.cell_padding;
   const int32_t rows = (bounds_.cells + padding - 1) / padding * padding;
@@ -207,12 +242,9 @@ void CausalCache::carve_layer(Carver& carver, Layer& layer) {
     slab.data = carver.take<std::byte>(CheckedSize(static_cast<uint64_t>(slab.n_heads)) * stride,
                                        alignment);
   };
-  carve_slab(layer.storage.k, bounds_.head_dim_k, bounds_.type_k, page_bytes);
+  carve_slab(storage.k, bounds_.head_dim_k, bounds_.type_k, page_bytes);
   carver.take<std::byte>(page_bytes / 2, page_bytes);  // V begins half a page off K
-  carve_slab(layer.storage.v, bounds_.head_dim_v, bounds_.type_v, 64);
-  layer.slopes = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
-  layer.sinks = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
-  layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);
+  carve_slab(storage.v, bounds_.head_dim_v, bounds_.type_v, 64);
 }
 
 }  // namespace kvc

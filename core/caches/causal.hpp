@@ -5,14 +5,14 @@
 
 #include "core/attention/plan.hpp"
 #include "core/attention/visibility.hpp"
-#include "core/backend.hpp"
 #include "core/base/health.hpp"
 #include "core/caches/cache.hpp"
 #include "core/cells/book.hpp"
+#include "core/device.hpp"
 
 namespace kvc {
 
-class Digest;
+class DigestSum;
 
 /// What makes a causal cache: window, chunk, how much is remembered. Raised and resolved by CausalCache::resolve().
 struct CausalSettings {
@@ -42,16 +42,17 @@ class CausalCache final : public Cache, public KeyValues {
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings);
 
-  /// Bytes of the one block that a cache takes from its backend.
-  static Status memory_bytes(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+  /// Bytes of the two blocks that a cache takes from its device.
+  static Status memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                              const CausalSettings& settings, uint64_t* bytes);
 
-  static Status create(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+  static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const CausalSettings& settings, std::shared_ptr<Cache>* out);
   ~CausalCache() override;
 
   const CacheBounds& bounds() const override { return bounds_; }
   const Health& health() const override { return health_; }
+  const DeviceInfo& device() const override { return device_info_; }
   KeyValues* key_values() override { return this; }
   const KeyValues* key_values() const override { return this; }
 
@@ -102,10 +103,20 @@ class CausalCache final : public Cache, public KeyValues {
     double* frequency = nullptr;   // [head_dim_k / 2]
   };
 
-  CausalCache(std::shared_ptr<Backend> backend, const CacheBounds& bounds,
+  /// A block that the cache took from its device.
+  struct Block {
+    void* data = nullptr;
+    uint64_t bytes = 0;
+  };
+
+  CausalCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
               const CausalSettings& settings);
-  void carve(Carver& carver);
-  void carve_layer(Carver& carver, Layer& layer);
+  AttentionBounds attention_bounds() const;
+  void carve_host(Carver& carver);
+  void carve_device(Carver& carver);
+  void carve_slabs(Carver& carver, LayerStorage& storage) const;
+  Status measure();
+  Status take_blocks();
   Status check_layer(int32_t layer) const;
 
   // A pass (causal_pass.cpp).
@@ -127,32 +138,32 @@ class CausalCache final : public Cache, public KeyValues {
     int32_t from[tokens_per_move], to[tokens_per_move], offset[tokens_per_move];
     int32_t n = 0;
   };
-  const AttentionPlan& plan() { return plan_.make(least_shared_prefix); }
+  Status make_plan();  // unless it is made, and tells the device
   template <class Visit>
   void for_each_pending(Visit visit);
   Status rotate_pending();
   void apply(Moves& moves);
-  PassPlan::Span span();
+  Status span(PassPlan::Span* range);
 
   // Watching (causal_watching.cpp).
-  Digest digest_of(int32_t sequence, Token token, bool of_open_pass) const;
+  class TokenDigests;
+  Status digest_tokens(int32_t sequence, DigestSum& sum) const;
 
-  /// A shared prefix shorter than this is not worth a read of its own.
-  static constexpr int32_t least_shared_prefix = 256;
-
-  std::shared_ptr<Backend> backend_;
+  std::shared_ptr<Device> device_;
   CacheBounds bounds_;
   CausalSettings settings_;
-  void* block_ = nullptr;
-  uint64_t block_bytes_ = 0;
+  DeviceInfo device_info_;
+  Block host_block_, device_block_;
+  std::unique_ptr<CacheDevice> on_device_;
   Health health_;
   mutable std::mutex planning_;  // const calls plan in the book's scratch, and may overlap
 
   PassState pass_;
   CellBook book_;
   PassPlan plan_;
-  Layer* layers_ = nullptr;  // [n_layers]
-  std::byte* workspace_ = nullptr;
+  void* stream_ = nullptr;          // of the open pass
+  Layer* layers_ = nullptr;         // [n_layers]
+  std::byte* workspace_ = nullptr;  // on the device
   KeyShift shift_;
 };
 

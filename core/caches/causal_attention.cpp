@@ -46,14 +46,20 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
 
 // ---- Attention --------------------------------------------------------------------------------------------------------------
 
+Status CausalCache::make_plan() {
+  if (plan_.is_made()) return Status::ok;
+  const AttentionPlan& plan = plan_.make(device_info_.least_shared_prefix);
+  health_.expect(plan.n_rows == pass_.n_tokens(), "the attention plan misses tokens of the batch");
+  if (!health_.ok()) return health_.status();
+  return health_.after(on_device_->begin_pass(plan, stream_));
+}
+
 Status CausalCache::attention(int32_t index, const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(index, true); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
+  if (Status s = make_plan(); s != Status::ok) return s;
   AttentionParams params;
-  params.plan = plan();
-  health_.expect(params.plan.n_rows == pass_.n_tokens(),
-                 "the attention plan misses tokens of the batch");
-  if (!health_.ok()) return health_.status();
+  params.plan = plan_.made();
   const Layer& layer = layers_[index];
   params.storage = layer.storage;
   params.constants = layer.constants;
@@ -66,10 +72,12 @@ Status CausalCache::attention(int32_t index, const AttentionTensors& tensors) {
                                                 std::sqrt(static_cast<double>(bounds_.head_dim_k)));
   }
   params.tensors = tensors;
-  if (tensors.changes_scores() || tensors.weights.data != nullptr)
-    params.first_column = span().first;
-  params.workspace = workspace_;
-  return health_.after(backend_->attention(params));
+  if (tensors.changes_scores() || tensors.weights.data != nullptr) {
+    PassPlan::Span range;
+    if (Status s = span(&range); s != Status::ok) return s;
+    params.first_column = range.first;
+  }
+  return health_.after(on_device_->attention(params));
 }
 
 }  // namespace kvc

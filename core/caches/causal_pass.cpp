@@ -49,7 +49,9 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   book_.open_pass(batch);
   plan_.open(batch.n_tokens, batch.flags);
   pass_.open(batch.n_tokens);
-  return health_.status();
+  stream_ = batch.stream;
+  if (!health_.ok()) return health_.status();
+  return device_info_.plans_ahead ? make_plan() : Status::ok;
 }
 
 // ---- Put and the except set -------------------------------------------------------------------------------------------------
@@ -59,7 +61,7 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (pass_.is_reserve()) return Status::ok;
   if (planted(Bug::second_put_ignored) && pass_.was_put(layer)) return Status::ok;
   const StoreParams store = {layers_[layer].storage, book_.batch_cell(), pass_.n_tokens(), k, v};
-  if (Status s = health_.after(backend_->store(store)); s != Status::ok) return s;
+  if (Status s = health_.after(on_device_->store(store)); s != Status::ok) return s;
   pass_.note_put(layer);
   return Status::ok;
 }
@@ -88,7 +90,7 @@ Status CausalCache::clear_freed() {
   for (int32_t layer = 0; n > 0 && layer < bounds_.n_layers - planted(Bug::last_layer_not_cleared);
        ++layer) {
     const ClearParams clear = {layers_[layer].storage, book_.freed(), n};
-    if (Status s = health_.after(backend_->clear(clear)); s != Status::ok) return s;
+    if (Status s = health_.after(on_device_->clear(clear)); s != Status::ok) return s;
   }
   book_.forget_freed();
   return health_.status();
@@ -100,7 +102,7 @@ Status CausalCache::clear_missing_layers() {
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
     if (pass_.was_put(layer)) continue;
     const ClearParams clear = {layers_[layer].storage, book_.batch_cell(), pass_.n_tokens()};
-    if (Status s = health_.after(backend_->clear(clear)); s != Status::ok) return s;
+    if (Status s = health_.after(on_device_->clear(clear)); s != Status::ok) return s;
   }
   return Status::ok;
 }

@@ -1,8 +1,5 @@
 #include <algorithm>
-#include <limits>
 
-#include "core/attention/visible.hpp"
-#include "core/base/half.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
 
@@ -16,20 +13,23 @@ constexpr int32_t tokens_per_load = 256;  // cells and offsets of one backend ca
 // ---- Views ---------------------------------------------------------------------------------------------------------------
 
 /// The range of cells that the batch may see, rounded outward to the padding.
-PassPlan::Span CausalCache::span() {
-  plan();
+Status CausalCache::span(PassPlan::Span* range) {
+  if (Status s = make_plan(); s != Status::ok) return s;
   const PassPlan::Span seen = plan_.span();
   const int32_t padding = settings_.cell_padding;
-  return {seen.first / padding * padding, (seen.end + padding - 1) / padding * padding};
+  *range = {seen.first / padding * padding, (seen.end + padding - 1) / padding * padding};
+  return Status::ok;
 }
 
 Status CausalCache::history(int32_t* first, int32_t* cells) {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  const PassPlan::Span range = pass_.is_reserve() ? PassPlan::Span{0, layers_[0].storage.k.n_cells}
-                                                  : span();
+  PassPlan::Span range = {0, layers_[0].storage.k.n_cells};
+  if (!pass_.is_reserve()) {
+    if (Status s = span(&range); s != Status::ok) return s;
+  }
   *first = range.first;
   *cells = range.end - range.first;
-  return health_.status();
+  return Status::ok;
 }
 
 Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
@@ -46,20 +46,12 @@ Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
 Status CausalCache::mask(const Tensor& into) {
   int32_t first = 0, cells = 0;
   if (Status s = history(&first, &cells); s != Status::ok) return s;
-  const float fill = pass_.is_reserve() ? 0.0f : -std::numeric_limits<float>::infinity();
-  for (int64_t t = 0; t < pass_.n_tokens(); ++t) {
-    for (int64_t c = 0; c < cells; ++c)
-      store_element(into.data, into.dtype, t * into.stride[0] + c * into.stride[1], fill);
-  }
-  if (pass_.is_reserve()) return Status::ok;
-  const AttentionPlan& made = plan();
-  for (int32_t r = 0; r < made.n_rows; ++r) {
-    const int64_t row = made.rows[r].token * into.stride[0];
-    for_each_visible(made, made.rows[r], [&](int32_t, int32_t cell, int32_t) {
-      store_element(into.data, into.dtype, row + (cell - first) * into.stride[1], 0.0f);
-    });
-  }
-  return Status::ok;
+  MaskParams params;
+  params.into = into;
+  params.first_column = first;
+  params.all_visible = pass_.is_reserve();
+  if (pass_.is_open()) params.plan = plan_.made();
+  return health_.after(on_device_->write_mask(params));
 }
 
 // ---- Pending rotations of keys that are handed out -----------------------------------------------------------------------
@@ -67,7 +59,7 @@ Status CausalCache::mask(const Tensor& into) {
 /// Calls visit(sequence, index, token) for every token that the batch sees and whose key has a pending rotation.
 template <class Visit>
 void CausalCache::for_each_pending(Visit visit) {
-  const AttentionPlan& made = plan();
+  const AttentionPlan& made = plan_.made();
   const AttentionRow* row = made.rows;
   for (int32_t t = 0; t < book_.n_in_batch(); ++t) {
     const CellBook::Sequence& sequence = book_.sequence(book_.touched(t));
@@ -96,6 +88,7 @@ void CausalCache::for_each_pending(Visit visit) {
 /// owner too, a hidden one included, is copied first; the last of several owners rewrites it in place.
 Status CausalCache::rotate_pending() {
   if (!book_.keys_rotate() || !pass_.is_open()) return Status::ok;
+  if (Status s = make_plan(); s != Status::ok) return s;
   int32_t copies = 0, pending = 0;
   for_each_pending([&](int32_t, int32_t, Token token) {
     ++pending;
@@ -128,8 +121,8 @@ Status CausalCache::rotate_pending() {
 void CausalCache::apply(Moves& moves) {
   for (int32_t layer = 0; layer < bounds_.n_layers && moves.n > 0; ++layer) {
     const Layer& l = layers_[layer];
-    (void)health_.after(
-        backend_->move({l.storage, l.constants.rope, moves.from, moves.to, moves.offset, moves.n}));
+    (void)health_.after(on_device_->move(
+        {l.storage, l.constants.rope, moves.from, moves.to, moves.offset, moves.n}));
   }
   moves.n = 0;
 }
@@ -160,7 +153,7 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
     };
     advance(load.k);
     advance(load.v);
-    if (Status s = health_.after(backend_->load(load)); s != Status::ok) return s;
+    if (Status s = health_.after(on_device_->load(load)); s != Status::ok) return s;
   }
   return Status::ok;
 }

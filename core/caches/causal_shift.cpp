@@ -53,7 +53,7 @@ Status CausalCache::shift_copies(int32_t layer, const Removal& removal,
       old_position[n] = token.position;
       new_position[n] = token.position - distance;
     }
-    const Status moved = health_.after(backend_->move({storage, Rope{}, from, to, offset, n}));
+    const Status moved = health_.after(on_device_->move({storage, Rope{}, from, to, offset, n}));
     if (moved != Status::ok) return moved;
     for (int32_t begin = 0; begin < n;) {
       int32_t end = begin + 1;

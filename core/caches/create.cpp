@@ -25,17 +25,17 @@ Status with_kind(const CacheRequest& request, Use use) {
 
 }  // namespace
 
-Status cache_memory_bytes(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequest& request,
                           uint64_t* bytes) {
   return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
-    return std::remove_pointer_t<decltype(kind)>::memory_bytes(backend, bounds, settings, bytes);
+    return std::remove_pointer_t<decltype(kind)>::memory_bytes(device, bounds, settings, bytes);
   });
 }
 
-Status create_cache(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+Status create_cache(const std::shared_ptr<Device>& device, const CacheRequest& request,
                     std::shared_ptr<Cache>* out) {
   return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
-    return std::remove_pointer_t<decltype(kind)>::create(backend, bounds, settings, out);
+    return std::remove_pointer_t<decltype(kind)>::create(device, bounds, settings, out);
   });
 }
 

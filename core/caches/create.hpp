@@ -2,9 +2,9 @@
 #include <cstdint>
 #include <memory>
 
-#include "core/backend.hpp"
 #include "core/caches/cache.hpp"
 #include "core/caches/causal.hpp"
+#include "core/device.hpp"
 
 namespace kvc {
 
@@ -19,11 +19,11 @@ struct CacheRequest {
 };
 
 /// Bytes that create_cache() would take. Allocates nothing.
-Status cache_memory_bytes(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequest& request,
                           uint64_t* bytes);
 
 /// These two hold the only switch over kinds.
-Status create_cache(const std::shared_ptr<Backend>& backend, const CacheRequest& request,
+Status create_cache(const std::shared_ptr<Device>& device, const CacheRequest& request,
                     std::shared_ptr<Cache>* out);
 
 }  // namespace kvc

@@ -12,6 +12,7 @@ struct Batch {
   const int32_t* position = nullptr;  // [n_tokens]
   const int32_t* sequence = nullptr;  // [n_tokens]
   const uint32_t* flags = nullptr;    // [n_tokens], may be null: none
+  void* stream = nullptr;             // that the device's work is ordered on
 };
 
 }  // namespace kvc

@@ -31,6 +31,8 @@ float in_log2(float bias) {
   return bias > minus_infinity ? std::max(scaled, -std::numeric_limits<float>::max()) : scaled;
 }
 
+}  // namespace
+
 class Call {
  public:
   Call(const AttentionParams& params, int32_t n_threads) : params_(params), kernels_(kernels()) {
@@ -41,7 +43,7 @@ class Call {
     o_stride_ = padded(storage.v.head_dim);
   }
 
-  void run(ThreadPool& pool) noexcept;
+  void run(ThreadPool& pool, Schedule& schedule) noexcept;
 
  private:
   struct Item {
@@ -55,6 +57,7 @@ class Call {
     int32_t n_rows() const { return tile->n_tokens * n_heads; }
   };
 
+  void cut(Schedule& schedule);
   void run_item(int32_t index, int32_t thread) noexcept;
   void load_queries(const Item& item) const;
   Tile describe(const Item& item) const;
@@ -85,10 +88,22 @@ class Call {
   int32_t first_unit_ = 0;  // of those that are handed out
 };
 
-void Call::run(ThreadPool& pool) noexcept {
+void Call::cut(Schedule& schedule) {
+  if (schedule.n_q_heads_ == params_.constants.n_q_heads && schedule.kernels_ == &kernels_) {
+    space_.work = schedule.work_;
+    return;
+  }
   WorkPlan& work = space_.work;
   work.n_slots_max = slots_for(slot_bytes(params_.constants.n_q_heads, params_.storage.v.head_dim));
   make_work_plan(params_, work);
+  schedule.work_ = work;
+  schedule.n_q_heads_ = params_.constants.n_q_heads;
+  schedule.kernels_ = &kernels_;
+}
+
+void Call::run(ThreadPool& pool, Schedule& schedule) noexcept {
+  cut(schedule);
+  const WorkPlan& work = space_.work;
   const int32_t n_counters = work.n_counters * params_.constants.n_q_heads;
   for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
   for (int32_t thread = 0; thread < pool.n_threads(); ++thread) {
@@ -439,12 +454,10 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   *to = sees_nothing ? minus_infinity : static_cast<float>(value);
 }
 
-}  // namespace
-
-void attention(const AttentionParams& params, ThreadPool& pool) noexcept {
+void attention(const AttentionParams& params, ThreadPool& pool, Schedule& schedule) noexcept {
   if (params.plan.n_rows == 0) return;
   Call call(params, pool.n_threads());
-  call.run(pool);
+  call.run(pool, schedule);
   if (params.tensors.weights.data) attention_weights(params, pool);
 }
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/caches/causal.hpp"
-#include "kernels/cpu/cpu_backend.hpp"
+#include "kernels/cpu/cpu_device.hpp"
 
 namespace {
 
@@ -14,8 +14,8 @@ using kvc::Status;
 constexpr int32_t n_sequences = 100, prompt = 4;
 
 std::shared_ptr<kvc::Cache> make_cache() {
-  std::unique_ptr<kvc::Backend> backend;
-  EXPECT_EQ(kvc::cpu::CpuBackend::create(1, nullptr, backend), Status::ok);
+  std::shared_ptr<kvc::Device> device;
+  EXPECT_EQ(kvc::cpu::CpuDevice::create({.n_threads = 1}, &device), Status::ok);
   kvc::CacheBounds bounds;
   bounds.n_layers = bounds.n_kv_heads = bounds.head_dim_k = bounds.head_dim_v = 1;
   bounds.max_sequences = n_sequences;
@@ -26,7 +26,7 @@ std::shared_ptr<kvc::Cache> make_cache() {
   kvc::CausalSettings settings;
   EXPECT_EQ(kvc::CausalCache::resolve(bounds, wanted, &settings), Status::ok);
   std::shared_ptr<kvc::Cache> cache;
-  EXPECT_EQ(kvc::CausalCache::create(std::move(backend), bounds, settings, &cache), Status::ok);
+  EXPECT_EQ(kvc::CausalCache::create(device, bounds, settings, &cache), Status::ok);
   return cache;
 }
 

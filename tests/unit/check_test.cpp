@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/caches/causal.hpp"
-#include "unit/watched_backend.hpp"
+#include "unit/watched_device.hpp"
 
 namespace {
 
@@ -51,9 +51,9 @@ void damage(bool with_rope, std::set<std::string>& met) {
   wanted.memory = 20;
   wanted.keep_first = 3;
   ASSERT_EQ(kvc::CausalCache::resolve(bounds, wanted, &settings), Status::ok) << kvc::last_message();
-  auto backend = std::make_shared<WatchedBackend>();
+  auto device = std::make_shared<WatchedDevice>();
   std::shared_ptr<kvc::Cache> made;
-  ASSERT_EQ(kvc::CausalCache::create(backend, bounds, settings, &made), Status::ok);
+  ASSERT_EQ(kvc::CausalCache::create(device, bounds, settings, &made), Status::ok);
   auto& cache = static_cast<kvc::CausalCache&>(*made);
   kvc::RopeSettings rope;
   rope.n_dims = 2;
@@ -68,14 +68,14 @@ void damage(bool with_rope, std::set<std::string>& met) {
 
   // First come the layer and the sequences, objects with pointers; behind them lie arrays of numbers.
   constexpr size_t first_array = 1024;
-  for (size_t at = first_array; at < backend->bytes(); at += 4) {
+  for (size_t at = first_array; at < device->bytes(); at += 4) {
     for (const uint32_t flip : {1u, 0x80u, 0x80000000u}) {
       uint32_t word = 0;
-      std::memcpy(&word, backend->block() + at, 4);
+      std::memcpy(&word, device->block() + at, 4);
       const uint32_t damaged = word ^ flip;
-      std::memcpy(backend->block() + at, &damaged, 4);
+      std::memcpy(device->block() + at, &damaged, 4);
       const Status status = cache.check();
-      std::memcpy(backend->block() + at, &word, 4);
+      std::memcpy(device->block() + at, &word, 4);
       ASSERT_TRUE(status == Status::ok || status == Status::internal);
       if (status == Status::internal) met.insert(kvc::last_message());
     }

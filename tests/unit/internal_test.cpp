@@ -15,7 +15,7 @@
 #include "capi/src/objects.hpp"
 #include "core/caches/causal.hpp"
 #include "support/functions.hpp"
-#include "unit/watched_backend.hpp"
+#include "unit/watched_device.hpp"
 
 namespace {
 
@@ -42,7 +42,7 @@ class Victim {
     kvc::CausalSettings settings;
     EXPECT_EQ(kvc::CausalCache::resolve(bounds, wanted, &settings), Status::ok);
     auto object = std::make_unique<kvc::capi::CacheObject>();
-    EXPECT_EQ(kvc::CausalCache::create(backend_, bounds, settings, &object->cache), Status::ok);
+    EXPECT_EQ(kvc::CausalCache::create(device_, bounds, settings, &object->cache), Status::ok);
     cache = static_cast<kvc_cache*>(kvc::capi::handles::add(kvc::capi::Kind::cache, object.release()));
     for (int32_t i = 0; i < 4; ++i) {
       EXPECT_EQ(begin(0, start + i * max_batch, max_batch), KVC_OK);
@@ -71,9 +71,9 @@ class Victim {
     return status == KVC_OK ? call(cache) : status;
   }
 
-  size_t words() const { return backend_->bytes() / sizeof(int32_t); }
+  size_t words() const { return device_->bytes() / sizeof(int32_t); }
   int32_t& word(size_t index) {
-    return *std::launder(reinterpret_cast<int32_t*>(backend_->block()) + index);
+    return *std::launder(reinterpret_cast<int32_t*>(device_->block()) + index);
   }
 
   /// The word that holds a sequence's lost_below.
@@ -93,7 +93,7 @@ class Victim {
   kvc_cache* cache = nullptr;
 
  private:
-  std::shared_ptr<WatchedBackend> backend_ = std::make_shared<WatchedBackend>();
+  std::shared_ptr<WatchedDevice> device_ = std::make_shared<WatchedDevice>();
   int32_t n_tokens_ = 0;
 };
 

@@ -1,5 +1,5 @@
 // A device that fails at its n-th call, for every n: the call that meets it says DEVICE, the cache is
-// poisoned from then on, and destroying it gives its memory back. The C ABI on a backend of our own.
+// poisoned from then on, and destroying it gives its memory back. The C ABI on a device of our own.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -9,51 +9,35 @@
 #include "capi/src/handle_table.hpp"
 #include "capi/src/objects.hpp"
 #include "core/caches/causal.hpp"
-#include "kernels/cpu/cpu_backend.hpp"
 #include "support/functions.hpp"
+#include "tests/fake/over_cpu.hpp"
 
 namespace {
 
 using kvc::Status;
 
-/// Forwards to the CPU until its n-th call.
-class FailingBackend final : public kvc::Backend {
+/// The CPU until its n-th call.
+class FailingDevice final : public fake::DeviceOverCpu {
  public:
-  FailingBackend(int32_t failing, int64_t* blocks) : failing_(failing), blocks_(blocks) {
-    EXPECT_EQ(kvc::cpu::CpuBackend::create(1, nullptr, cpu_), Status::ok);
-  }
-  void* allocate(size_t bytes, bool prefault) noexcept override {
+  FailingDevice(int32_t failing, int64_t* blocks) : failing_(failing), blocks_(blocks) {}
+  void* allocate(kvc::Place place, size_t bytes, bool prefault) noexcept override {
     ++*blocks_;
-    return cpu_->allocate(bytes, prefault);
+    return DeviceOverCpu::allocate(place, bytes, prefault);
   }
-  void release(void* block, size_t bytes) noexcept override {
+  void release(kvc::Place place, void* block, size_t bytes) noexcept override {
     --*blocks_;
-    cpu_->release(block, bytes);
+    DeviceOverCpu::release(place, block, bytes);
   }
-  size_t attention_workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
-    return cpu_->attention_workspace_bytes(bounds);
-  }
-  Status store(const kvc::StoreParams& p) noexcept override {
-    return fails() ? lost() : cpu_->store(p);
-  }
-  Status load(const kvc::LoadParams& p) noexcept override {
-    return fails() ? lost() : cpu_->load(p);
-  }
-  Status move(const kvc::MoveParams& p) noexcept override {
-    return fails() ? lost() : cpu_->move(p);
-  }
-  Status clear(const kvc::ClearParams& p) noexcept override {
-    return fails() ? lost() : cpu_->clear(p);
-  }
-  Status attention(const kvc::AttentionParams& p) noexcept override {
-    return fails() ? lost() : cpu_->attention(p);
+  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+                std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
+    const auto around = [this](auto call) {
+      if (calls_++ != failing_) return call();
+      return kvc::fail(Status::device, "the device fell off the bus");
+    };
+    return attach_around(bounds, workspace, around, out);
   }
 
  private:
-  bool fails() noexcept { return calls_++ == failing_; }
-  static Status lost() noexcept { return kvc::fail(Status::device, "the device fell off the bus"); }
-
-  std::unique_ptr<kvc::Backend> cpu_;
   int32_t failing_, calls_ = 0;
   int64_t* blocks_;
 };
@@ -70,7 +54,7 @@ kvc_cache* create(int32_t failing, int64_t* blocks) {
   kvc::CausalSettings settings;
   EXPECT_EQ(kvc::CausalCache::resolve(bounds, {}, &settings), Status::ok);
   auto object = std::make_unique<kvc::capi::CacheObject>();
-  const Status made = kvc::CausalCache::create(std::make_shared<FailingBackend>(failing, blocks),
+  const Status made = kvc::CausalCache::create(std::make_shared<FailingDevice>(failing, blocks),
                                                bounds, settings, &object->cache);
   EXPECT_EQ(made, Status::ok);
   return static_cast<kvc_cache*>(kvc::capi::handles::add(kvc::capi::Kind::cache, object.release()));
@@ -135,7 +119,7 @@ void expect_poisoned(kvc_cache* cache, support::Specimen& specimen, const char* 
   EXPECT_GT(stats.bytes, 0u);
 }
 
-TEST(FailingBackend, PoisonsTheCacheAtEveryCall) {
+TEST(FailingDevice, PoisonsTheCacheAtEveryCall) {
   int32_t n = 0;
   for (bool met = true; met; ++n) {
     int64_t blocks = 0;
@@ -152,7 +136,7 @@ TEST(FailingBackend, PoisonsTheCacheAtEveryCall) {
     } else {
       EXPECT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
     }
-    EXPECT_EQ(blocks, 1);
+    EXPECT_EQ(blocks, 2);
     EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
     EXPECT_EQ(blocks, 0);
     EXPECT_EQ(kvc_check(cache), KVC_E_HANDLE);

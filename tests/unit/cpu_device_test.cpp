@@ -1,5 +1,5 @@
-/// The CPU backend beside attention: its threads, its memory, rows in and out of cells.
-#include "kernels/cpu/cpu_backend.hpp"
+/// The CPU device beside attention: its threads, its memory, rows in and out of cells.
+#include "kernels/cpu/cpu_device.hpp"
 
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -293,19 +293,19 @@ TEST(ThreadPool, RefusesWhatItCannotDo) {
 }
 
 TEST(CpuBackend, AllocatesZerosWhereAskedTo) {
-  std::unique_ptr<Backend> backend;
-  ASSERT_EQ(cpu::CpuBackend::create(1, nullptr, backend), Status::ok);
+  std::shared_ptr<Device> device;
+  ASSERT_EQ(cpu::CpuDevice::create({.n_threads = 1}, &device), Status::ok);
   for (const size_t bytes : {size_t{1}, size_t{5000}, size_t{3} << 20}) {
-    auto* block = static_cast<unsigned char*>(backend->allocate(bytes, true));
+    auto* block = static_cast<unsigned char*>(device->allocate(Place::device, bytes, true));
     ASSERT_NE(block, nullptr);
     EXPECT_EQ(
         reinterpret_cast<uintptr_t>(block) % (bytes >= (size_t{2} << 20) ? size_t{2} << 20 : 4096),
         0u);
     EXPECT_EQ(block[0], 0);
     EXPECT_EQ(block[bytes - 1], 0);
-    backend->release(block, bytes);
+    device->release(Place::device, block, bytes);
   }
-  EXPECT_EQ(backend->allocate(SIZE_MAX - 10, false), nullptr);
+  EXPECT_EQ(device->allocate(Place::device, SIZE_MAX - 10, false), nullptr);
 
   struct Host {
     int32_t live = 0;
@@ -325,15 +325,15 @@ TEST(CpuBackend, AllocatesZerosWhereAskedTo) {
     static_cast<Host*>(user)->live--;
     std::free(block);
   };
-  ASSERT_EQ(cpu::CpuBackend::create(1, &allocator, backend), Status::ok);
-  auto* block = static_cast<unsigned char*>(backend->allocate(10000, false));
+  ASSERT_EQ(cpu::CpuDevice::create({.n_threads = 1, .allocator = &allocator}, &device), Status::ok);
+  auto* block = static_cast<unsigned char*>(device->allocate(Place::device, 10000, false));
   ASSERT_NE(block, nullptr);
   EXPECT_EQ(block[9999], 0);
   EXPECT_EQ(host.live, 1);
-  backend->release(block, 10000);
+  device->release(Place::device, block, 10000);
   EXPECT_EQ(host.live, 0);
   host.refuse = true;
-  EXPECT_EQ(backend->allocate(10, false), nullptr);
+  EXPECT_EQ(device->allocate(Place::device, 10, false), nullptr);
 }
 
 }  // namespace

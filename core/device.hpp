@@ -1,0 +1,70 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/attention/params.hpp"
+#include "core/base/status.hpp"
+
+namespace kvc {
+
+/// Where memory is. A cache has a block in each place: the book, the plan and constants of the model on the host; K, V and the
+/// workspace of attention on the device. Core never reads or writes the second: it computes addresses in it.
+enum class Place : uint8_t { host, device };
+
+struct DeviceInfo {
+  int32_t type = 1;  // DLPack's number: 1 is the CPU
+  int32_t id = 0;
+  bool takes_stream = false;
+  /// begin_pass() comes with the begin of the pass. Else it comes before the first call that reads the plan, and not at all
+  /// in a pass without one.
+  bool plans_ahead = false;
+  /// Plans name prefixes that sequences share from this length on.
+  int32_t least_shared_prefix = 0;
+};
+
+/// The device's side of one cache. Its calls follow the cache's own exclusion: const ones may overlap each other, any other
+/// runs alone. A call either succeeds or has changed nothing that a reader can see; a status other than ok poisons the
+/// cache. Work that a call begins is ordered behind the work of earlier calls, on the pass's stream.
+class CacheDevice {
+ public:
+  virtual ~CacheDevice() = default;
+
+  /// The plan of the open pass, before attention() or write_mask() read it: once per pass, and again when the except set or
+  /// cells of tokens have changed. What is cut by the shape of the pass is cut here and not once per layer.
+  /// The plan stays where it is until the pass ends.
+  virtual Status begin_pass(const AttentionPlan& plan, void* stream) noexcept = 0;
+
+  virtual Status store(const StoreParams& params) noexcept = 0;
+  virtual Status load(const LoadParams& params) noexcept = 0;
+  virtual Status move(const MoveParams& params) noexcept = 0;
+  virtual Status clear(const ClearParams& params) noexcept = 0;
+  virtual Status attention(const AttentionParams& params) noexcept = 0;
+  virtual Status write_mask(const MaskParams& params) noexcept = 0;
+
+  /// Copies stored bytes to or from the host. Returns when they are there.
+  virtual Status read_rows(const RowBytes& rows) const noexcept = 0;
+  virtual Status write_rows(const RowBytes& rows) noexcept = 0;
+};
+
+/// What a device must do for the caches. Kernels implement it, caches call it, capi introduces them to each other. The same
+/// device serves several caches at once, from several threads.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual DeviceInfo info() const noexcept = 0;
+
+  /// A block of zeros, aligned to 4096 (2 MiB when it is that large); null when there is none.
+  virtual void* allocate(Place place, size_t bytes, bool prefault) noexcept = 0;
+  virtual void release(Place place, void* block, size_t bytes) noexcept = 0;
+
+  /// Bytes of device memory that attention needs at most under these bounds.
+  virtual size_t workspace_bytes(const AttentionBounds& bounds) const noexcept = 0;
+
+  /// The device's side of a cache with these bounds. `workspace`, workspace_bytes() of it, outlives it.
+  virtual Status attach(const AttentionBounds& bounds, std::byte* workspace,
+                        std::unique_ptr<CacheDevice>* out) noexcept = 0;
+};
+
+}  // namespace kvc

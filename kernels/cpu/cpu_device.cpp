@@ -1,0 +1,163 @@
+#include "kernels/cpu/cpu_device.hpp"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <new>
+
+#include "kernels/cpu/attention.hpp"
+#include "kernels/cpu/mask.hpp"
+#include "kernels/cpu/rows.hpp"
+
+namespace kvc::cpu {
+namespace {
+
+constexpr size_t page = 4096;
+constexpr size_t huge_page = size_t{2} << 20;
+
+size_t alignment_for(size_t bytes) { return bytes >= huge_page ? huge_page : page; }
+
+/// `bytes` rounded up to pages; 0 when there is no such number.
+size_t whole_pages(size_t bytes) {
+  const size_t rounded = (bytes + page - 1) & ~(page - 1);
+  return rounded < bytes ? 0 : rounded;
+}
+
+/// Makes every page present now, so that the first pass does not pay for it.
+void touch(std::byte* block, size_t bytes) {
+#if defined(MADV_POPULATE_WRITE)
+  if (madvise(block, bytes, MADV_POPULATE_WRITE) == 0) return;
+#endif
+  for (size_t i = 0; i < bytes; i += page)
+    static_cast<volatile std::byte*>(block)[i] = std::byte{0};
+}
+
+void* map_pages(size_t bytes, bool prefault) {
+  const size_t wanted = whole_pages(bytes);
+  const size_t alignment = alignment_for(bytes);
+  const size_t mapped = wanted + (alignment - page);
+  if (wanted == 0 || mapped < wanted) return nullptr;
+  void* region = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (region == MAP_FAILED) return nullptr;
+  auto* begin = static_cast<std::byte*>(region);
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  const size_t front = (alignment - address % alignment) % alignment;
+  const size_t back = mapped - front - wanted;
+  if (front > 0) munmap(begin, front);
+  if (back > 0) munmap(begin + front + wanted, back);
+  std::byte* block = begin + front;
+#if defined(MADV_HUGEPAGE)
+  if (alignment == huge_page)
+    madvise(block, wanted, MADV_HUGEPAGE);  // a wish: without it we are only slower
+#endif
+  if (prefault) touch(block, wanted);
+  return block;
+}
+
+/// Prefixes that are shared from here on are worth a read of their own.
+constexpr int32_t least_shared_prefix = 256;
+
+/// The pool and the workspace serve one cache here; the schedule of a pass is kept from layer to layer.
+class CpuCacheDevice final : public CacheDevice {
+ public:
+  CpuCacheDevice(ThreadPool& pool, std::byte* workspace) : pool_(pool), workspace_(workspace) {}
+
+  Status begin_pass(const AttentionPlan&, void*) noexcept override {
+    schedule_.forget();
+    return Status::ok;
+  }
+  Status store(const StoreParams& params) noexcept override {
+    store_rows(params, pool_);
+    return Status::ok;
+  }
+  Status load(const LoadParams& params) noexcept override {
+    load_rows(params, pool_);
+    return Status::ok;
+  }
+  Status move(const MoveParams& params) noexcept override {
+    move_rows(params, pool_);
+    return Status::ok;
+  }
+  Status clear(const ClearParams& params) noexcept override {
+    clear_rows(params, pool_);
+    return Status::ok;
+  }
+  Status attention(const AttentionParams& params) noexcept override {
+    AttentionParams here = params;
+    here.workspace = workspace_;
+    cpu::attention(here, pool_, schedule_);
+    return Status::ok;
+  }
+  Status write_mask(const MaskParams& params) noexcept override {
+    cpu::write_mask(params);
+    return Status::ok;
+  }
+  Status read_rows(const RowBytes& rows) const noexcept override {
+    for (int32_t i = 0; i < rows.n_rows; ++i)
+      std::memcpy(rows.data + static_cast<size_t>(i) * rows.n_bytes, stored(rows, i), rows.n_bytes);
+    return Status::ok;
+  }
+  Status write_rows(const RowBytes& rows) noexcept override {
+    for (int32_t i = 0; i < rows.n_rows; ++i)
+      std::memcpy(stored(rows, i), rows.data + static_cast<size_t>(i) * rows.n_bytes, rows.n_bytes);
+    return Status::ok;
+  }
+
+ private:
+  static std::byte* stored(const RowBytes& rows, int32_t i) {
+    return rows.slab.row(rows.head, rows.cell[i]) + rows.first_byte;
+  }
+
+  ThreadPool& pool_;
+  std::byte* workspace_;
+  Schedule schedule_;
+};
+
+}  // namespace
+
+Status CpuDevice::create(const DeviceOptions& options, std::shared_ptr<Device>* out) {
+  ThreadPool* pool = nullptr;
+  if (Status s = ThreadPool::create(options.n_threads, &pool); s != Status::ok) return s;
+  const Allocator allocator = options.allocator ? *options.allocator : Allocator{};
+  std::unique_ptr<Device> device(new (std::nothrow) CpuDevice(pool, allocator));
+  if (!device) {
+    ThreadPool::destroy(pool);
+    return fail(Status::out_of_memory, "no memory for a device");
+  }
+  *out = std::move(device);
+  return Status::ok;
+}
+
+CpuDevice::~CpuDevice() { ThreadPool::destroy(pool_); }
+
+DeviceInfo CpuDevice::info() const noexcept { return {.least_shared_prefix = least_shared_prefix}; }
+
+void* CpuDevice::allocate(Place, size_t bytes, bool prefault) noexcept {
+  if (bytes == 0) bytes = 1;
+  if (!allocator_.alloc) return map_pages(bytes, prefault);
+  void* block = allocator_.alloc(allocator_.user, bytes, alignment_for(bytes));
+  if (block) std::memset(block, 0, bytes);
+  return block;
+}
+
+void CpuDevice::release(Place, void* block, size_t bytes) noexcept {
+  if (!block) return;
+  if (bytes == 0) bytes = 1;
+  if (!allocator_.alloc) {
+    munmap(block, whole_pages(bytes));
+  } else if (allocator_.free) {
+    allocator_.free(allocator_.user, block, bytes, alignment_for(bytes));
+  }
+}
+
+size_t CpuDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept {
+  return attention_workspace_bytes(bounds, pool_->n_threads());
+}
+
+Status CpuDevice::attach(const AttentionBounds&, std::byte* workspace,
+                         std::unique_ptr<CacheDevice>* out) noexcept {
+  out->reset(new (std::nothrow) CpuCacheDevice(*pool_, workspace));
+  return *out ? Status::ok : fail(Status::out_of_memory, "no memory for a cache");
+}
+
+}  // namespace kvc::cpu

@@ -1,0 +1,9 @@
+#pragma once
+#include "core/attention/params.hpp"
+
+namespace kvc::cpu {
+
+/// Writes which cells each token of the batch sees: for booleans 1 and 0, for floats 0 and minus infinity.
+void write_mask(const MaskParams& params) noexcept;
+
+}  // namespace kvc::cpu

@@ -1,0 +1,84 @@
+#pragma once
+#include <memory>
+#include <utility>
+
+#include "kernels/cpu/cpu_device.hpp"
+
+/// Devices for tests: the CPU with something around each call.
+namespace fake {
+
+/// The CPU's side of a cache. `Around` is called with each call, as a function that returns its status, and returns what the
+/// cache gets.
+template <class Around>
+class CacheDeviceOver final : public kvc::CacheDevice {
+ public:
+  CacheDeviceOver(std::unique_ptr<kvc::CacheDevice> cpu, Around around)
+      : cpu_(std::move(cpu)), around_(std::move(around)) {}
+
+  kvc::Status begin_pass(const kvc::AttentionPlan& plan, void* stream) noexcept override {
+    return around_([&] { return cpu_->begin_pass(plan, stream); });
+  }
+  kvc::Status store(const kvc::StoreParams& params) noexcept override {
+    return around_([&] { return cpu_->store(params); });
+  }
+  kvc::Status load(const kvc::LoadParams& params) noexcept override {
+    return around_([&] { return cpu_->load(params); });
+  }
+  kvc::Status move(const kvc::MoveParams& params) noexcept override {
+    return around_([&] { return cpu_->move(params); });
+  }
+  kvc::Status clear(const kvc::ClearParams& params) noexcept override {
+    return around_([&] { return cpu_->clear(params); });
+  }
+  kvc::Status attention(const kvc::AttentionParams& params) noexcept override {
+    return around_([&] { return cpu_->attention(params); });
+  }
+  kvc::Status write_mask(const kvc::MaskParams& params) noexcept override {
+    return around_([&] { return cpu_->write_mask(params); });
+  }
+  kvc::Status read_rows(const kvc::RowBytes& rows) const noexcept override {
+    return around_([&] { return cpu_->read_rows(rows); });
+  }
+  kvc::Status write_rows(const kvc::RowBytes& rows) noexcept override {
+    return around_([&] { return cpu_->write_rows(rows); });
+  }
+
+ private:
+  std::unique_ptr<kvc::CacheDevice> cpu_;
+  Around around_;
+};
+
+/// The CPU's memory and workspace; what a subclass overrides is its own.
+class DeviceOverCpu : public kvc::Device {
+ public:
+  /// Throws when there is no CPU device.
+  explicit DeviceOverCpu(const kvc::DeviceOptions& options = {.n_threads = 1}) {
+    if (kvc::cpu::CpuDevice::create(options, &cpu_) != kvc::Status::ok) throw std::bad_alloc();
+  }
+  kvc::DeviceInfo info() const noexcept override { return cpu_->info(); }
+  void* allocate(kvc::Place place, size_t bytes, bool prefault) noexcept override {
+    return cpu_->allocate(place, bytes, prefault);
+  }
+  void release(kvc::Place place, void* block, size_t bytes) noexcept override {
+    cpu_->release(place, block, bytes);
+  }
+  size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
+    return cpu_->workspace_bytes(bounds);
+  }
+
+ protected:
+  /// For attach(): the CPU's side of the cache with `around` around each call.
+  template <class Around>
+  kvc::Status attach_around(const kvc::AttentionBounds& bounds, std::byte* workspace, Around around,
+                            std::unique_ptr<kvc::CacheDevice>* out) {
+    std::unique_ptr<kvc::CacheDevice> cpu;
+    if (kvc::Status s = cpu_->attach(bounds, workspace, &cpu); s != kvc::Status::ok) return s;
+    *out = std::make_unique<CacheDeviceOver<Around>>(std::move(cpu), std::move(around));
+    return kvc::Status::ok;
+  }
+
+ private:
+  std::shared_ptr<kvc::Device> cpu_;
+};
+
+}  // namespace fake
