@@ -19,6 +19,8 @@ struct DeviceInfo {
   /// begin_pass() comes with the begin of the pass. Else it comes before the first call that reads the plan, and not at all
   /// in a pass without one.
   bool plans_ahead = false;
+  /// begin_pass() names what changed in the token arrays.
+  bool follows_tokens = false;
   /// Plans name prefixes that sequences share from this length on.
   int32_t least_shared_prefix = 0;
 };
@@ -32,8 +34,10 @@ class CacheDevice {
 
   /// The plan of the open pass, before attention() or write_mask() read it: once per pass, and again when the except set or
   /// cells of tokens have changed. What is cut by the shape of the pass is cut here and not once per layer.
-  /// The plan stays where it is until the pass ends.
-  virtual Status begin_pass(const AttentionPlan& plan, void* stream) noexcept = 0;
+  /// The plan stays where it is until the pass ends. `changes` names what differs in the token arrays since the last call, for
+  /// a device that keeps its own (follows_tokens); it is empty for others.
+  virtual Status begin_pass(const AttentionPlan& plan, const TokenChanges& changes,
+                            void* stream) noexcept = 0;
 
   virtual Status store(const StoreParams& params) noexcept = 0;
   virtual Status load(const LoadParams& params) noexcept = 0;

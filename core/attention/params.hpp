@@ -26,11 +26,30 @@ struct AttentionConstants {
   Rope rope;
 };
 
+/// Two arrays that hold the tokens of all sequences: the cell that holds a token, and its position now. Lists name them by
+/// offset, so that a device may keep arrays of its own beside the host's.
+struct TokenArrays {
+  const int32_t* cell = nullptr;
+  const int32_t* position = nullptr;
+};
+
+/// Entries [begin, end) of the token arrays.
+struct TokenRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+/// What changed in the token arrays since a device was last told.
+struct TokenChanges {
+  const TokenRange* range = nullptr;  // [n]
+  int32_t n = 0;
+};
+
 /// The tokens of one sequence in order of position: logical index i is the i-th of them. They lie in up to three pieces
-/// of memory (the kept-first part, the ring up to its end, the ring from its start); piece p holds the next count[p].
+/// of the token arrays (the kept-first part, the ring up to its end, the ring from its start); piece p holds the next
+/// count[p].
 struct TokenList {
-  const int32_t* cell[3] = {};      // [count[p]] index of the cell that holds the token
-  const int32_t* position[3] = {};  // [count[p]] ascending; a gap is legal
+  int64_t start[3] = {};  // offset in the token arrays; positions ascend, a gap is legal
   int32_t count[3] = {};
   int32_t total = 0;           // sum of count
   bool owes_rotation = false;  // some token's position differs from the one its key was rotated for
@@ -58,6 +77,7 @@ struct SharedPrefix {
 struct AttentionPlan {
   const AttentionRow* rows = nullptr;    // [n_rows]
   const TokenList* lists = nullptr;      // [n_lists]
+  TokenArrays tokens;
   const SharedPrefix* shared = nullptr;  // [n_shared] disjoint, ascending
   const int32_t* rotated_for = nullptr;  // [n_cells] position that a cell's key was rotated for
   int32_t n_rows = 0;
@@ -146,8 +166,9 @@ struct RowBytes {
   std::byte* data = nullptr;  // [n_rows][n_bytes] on the host
 };
 
-/// Bounds that size an attention workspace.
+/// Bounds of the attention calls of a cache.
 struct AttentionBounds {
+  int64_t n_token_entries = 0;  // of the token arrays
   int32_t max_batch = 0;
   int32_t max_q_heads = 0;
   int32_t n_kv_heads = 0;

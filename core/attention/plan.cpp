@@ -9,7 +9,7 @@ namespace kvc {
 namespace {
 
 /// How many entries at the start of two lists name the same cells at the same positions.
-int32_t common_prefix(const TokenList& a, const TokenList& b) {
+int32_t common_prefix(const TokenArrays& tokens, const TokenList& a, const TokenList& b) {
   int32_t length = 0, piece_a = 0, piece_b = 0, at_a = 0, at_b = 0;
   const int32_t limit = std::min(a.total, b.total);
   while (length < limit) {
@@ -17,10 +17,9 @@ int32_t common_prefix(const TokenList& a, const TokenList& b) {
     while (at_b == b.count[piece_b]) at_b = 0, ++piece_b;
     const int32_t stretch = std::min(a.count[piece_a] - at_a, b.count[piece_b] - at_b);
     for (int32_t i = 0; i < stretch; ++i) {
-      if (a.cell[piece_a][at_a + i] != b.cell[piece_b][at_b + i] ||
-          a.position[piece_a][at_a + i] != b.position[piece_b][at_b + i]) {
+      const int64_t in_a = a.start[piece_a] + at_a + i, in_b = b.start[piece_b] + at_b + i;
+      if (tokens.cell[in_a] != tokens.cell[in_b] || tokens.position[in_a] != tokens.position[in_b])
         return length + i;
-      }
     }
     length += stretch;
     at_a += stretch;
@@ -29,9 +28,9 @@ int32_t common_prefix(const TokenList& a, const TokenList& b) {
   return length;
 }
 
-int32_t first_cell(const TokenList& list) {
+int32_t first_cell(const TokenArrays& tokens, const TokenList& list) {
   for (int piece = 0; piece < 3; ++piece) {
-    if (list.count[piece] > 0) return list.cell[piece][0];
+    if (list.count[piece] > 0) return tokens.cell[list.start[piece]];
   }
   return -1;
 }
@@ -120,11 +119,11 @@ void PassPlan::find_shared_prefixes(int32_t least_length) {
   for (int32_t begin = 0; begin < plan_.n_lists;) {
     int32_t end = begin + 1;
     int32_t length = 0;
-    const int32_t cell = first_cell(lists_[begin]);
+    const int32_t cell = first_cell(plan_.tokens, lists_[begin]);
     if (cell >= 0 && book_.pool().owners(cell) > 1) {
       length = lists_[begin].total;
-      while (end < plan_.n_lists && first_cell(lists_[end]) == cell) {
-        const int32_t common = std::min(length, common_prefix(lists_[begin], lists_[end]));
+      while (end < plan_.n_lists && first_cell(plan_.tokens, lists_[end]) == cell) {
+        const int32_t common = std::min(length, common_prefix(plan_.tokens, lists_[begin], lists_[end]));
         if (common < least_length || common < length / 2) {
           if (end > begin + 1 || common < least_length) break;
         }
@@ -143,6 +142,7 @@ const AttentionPlan& PassPlan::make(int32_t least_shared_prefix) {
   plan_.rows = rows_;
   plan_.lists = lists_;
   plan_.shared = shared_;
+  plan_.tokens = book_.token_arrays();
   plan_.rotated_for = book_.pool().rotated_for();
   for (int32_t i = 0; i < book_.n_in_batch(); ++i) add_sequence(book_.sequence(book_.touched(i)));
   if (book_.pool().n_shared() > 0 && plan_.n_lists > 1) find_shared_prefixes(least_shared_prefix);

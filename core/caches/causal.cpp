@@ -80,7 +80,8 @@ int64_t sequence_limit(const CacheBounds& bounds, const CausalSettings& settings
   return int64_t{settings.memory} + settings.visibility.keep_first + 2 * int64_t{bounds.max_batch};
 }
 
-BookRules rules_of(const CacheBounds& bounds, const CausalSettings& settings) {
+BookRules rules_of(const CacheBounds& bounds, const CausalSettings& settings,
+                   const DeviceInfo& device) {
   return {.max_sequences = bounds.max_sequences,
           .max_batch = bounds.max_batch,
           .n_cells = bounds.cells,
@@ -89,7 +90,8 @@ BookRules rules_of(const CacheBounds& bounds, const CausalSettings& settings) {
           .memory = settings.memory,
           .limited = settings.limited,
           .strict = bounds.strict,
-          .notes_freed = bounds.zero_on_free};
+          .notes_freed = bounds.zero_on_free,
+          .notes_changes = device.follows_tokens};
 }
 
 }  // namespace
@@ -136,7 +138,7 @@ CausalCache::CausalCache(const std::shared_ptr<Device>& device, const CacheBound
       settings_(settings),
       device_info_(device->info()),
       pass_(bounds.n_layers),
-      book_(rules_of(bounds, settings), health_),
+      book_(rules_of(bounds, settings, device_info_), health_),
       plan_(book_, bounds.max_batch) {}
 
 CausalCache::~CausalCache() {
@@ -200,8 +202,8 @@ Status CausalCache::create(const std::shared_ptr<Device>& device, const CacheBou
 }
 
 AttentionBounds CausalCache::attention_bounds() const {
-  return {bounds_.max_batch, bounds_.max_q_heads, bounds_.n_kv_heads, bounds_.head_dim_k,
-          bounds_.head_dim_v};
+  return {book_.n_token_entries(), bounds_.max_batch, bounds_.max_q_heads,
+          bounds_.n_kv_heads,      bounds_.head_dim_k, bounds_.head_dim_v};
 }
 
 // Both run twice (see Carver): what they find out about sizes must not depend on a block being there.

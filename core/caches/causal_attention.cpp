@@ -51,7 +51,7 @@ Status CausalCache::make_plan() {
   const AttentionPlan& plan = plan_.make(device_info_.least_shared_prefix);
   health_.expect(plan.n_rows == pass_.n_tokens(), "the attention plan misses tokens of the batch");
   if (!health_.ok()) return health_.status();
-  return health_.after(on_device_->begin_pass(plan, stream_));
+  return health_.after(on_device_->begin_pass(plan, book_.take_changes(), stream_));
 }
 
 Status CausalCache::attention(int32_t index, const AttentionTensors& tensors) {

@@ -24,16 +24,22 @@ void CellBook::carve(Carver& carver) {
   batch_sequence_ = carver.take<int32_t>(batch, 64);
   batch_cell_ = carver.take<int32_t>(batch, 64);
   batch_follower_ = carver.take<int32_t>(batch, 64);
+  is_changed_ = carver.take<uint8_t>(rules_.notes_changes ? sequences : 0, 64);
+  changed_ = carver.take<int32_t>(rules_.notes_changes ? sequences : 0, 64);
+  changes_ = carver.take<TokenRange>(rules_.notes_changes ? sequences : 0, 64);
   freed_ = carver.take<int32_t>(rules_.notes_freed ? static_cast<uint64_t>(rules_.n_cells) : 0, 64);
 
   const bool keeps_first = rules_.limited && !planted(Bug::keep_first_slides);
   const int32_t head = keeps_first ? rules_.visibility.keep_first : 0;
   const int32_t ring = rules_.sequence_limit - head;
-  const CheckedSize words = TokenSequence::storage_words(head, ring);
-  int32_t* storage = carver.take<int32_t>(words * CheckedSize(sequences), 64);
+  const CheckedSize entries = CheckedSize(static_cast<uint64_t>(rules_.sequence_limit)) *
+                              CheckedSize(sequences);
+  token_cell_ = carver.take<int32_t>(entries, 64);
+  token_position_ = carver.take<int32_t>(entries, 64);
   for (int32_t index = 0; sequences_ != nullptr && index < rules_.max_sequences; ++index) {
     Sequence& sequence = *new (&sequences_[index]) Sequence();
-    sequence.tokens.attach(storage + words.value() * static_cast<uint64_t>(index), head, ring);
+    sequence.tokens.attach(token_cell_, token_position_, int64_t{rules_.sequence_limit} * index,
+                           head, ring);
     sequence.home = home_block(index);
   }
 }
@@ -173,6 +179,25 @@ void CellBook::mark_dirty(int32_t sequence) {
   dirty_[n_dirty_++] = sequence;
 }
 
+void CellBook::mark_changed(const Sequence& sequence) {
+  const auto index = static_cast<int32_t>(&sequence - sequences_);
+  if (!rules_.notes_changes || is_changed_[index] != 0) return;
+  is_changed_[index] = 1;
+  changed_[n_changed_++] = index;
+}
+
+TokenChanges CellBook::take_changes() {
+  const int32_t n = n_changed_;
+  for (int32_t i = 0; i < n; ++i) {
+    TokenSequence& tokens = sequences_[changed_[i]].tokens;
+    changes_[i] = tokens.changes();
+    tokens.forget_changes();
+    is_changed_[changed_[i]] = 0;
+  }
+  n_changed_ = 0;
+  return {changes_, n};
+}
+
 // ---- Opening a pass ----------------------------------------------------------------------------------------------------
 
 /// Notes what abort brings back and hides what slides.
@@ -233,6 +258,7 @@ void CellBook::place(const Batch& batch, int32_t begin, int32_t end) {
     health_.expect(cells.count > 0, "no free cell where one was counted");
     if (!health_.ok()) return;
     sequence.tokens.append(cells.first, batch.position + i, cells.count, to_head);
+    mark_changed(sequence);
     const auto note = [&](int32_t n) {
       batch_position_[i + n] = batch.position[i + n];
       batch_sequence_[i + n] = index;

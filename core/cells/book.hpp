@@ -21,7 +21,8 @@ struct BookRules {
   int32_t memory = 0;  // positions kept behind the lowest of a batch; without meaning when not limited
   bool limited = false;      // else nothing ever slides
   bool strict = false;       // a batch leaves no gaps
-  bool notes_freed = false;  // cells that become free are listed, see freed()
+  bool notes_freed = false;    // cells that become free are listed, see freed()
+  bool notes_changes = false;  // what changes in the token arrays is listed, see take_changes()
 };
 
 struct SequenceInfo {
@@ -174,6 +175,11 @@ class CellBook {
     pool_.drop_owners(cells, n, [this](int32_t cell) { note_freed(cell); });
   }
 
+  /// The tokens of all sequences, as lists name them, and what changed in them since the last call.
+  TokenArrays token_arrays() const { return {token_cell_, token_position_}; }
+  int64_t n_token_entries() const { return int64_t{rules_.sequence_limit} * rules_.max_sequences; }
+  TokenChanges take_changes();
+
   /// Cells that became free since forget_freed(), when the rules ask for that.
   const int32_t* freed() const { return freed_; }
   int32_t n_freed() const { return n_freed_; }
@@ -207,6 +213,7 @@ class CellBook {
   void drop_slid(Sequence& sequence);
   void end_pass();
   void mark_dirty(int32_t sequence);
+  void mark_changed(const Sequence& sequence);
   void note_freed(int32_t cell);
 
   void cut(Sequence& sequence, int32_t position);
@@ -243,6 +250,14 @@ class CellBook {
   int32_t* dirty_ = nullptr;  // [max_sequences]
   uint8_t* is_dirty_ = nullptr;
   int32_t n_dirty_ = 0;
+
+  int32_t* token_cell_ = nullptr;      // [n_token_entries()]
+  int32_t* token_position_ = nullptr;  // [n_token_entries()]
+  // Sequences whose entries have changed, with notes_changes.
+  int32_t* changed_ = nullptr;  // [max_sequences]
+  uint8_t* is_changed_ = nullptr;
+  TokenRange* changes_ = nullptr;  // [max_sequences]
+  int32_t n_changed_ = 0;
 
   int32_t* freed_ = nullptr;  // [n_cells] with notes_freed
   int32_t n_freed_ = 0;

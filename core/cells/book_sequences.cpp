@@ -52,6 +52,7 @@ void CellBook::copy(const Sequence& source, int32_t count, int32_t next, Sequenc
       [this](const int32_t* cells, const int32_t*, int32_t n) { pool_.add_owners(cells, n); });
   cut(destination, 0);
   destination.tokens.assign(source.tokens, count);
+  mark_changed(destination);
   destination.next = next;
   const bool lost_nothing = next <= rules_.visibility.keep_first ||
                             planted(Bug::copy_without_lost_below);
@@ -127,6 +128,8 @@ void CellBook::rotate_cycle(int32_t start) {
     mark_dirty(to);
     if (from == start) return;
     std::swap(sequences_[to], sequences_[from]);
+    mark_changed(sequences_[to]);  // what was noted of them has changed places, too
+    mark_changed(sequences_[from]);
     to = from;
   }
 }
@@ -192,6 +195,7 @@ void CellBook::remove_middle(Sequence& sequence, const Removal& removal) {
   drop_tokens(sequence, first, last);
   const int32_t distance = removal.end - removal.begin, keep_first = rules_.visibility.keep_first;
   sequence.tokens.erase(first, last, distance, keep_first);
+  mark_changed(sequence);
   sequence.next -= distance - planted(Bug::removal_next_short);
   sequence.lost_below = sequence.next <= keep_first ? 0 : removal.lost_below;
   sequence.may_be_pending = sequence.tokens.count() > 0 &&
@@ -238,6 +242,7 @@ void CellBook::use_copies(int32_t index, int32_t first, int32_t distance, Copies
   TokenSequence& tokens = sequences_[index].tokens;
   int32_t cell = copies.first();
   copies.keep();
+  mark_changed(sequences_[index]);
   for (int32_t i = first; i < tokens.count(); ++i) {
     const Token token = tokens.at(i);
     const int32_t next = copies.next_of(cell);
@@ -254,6 +259,7 @@ int32_t CellBook::take_own_cell(int32_t index, int32_t at, Token token) {
   const CellPool::Stretch copy = pool_.take(token.cell, sequence.home, 1, &rotated_for);
   pool_.drop_owners(&token.cell, 1, [](int32_t) {});  // it is shared: somebody still holds it
   sequence.tokens.set_cell(at, copy.first);
+  mark_changed(sequence);
   return copy.first;
 }
 

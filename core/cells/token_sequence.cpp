@@ -5,13 +5,17 @@
 
 namespace kvc {
 
-void TokenSequence::attach(int32_t* storage, int32_t head_capacity, int32_t ring_capacity) {
+void TokenSequence::attach(int32_t* cells, int32_t* positions, int64_t offset,
+                           int32_t head_capacity, int32_t ring_capacity) {
+  cells_ = cells;
+  positions_ = positions;
+  offset_ = offset;
   head_capacity_ = head_capacity;
   ring_capacity_ = ring_capacity;
-  head_cell_ = storage;
-  head_position_ = head_cell_ + head_capacity;
-  ring_cell_ = head_position_ + head_capacity;
-  ring_position_ = ring_cell_ + ring_capacity;
+  head_cell_ = cells + offset;
+  head_position_ = positions + offset;
+  ring_cell_ = head_cell_ + head_capacity;
+  ring_position_ = head_position_ + head_capacity;
 }
 
 int32_t TokenSequence::rank(int32_t position) const {
@@ -35,6 +39,7 @@ void TokenSequence::clear() { n_head_ = ring_start_ = n_ring_ = n_hidden_ = 0; }
 
 void TokenSequence::erase(int32_t begin, int32_t end, int32_t distance, int32_t keep_first) {
   const int32_t head = n_head_;
+  note_changed(0, head_capacity_ + ring_capacity_);
   erase_from_ring(std::max(0, begin - head), std::max(0, end - head), distance);
   if (begin < head) erase_from_head(begin, std::min(end, head), distance);
   while (n_ring_ > 0 && n_head_ < head_capacity_ && ring_position_[ring_start_] < keep_first) {
@@ -80,6 +85,7 @@ void TokenSequence::erase_from_ring(int32_t begin, int32_t end, int32_t distance
 void TokenSequence::assign(const TokenSequence& source, int32_t n) {
   clear();
   n_head_ = std::min(n, source.n_head_);
+  note_changed(0, head_capacity_ + n - n_head_);
   if (n_head_ > 0) {
     std::memcpy(head_cell_, source.head_cell_, static_cast<size_t>(n_head_) * sizeof(int32_t));
     std::memcpy(head_position_, source.head_position_, static_cast<size_t>(n_head_) * sizeof(int32_t));
@@ -95,17 +101,14 @@ void TokenSequence::assign(const TokenSequence& source, int32_t n) {
 TokenList TokenSequence::list(int32_t from) const {
   TokenList list;
   const int32_t from_head = std::min(from, n_head_);
-  list.cell[0] = head_cell_ + from_head;
-  list.position[0] = head_position_ + from_head;
+  list.start[0] = offset_ + from_head;
   list.count[0] = n_head_ - from_head;
   const int32_t skipped = n_hidden_ + (from - from_head);
   const int32_t start = ring_slot(skipped);
   const int32_t in_ring = n_ring_ - skipped;
-  list.cell[1] = ring_cell_ + start;
-  list.position[1] = ring_position_ + start;
+  list.start[1] = offset_ + head_capacity_ + start;
   list.count[1] = std::min(in_ring, ring_capacity_ - start);
-  list.cell[2] = ring_cell_;
-  list.position[2] = ring_position_;
+  list.start[2] = offset_ + head_capacity_;
   list.count[2] = in_ring - list.count[1];
   list.total = count() - from;
   return list;

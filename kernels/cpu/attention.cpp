@@ -265,6 +265,7 @@ void Call::place_bias(const Item& item, Tile& tile) const {
 void Call::place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const {
   const WorkTile& work = *item.tile;
   const TokenList& list = params_.plan.lists[work.list];
+  const TokenArrays& tokens = params_.plan.tokens;
   const bool with_positions = params_.constants.slopes || list.owes_rotation;
   const int32_t n_first = work.first_end - work.low;
   tile.n_cells = end - begin;
@@ -278,14 +279,15 @@ void Call::place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end)
     int32_t piece = 0;
     while (index >= list.count[piece]) index -= list.count[piece++];
     count = std::min(count, list.count[piece] - index);
+    const int32_t* const cell = tokens.cell + list.start[piece] + index;
+    const int32_t* const position = tokens.position + list.start[piece] + index;
     if (count == tile.n_cells) {
-      tile.cell = list.cell[piece] + index;
-      tile.position = list.position[piece] + index;
+      tile.cell = cell;
+      tile.position = position;
       return;
     }
-    std::copy_n(list.cell[piece] + index, count, item.scratch.cell + n_placed);
-    if (with_positions)
-      std::copy_n(list.position[piece] + index, count, item.scratch.position + n_placed);
+    std::copy_n(cell, count, item.scratch.cell + n_placed);
+    if (with_positions) std::copy_n(position, count, item.scratch.position + n_placed);
     n_placed += count;
     seen += count;
   }

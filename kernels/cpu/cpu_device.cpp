@@ -62,7 +62,7 @@ class CpuCacheDevice final : public CacheDevice {
  public:
   CpuCacheDevice(ThreadPool& pool, std::byte* workspace) : pool_(pool), workspace_(workspace) {}
 
-  Status begin_pass(const AttentionPlan&, void*) noexcept override {
+  Status begin_pass(const AttentionPlan&, const TokenChanges&, void*) noexcept override {
     schedule_.forget();
     return Status::ok;
   }

@@ -15,8 +15,9 @@ class CacheDeviceOver final : public kvc::CacheDevice {
   CacheDeviceOver(std::unique_ptr<kvc::CacheDevice> cpu, Around around)
       : cpu_(std::move(cpu)), around_(std::move(around)) {}
 
-  kvc::Status begin_pass(const kvc::AttentionPlan& plan, void* stream) noexcept override {
-    return around_([&] { return cpu_->begin_pass(plan, stream); });
+  kvc::Status begin_pass(const kvc::AttentionPlan& plan, const kvc::TokenChanges& changes,
+                         void* stream) noexcept override {
+    return around_([&] { return cpu_->begin_pass(plan, changes, stream); });
   }
   kvc::Status store(const kvc::StoreParams& params) noexcept override {
     return around_([&] { return cpu_->store(params); });

@@ -120,6 +120,7 @@ class Case {
           .frequency = frequency.data(), .n_dims = rope_dims(), .halves = o.halves};
     p.plan = AttentionPlan{.rows = rows.data(),
                            .lists = lists.data(),
+                           .tokens = {token_cells.data(), token_positions.data()},
                            .shared = &shared,
                            .rotated_for = rotated_for.data(),
                            .n_rows = static_cast<int32_t>(rows.size()),
@@ -167,6 +168,7 @@ class Case {
   int32_t n_tokens = 0;
   int32_t n_cells = 0;
   std::vector<std::vector<int32_t>> cells, positions;
+  std::vector<int32_t> token_cells, token_positions;  // of all lists
   std::vector<TokenList> lists;
   std::vector<AttentionRow> rows;
   std::vector<int32_t> rotated_for;
@@ -216,11 +218,12 @@ class Case {
       const int32_t counts[3] = {first, second, list.total - first - second};
       int32_t at = 0;
       for (int32_t piece = 0; piece < 3; ++piece) {
-        list.cell[piece] = cells[l].data() + at;
-        list.position[piece] = positions[l].data() + at;
+        list.start[piece] = static_cast<int64_t>(token_cells.size()) + at;
         list.count[piece] = counts[piece];
         at += counts[piece];
       }
+      token_cells.insert(token_cells.end(), cells[l].begin(), cells[l].end());
+      token_positions.insert(token_positions.end(), positions[l].begin(), positions[l].end());
       list.owes_rotation = o.shifts;
       lists.push_back(list);
     }
