@@ -75,8 +75,8 @@ struct SharedPrefix {
 
 /// The whole batch: rows grouped by list, within a list in batch order (so `end` never falls among causal rows).
 struct AttentionPlan {
-  const AttentionRow* rows = nullptr;    // [n_rows]
-  const TokenList* lists = nullptr;      // [n_lists]
+  const AttentionRow* rows = nullptr;  // [n_rows]
+  const TokenList* lists = nullptr;    // [n_lists]
   TokenArrays tokens;
   const SharedPrefix* shared = nullptr;  // [n_shared] disjoint, ascending
   const int32_t* rotated_for = nullptr;  // [n_cells] position that a cell's key was rotated for

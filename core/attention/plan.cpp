@@ -123,7 +123,8 @@ void PassPlan::find_shared_prefixes(int32_t least_length) {
     if (cell >= 0 && book_.pool().owners(cell) > 1) {
       length = lists_[begin].total;
       while (end < plan_.n_lists && first_cell(plan_.tokens, lists_[end]) == cell) {
-        const int32_t common = std::min(length, common_prefix(plan_.tokens, lists_[begin], lists_[end]));
+        const int32_t common = std::min(length,
+                                        common_prefix(plan_.tokens, lists_[begin], lists_[end]));
         if (common < least_length || common < length / 2) {
           if (end > begin + 1 || common < least_length) break;
         }

@@ -202,7 +202,7 @@ Status CausalCache::create(const std::shared_ptr<Device>& device, const CacheBou
 }
 
 AttentionBounds CausalCache::attention_bounds() const {
-  return {book_.n_token_entries(), bounds_.max_batch, bounds_.max_q_heads,
+  return {book_.n_token_entries(), bounds_.max_batch,  bounds_.max_q_heads,
           bounds_.n_kv_heads,      bounds_.head_dim_k, bounds_.head_dim_v};
 }
 

@@ -19,8 +19,8 @@ struct BookRules {
   int32_t sequence_limit = 0;  // positions that a sequence stores at most
   Visibility visibility;
   int32_t memory = 0;  // positions kept behind the lowest of a batch; without meaning when not limited
-  bool limited = false;      // else nothing ever slides
-  bool strict = false;       // a batch leaves no gaps
+  bool limited = false;        // else nothing ever slides
+  bool strict = false;         // a batch leaves no gaps
   bool notes_freed = false;    // cells that become free are listed, see freed()
   bool notes_changes = false;  // what changes in the token arrays is listed, see take_changes()
 };

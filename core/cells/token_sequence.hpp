@@ -109,8 +109,7 @@ class TokenSequence {
       const int32_t last = end < stop ? end : stop;
       if (first < last)
         visit(cells_ + tokens.start[piece] + (first - start),
-              positions_ + tokens.start[piece] + (first - start),
-              last - first);
+              positions_ + tokens.start[piece] + (first - start), last - first);
       start = stop;
     }
   }

@@ -9,6 +9,7 @@
 #include "model/formats.hpp"
 #include "support/abi.hpp"
 #include "support/array.hpp"
+#include "support/host_view.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -32,7 +33,9 @@ struct Shifter {
 };
 
 kvc_status shift(void* user, int32_t layer, int32_t n, const int32_t* from, const int32_t* to,
-                 kvc_tensor* k) {
+                 kvc_tensor* keys) {
+  const kvc_tensor view = support::on_host(*keys);
+  const kvc_tensor* k = &view;
   auto& shifter = *static_cast<Shifter*>(user);
   if (shifter.reenter) shifter.reentered = kvc_commit(shifter.reenter);
   if (shifter.calls++ >= shifter.fail_at) return shifter.refusal;

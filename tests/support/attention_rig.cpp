@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "host_view.hpp"
+
 namespace support {
 namespace {
 
@@ -265,6 +267,8 @@ void AttentionRig::compare_textbook() {
   const int32_t n = oracle.pass.n_tokens, heads = options.n_q_heads, dv = options.head_dim_v;
   kvc_tensor k{}, v{}, size{};
   ASSERT_EQ(kvc_get(cache, 0, &k, &v), KVC_OK) << last_message();
+  k = on_host(k);
+  v = on_host(v);
   ASSERT_EQ(kvc_mask(cache, &size), KVC_OK);
   ASSERT_EQ(size.shape[1], k.shape[0]);
   Array mask(KVC_F32, {n, size.shape[1]});

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "fuzz_world.hpp"
+#include "host_view.hpp"
 
 /// Constants of the model, and a caller's shift function.
 namespace fuzz {
@@ -89,7 +90,9 @@ void World::bind_shift(bool takes_away) {
 
 /// What the library calls. It may not throw, so what is wrong with the call is said afterwards.
 kvc_status World::shift_keys(void* user, int32_t layer, int32_t n, const int32_t* from,
-                             const int32_t* to, kvc_tensor* k) {
+                             const int32_t* to, kvc_tensor* keys) {
+  const kvc_tensor view = support::on_host(*keys);
+  const kvc_tensor* k = &view;
   auto& world = *static_cast<World*>(user);
   const kvc_cache_desc& cache = world.oracle_.cache;
   if (layer < 0 || layer >= cache.n_layers || n < 1 || k->ndim != 3 || k->shape[0] != n ||

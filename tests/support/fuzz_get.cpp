@@ -3,6 +3,7 @@
 #include <map>
 
 #include "fuzz_world.hpp"
+#include "host_view.hpp"
 #include "model/attention.hpp"
 
 /// kvc_get(): what the views show, which keys were rewritten, and a textbook attention over them.
@@ -23,6 +24,8 @@ void World::get() {
   const kvc_status expected = oracle_.get(layer);
   kvc_tensor k{}, v{};
   const kvc_status status = kvc_get(cache_, layer, &k, &v);
+  k = support::on_host(k);
+  v = support::on_host(v);
   const bool shown = status == KVC_OK && expected == KVC_OK;
   if (shown && oracle_.pass.reserve && k.shape[0] < oracle_.pool())
     differ("a reserve pass shows less than the pool");

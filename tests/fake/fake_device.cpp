@@ -1,0 +1,260 @@
+// A device whose memory the host cannot read: the CPU, with every block of device memory behind PROT_NONE but inside the
+// device's own calls, and with token arrays of its own that follow what begin_pass() names. Linked into a library in the place
+// of the real one, it registers itself under the CPU's name. A test that passes over it has proven that core and capi touch
+// no byte of K and V, and that no change of a token goes unnoted.
+#include "tests/fake/fake_device.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+
+#include "kernels/cpu/cpu_device.hpp"
+
+namespace fake {
+namespace {
+
+using kvc::Status;
+
+/// Two mappings of the same memory: one that only the device's calls may use, and one for tests to look at.
+class DeviceBlock {
+ public:
+  static DeviceBlock* make(size_t bytes) noexcept {
+    auto* block = new (std::nothrow) DeviceBlock();
+    if (block == nullptr || !block->map(bytes)) {
+      delete block;
+      return nullptr;
+    }
+    return block;
+  }
+  ~DeviceBlock() {
+    if (data_ != nullptr) munmap(data_, bytes_);
+    if (on_host_ != nullptr) munmap(on_host_, bytes_);
+  }
+  DeviceBlock(const DeviceBlock&) = delete;
+  DeviceBlock& operator=(const DeviceBlock&) = delete;
+
+  std::byte* data() const { return data_; }
+  bool contains(const std::byte* address) const {
+    return address >= data_ && address < data_ + bytes_;
+  }
+
+  void enter() {
+    const std::lock_guard lock(mutex_);
+    if (n_inside_++ == 0) mprotect(data_, bytes_, PROT_READ | PROT_WRITE);
+  }
+  void leave() {
+    const std::lock_guard lock(mutex_);
+    if (--n_inside_ == 0) mprotect(data_, bytes_, PROT_NONE);
+  }
+
+  DeviceBlock* next = nullptr;
+
+ private:
+  DeviceBlock() = default;
+
+  bool map(size_t bytes) {
+    constexpr size_t huge = size_t{2} << 20;
+    bytes_ = (bytes + huge - 1) / huge * huge;
+    if (bytes_ < bytes || bytes_ > host_distance) return false;
+    const int file = memfd_create("kvc fake device", MFD_CLOEXEC);
+    if (file < 0) return false;
+    const bool mapped = ftruncate(file, static_cast<off_t>(bytes_)) == 0 && map_twice(file);
+    close(file);
+    return mapped;
+  }
+  bool map_twice(int file) {
+    // Room for an aligned block, given back at once: the second address follows from the first, so both are asked for.
+    constexpr size_t huge = size_t{2} << 20;
+    void* room = mmap(nullptr, bytes_ + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED) return false;
+    munmap(room, bytes_ + huge);
+    const uintptr_t at = (reinterpret_cast<uintptr_t>(room) + huge - 1) / huge * huge;
+    data_ = map_at(at, PROT_NONE, file);
+    if (data_ != nullptr) on_host_ = map_at(at - host_distance, PROT_READ | PROT_WRITE, file);
+    return on_host_ != nullptr;
+  }
+  std::byte* map_at(uintptr_t address, int protection, int file) {
+    void* mapped = mmap(reinterpret_cast<void*>(address), bytes_, protection,
+                        MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0);
+    return mapped == MAP_FAILED ? nullptr : static_cast<std::byte*>(mapped);
+  }
+
+  std::byte* data_ = nullptr;
+  std::byte* on_host_ = nullptr;
+  size_t bytes_ = 0;
+  std::mutex mutex_;
+  int32_t n_inside_ = 0;
+};
+
+/// Memory for the device's own token arrays: zeros until they are written, like the book's.
+class TokenMirror {
+ public:
+  bool map(int64_t n_entries) {
+    bytes_ = static_cast<size_t>(n_entries) * sizeof(int32_t);
+    cell_ = map_one();
+    position_ = map_one();
+    return cell_ != nullptr && position_ != nullptr;
+  }
+  TokenMirror() = default;
+  TokenMirror(const TokenMirror&) = delete;
+  TokenMirror& operator=(const TokenMirror&) = delete;
+  ~TokenMirror() {
+    if (cell_ != nullptr) munmap(cell_, bytes_);
+    if (position_ != nullptr) munmap(position_, bytes_);
+  }
+
+  void follow(const kvc::TokenArrays& host, const kvc::TokenChanges& changes) {
+    for (int32_t i = 0; i < changes.n; ++i) {
+      const kvc::TokenRange& range = changes.range[i];
+      std::copy(host.cell + range.begin, host.cell + range.end, cell_ + range.begin);
+      std::copy(host.position + range.begin, host.position + range.end, position_ + range.begin);
+    }
+  }
+  kvc::AttentionPlan over(kvc::AttentionPlan plan) const {
+    plan.tokens = {cell_, position_};
+    return plan;
+  }
+
+ private:
+  int32_t* map_one() const {
+    void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return mapped == MAP_FAILED ? nullptr : static_cast<int32_t*>(mapped);
+  }
+
+  int32_t* cell_ = nullptr;
+  int32_t* position_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+class FakeCacheDevice final : public kvc::CacheDevice {
+ public:
+  FakeCacheDevice(std::unique_ptr<kvc::CacheDevice> cpu, DeviceBlock* block)
+      : cpu_(std::move(cpu)), block_(block) {}
+  bool mirror(int64_t n_entries) { return tokens_.map(n_entries); }
+
+  Status begin_pass(const kvc::AttentionPlan& plan, const kvc::TokenChanges& changes,
+                    void* stream) noexcept override {
+    tokens_.follow(plan.tokens, changes);
+    return cpu_->begin_pass(tokens_.over(plan), {}, stream);
+  }
+  Status store(const kvc::StoreParams& params) noexcept override {
+    return inside([&] { return cpu_->store(params); });
+  }
+  Status load(const kvc::LoadParams& params) noexcept override {
+    return inside([&] { return cpu_->load(params); });
+  }
+  Status move(const kvc::MoveParams& params) noexcept override {
+    return inside([&] { return cpu_->move(params); });
+  }
+  Status clear(const kvc::ClearParams& params) noexcept override {
+    return inside([&] { return cpu_->clear(params); });
+  }
+  Status attention(const kvc::AttentionParams& params) noexcept override {
+    kvc::AttentionParams here = params;
+    here.plan = tokens_.over(params.plan);
+    return inside([&] { return cpu_->attention(here); });
+  }
+  Status write_mask(const kvc::MaskParams& params) noexcept override {
+    kvc::MaskParams here = params;
+    here.plan = tokens_.over(params.plan);
+    return inside([&] { return cpu_->write_mask(here); });
+  }
+  Status read_rows(const kvc::RowBytes& rows) const noexcept override {
+    return inside([&] { return cpu_->read_rows(rows); });
+  }
+  Status write_rows(const kvc::RowBytes& rows) noexcept override {
+    return inside([&] { return cpu_->write_rows(rows); });
+  }
+
+ private:
+  template <class Call>
+  Status inside(Call call) const {
+    if (block_ == nullptr) return call();
+    block_->enter();
+    const Status status = call();
+    block_->leave();
+    return status;
+  }
+
+  std::unique_ptr<kvc::CacheDevice> cpu_;
+  DeviceBlock* block_;  // null: the host's allocator gave the memory, which stays as it is
+  TokenMirror tokens_;
+};
+
+class FakeDevice final : public kvc::Device {
+ public:
+  FakeDevice(std::shared_ptr<kvc::Device> cpu, bool owns_memory)
+      : cpu_(std::move(cpu)), owns_memory_(owns_memory) {}
+
+  kvc::DeviceInfo info() const noexcept override {
+    kvc::DeviceInfo info = cpu_->info();
+    info.plans_ahead = info.follows_tokens = true;
+    return info;
+  }
+  void* allocate(kvc::Place place, size_t bytes, bool prefault) noexcept override {
+    if (place == kvc::Place::host || !owns_memory_) return cpu_->allocate(place, bytes, prefault);
+    DeviceBlock* block = DeviceBlock::make(bytes);
+    if (block == nullptr) return nullptr;
+    const std::lock_guard lock(mutex_);
+    block->next = blocks_;
+    blocks_ = block;
+    return block->data();
+  }
+  void release(kvc::Place place, void* data, size_t bytes) noexcept override {
+    if (place == kvc::Place::host || !owns_memory_) return cpu_->release(place, data, bytes);
+    const std::lock_guard lock(mutex_);
+    for (DeviceBlock** at = &blocks_; *at != nullptr; at = &(*at)->next) {
+      if ((*at)->data() != data) continue;
+      DeviceBlock* found = *at;
+      *at = found->next;
+      delete found;
+      return;
+    }
+  }
+  size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
+    return cpu_->workspace_bytes(bounds);
+  }
+  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+                std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
+    std::unique_ptr<kvc::CacheDevice> cpu;
+    if (Status s = cpu_->attach(bounds, workspace, &cpu); s != Status::ok) return s;
+    std::unique_ptr<FakeCacheDevice> made(new (std::nothrow)
+                                              FakeCacheDevice(std::move(cpu), block_of(workspace)));
+    if (made == nullptr || !made->mirror(bounds.n_token_entries))
+      return kvc::fail(Status::out_of_memory, "no memory for the fake device's token arrays");
+    *out = std::move(made);
+    return Status::ok;
+  }
+
+ private:
+  DeviceBlock* block_of(const std::byte* address) {
+    const std::lock_guard lock(mutex_);
+    DeviceBlock* block = blocks_;
+    while (block != nullptr && !block->contains(address)) block = block->next;
+    return block;
+  }
+
+  std::shared_ptr<kvc::Device> cpu_;
+  bool owns_memory_;
+  std::mutex mutex_;
+  DeviceBlock* blocks_ = nullptr;
+};
+
+Status open(const kvc::DeviceOptions& options, std::shared_ptr<kvc::Device>* out) {
+  std::shared_ptr<kvc::Device> cpu;
+  if (Status s = kvc::cpu::CpuDevice::create(options, &cpu); s != Status::ok) return s;
+  *out = std::make_shared<FakeDevice>(std::move(cpu), options.allocator == nullptr);
+  return Status::ok;
+}
+
+// Before main, so before the library looks for its own.
+[[maybe_unused]] const bool registered = kvc::register_device({.name = "cpu", .open = open});
+
+}  // namespace
+}  // namespace fake
