@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/attention/operator.hpp"
 #include "core/attention/params.hpp"
 #include "core/base/status.hpp"
 
@@ -43,7 +44,8 @@ class CacheDevice {
   virtual Status load(const LoadParams& params) noexcept = 0;
   virtual Status move(const MoveParams& params) noexcept = 0;
   virtual Status clear(const ClearParams& params) noexcept = 0;
-  virtual Status attention(const AttentionParams& params) noexcept = 0;
+  /// Runs an operator of this device. The cache has checked that it can do what the call needs.
+  virtual Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept = 0;
   virtual Status write_mask(const MaskParams& params) noexcept = 0;
 
   /// Copies stored bytes to or from the host. Returns when they are there.
@@ -63,7 +65,10 @@ class Device {
   virtual void* allocate(Place place, size_t bytes, bool prefault) noexcept = 0;
   virtual void release(Place place, void* block, size_t bytes) noexcept = 0;
 
-  /// Bytes of device memory that attention needs at most under these bounds.
+  /// The operators that this device offers, null past the last; the first is what a cache uses.
+  virtual const AttentionOperator* attention_operator(int32_t index) const noexcept = 0;
+
+  /// Bytes of device memory that any of them needs at most under these bounds.
   virtual size_t workspace_bytes(const AttentionBounds& bounds) const noexcept = 0;
 
   /// The device's side of a cache with these bounds. `workspace`, workspace_bytes() of it, outlives it.

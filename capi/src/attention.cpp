@@ -324,8 +324,7 @@ kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* 
     kvc::AttentionTensors a;
     if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
     if (Status s = kvc::capi::read_attention(c, layer, q, out, lse, &a); s != Status::ok) return s;
-    if (Status s = c.put(layer, put.k, put.v); s != Status::ok) return s;
-    return c.attention(layer, a);
+    return c.put_attention(layer, put.k, put.v, a);
   });
 }
 

@@ -56,6 +56,10 @@ void PassPlan::open(int32_t n_tokens, const uint32_t* flags) {
   forget();
 }
 
+bool PassPlan::any_sees_later() const {
+  return std::any_of(except_, except_ + n_tokens_ / 64 + 1, [](uint64_t word) { return word != 0; });
+}
+
 void PassPlan::set_except(int32_t n_except, const int32_t* except) {
   if (!planted(Bug::except_set_adds)) std::fill_n(except_, n_tokens_ / 64 + 1, uint64_t{0});
   for (int32_t i = 0; i < n_except; ++i) except_[except[i] / 64] |= uint64_t{1} << (except[i] % 64);

@@ -17,6 +17,7 @@ class PassPlan {
   /// A pass of n tokens begins; `flags` may be null.
   void open(int32_t n_tokens, const uint32_t* flags);
   void set_except(int32_t n_except, const int32_t* except);
+  bool any_sees_later() const;
   bool sees_later(int32_t token) const { return (except_[token / 64] >> (token % 64) & 1u) != 0; }
 
   void forget() { is_made_ = is_spanned_ = false; }

@@ -66,6 +66,9 @@ class KeyValues {
   virtual Status ready_for_layer(int32_t layer, bool needs_put) const = 0;
   virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
   virtual Status attention(int32_t layer, const AttentionTensors& tensors) = 0;
+  /// Both, or neither: what attention() would refuse is found before anything is stored.
+  virtual Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
+                               const AttentionTensors& tensors) = 0;
   virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
 
   // Constants of the model.

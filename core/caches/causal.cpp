@@ -137,6 +137,7 @@ CausalCache::CausalCache(const std::shared_ptr<Device>& device, const CacheBound
       bounds_(bounds),
       settings_(settings),
       device_info_(device->info()),
+      operator_(device->attention_operator(0)),
       pass_(bounds.n_layers),
       book_(rules_of(bounds, settings, device_info_), health_),
       plan_(book_, bounds.max_batch) {}

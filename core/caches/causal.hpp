@@ -75,6 +75,8 @@ class CausalCache final : public Cache, public KeyValues {
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
   Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
   Status attention(int32_t layer, const AttentionTensors& tensors) override;
+  Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
+                       const AttentionTensors& tensors) override;
   Status set_causal(int32_t n_except, const int32_t* except) override;
   Status bind_attention(int32_t layer_begin, int32_t layer_end,
                         const AttentionConstants& constants) override;
@@ -138,6 +140,7 @@ class CausalCache final : public Cache, public KeyValues {
     int32_t from[tokens_per_move], to[tokens_per_move], offset[tokens_per_move];
     int32_t n = 0;
   };
+  Status prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params);
   Status make_plan();  // unless it is made, and tells the device
   template <class Visit>
   void for_each_pending(Visit visit);
@@ -153,6 +156,7 @@ class CausalCache final : public Cache, public KeyValues {
   CacheBounds bounds_;
   CausalSettings settings_;
   DeviceInfo device_info_;
+  const AttentionOperator* operator_;
   Block host_block_, device_block_;
   std::unique_ptr<CacheDevice> on_device_;
   Health health_;

@@ -54,30 +54,47 @@ Status CausalCache::make_plan() {
   return health_.after(on_device_->begin_pass(plan, book_.take_changes(), stream_));
 }
 
-Status CausalCache::attention(int32_t index, const AttentionTensors& tensors) {
-  if (Status s = ready_for_layer(index, true); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
+/// Everything that comes before the call of the device, checks included.
+Status CausalCache::prepare(int32_t index, const AttentionTensors& tensors, AttentionParams* params) {
   if (Status s = make_plan(); s != Status::ok) return s;
-  AttentionParams params;
-  params.plan = plan_.made();
   const Layer& layer = layers_[index];
-  params.storage = layer.storage;
-  params.constants = layer.constants;
+  params->plan = plan_.made();
+  params->storage = layer.storage;
+  params->constants = layer.constants;
   if (layer.constants.n_q_heads == 0) {
-    params.constants.n_q_heads = static_cast<int32_t>(tensors.q.shape[1]);
-    params.constants.scale = 0;
+    params->constants.n_q_heads = static_cast<int32_t>(tensors.q.shape[1]);
+    params->constants.scale = 0;
   }
-  if (!(params.constants.scale != 0)) {
-    params.constants.scale = static_cast<float>(1.0 /
-                                                std::sqrt(static_cast<double>(bounds_.head_dim_k)));
+  if (!(params->constants.scale != 0)) {
+    params->constants.scale = static_cast<float>(
+        1.0 / std::sqrt(static_cast<double>(bounds_.head_dim_k)));
   }
-  params.tensors = tensors;
+  params->tensors = tensors;
   if (tensors.changes_scores() || tensors.weights.data != nullptr) {
     PassPlan::Span range;
     if (Status s = span(&range); s != Status::ok) return s;
-    params.first_column = range.first;
+    params->first_column = range.first;
   }
-  return health_.after(on_device_->attention(params));
+  const FeatureSet needed = needed_features(*params, settings_.visibility, plan_.any_sees_later());
+  return check_operator(*operator_, needed, params->storage);
+}
+
+Status CausalCache::attention(int32_t layer, const AttentionTensors& tensors) {
+  if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  AttentionParams params;
+  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
+  return health_.after(on_device_->attention(*operator_, params));
+}
+
+Status CausalCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
+                                  const AttentionTensors& tensors) {
+  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  AttentionParams params;
+  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
+  if (Status s = put(layer, k, v); s != Status::ok) return s;
+  return health_.after(on_device_->attention(*operator_, params));
 }
 
 }  // namespace kvc

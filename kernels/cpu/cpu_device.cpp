@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <new>
 
 #include "kernels/cpu/attention.hpp"
@@ -82,11 +84,8 @@ class CpuCacheDevice final : public CacheDevice {
     clear_rows(params, pool_);
     return Status::ok;
   }
-  Status attention(const AttentionParams& params) noexcept override {
-    AttentionParams here = params;
-    here.workspace = workspace_;
-    cpu::attention(here, pool_, schedule_);
-    return Status::ok;
+  Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept override {
+    return op.run(params, *this);
   }
   Status write_mask(const MaskParams& params) noexcept override {
     cpu::write_mask(params);
@@ -104,6 +103,8 @@ class CpuCacheDevice final : public CacheDevice {
   }
 
  private:
+  friend Status run_flash(const AttentionParams& params, CacheDevice& device) noexcept;
+
   static std::byte* stored(const RowBytes& rows, int32_t i) {
     return rows.slab.row(rows.head, rows.cell[i]) + rows.first_byte;
   }
@@ -112,6 +113,26 @@ class CpuCacheDevice final : public CacheDevice {
   std::byte* workspace_;
   Schedule schedule_;
 };
+
+/// FlashAttention's online softmax over tiles. The driver picks the narrow, the medium or the wide kernel by the number of rows
+/// of a tile.
+Status run_flash(const AttentionParams& params, CacheDevice& device) noexcept {
+  auto& here = static_cast<CpuCacheDevice&>(device);
+  AttentionParams call = params;
+  call.workspace = here.workspace_;
+  cpu::attention(call, here.pool_, here.schedule_);
+  return Status::ok;
+}
+
+constexpr AttentionOperator operators[] = {
+    {.name = "flash",
+     .features = feature_mask | feature_bias | feature_window | feature_chunk | feature_not_causal |
+                 feature_softcap | feature_alibi | feature_sinks | feature_lse | feature_weights |
+                 feature_grouped | feature_dims_differ | feature_shifted,
+     .storage = storage_bit(StorageType::f32) | storage_bit(StorageType::f16) |
+                storage_bit(StorageType::bf16),
+     .workspace_bytes = attention_workspace_bytes,
+     .run = run_flash}};
 
 }  // namespace
 
@@ -150,8 +171,16 @@ void CpuDevice::release(Place, void* block, size_t bytes) noexcept {
   }
 }
 
+const AttentionOperator* CpuDevice::attention_operator(int32_t index) const noexcept {
+  return index >= 0 && static_cast<size_t>(index) < std::size(operators) ? &operators[index]
+                                                                         : nullptr;
+}
+
 size_t CpuDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept {
-  return attention_workspace_bytes(bounds, pool_->n_threads());
+  size_t most = 0;
+  for (const AttentionOperator& op : operators)
+    most = std::max(most, op.workspace_bytes(bounds, pool_->n_threads()));
+  return most;
 }
 
 Status CpuDevice::attach(const AttentionBounds&, std::byte* workspace,

@@ -23,6 +23,7 @@ class CpuDevice final : public Device {
   DeviceInfo info() const noexcept override;
   void* allocate(Place place, size_t bytes, bool prefault) noexcept override;
   void release(Place place, void* block, size_t bytes) noexcept override;
+  const AttentionOperator* attention_operator(int32_t index) const noexcept override;
   size_t workspace_bytes(const AttentionBounds& bounds) const noexcept override;
   Status attach(const AttentionBounds& bounds, std::byte* workspace,
                 std::unique_ptr<CacheDevice>* out) noexcept override;

@@ -155,10 +155,11 @@ class FakeCacheDevice final : public kvc::CacheDevice {
   Status clear(const kvc::ClearParams& params) noexcept override {
     return inside([&] { return cpu_->clear(params); });
   }
-  Status attention(const kvc::AttentionParams& params) noexcept override {
+  Status attention(const kvc::AttentionOperator& op,
+                   const kvc::AttentionParams& params) noexcept override {
     kvc::AttentionParams here = params;
     here.plan = tokens_.over(params.plan);
-    return inside([&] { return cpu_->attention(here); });
+    return inside([&] { return cpu_->attention(op, here); });
   }
   Status write_mask(const kvc::MaskParams& params) noexcept override {
     kvc::MaskParams here = params;
@@ -216,6 +217,9 @@ class FakeDevice final : public kvc::Device {
       delete found;
       return;
     }
+  }
+  const kvc::AttentionOperator* attention_operator(int32_t index) const noexcept override {
+    return cpu_->attention_operator(index);
   }
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return cpu_->workspace_bytes(bounds);

@@ -31,8 +31,9 @@ class CacheDeviceOver final : public kvc::CacheDevice {
   kvc::Status clear(const kvc::ClearParams& params) noexcept override {
     return around_([&] { return cpu_->clear(params); });
   }
-  kvc::Status attention(const kvc::AttentionParams& params) noexcept override {
-    return around_([&] { return cpu_->attention(params); });
+  kvc::Status attention(const kvc::AttentionOperator& op,
+                        const kvc::AttentionParams& params) noexcept override {
+    return around_([&] { return cpu_->attention(op, params); });
   }
   kvc::Status write_mask(const kvc::MaskParams& params) noexcept override {
     return around_([&] { return cpu_->write_mask(params); });
@@ -62,6 +63,9 @@ class DeviceOverCpu : public kvc::Device {
   }
   void release(kvc::Place place, void* block, size_t bytes) noexcept override {
     cpu_->release(place, block, bytes);
+  }
+  const kvc::AttentionOperator* attention_operator(int32_t index) const noexcept override {
+    return cpu_->attention_operator(index);
   }
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return cpu_->workspace_bytes(bounds);
