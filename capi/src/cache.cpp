@@ -95,17 +95,6 @@ Status read_batch(int32_t n_tokens, const int32_t* position, const int32_t* sequ
   return Status::ok;
 }
 
-Status check_token_flags(int32_t n_tokens, int32_t max_batch, const uint32_t* flags) {
-  constexpr uint32_t known = KVC_TOKEN_SEES_LATER;  // encoder inputs mean nothing to a causal cache
-  if (flags == nullptr || n_tokens > max_batch)
-    return Status::ok;  // too many tokens: refused before any is read
-  for (int32_t i = 0; i < n_tokens; ++i) {
-    if ((flags[i] & ~known) != 0)
-      return fail(Status::invalid_argument, "token %d has unknown flags", i);
-  }
-  return Status::ok;
-}
-
 }  // namespace
 }  // namespace kvc::capi
 
@@ -166,9 +155,6 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     }
     batch.n_tokens = n_tokens;
     batch.stream = stream;
-    if (Status s = kvc::capi::check_token_flags(n_tokens, c.bounds().max_batch, token_flags);
-        s != Status::ok)
-      return s;
     return c.begin(batch, reserve);
   });
 }

@@ -80,9 +80,11 @@ struct AttentionPlan {
   TokenArrays tokens;
   const SharedPrefix* shared = nullptr;  // [n_shared] disjoint, ascending
   const int32_t* rotated_for = nullptr;  // [n_cells] position that a cell's key was rotated for
+  const int32_t* padding = nullptr;  // [n_padding] tokens without a row: they get zeros and see nothing
   int32_t n_rows = 0;
   int32_t n_lists = 0;
   int32_t n_shared = 0;
+  int32_t n_padding = 0;
 };
 
 /// What the tensors of one attention call say. Columns are cells, counted from the first that the batch's history spans.

@@ -43,6 +43,7 @@ void PassPlan::carve(Carver& carver) {
   rows_ = carver.take<AttentionRow>(batch, 64);
   lists_ = carver.take<TokenList>(batch, 64);
   shared_ = carver.take<SharedPrefix>(batch, 64);
+  padding_ = carver.take<int32_t>(batch, 64);
 }
 
 // ---- The except set ----------------------------------------------------------------------------------------------------
@@ -62,7 +63,10 @@ bool PassPlan::any_sees_later() const {
 
 void PassPlan::set_except(int32_t n_except, const int32_t* except) {
   if (!planted(Bug::except_set_adds)) std::fill_n(except_, n_tokens_ / 64 + 1, uint64_t{0});
-  for (int32_t i = 0; i < n_except; ++i) except_[except[i] / 64] |= uint64_t{1} << (except[i] % 64);
+  for (int32_t i = 0; i < n_except; ++i) {
+    if (book_.batch_sequence()[except[i]] != no_sequence)
+      except_[except[i] / 64] |= uint64_t{1} << (except[i] % 64);
+  }
   forget();
 }
 
@@ -147,9 +151,13 @@ const AttentionPlan& PassPlan::make(int32_t least_shared_prefix) {
   plan_.rows = rows_;
   plan_.lists = lists_;
   plan_.shared = shared_;
+  plan_.padding = padding_;
   plan_.tokens = book_.token_arrays();
   plan_.rotated_for = book_.pool().rotated_for();
   for (int32_t i = 0; i < book_.n_in_batch(); ++i) add_sequence(book_.sequence(book_.touched(i)));
+  for (int32_t token = 0; token < n_tokens_ && plan_.n_rows + plan_.n_padding < n_tokens_; ++token) {
+    if (book_.batch_sequence()[token] == no_sequence) padding_[plan_.n_padding++] = token;
+  }
   if (book_.pool().n_shared() > 0 && plan_.n_lists > 1) find_shared_prefixes(least_shared_prefix);
   is_made_ = true;
   return plan_;

@@ -47,6 +47,7 @@ class PassPlan {
   AttentionRow* rows_ = nullptr;    // [max_batch]
   TokenList* lists_ = nullptr;      // [max_batch]
   SharedPrefix* shared_ = nullptr;  // [max_batch]
+  int32_t* padding_ = nullptr;      // [max_batch]
   AttentionPlan plan_;
   Span span_;
   bool is_made_ = false;

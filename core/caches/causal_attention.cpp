@@ -49,7 +49,8 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
 Status CausalCache::make_plan() {
   if (plan_.is_made()) return Status::ok;
   const AttentionPlan& plan = plan_.make(device_info_.least_shared_prefix);
-  health_.expect(plan.n_rows == pass_.n_tokens(), "the attention plan misses tokens of the batch");
+  health_.expect(plan.n_rows + plan.n_padding == pass_.n_tokens(),
+                 "the attention plan misses tokens of the batch");
   if (!health_.ok()) return health_.status();
   return health_.after(on_device_->begin_pass(plan, book_.take_changes(), stream_));
 }

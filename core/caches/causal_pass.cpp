@@ -48,7 +48,7 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   if (Status s = keep_pass(); s != Status::ok) return s;
   book_.open_pass(batch);
   plan_.open(batch.n_tokens, batch.flags);
-  pass_.open(batch.n_tokens);
+  pass_.open(batch.n_tokens, book_.n_in_batch() == 0);
   stream_ = batch.stream;
   if (!health_.ok()) return health_.status();
   return device_info_.plans_ahead ? make_plan() : Status::ok;

@@ -50,11 +50,12 @@ class PassState {
     was_put_[layer] = 1;
   }
 
-  void open(int32_t n_tokens) {
+  /// A pass that has nothing to put counts as fully put from the start.
+  void open(int32_t n_tokens, bool nothing_to_put) {
     state_ = CacheState::pass;
     n_tokens_ = n_tokens;
-    std::fill_n(was_put_, n_layers_, uint8_t{0});
-    n_put_ = 0;
+    std::fill_n(was_put_, n_layers_, static_cast<uint8_t>(nothing_to_put));
+    n_put_ = nothing_to_put ? n_layers_ : 0;
   }
   void open_reserve(int32_t n_tokens) {
     state_ = CacheState::reserve;

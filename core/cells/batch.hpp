@@ -6,6 +6,9 @@ namespace kvc {
 /// Flags of a token of a batch, with the numbers of the ABI.
 inline constexpr uint32_t token_sees_later = 1;  // not causal: it sees later tokens of its sequence too
 
+/// In the place of a sequence: a padding token, which belongs to none, is never read and gets zeros.
+inline constexpr int32_t no_sequence = -1;
+
 /// The tokens of a pass.
 struct Batch {
   int32_t n_tokens = 0;

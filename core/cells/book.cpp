@@ -77,11 +77,20 @@ Status CellBook::check_distinct(int32_t n, const int32_t* sequence) const {
 
 /// Forgets what the last plan found out, without touching every sequence.
 void CellBook::begin_plan() const {
-  n_planned_ = 0;
+  n_planned_ = n_planned_tokens_ = 0;
   if (++plan_stamp_ != 0) return;
   for (int32_t i = 0; i < rules_.max_sequences; ++i)
     plan_[i].stamp = 0;  // wrapped: no old stamp may look fresh
   plan_stamp_ = 1;
+}
+
+Status CellBook::check_flags(const Batch& batch, int32_t token) {
+  const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
+  if ((flags & ~token_sees_later) != 0)
+    return fail(Status::invalid_argument, "token %d has unknown flags", token);
+  if (flags != 0 && batch.sequence[token] == no_sequence)
+    return fail(Status::invalid_argument, "token %d is padding and has flags", token);
+  return Status::ok;
 }
 
 Status CellBook::check_batch(const Batch& batch) const {
@@ -92,6 +101,9 @@ Status CellBook::check_batch(const Batch& batch) const {
   begin_plan();
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t position = batch.position[i], sequence = batch.sequence[i];
+    if (Status s = check_flags(batch, i); s != Status::ok) return s;
+    if (sequence == no_sequence) continue;
+    ++n_planned_tokens_;
     if (sequence < 0 || sequence >= rules_.max_sequences) {
       return fail(Status::invalid_argument, "token %d: sequence %d out of range [0, %d)", i,
                   sequence, rules_.max_sequences);
@@ -134,11 +146,13 @@ Status CellBook::check_room(const Batch& batch) const {
     }
   }
   const int32_t room = pool_.n_free() + pool_.n_free_at_commit();
-  if (batch.n_tokens > room) {
-    return fail(Status::cache_full, "sequence %d: %d free cells of %d, the batch brings %d tokens",
-                batch.sequence[room], room, rules_.n_cells, batch.n_tokens);
+  if (n_planned_tokens_ <= room) return Status::ok;
+  int32_t first_without = 0;  // the token that would find no cell
+  for (int32_t placed = 0;; ++first_without) {
+    if (batch.sequence[first_without] != no_sequence && placed++ == room) break;
   }
-  return Status::ok;
+  return fail(Status::cache_full, "sequence %d: %d free cells of %d, the batch brings %d tokens",
+              batch.sequence[first_without], room, rules_.n_cells, n_planned_tokens_);
 }
 
 // ---- Sliding -------------------------------------------------------------------------------------------------------------
@@ -230,10 +244,20 @@ void CellBook::open_pass(const Batch& batch) {
   for (int32_t i = 0; i < batch.n_tokens;) {
     int32_t end = i + 1;
     while (end < batch.n_tokens && batch.sequence[end] == batch.sequence[i]) ++end;
-    place(batch, i, end);
+    if (batch.sequence[i] == no_sequence)
+      note_padding(i, end);
+    else
+      place(batch, i, end);
     i = end;
   }
   health_.expect(pool_.counts_are_possible(), "more cells taken than free");
+}
+
+void CellBook::note_padding(int32_t begin, int32_t end) {
+  std::fill(batch_position_ + begin, batch_position_ + end, 0);
+  std::fill(batch_sequence_ + begin, batch_sequence_ + end, no_sequence);
+  std::fill(batch_cell_ + begin, batch_cell_ + end, -1);
+  std::fill(batch_follower_ + begin, batch_follower_ + end, -1);
 }
 
 /// Tokens [begin, end) of the batch, which belong to one sequence.

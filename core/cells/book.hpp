@@ -114,8 +114,10 @@ class CellBook {
   int32_t touched(int32_t index) const { return touched_[index]; }
   /// Of the open pass, per token of its batch.
   const int32_t* batch_position() const { return batch_position_; }
-  const int32_t* batch_sequence() const { return batch_sequence_; }
-  const int32_t* batch_cell() const { return batch_cell_; }  // −1: dropped by keep_added()
+  const int32_t* batch_sequence() const { return batch_sequence_; }  // no_sequence: padding
+  const int32_t* batch_cell() const {
+    return batch_cell_;
+  }  // −1: padding, or dropped by keep_added()
   /// Calls visit(token) for each token that the pass added to a sequence, in batch order.
   template <class Visit>
   void for_each_added(const Sequence& sequence, Visit visit) const {
@@ -201,6 +203,7 @@ class CellBook {
   };
 
   void begin_plan() const;
+  static Status check_flags(const Batch& batch, int32_t token);
   int64_t slide_bound(int32_t lowest) const;
   int32_t tokens_to_slide(const Sequence& sequence, int32_t lowest) const;
   int32_t home_block(int32_t sequence) const;
@@ -208,6 +211,7 @@ class CellBook {
   void hide(Sequence& sequence, int32_t n);
   void show(Sequence& sequence, int32_t n);
   void place(const Batch& batch, int32_t begin, int32_t end);
+  void note_padding(int32_t begin, int32_t end);
   void drop_tokens(Sequence& sequence, int32_t begin, int32_t end);
   void drop_added(Sequence& sequence, int32_t n);
   void drop_slid(Sequence& sequence);
@@ -235,6 +239,7 @@ class CellBook {
   SequencePlan* plan_ = nullptr;  // [max_sequences]
   int32_t* plan_order_ = nullptr;  // [max_sequences] sequences of the batch, in order of first appearance
   mutable int32_t n_planned_ = 0;
+  mutable int32_t n_planned_tokens_ = 0;  // padding left out
   mutable uint32_t plan_stamp_ = 0;
 
   // The open pass.

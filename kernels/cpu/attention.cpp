@@ -456,7 +456,32 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   *to = sees_nothing ? minus_infinity : static_cast<float>(value);
 }
 
+/// Padding tokens: zeros, and the log-sum-exp of nothing.
+static void write_padding(const AttentionParams& params) {
+  const AttentionTensors& tensors = params.tensors;
+  for (int32_t i = 0; i < params.plan.n_padding; ++i) {
+    const int64_t token = params.plan.padding[i];
+    for (int64_t head = 0; head < params.constants.n_q_heads; ++head) {
+      const Tensor& out = tensors.out;
+      for (int64_t d = 0; d < params.storage.v.head_dim; ++d) {
+        store_element(out.data, out.dtype,
+                      token * out.stride[0] + head * out.stride[1] + d * out.stride[2], 0.0f);
+      }
+      const Tensor& lse = tensors.lse;
+      if (lse.data) {
+        static_cast<float*>(lse.data)[token * lse.stride[0] + head * lse.stride[1]] = minus_infinity;
+      }
+      const Tensor& weights = tensors.weights;
+      for (int64_t column = 0; weights.data && column < weights.shape[2]; ++column) {
+        static_cast<float*>(weights.data)[head * weights.stride[0] + token * weights.stride[1] +
+                                          column * weights.stride[2]] = 0.0f;
+      }
+    }
+  }
+}
+
 void attention(const AttentionParams& params, ThreadPool& pool, Schedule& schedule) noexcept {
+  write_padding(params);
   if (params.plan.n_rows == 0) return;
   Call call(params, pool.n_threads());
   call.run(pool, schedule);
