@@ -89,7 +89,8 @@ TEST(Book, LetsOthersHoldItsCells) {
   ASSERT_EQ(f.book.check(false, &held), Status::ok) << kvc::last_message();
   ASSERT_EQ(f.add(1, 16), Status::ok);  // takes none of those that are held
   for (int32_t i = 0; i < 16; ++i)
-    EXPECT_FALSE(std::count(held.cells.begin(), held.cells.end(), f.book.sequence(1).tokens.at(i).cell));
+    EXPECT_FALSE(
+        std::count(held.cells.begin(), held.cells.end(), f.book.sequence(1).tokens.at(i).cell));
 
   f.book.forget_freed();
   f.book.let_go(held.cells.data(), 4);
