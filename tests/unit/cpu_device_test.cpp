@@ -292,7 +292,7 @@ TEST(ThreadPool, RefusesWhatItCannotDo) {
   ThreadPool::destroy(pool);
 }
 
-TEST(CpuBackend, AllocatesZerosWhereAskedTo) {
+TEST(CpuDevice, AllocatesZerosWhereAskedTo) {
   std::shared_ptr<Device> device;
   ASSERT_EQ(cpu::CpuDevice::create({.n_threads = 1}, &device), Status::ok);
   for (const size_t bytes : {size_t{1}, size_t{5000}, size_t{3} << 20}) {
@@ -334,6 +334,42 @@ TEST(CpuBackend, AllocatesZerosWhereAskedTo) {
   EXPECT_EQ(host.live, 0);
   host.refuse = true;
   EXPECT_EQ(device->allocate(Place::device, 10, false), nullptr);
+}
+
+TEST(CpuDevice, ReadsAndWritesStoredBytes) {
+  std::shared_ptr<Device> device;
+  ASSERT_EQ(cpu::CpuDevice::create({.n_threads = 1}, &device), Status::ok);
+  std::unique_ptr<CacheDevice> cache;
+  ASSERT_EQ(device->attach({}, nullptr, &cache), Status::ok);
+  constexpr int32_t n_cells = 9, dim = 5;
+  std::vector<std::byte> memory(2 * (n_cells * dim * 2 + 6), std::byte{0x55});
+  const Slab slab = make_slab(memory.data(), DType::f16, 2, n_cells, dim, 6);
+  const int32_t cell[] = {7, 0, 3};
+  std::byte wrote[3 * 4];
+  for (size_t i = 0; i < sizeof wrote; ++i) wrote[i] = static_cast<std::byte>(i + 1);
+  RowBytes rows = {
+      .slab = slab, .head = 1, .cell = cell, .n_rows = 3, .first_byte = 4, .n_bytes = 4, .data = wrote};
+  ASSERT_EQ(cache->write_rows(rows), Status::ok);
+  for (int32_t i = 0; i < 3; ++i)
+    EXPECT_EQ(std::memcmp(slab.row(1, cell[i]) + 4, wrote + 4 * i, 4), 0);
+  EXPECT_EQ(std::count(memory.begin(), memory.end(), std::byte{0x55}),
+            static_cast<std::ptrdiff_t>(memory.size() - sizeof wrote));
+  std::byte read[sizeof wrote] = {};
+  rows.data = read;
+  ASSERT_EQ(cache->read_rows(rows), Status::ok);
+  EXPECT_EQ(std::memcmp(read, wrote, sizeof wrote), 0);
+}
+
+TEST(Registry, KeepsTheFirstOfAName) {
+  static const DeviceEntry mine = {.name = "registry test", .open = cpu::CpuDevice::create};
+  EXPECT_EQ(find_device(mine.name), nullptr);
+  EXPECT_TRUE(register_device(mine));
+  EXPECT_FALSE(register_device(mine));
+  ASSERT_NE(find_device(mine.name), nullptr);
+  EXPECT_EQ(find_device(mine.name)->open, mine.open);
+  EXPECT_EQ(find_device("no such device"), nullptr);
+  EXPECT_EQ(registered_device(-1), nullptr);
+  EXPECT_EQ(registered_device(INT32_MAX), nullptr);
 }
 
 }  // namespace
