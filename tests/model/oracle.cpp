@@ -114,6 +114,7 @@ bool Oracle::sees(int32_t batch_index, int32_t j) const {
 std::vector<Token> Oracle::visible(int32_t batch_index) const {
   std::vector<Token> result;
   const int32_t s = pass.sequence[static_cast<size_t>(batch_index)];
+  if (s == KVC_NONE) return result;
   for (const Token& token : sequences[static_cast<size_t>(s)].tokens)
     if (sees(batch_index, token.position)) result.push_back(token);
   return result;
@@ -127,6 +128,7 @@ bool Oracle::legal_batch(int32_t n, const int32_t* position, const int32_t* sequ
   std::vector<int32_t> next;
   for (const Sequence& each : sequences) next.push_back(each.next);
   for (int32_t i = 0; i < n; ++i) {
+    if (sequence[i] == KVC_NONE) continue;  // padding
     if (!is_sequence(sequence[i])) return false;
     if (position[i] < 0 || position[i] >= std::numeric_limits<int32_t>::max() - 1) return false;
     int32_t& expected = next[static_cast<size_t>(sequence[i])];
@@ -141,7 +143,8 @@ kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* seque
   if (!legal_batch(n, position, sequence)) return KVC_E_INVALID_ARGUMENT;
   if (!closable()) return KVC_E_BAD_STATE;
   // What slides out stays owned until the pass is committed, but no longer counts for its sequence.
-  if (used() + n > pool_) return KVC_E_CACHE_FULL;
+  const auto n_padding = std::count(sequence, sequence + n, KVC_NONE);
+  if (used() + n - n_padding > pool_) return KVC_E_CACHE_FULL;
   if (limited) return KVC_OK;
   for (int32_t s = 0; s < cache.max_sequences; ++s) {
     const auto more = std::count(sequence, sequence + n, s);
@@ -159,6 +162,8 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
   for (int32_t i = 0; token_flags && i < n; ++i)
     if (token_flags[i] & ~static_cast<uint32_t>(KVC_TOKEN_SEES_LATER))
       return KVC_E_INVALID_ARGUMENT;
+  for (int32_t i = 0; token_flags && sequence && !reserve && i < n; ++i)
+    if (sequence[i] == KVC_NONE && token_flags[i] != 0) return KVC_E_INVALID_ARGUMENT;
   if (reserve) {
     if (!closable()) return KVC_E_BAD_STATE;
   } else if (const kvc_status status = fits(n, position, sequence); status != KVC_OK) {
@@ -177,6 +182,10 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
   for (int32_t i = 0; i < n; ++i) {
     pass.position.push_back(position[i]);
     pass.sequence.push_back(sequence[i]);
+    if (sequence[i] == KVC_NONE) {
+      pass.content.push_back(-1);
+      continue;
+    }
     pass.except[static_cast<size_t>(i)] = token_flags && (token_flags[i] & KVC_TOKEN_SEES_LATER);
     pass.content.push_back(static_cast<int32_t>(contents.size()));
     Content content;
@@ -187,6 +196,8 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
     content.v.assign(rows * static_cast<size_t>(cache.head_dim_v), 0.0f);
     contents.push_back(content);
   }
+  if (std::count(sequence, sequence + n, KVC_NONE) == n)  // nothing to put
+    pass.put.assign(pass.put.size(), 1);
   end_pass_keeping(std::vector<char>(static_cast<size_t>(n), 1));
   return KVC_OK;
 }
@@ -232,6 +243,7 @@ kvc_status Oracle::put(int32_t layer, const std::vector<float>& k, const std::ve
   const auto k_row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_k);
   const auto v_row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_v);
   for (size_t i = 0; i < pass.content.size(); ++i) {
+    if (pass.content[i] < 0) continue;
     Content& content = contents[static_cast<size_t>(pass.content[i])];
     content.put[static_cast<size_t>(layer)] = 1;
     for (size_t e = 0; e < k_row; ++e)
@@ -250,7 +262,10 @@ kvc_status Oracle::set_causal(int32_t n, const int32_t* except) {
   for (int32_t i = 0; i < n; ++i)
     if (except[i] < 0 || except[i] >= pass.n_tokens) return KVC_E_INVALID_ARGUMENT;
   pass.except.assign(pass.except.size(), 0);
-  for (int32_t i = 0; i < n; ++i) pass.except[static_cast<size_t>(except[i])] = 1;
+  for (int32_t i = 0; i < n; ++i) {
+    const auto token = static_cast<size_t>(except[i]);
+    pass.except[token] = pass.reserve || pass.sequence[token] != KVC_NONE;
+  }
   return KVC_OK;
 }
 

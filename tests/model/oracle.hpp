@@ -60,10 +60,11 @@ struct Content {
 struct Pass {
   bool reserve = false;
   int32_t n_tokens = 0;
-  std::vector<int32_t> position, sequence, content;  // [n_tokens], empty for a reserve pass
-  std::vector<char> except;                          // [n_tokens]
-  std::vector<char> put;                             // [n_layers]
-  std::vector<Sequence> before;                      // what abort goes back to
+  std::vector<int32_t> position, sequence,
+      content;                   // [n_tokens], empty for a reserve pass; padding has no content: -1
+  std::vector<char> except;      // [n_tokens]
+  std::vector<char> put;         // [n_layers]
+  std::vector<Sequence> before;  // what abort goes back to
 };
 
 struct Info {

@@ -11,6 +11,7 @@ void Oracle::close() {
   if (!pass_open) return;
   if (!pass.reserve) {
     for (const int32_t content : pass.content) {
+      if (content < 0) continue;
       std::vector<char>& put = contents[static_cast<size_t>(content)].put;
       std::fill(put.begin(), put.end(), 1);
     }

@@ -153,6 +153,7 @@ void World::compare_textbook(int32_t layer, const kvc_tensor& k, const kvc_tenso
   const int32_t first = first_column(visible_cells());
   for (int32_t t = 0; t < n; ++t) {
     if (is_wild(layer, oracle_.visible(t))) continue;
+    if (oracle_.pass.sequence[static_cast<size_t>(t)] == KVC_NONE) continue;
     const auto sequence = static_cast<size_t>(oracle_.pass.sequence[static_cast<size_t>(t)]);
     std::map<int64_t, int32_t> position_of;  // by column
     for (const support::Place& place : places_[sequence])

@@ -46,8 +46,30 @@ World::Batch World::draw_batch() {
     batch.sequence.push_back(sequence);
     batch.flags.push_back(random_.chance(0.3) ? uint32_t{KVC_TOKEN_SEES_LATER} : 0u);
   }
+  if (random_.chance(0.2)) pad(batch);
   if (random_.chance(0.03)) spoil(batch);
   return batch;
+}
+
+/// Makes some tokens padding, whose positions mean nothing; the others keep the places that they have.
+void World::pad(Batch& batch) {
+  const double share = random_.chance(0.1) ? 1.0 : random_.unit();
+  for (size_t i = 0; i < batch.sequence.size(); ++i) {
+    if (!random_.chance(share)) continue;
+    batch.sequence[i] = KVC_NONE;
+    batch.position[i] = odd_number();
+    batch.flags[i] = 0;
+  }
+}
+
+/// NaN in the rows of padding tokens: they are never read.
+void World::spoil_padding(support::Array& array) {
+  if (!oracle_.pass_open || oracle_.pass.sequence.empty()) return;
+  const int64_t row = array.count() / oracle_.pass.n_tokens;
+  for (size_t t = 0; t < oracle_.pass.sequence.size(); ++t) {
+    if (oracle_.pass.sequence[t] != KVC_NONE) continue;
+    for (int64_t i = 0; i < row; ++i) array.set(static_cast<int64_t>(t) * row + i, std::nan(""));
+  }
 }
 
 /// Makes the batch illegal, or most likely so.
@@ -125,6 +147,8 @@ void World::put(int32_t layer) {
   support::Array v(dtype(), {n, heads, oracle_.cache.head_dim_v}, random_);
   fill_values(k);
   fill_values(v);
+  spoil_padding(k);
+  spoil_padding(v);
   put_values(layer, k, v);
 }
 
