@@ -26,7 +26,7 @@ void expect_bad_batches(BadInput& bad, const char* function,
   bad.expect(invalid, "null position " + f, [&] { return call(2, nullptr, zero); });
   bad.expect(invalid, "null sequence " + f, [&] { return call(2, position, nullptr); });
   for (size_t at = 0; at < 2; ++at) {
-    for (const int32_t wrong : {least, -1, Specimen::max_sequences, most}) {
+    for (const int32_t wrong : {least, -2, Specimen::max_sequences, most}) {  // -1 is padding
       int32_t sequence[] = {0, 0};
       sequence[at] = wrong;
       bad.expect(invalid, with("sequence ", wrong) + f, [&] { return call(2, position, sequence); });
