@@ -151,8 +151,8 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     if (!reserve) {
       if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
         return s;
-      batch.flags = token_flags;
     }
+    batch.flags = token_flags;
     batch.n_tokens = n_tokens;
     batch.stream = stream;
     return c.begin(batch, reserve);

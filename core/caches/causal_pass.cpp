@@ -35,6 +35,9 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
       return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens,
                   bounds_.max_batch);
     }
+    for (int32_t token = 0; token < batch.n_tokens; ++token) {
+      if (Status s = book_.check_flags(batch, token); s != Status::ok) return s;
+    }
     if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
     if (Status s = keep_pass(); s != Status::ok) return s;
     pass_.open_reserve(batch.n_tokens);

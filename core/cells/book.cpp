@@ -84,11 +84,12 @@ void CellBook::begin_plan() const {
   plan_stamp_ = 1;
 }
 
-Status CellBook::check_flags(const Batch& batch, int32_t token) {
+Status CellBook::check_flags(const Batch& batch, int32_t token) const {
   const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
   if ((flags & ~token_sees_later) != 0)
     return fail(Status::invalid_argument, "token %d has unknown flags", token);
-  if (flags != 0 && batch.sequence[token] == no_sequence)
+  const bool is_padding = batch.sequence != nullptr && batch.sequence[token] == no_sequence;
+  if (flags != 0 && is_padding)
     return fail(Status::invalid_argument, "token %d is padding and has flags", token);
   return Status::ok;
 }

@@ -98,6 +98,8 @@ class CellBook {
   Status check_sequence(int32_t sequence) const;
   /// Whether the n sequences exist and none is named twice.
   Status check_distinct(int32_t n, const int32_t* sequence) const;
+  /// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
+  Status check_flags(const Batch& batch, int32_t token) const;
   /// The batch against the bounds. Leaves in the plan what check_room() and open_pass() need.
   Status check_batch(const Batch& batch) const;
   Status check_room(const Batch& batch) const;
@@ -203,7 +205,6 @@ class CellBook {
   };
 
   void begin_plan() const;
-  static Status check_flags(const Batch& batch, int32_t token);
   int64_t slide_bound(int32_t lowest) const;
   int32_t tokens_to_slide(const Sequence& sequence, int32_t lowest) const;
   int32_t home_block(int32_t sequence) const;
