@@ -1,11 +1,11 @@
-/* kvc/base.h: status codes and messages, tensors, versions. Part of <kvc/kvc.h>. */
+/* kvc/base.h: status codes and messages, tensors, versions, threads and forks. Part of <kvc/kvc.h>. */
 #ifndef KVC_BASE_H
 #define KVC_BASE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* Marks every public function. A shared library exports only these. */
+/* Marks every public function. A shared library exports these and nothing else. */
 #if defined(SWIG)
 #define KVC_API
 #elif defined(_WIN32)
@@ -16,7 +16,7 @@
 #define KVC_API
 #endif
 
-/* No function throws. C++ compilers are told so. */
+/* No function throws, and C++ compilers may rely on it. */
 #if defined(__cplusplus) && !defined(SWIG)
 #define KVC_NOEXCEPT noexcept
 #else
@@ -27,127 +27,164 @@
 extern "C" {
 #endif
 
-/* ---- Status ------------------------------------------------------------------------------------------------------
+/* ---- Status --------------------------------------------------------------------------------------
  *
- * 0 is success, errors are negative, positive values are reserved. The numbers are pinned for ever. */
+ * 0 is success, errors are negative, positive values are reserved. These numbers never change. */
 
 typedef int32_t kvc_status;
 
 enum {
   KVC_OK = 0,
-  KVC_E_INVALID_ARGUMENT = -1,  /* a null pointer, a number outside its bounds, an unknown flag */
-  KVC_E_HANDLE = -2,            /* null, freed, foreign or wrong-kind handle, or one from before a fork */
-  KVC_E_OUT_OF_MEMORY = -3,     /* the allocator, the system or the handle table has no more */
-  KVC_E_NOT_SUPPORTED = -4,     /* well formed, but this cache cannot do it */
-  KVC_E_BAD_STATE = -5,         /* not now: no pass is open, a layer was not put, constants bound too late */
-  KVC_E_BUSY = -6,              /* another thread is inside a call that excludes this one */
-  KVC_E_SHAPE = -7,             /* a tensor has the wrong number of dimensions, extent or strides */
-  KVC_E_DTYPE = -8,             /* a tensor has an element type that this argument does not take */
-  KVC_E_OVERFLOW = -9,          /* a product of sizes does not fit */
-  KVC_E_VERSION = -10,          /* a descriptor from a newer kvc sets a field that this library does not know */
-  KVC_E_CACHE_FULL = -20,       /* fewer free cells than tokens, or more positions than a sequence may hold */
-  KVC_E_WINDOW_LOST = -21,      /* the tokens that a continuation would need have slid out of the window */
+  KVC_E_INVALID_ARGUMENT = -1, /* a null pointer, a number out of bounds, an unknown flag */
+  KVC_E_HANDLE = -2,           /* the handle is null, destroyed, of another kind, or not from kvc;
+                                  or it was made before a fork */
+  KVC_E_OUT_OF_MEMORY = -3,    /* the allocator, the system or the handle table is exhausted */
+  KVC_E_NOT_SUPPORTED = -4,    /* the request is well formed, but this cache cannot do it */
+  KVC_E_BAD_STATE = -5,        /* the call came at the wrong time: no pass is open, a layer was not
+                                  put, constants were bound too late */
+  KVC_E_BUSY = -6,             /* another thread is inside a call that excludes this one */
+  KVC_E_SHAPE = -7,            /* a tensor has a wrong number of dimensions, extent or stride */
+  KVC_E_DTYPE = -8,            /* this argument does not take a tensor of this element type */
+  KVC_E_OVERFLOW = -9,         /* a product of sizes does not fit */
+  KVC_E_VERSION = -10,         /* a descriptor from a newer kvc sets a field that this library does
+                                  not know */
+  KVC_E_CACHE_FULL = -20,      /* the batch has more tokens than there are free cells, or a sequence
+                                  would hold more positions than it may */
+  KVC_E_WINDOW_LOST = -21,     /* the window has moved on: tokens that the continuation needs were
+                                  released */
   KVC_E_NOT_FOUND = -22,
   KVC_E_INVALID_RECURRENT_SHAPE = -23,
-  KVC_E_DEVICE = -40,           /* the device failed; the cache is poisoned: only destroy and kvc_cache_stats work */
-  KVC_E_DEVICE_MISMATCH = -41,  /* a tensor lies on another device than the cache */
-  KVC_E_BACKEND_UNAVAILABLE = -42, /* no such device on this machine, or its backend is not installed */
+  KVC_E_DEVICE = -40,          /* the device failed. The cache is poisoned: only kvc_cache_destroy()
+                                  and kvc_cache_stats() still work */
+  KVC_E_DEVICE_MISMATCH = -41, /* a tensor is on another device than the cache */
+  KVC_E_BACKEND_UNAVAILABLE = -42, /* this machine has no such device, or its backend is not installed */
   KVC_E_IO = -60,
   KVC_E_CORRUPT = -61,
-  KVC_E_INTERNAL = -99          /* a broken invariant inside kvc: a bug. The cache is poisoned, as after DEVICE */
+  KVC_E_INTERNAL = -99         /* a broken invariant inside kvc: a bug. The cache is poisoned, as after
+                                  KVC_E_DEVICE */
 };
 
-/* The name of a status without its prefix, "CACHE_FULL"; "UNKNOWN" for a number that is none. Never null, static.
- * Threads: any. Since 0.1. */
+/* Returns the name of a status without its prefix, for example "CACHE_FULL", or "UNKNOWN" if there is no
+ * such status. The string is static and never null. Threads: any. Since 0.1. */
 KVC_API const char *kvc_status_name(kvc_status status) KVC_NOEXCEPT;
 
-/* Copies the calling thread's last error message into `buffer`, cut to `capacity` and always terminated (when capacity > 0).
- * Returns the message's full length without its terminator, so capacity 0 with a null buffer asks for the length.
+/* Copies the last error message of the calling thread into `buffer`. The copy is truncated to `capacity`
+ * bytes and always terminated (if capacity > 0). Returns the length of the whole message without its
+ * terminator; pass a null buffer and capacity 0 to get the length alone.
  *
- * Every failing call sets the message of its thread; a call that succeeds leaves it. One line of UTF-8, at most 511 bytes,
- * that adds facts to the status: "layer 40 out of range [0, 32)". It holds no addresses and no tensor values.
- * Bindings copy it within the same foreign call as the failure: a goroutine may be on another thread afterwards.
- * Threads: any. Allocates nothing. Since 0.1. */
+ * Every failing call replaces the message of the thread that made it. A successful call leaves the
+ * previous message in place. A message is one line of UTF-8 of at most 511 bytes that adds facts to the
+ * status: "layer 40 out of range [0, 32)". It contains no addresses and no values of tensors.
+ *
+ * A binding should copy the message within the same foreign call that failed: a goroutine may run on
+ * another thread afterwards. Threads: any. Allocates nothing. Since 0.1. */
 KVC_API size_t kvc_last_error_copy(char *buffer, size_t capacity) KVC_NOEXCEPT;
 
-/* ---- Tensors ------------------------------------------------------------------------------------------------------
+/* ---- Tensors -------------------------------------------------------------------------------------
  *
- * A view of memory that somebody else owns. Numbers follow DLPack (dtype, device types, strides in elements, byte_offset),
- * but shape and strides lie inside the struct, so that it holds one pointer and needs no allocation. Frozen: never grows.
+ * A kvc_tensor is a view of memory that somebody else owns. Element types, device types, byte_offset and
+ * strides (in elements) follow DLPack. Unlike DLPack, shape and strides are inside the struct, so a tensor
+ * holds a single pointer and needs no allocation. The struct is frozen: it never grows.
  *
- * Where two tensors must not overlap their spans count, from the first element to the last: rows of both that lie
- * interleaved in one buffer overlap. What is only read may be the same memory. */
+ * Where two tensors must not overlap, kvc compares their spans, from the first element to the last. Rows
+ * of two tensors that are interleaved in one buffer therefore overlap. Tensors that are only read may
+ * share memory. */
 
 enum { /* element types: DLPack code | bits << 8 | lanes << 16 */
   KVC_F32 = 2 | 32 << 8 | 1 << 16,
   KVC_F16 = 2 | 16 << 8 | 1 << 16,
   KVC_BF16 = 4 | 16 << 8 | 1 << 16,
   KVC_I32 = 0 | 32 << 8 | 1 << 16,
-  KVC_BOOL = 6 | 8 << 8 | 1 << 16 /* a byte, 0 or not */
+  KVC_BOOL = 6 | 8 << 8 | 1 << 16, /* one byte: 0 is false, anything else is true */
+
+  /* Reserved: this version takes no tensor of these types and creates no cache that stores them. */
+  KVC_F64 = 2 | 64 << 8 | 1 << 16,
+  KVC_I8 = 0 | 8 << 8 | 1 << 16,
+  KVC_U8 = 1 | 8 << 8 | 1 << 16,
+  KVC_F8_E4M3 = 10 | 8 << 8 | 1 << 16, /* e4m3fn: no infinity, the largest value is 448 */
+  KVC_F8_E5M2 = 12 | 8 << 8 | 1 << 16,
+  /* Codes from 128 on are kvc's own. They name storage types of a cache, never the type of a tensor. */
+  KVC_Q8_0 = 128 | 8 << 8 | 1 << 16, /* blocks of 32 values with one f16 scale; 8-bit codes */
+  KVC_Q4_0 = 129 | 4 << 8 | 1 << 16, /* blocks of 32 values with one f16 scale; 4-bit codes, offset 8 */
+  KVC_INT8 = 130 | 8 << 8 | 1 << 16, /* one f32 scale per vector; 8-bit codes */
+  KVC_NF4 = 131 | 4 << 8 | 1 << 16   /* blocks of 16, 32, 64 or 128 values with one f32 scale; 4-bit
+                                        codes of a table */
 };
 
-enum { /* device types */
+enum { /* device types, DLPack's numbers */
   KVC_CPU = 1,
   KVC_CUDA = 2
 };
 
 enum { /* kvc_tensor.flags */
-  KVC_TENSOR_TRANSPOSED = 1 /* kvc_gather only: V as [n_kv_heads, head_dim_v, n] */
+  KVC_TENSOR_TRANSPOSED = 1 /* kvc_gather() only: V is [n_kv_heads, head_dim_v, n] */
 };
 
 #define KVC_MAX_DIMS 8
 
 typedef struct kvc_tensor {
-  void *data;                     /* host address on KVC_CPU; must be aligned to its element after byte_offset */
-  uint64_t byte_offset;           /* added to data */
-  int64_t shape[KVC_MAX_DIMS];    /* extents of the first ndim dimensions */
-  int64_t strides[KVC_MAX_DIMS];  /* in elements, always given (never null as DLPack allows), 0 or more */
+  void *data;                    /* a host address on KVC_CPU. With byte_offset added it must be aligned
+                                    to the element type */
+  uint64_t byte_offset;          /* added to data */
+  int64_t shape[KVC_MAX_DIMS];   /* extents of the first ndim dimensions */
+  int64_t strides[KVC_MAX_DIMS]; /* in elements, 0 or more. Always given: DLPack's null is not allowed */
   int32_t ndim;
-  uint32_t dtype;                 /* KVC_F32 … */
-  int32_t device_type;            /* KVC_CPU … */
-  int32_t device_id;              /* 0 on KVC_CPU */
-  uint32_t flags;                 /* 0, or what the function names */
-  uint32_t reserved;              /* 0 */
+  uint32_t dtype;                /* KVC_F32 … */
+  int32_t device_type;           /* KVC_CPU … */
+  int32_t device_id;             /* 0 on KVC_CPU */
+  uint32_t flags;                /* 0, or a flag that the function names */
+  uint32_t reserved;             /* 0 */
 } kvc_tensor;
 
-/* Fills `out` with a dense row-major view on KVC_CPU: shape[0 … ndim) with the last index fastest.
- * Errors: INVALID_ARGUMENT (null out or shape, ndim outside 1 … 8, a negative extent), DTYPE, OVERFLOW.
- * `data` may be null (to be set later). Threads: any. Since 0.1. */
+/* Fills in `out` as a dense row-major view on KVC_CPU: shape[0 … ndim) with the last index fastest.
+ * `data` may be null and set later.
+ * Errors: INVALID_ARGUMENT (out or shape is null, ndim is outside 1 … 8, an extent is negative), DTYPE (not
+ * one of f32, f16, bf16, i32, bool), OVERFLOW. Threads: any. Since 0.1. */
 KVC_API kvc_status kvc_tensor_dense(void *data, uint32_t dtype, int32_t ndim, const int64_t *shape,
                                     kvc_tensor *out) KVC_NOEXCEPT;
 
-/* ---- Versions -----------------------------------------------------------------------------------------------------
+/* ---- Versions ------------------------------------------------------------------------------------
  *
- * While the major version is 0 a minor version may break the ABI and a patch version never does; the SONAME is
- * libkvc.so.0. From 1.0 on only a major version may. Compare the header's number with the library's at load. */
+ * While the major version is 0, a minor version may break the ABI and a patch version never does. From 1.0
+ * on, only a major version may.
+ *
+ * The SONAME is libkvc.so.0 for every 0.x. All symbols carry the minor version as their symbol version
+ * (KVC_0.2), so a program that was linked against another minor version does not start: the dynamic loader
+ * reports "version `KVC_0.1' not found". A program that loads the library with dlopen() compares
+ * kvc_version_number() with KVC_VERSION_NUMBER; kvc.hpp and the other languages do that for their callers. */
 
 #define KVC_VERSION_MAJOR 0
-#define KVC_VERSION_MINOR 1
+#define KVC_VERSION_MINOR 2
 #define KVC_VERSION_PATCH 0
 #define KVC_VERSION_NUMBER (KVC_VERSION_MAJOR << 16 | KVC_VERSION_MINOR << 8 | KVC_VERSION_PATCH)
 
-/* The library's version: major << 16 | minor << 8 | patch. Threads: any. Since 0.1. */
+/* Returns the version of the library: major << 16 | minor << 8 | patch. Threads: any. Since 0.1. */
 KVC_API uint32_t kvc_version_number(void) KVC_NOEXCEPT;
 
-/* One line about this build: version, compiler, instruction set that the CPU kernels chose on this machine.
- * Never null, static. For people, not for parsing. Threads: any. Since 0.1. */
+/* Returns one line about this build: version, compiler, and the instruction set that the CPU kernels use
+ * on this machine. It is meant for people; do not parse it. The string is static and never null.
+ * Threads: any. Since 0.1. */
 KVC_API const char *kvc_build_info(void) KVC_NOEXCEPT;
 
-/* ---- Ranges, "off", threads and forks -------------------------------------------------------------------------------
+/* ---- Ranges, "off", threads, forks, handles ------------------------------------------------------
  *
- * Threads: different caches are always independent. On one cache, functions that take `const kvc_cache *` overlap
- * freely; every other function is exclusive. The library detects an overlap that breaks this rule and answers BUSY; it
- * is never undefined. A cache may move between threads. The message of a failure belongs to the thread that met it.
+ * Threads: different caches are always independent. On one cache, functions that take `const kvc_cache *`
+ * may run at the same time; every other function is exclusive. The library detects calls that break this
+ * rule and returns BUSY; the behaviour is never undefined. A cache may be passed from thread to thread.
+ * An error message belongs to the thread whose call failed.
  *
- * Forks: a child process holds none of its parent's handles: each says HANDLE, destroy included. It may open its own.
+ * Forks: a child process has none of its parent's handles. In the child every call on such a handle
+ * returns HANDLE, destroy included. The child may open devices and create caches of its own.
  *
- * Unloading: dlclose only after every cache and device is destroyed; a device's threads run the library's code.
+ * Unloading: call dlclose() only after every cache and device is destroyed. The threads of a device run
+ * code of the library.
  *
- * Handles are keys of a table, not addresses: never dereference them, never cast them to another kind. Their bit pattern
- * is no canonical address, so that a garbage collector does not take one for a pointer of its own. */
+ * Handles are keys of a table, not addresses. Never dereference a handle and never cast it to another
+ * kind. Its bit pattern is not a canonical address, so a garbage collector does not mistake it for a
+ * pointer into its heap. */
 
 #define KVC_SEQ_END INT32_MAX /* "to the end" in a range of positions */
-#define KVC_NONE (-1)         /* "off" where 0 means "default" */
+#define KVC_NONE (-1)         /* "off" where 0 means "default"; as the sequence of a token: padding */
 
 #ifdef __cplusplus
 }

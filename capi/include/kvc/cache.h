@@ -1,36 +1,37 @@
 /* kvc/cache.h: creating a cache, the forward pass, sequences, watching. Part of <kvc/kvc.h>.
  *
- * A cache holds, per layer, the keys and values of tokens. A token belongs to a sequence and has a position in it.
- * `next` of a sequence is one past its last position: where it continues (0 when it is empty).
+ * A cache stores the keys and values of tokens, layer by layer. A token belongs to a sequence and has a position in it.
+ * `next` of a sequence is one past its last position: where the sequence continues (0 when it is empty).
  *
- * reach: a token sees itself and the `reach` positions before it. What others call a sliding window of W is reach = W in
- * Ollama's terms and reach = W - 1 in Hugging Face's. kvc knows only reach (0: sees everything).
+ * reach: a token sees itself and the `reach` positions before it. A sliding window of W is reach = W in Ollama's terms and
+ * reach = W - 1 in Hugging Face's. kvc knows only reach (0: a token sees everything before it).
  *
- * Work goes in passes: kvc_begin() plans where a batch of tokens goes, kvc_put() and kvc_attention() run per layer,
- * kvc_commit() keeps the pass, kvc_abort() forgets it. What each call does in each state:
+ * Work is done in passes. kvc_begin() assigns a cell to each token of a batch, kvc_put() and kvc_attention() run once per
+ * layer, kvc_commit() keeps the pass, and kvc_abort() discards it. This is what each call does in each state:
  *
  *   call                                    no pass open    a pass is open
- *   begin                                   opens           as if the open pass were committed; commits it, opens the new
+ *   begin                                   opens a pass    plans as if the open pass were committed; commits it, opens the new
  *   put                                     BAD_STATE       stores; a second put of a layer replaces the first
- *   attention, attention_with, get          BAD_STATE       need a put of that layer in this pass, else BAD_STATE
+ *   attention, get                          BAD_STATE       need a put of that layer in this pass, else BAD_STATE
  *   put_attention                           BAD_STATE       put, then attention
  *   mask, history, set_causal               BAD_STATE       work; set_causal holds until the pass ends
- *   commit, commit_prefix, abort            BAD_STATE       end the pass; a layer that was not put then holds zeros
+ *   commit, commit_prefix, abort            BAD_STATE       end the pass; layers that were not put then hold zeros
  *   remove, copy_prefix, reorder, resume    work            as if the open pass were committed, and commit it
- *   fits, can_resume, runs, gather, sequence_query, cache_stats, state_digest, check
- *                                           work            answer as if the pass were committed
+ *   fits, can_resume, can_remove, runs, gather, sequence_query, cache_stats, state_digest, check
+ *                                           work            as if the open pass were committed
  *   bind_attention, bind_rope, bind_shift   work            BAD_STATE
  *
- * A call that ends an open pass on the side (begin, remove, copy_prefix, reorder, resume) does so only when it succeeds,
- * and only when every layer was put, else BAD_STATE: abort, commit or commit_prefix end any pass.
+ * A call that ends an open pass on the side (begin, remove, copy_prefix, reorder, resume) ends it only if the call succeeds, and
+ * only if every layer was put; otherwise it returns BAD_STATE. abort, commit and commit_prefix end any pass.
  *
- * Errors are looked for in this order, over the whole batch: HANDLE, BUSY, BAD_STATE for a missing pass or put,
- * INVALID_ARGUMENT, BAD_STATE for an open pass that is not fully put (or, in bind_…, open at all), WINDOW_LOST,
- * NOT_SUPPORTED, CACHE_FULL. Where INVALID_ARGUMENT stands, arguments are looked at one after the other: a descriptor's
- * size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and where it lies (OVERFLOW).
- * Every function may answer HANDLE and BUSY; they are not repeated below. A call that fails has changed nothing.
+ * Errors are checked in this order, over the whole batch: HANDLE, BUSY, NOT_SUPPORTED for a call that this kind of cache lacks,
+ * BAD_STATE for a missing pass or put, INVALID_ARGUMENT, BAD_STATE for an open pass that is not fully put (for bind_…: for any
+ * open pass), WINDOW_LOST, NOT_SUPPORTED, CACHE_FULL. Where this list says INVALID_ARGUMENT, arguments are checked one after
+ * the other: a descriptor's size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and its address
+ * range (OVERFLOW). Every function may return HANDLE and BUSY; the comments below do not repeat them. A call that fails has
+ * changed nothing.
  *
- * Threads: functions that take `const kvc_cache *` overlap freely, all others are exclusive (base.h). */
+ * Threads: functions that take `const kvc_cache *` may overlap each other; all others are exclusive (base.h). */
 #ifndef KVC_CACHE_H
 #define KVC_CACHE_H
 
@@ -45,7 +46,7 @@ typedef struct kvc_cache kvc_cache; /* a handle, see base.h */
 
 /* ---- Creating -------------------------------------------------------------------------------------------------------- */
 
-enum { /* kvc_cache_desc.kind; 0.1 creates KVC_CAUSAL, the others are NOT_SUPPORTED */
+enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL; the other kinds return NOT_SUPPORTED */
   KVC_CAUSAL = 1,
   KVC_ENCODER,
   KVC_RECURRENT,
@@ -55,12 +56,19 @@ enum { /* kvc_cache_desc.kind; 0.1 creates KVC_CAUSAL, the others are NOT_SUPPOR
 };
 
 enum { /* kvc_cache_desc.flags */
-  KVC_CACHE_STRICT = 1,       /* each position of a batch is its sequence's next: no gaps */
-  KVC_CACHE_ZERO_ON_FREE = 2, /* cells become zeros when they are freed: several tenants in one process */
-  KVC_CACHE_PREFAULT = 4      /* touch all memory at create, so that no page fault comes later */
+  KVC_CACHE_STRICT = 1,       /* each position of a batch must be its sequence's next: no gaps */
+  KVC_CACHE_ZERO_ON_FREE = 2, /* overwrite cells with zeros when they are freed: for several tenants in one process */
+  KVC_CACHE_PREFAULT = 4,     /* touch all memory in kvc_cache_create(), so that no page fault happens later */
+
+  /* Reserved; this version returns NOT_SUPPORTED for them. */
+  KVC_CACHE_ROTATE_K = 8,     /* store quantised K rotated by a Hadamard matrix */
+  KVC_CACHE_ROTATE_V = 16,    /* store quantised V rotated likewise */
+  KVC_CACHE_INTERLEAVED = 32, /* store K and V of a token side by side in one row */
+  KVC_CACHE_V_IN_K = 64       /* V is dims [v_first, v_first + head_dim_v) of K and is not stored: latent attention */
 };
 
-/* Geometry that every kind shares. All bounds are hard. Counts of sequences, positions, tokens and cells are at most 2^30. */
+/* The geometry that every kind of cache shares. All bounds are hard. Counts of sequences, positions, tokens and cells are at
+ * most 2^30. */
 typedef struct kvc_cache_desc {
   uint32_t struct_size;
   uint32_t kind;         /* KVC_CAUSAL … */
@@ -69,103 +77,120 @@ typedef struct kvc_cache_desc {
   int32_t n_kv_heads;    /* 1 … 65536 */
   int32_t head_dim_k;    /* 1 … 65536 */
   int32_t head_dim_v;    /* 0: as head_dim_k */
-  uint32_t dtype_k;      /* storage type: KVC_F32, KVC_F16, KVC_BF16; 0: KVC_F32 */
-  uint32_t dtype_v;      /* likewise, on its own */
+  uint32_t dtype_k;      /* storage type: KVC_F32, KVC_F16, KVC_BF16; 0: KVC_F32. The other storage types of base.h return
+                            NOT_SUPPORTED in this version */
+  uint32_t dtype_v;      /* storage type of V, independent of dtype_k */
   int32_t max_sequences; /* sequences are 0 … max_sequences - 1 */
   int32_t capacity;      /* positions that one sequence may hold (a count: gaps cost nothing) */
-  int32_t max_batch;     /* a pass has 1 … max_batch tokens */
-  int32_t cells;         /* pool that all sequences share; 0: as many as the other bounds can need (see kvc_causal_desc) */
-  int32_t max_q_heads;   /* query heads that an attention may have; sizes the workspace. 0: n_kv_heads * 16 */
-  int32_t reserved;      /* 0 */
+  int32_t max_batch;     /* a pass has 1 … max_batch tokens, padding included */
+  int32_t cells;         /* size of the pool that all sequences share; 0: as many as the other bounds can need (see
+                            kvc_causal_desc) */
+  int32_t max_q_heads;   /* query heads that an attention call may have; sizes the workspace. 0: n_kv_heads * 16 */
+  int32_t block_k;       /* reserved for storage types with a choice of values per scale: 0 */
+  int32_t block_v;       /* reserved: 0 */
+  int32_t v_first;       /* reserved for KVC_CACHE_V_IN_K: 0 */
 } kvc_cache_desc;
 
 enum { /* kvc_causal_desc.flags */
   KVC_CAUSAL_POSITION_FREE = 1 /* keys carry no rotation: positions may move without touching them */
 };
 
-/* What a causal cache alone needs. Null, or all zero: every token sees everything before it, without limit.
+/* What only a causal cache needs. Every descriptor of a kind begins with struct_size and kind.
  *
- * With a reach memory is limited: a sequence keeps `memory` positions behind the lowest one of its batch, and the first
- * `keep_first` for ever; older ones slide out when a pass begins and are lost when it commits. A chunk limits memory only
- * when `memory` is given. Where memory is limited, memory + keep_first + 2 * max_batch takes the place of capacity (above
- * 2^30: OVERFLOW) and the pool is max_sequences * (memory + keep_first) + 2 * max_batch cells, else
- * max_sequences * capacity. */
+ * All zero but for these two: every token sees everything before it, without limit.
+ *
+ * With a reach, memory is limited: a sequence keeps the `memory` positions behind the lowest position of its batch, and its
+ * first `keep_first` positions for ever. Older positions slide out when a pass begins, and are lost when it commits. A chunk
+ * limits memory only if `memory` is given. With limited memory a sequence holds at most memory + keep_first + 2 * max_batch
+ * positions (above 2^30: OVERFLOW) whatever capacity says, and the pool has max_sequences * (memory + keep_first) +
+ * 2 * max_batch cells; otherwise the pool has max_sequences * capacity cells. */
 typedef struct kvc_causal_desc {
   uint32_t struct_size;
+  uint32_t kind;        /* KVC_CAUSAL */
   uint32_t flags;       /* KVC_CAUSAL_… */
   int32_t reach;        /* a token sees itself and `reach` positions before it; 0: everything */
-  int32_t memory;       /* positions kept; 0: the reach; KVC_NONE: unlimited. Raised to the reach (chunk - 1), and by one more
-                           when max_sequences > 1; at or above capacity it means unlimited. Ignored without reach and chunk */
+  int32_t memory;       /* positions kept; 0: the reach; KVC_NONE: unlimited. Raised to the reach (or chunk - 1), and by one more
+                           if max_sequences > 1; at or above capacity it means unlimited. Ignored without reach and chunk */
   int32_t chunk;        /* attention restarts every `chunk` positions: a token at p sees p - p % chunk and later; 0: never */
-  int32_t keep_first;   /* positions below it stay visible whatever the reach says (but not across a chunk) */
+  int32_t keep_first;   /* positions below it stay visible whatever the reach (but not across a chunk) */
   int32_t cell_padding; /* the range that get and mask span is rounded outward to a multiple of it; 0: 1 */
-  uint32_t mask_dtype;  /* what kvc_mask() proposes: KVC_F32 or KVC_F16; 0: KVC_F32 */
+  uint32_t mask_dtype;  /* what kvc_mask() proposes: KVC_F32, KVC_F16 or KVC_BOOL; 0: KVC_F32 */
 } kvc_causal_desc;
 
-/* The bytes that kvc_cache_create() would take from this device's allocator with these descriptors, all told. It depends on
- * the device: every thread of it has a workspace of its own. Allocates nothing.
+/* Computes the bytes that kvc_cache_create() would take from this device with these descriptors, in host and device memory
+ * together. The result depends on the device: each of its threads has a workspace in every cache. Allocates nothing.
  * Errors: INVALID_ARGUMENT, DTYPE, NOT_SUPPORTED, OVERFLOW, VERSION. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_cache_memory_bytes(const kvc_device *device, const kvc_cache_desc *desc, const void *kind_desc,
                                           uint64_t *out_bytes) KVC_NOEXCEPT;
 
-/* Creates a cache and reserves all memory it will ever use, workspace included, as zeros.
+/* Creates a cache and reserves all memory that it will ever use, workspace included. The memory is zeroed.
  *
- * kind_desc  kvc_causal_desc for KVC_CAUSAL; may be null: all defaults.
- * out        receives the handle; null after a failure.
+ * kind_desc  kvc_causal_desc for KVC_CAUSAL; null: all defaults. Its kind must be desc->kind.
+ * out        receives the handle, or null if the call fails.
  *
- * Ownership: the caller destroys the cache. It keeps what it needs of the device.
+ * Ownership: the caller destroys the cache. The cache keeps what it needs of the device.
  * Errors: as kvc_cache_memory_bytes(), and OUT_OF_MEMORY. Threads: any. Since 0.1. */
 KVC_API kvc_status kvc_cache_create(kvc_device *device, const kvc_cache_desc *desc, const void *kind_desc,
                                     kvc_cache **out) KVC_NOEXCEPT;
 
-/* Destroys a cache, whatever its state. Null is ok. Errors: HANDLE (destroyed twice), BUSY. Since 0.1. */
+/* Destroys a cache in any state. Null is allowed and does nothing. Errors: HANDLE (destroyed twice), BUSY. Since 0.1. */
 KVC_API kvc_status kvc_cache_destroy(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* ---- A pass ------------------------------------------------------------------------------------------------------------- */
 
-enum { /* per token of a pass */
-  KVC_TOKEN_SEES_LATER = 1,   /* not causal: sees its sequence's tokens after it too (the "except" set) */
-  KVC_TOKEN_ENCODER_INPUT = 2 /* encoder caches only */
+enum { /* per token of a pass. Other bits are INVALID_ARGUMENT */
+  KVC_TOKEN_SEES_LATER = 1,    /* not causal: the token also sees later tokens of its sequence (the "except" set) */
+  KVC_TOKEN_ENCODER_INPUT = 2, /* encoder caches only; INVALID_ARGUMENT in a causal cache */
+  KVC_TOKEN_MASKED = 4,        /* lightning caches only; INVALID_ARGUMENT in a causal cache */
+  KVC_TOKEN_TYPE_SHIFT = 16    /* reserved: the upper 16 bits are a token's type in the pass. A type other than 0 is
+                                  NOT_SUPPORTED in this version */
 };
 
 enum { /* kvc_begin flags */
-  KVC_BEGIN_RESERVE = 1 /* size a graph for the worst case: position and sequence may be null, nothing is planned, get and
-                           mask have their largest shapes, put and attention check their arguments and do nothing; any
-                           call may end it, and ending it changes nothing */
+  KVC_BEGIN_RESERVE = 1, /* a pass to size a graph for the worst case. position and sequence may be null and nothing is planned.
+                            get and mask have their largest shapes; put and attention check their arguments and do nothing. Any
+                            call may end the pass, and ending it changes nothing */
+  KVC_BEGIN_REPLAY = 2   /* reserved for CUDA graphs: NOT_SUPPORTED in this version */
 };
 
-/* Opens a pass of n_tokens tokens: decides their cells, puts out of sight what slides out of a limited window.
+/* Opens a pass of n_tokens tokens. Assigns a cell to each token and hides tokens that leave a limited window; commit frees
+ * them, abort restores them.
  *
- * position     [n_tokens] 0 … INT32_MAX - 2; within a sequence strictly ascending from its `next` or above
- *              (a gap is legal unless the cache is strict). Borrowed for the call.
- * sequence     [n_tokens] 0 … max_sequences - 1. Sequences may be mixed in any order. Borrowed for the call.
- * token_flags  [n_tokens] KVC_TOKEN_…, may be null: none.
+ * position     [n_tokens] 0 … INT32_MAX - 2. Within a sequence strictly ascending, starting at its `next` or above (a gap is
+ *              legal unless the cache is strict). Borrowed for the call.
+ * sequence     [n_tokens] 0 … max_sequences - 1, or KVC_NONE. Sequences may be mixed in any order. Borrowed for the call.
+ *              KVC_NONE makes the token padding: it belongs to no sequence and takes no cell, its position is ignored and its
+ *              flags must be 0. Its rows of K, V, q, bias and mask are never read, even if they hold NaN. Its output is 0, its
+ *              log-sum-exp minus infinity, its weights are 0 and its mask is hidden. A pass with padding gives bit for bit the
+ *              results of the same pass without it, if it is within max_batch. A pass of padding alone needs no put.
+ * token_flags  [n_tokens] KVC_TOKEN_…; null: none.
  * flags        KVC_BEGIN_…
- * stream       null on KVC_CPU.
+ * stream       null on KVC_CPU. (On CUDA the device's work is ordered on it, in DLPack's numbering.)
  *
- * Errors: INVALID_ARGUMENT; BAD_STATE (the open pass is not fully put); CACHE_FULL (fewer free cells than tokens, or a
- * sequence would hold more positions than it may), naming sequence, cells and batch.
- * Cost: O(n_tokens + what slides out). Since 0.1. */
+ * Errors: INVALID_ARGUMENT; BAD_STATE (the open pass is not fully put); NOT_SUPPORTED; CACHE_FULL (fewer free cells than
+ * tokens, or a sequence would hold more positions than it may), naming sequence, cells and batch.
+ * Cost: O(n_tokens + number of tokens that slide out). Since 0.1; padding since 0.2. */
 KVC_API kvc_status kvc_begin(kvc_cache *cache, int32_t n_tokens, const int32_t *position, const int32_t *sequence,
                              const uint32_t *token_flags, uint32_t flags, void *stream) KVC_NOEXCEPT;
 
-/* The status that kvc_begin() would return for this batch now. Nothing changes.
- * Errors: those of kvc_begin(). Threads: const. Since 0.1. */
-KVC_API kvc_status kvc_fits(const kvc_cache *cache, int32_t n_tokens, const int32_t *position,
-                            const int32_t *sequence) KVC_NOEXCEPT;
+/* Returns the status that kvc_begin() would return for this batch now. Changes nothing.
+ * Errors: those of kvc_begin(). Threads: const. Since 0.1; token_flags since 0.2. */
+KVC_API kvc_status kvc_fits(const kvc_cache *cache, int32_t n_tokens, const int32_t *position, const int32_t *sequence,
+                            const uint32_t *token_flags) KVC_NOEXCEPT;
 
-/* Stores one layer's keys and values for the tokens of the open pass, converted to the storage type (round to nearest
- * even, overflow becomes infinity). Keys come rotated by the caller, if the model rotates them.
+/* Stores one layer's keys and values for the tokens of the open pass, converted to the storage type (rounded to nearest even;
+ * overflow becomes infinity). The caller rotates the keys, if the model does.
  *
  * k  [n_tokens, n_kv_heads, head_dim_k], v [n_tokens, n_kv_heads, head_dim_v]: f32, f16 or bf16 whatever the storage type,
- *    any strides (contiguous rows are fastest). Borrowed for the call.
+ *    any strides (contiguous rows are fastest). Borrowed for the call. Rows of padding tokens are not read.
  *
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.1. */
 KVC_API kvc_status kvc_put(kvc_cache *cache, int32_t layer, const kvc_tensor *k, const kvc_tensor *v) KVC_NOEXCEPT;
 
-/* Replaces the except set of the open pass: the tokens of the batch that see later tokens of their sequence too.
+/* Replaces the except set of the open pass: the tokens of the batch that also see later tokens of their sequence.
  *
- * except  [n_except] indexes into the batch; may be null when n_except is 0 (all causal). A repeated index counts once.
+ * except  [n_except] indexes into the batch; may be null if n_except is 0 (then all tokens are causal). A repeated index counts
+ *         once; a padding token has no effect.
  *
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT (an index outside the batch). Since 0.1. */
 KVC_API kvc_status kvc_set_causal(kvc_cache *cache, int32_t n_except, const int32_t *except) KVC_NOEXCEPT;
@@ -173,101 +198,110 @@ KVC_API kvc_status kvc_set_causal(kvc_cache *cache, int32_t n_except, const int3
 /* Keeps the pass. In a layer that was not put its tokens hold zeros. Errors: BAD_STATE (no pass). Since 0.1. */
 KVC_API kvc_status kvc_commit(kvc_cache *cache) KVC_NOEXCEPT;
 
-/* Keeps of each named sequence its first `keep` tokens of this pass, counted in batch order; sequences not named keep
- * all. This is how speculative decoding keeps what was verified: it depends on no window.
+/* Keeps the first `keep` tokens of each named sequence in this pass, counted in batch order; sequences that are not named keep
+ * all their tokens. Speculative decoding keeps what was verified this way: it works whatever the window.
  *
- * sequence, keep  [n_sequences]; n_sequences 0 is commit.
+ * sequence, keep  [n_sequences]; n_sequences 0 is the same as commit.
  *
- * Errors: BAD_STATE (no pass); INVALID_ARGUMENT (a sequence named twice, more tokens than it has in the pass, or a kept
- * token of the except set that saw a dropped one), and the pass stays open. Since 0.1. */
+ * Errors: BAD_STATE (no pass); INVALID_ARGUMENT (a sequence is named twice or has fewer tokens in the pass, or a kept token of
+ * the except set saw a dropped one). After an error the pass stays open. Since 0.1. */
 KVC_API kvc_status kvc_commit_prefix(kvc_cache *cache, int32_t n_sequences, const int32_t *sequence,
                                      const int32_t *keep) KVC_NOEXCEPT;
 
-/* Forgets the pass: the cache is as it was before kvc_begin(), sliding included; only rotations that kvc_get() paid in the
- * pass stay paid. Errors: BAD_STATE (no pass). Since 0.1. */
+/* Discards the pass: the cache is as it was before kvc_begin(), including tokens that slid out. Only pending rotations that
+ * kvc_get() applied during the pass stay applied. Errors: BAD_STATE (no pass). Since 0.1. */
 KVC_API kvc_status kvc_abort(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* ---- Sequences ------------------------------------------------------------------------------------------------------------
  *
- * A sequence can continue at g when g = 0, or g <= next and everything that a token at g may see is still there. */
+ * A sequence can continue at g if g = 0, or if g <= next and everything that a token at g may see is still stored. */
 
-/* The largest g <= want at which the sequence can continue; best == want means yes. Nothing changes.
- * Errors: INVALID_ARGUMENT (want < 0). Threads: const. Since 0.1. */
+/* Finds the largest g <= want at which the sequence can continue; best == want means that it can continue at `want`. Changes
+ * nothing. Errors: INVALID_ARGUMENT (want < 0). Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_can_resume(const kvc_cache *cache, int32_t sequence, int32_t want, int32_t *best) KVC_NOEXCEPT;
 
-/* The same g, and what lies at or behind it is dropped: the next pass continues at g. Never fails for want of history,
- * but may answer 0; ask kvc_can_resume() first if dropping everything is too high a price. `got` may be null.
+/* Finds the same g and drops everything at or behind it: the next pass continues at g. Never fails for lack of history, but g may
+ * be 0; call kvc_can_resume() first if that is too expensive. `got` receives g and may be null.
  * Errors: INVALID_ARGUMENT, BAD_STATE (the open pass is not fully put). Since 0.1. */
 KVC_API kvc_status kvc_resume(kvc_cache *cache, int32_t sequence, int32_t want, int32_t *got) KVC_NOEXCEPT;
 
-/* Makes dst a copy of src cut to g, where g is what kvc_resume(src, len) would answer; what dst held is dropped. No K or V
- * moves: both share the cells. An empty src empties dst. `got` may be null.
+/* Makes dst a copy of src cut to g, the position that kvc_resume(src, len) would find. What dst held is dropped. No K or V is
+ * copied: both sequences share the cells. An empty src empties dst. `got` receives g and may be null.
  * Errors: INVALID_ARGUMENT (src == dst, len < 0), BAD_STATE. Cost: O(tokens of both). Since 0.1. */
 KVC_API kvc_status kvc_copy_prefix(kvc_cache *cache, int32_t src, int32_t dst, int32_t len, int32_t *got) KVC_NOEXCEPT;
 
-/* Several whole copies at once, each source as it was before the call: dst[i] becomes a copy of src[i] (beam search).
- * Errors: INVALID_ARGUMENT (a dst named twice), BAD_STATE. Cost: O(tokens of the sources and destinations). Since 0.1. */
+/* Makes several whole copies at once: dst[i] becomes a copy of what src[i] was before the call (beam search).
+ * Errors: INVALID_ARGUMENT (a dst is named twice), BAD_STATE. Cost: O(tokens of the sources and destinations). Since 0.1. */
 KVC_API kvc_status kvc_reorder(kvc_cache *cache, int32_t n, const int32_t *dst, const int32_t *src) KVC_NOEXCEPT;
 
-/* Releases the positions [begin, end) of a sequence; later ones move down by end - begin. KVC_SEQ_END: to the end.
- * Removing a middle part moves no K or V, needs no room and works on shared cells: each key then owes a rotation, which
- * attention pays on the query's side and kvc_get() and kvc_gather() pay when they show it, so any number of shifts is as
- * exact as one. It needs bound RoPE constants (kvc_bind_rope) or a position-free cache when later positions must move; or
- * a shift function (kvc_bind_shift), which works on copies instead. Cells that slid out in a pass that this call ends are no
- * room for them yet: commit first.
+/* Releases the positions [begin, end) of a sequence; later positions move down by end - begin. KVC_SEQ_END: to the end.
  *
- * Errors: INVALID_ARGUMENT (begin < 0, end < begin); BAD_STATE; WINDOW_LOST (what a token at the new next would need has
- * slid out); NOT_SUPPORTED (positions must move and nothing says how keys turn); with a shift function also CACHE_FULL (no
- * room for the copies) and what the function answers.
+ * Removing a middle part moves no K or V, needs no room and works on shared cells. Each later key then has a pending rotation:
+ * attention applies it to the query instead, kvc_get() and kvc_gather() apply it to the keys they return. So any number of
+ * shifts is as exact as one. If later positions must move, the cache needs bound RoPE constants (kvc_bind_rope), or must be
+ * position-free, or must have a shift function (kvc_bind_shift), which works on copies instead. Cells that slid out in a pass
+ * that this call ends are not free for those copies yet: commit first.
+ *
+ * Errors: INVALID_ARGUMENT (begin < 0, end < begin); BAD_STATE; WINDOW_LOST (what a token at the new next would need has slid
+ * out); NOT_SUPPORTED (positions must move and nothing says how keys rotate); with a shift function also CACHE_FULL (no room for
+ * the copies) and the status that the function returns.
  * Cost: O(tokens of the sequence). Since 0.1. */
 KVC_API kvc_status kvc_remove(kvc_cache *cache, int32_t sequence, int32_t begin, int32_t end) KVC_NOEXCEPT;
 
+/* Returns the status that kvc_remove() would return now, except for what a shift function itself would return. Changes nothing.
+ * Errors: those of kvc_remove(). Threads: const. Since 0.2. */
+KVC_API kvc_status kvc_can_remove(const kvc_cache *cache, int32_t sequence, int32_t begin, int32_t end) KVC_NOEXCEPT;
+
+enum { /* kvc_sequence_info.flags */
+  KVC_SEQUENCE_APPROXIMATE = 1 /* recurrent and lightning caches: the state contains tokens that were removed */
+};
+
 typedef struct kvc_sequence_info {
-  uint32_t struct_size; /* in: what the caller has room for */
-  uint32_t flags;       /* 0 */
-  int32_t first;        /* lowest position held; next when it holds none */
-  int32_t next;         /* where it continues */
+  uint32_t struct_size; /* in: how much room the caller has */
+  uint32_t flags;       /* KVC_SEQUENCE_… */
+  int32_t first;        /* lowest position held; next if it holds none */
+  int32_t next;         /* where the sequence continues */
   int32_t count;        /* positions held */
-  int32_t room;         /* tokens it could take now: min(its limit - count, free cells) */
+  int32_t room;         /* tokens that it could take now: min(its limit - count, free cells) */
   int32_t lost_below;   /* one more than the highest position that sliding has released; 0: none */
   int32_t reserved;
 } kvc_sequence_info;
 
-/* What a sequence holds. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
+/* Describes what a sequence holds. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_sequence_query(const kvc_cache *cache, int32_t sequence, kvc_sequence_info *out) KVC_NOEXCEPT;
 
 /* ---- Watching --------------------------------------------------------------------------------------------------------------- */
 
 enum { /* kvc_stats.state */
   KVC_STATE_IDLE = 0,
-  KVC_STATE_PASS = 1,     /* a pass is open */
-  KVC_STATE_RESERVE = 2,  /* a reserve pass is open */
-  KVC_STATE_POISONED = 3  /* DEVICE or INTERNAL: only destroy and kvc_cache_stats work */
+  KVC_STATE_PASS = 1,    /* a pass is open */
+  KVC_STATE_RESERVE = 2, /* a reserve pass is open */
+  KVC_STATE_POISONED = 3 /* after DEVICE or INTERNAL: only kvc_cache_destroy() and kvc_cache_stats() work */
 };
 
 typedef struct kvc_stats {
-  uint32_t struct_size;  /* in: what the caller has room for */
+  uint32_t struct_size;  /* in: how much room the caller has */
   uint32_t state;        /* KVC_STATE_… */
   uint64_t cells;        /* in the pool */
   uint64_t cells_used;   /* held by at least one sequence */
   uint64_t cells_shared; /* held by more than one */
-  uint64_t bytes;        /* memory of this cache */
+  uint64_t bytes;        /* memory of this cache, host and device together */
   uint64_t passes;       /* committed since create */
 } kvc_stats;
 
-/* What a cache holds, in counts. It answers when the cache is poisoned too: its state says so, and the counts are those that
- * the failure left. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
+/* Counts what a cache holds. Also works if the cache is poisoned: then the state says so and the counts are those that the
+ * failure left. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_cache_stats(const kvc_cache *cache, kvc_stats *out) KVC_NOEXCEPT;
 
-/* 128 bits over everything observable: (sequence, position, owed rotation, stored bytes of K and V in every layer) of every
- * token, next and lost_below of every sequence, whether a pass is open and with which except set. Independent of cells and
- * of order: equal states have equal digests on any machine of the same byte order. Tokens of an open pass count where they
- * were put. Reads all K and V: a tool for tests and for finding corruption, not for the hot path.
+/* Computes 128 bits over everything observable: for each token its sequence, position, pending rotation and stored bytes of K and
+ * V in every layer; for each sequence next and lost_below; whether a pass is open, and its except set. The digest does not
+ * depend on cells or on order: equal states have equal digests on any machine of the same byte order. Tokens of an open pass
+ * count in the layers that were put. Reads all K and V: for tests and for finding corruption, not for the hot path.
  * As text: 16 hexadecimal digits of out[0], then 16 of out[1].
  * Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_state_digest(const kvc_cache *cache, uint64_t out[2]) KVC_NOEXCEPT;
 
-/* Walks every invariant (owner counts recounted, free set, order of positions, limits) and names the broken one.
+/* Verifies every invariant (recounts owners, checks the free set, the order of positions, limits) and names a broken one.
  * Errors: INTERNAL. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_check(const kvc_cache *cache) KVC_NOEXCEPT;
 

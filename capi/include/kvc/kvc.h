@@ -1,15 +1,16 @@
 /* kvc: the KV cache that any inference runtime can link.
  *
  * A KV cache holds the keys and values of the tokens that a transformer has processed, for several sequences at once.
- * kvc keeps them in cells, decides which cell takes which token, knows what each token may see, and computes attention
- * straight from the cells. This header is the umbrella; the manual is in the four headers below, in reading order:
+ * kvc stores them in cells, decides which cell takes which token, knows what each token may see, and computes attention
+ * straight from the cells. This header includes the four headers that are the manual, in reading order:
  *
  *   base.h       status codes and messages, tensors, versions, threads and forks
- *   device.h     where memory lies and how many threads work
+ *   device.h     where memory is and how many threads work
  *   cache.h      creating a cache, the forward pass, sequences, watching
- *   attention.h  constants of the model, attention, reading K, V and the mask with kernels of your own
+ *   attention.h  constants of the model, attention, reading K, V and the mask for kernels of your own
  *
- * Beside it and on request: kvc.hpp, the same for C++17, and kvc_dlpack.h, tensors of array libraries without a copy.
+ * Three more are included on request: kvc.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a copy;
+ * experimental.h, calls that may still change.
  *
  * The shortest use, one token at a time (statuses unchecked for brevity):
  *
@@ -29,10 +30,10 @@
  *   }
  *   kvc_cache_destroy(cache);  kvc_device_close(device);
  *
- * Conventions that hold everywhere: scalars have fixed width, ranges are half-open, outputs come last, every function
- * but the four that return text or a number returns a kvc_status. Descriptors begin with struct_size; zero in any other
- * field means its default, and KVC_NONE (-1) means "off" where 0 could not. A call that fails has changed nothing
- * (DEVICE and INTERNAL excepted). After create has returned, no call allocates memory, maps memory or starts a thread. */
+ * Conventions: scalars have fixed width, ranges are half-open, outputs come last, and every function but the four that return
+ * text or a number returns a kvc_status. Descriptors begin with struct_size; zero in any other field means its default, and
+ * KVC_NONE (-1) means "off" where 0 could not. A call that fails has changed nothing (DEVICE and INTERNAL excepted). After
+ * kvc_cache_create() has returned, no call on the cache allocates memory, maps memory or starts a thread. */
 #ifndef KVC_KVC_H
 #define KVC_KVC_H
 
