@@ -10,7 +10,27 @@ namespace {
 
 constexpr size_t longest_descriptor = 4096;  // no descriptor will ever be longer: a larger number is garbage
 
-bool is_float(uint32_t dtype) { return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16; }
+Status wrong_dtype(const char* name, uint32_t dtype, const char* wanted) {
+  if (const char* is = dtype_name(dtype))
+    return fail(Status::dtype, "%s is %s, not %s", name, is, wanted);
+  return fail(Status::dtype, "%s has the unknown element type 0x%x; it must be %s", name, dtype,
+              wanted);
+}
+
+Status check_elements(const char* name, uint32_t dtype, Elements elements) {
+  const bool is_float = dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16;
+  switch (elements) {
+    case Elements::floats:
+      return is_float ? Status::ok : wrong_dtype(name, dtype, "f32, f16 or bf16");
+    case Elements::f32: return dtype == KVC_F32 ? Status::ok : wrong_dtype(name, dtype, "f32");
+    case Elements::boolean:
+      return dtype == KVC_BOOL ? Status::ok : wrong_dtype(name, dtype, "bool");
+    case Elements::mask:
+      if (dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BOOL) return Status::ok;
+      return wrong_dtype(name, dtype, "f32, f16 or bool");
+  }
+  __builtin_unreachable();
+}
 
 /// Elements from the first to the last, both included.
 CheckedSize span_of(const kvc_tensor& t) {
@@ -95,28 +115,54 @@ Status check_struct_size(const char* name, const void* descriptor, uint32_t stru
   return Status::ok;
 }
 
+const char* dtype_name(uint32_t dtype) {
+  switch (dtype) {
+    case KVC_F64: return "f64";
+    case KVC_F32: return "f32";
+    case KVC_F16: return "f16";
+    case KVC_BF16: return "bf16";
+    case KVC_I32: return "i32";
+    case KVC_I8: return "i8";
+    case KVC_U8: return "u8";
+    case KVC_BOOL: return "bool";
+    case KVC_F8_E4M3: return "f8_e4m3";
+    case KVC_F8_E5M2: return "f8_e5m2";
+    case KVC_Q8_0: return "q8_0";
+    case KVC_Q4_0: return "q4_0";
+    case KVC_INT8: return "int8";
+    case KVC_NF4: return "nf4";
+    default: return nullptr;
+  }
+}
+
 Status read_storage_type(const char* name, uint32_t dtype, StorageType* out) {
   switch (dtype) {
     case 0:
     case KVC_F32: *out = StorageType::f32; return Status::ok;
     case KVC_F16: *out = StorageType::f16; return Status::ok;
     case KVC_BF16: *out = StorageType::bf16; return Status::ok;
-    default: return fail(Status::dtype, "%s 0x%x is no storage type", name, dtype);
+    case KVC_F8_E4M3:
+    case KVC_F8_E5M2:
+    case KVC_Q8_0:
+    case KVC_Q4_0:
+    case KVC_INT8:
+    case KVC_NF4:
+      return fail(Status::not_supported, "%s is %s; this version stores f32, f16 and bf16", name,
+                  dtype_name(dtype));
+    default: return wrong_dtype(name, dtype, "f32, f16 or bf16");
   }
 }
 
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,
-                   Direction direction, Tensor* to, uint32_t only) {
+                   Direction direction, const DeviceInfo& device, Tensor* to, Elements elements) {
   if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
   if (from->flags != 0 || from->reserved != 0)
     return fail(Status::invalid_argument, "%s has unknown flags", name);
   if (Status s = check_shape(name, *from, expected, direction); s != Status::ok) return s;
-  if (only == 0 ? !is_float(from->dtype) : from->dtype != only) {
-    return fail(Status::dtype, "%s has dtype 0x%x", name, from->dtype);
-  }
-  if (from->device_type != KVC_CPU || from->device_id != 0) {
-    return fail(Status::device_mismatch, "%s lies on device %d:%d, the cache on the CPU", name,
-                from->device_type, from->device_id);
+  if (Status s = check_elements(name, from->dtype, elements); s != Status::ok) return s;
+  if (from->device_type != device.type || from->device_id != device.id) {
+    return fail(Status::device_mismatch, "%s is on device %d:%d, the cache on %d:%d", name,
+                from->device_type, from->device_id, device.type, device.id);
   }
   if (Status s = check_memory(name, *from); s != Status::ok) return s;
   // An empty tensor may lie nowhere: there is no address to add to.
@@ -131,7 +177,7 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
 }
 
 Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected,
-                      Tensor* to, uint32_t only) {
+                      const DeviceInfo& device, Tensor* to, Elements elements) {
   if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
   if (from->ndim < 1 || from->ndim > expected.ndim) {
     return fail(Status::shape, "%s has %d dimensions, not 1 to %d", name, from->ndim, expected.ndim);
@@ -141,7 +187,8 @@ Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& 
   for (int32_t d = 0; d < from->ndim; ++d)
     given.shape[d] = from->shape[d] == 1 ? 1 : expected.shape[missing + d];
   Tensor tensor;
-  if (Status s = read_tensor(name, from, given, Direction::in, &tensor, only); s != Status::ok)
+  if (Status s = read_tensor(name, from, given, Direction::in, device, &tensor, elements);
+      s != Status::ok)
     return s;
   *to = tensor;
   to->ndim = expected.ndim;

@@ -4,26 +4,28 @@
 #include "core/base/status.hpp"
 #include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
+#include "core/device.hpp"
 #include "kvc/kvc.h"
 
 /// Checks of what callers hand in: descriptors and tensors.
 namespace kvc::capi {
 
-/// Bytes that a struct had when it first appeared: what every caller's has. They never change, whatever is appended.
+/// Bytes that a struct had when it first appeared in this minor version: what every caller's has. They never change within it,
+/// whatever is appended.
 template <class Struct>
 inline constexpr size_t first_size = 0;
 template <>
 inline constexpr size_t first_size<kvc_device_desc> = 16;
 template <>
-inline constexpr size_t first_size<kvc_cache_desc> = 64;
+inline constexpr size_t first_size<kvc_cache_desc> = 72;
 template <>
-inline constexpr size_t first_size<kvc_causal_desc> = 32;
+inline constexpr size_t first_size<kvc_causal_desc> = 36;
 template <>
 inline constexpr size_t first_size<kvc_attention_desc> = 24;
 template <>
-inline constexpr size_t first_size<kvc_rope_desc> = 20;
+inline constexpr size_t first_size<kvc_rope_desc> = 24;
 template <>
-inline constexpr size_t first_size<kvc_attention_extra> = 32;
+inline constexpr size_t first_size<kvc_attention_extra> = 80;
 template <>
 inline constexpr size_t first_size<kvc_sequence_info> = 32;
 template <>
@@ -65,7 +67,11 @@ void write_output(Output filled, Output* out) {
               filled.struct_size < sizeof(Output) ? filled.struct_size : sizeof(Output));
 }
 
-Status read_storage_type(const char* name, uint32_t dtype, StorageType* out);  // 0: f32
+/// An element type in words, "bf16"; "of unknown type" where there is none.
+const char* dtype_name(uint32_t dtype);
+
+/// 0 is f32. A storage type that a later version will know is NOT_SUPPORTED, anything else DTYPE.
+Status read_storage_type(const char* name, uint32_t dtype, StorageType* out);
 
 enum class Direction { in, out };
 
@@ -74,14 +80,18 @@ struct Expected {
   int64_t shape[4];
 };
 
-/// A tensor of the caller's as kernels read it, against the shape it must have. Float types unless `only` names one.
+/// Element types that an argument takes.
+enum class Elements { floats, f32, boolean, mask };
+
+/// A tensor of the caller's as kernels read it, against the shape it must have and the device that it must be on.
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,
-                   Direction direction, Tensor* to, uint32_t only = 0);
+                   Direction direction, const DeviceInfo& device, Tensor* to,
+                   Elements elements = Elements::floats);
 
 /// The same for an input that is broadcast: a dimension of extent 1 has stride 0 afterwards, and leading dimensions may be
 /// missing.
 Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected,
-                      Tensor* to, uint32_t only = 0);
+                      const DeviceInfo& device, Tensor* to, Elements elements = Elements::floats);
 
 /// Whether the spans of two tensors, from first to last element, meet.
 bool overlap(const Tensor& a, const Tensor& b);

@@ -79,13 +79,20 @@ Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_de
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
   const int32_t head_dim = cache.bounds().head_dim_k;
   if (d.pairs != KVC_ROPE_NEIGHBOURS && d.pairs != KVC_ROPE_HALVES)
-    return fail(Status::invalid_argument, "pairs %u", d.pairs);
+    return fail(Status::invalid_argument, "pairs is %u, neither NEIGHBOURS (0) nor HALVES (1)",
+                d.pairs);
+  if (d.first_dim < 0 || d.first_dim >= head_dim) {
+    return fail(Status::invalid_argument, "first_dim %d out of range [0, %d)", d.first_dim, head_dim);
+  }
+  const int32_t dims_left = head_dim - d.first_dim;
   RopeSettings settings;
   settings.halves = d.pairs == KVC_ROPE_HALVES;
-  settings.n_dims = d.n_dims == 0 ? head_dim / 2 * 2 : d.n_dims;
-  if (settings.n_dims < 2 || settings.n_dims > head_dim || settings.n_dims % 2 != 0) {
-    return fail(Status::invalid_argument, "n_dims %d: even, and in [2, %d]", settings.n_dims,
-                head_dim);
+  settings.first_dim = d.first_dim;
+  settings.n_dims = d.n_dims == 0 ? dims_left / 2 * 2 : d.n_dims;
+  if (settings.n_dims < 2 || settings.n_dims > dims_left || settings.n_dims % 2 != 0) {
+    return fail(Status::invalid_argument,
+                "n_dims %d is not even and in [2, %d] from dimension %d on", settings.n_dims,
+                dims_left, d.first_dim);
   }
   settings.base = d.base == 0 ? 10000.0 : static_cast<double>(d.base);
   settings.scale = d.scale == 0 ? 1.0 : static_cast<double>(d.scale);
@@ -101,12 +108,13 @@ Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_de
   return cache.bind_rope(begin, end, settings);
 }
 
-void write_view(const Tensor& view, kvc_tensor* out) {
+void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out) {
   *out = {};
   out->data = view.data;
   out->ndim = view.ndim;
   out->dtype = static_cast<uint32_t>(view.dtype);
-  out->device_type = KVC_CPU;
+  out->device_type = device.type;
+  out->device_id = device.id;
   for (int32_t d = 0; d < view.ndim; ++d) {
     out->shape[d] = view.shape[d];
     out->strides[d] = view.stride[d];
@@ -117,13 +125,13 @@ void write_view(const Tensor& view, kvc_tensor* out) {
 Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t* from,
                   const int32_t* to, const Tensor& keys) {
   kvc_tensor k;
-  write_view(keys, &k);
+  write_view(keys, shift.device, &k);
   const kvc_status status = reinterpret_cast<kvc_shift_function>(shift.function)(shift.user, layer,
                                                                                  n, from, to, &k);
   if (status == KVC_OK) return Status::ok;
   const bool known = std::strcmp(kvc_status_name(status), "UNKNOWN") != 0;
   return fail(known ? static_cast<Status>(status) : Status::invalid_argument,
-              "the shift function answered %d for layer %d", status, layer);
+              "the shift function returned %d for layer %d", status, layer);
 }
 
 // ---- Put and attention ----------------------------------------------------------------------------------------------------------
@@ -135,16 +143,15 @@ struct PutArguments {
 Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v, PutArguments* put) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
-  if (Status s = read_tensor("k", k, {3, {n, bounds.n_kv_heads, bounds.head_dim_k}}, Direction::in,
-                             &put->k);
-      s != Status::ok) {
+  const Expected k_shape = {3, {n, bounds.n_kv_heads, bounds.head_dim_k}};
+  const Expected v_shape = {3, {n, bounds.n_kv_heads, bounds.head_dim_v}};
+  if (Status s = read_tensor("k", k, k_shape, Direction::in, cache.device(), &put->k); s != Status::ok)
     return s;
-  }
-  return read_tensor("v", v, {3, {n, bounds.n_kv_heads, bounds.head_dim_v}}, Direction::in, &put->v);
+  return read_tensor("v", v, v_shape, Direction::in, cache.device(), &put->v);
 }
 
-Status read_attention(const KeyValues& cache, int32_t layer, const kvc_tensor* q,
-                      const kvc_tensor* out, const kvc_tensor* lse, AttentionTensors* a) {
+Status read_queries(const KeyValues& cache, int32_t layer, const kvc_tensor* q,
+                    const kvc_tensor* out, AttentionTensors* a) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
   if (q == nullptr) return fail(Status::invalid_argument, "q is null");
@@ -154,76 +161,134 @@ Status read_attention(const KeyValues& cache, int32_t layer, const kvc_tensor* q
     heads = q->shape[1];
     if (check_q_heads(cache, heads) != Status::ok) return Status::shape;
   }
-  if (Status s = read_tensor("q", q, {3, {n, heads, bounds.head_dim_k}}, Direction::in, &a->q);
+  const Expected q_shape = {3, {n, heads, bounds.head_dim_k}};
+  const Expected out_shape = {3, {n, heads, bounds.head_dim_v}};
+  if (Status s = read_tensor("q", q, q_shape, Direction::in, cache.device(), &a->q); s != Status::ok)
+    return s;
+  if (Status s = read_tensor("out", out, out_shape, Direction::out, cache.device(), &a->out);
       s != Status::ok)
     return s;
-  if (Status s = read_tensor("out", out, {3, {n, heads, bounds.head_dim_v}}, Direction::out, &a->out);
-      s != Status::ok)
-    return s;
-  if (lse != nullptr) {
-    const Status s = read_tensor("lse", lse, {2, {n, heads}}, Direction::out, &a->lse, KVC_F32);
-    if (s != Status::ok) return s;
-    if (overlap(a->lse, a->q) || overlap(a->lse, a->out))
-      return fail(Status::invalid_argument, "lse overlaps q or out");
-  }
   if (overlap(a->q, a->out)) return fail(Status::invalid_argument, "out overlaps q");
   return Status::ok;
 }
 
-Status read_extra(KeyValues& cache, const kvc_attention_extra* from, AttentionTensors* a) {
-  if (from == nullptr) return Status::ok;
-  kvc_attention_extra extra;
-  if (Status s = read_descriptor("kvc_attention_extra", from, &extra); s != Status::ok) return s;
-  if (extra.reserved != 0)
-    return fail(Status::invalid_argument, "kvc_attention_extra.reserved is not 0");
-  int32_t first = 0, history = 0;
-  if (Status s = cache.history(&first, &history); s != Status::ok) return s;
-  const Expected shape = {3, {a->q.shape[1], cache.n_tokens(), history}};
-  if (extra.bias != nullptr) {
-    if (Status s = read_broadcast("bias", extra.bias, shape, &a->bias); s != Status::ok) return s;
-  }
-  if (extra.mask != nullptr && !(planted(Bug::mask_ignored_with_bias) && extra.bias != nullptr)) {
-    if (Status s = read_broadcast("mask", extra.mask, shape, &a->mask, KVC_BOOL); s != Status::ok)
-      return s;
-  }
-  const Tensor* written[] = {&a->out, &a->lse, &a->weights};
-  if (extra.weights != nullptr) {
-    const Status s = read_tensor("weights", extra.weights, shape, Direction::out, &a->weights,
-                                 KVC_F32);
-    if (s != Status::ok) return s;
-    if (overlap(a->weights, a->q) || overlap(a->weights, a->out) ||
-        (a->lse.data != nullptr && overlap(a->weights, a->lse))) {
-      return fail(Status::invalid_argument, "weights overlaps another tensor");
+/// What a call writes must not overlap what it reads or writes besides.
+Status check_overlaps(const AttentionTensors& a) {
+  struct Named {
+    const char* name;
+    const Tensor* tensor;
+  };
+  const Named written[] = {{"out", &a.out}, {"lse", &a.lse}, {"weights", &a.weights}};
+  const Named read[] = {{"q", &a.q}, {"bias", &a.bias}, {"mask", &a.mask}};
+  const auto meet = [](const Named& x, const Named& y) {
+    return x.tensor->data != nullptr && y.tensor->data != nullptr && overlap(*x.tensor, *y.tensor);
+  };
+  for (const Named& w : written) {
+    for (const Named& other : written) {
+      if (other.tensor > w.tensor && meet(w, other))
+        return fail(Status::invalid_argument, "%s overlaps %s", other.name, w.name);
     }
-  }
-  for (const Tensor* to : written) {
-    for (const Tensor* read : {&a->bias, &a->mask}) {
-      if (to->data != nullptr && read->data != nullptr && overlap(*to, *read)) {
-        return fail(Status::invalid_argument, "bias or mask overlaps a tensor that is written");
-      }
+    for (const Named& r : read) {
+      if (meet(w, r)) return fail(Status::invalid_argument, "%s overlaps %s", w.name, r.name);
     }
   }
   return Status::ok;
 }
 
+/// Fields and flags that later versions fill in.
+Status check_reserved(const kvc_attention_extra& extra) {
+  constexpr uint32_t known = KVC_EXTRA_DROPOUT | KVC_EXTRA_NO_SINKS | KVC_EXTRA_BY_POSITION |
+                             KVC_EXTRA_MASK_ALONE;
+  if ((extra.flags & ~known) != 0) {
+    return fail(Status::invalid_argument, "kvc_attention_extra.flags: unknown bits 0x%x",
+                extra.flags & ~known);
+  }
+  if (extra.dropout_seed != 0 && (extra.flags & KVC_EXTRA_DROPOUT) == 0)
+    return fail(Status::invalid_argument, "a dropout_seed without KVC_EXTRA_DROPOUT");
+  struct Reserved {
+    bool is_used;
+    const char* name;
+  };
+  for (const Reserved& reserved :
+       {Reserved{(extra.flags & KVC_EXTRA_DROPOUT) != 0, "KVC_EXTRA_DROPOUT"},
+        Reserved{(extra.flags & KVC_EXTRA_NO_SINKS) != 0, "KVC_EXTRA_NO_SINKS"},
+        Reserved{(extra.flags & KVC_EXTRA_BY_POSITION) != 0, "KVC_EXTRA_BY_POSITION"},
+        Reserved{(extra.flags & KVC_EXTRA_MASK_ALONE) != 0, "KVC_EXTRA_MASK_ALONE"},
+        Reserved{extra.first_position != nullptr, "first_position"},
+        Reserved{extra.constants != nullptr, "constants"},
+        Reserved{extra.alibi_slopes != nullptr, "alibi_slopes"},
+        Reserved{extra.sinks != nullptr, "sinks"}}) {
+    if (reserved.is_used) {
+      return fail(Status::not_supported, "kvc_attention_extra: %s is not built in this version",
+                  reserved.name);
+    }
+  }
+  return Status::ok;
+}
+
+/// The tensors over columns. The history is looked up for them alone: a plain call need not know it.
+Status read_columns(KeyValues& cache, int32_t layer, const kvc_attention_extra& extra,
+                    AttentionTensors* a) {
+  if (extra.bias == nullptr && extra.mask == nullptr && extra.weights == nullptr) return Status::ok;
+  int32_t first = 0, history = 0;
+  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
+  const Expected shape = {3, {a->q.shape[1], cache.n_tokens(), history}};
+  const DeviceInfo& device = cache.device();
+  if (extra.bias != nullptr) {
+    const Status s = read_broadcast("bias", extra.bias, shape, device, &a->bias);
+    if (s != Status::ok) return s;
+  }
+  if (extra.mask != nullptr && !(planted(Bug::mask_ignored_with_bias) && extra.bias != nullptr)) {
+    const Status s = read_broadcast("mask", extra.mask, shape, device, &a->mask, Elements::boolean);
+    if (s != Status::ok) return s;
+  }
+  if (extra.weights == nullptr) return Status::ok;
+  return read_tensor("weights", extra.weights, shape, Direction::out, device, &a->weights,
+                     Elements::f32);
+}
+
+Status read_extra(KeyValues& cache, int32_t layer, const kvc_attention_extra* from,
+                  AttentionTensors* a) {
+  if (from == nullptr) return Status::ok;
+  kvc_attention_extra extra;
+  if (Status s = read_descriptor("kvc_attention_extra", from, &extra); s != Status::ok) return s;
+  if (Status s = read_columns(cache, layer, extra, a); s != Status::ok) return s;
+  if (extra.lse != nullptr) {
+    const Expected shape = {2, {cache.n_tokens(), a->q.shape[1]}};
+    const Status s = read_tensor("lse", extra.lse, shape, Direction::out, cache.device(), &a->lse,
+                                 Elements::f32);
+    if (s != Status::ok) return s;
+  }
+  if (Status s = check_overlaps(*a); s != Status::ok) return s;
+  return check_reserved(extra);
+}
+
+Status read_attention(KeyValues& cache, int32_t layer, const kvc_tensor* q, const kvc_tensor* out,
+                      const kvc_attention_extra* extra, AttentionTensors* a) {
+  if (Status s = read_queries(cache, layer, q, out, a); s != Status::ok) return s;
+  return read_extra(cache, layer, extra, a);
+}
+
 // ---- Reading ------------------------------------------------------------------------------------------------------------------------
 
-Status mask(KeyValues& cache, kvc_tensor* into) {
-  if (Status s = cache.ready_for_pass(); s != Status::ok) return s;
+Status mask(KeyValues& cache, int32_t layer, kvc_tensor* into) {
+  if (Status s = cache.ready_for_layer(layer, false); s != Status::ok) return s;
   if (into == nullptr) return fail(Status::invalid_argument, "into is null");
   int32_t first = 0, history = 0;
-  if (Status s = cache.history(&first, &history); s != Status::ok) return s;
+  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
   if (into->data == nullptr) {
     const int64_t shape[] = {cache.n_tokens(), history};
-    return static_cast<Status>(
+    const Status s = static_cast<Status>(
         kvc_tensor_dense(nullptr, static_cast<uint32_t>(cache.mask_dtype()), 2, shape, into));
+    into->device_type = cache.device().type;
+    into->device_id = cache.device().id;
+    return s;
   }
   Tensor tensor;
-  if (Status s = read_tensor("into", into, {2, {cache.n_tokens(), history}}, Direction::out, &tensor);
-      s != Status::ok)
-    return s;
-  if (tensor.dtype == DType::bf16) return fail(Status::dtype, "a mask is f32 or f16");
-  return cache.mask(tensor);
+  const Expected shape = {2, {cache.n_tokens(), history}};
+  const Status s = read_tensor("into", into, shape, Direction::out, cache.device(), &tensor,
+                               Elements::mask);
+  return s == Status::ok ? cache.mask(layer, tensor) : s;
 }
 
 Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tensor* k,
@@ -237,7 +302,8 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
   Tensor to_k, to_v;
   if (k != nullptr) {
     const Expected shape = {3, {info.count, bounds.n_kv_heads, bounds.head_dim_k}};
-    if (Status s = read_tensor("k", k, shape, Direction::out, &to_k); s != Status::ok) return s;
+    if (Status s = read_tensor("k", k, shape, Direction::out, cache.device(), &to_k); s != Status::ok)
+      return s;
   }
   if (v != nullptr) {
     kvc_tensor plain = *v;
@@ -245,9 +311,9 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
     if (transposed) plain.flags = 0;
     const Expected rows = {3, {info.count, bounds.n_kv_heads, bounds.head_dim_v}};
     const Expected columns = {3, {bounds.n_kv_heads, bounds.head_dim_v, info.count}};
-    if (Status s = read_tensor("v", &plain, transposed ? columns : rows, Direction::out, &to_v);
-        s != Status::ok)
-      return s;
+    const Status s = read_tensor("v", &plain, transposed ? columns : rows, Direction::out,
+                                 cache.device(), &to_v);
+    if (s != Status::ok) return s;
     if (transposed) {  // the same elements named in the order of rows
       const Tensor given = to_v;
       for (int d = 0; d < 3; ++d) {
@@ -286,7 +352,7 @@ kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* u
   return with_key_values(cache, [&](KeyValues& c) {
     kvc::KeyShift shift;
     if (function != nullptr)
-      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user};
+      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user, c.device()};
     return c.bind_shift(shift);
   });
 }
@@ -301,29 +367,26 @@ kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const k
 }
 
 kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
-                         kvc_tensor* lse) noexcept {
-  return kvc_attention_with(cache, layer, q, out, lse, nullptr);
-}
-
-kvc_status kvc_attention_with(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
-                              kvc_tensor* lse, const kvc_attention_extra* extra) noexcept {
+                         const kvc_attention_extra* extra) noexcept {
   return with_key_values(cache, [&](KeyValues& c) -> Status {
     if (Status s = c.ready_for_layer(layer, true); s != Status::ok) return s;
     kvc::AttentionTensors a;
-    if (Status s = kvc::capi::read_attention(c, layer, q, out, lse, &a); s != Status::ok) return s;
-    if (Status s = kvc::capi::read_extra(c, extra, &a); s != Status::ok) return s;
+    if (Status s = kvc::capi::read_attention(c, layer, q, out, extra, &a); s != Status::ok)
+      return s;
     return c.attention(layer, a);
   });
 }
 
-kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v,
-                             const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse) noexcept {
+kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k,
+                             const kvc_tensor* v, const kvc_tensor* q, kvc_tensor* out,
+                             const kvc_attention_extra* extra) noexcept {
   return with_key_values(cache, [&](KeyValues& c) -> Status {
     if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
     kvc::capi::PutArguments put;
     kvc::AttentionTensors a;
     if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
-    if (Status s = kvc::capi::read_attention(c, layer, q, out, lse, &a); s != Status::ok) return s;
+    if (Status s = kvc::capi::read_attention(c, layer, q, out, extra, &a); s != Status::ok)
+      return s;
     return c.put_attention(layer, put.k, put.v, a);
   });
 }
@@ -332,23 +395,24 @@ kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v
   return with_key_values(cache, [&](KeyValues& c) -> Status {
     kvc::Tensor view_k, view_v;
     if (Status s = c.get(layer, &view_k, &view_v); s != Status::ok) return s;
-    if (k != nullptr) kvc::capi::write_view(view_k, k);
-    if (v != nullptr) kvc::capi::write_view(view_v, v);
+    if (k != nullptr) kvc::capi::write_view(view_k, c.device(), k);
+    if (v != nullptr) kvc::capi::write_view(view_v, c.device(), v);
     return Status::ok;
   });
 }
 
-kvc_status kvc_history(kvc_cache* cache, int32_t* first_cell, int32_t* n_cells) noexcept {
+kvc_status kvc_history(kvc_cache* cache, int32_t layer, int32_t* first_cell,
+                       int32_t* n_cells) noexcept {
   return with_key_values(cache, [&](KeyValues& c) -> Status {
-    if (Status s = c.ready_for_pass(); s != Status::ok) return s;
+    if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
     if (first_cell == nullptr || n_cells == nullptr)
       return fail(Status::invalid_argument, "first_cell or n_cells is null");
-    return c.history(first_cell, n_cells);
+    return c.history(layer, first_cell, n_cells);
   });
 }
 
-kvc_status kvc_mask(kvc_cache* cache, kvc_tensor* into) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) { return kvc::capi::mask(c, into); });
+kvc_status kvc_mask(kvc_cache* cache, int32_t layer, kvc_tensor* into) noexcept {
+  return with_key_values(cache, [&](KeyValues& c) { return kvc::capi::mask(c, layer, into); });
 }
 
 kvc_status kvc_gather(kvc_cache* cache, int32_t layer, int32_t sequence, kvc_tensor* k,
@@ -357,13 +421,13 @@ kvc_status kvc_gather(kvc_cache* cache, int32_t layer, int32_t sequence, kvc_ten
                          [&](KeyValues& c) { return kvc::capi::gather(c, layer, sequence, k, v); });
 }
 
-kvc_status kvc_runs(const kvc_cache* cache, int32_t sequence, int32_t capacity, kvc_run* runs,
-                    int32_t* n) noexcept {
+kvc_status kvc_runs(const kvc_cache* cache, int32_t layer, int32_t sequence, int32_t capacity,
+                    kvc_run* runs, int32_t* n) noexcept {
   static_assert(sizeof(kvc_run) == sizeof(kvc::Run));
   return with_key_values(cache, [&](const KeyValues& c) -> Status {
     if (n == nullptr) return fail(Status::invalid_argument, "n is null");
     if (capacity < 0 || (capacity > 0 && runs == nullptr))
       return fail(Status::invalid_argument, "capacity %d, no runs", capacity);
-    return c.runs(sequence, capacity, reinterpret_cast<kvc::Run*>(runs), n);
+    return c.runs(layer, sequence, capacity, reinterpret_cast<kvc::Run*>(runs), n);
   });
 }

@@ -8,6 +8,28 @@ namespace kvc::capi {
 namespace {
 
 constexpr uint64_t cache_flags = KVC_CACHE_STRICT | KVC_CACHE_ZERO_ON_FREE | KVC_CACHE_PREFAULT;
+constexpr uint64_t reserved_flags = KVC_CACHE_ROTATE_K | KVC_CACHE_ROTATE_V |
+                                    KVC_CACHE_INTERLEAVED | KVC_CACHE_V_IN_K;
+
+/// Flags of the descriptor that nothing knows, or that this version only reserves.
+Status check_cache_flags(uint64_t flags) {
+  if (const uint64_t unknown = flags & ~(cache_flags | reserved_flags); unknown != 0) {
+    return fail(Status::invalid_argument, "kvc_cache_desc.flags: unknown bits 0x%llx",
+                static_cast<unsigned long long>(unknown));
+  }
+  struct Reserved {
+    uint64_t flag;
+    const char* name;
+  };
+  for (const Reserved& reserved :
+       {Reserved{KVC_CACHE_ROTATE_K, "ROTATE_K"}, Reserved{KVC_CACHE_ROTATE_V, "ROTATE_V"},
+        Reserved{KVC_CACHE_INTERLEAVED, "INTERLEAVED"}, Reserved{KVC_CACHE_V_IN_K, "V_IN_K"}}) {
+    if ((flags & reserved.flag) != 0) {
+      return fail(Status::not_supported, "KVC_CACHE_%s is not built in this version", reserved.name);
+    }
+  }
+  return Status::ok;
+}
 
 Status read_common(const kvc_cache_desc* desc, CacheRequest* request) {
   CacheBounds* bounds = &request->bounds;
@@ -16,10 +38,12 @@ Status read_common(const kvc_cache_desc* desc, CacheRequest* request) {
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
     return fail(Status::invalid_argument, "kind %u is none", d.kind);
   request->kind = static_cast<CacheKind>(d.kind);
-  if (d.reserved != 0)
-    return fail(Status::invalid_argument, "kvc_cache_desc.reserved is %d, not 0", d.reserved);
-  if ((d.flags & ~cache_flags) != 0)
-    return fail(Status::invalid_argument, "unknown flags of kvc_cache_desc");
+  if (d.block_k != 0 || d.block_v != 0 || d.v_first != 0) {
+    return fail(Status::invalid_argument,
+                "block_k %d, block_v %d, v_first %d: no storage type of this version uses them",
+                d.block_k, d.block_v, d.v_first);
+  }
+  if (Status s = check_cache_flags(d.flags); s != Status::ok) return s;
   if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
     return s;
   if (Status s = read_storage_type("dtype_v", d.dtype_v, &bounds->type_v); s != Status::ok)
@@ -45,14 +69,21 @@ Status read_causal(const void* desc, CausalRequest* request) {
   if (Status s = read_descriptor("kvc_causal_desc", static_cast<const kvc_causal_desc*>(desc), &d);
       s != Status::ok)
     return s;
+  if (d.kind != KVC_CAUSAL) {
+    return fail(Status::invalid_argument,
+                "the kind descriptor is of kind %u, the cache of kind %d (KVC_CAUSAL)", d.kind,
+                KVC_CAUSAL);
+  }
   if ((d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}) != 0) {
-    return fail(Status::invalid_argument, "unknown flags of kvc_causal_desc");
+    return fail(Status::invalid_argument, "kvc_causal_desc.flags: unknown bits 0x%x",
+                d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE});
   }
   switch (d.mask_dtype) {
     case 0:
     case KVC_F32: request->mask_dtype = DType::f32; break;
     case KVC_F16: request->mask_dtype = DType::f16; break;
-    default: return fail(Status::dtype, "mask_dtype is f32 or f16");
+    case KVC_BOOL: request->mask_dtype = DType::boolean; break;
+    default: return fail(Status::dtype, "mask_dtype is not f32, f16 or bool");
   }
   request->reach = d.reach;
   request->memory = d.memory;
@@ -88,10 +119,11 @@ Status create(const std::shared_ptr<Device>& device, const CacheRequest& request
   return Status::ok;
 }
 
-Status read_batch(int32_t n_tokens, const int32_t* position, const int32_t* sequence, Batch* batch) {
+Status read_batch(const int32_t* position, const int32_t* sequence, Batch* batch) {
   if (position == nullptr || sequence == nullptr)
-    return fail(Status::invalid_argument, "position or sequence is null");
-  *batch = {n_tokens, position, sequence, nullptr};
+    return fail(Status::invalid_argument, "%s is null", position == nullptr ? "position" : "sequence");
+  batch->position = position;
+  batch->sequence = sequence;
   return Status::ok;
 }
 
@@ -143,14 +175,16 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
                      void* stream) noexcept {
   return with_cache(cache, [&](Cache& c) -> Status {
     const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
-    if ((flags & ~uint32_t{KVC_BEGIN_RESERVE}) != 0)
-      return fail(Status::invalid_argument, "unknown flags of begin");
+    constexpr uint32_t known = KVC_BEGIN_RESERVE | KVC_BEGIN_REPLAY;
+    if ((flags & ~known) != 0)
+      return fail(Status::invalid_argument, "unknown flags of begin: bits 0x%x", flags & ~known);
+    if ((flags & KVC_BEGIN_REPLAY) != 0)
+      return fail(Status::not_supported, "KVC_BEGIN_REPLAY is not built in this version");
     if (stream != nullptr && !c.device().takes_stream)
       return fail(Status::invalid_argument, "a CPU cache takes no stream");
     kvc::Batch batch;
     if (!reserve) {
-      if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
-        return s;
+      if (Status s = kvc::capi::read_batch(position, sequence, &batch); s != Status::ok) return s;
     }
     batch.flags = token_flags;
     batch.n_tokens = n_tokens;
@@ -160,11 +194,12 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
 }
 
 kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* position,
-                    const int32_t* sequence) noexcept {
+                    const int32_t* sequence, const uint32_t* token_flags) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
     kvc::Batch batch;
-    if (Status s = kvc::capi::read_batch(n_tokens, position, sequence, &batch); s != Status::ok)
-      return s;
+    if (Status s = kvc::capi::read_batch(position, sequence, &batch); s != Status::ok) return s;
+    batch.n_tokens = n_tokens;
+    batch.flags = token_flags;
     return c.fits(batch);
   });
 }
@@ -211,6 +246,11 @@ kvc_status kvc_reorder(kvc_cache* cache, int32_t n, const int32_t* dst, const in
 
 kvc_status kvc_remove(kvc_cache* cache, int32_t sequence, int32_t begin, int32_t end) noexcept {
   return with_cache(cache, [&](Cache& c) { return c.remove(sequence, begin, end); });
+}
+
+kvc_status kvc_can_remove(const kvc_cache* cache, int32_t sequence, int32_t begin,
+                          int32_t end) noexcept {
+  return with_cache(cache, [&](const Cache& c) { return c.can_remove(sequence, begin, end); });
 }
 
 kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence,

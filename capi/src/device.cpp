@@ -5,18 +5,30 @@
 #include "capi/src/guard.hpp"
 #include "core/device_registry.hpp"
 #include "kernels/cpu/cpu_device.hpp"
+#include "kvc/experimental.h"
 
 namespace kvc::capi {
 namespace {
 
 constexpr int32_t most_threads = 256;
 
-/// Devices that come with the library are registered at the first look. A device that has registered itself under the same
-/// name before stays.
-const DeviceEntry* device_named(const char* name) {
+/// Devices that come with the library. One that has registered itself under the same name before stays.
+void register_built_in() {
   static const bool registered = register_device(cpu::cpu_device);
   (void)registered;
-  return find_device(name);
+}
+
+Status device_name(int32_t index, char* name, size_t capacity) {
+  if (index < 0) return fail(Status::invalid_argument, "index %d is negative", index);
+  if (name == nullptr) return fail(Status::invalid_argument, "name is null");
+  register_built_in();
+  const DeviceEntry* entry = registered_device(index);
+  if (entry == nullptr) return fail(Status::not_found, "there is no device %d", index);
+  const size_t needed = std::strlen(entry->name) + 1;
+  if (capacity < needed)
+    return fail(Status::invalid_argument, "capacity %zu, the name takes %zu bytes", capacity, needed);
+  std::memcpy(name, entry->name, needed);
+  return Status::ok;
 }
 
 Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator,
@@ -37,7 +49,8 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   if (allocator != nullptr && (allocator->alloc == nullptr || allocator->free == nullptr)) {
     return fail(Status::invalid_argument, "the allocator needs both functions");
   }
-  const DeviceEntry* entry = device_named(name);
+  register_built_in();
+  const DeviceEntry* entry = find_device(name);
   if (entry == nullptr && std::strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':'))
     return fail(Status::backend_unavailable, "no CUDA backend is installed");
   if (entry == nullptr)
@@ -62,6 +75,10 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
 kvc_status kvc_device_open(const char* name, const kvc_device_desc* desc,
                            const kvc_allocator* allocator, kvc_device** out) noexcept {
   return kvc::capi::guard([&] { return kvc::capi::open_device(name, desc, allocator, out); });
+}
+
+kvc_status kvc_device_name(int32_t index, char* name, size_t capacity) noexcept {
+  return kvc::capi::guard([&] { return kvc::capi::device_name(index, name, capacity); });
 }
 
 kvc_status kvc_device_close(kvc_device* device) noexcept {

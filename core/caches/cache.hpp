@@ -37,6 +37,7 @@ struct CacheStats {
 
 struct RopeSettings {
   bool halves = false;
+  int32_t first_dim = 0;
   int32_t n_dims = 0;
   double base = 10000;
   double scale = 1;
@@ -49,6 +50,7 @@ struct KeyShift {
                 const Tensor& keys) = nullptr;  // null: none
   void (*function)() = nullptr;                 // the caller's, of the type that `run` knows
   void* user = nullptr;
+  DeviceInfo device;  // where the keys are
 };
 
 /// The facet of a cache that holds keys and values, with attention over them.
@@ -61,8 +63,7 @@ class KeyValues {
   virtual int32_t n_tokens() const = 0;  // of the open pass
   virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
 
-  // The ready_… members are the checks that come before those of arguments.
-  virtual Status ready_for_pass() const = 0;
+  /// The checks that come before those of arguments.
   virtual Status ready_for_layer(int32_t layer, bool needs_put) const = 0;
   virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
   virtual Status attention(int32_t layer, const AttentionTensors& tensors) = 0;
@@ -81,11 +82,12 @@ class KeyValues {
 
   // Reading. Shapes of dense views: the boundary makes kvc_tensor of them.
   virtual Status get(int32_t layer, Tensor* k, Tensor* v) = 0;
-  virtual Status history(int32_t* first, int32_t* cells) = 0;  // of the range that dense views span
+  virtual Status history(int32_t layer, int32_t* first, int32_t* cells) = 0;  // what dense views span
   virtual DType mask_dtype() const = 0;
-  virtual Status mask(const Tensor& into) = 0;
+  virtual Status mask(int32_t layer, const Tensor& into) = 0;
   virtual Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) = 0;
-  virtual Status runs(int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const = 0;
+  virtual Status runs(int32_t layer, int32_t sequence, int32_t capacity, Run* runs,
+                      int32_t* n) const = 0;
 };
 
 /// What every kind of cache does, as capi/include/kvc documents it. The boundary has checked pointers and tensors (their

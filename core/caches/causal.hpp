@@ -71,7 +71,6 @@ class CausalCache final : public Cache, public KeyValues {
   Status remove(int32_t sequence, int32_t begin, int32_t end) override;
   Status sequence_info(int32_t sequence, SequenceInfo* info) const override;
 
-  Status ready_for_pass() const override { return pass_.need_pass(); }
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
   Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
   Status attention(int32_t layer, const AttentionTensors& tensors) override;
@@ -84,11 +83,11 @@ class CausalCache final : public Cache, public KeyValues {
   Status bind_shift(const KeyShift& shift) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
-  Status history(int32_t* first, int32_t* cells) override;
+  Status history(int32_t layer, int32_t* first, int32_t* cells) override;
   DType mask_dtype() const override { return settings_.mask_dtype; }
-  Status mask(const Tensor& into) override;
+  Status mask(int32_t layer, const Tensor& into) override;
   Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) override;
-  Status runs(int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const override;
+  Status runs(int32_t layer, int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const override;
 
   CacheStats stats() const override;
   Status digest(uint64_t out[2]) const override;

@@ -21,8 +21,8 @@ Status CausalCache::span(PassPlan::Span* range) {
   return Status::ok;
 }
 
-Status CausalCache::history(int32_t* first, int32_t* cells) {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+Status CausalCache::history(int32_t layer, int32_t* first, int32_t* cells) {
+  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
   PassPlan::Span range = {0, layers_[0].storage.k.n_cells};
   if (!pass_.is_reserve()) {
     if (Status s = span(&range); s != Status::ok) return s;
@@ -36,16 +36,16 @@ Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   if (Status s = rotate_pending(); s != Status::ok) return s;
   int32_t first = 0, cells = 0;
-  if (Status s = history(&first, &cells); s != Status::ok) return s;
+  if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
   const LayerStorage& storage = layers_[layer].storage;
   if (k != nullptr) *k = storage.k.view(first, cells);
   if (v != nullptr) *v = storage.v.view(first, cells);
   return Status::ok;
 }
 
-Status CausalCache::mask(const Tensor& into) {
+Status CausalCache::mask(int32_t layer, const Tensor& into) {
   int32_t first = 0, cells = 0;
-  if (Status s = history(&first, &cells); s != Status::ok) return s;
+  if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
   MaskParams params;
   params.into = into;
   params.first_column = first;
@@ -158,7 +158,9 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
   return Status::ok;
 }
 
-Status CausalCache::runs(int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const {
+Status CausalCache::runs(int32_t layer, int32_t sequence, int32_t capacity, Run* runs,
+                         int32_t* n) const {
+  if (Status s = check_layer(layer); s != Status::ok) return s;
   if (Status s = book_.check_sequence(sequence); s != Status::ok) return s;
   *n = book_.runs(sequence, capacity, runs);
   return Status::ok;

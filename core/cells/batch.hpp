@@ -5,6 +5,7 @@ namespace kvc {
 
 /// Flags of a token of a batch, with the numbers of the ABI.
 inline constexpr uint32_t token_sees_later = 1;  // not causal: it sees later tokens of its sequence too
+inline constexpr uint32_t token_type = 0xffff0000u;  // tokens of the same type see each other; not built yet
 
 /// In the place of a sequence: a padding token, which belongs to none, is never read and gets zeros.
 inline constexpr int32_t no_sequence = -1;

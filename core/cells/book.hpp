@@ -241,6 +241,7 @@ class CellBook {
   int32_t* plan_order_ = nullptr;  // [max_sequences] sequences of the batch, in order of first appearance
   mutable int32_t n_planned_ = 0;
   mutable int32_t n_planned_tokens_ = 0;  // padding left out
+  mutable bool plan_has_types_ = false;
   mutable uint32_t plan_stamp_ = 0;
 
   // The open pass.
