@@ -120,29 +120,48 @@ KVC_INLINE View view_of(const Block& block, int32_t begin, int32_t end) {
   return View::mixed;
 }
 
-/// Rows that one step reads, and those to ask for meanwhile.
+/// What a block does in one turn of the walk.
+struct Turn {
+  const std::byte* k;  // first row of K, or of the widened strip
+  const std::byte* v;
+  const Strip* score_strip;
+  const Strip* value_strip;
+  const Strip* k_near;
+  const Strip* k_far;
+  const Strip* v_near;
+  const Strip* v_far;
+  float* scores;             // of score_strip; null: the block sees nothing of it
+  const float* probability;  // of value_strip
+  int32_t n_values;          // cells of value_strip
+  int32_t value_begin;       // its first cell
+  bool ask_ahead;
+};
+
+/// Rows that one step reads, and where those lie that it asks for meanwhile.
 template <class Storage>
 struct Step {
   using Element = typename Storage::Element;
   const Element* row[step_cells];
-  const Element* near[step_cells];
-  const Element* far[step_cells];
+  const std::byte* rows;
+  const size_t* near;
+  const size_t* far;
 
-  [[gnu::always_inline]] Step(const std::byte* rows, const size_t* at, const size_t* at_near,
-                              const size_t* at_far) {
+  [[gnu::always_inline]] Step(const std::byte* from, const size_t* at, const size_t* at_near,
+                              const size_t* at_far)
+      : rows(from), near(at_near), far(at_far) {
 #pragma GCC unroll 4
-    for (int32_t i = 0; i < step_cells; ++i) {
-      row[i] = reinterpret_cast<const Element*>(rows + at[i]);
-      near[i] = reinterpret_cast<const Element*>(rows + at_near[i]);
-      far[i] = reinterpret_cast<const Element*>(rows + at_far[i]);
-    }
+    for (int32_t i = 0; i < step_cells; ++i)
+      row[i] = reinterpret_cast<const Element*>(from + at[i]);
   }
   [[gnu::always_inline]] void ask(size_t d) const {
-    if (d % (64 / sizeof(Element)) != 0) return;
+    const size_t byte = d * sizeof(Element);
+    if (byte % 64 != 0) return;
+    const std::byte* column = rows + byte;
+    keep_in_register(column);  // or the addresses of all rows would wait in vector registers
 #pragma GCC unroll 4
     for (int32_t i = 0; i < step_cells; ++i) {
-      prefetch(near[i] + d);
-      prefetch_far(far[i] + d);
+      prefetch(column + near[i]);
+      prefetch_far(column + far[i]);
     }
   }
 };
@@ -161,11 +180,14 @@ KVC_INLINE void score_dims(const Step<K>& step, const float* q, size_t stride, s
   }
 }
 
-/// Scores of one step's cells and ROWS rows: scores[cell][row].
+/// Scores of ROWS rows and of one step's cells, the strip's from `first` on: scores[cell][row].
 template <class K, int32_t ROWS>
-KVC_INLINE void score_step(const Tile& tile, const float* q, const Step<K>& step, bool ask_ahead,
-                           float* scores) {
+static void score_step(const Tile& tile, const Block& block, const Turn& turn, int32_t first) {
+  const Step<K> step(turn.k, turn.score_strip->k + first, turn.k_near->k + first,
+                     turn.k_far->k + first);
   const size_t stride = static_cast<size_t>(tile.q_stride);
+  const float* q = tile.q + static_cast<size_t>(block.row) * stride;
+  const bool ask_ahead = turn.ask_ahead;
   Vec sum[step_cells][4];
 #pragma GCC unroll 4
   for (int32_t i = 0; i < step_cells; ++i) {
@@ -184,7 +206,7 @@ KVC_INLINE void score_step(const Tile& tile, const float* q, const Step<K>& step
     if (ask_ahead) step.ask(d);
     score_dims<K, ROWS>(step, q, stride, d, sum);
   }
-  store_sums(scores, sum);
+  store_sums(turn.scores + first * block_rows, sum);
 }
 
 template <class V, int32_t ROWS>
@@ -205,9 +227,13 @@ KVC_INLINE void value_dims(const Step<V>& step, float* o, size_t stride, size_t 
 
 /// Adds the values of one step's cells, weighted with probability[cell][row], to ROWS rows of o.
 template <class V, int32_t ROWS>
-KVC_INLINE void value_step(const Tile& tile, float* o, const Step<V>& step, bool ask_ahead,
-                           const float* probability) {
+static void value_step(const Tile& tile, const Block& block, const Turn& turn, int32_t first) {
+  const Step<V> step(turn.v, turn.value_strip->v + first, turn.v_near->v + first,
+                     turn.v_far->v + first);
   const size_t stride = static_cast<size_t>(tile.o_stride);
+  float* o = tile.o + static_cast<size_t>(block.row) * stride;
+  const float* probability = turn.probability + first * block_rows;
+  const bool ask_ahead = turn.ask_ahead;
   Vec p[step_cells][ROWS];
 #pragma GCC unroll 4
   for (int32_t i = 0; i < step_cells; ++i) {
@@ -237,64 +263,70 @@ KVC_INLINE void add_value(const Tile& tile, float* o, const std::byte* row, floa
     store(o + d, fma(p, load_as<V>(v + d), load(o + d)));
 }
 
-/// What a block does in one turn of the walk.
-struct Turn {
-  const std::byte* k;  // first row of K, or of the widened strip
-  const std::byte* v;
-  const Strip* score_strip;
-  const Strip* value_strip;
-  const Strip* k_near;
-  const Strip* k_far;
-  const Strip* v_near;
-  const Strip* v_far;
-  float* scores;             // of score_strip; null: the block sees nothing of it
-  const float* probability;  // of value_strip
-  int32_t n_values;          // cells of value_strip
-  int32_t value_begin;       // its first cell
-  bool ask_ahead;
-};
-
 /// Whether the tile's bias hides a cell from a row.
 KVC_INLINE bool is_hidden(const Tile& tile, int32_t cell, int32_t row) {
   return tile.bias[static_cast<size_t>(cell) * static_cast<size_t>(tile.bias_stride) +
                    static_cast<size_t>(row)] == minus_infinity;
 }
 
-/// Values of the cells from `from` on, one cell and row at a time: of a strip of which not every row sees every cell,
+/// Values of the cells from `first` on, one cell and row at a time: of a strip of which not every row sees every cell,
 /// or of the last cells, too few for a step.
-template <class V, int32_t ROWS>
-KVC_INLINE void add_values_singly(const Tile& tile, const Block& block, const Turn& turn, float* o,
-                                  int32_t from) {
-  for (int32_t i = from; i < turn.n_values; ++i) {
+template <class V>
+static void add_values_singly(const Tile& tile, const Block& block, const Turn& turn, int32_t first) {
+  const size_t stride = static_cast<size_t>(tile.o_stride);
+  float* o = tile.o + static_cast<size_t>(block.row) * stride;
+  for (int32_t i = first; i < turn.n_values; ++i) {
     const int32_t cell = turn.value_begin + i;
-    for (int32_t r = 0; r < ROWS; ++r) {
+    for (int32_t r = 0; r < block.n_rows; ++r) {
       const bool seen = cell < block.first_end[r] || (cell >= block.begin[r] && cell < block.end[r]);
       if (!seen || (tile.bias && is_hidden(tile, cell, block.row + r))) continue;
-      add_value<V>(tile, o + static_cast<size_t>(r) * static_cast<size_t>(tile.o_stride),
-                   turn.v + turn.value_strip->v[i], turn.probability[i * block_rows + r]);
+      add_value<V>(tile, o + static_cast<size_t>(r) * stride, turn.v + turn.value_strip->v[i],
+                   turn.probability[i * block_rows + r]);
     }
   }
 }
 
+/// What depends on how K is stored and what on how V is, picked once per tile. Pairs of types would be as many instances
+/// as their product; a step is long enough to be called through a pointer.
+using StepFunction = void (*)(const Tile&, const Block&, const Turn&, int32_t first);
+struct Steps {
+  StepFunction score[block_rows];  // [rows − 1]
+  StepFunction value[block_rows];
+  StepFunction value_singly;
+};
+
+/// Rows widened to f32 are read as such, whatever their storage.
+KVC_INLINE Steps steps_for(StorageType type_k, StorageType type_v) {
+  Steps steps;
+  with_storage(type_k, [&](auto storage) {
+    using K = decltype(storage);
+    steps.score[0] = score_step<K, 1>;
+    steps.score[1] = score_step<K, 2>;
+    steps.score[2] = score_step<K, 3>;
+    steps.score[3] = score_step<K, 4>;
+  });
+  with_storage(type_v, [&](auto storage) {
+    using V = decltype(storage);
+    steps.value[0] = value_step<V, 1>;
+    steps.value[1] = value_step<V, 2>;
+    steps.value[2] = value_step<V, 3>;
+    steps.value[3] = value_step<V, 4>;
+    steps.value_singly = add_values_singly<V>;
+  });
+  return steps;
+}
+
 /// One block: scores of one strip, values of the strip before it, step by step in turn.
-template <class K, class V, int32_t ROWS>
-static void advance(const Tile& tile, const Block& block, const Turn& turn) {
-  const float* q = tile.q + static_cast<size_t>(block.row) * static_cast<size_t>(tile.q_stride);
-  float* o = tile.o + static_cast<size_t>(block.row) * static_cast<size_t>(tile.o_stride);
+KVC_INLINE void advance(const Tile& tile, const Steps& steps, const Block& block, const Turn& turn) {
+  const StepFunction score = steps.score[block.n_rows - 1];
+  const StepFunction value = steps.value[block.n_rows - 1];
   const int32_t n_values = block.view == View::all ? turn.n_values : 0;
   for (int32_t i = 0; i < strip_cells; i += step_cells) {
-    if (turn.scores) {
-      const Step<K> step(turn.k, turn.score_strip->k + i, turn.k_near->k + i, turn.k_far->k + i);
-      score_step<K, ROWS>(tile, q, step, turn.ask_ahead, turn.scores + i * block_rows);
-    }
-    if (i + step_cells <= n_values) {
-      const Step<V> step(turn.v, turn.value_strip->v + i, turn.v_near->v + i, turn.v_far->v + i);
-      value_step<V, ROWS>(tile, o, step, turn.ask_ahead, turn.probability + i * block_rows);
-    }
+    if (turn.scores) score(tile, block, turn, i);
+    if (i + step_cells <= n_values) value(tile, block, turn, i);
   }
-  if (block.view != View::none && n_values < strip_cells) {
-    add_values_singly<V, ROWS>(tile, block, turn, o, n_values - n_values % step_cells);
-  }
+  if (block.view != View::none && n_values < strip_cells)
+    steps.value_singly(tile, block, turn, n_values - n_values % step_cells);
 }
 
 KVC_INLINE void apply_cap(const Tile& tile, float* scores) {
@@ -425,23 +457,15 @@ KVC_INLINE void ask_for_first_strips(const Tile& tile, const Strip* strips) {
 }
 
 /// Copies a strip's rows into f32 scratch, row i to to[i].
-template <class Storage>
-KVC_INLINE void widen_strip(float* to, const std::byte* rows, const size_t* offset,
-                            int32_t head_dim, int32_t stride) {
-  for (int32_t i = 0; i < strip_cells; ++i) {
-    widen_row<Storage>(to + static_cast<size_t>(i) * static_cast<size_t>(stride), rows + offset[i],
-                       head_dim, stride);
-  }
+[[gnu::noinline]] static void widen_strip(float* to, StorageType type, const std::byte* rows,
+                                          const size_t* offset, int32_t head_dim, int32_t stride) {
+  with_storage(type, [&](auto storage) {
+    for (int32_t i = 0; i < strip_cells; ++i) {
+      widen_row<decltype(storage)>(to + static_cast<size_t>(i) * static_cast<size_t>(stride),
+                                   rows + offset[i], head_dim, stride);
+    }
+  });
 }
-
-template <bool CONDITION, class Yes, class No>
-struct Choose {
-  using Type = Yes;
-};
-template <class Yes, class No>
-struct Choose<false, Yes, No> {
-  using Type = No;
-};
 
 /// Scores of one strip to probabilities, once the block's options are applied.
 KVC_INLINE void finish_scores(const Tile& tile, const Block& block, View view, int32_t begin,
@@ -455,14 +479,10 @@ KVC_INLINE void finish_scores(const Tile& tile, const Block& block, View view, i
 }
 
 /// Walks a tile. Rows are read in place or (head dimensions that are no multiple of 16) widened strip by strip.
-template <class K, class V, bool WIDEN>
-static void process_rows(const Tile& tile) {
-  using KernelK = typename Choose<WIDEN, F32, K>::Type;
-  using KernelV = typename Choose<WIDEN, F32, V>::Type;
-  using Advance = void (*)(const Tile&, const Block&, const Turn&);
-  static constexpr Advance advance_rows[block_rows] = {
-      advance<KernelK, KernelV, 1>, advance<KernelK, KernelV, 2>, advance<KernelK, KernelV, 3>,
-      advance<KernelK, KernelV, 4>};
+[[maybe_unused]] static void process_narrow_tile(const Tile& tile) {
+  const bool widen = tile.head_dim_k != tile.q_stride || tile.head_dim_v != tile.o_stride;
+  const Steps steps = steps_for(widen ? StorageType::f32 : tile.type_k,
+                                widen ? StorageType::f32 : tile.type_v);
   const Scratch scratch = lay_out_scratch(tile);
   const int32_t n_blocks = (tile.n_rows + block_rows - 1) / block_rows;
   for (int32_t b = 0; b < n_blocks; ++b) describe_block(tile, b, scratch.block[b]);
@@ -474,27 +494,29 @@ static void process_rows(const Tile& tile) {
   }
   Strip strips[strips_kept];
   for (int32_t i = 0; i < strips_far; ++i) locate_strip(tile, i * strip_cells, strips[i]);
-  if (!WIDEN) ask_for_first_strips(tile, strips);
+  if (!widen) ask_for_first_strips(tile, strips);
   for (int32_t t = 0; (t - 1) * strip_cells < tile.n_cells; ++t) {
     const int32_t begin = t * strip_cells;
     const Strip& k = strips[t % strips_kept];
     const Strip& v = strips[(t + strips_kept - 1) % strips_kept];
     locate_strip(tile, begin + strips_far * strip_cells, strips[(t + strips_far) % strips_kept]);
     const bool has_scores = begin < tile.n_cells;
-    if (WIDEN && has_scores) widen_strip<K>(scratch.k, tile.k, k.k, tile.head_dim_k, tile.q_stride);
-    if (WIDEN && t > 0) widen_strip<V>(scratch.v, tile.v, v.v, tile.head_dim_v, tile.o_stride);
+    if (widen && has_scores)
+      widen_strip(scratch.k, tile.type_k, tile.k, k.k, tile.head_dim_k, tile.q_stride);
+    if (widen && t > 0)
+      widen_strip(scratch.v, tile.type_v, tile.v, v.v, tile.head_dim_v, tile.o_stride);
     Turn turn;
-    turn.k = WIDEN ? reinterpret_cast<const std::byte*>(scratch.k) : tile.k;
-    turn.v = WIDEN ? reinterpret_cast<const std::byte*>(scratch.v) : tile.v;
-    turn.score_strip = WIDEN ? &widened : &k;
-    turn.value_strip = WIDEN ? &widened : &v;
+    turn.k = widen ? reinterpret_cast<const std::byte*>(scratch.k) : tile.k;
+    turn.v = widen ? reinterpret_cast<const std::byte*>(scratch.v) : tile.v;
+    turn.score_strip = widen ? &widened : &k;
+    turn.value_strip = widen ? &widened : &v;
     turn.k_near = &strips[(t + strips_near) % strips_kept];
     turn.k_far = &strips[(t + strips_far) % strips_kept];
     turn.v_near = &strips[(t + strips_near - 1) % strips_kept];
     turn.v_far = &strips[(t + strips_far - 1) % strips_kept];
     turn.value_begin = begin - strip_cells;
     turn.n_values = smaller(strip_cells, tile.n_cells - turn.value_begin);
-    turn.ask_ahead = !WIDEN;
+    turn.ask_ahead = !widen;
     for (int32_t b = 0; b < n_blocks; ++b) {
       Block& block = scratch.block[b];
       float* probability = scratch.probability + b * 2 * strip_scores;
@@ -504,28 +526,12 @@ static void process_rows(const Tile& tile) {
       if (view == View::none && block.view == View::none) continue;
       turn.scores = view == View::none ? nullptr : probability + (t & 1) * strip_scores;
       turn.probability = probability + ((t & 1) ^ 1) * strip_scores;
-      advance_rows[block.n_rows - 1](tile, block, turn);
+      advance(tile, steps, block, turn);
       turn.ask_ahead = false;  // the first block has asked for all of it
       block.view = view;
       if (view != View::none) finish_scores(tile, block, view, begin, turn.scores);
     }
   }
-}
-
-template <class K, class V>
-static void process_types(const Tile& tile) {
-  const bool in_place = tile.head_dim_k == tile.q_stride && tile.head_dim_v == tile.o_stride;
-  if (in_place) {
-    process_rows<K, V, false>(tile);
-  } else {
-    process_rows<K, V, true>(tile);
-  }
-}
-
-[[maybe_unused]] static void process_narrow_tile(const Tile& tile) {
-  with_storage(tile.type_k, [&](auto k) {
-    with_storage(tile.type_v, [&](auto v) { process_types<decltype(k), decltype(v)>(tile); });
-  });
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

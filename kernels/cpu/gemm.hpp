@@ -11,14 +11,6 @@
 /// broadcast.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
-/// Keeps an address in a register of its own. Left alone the compiler derives the rows' addresses
-/// from one another with more registers than there are.
-KVC_INLINE void keep_in_register([[maybe_unused]] const float*& p) {
-#if defined(__GNUC__)
-  asm("" : "+r"(p));
-#endif
-}
-
 /// One step of the product: a column of A, whose elements are given, times a row of B.
 template <int32_t rows, int32_t vectors, class Element>
 KVC_INLINE void multiply_add_step(Vec (&c)[rows][vectors], const float* b, Element element) {

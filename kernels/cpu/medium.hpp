@@ -175,7 +175,7 @@ template <class K>
 
 /// Scores of all groups in the strips that any row sees something of.
 template <class K>
-KVC_INLINE void score_groups(Work& work, const View& view) {
+[[gnu::noinline]] static void score_groups(Work& work, const View& view) {
   const wide::Work& plain = work.plain;
   const Tile& tile = *plain.tile;
   const auto sees = [](Range range, int32_t begin) {
@@ -287,7 +287,7 @@ template <class V>
 
 /// Softmax and values of one group.
 template <class V>
-KVC_INLINE void finish_group(Work& work, int32_t row) {
+[[gnu::noinline]] static void finish_group(Work& work, int32_t row) {
   wide::Work& plain = work.plain;
   const Tile& tile = *plain.tile;
   const View view = wide::view_of(plain, row, smaller(group_rows, tile.n_rows - row));
@@ -305,13 +305,16 @@ KVC_INLINE void finish_group(Work& work, int32_t row) {
   }
 }
 
-template <class K, class V>
+/// The types of K and V are dispatched apart, so that their pairs are no instances.
 [[gnu::noinline]] static void process_block(Work& work) {
-  const View view = wide::view_of(work.plain, 0, work.plain.tile->n_rows);
+  const Tile& tile = *work.plain.tile;
+  const View view = wide::view_of(work.plain, 0, tile.n_rows);
   if (is_empty(view.any[0]) && is_empty(view.any[1])) return;
-  score_groups<K>(work, view);
-  for (int32_t row = 0; row < work.plain.tile->n_rows; row += group_rows)
-    finish_group<V>(work, row);
+  with_storage(tile.type_k, [&](auto k) { score_groups<decltype(k)>(work, view); });
+  with_storage(tile.type_v, [&](auto v) {
+    for (int32_t row = 0; row < tile.n_rows; row += group_rows)
+      finish_group<decltype(v)>(work, row);
+  });
 }
 
 /// Asks for `rows` in about so many steps.
@@ -353,8 +356,7 @@ KVC_INLINE void begin_block(Work& work, int32_t begin) {
                               n_strips * plain.dims_v / lanes);
 }
 
-template <class K, class V>
-static void process(Work& work) {
+KVC_INLINE void process(Work& work) {
   const Tile& tile = *work.plain.tile;
   Cells cells[2];
   work.cells = &cells[0];
@@ -362,7 +364,7 @@ static void process(Work& work) {
   begin_tile(work);
   for (int32_t begin = 0; begin < tile.n_cells; begin += work.plain.block) {
     begin_block(work, begin);
-    process_block<K, V>(work);
+    process_block(work);
   }
   for_each_sum(work, [](float* given, const float* own) { store(given, load(own)); });
   work.plain.rows.store_to(tile);
@@ -381,9 +383,7 @@ static void process(Work& work) {
   medium::Work work = {};
   work.plain.tile = &tile;
   medium::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.head_dim_k, tile.head_dim_v);
-  with_storage(tile.type_k, [&](auto k) {
-    with_storage(tile.type_v, [&](auto v) { medium::process<decltype(k), decltype(v)>(work); });
-  });
+  medium::process(work);
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

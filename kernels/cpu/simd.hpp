@@ -498,6 +498,15 @@ KVC_INLINE Vec tanh(Vec x) {
   return select_less(magnitude, broadcast(0.625f), small, large);
 }
 
+/// Keeps an address in a register of its own. Left alone the compiler derives addresses from one another, or computes
+/// them all before a loop, with more registers than there are.
+template <class T>
+KVC_INLINE void keep_in_register([[maybe_unused]] const T*& p) {
+#if defined(__GNUC__)
+  asm("" : "+r"(p));
+#endif
+}
+
 /// Asks for the cache line at `p`; any address is allowed.
 KVC_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 /// The same into the second-level cache, for what is needed later.
