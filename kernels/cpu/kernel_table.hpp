@@ -4,7 +4,7 @@
 
 #include "kernels/cpu/tile.hpp"
 
-/// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags and export one each:
+/// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags:
 ///
 ///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
 ///   medium.hpp   process_medium_tile(tile)        some rows; needs medium_tile_scratch_bytes; AVX-512 alone
@@ -59,6 +59,12 @@ extern const KernelTable portable_kernels;
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
 extern const KernelTable amx_kernels;
+
+/// The one kernel that isa_amx.cpp compiles; the others of its table are those for AVX-512.
+namespace amx {
+void process_matrix_tile(const Tile& tile);
+size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v);
+}  // namespace amx
 #endif
 
 /// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names (portable, avx2, avx512, amx)

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/bf16_parts.hpp"
+#include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/matrix_tiles.hpp"
 #include "kernels/cpu/pack.hpp"
 #include "kernels/cpu/prefill.hpp"
@@ -413,13 +414,13 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
 }  // namespace matrix
 
 /// Scratch of one thread for tiles of up to tile_rows_max rows.
-[[maybe_unused]] static size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
+size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   matrix::Work work = {};
   return matrix::lay_out(work, nullptr, head_dim_k, head_dim_v);
 }
 
 /// As process_wide_tile.
-[[maybe_unused]] static void process_matrix_tile(const Tile& tile) {
+void process_matrix_tile(const Tile& tile) {
   matrix::Work work = {};
   work.plain.tile = &tile;
   matrix::lay_out(work, tile.scratch, tile.head_dim_k, tile.head_dim_v);
