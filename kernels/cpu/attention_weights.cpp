@@ -10,8 +10,8 @@
 #include "kernels/cpu/rotation.hpp"
 #include "kernels/cpu/score_bias.hpp"
 
-/// The weights are as large as a score matrix and serve inspection. A pass of their own over the keys computes them, one
-/// row at a time, so that attention itself never holds such a matrix.
+/// The weights are as large as a score matrix and serve inspection. A pass of their own over the
+/// keys computes them, one row at a time, so that attention itself never holds such a matrix.
 namespace kvc::cpu {
 namespace {
 
@@ -126,7 +126,7 @@ class WeightsRow {
   }
 
   const AttentionParams& params_;
-  const ThreadScratch& scratch_;  // q holds the query and behind it a key, q_turned the rotated query
+  const ThreadScratch& scratch_;  // q: the query, then a key; q_turned: rotated
   const AttentionRow& row_;
   const int32_t head_;
   int32_t rotated_by_ = 0;

@@ -1,5 +1,5 @@
-/// The kernels for AVX-512 F, BW, VL and DQ (x86-64-v4), and the table of those for AMX, which adds but one. The build
-/// gives this file, and no other, the flags it needs.
+/// The kernels for AVX-512 F, BW, VL and DQ (x86-64-v4), and the table of those for AMX, which adds
+/// but one. The build gives this file, and no other, the flags it needs.
 #if defined(__x86_64__)
 #define KVC_ISA_NAMESPACE avx512
 #include "kernels/cpu/isa.inc"

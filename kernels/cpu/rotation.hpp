@@ -4,8 +4,8 @@
 
 #include "core/attention/params.hpp"
 
-/// RoPE: the one place of the CPU kernels that computes angles, and the one that applies them. A rotation is a table of
-/// cosines, then of sines, that its caller holds.
+/// RoPE: the one place of the CPU kernels that computes angles, and the one that applies them. A
+/// rotation is a table of cosines, then of sines, that its caller holds.
 namespace kvc::cpu {
 
 /// Some pairs of the dimensions that a Rope rotates.
@@ -14,8 +14,8 @@ struct PairRange {
   int32_t count = 0;
 };
 
-/// Writes the rotation of `pairs` by `offset` positions: 2 · count floats. Angles are computed in double, because an
-/// offset may be large.
+/// Writes the rotation of `pairs` by `offset` positions: 2 · count floats. Angles are computed in
+/// double, because an offset may be large.
 inline void make_rotation(const Rope& rope, PairRange pairs, int32_t offset, float* rotation) {
   for (int32_t i = 0; i < pairs.count; ++i) {
     const double angle = offset * rope.frequency[pairs.first + i];
@@ -42,8 +42,8 @@ inline void rotate_pairs(const Rope& rope, PairRange pairs, const float* rotatio
   }
 }
 
-/// Writes the rotation of queries for keys whose pending rotation is `offset`: n_dims floats. Rotating a query back
-/// scores the same as rotating the key: q · R(offset) k = R(−offset) q · k.
+/// Writes the rotation of queries for keys whose pending rotation is `offset`: n_dims floats.
+/// Rotating a query back scores the same as rotating the key: q · R(offset) k = R(−offset) q · k.
 inline void make_query_rotation(const Rope& rope, int32_t offset, float* rotation) {
   make_rotation(rope, {0, rope.n_dims / 2}, -offset, rotation);
 }

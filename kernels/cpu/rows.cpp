@@ -88,7 +88,8 @@ void zero_row(const Row& to, int32_t n) {
   for (int32_t i = 0; i < n; ++i) store_element(to.data, to.dtype, i * to.stride, 0.0f);
 }
 
-/// The rotation of one chunk of pairs, kept while the offset stays: neighbours mostly have the same pending rotation.
+/// The rotation of one chunk of pairs, kept while the offset stays: neighbours mostly have the same
+/// pending rotation.
 struct ChunkRotation {
   const Rope& rope;
   const PairRange pairs;
@@ -113,7 +114,8 @@ struct ChunkRotation {
   }
 };
 
-/// Calls `per_row(token, head)` for every row; tokens of one head in a row, so that a head's slab is walked in order.
+/// Calls `per_row(token, head)` for every row; tokens of one head in a row, so that a head's slab
+/// is walked in order.
 template <class PerRow>
 void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& pool,
                   const PerRow& per_row) noexcept {
@@ -192,7 +194,8 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
   const Slab& k = params.storage.k;
   const Slab& v = params.storage.v;
   const int32_t n_heads = params.storage.k.n_heads;
-  // No target is a later source, but it may be an earlier one: the order of the cells is kept by doing whole heads.
+  // No target is a later source, but it may be an earlier one: the order of the cells is kept by
+  // doing whole heads.
   struct Job {
     const MoveParams& params;
     const Slab& k;

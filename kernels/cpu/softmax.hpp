@@ -5,15 +5,14 @@
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// From scores to probabilities, for the wide kernel. Scores lie as [cell][width] with rows in the
-/// lanes, so that nothing is summed across lanes and what differs between rows (limits, slopes,
-/// references) is a vector.
+/// Softmax of the wide and the medium kernel: from scores to probabilities. Scores lie as
+/// [cell][row] with rows in the lanes, so nothing is summed across lanes, and what differs between
+/// rows (limits, slopes, references) is a vector.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
 inline constexpr float lowest = -__builtin_inff();
 
-/// Scores may exceed the reference they are taken relative to by this much (log2) before sums are
-/// rescaled.
+/// Scores may exceed their reference by this much (log2) before sums are rescaled.
 inline constexpr float slack = 8.0f;
 
 inline constexpr int32_t row_arrays = 8;
@@ -58,7 +57,8 @@ struct RowState {
 
   [[gnu::always_inline]] void store_to(const Tile& tile) const {
     for (int32_t row = 0; row < tile.n_rows; ++row) {
-      // A row that saw only NaN has no maximum; it must not look like a row that saw nothing.
+      // A row whose scores are all NaN has no maximum; it must not look like a row that sees
+      // nothing.
       const bool lost = sum[row] != sum[row] && max[row] == lowest;
       tile.max[row] = lost ? 0.0f : max[row];
       tile.sum[row] = sum[row];
@@ -135,7 +135,7 @@ template <int32_t vectors>
   }
 }
 
-/// ALiBi. Cells past the tile's last are given its position; they are hidden later.
+/// ALiBi. Cells past the tile's last one get its position; they are hidden later.
 template <int32_t vectors>
 [[gnu::noinline]] static void apply_slopes(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
@@ -158,8 +158,8 @@ template <int32_t vectors>
   }
 }
 
-/// Adds the bias; minus infinity replaces the score, so that not even NaN gets past it. Cells past the tile's last are
-/// given its bias; they are hidden later.
+/// Adds the bias. Minus infinity replaces the score, which may be NaN. Cells past the tile's last
+/// one get its bias; they are hidden later.
 template <int32_t vectors>
 [[gnu::noinline]] static void apply_bias(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
@@ -178,6 +178,7 @@ template <int32_t vectors>
   }
 }
 
+/// Applies the tile's options.
 template <int32_t vectors>
 KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
@@ -185,8 +186,9 @@ KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   if (tile.slope != nullptr) apply_slopes<vectors>(scores, begin, end);
   if (tile.bias != nullptr) apply_bias<vectors>(scores, begin, end);
 }
-/// Scores of cells that a row does not see become −infinity. Cells in [0, first_all) and
-/// [begin_all, end_all) are seen by every row and left alone.
+
+/// Replaces the scores of hidden cells by −infinity. Cells in [0, first_all) and [begin_all,
+/// end_all) are visible to every row and left alone.
 template <int32_t vectors>
 [[gnu::noinline]] static void hide(const Scores& scores, int32_t begin, int32_t end,
                                    int32_t first_all, int32_t begin_all, int32_t end_all) {
@@ -213,7 +215,7 @@ template <int32_t vectors>
   }
 }
 
-/// Raises `highest` to the largest score of each row; NaN is passed over. end − begin is even.
+/// Raises `highest` to the largest score of each row, NaN skipped. end − begin is even.
 template <int32_t vectors>
 [[gnu::noinline]] static void find_highest(const Scores& scores, int32_t begin, int32_t end,
                                            Vec (&highest)[vectors]) {
@@ -229,9 +231,9 @@ template <int32_t vectors>
   for (int32_t v = 0; v < vectors; ++v) highest[v] = maximum(second[v], highest[v]);
 }
 
-/// The reference that a row's scores are taken relative to: kept while scores exceed it by no more
-/// than the slack, 0 for a row that has seen nothing. `rescale` becomes what the row's earlier sums
-/// are multiplied with, mostly 1.
+/// Computes the reference that is subtracted from a row's scores: the old one as long as no score
+/// exceeds it by more than the slack, 0 for a row that has seen nothing. `rescale` is the factor
+/// for the row's earlier sums, mostly 1.
 template <int32_t vectors>
 KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vectors], float* rescale,
                                 Vec (&reference)[vectors]) {
@@ -245,7 +247,7 @@ KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vecto
   }
 }
 
-/// Scores become probabilities, which are added to `sums`.
+/// Turns scores into probabilities and adds them to `sums`.
 template <int32_t vectors>
 [[gnu::noinline]] static void exponentiate(const Scores& scores, int32_t begin, int32_t end,
                                            const Vec (&reference)[vectors], Vec (&sums)[vectors]) {
