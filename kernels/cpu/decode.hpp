@@ -446,17 +446,21 @@ KVC_INLINE void update_softmax(const Tile& tile, const RowQuad& quad, float* sco
   store_quad(tile.sum + quad.row, total + fold_sum(sum));
 }
 
-/// Converts a row of any length to f32, its padding to zero. Reads nothing past its end.
+/// Converts a row of any length to f32, its padding to zero. Reads nothing past its end: the last
+/// vector overlaps the one before it.
 template <class Storage>
 KVC_INLINE void widen_row(float* to, const std::byte* from, int32_t n, int32_t padded) {
   using Element = typename Storage::Element;
   const auto* row = reinterpret_cast<const Element*>(from);
   int32_t d = 0;
   for (; d + lanes <= n; d += lanes) store(to + d, load_as<Storage>(row + d));
-  for (; d < padded; d += lanes) {
-    Element rest[16] = {};
-    for (int32_t i = d; i < n; ++i) rest[i - d] = row[i];
-    store(to + d, load_as<Storage>(rest));
+  for (int32_t i = d; i < padded; i += lanes) store(to + i, zero());
+  if (n >= lanes) {
+    store_unaligned(to + n - lanes, load_as<Storage>(row + n - lanes));
+  } else {
+    Element whole[16] = {};
+    for (int32_t i = 0; i < n; ++i) whole[i] = row[i];
+    store(to, load_as<Storage>(whole));
   }
 }
 
