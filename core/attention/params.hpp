@@ -9,11 +9,13 @@
 /// Whoever fills them has checked everything; a kernel checks nothing.
 namespace kvc {
 
-/// RoPE as a table: dimension pair i turns by (offset × frequency[i]). Pairs are (2i, 2i+1), or (i, i + n_dims/2) when halves.
+/// RoPE as a table: it rotates the dimensions [first_dim, first_dim + n_dims), pair i by (offset × frequency[i]). Pairs are
+/// (2i, 2i+1), or (i, i + n_dims/2) when halves, counted from first_dim.
 struct Rope {
   const double* frequency = nullptr;  // [n_dims / 2] radians per position: scale · base^(−2i / n_dims) / factor_i
   int32_t n_dims = 0;  // 0: this layer's keys carry no rotation
   bool halves = false;
+  int32_t first_dim = 0;
 };
 
 /// Constants of the model, bound per layer.

@@ -11,8 +11,8 @@
 #include "kernels/cpu/attention_weights.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/rotation.hpp"
 #include "kernels/cpu/score_bias.hpp"
-#include "kernels/cpu/turned_queries.hpp"
 
 namespace kvc::cpu {
 namespace {
@@ -360,7 +360,7 @@ const float* Call::turn_for(const ThreadScratch& scratch, int32_t offset) const 
   float* turn = scratch.turns + place * static_cast<size_t>(q_stride_);
   TurnTag& tag = scratch.tags[place];
   if (tag.valid && tag.offset == offset) return turn;
-  make_turn(rope, offset, turn);
+  make_query_rotation(rope, offset, turn);
   tag = TurnTag{.offset = offset, .valid = true};
   return turn;
 }
@@ -369,8 +369,8 @@ void Call::turn_queries(const Item& item, int32_t offset) const {
   const float* turn = turn_for(item.scratch, offset);
   for (int32_t r = 0; r < item.n_rows(); ++r) {
     const size_t row = static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
-    turn_query(params_.constants.rope, turn, item.scratch.q + row, item.scratch.q_turned + row,
-               q_stride_);
+    rotate_query(params_.constants.rope, turn, item.scratch.q + row, item.scratch.q_turned + row,
+                 q_stride_);
   }
 }
 

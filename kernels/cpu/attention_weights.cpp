@@ -8,11 +8,11 @@
 #include "core/base/half.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/rotation.hpp"
 #include "kernels/cpu/score_bias.hpp"
-#include "kernels/cpu/turned_queries.hpp"
 
-/// The weights are as large as a score matrix, and whoever asks for them looks at them: they are made by a pass of their
-/// own over the keys, one row at a time, so that attention itself never holds such a matrix.
+/// The weights are as large as a score matrix and serve inspection. A pass of their own over the
+/// keys computes them, one row at a time, so that attention itself never holds such a matrix.
 namespace kvc::cpu {
 namespace {
 
@@ -83,15 +83,15 @@ class WeightsRow {
                       params_.constants.scale;
   }
 
-  /// The query as it meets a key that owes `offset`.
-  const float* turned(int32_t offset) {
+  /// The query for a key whose pending rotation is `offset`.
+  const float* rotated_query(int32_t offset) {
     const Rope& rope = params_.constants.rope;
     if (offset == 0 || rope.n_dims == 0) return scratch_.q;
-    if (offset == turned_by_) return scratch_.q_turned;
-    turned_by_ = offset;
-    make_turn(rope, offset, scratch_.turns);
-    turn_query(rope, scratch_.turns, scratch_.q, scratch_.q_turned,
-               padded(params_.storage.k.head_dim));
+    if (offset == rotated_by_) return scratch_.q_turned;
+    rotated_by_ = offset;
+    make_query_rotation(rope, offset, scratch_.turns);
+    rotate_query(rope, scratch_.turns, scratch_.q, scratch_.q_turned,
+                 padded(params_.storage.k.head_dim));
     return scratch_.q_turned;
   }
 
@@ -105,8 +105,8 @@ class WeightsRow {
     float* wide = scratch_.q + padded(keys.head_dim);
     std::fill_n(wide, padded(keys.head_dim), 0.0f);
     kernels().to_f32(wide, key, keys.element(), keys.head_dim);
-    const bool owes = params_.plan.lists[row_.list].owes_rotation;
-    const float* query = turned(owes ? position - params_.plan.rotated_for[cell] : 0);
+    const bool pending = params_.plan.lists[row_.list].owes_rotation;
+    const float* query = rotated_query(pending ? position - params_.plan.rotated_for[cell] : 0);
     float x = dot(query, wide, padded(keys.head_dim));
     if (constants.softcap != 0) x = constants.softcap * std::tanh(x / constants.softcap);
     if (constants.slopes != nullptr) {
@@ -116,10 +116,10 @@ class WeightsRow {
   }
 
   const AttentionParams& params_;
-  const ThreadScratch& scratch_;  // q holds the query and behind it a key, q_turned the query turned
+  const ThreadScratch& scratch_;  // q: the query, then a key; q_turned: rotated
   const AttentionRow& row_;
   const int32_t head_;
-  int32_t turned_by_ = 0;
+  int32_t rotated_by_ = 0;
 };
 
 struct Job {

@@ -5,8 +5,9 @@
 #include "kernels/cpu/matrix_tiles.hpp"
 #include "kernels/cpu/simd.hpp"
 
-/// Floats as sums of bf16: the first part is the float cut off after 8 significant bits, the second the next 8, the third
-/// the rest. Nothing is lost, so products of parts, added in f32, are as exact as products of floats.
+/// Floats as sums of bf16: the first part is the float cut off after 8 significant bits, the second
+/// the next 8, the third the rest. Nothing is lost, so products of parts, added in f32, are as
+/// exact as products of floats.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::matrix {
 
 inline constexpr int32_t parts_max = 3;
@@ -24,40 +25,42 @@ KVC_INLINE Vec cut_off(Vec x) {
                                               _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
 
-/// First parts, the upper halves of floats, those of a and of b in turn. In which order a product's operands hold what is
-/// summed over does not matter as long as both have the same, and this one takes two cheap instructions.
+/// The first parts (upper halves of floats) of a and of b, alternating. A product may sum over its
+/// dimension in any order that both operands share; this one takes two cheap instructions.
 KVC_INLINE __m512i first_parts(Vec a, Vec b) {
   constexpr __mmask32 odd = 0xaaaaaaaa;
   return _mm512_mask_blend_epi16(odd, _mm512_maskz_srli_epi32(0xffff, _mm512_castps_si512(a), 16),
                                  _mm512_castps_si512(b));
 }
 
-/// A row of a tile and of the parts' tiles behind it: 16 elements of a and of b in turn.
+/// Writes a row of a tile, and of the tiles of the further parts behind it: 16 elements of a and of
+/// b, alternating.
 template <int32_t parts>
 KVC_INLINE void store_parts(std::byte* to, Vec a, Vec b) {
 #pragma GCC unroll 3
   for (size_t part = 0; part < parts; ++part) {
-    _mm512_store_si512(to + part * tile_bytes,
+    _mm512_store_si512(to + part * amx_tile_bytes,
                        first_parts(a, b));  // takes the upper halves, as cutting off does
     a = a - cut_off(a);
     b = b - cut_off(b);
   }
 }
 
-/// Watches the magnitudes of what is packed.
+/// The range of the magnitudes that are packed.
 struct Magnitudes {
   __m512i largest = _mm512_setzero_si512();
   __m512i smallest = _mm512_set1_epi32(-1);  // less one, so that zeros are the largest of all
 
-  [[gnu::always_inline]] void see(Vec x) {
+  [[gnu::always_inline]] void add(Vec x) {
     const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
     largest = _mm512_maskz_max_epu32(0xffff, largest, bits);
     smallest = _mm512_maskz_min_epu32(0xffff, smallest, _mm512_sub_epi32(bits, _mm512_set1_epi32(1)));
   }
 
-  /// Products of parts are exact: all is finite, and nothing so small that its parts were denormal numbers, which the unit
-  /// takes for 0. The smallest counts and not the largest, because a row may see nothing else.
-  [[gnu::always_inline]] bool suit() const {
+  /// Returns whether products of parts are exact: everything is finite, and nothing so small that a
+  /// part of it would be denormal, which AMX takes for 0. The smallest magnitude decides and not
+  /// the largest, because a row may see nothing else.
+  [[gnu::always_inline]] bool are_suited() const {
     constexpr uint32_t infinity = 0x7f800000, least = (127 - 100) << 23;  // 2^−100
     alignas(64) uint32_t high[lanes], low[lanes];
     _mm512_store_si512(high, largest);

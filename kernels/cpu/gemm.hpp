@@ -4,20 +4,11 @@
 
 #include "kernels/cpu/simd.hpp"
 
-/// Small matrix products held in registers: C[rows][vectors · lanes] += A · B.
-///
-/// One element of A is broadcast against a few vectors of B. Twelve accumulators of 8 lanes (24 of
+/// Small matrix products whose sums stay in registers: C[rows][vectors · lanes] += A · B. An
+/// element of A is broadcast and multiplied with a few vectors of B. Twelve sums of 8 lanes (24 of
 /// 16) hide the latency of the multiply-add, and leave registers for the vectors of B and the
 /// broadcast.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
-
-/// Keeps an address in a register of its own. Left alone the compiler derives the rows' addresses
-/// from one another with more registers than there are.
-KVC_INLINE void keep_in_register([[maybe_unused]] const float*& p) {
-#if defined(__GNUC__)
-  asm("" : "+r"(p));
-#endif
-}
 
 /// One step of the product: a column of A, whose elements are given, times a row of B.
 template <int32_t rows, int32_t vectors, class Element>
@@ -78,7 +69,7 @@ KVC_INLINE void multiply_add_columns(Vec (&c)[rows][vectors], const float* a, si
 }
 
 template <int32_t rows, int32_t vectors>
-KVC_INLINE void clear_block(Vec (&c)[rows][vectors]) {
+KVC_INLINE void clear_sums(Vec (&c)[rows][vectors]) {
 #pragma GCC unroll 16
   for (int32_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
@@ -87,7 +78,7 @@ KVC_INLINE void clear_block(Vec (&c)[rows][vectors]) {
 }
 
 template <int32_t rows, int32_t vectors>
-KVC_INLINE void load_block(Vec (&c)[rows][vectors], const float* from, size_t stride) {
+KVC_INLINE void read_sums(Vec (&c)[rows][vectors], const float* from, size_t stride) {
 #pragma GCC unroll 16
   for (int32_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
@@ -98,7 +89,7 @@ KVC_INLINE void load_block(Vec (&c)[rows][vectors], const float* from, size_t st
 }
 
 template <int32_t rows, int32_t vectors>
-KVC_INLINE void store_block(const Vec (&c)[rows][vectors], float* to, size_t stride) {
+KVC_INLINE void write_sums(const Vec (&c)[rows][vectors], float* to, size_t stride) {
 #pragma GCC unroll 16
   for (int32_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
@@ -108,7 +99,7 @@ KVC_INLINE void store_block(const Vec (&c)[rows][vectors], float* to, size_t str
   }
 }
 
-/// Row i of `to` becomes itself times factor[i], plus the block's.
+/// to = to · factor[row] + c, row by row.
 template <int32_t rows, int32_t vectors>
 KVC_INLINE void add_rescaled(const Vec (&c)[rows][vectors], float* to, size_t stride,
                              const float* factor) {

@@ -1,4 +1,5 @@
-/// The kernels for AVX2, FMA and F16C (x86-64-v3). The build gives this file, and no other, the flags it needs.
+/// The kernels for AVX2, FMA and F16C (x86-64-v3). The build gives this file, and no other, the
+/// flags it needs.
 #if defined(__x86_64__)
 #define KVC_ISA_NAMESPACE avx2
 #include "kernels/cpu/isa.inc"

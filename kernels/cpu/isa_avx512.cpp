@@ -1,9 +1,22 @@
-/// The kernels for AVX-512 F, BW, VL and DQ (x86-64-v4). The build gives this file, and no other, the flags it needs.
+/// The kernels for AVX-512 F, BW, VL and DQ (x86-64-v4), and the table of those for AMX, which adds
+/// but one. The build gives this file, and no other, the flags it needs.
 #if defined(__x86_64__)
 #define KVC_ISA_NAMESPACE avx512
 #include "kernels/cpu/isa.inc"
 
 namespace kvc::cpu {
+namespace avx512 {
+
+constexpr KernelTable make_amx_table() {
+  KernelTable table = make_table("amx");
+  table.process_wide_tile = amx::process_matrix_tile;
+  table.wide_tile_scratch_bytes = amx::matrix_tile_scratch_bytes;
+  return table;
+}
+
+}  // namespace avx512
+
 constinit const KernelTable avx512_kernels = avx512::make_table("avx512");
+constinit const KernelTable amx_kernels = avx512::make_amx_table();
 }  // namespace kvc::cpu
 #endif

@@ -21,8 +21,8 @@ const char* wanted_set() noexcept {
 }
 
 #if defined(__x86_64__)
-/// By hand, because clang 14's __builtin_cpu_supports does not know the word. Asked once: cpuid traps into a hypervisor,
-/// which takes tens of microseconds.
+/// Reads cpuid, because clang 14's __builtin_cpu_supports does not know f16c. Only once: cpuid
+/// traps into a hypervisor, which takes tens of microseconds.
 bool has_f16c() noexcept {
   static const bool has = [] {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -31,8 +31,8 @@ bool has_f16c() noexcept {
   return has;
 }
 
-/// AMX with bf16, which the process must ask Linux for before it may use it: a thread's state grows by 8 KiB, and with it
-/// what a signal needs of a stack. Not asked when the environment names another set.
+/// AMX with bf16. A process has to request it from Linux, because a thread's state grows by 8 KiB,
+/// and with it the stack that a signal needs. Not requested when the environment names another set.
 bool may_use_amx() noexcept {
   static const bool may = [] {
     for (const char* other : {"portable", "avx2", "avx512"}) {

@@ -4,12 +4,12 @@
 
 #include "kernels/cpu/tile.hpp"
 
-/// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags and export one each:
+/// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags:
 ///
 ///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
-///   medium.hpp   process_medium_tile(tile)        some rows; needs medium_tile_scratch_bytes; AVX-512 alone
+///   medium.hpp   process_medium_tile(tile)        some rows, AVX-512; needs medium_tile_scratch_bytes
 ///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
-///   matrix.hpp   process_matrix_tile(tile)        the same with AMX
+///   matrix.hpp   process_matrix_tile(tile)        many rows, with AMX
 ///   vectors.hpp  convert, blend, scale            contiguous floats
 namespace kvc::cpu {
 
@@ -19,7 +19,7 @@ inline constexpr int32_t tile_rows_max = 384;
 /// The medium kernel takes no more than this.
 inline constexpr int32_t medium_tile_rows_max = 64;
 
-/// Cells of a tile at most; longer stretches are handed over in several tiles over the same state.
+/// Cells of a tile at most; a longer stretch becomes several tiles over the same state.
 inline constexpr int32_t tile_cells_max = 1536;
 
 struct KernelTable {
@@ -29,8 +29,9 @@ struct KernelTable {
   void (*process_narrow_tile)(const Tile& tile);
   size_t (*narrow_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
 
-  /// The same contract and the same results to rounding, for up to medium_tile_rows_max rows; faster from
-  /// medium_tile_rows_min rows on. Null where the instruction set has too few registers for it.
+  /// The same contract and the same results to rounding, for up to medium_tile_rows_max rows;
+  /// faster from medium_tile_rows_min rows on. Null where the instruction set has too few registers
+  /// for it.
   void (*process_medium_tile)(const Tile& tile);
   size_t (*medium_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
   int32_t medium_tile_rows_min;  // wide_tile_rows_min when null
@@ -39,9 +40,9 @@ struct KernelTable {
   void (*process_wide_tile)(const Tile& tile);
   size_t (*wide_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
   int32_t wide_tile_rows_min;
-  int32_t wide_tile_rows;  // it works best with so many, as long as there are tiles enough for all threads
+  int32_t wide_tile_rows;  // its best number of rows, if that leaves tiles enough for all threads
 
-  /// `count` contiguous elements, bit for bit or multiplied with the factor on their way.
+  /// Convert `count` contiguous elements, the scaled ones multiplied with the factor.
   void (*to_f32)(float* to, const void* from, DType from_type, int64_t count);
   void (*from_f32)(void* to, DType to_type, const float* from, int64_t count);
   void (*to_f32_scaled)(float* to, const void* from, DType from_type, float factor, int64_t count);
@@ -49,7 +50,8 @@ struct KernelTable {
   /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
   void (*scale)(float* to, float factor, int64_t count);
-  /// 2^x of each, and tanh: what the kernels use, for tests. `count` is a multiple of 16.
+  /// 2^x and tanh of each element, as the kernels compute them, for tests. `count` is a multiple of
+  /// 16.
   void (*exp2)(float* to, const float* from, int64_t count);
   void (*tanh)(float* to, const float* from, int64_t count);
 };
@@ -59,16 +61,25 @@ extern const KernelTable portable_kernels;
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
 extern const KernelTable amx_kernels;
+
+/// The one kernel that isa_amx.cpp compiles; the others of its table are those for AVX-512.
+namespace amx {
+void process_matrix_tile(const Tile& tile);
+size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v);
+}  // namespace amx
 #endif
 
-/// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names (portable, avx2, avx512, amx)
-/// when the machine can run it. Chosen at the first call, the same for the life of the process.
+/// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names
+/// (portable, avx2, avx512, amx) when the machine can run it. The first call chooses it for the
+/// life of the process.
 const KernelTable& kernels() noexcept;
 
-/// Table `index` of those this machine can run, best first; null past the last. For tests and benchmarks.
+/// Table `index` of those this machine can run, best first; null past the last. For tests and
+/// benchmarks.
 const KernelTable* runnable_kernels(int32_t index) noexcept;
 
-/// Overrides kernels() for the calls that start after it. For tests and benchmarks; null goes back to the default.
+/// Overrides kernels() for calls that start later; null restores the default. For tests and
+/// benchmarks.
 void use_kernels(const KernelTable* table) noexcept;
 
 }  // namespace kvc::cpu

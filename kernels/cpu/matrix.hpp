@@ -3,22 +3,35 @@
 #include <cstdint>
 
 #include "kernels/cpu/bf16_parts.hpp"
+#include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/matrix_tiles.hpp"
 #include "kernels/cpu/pack.hpp"
 #include "kernels/cpu/prefill.hpp"
-#include "kernels/cpu/soften.hpp"
+#include "kernels/cpu/softmax.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// The wide kernel (prefill.hpp) with its products done by AMX, which multiplies sixteen times as fast as vectors do.
+/// The wide kernel (prefill.hpp) with its products done by AMX, which multiplies sixteen times as
+/// fast as vectors do.
 ///
-/// It multiplies bf16, and attention is wanted in f32: every factor is a sum of two or three bf16 (bf16_parts.hpp), and of
-/// the products of parts those that matter in f32 are added up. That costs five products for f16 storage, six for f32,
-/// three for bf16. The unit sums 32 products before it adds them to the rest, so that the result is rounded less often
-/// than that of multiply-adds in f32. Softmax is the wide kernel's own.
+///   for each block of 128 cells (fewer with large heads)
+///     pack_block            keys → A [16 cells][32 dimensions], values → B [32 cells][16 dims]
+///     for each strip of 32 rows
+///       score_strip         keys × queries (B, packed once per tile) → scores [cell][row], f32
+///       softmax_strip       scores → probabilities, in place (the wide kernel's)
+///       pack_probabilities  → A [16 rows][32 cells]
+///       add_values          probabilities × values → product; o = o · rescale + product
 ///
-/// All operands lie as tiles of 1 KiB. Scores: A holds keys (cells × dimensions), B queries. Values: A holds probabilities
-/// (rows × cells), transposed on the way, B values. Blocks with values that are not finite, or too small, go to the wide
-/// kernel.
+///   registers of a product   0–3: sums of 2 × 2 tiles   4, 5: tiles of A   6, 7: tiles of B
+///   between two products     a few cells of the next block are prefetched into L2
+///
+/// AMX multiplies bf16, and attention is wanted in f32. So every factor is a sum of two or three
+/// bf16 (bf16_parts.hpp), and of the products of parts those are added up that matter in f32: five
+/// for f16 storage, six for f32, three for bf16. AMX sums 32 products before it adds them to the
+/// rest, so the result is rounded less often than a chain of multiply-adds in f32. A block goes to
+/// the wide kernel's code when a value of it is not finite, or too small.
+///
+/// A tile of AMX is 1 KiB of an operand (matrix_tiles.hpp); its names begin with amx. A Tile is
+/// what the kernel processes.
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 namespace matrix {
@@ -28,9 +41,9 @@ using wide::larger;
 using wide::Range;
 using wide::rounded_up;
 using wide::smaller;
-using wide::View;
+using wide::Visible;
 
-/// Rows that make their way through a block together.
+/// Rows whose scores are computed together.
 inline constexpr int32_t strip_rows = 32;
 inline constexpr int32_t rows_max = rounded_up(tile_rows_max, strip_rows);
 
@@ -38,9 +51,10 @@ constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
   return smaller(128, 2 * wide::block_cells(head_dim_k, head_dim_v));
 }
 static_assert(128 * strip_rows <=
-              wide::block_cells(128, 128) * wide::strip_rows);  // scores share their place
+              wide::block_cells(128, 128) * wide::strip_rows);  // they share the memory of scores
 
-/// Tiles of one operand: part p of tile (side, step) at at + side · side_bytes + step · step_bytes + p · tile_bytes.
+/// Tiles of one operand: part p of tile (side, step) at at + side · side_bytes + step · step_bytes
+/// + p · amx_tile_bytes.
 struct Operand {
   const std::byte* at;
   size_t side_bytes;  // A: to the next 16 rows, B: to the next 16 columns
@@ -48,9 +62,9 @@ struct Operand {
 };
 
 struct Work {
-  wide::Work plain;  // rows, scores and options; and all else when a block is not for AMX
+  wide::Work plain;  // rows, scores and options; for a block that AMX cannot do, everything
   bool plain_queries_packed;
-  bool suited;     // the queries
+  bool suited;     // whether AMX can multiply the queries
   int32_t dims_k;  // padded to 32
   int32_t block;   // cells
 
@@ -61,8 +75,8 @@ struct Work {
   float* columns;            // [dims_k][16] of queries
   float* product;            // [strip_rows][32] of probabilities and values
 
-  size_t steps_k() const { return static_cast<size_t>(dims_k / tile_depth); }
-  size_t steps_v() const { return static_cast<size_t>(block / tile_depth); }
+  size_t steps_k() const { return static_cast<size_t>(dims_k / amx_depth); }
+  size_t steps_v() const { return static_cast<size_t>(block / amx_depth); }
 };
 
 KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32_t head_dim_v) {
@@ -74,7 +88,7 @@ KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32
     offset += (bytes + 4095) / 4096 * 4096;
     return base == nullptr ? nullptr : base + at;
   };
-  work.dims_k = rounded_up(head_dim_k, tile_depth);
+  work.dims_k = rounded_up(head_dim_k, amx_depth);
   work.block = block_cells(head_dim_k, head_dim_v);
   const size_t rows = rows_max, dims_v = static_cast<size_t>(rounded_up(head_dim_v, 16)),
                block = static_cast<size_t>(work.block), dims_k = static_cast<size_t>(work.dims_k);
@@ -88,10 +102,10 @@ KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32
   return offset;
 }
 
-// ---- Products ------------------------------------------------------------------------------------
+// ---- Products -----------------------------------------------------------------------------------
 
-/// The products of parts that matter, in an order in which each shares a part with the one before: loads do not
-/// hide behind products when the core's other thread is busy.
+/// The products of parts that matter, in an order in which each shares a part with the one before.
+/// That saves loads, which take time of their own when the core's other thread is busy.
 struct Path {
   int32_t count = 0;
   int32_t a[6] = {}, b[6] = {};
@@ -111,7 +125,8 @@ struct Path {
   }
 };
 
-/// A · B in 16 · tiles_a rows and 16 · tiles_b columns: sums in registers 0 to 3, A in 4 and 5, B in 6 and 7.
+/// A · B in 16 · tiles_a rows and 16 · tiles_b columns: sums in registers 0 to 3, A in 4 and 5, B
+/// in 6 and 7.
 template <int32_t parts_a, int32_t parts_b, int32_t tiles_a, int32_t tiles_b>
 struct Product {
   static constexpr Path path{parts_a, parts_b};
@@ -122,17 +137,17 @@ struct Product {
       constexpr size_t part_a = static_cast<size_t>(path.a[index]),
                        part_b = static_cast<size_t>(path.b[index]);
       if constexpr (index == 0 || path.a[index] != path.a[index > 0 ? index - 1 : 0]) {
-        tile_load<4>(a + part_a * tile_bytes);
-        if constexpr (tiles_a == 2) tile_load<5>(a + side_a + part_a * tile_bytes);
+        amx_load<4>(a + part_a * amx_tile_bytes);
+        if constexpr (tiles_a == 2) amx_load<5>(a + side_a + part_a * amx_tile_bytes);
       }
       if constexpr (index == 0 || path.b[index] != path.b[index > 0 ? index - 1 : 0]) {
-        tile_load<6>(b + part_b * tile_bytes);
-        if constexpr (tiles_b == 2) tile_load<7>(b + side_b + part_b * tile_bytes);
+        amx_load<6>(b + part_b * amx_tile_bytes);
+        if constexpr (tiles_b == 2) amx_load<7>(b + side_b + part_b * amx_tile_bytes);
       }
-      tile_multiply_add<0, 4, 6>();
-      if constexpr (tiles_b == 2) tile_multiply_add<1, 4, 7>();
-      if constexpr (tiles_a == 2) tile_multiply_add<2, 5, 6>();
-      if constexpr (tiles_a == 2 && tiles_b == 2) tile_multiply_add<3, 5, 7>();
+      amx_multiply_add<0, 4, 6>();
+      if constexpr (tiles_b == 2) amx_multiply_add<1, 4, 7>();
+      if constexpr (tiles_a == 2) amx_multiply_add<2, 5, 6>();
+      if constexpr (tiles_a == 2 && tiles_b == 2) amx_multiply_add<3, 5, 7>();
       add_step<index + 1>(a, side_a, b, side_b);
     }
   }
@@ -140,22 +155,22 @@ struct Product {
   /// c [16 · tiles_a][stride] = A · B over `steps` steps.
   [[gnu::noinline]] static void multiply(const Operand& a, const Operand& b, int32_t steps,
                                          float* c, size_t stride) {
-    tile_zero<0>();
-    if constexpr (tiles_b == 2) tile_zero<1>();
-    if constexpr (tiles_a == 2) tile_zero<2>();
-    if constexpr (tiles_a == 2 && tiles_b == 2) tile_zero<3>();
+    amx_zero<0>();
+    if constexpr (tiles_b == 2) amx_zero<1>();
+    if constexpr (tiles_a == 2) amx_zero<2>();
+    if constexpr (tiles_a == 2 && tiles_b == 2) amx_zero<3>();
     const std::byte *from_a = a.at, *from_b = b.at;
     for (int32_t step = 0; step < steps; ++step, from_a += a.step_bytes, from_b += b.step_bytes)
       add_step<0>(from_a, a.side_bytes, from_b, b.side_bytes);
     const size_t bytes = stride * sizeof(float);
-    tile_store<0>(c, bytes);
-    if constexpr (tiles_b == 2) tile_store<1>(c + 16, bytes);
-    if constexpr (tiles_a == 2) tile_store<2>(c + 16 * stride, bytes);
-    if constexpr (tiles_a == 2 && tiles_b == 2) tile_store<3>(c + 16 * stride + 16, bytes);
+    amx_store<0>(c, bytes);
+    if constexpr (tiles_b == 2) amx_store<1>(c + 16, bytes);
+    if constexpr (tiles_a == 2) amx_store<2>(c + 16 * stride, bytes);
+    if constexpr (tiles_a == 2 && tiles_b == 2) amx_store<3>(c + 16 * stride + 16, bytes);
   }
 };
 
-// ---- Packing -------------------------------------------------------------------------------------
+// ---- Packing ------------------------------------------------------------------------------------
 
 KVC_INLINE void pack_queries(Work& work) {
   const Tile& tile = *work.plain.tile;
@@ -163,63 +178,63 @@ KVC_INLINE void pack_queries(Work& work) {
   const int32_t dims = work.plain.dims_k;
   float* columns = work.columns;
   for (int32_t i = dims * 16; i < work.dims_k * 16; i += 16) store(columns + i, zero());
-  Magnitudes seen;
-  wide::look_ahead(work.plain, 0, (tile.n_rows + tile_rows - 1) / tile_rows);
+  Magnitudes magnitudes;
+  wide::plan_prefetch(work.plain, 0, (tile.n_rows + amx_rows - 1) / amx_rows);
   std::byte* to = work.queries;
-  for (int32_t row = 0; row < tile.n_rows; row += tile_rows) {
-    wide::ask_ahead(work.plain);
+  for (int32_t row = 0; row < tile.n_rows; row += amx_rows) {
+    wide::prefetch_some(work.plain);
     wide::pack_queries(columns, 16, tile.q + static_cast<size_t>(row) * stride, stride,
                        tile.n_rows - row, dims);
-    for (int32_t d = 0; d < work.dims_k; d += tile_depth, to += parts_max * tile_bytes) {
-      for (int32_t pair = 0; pair < tile_depth / 2; ++pair) {
+    for (int32_t d = 0; d < work.dims_k; d += amx_depth, to += parts_max * amx_tile_bytes) {
+      for (int32_t pair = 0; pair < amx_depth / 2; ++pair) {
         const Vec x = load(columns + (d + pair) * 16),
-                  y = load(columns + (d + pair + tile_depth / 2) * 16);
-        seen.see(x);
-        seen.see(y);
+                  y = load(columns + (d + pair + amx_depth / 2) * 16);
+        magnitudes.add(x);
+        magnitudes.add(y);
         store_parts<parts_max>(to + pair * 64, x, y);
       }
     }
   }
-  work.suited = seen.suit();
+  work.suited = magnitudes.are_suited();
 }
 
-/// Keys of up to 16 cells; rows of the others become 0.
+/// Packs the keys of up to 16 cells; rows of the others become 0.
 template <class Storage>
-KVC_INLINE void pack_key_group(std::byte* to, const Tile& tile, const int32_t* cell, int32_t count,
-                               int32_t dims, Magnitudes& seen) {
-  for (int32_t i = 0; i < tile_rows; ++i) {
+KVC_INLINE void pack_key_cells(std::byte* to, const Tile& tile, const int32_t* cell, int32_t count,
+                               int32_t dims, Magnitudes& magnitudes) {
+  for (int32_t i = 0; i < amx_rows; ++i) {
     const auto* row = i < count ? reinterpret_cast<const typename Storage::Element*>(
                                       tile.k + static_cast<size_t>(cell[i]) * tile.k_row_bytes)
                                 : nullptr;
     std::byte* out = to + i * 64;
-    for (int32_t d = 0; d < dims; d += tile_depth, out += parts_of<Storage> * tile_bytes) {
+    for (int32_t d = 0; d < dims; d += amx_depth, out += parts_of<Storage> * amx_tile_bytes) {
       const Vec x = row ? wide::load_row<Storage>(row, d / lanes, tile.head_dim_k) : zero();
       const Vec y = row ? wide::load_row<Storage>(row, d / lanes + 1, tile.head_dim_k) : zero();
-      seen.see(x);
-      seen.see(y);
+      magnitudes.add(x);
+      magnitudes.add(y);
       store_parts<parts_of<Storage>>(out, x, y);
     }
   }
 }
 
-/// Values of up to 32 cells; rows of the others become 0.
+/// Packs the values of up to 32 cells; rows of the others become 0.
 template <class Storage>
-KVC_INLINE void pack_value_group(std::byte* to, size_t side_bytes, const Tile& tile,
-                                 const int32_t* cell, int32_t count, Magnitudes& seen) {
+KVC_INLINE void pack_value_cells(std::byte* to, size_t side_bytes, const Tile& tile,
+                                 const int32_t* cell, int32_t count, Magnitudes& magnitudes) {
   const auto row_of = [&](int32_t i) {
     return i < count ? reinterpret_cast<const typename Storage::Element*>(
                            tile.v + static_cast<size_t>(cell[i]) * tile.v_row_bytes)
                      : nullptr;
   };
   const int32_t n_vectors = rounded_up(tile.head_dim_v, 16) / lanes;
-  for (int32_t i = 0; i < tile_depth / 2; ++i, to += 64) {
-    const auto *first = row_of(i), *second = row_of(i + tile_depth / 2);
+  for (int32_t i = 0; i < amx_depth / 2; ++i, to += 64) {
+    const auto *first = row_of(i), *second = row_of(i + amx_depth / 2);
     std::byte* out = to;
     for (int32_t v = 0; v < n_vectors; ++v, out += side_bytes) {
       const Vec x = first ? wide::load_row<Storage>(first, v, tile.head_dim_v) : zero();
       const Vec y = second ? wide::load_row<Storage>(second, v, tile.head_dim_v) : zero();
-      seen.see(x);
-      seen.see(y);
+      magnitudes.add(x);
+      magnitudes.add(y);
       store_parts<parts_of<Storage>>(out, x, y);
     }
   }
@@ -230,13 +245,13 @@ template <class Storage>
   constexpr int32_t parts = parts_of<Storage>;
   const Tile& tile = *work.plain.tile;
   const int32_t* cell = tile.cell + work.plain.block_begin;
-  const size_t group_bytes = work.steps_k() * parts * tile_bytes;
-  Magnitudes seen;
-  for (int32_t i = range.begin; i < range.end; i += tile_rows) {
-    pack_key_group<Storage>(work.keys + static_cast<size_t>(i / tile_rows) * group_bytes, tile,
-                            cell + i, work.plain.n_cells - i, work.dims_k, seen);
+  const size_t side_bytes = work.steps_k() * parts * amx_tile_bytes;
+  Magnitudes magnitudes;
+  for (int32_t i = range.begin; i < range.end; i += amx_rows) {
+    pack_key_cells<Storage>(work.keys + static_cast<size_t>(i / amx_rows) * side_bytes, tile,
+                            cell + i, work.plain.n_cells - i, work.dims_k, magnitudes);
   }
-  return seen.suit();
+  return magnitudes.are_suited();
 }
 
 template <class Storage>
@@ -244,20 +259,20 @@ template <class Storage>
   constexpr int32_t parts = parts_of<Storage>;
   const Tile& tile = *work.plain.tile;
   const int32_t* cell = tile.cell + work.plain.block_begin;
-  Magnitudes seen;
-  for (int32_t i = range.begin; i < range.end; i += tile_depth) {
-    pack_value_group<Storage>(work.values + static_cast<size_t>(i / tile_depth) * parts * tile_bytes,
-                              work.steps_v() * parts * tile_bytes, tile, cell + i,
-                              work.plain.n_cells - i, seen);
+  Magnitudes magnitudes;
+  for (int32_t i = range.begin; i < range.end; i += amx_depth) {
+    pack_value_cells<Storage>(
+        work.values + static_cast<size_t>(i / amx_depth) * parts * amx_tile_bytes,
+        work.steps_v() * parts * amx_tile_bytes, tile, cell + i, work.plain.n_cells - i, magnitudes);
   }
-  return seen.suit();
+  return magnitudes.are_suited();
 }
 
-/// Probabilities [cell][width] of a range of cells become tiles of rows.
+/// Packs the probabilities [cell][width] of a range of cells, transposed.
 template <int32_t vectors>
 [[gnu::noinline]] static void pack_probabilities(const Work& work, Range range) {
   constexpr size_t width = vectors * lanes;
-  for (int32_t begin = range.begin; begin < range.end; begin += tile_depth) {
+  for (int32_t begin = range.begin; begin < range.end; begin += amx_depth) {
     const float* from = work.plain.scores + static_cast<size_t>(begin) * width;
     for (size_t row = 0; row < width; row += 4) {
       Vec x[2][4];
@@ -268,8 +283,8 @@ template <int32_t vectors>
         transpose_quads(x[half][0], x[half][1], x[half][2], x[half][3]);
       }
       std::byte* to = work.probabilities +
-                      ((row / 16) * work.steps_v() + static_cast<size_t>(begin / tile_depth)) *
-                          parts_max * tile_bytes +
+                      ((row / 16) * work.steps_v() + static_cast<size_t>(begin / amx_depth)) *
+                          parts_max * amx_tile_bytes +
                       row % 16 * 64;
 #pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i) store_parts<parts_max>(to + i * 64, x[0][i], x[1][i]);
@@ -277,7 +292,7 @@ template <int32_t vectors>
   }
 }
 
-// ---- The way through a block -----------------------------------------------------------------------
+// ---- A block ------------------------------------------------------------------------------------
 
 /// o [rows][32 dimensions] = o · rescale + product.
 KVC_INLINE void add_product(const Work& work, int32_t n_rows, int32_t n_vectors, bool first, float* o) {
@@ -295,32 +310,33 @@ KVC_INLINE void add_product(const Work& work, int32_t n_rows, int32_t n_vectors,
 template <int32_t parts, int32_t vectors>
 static void score_strip(Work& work, int32_t first_row, const Range (&ranges)[2]) {
   constexpr int32_t width = vectors * lanes;
-  constexpr size_t key_bytes = parts * tile_bytes, query_bytes = parts_max * tile_bytes;
+  constexpr size_t key_bytes = parts * amx_tile_bytes, query_bytes = parts_max * amx_tile_bytes;
   const size_t side = work.steps_k() * key_bytes, query_side = work.steps_k() * query_bytes;
   const Operand queries = {work.queries + static_cast<size_t>(first_row / 16) * query_side,
                            query_side, query_bytes};
   for (const Range& range : ranges) {
-    for (int32_t cell = range.begin; cell < range.end; cell += 2 * tile_rows) {
-      wide::ask_ahead(work.plain);
-      const Operand keys = {work.keys + static_cast<size_t>(cell / tile_rows) * side, side, key_bytes};
-      Product<parts, parts_max, 2, vectors>::multiply(keys, queries, work.dims_k / tile_depth,
+    for (int32_t cell = range.begin; cell < range.end; cell += 2 * amx_rows) {
+      wide::prefetch_some(work.plain);
+      const Operand keys = {work.keys + static_cast<size_t>(cell / amx_rows) * side, side, key_bytes};
+      Product<parts, parts_max, 2, vectors>::multiply(keys, queries, work.dims_k / amx_depth,
                                                       work.plain.scores + cell * width, width);
     }
   }
 }
 
-/// o of a strip, with the values of one range of cells added.
+/// Adds the values of one range of cells to the o of a strip.
 template <int32_t parts, int32_t vectors>
 static void add_values(Work& work, Range range, bool first, int32_t n_rows, float* o) {
-  constexpr size_t value_bytes = parts * tile_bytes, probability_bytes = parts_max * tile_bytes;
-  const size_t first_step = static_cast<size_t>(range.begin / tile_depth);
-  const int32_t n_steps = (range.end - range.begin) / tile_depth;
+  constexpr size_t value_bytes = parts * amx_tile_bytes,
+                   probability_bytes = parts_max * amx_tile_bytes;
+  const size_t first_step = static_cast<size_t>(range.begin / amx_depth);
+  const int32_t n_steps = (range.end - range.begin) / amx_depth;
   const size_t side = work.steps_v() * value_bytes;
   const Operand probabilities = {work.probabilities + first_step * probability_bytes,
                                  work.steps_v() * probability_bytes, probability_bytes};
   Operand values = {work.values + first_step * value_bytes, side, value_bytes};
   for (int32_t d = 0; d < work.plain.dims_v; d += 32, values.at += 2 * side) {
-    wide::ask_ahead(work.plain);
+    wide::prefetch_some(work.plain);
     const int32_t n_vectors = smaller(2, (work.plain.dims_v - d) / 16);
     if (n_vectors == 2) {
       Product<parts_max, parts, vectors, 2>::multiply(probabilities, values, n_steps, work.product,
@@ -337,15 +353,15 @@ static void add_values(Work& work, Range range, bool first, int32_t n_rows, floa
 template <int32_t vectors>
 static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   const Tile& tile = *work.plain.tile;
-  const View view = wide::view_of(work.plain, first_row, n_rows);
+  const Visible visible = wide::visible_cells(work.plain, first_row, n_rows);
   Range ranges[2];
-  wide::grow(view.any, tile_depth, ranges);
+  wide::grow(visible.any, amx_depth, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
   with_storage(tile.type_k, [&](auto storage) {
     score_strip<parts_of<decltype(storage)>, vectors>(work, first_row, ranges);
   });
-  wide::soften_strip<vectors>(work.plain, view, first_row, ranges);
+  wide::softmax_strip<vectors>(work.plain, visible, first_row, ranges);
   float* o = tile.o + static_cast<size_t>(first_row) * static_cast<size_t>(tile.o_stride);
   bool first = true;
   for (const Range& range : ranges) {
@@ -358,7 +374,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   }
 }
 
-/// Keys and values of what any row sees. False when AMX is not for them.
+/// Packs the keys and values of the cells that any row sees. Returns whether AMX can multiply them.
 KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
   const Tile& tile = *work.plain.tile;
   bool suited = true;
@@ -373,7 +389,7 @@ KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
   return suited;
 }
 
-/// The wide kernel's way for cells [begin, end) of the tile.
+/// Processes cells [begin, end) of the tile as the wide kernel does.
 [[gnu::noinline]] static void process_plainly(Work& work, int32_t begin, int32_t end) {
   wide::Work& plain = work.plain;
   const int32_t block = plain.block;
@@ -394,15 +410,15 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
   plain.n_cells = end - begin;
   const int32_t n_rows = plain.tile->n_rows;
   Range ranges[2];
-  wide::grow(wide::view_of(plain, 0, n_rows).any, tile_depth, ranges);
+  wide::grow(wide::visible_cells(plain, 0, n_rows).any, amx_depth, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
   if (!work.suited || !pack_block(work, ranges)) return process_plainly(work, begin, end);
   const int32_t n_products = (n_rows + strip_rows - 1) / strip_rows *
                              (work.block / 32 + (plain.dims_v + 31) / 32);
-  wide::look_ahead(plain, end, n_products);
+  wide::plan_prefetch(plain, end, n_products);
   for (int32_t row = 0; row < n_rows; row += strip_rows) {
     const int32_t count = smaller(strip_rows, n_rows - row);
-    if (count > tile_rows) {
+    if (count > amx_rows) {
       process_strip<2>(work, row, count);
     } else {
       process_strip<1>(work, row, count);
@@ -413,24 +429,24 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
 }  // namespace matrix
 
 /// Scratch of one thread for tiles of up to tile_rows_max rows.
-[[maybe_unused]] static size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
+size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   matrix::Work work = {};
   return matrix::lay_out(work, nullptr, head_dim_k, head_dim_v);
 }
 
-/// As process_wide_tile.
-[[maybe_unused]] static void process_matrix_tile(const Tile& tile) {
+/// The same contract as process_wide_tile.
+void process_matrix_tile(const Tile& tile) {
   matrix::Work work = {};
   work.plain.tile = &tile;
   matrix::lay_out(work, tile.scratch, tile.head_dim_k, tile.head_dim_v);
   work.plain.block = work.block;
-  matrix::use_tiles();
+  matrix::amx_begin();
   matrix::pack_queries(work);
   work.plain.rows.load_from(tile, wide::rounded_up(tile.n_rows, wide::strip_rows));
   for (int32_t begin = 0; begin < tile.n_cells; begin += work.block)
     matrix::process_block(work, begin, wide::smaller(begin + work.block, tile.n_cells));
   work.plain.rows.store_to(tile);
-  matrix::release_tiles();
+  matrix::amx_end();
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

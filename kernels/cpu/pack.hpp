@@ -5,13 +5,13 @@
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// How the wide kernel lays out what it multiplies: queries as columns of strips, keys as rows,
-/// values as panels. All of it is f32, so conversion is paid once per block of cells and not once
-/// per row of queries.
+/// How the wide kernel lays out its operands, in f32: the queries of a strip as columns, keys as
+/// rows, values as panels of dimensions. Conversion is paid once per block of cells, not once per
+/// row of queries.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
-/// Query rows that lie side by side in the lanes of the score kernel, and value dimensions that do in the value kernel.
-/// With registers for 24 sums, six by four needs the fewest loads for a multiply-add.
+/// Vectors of rows in a strip, and of dimensions in a panel. With registers for 24 sums, six by
+/// four needs the fewest loads for a multiply-add.
 #if defined(__AVX512F__)
 inline constexpr int32_t strip_vectors = 4;
 inline constexpr int32_t value_vectors = 4;
@@ -22,7 +22,7 @@ inline constexpr int32_t value_vectors = 2;
 inline constexpr int32_t strip_rows = strip_vectors * lanes;
 inline constexpr int32_t panel_dims = value_vectors * lanes;
 
-/// Cells are packed in groups; a group that no row sees is neither read nor packed.
+/// Cells are packed sixteen at a time; sixteen that no row sees are neither read nor packed.
 inline constexpr int32_t pack_cells = 16;
 
 constexpr int32_t rounded_up(int32_t x, int32_t multiple) {
@@ -31,15 +31,16 @@ constexpr int32_t rounded_up(int32_t x, int32_t multiple) {
 constexpr int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 constexpr int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/// Cells packed at a time. K and V of a block should leave room in a second-level cache of 512 KiB for queries and output;
-/// a strip's scores and a panel of values share the first-level cache (48 KiB where there is AVX-512).
+/// Cells of a block. Its K and V should leave room for queries and o in a second-level cache of 512
+/// KiB; a strip's scores and a panel of values share the first-level cache (48 KiB where there is
+/// AVX-512).
 inline constexpr int32_t block_cells_max = lanes == 16 ? 96 : 128;
 constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
   const int32_t dims = rounded_up(head_dim_k, 16) + rounded_up(head_dim_v, 16);
   return dims <= 576 ? block_cells_max : dims <= 1152 ? 64 : 32;
 }
 
-/// `lanes` rows of queries become columns: to[d · width + row]. `dims` is a multiple of 16.
+/// Writes `lanes` rows of queries as columns: to[d · width + row]. `dims` is a multiple of 16.
 KVC_INLINE void pack_whole_queries(float* to, size_t width, const float* q, size_t q_stride,
                                    int32_t dims) {
   for (int32_t d = 0; d < dims; d += 4, to += 4 * width) {
@@ -72,7 +73,7 @@ KVC_INLINE void pack_some_queries(float* to, size_t width, const float* q, size_
   }
 }
 
-/// The last dims of a row that do not fill a vector, zeros behind them.
+/// The last `count` elements of a row, which do not fill a vector, and zeros.
 template <class Storage>
 KVC_INLINE Vec load_tail(const typename Storage::Element* from, int32_t count) {
   typename Storage::Element padded[lanes] = {};
@@ -88,8 +89,8 @@ KVC_INLINE Vec load_row(const typename Storage::Element* row, int32_t index, int
   return left > 0 ? load_tail<Storage>(row + index * lanes, left) : zero();
 }
 
-/// Keys of cells [0, count) as rows of `stride` floats; rows up to the next multiple of pack_cells
-/// become 0.
+/// Writes the keys of `count` cells as rows of `stride` floats, and rows of 0 up to the next
+/// multiple of pack_cells.
 template <class Storage>
 void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, int32_t count) {
   const int32_t vectors = static_cast<int32_t>(stride) / lanes;
@@ -110,12 +111,11 @@ void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, 
   }
 }
 
-/// Values of up to pack_cells cells as panels of panel_dims: panel p starts at p · panel_dims ·
-/// block, a cell's row within it is panel_dims long (the last panel may be narrower). Panel by
-/// panel, so that stores run along memory. What is added to `poison` is 0 when every value is
-/// finite.
+/// Writes the values of up to pack_cells cells in panels: panel p starts at p · panel_dims · block,
+/// and a cell's row in it has panel_dims floats (fewer in the last panel). It goes panel by panel,
+/// so that stores are contiguous. Adds 0 to `poison` when every value is finite, else NaN.
 template <class Storage>
-KVC_INLINE void pack_value_group(float* to, int32_t block, int32_t begin, const Tile& tile,
+KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, const Tile& tile,
                                  const int32_t* cell, int32_t count, Vec (&poison)[value_vectors]) {
   using Element = typename Storage::Element;
   const int32_t dims = rounded_up(tile.head_dim_v, 16);
@@ -149,14 +149,15 @@ KVC_INLINE void pack_value_group(float* to, int32_t block, int32_t begin, const 
   }
 }
 
-/// Values of cells [begin, begin + count) of the block. True when every value is finite.
+/// Writes the values of cells [begin, begin + count) of the block. Returns whether every one is
+/// finite.
 template <class Storage>
 bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, const int32_t* cell,
                  int32_t count) {
   Vec poison[value_vectors];
   for (Vec& x : poison) x = zero();
   for (int32_t i = 0; i < count; i += pack_cells) {
-    pack_value_group<Storage>(to, block, begin + i, tile, cell + i, smaller(pack_cells, count - i),
+    pack_value_cells<Storage>(to, block, begin + i, tile, cell + i, smaller(pack_cells, count - i),
                               poison);
   }
   for (int32_t v = 1; v < value_vectors; ++v) poison[0] = poison[0] + poison[v];

@@ -6,22 +6,36 @@
 #include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/pack.hpp"
 #include "kernels/cpu/simd.hpp"
-#include "kernels/cpu/soften.hpp"
+#include "kernels/cpu/softmax.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// The wide kernel: many query rows of one KV head against a stretch of cells.
+/// The wide kernel, for many query rows of one KV head.
 ///
-/// Cells are taken in blocks whose K and V are converted to f32 once. A strip of rows then makes
-/// its whole way through the block while its scores stay in the first-level cache: scores (rows in
-/// the lanes, so keys need no transposing and softmax no sums across lanes), softmax, and values
-/// (dimensions in the lanes, so the output keeps its place). Scores lie as [cell][row of the
-/// strip]: what the first product writes is the layout that the second one broadcasts.
+///                                                               AVX-512   AVX2   portable
+///   for each block of cells (fewer with large heads)            96        128    128
+///     pack_block        K, V → f32: keys [cell][dimension],
+///                       values in panels of dimensions          64        16     8
+///     for each strip of rows                                    64        24     12
+///       score_strip     keys × queries → scores [cell][row]
+///       softmax_strip   scores → probabilities, in place
+///       for each panel, for each set of up to 6 rows
+///         add_values    probabilities × values → o, and a few cells of the next block prefetched
+///
+///                 registers of sums, AVX-512 (others)         streams
+///   score_strip   6 cells × 4 vectors of rows (4 × 3)         keys broadcast, queries
+///   add_values    6 rows × 4 vectors of dimensions (6 × 2)    probabilities broadcast, a panel
+///
+/// Before each add_values a few cells of the next block are prefetched into the second-level cache,
+/// where its pack_block finds them. K and V are converted once per block. The scores of a strip
+/// stay in the first-level cache on their way. In score_strip rows lie in the lanes, so keys need
+/// no transposing and softmax no sums across lanes; in add_values dimensions do, so o keeps its
+/// layout. What the first product writes is what the second one broadcasts.
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 namespace wide {
 
-/// Rows of a strip whose values are added together.
-inline constexpr int32_t value_rows = 6;
+/// Rows of a set at most.
+inline constexpr int32_t set_rows_max = 6;
 
 /// Dimensions of a strip's queries that stay in the first-level cache from cell to cell.
 inline constexpr int32_t score_depth = 256;
@@ -36,21 +50,21 @@ struct Range {
 
 KVC_INLINE bool is_empty(Range range) { return range.begin >= range.end; }
 
-/// What some rows see of a block: up to two ranges that any of them sees, up to two that all of
-/// them see.
-struct View {
+/// The cells of a block that some rows see: up to two ranges visible to any of them, up to two
+/// visible to all.
+struct Visible {
   Range any[2];
   Range all[2];
 };
 
-/// Rows whose values are added together, and the cells that count for them.
-struct Piece {
+/// Rows whose values are added together, and the cells that they see.
+struct RowSet {
   int32_t row;  // of the strip
   int32_t n_rows;
   Range ranges[2];
 };
 
-/// What belongs to one tile on its way through the blocks.
+/// The state of one tile.
 struct Work {
   const Tile* tile;
   int32_t dims_k;  // padded to 16
@@ -59,9 +73,9 @@ struct Work {
   int32_t block_begin;  // this block's first cell
   int32_t n_cells;      // of this block
   bool finite;          // every packed value of this block
-  int32_t ahead_begin;  // cells of the next block still to ask memory for
+  int32_t ahead_begin;  // cells of the next block that are not prefetched yet
   int32_t ahead_end;
-  int32_t ahead_step;  // asked for between two products
+  int32_t ahead_step;  // prefetched between two products
 
   float* queries;  // strip s at s · strip_rows · dims_k, [dims_k][width]
   float* keys;     // [block][dims_k]
@@ -77,7 +91,8 @@ KVC_INLINE size_t carve(size_t& offset, size_t count) {
   return at;
 }
 
-/// Lays the scratch out; returns the floats it needs. `base` may be null to learn the size.
+/// Lays out the scratch and returns how many floats it needs. With a null `base` it only returns
+/// them.
 KVC_INLINE size_t lay_out(Work& work, float* base, int32_t head_dim_k, int32_t head_dim_v) {
   work.dims_k = rounded_up(head_dim_k, 16);
   work.dims_v = rounded_up(head_dim_v, 16);
@@ -106,8 +121,8 @@ KVC_INLINE int32_t clamp(int32_t x, int32_t low, int32_t high) {
   return smaller(larger(x, low), high);
 }
 
-/// What rows [begin, begin + count) of the tile see of the block.
-KVC_INLINE View view_of(const Work& work, int32_t begin, int32_t count) {
+/// The block's cells that rows [begin, begin + count) of the tile see.
+KVC_INLINE Visible visible_cells(const Work& work, int32_t begin, int32_t count) {
   const int32_t n = work.n_cells, group = work.tile->group;
   int32_t first_any = 0, begin_any = n, end_any = 0;
   int32_t first_all = n, begin_all = 0, end_all = n;
@@ -124,21 +139,21 @@ KVC_INLINE View view_of(const Work& work, int32_t begin, int32_t count) {
     begin_all = larger(begin_all, window_begin);
     end_all = smaller(end_all, window_end);
   }
-  View view;
-  view.all[0] = {0, first_all};
-  view.all[1] = {begin_all, larger(begin_all, end_all)};
+  Visible visible;
+  visible.all[0] = {0, first_all};
+  visible.all[1] = {begin_all, larger(begin_all, end_all)};
   if (begin_any >= end_any) begin_any = end_any = first_any;
   if (begin_any <= first_any) {
-    view.any[0] = {0, larger(first_any, end_any)};
+    visible.any[0] = {0, larger(first_any, end_any)};
   } else {
-    view.any[0] = {0, first_any};
-    view.any[1] = {begin_any, end_any};
+    visible.any[0] = {0, first_any};
+    visible.any[1] = {begin_any, end_any};
   }
-  return view;
+  return visible;
 }
 
-/// The ranges grown to whole groups of `multiple` cells, as the score kernel computes them; joined
-/// when they meet.
+/// Grows the ranges to multiples of `multiple` cells, as scores are computed, and joins them when
+/// they touch.
 KVC_INLINE void grow(const Range (&from)[2], int32_t multiple, Range (&to)[2]) {
   for (int32_t i = 0; i < 2; ++i) {
     to[i] = {0, 0};
@@ -151,9 +166,9 @@ KVC_INLINE void grow(const Range (&from)[2], int32_t multiple, Range (&to)[2]) {
   }
 }
 
-/// Asks for a few cells of the next block, so that packing them will not wait for memory. A few at
-/// a time: what is asked for at once beyond the misses a core can have in flight stops it.
-KVC_INLINE void ask_ahead(Work& work) {
+/// Prefetches a few cells of the next block, so that packing them will not wait for memory. Only a
+/// few: a core that asks for more lines than it can have misses in flight stalls.
+KVC_INLINE void prefetch_some(Work& work) {
   const Tile& tile = *work.tile;
   const int32_t end = smaller(work.ahead_begin + work.ahead_step, work.ahead_end);
   for (; work.ahead_begin < end; ++work.ahead_begin) {
@@ -165,8 +180,8 @@ KVC_INLINE void ask_ahead(Work& work) {
   }
 }
 
-/// From now on ask_ahead asks for cells [begin, begin + block), spread over `calls` calls.
-KVC_INLINE void look_ahead(Work& work, int32_t begin, int32_t calls) {
+/// Lets the next `calls` calls of prefetch_some prefetch cells [begin, begin + block).
+KVC_INLINE void plan_prefetch(Work& work, int32_t begin, int32_t calls) {
   work.ahead_begin = begin;
   work.ahead_end = smaller(begin + work.block, work.tile->n_cells);
   work.ahead_step = (work.block + calls - 1) / calls;
@@ -176,27 +191,27 @@ KVC_INLINE int32_t strip_width(int32_t n_rows) {
   return n_rows >= strip_rows ? strip_rows : rounded_up(n_rows, lanes);
 }
 
-/// Packs all queries, strip by strip, while the first cells are on their way.
+/// Packs all queries, strip by strip, and prefetches the first block meanwhile.
 KVC_INLINE void pack_strips(Work& work) {
   const Tile& tile = *work.tile;
   const size_t stride = static_cast<size_t>(tile.q_stride), dims = static_cast<size_t>(work.dims_k);
-  look_ahead(work, 0, (tile.n_rows + lanes - 1) / lanes);
+  plan_prefetch(work, 0, (tile.n_rows + lanes - 1) / lanes);
   for (int32_t row = 0; row < tile.n_rows; row += strip_rows) {
     const int32_t width = strip_width(tile.n_rows - row);
     float* strip = work.queries + static_cast<size_t>(row) * dims;
     for (int32_t column = 0; column < width; column += lanes) {
-      ask_ahead(work);
+      prefetch_some(work);
       pack_queries(strip + column, width, tile.q + static_cast<size_t>(row + column) * stride,
                    stride, tile.n_rows - row - column, work.dims_k);
     }
   }
 }
 
-/// Converts what any row of the tile sees of the block. False when there is nothing to see.
+/// Converts the cells of the block that any row of the tile sees. Returns whether there is one.
 KVC_INLINE bool pack_block(Work& work) {
   const Tile& tile = *work.tile;
   Range ranges[2];
-  grow(view_of(work, 0, tile.n_rows).any, pack_cells, ranges);
+  grow(visible_cells(work, 0, tile.n_rows).any, pack_cells, ranges);
   bool any = false;
   work.finite = true;
   for (const Range& range : ranges) {
@@ -212,26 +227,26 @@ KVC_INLINE bool pack_block(Work& work) {
   return any;
 }
 
-/// Scores of `cells` cells and `vectors` · lanes rows, over dimensions [depth_begin, depth_end).
+/// Adds `depth` dimensions to the scores of `cells` cells and `vectors` · lanes rows.
 template <int32_t cells, int32_t vectors>
 [[gnu::noinline]] static void score_cells_of(const float* keys, size_t stride, const float* queries,
                                              int32_t depth, bool first, float* scores) {
   constexpr size_t width = vectors * lanes;
   Vec c[cells][vectors];
   if (first) {
-    clear_block(c);
+    clear_sums(c);
   } else {
-    load_block(c, scores, width);
+    read_sums(c, scores, width);
   }
   multiply_add_rows(c, keys, stride, queries, width, depth);
-  store_block(c, scores, width);
+  write_sums(c, scores, width);
 }
 
-/// Scores are computed for whole groups of so many cells.
+/// Scores are computed for multiples of so many cells.
 inline constexpr int32_t fewest_cells = 2;
 
-/// Cells whose scores are computed together: as many sums as registers hold, and as keep the multipliers busy for a narrow
-/// strip.
+/// Cells whose scores are computed together: as many sums as fit the registers, and in a narrow
+/// strip enough to keep the multipliers busy.
 #if defined(__AVX512F__)
 template <int32_t vectors>
 inline constexpr int32_t cells_at_once = vectors < 4 ? 8 : 6;
@@ -270,91 +285,94 @@ template <int32_t vectors>
   }
 }
 
-/// o[rows][dims of a panel] = o · rescale + probabilities · values, over the piece's ranges.
+/// o[rows][dims of a panel] = o · rescale + probabilities · values, over the ranges of a set of
+/// rows.
 template <int32_t n_rows, int32_t vectors>
-[[gnu::noinline]] static void add_values(const Work& work, const Piece& piece, int32_t width,
+[[gnu::noinline]] static void add_values(const Work& work, const RowSet& set, int32_t width,
                                          const float* panel, float* o) {
   const size_t stride = static_cast<size_t>(work.tile->o_stride);
   Vec c[n_rows][vectors];
-  clear_block(c);  // a chain of sums no longer than a block: earlier blocks are added last
-  for (const Range& range : piece.ranges) {
+  clear_sums(c);  // earlier blocks are added last, so that no chain of sums is longer than a block
+  for (const Range& range : set.ranges) {
     if (is_empty(range)) continue;
-    multiply_add_columns(c, work.scores + range.begin * width + piece.row,
-                         static_cast<size_t>(width), panel + range.begin * vectors * lanes,
-                         vectors * lanes, range.end - range.begin);
+    multiply_add_columns(c, work.scores + range.begin * width + set.row, static_cast<size_t>(width),
+                         panel + range.begin * vectors * lanes, vectors * lanes,
+                         range.end - range.begin);
   }
-  add_rescaled(c, o, stride, work.rescale + piece.row);
+  add_rescaled(c, o, stride, work.rescale + set.row);
 }
 
 template <int32_t vectors>
-KVC_INLINE void add_panel_of(const Work& work, const Piece& piece, int32_t width,
-                             const float* panel, float* o) {
-  switch (piece.n_rows) {
-    case 6: return add_values<6, vectors>(work, piece, width, panel, o);
-    case 4: return add_values<4, vectors>(work, piece, width, panel, o);
-    case 2: return add_values<2, vectors>(work, piece, width, panel, o);
-    default: return add_values<1, vectors>(work, piece, width, panel, o);
+KVC_INLINE void add_panel_of(const Work& work, const RowSet& set, int32_t width, const float* panel,
+                             float* o) {
+  switch (set.n_rows) {
+    case 6: return add_values<6, vectors>(work, set, width, panel, o);
+    case 4: return add_values<4, vectors>(work, set, width, panel, o);
+    case 2: return add_values<2, vectors>(work, set, width, panel, o);
+    default: return add_values<1, vectors>(work, set, width, panel, o);
   }
 }
 
 /// The last panel may be narrower.
-KVC_INLINE void add_panel(const Work& work, const Piece& piece, int32_t width, const float* panel,
+KVC_INLINE void add_panel(const Work& work, const RowSet& set, int32_t width, const float* panel,
                           int32_t dims_left, float* o) {
   switch (smaller(dims_left, panel_dims) / lanes) {
-    case 1: return add_panel_of<1>(work, piece, width, panel, o);
+    case 1: return add_panel_of<1>(work, set, width, panel, o);
 #if defined(__AVX512F__)
-    case 2: return add_panel_of<2>(work, piece, width, panel, o);
-    case 3: return add_panel_of<3>(work, piece, width, panel, o);
+    case 2: return add_panel_of<2>(work, set, width, panel, o);
+    case 3: return add_panel_of<3>(work, set, width, panel, o);
 #endif
-    default: return add_panel_of<value_vectors>(work, piece, width, panel, o);
+    default: return add_panel_of<value_vectors>(work, set, width, panel, o);
   }
 }
 
-KVC_INLINE int32_t piece_rows(int32_t left) {
+KVC_INLINE int32_t rows_at_once(int32_t left) {
   return left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
-/// Whether every row sees all that any row sees. May say no where kept cells meet a window.
-KVC_INLINE bool is_seen_by_all(const View& view) {
+/// Returns whether every row sees all cells that any row sees. May return false where kept cells
+/// touch a window.
+KVC_INLINE bool is_visible_to_all(const Visible& visible) {
   bool all = true;
-  for (const Range& range : view.any) {
-    const bool kept = range.end <= view.all[0].end;
-    const bool windowed = range.begin >= view.all[1].begin && range.end <= view.all[1].end;
+  for (const Range& range : visible.any) {
+    const bool kept = range.end <= visible.all[0].end;
+    const bool windowed = range.begin >= visible.all[1].begin && range.end <= visible.all[1].end;
     all &= is_empty(range) || kept || windowed;
   }
   return all;
 }
 
-/// Cuts a strip into pieces. With a value that is not finite in the block, rows that do not all see
-/// the same cells go alone: a probability of zero would not keep it from them.
-KVC_INLINE int32_t cut_strip(const Work& work, const View& strip, int32_t first_row, int32_t n_rows,
-                             Piece* pieces) {
-  const bool all_same = is_seen_by_all(strip);
+/// Cuts a strip into sets of rows. When a value of the block is not finite, rows that see different
+/// cells become sets of one: a probability of 0 would not hide that value (0 · NaN is not 0).
+KVC_INLINE int32_t cut_strip(const Work& work, const Visible& strip, int32_t first_row,
+                             int32_t n_rows, RowSet* sets) {
+  const bool all_same = is_visible_to_all(strip);
   int32_t count = 0;
   for (int32_t row = 0, size = 0; row < n_rows; row += size) {
-    size = piece_rows(n_rows - row);
-    View view = all_same ? strip : view_of(work, first_row + row, size);
-    if (!work.finite && !is_seen_by_all(view)) {
+    size = rows_at_once(n_rows - row);
+    Visible visible = all_same ? strip : visible_cells(work, first_row + row, size);
+    if (!work.finite && !is_visible_to_all(visible)) {
       size = 1;
-      view = view_of(work, first_row + row, 1);
+      visible = visible_cells(work, first_row + row, 1);
     }
-    pieces[count] = {row, size, {view.any[0], view.any[1]}};
-    count += !is_empty(view.any[0]) || !is_empty(view.any[1]);
+    sets[count] = {row, size, {visible.any[0], visible.any[1]}};
+    count += !is_empty(visible.any[0]) || !is_empty(visible.any[1]);
   }
   return count;
 }
 
-/// Scores of a strip become probabilities; its rows' maxima and sums are carried on.
+/// Turns the scores of a strip into probabilities and updates its rows' maxima and sums.
 template <int32_t vectors>
-KVC_INLINE void soften_strip(const Work& work, const View& view, int32_t first_row,
-                             const Range (&ranges)[2]) {
+KVC_INLINE void softmax_strip(const Work& work, const Visible& visible, int32_t first_row,
+                              const Range (&ranges)[2]) {
   const Scores scores = {work.tile, &work.rows, work.scores, work.block_begin, first_row};
   Vec highest[vectors], reference[vectors], sums[vectors];
   for (Vec& x : highest) x = broadcast(lowest);
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     adjust<vectors>(scores, range.begin, range.end);
-    hide<vectors>(scores, range.begin, range.end, view.all[0].end, view.all[1].begin, view.all[1].end);
+    hide<vectors>(scores, range.begin, range.end, visible.all[0].end, visible.all[1].begin,
+                  visible.all[1].end);
     find_highest<vectors>(scores, range.begin, range.end, highest);
   }
   raise_reference<vectors>(scores, highest, work.rescale, reference);
@@ -365,14 +383,14 @@ KVC_INLINE void soften_strip(const Work& work, const View& view, int32_t first_r
   add_sums<vectors>(scores, work.rescale, sums);
 }
 
-/// The same, one cell and row at a time: where a bias hides values that are not finite.
-[[gnu::noinline]] static void add_seen_values(const Work& work, const Piece& piece, int32_t width,
-                                              int32_t first_row) {
+/// As add_values, one cell and row at a time: where a bias hides values that are not finite.
+[[gnu::noinline]] static void add_visible_values(const Work& work, const RowSet& set, int32_t width,
+                                                 int32_t first_row) {
   const Tile& tile = *work.tile;
-  for (int32_t row = piece.row; row < piece.row + piece.n_rows; ++row) {
+  for (int32_t row = set.row; row < set.row + set.n_rows; ++row) {
     float* o = tile.o + static_cast<size_t>(first_row + row) * static_cast<size_t>(tile.o_stride);
     for (int32_t d = 0; d < work.dims_v; ++d) o[d] *= work.rescale[row];
-    for (const Range& range : piece.ranges) {
+    for (const Range& range : set.ranges) {
       for (int32_t cell = range.begin; cell < range.end; ++cell) {
         const int32_t index = work.block_begin + cell;
         const float* bias = tile.bias +
@@ -391,41 +409,41 @@ KVC_INLINE void soften_strip(const Work& work, const View& view, int32_t first_r
   }
 }
 
-/// One strip of rows through the block: scores, softmax, values.
+/// Scores, softmax and values of one strip of rows in the current block.
 template <int32_t vectors>
 static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   constexpr int32_t width = vectors * lanes;
   const size_t row = static_cast<size_t>(first_row);
   const size_t stride = static_cast<size_t>(work.tile->o_stride);
-  const View view = view_of(work, first_row, n_rows);
+  const Visible visible = visible_cells(work, first_row, n_rows);
   Range ranges[2];
-  grow(view.any, fewest_cells, ranges);
+  grow(visible.any, fewest_cells, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
   score_strip<vectors>(work, work.queries + row * static_cast<size_t>(work.dims_k), ranges);
-  soften_strip<vectors>(work, view, first_row, ranges);
+  softmax_strip<vectors>(work, visible, first_row, ranges);
 
-  Piece pieces[strip_rows];
-  const int32_t count = cut_strip(work, view, first_row, n_rows, pieces);
+  RowSet sets[strip_rows];
+  const int32_t count = cut_strip(work, visible, first_row, n_rows, sets);
   if (!work.finite && work.tile->bias != nullptr) {
-    for (int32_t i = 0; i < count; ++i) add_seen_values(work, pieces[i], width, first_row);
+    for (int32_t i = 0; i < count; ++i) add_visible_values(work, sets[i], width, first_row);
     return;
   }
   for (int32_t d = 0; d < work.dims_v; d += panel_dims) {
     const float* panel = work.values + static_cast<size_t>(d) * static_cast<size_t>(work.block);
     for (int32_t i = 0; i < count; ++i) {
-      ask_ahead(work);
-      float* o = work.tile->o + (row + static_cast<size_t>(pieces[i].row)) * stride + d;
-      add_panel(work, pieces[i], width, panel, work.dims_v - d, o);
+      prefetch_some(work);
+      float* o = work.tile->o + (row + static_cast<size_t>(sets[i].row)) * stride + d;
+      add_panel(work, sets[i], width, panel, work.dims_v - d, o);
     }
   }
 }
 
 KVC_INLINE void process_block(Work& work) {
   const int32_t n_rows = work.tile->n_rows;
-  const int32_t n_products = (n_rows + value_rows - 1) / value_rows *
+  const int32_t n_products = (n_rows + set_rows_max - 1) / set_rows_max *
                              ((work.dims_v + panel_dims - 1) / panel_dims);
-  look_ahead(work, work.block_begin + work.n_cells, n_products);
+  plan_prefetch(work, work.block_begin + work.n_cells, n_products);
   for (int32_t row = 0; row < n_rows; row += strip_rows) {
     const int32_t count = smaller(strip_rows, n_rows - row);
     switch (strip_width(count) / lanes) {
@@ -447,7 +465,7 @@ KVC_INLINE void process_block(Work& work) {
   return wide::lay_out(work, nullptr, head_dim_k, head_dim_v) * sizeof(float);
 }
 
-/// Attention of all rows of the tile over its cells, carried on in (max, sum, o). Any option, any
+/// Attention of the tile's rows over its cells, added to (max, sum, o). Takes any option and any
 /// head dimension.
 [[maybe_unused]] static void process_wide_tile(const Tile& tile) {
   wide::Work work = {};

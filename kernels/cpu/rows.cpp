@@ -1,11 +1,11 @@
 #include "kernels/cpu/rows.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/rotation.hpp"
 
 namespace kvc::cpu {
 namespace {
@@ -13,10 +13,10 @@ namespace {
 /// Elements converted at a time, in a buffer on the stack.
 constexpr int32_t chunk_elements = 256;
 
-/// Pairs turned with one table of cosines.
+/// Pairs rotated at a time, with a table on the stack.
 constexpr int32_t chunk_pairs = 128;
 
-/// Less than this is done by the caller alone: handing out work costs some microseconds.
+/// The caller alone does less than this: handing out work costs some microseconds.
 constexpr size_t parallel_bytes = size_t{256} << 10;
 
 /// Work is handed out in items of one head and this many tokens.
@@ -88,42 +88,34 @@ void zero_row(const Row& to, int32_t n) {
   for (int32_t i = 0; i < n; ++i) store_element(to.data, to.dtype, i * to.stride, 0.0f);
 }
 
-/// The cosines and sines of some pairs of dimensions at one offset. Angles are made in double: an offset may be large.
-struct Turn {
-  float cosine[chunk_pairs];
-  float sine[chunk_pairs];
-  int32_t first_pair = 0;
-  int32_t n_pairs = 0;
-  int32_t offset = 0;
+/// The rotation of one chunk of pairs, kept while the offset stays: neighbours mostly have the same
+/// pending rotation.
+struct ChunkRotation {
+  const Rope& rope;
+  const PairRange pairs;
+  float table[2 * chunk_pairs];
+  int32_t offset = 0;  // none computed yet: rows without a pending rotation are left alone
 
-  void prepare(const Rope& rope, int32_t first, int32_t by) {
-    if (n_pairs != 0 && first == first_pair && by == offset) return;
-    first_pair = first;
-    offset = by;
-    n_pairs = std::min(rope.n_dims / 2 - first, chunk_pairs);
-    for (int32_t i = 0; i < n_pairs; ++i) {
-      const double angle = by * rope.frequency[first + i];
-      cosine[i] = static_cast<float>(std::cos(angle));
-      sine[i] = static_cast<float>(std::sin(angle));
-    }
+  ChunkRotation(const Rope& of, int32_t first_pair)
+      : rope(of), pairs{first_pair, std::min(of.n_dims / 2 - first_pair, chunk_pairs)} {}
+
+  void set_offset(int32_t to) {
+    if (to == offset) return;
+    offset = to;
+    make_rotation(rope, pairs, to, table);
+  }
+
+  /// Rotates the chunk's pairs of a row. `from` may be `to`.
+  void rotate_row(const Row& to, const Row& from) const {
+    rotate_pairs(
+        rope, pairs, table,
+        [&](int32_t d) { return load_element(from.data, from.dtype, d * from.stride); },
+        [&](int32_t d, float x) { store_element(to.data, to.dtype, d * to.stride, x); });
   }
 };
 
-/// Turns the prepared pairs of a row. `from` may be `to`.
-void turn_row(const Row& to, const Row& from, const Rope& rope, const Turn& turn) {
-  const int64_t step = rope.halves ? 1 : 2;
-  const int64_t partner = rope.halves ? rope.n_dims / 2 : 1;
-  for (int32_t i = 0; i < turn.n_pairs; ++i) {
-    const int64_t first = (turn.first_pair + i) * step;
-    const int64_t second = first + partner;
-    const float a = load_element(from.data, from.dtype, first * from.stride);
-    const float b = load_element(from.data, from.dtype, second * from.stride);
-    store_element(to.data, to.dtype, first * to.stride, a * turn.cosine[i] - b * turn.sine[i]);
-    store_element(to.data, to.dtype, second * to.stride, a * turn.sine[i] + b * turn.cosine[i]);
-  }
-}
-
-/// Calls `per_row(token, head)` for every row; tokens of one head in a row, so that a head's slab is walked in order.
+/// Calls `per_row(token, head)` for every row; tokens of one head in a row, so that a head's slab
+/// is walked in order.
 template <class PerRow>
 void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& pool,
                   const PerRow& per_row) noexcept {
@@ -187,16 +179,14 @@ void load_rows(const LoadParams& params, ThreadPool& pool) noexcept {
   for_each_row(params.n_tokens, n_heads, bytes_of(params.storage, params.n_tokens), pool, load);
   if (!params.k.data || !params.offset) return;
 
-  // Keys that owe a rotation are read again and turned: neighbours mostly owe the same, so one table serves them all.
-  Turn turn;
+  // Keys with a pending rotation are read again and rotated.
   for (int32_t first = 0; first < params.rope.n_dims / 2; first += chunk_pairs) {
+    ChunkRotation rotation(params.rope, first);
     for (int32_t token = 0; token < params.n_tokens; ++token) {
       if (params.offset[token] == 0 || params.cell[token] < 0) continue;
-      turn.prepare(params.rope, first, params.offset[token]);
-      for (int32_t head = 0; head < n_heads; ++head) {
-        turn_row(row_at(params.k, token, head), row_at(k, params.cell[token], head), params.rope,
-                 turn);
-      }
+      rotation.set_offset(params.offset[token]);
+      for (int32_t head = 0; head < n_heads; ++head)
+        rotation.rotate_row(row_at(params.k, token, head), row_at(k, params.cell[token], head));
     }
   }
 }
@@ -205,7 +195,8 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
   const Slab& k = params.storage.k;
   const Slab& v = params.storage.v;
   const int32_t n_heads = params.storage.k.n_heads;
-  // No target is a later source, but it may be an earlier one: the order of the cells is kept by doing whole heads.
+  // No target is a later source, but it may be an earlier one: the order of the cells is kept by
+  // doing whole heads.
   struct Job {
     const MoveParams& params;
     const Slab& k;
@@ -229,14 +220,14 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
   }
   if (!params.offset) return;
 
-  Turn turn;
   for (int32_t first = 0; first < params.rope.n_dims / 2; first += chunk_pairs) {
+    ChunkRotation rotation(params.rope, first);
     for (int32_t i = 0; i < params.n_cells; ++i) {
       if (params.offset[i] == 0) continue;
-      turn.prepare(params.rope, first, params.offset[i]);
+      rotation.set_offset(params.offset[i]);
       for (int32_t head = 0; head < n_heads; ++head) {
         const Row row = row_at(k, params.to[i], head);
-        turn_row(row, row, params.rope, turn);
+        rotation.rotate_row(row, row);
       }
     }
   }

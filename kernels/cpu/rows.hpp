@@ -2,7 +2,7 @@
 #include "core/attention/params.hpp"
 #include "core/base/thread_pool.hpp"
 
-/// Putting rows into cells and taking them out again: what the caches ask for beside attention (see Backend).
+/// Writes rows into cells, reads, moves and clears them: what caches call beside attention (see Backend).
 namespace kvc::cpu {
 
 void store_rows(const StoreParams& params, ThreadPool& pool) noexcept;

@@ -8,14 +8,17 @@
 
 #include "core/base/storage.hpp"
 
-/// One vector of floats, whatever the instruction set. The file that includes this has set KVC_ISA_NAMESPACE.
+/// One vector of floats, whatever the instruction set. The file that includes this has set
+/// KVC_ISA_NAMESPACE.
 ///
-/// Kernels are compiled once per instruction set, so nothing here may leave its translation unit: no standard header
-/// with inline functions is included, everything lives in a namespace of its own and is inlined by force. An inline
-/// function shared with the rest of the library could otherwise be linked in its AVX-512 form and end an older machine.
+/// Kernels are compiled once per instruction set, so nothing here may leave its translation unit:
+/// no standard header with inline functions is included, and everything is in a namespace of its
+/// own and always inlined. Of an inline function that objects share the linker could keep the
+/// AVX-512 copy, which an older machine cannot run.
 ///
-/// Vectors take the compiler's own operators + - * /; comparisons are spelled out below. (Some AVX-512 intrinsics stand in
-/// their zero-masked form because gcc 12 warns about an uninitialised operand inside its own plain ones.)
+/// Vectors have the compiler's operators + - * /; comparisons are functions below. (Some AVX-512
+/// intrinsics are used in their zero-masked form because gcc 12 warns about an uninitialised
+/// operand inside its own plain ones.)
 #if !defined(KVC_ISA_NAMESPACE)
 #error "include this through kernels/cpu/isa_*.cpp"
 #endif
@@ -24,7 +27,7 @@
 
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
-/// Four floats or integers: the four rows of a block of scores.
+/// Four floats or integers: one for each row of a quad of rows.
 using Quad = float __attribute__((vector_size(16)));
 using QuadInt = int32_t __attribute__((vector_size(16)));
 
@@ -67,14 +70,11 @@ KVC_INLINE Vec absolute(Vec x) { return _mm512_abs_ps(x); }
 KVC_INLINE Vec with_sign(Vec x, Vec s) {
   return _mm512_or_ps(x, _mm512_and_ps(s, _mm512_set1_ps(-0.0f)));
 }
-/// 2^n for the integer n that x + 1.5·2^23 holds in its low bits, −126 ≤ n ≤ 127.
+/// 2^n for the integer n that x + 1.5·2^23 holds in its low bits, −126 ≤ n ≤ 127; 0 when n is
+/// −127.
 KVC_INLINE Vec power_of_two(Vec x) {
   const __m512i exponent = _mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(x), 23);
   return _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f800000)));
-}
-/// 2^n for the integer n that x + 1.5·2^23 + 127 holds in its low bits; 0 when n is −127.
-KVC_INLINE Vec power_of_biased(Vec x) {
-  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_castps_si512(x), 23));
 }
 
 KVC_INLINE Vec load_elements(F32, const float* p) { return _mm512_loadu_ps(p); }
@@ -105,7 +105,7 @@ KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
 }
 
-/// Lanes 0-3, 4-7, … folded into one group of four.
+/// Lanes 0-3, 4-7, … folded into four.
 KVC_INLINE __m256 lower_half(Vec x) {
   return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
 }
@@ -120,14 +120,14 @@ KVC_INLINE Quad fold_maximum(Vec x) {
   const __m256 y = _mm256_max_ps(lower_half(x), upper_half(x));
   return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
-/// Four floats from each of p, p + stride, p + 2 · stride, … in turn.
+/// Four floats each from p, p + stride, p + 2 · stride, …
 KVC_INLINE Vec load_quads(const float* p, size_t stride) {
   Vec x = _mm512_zextps128_ps512(_mm_loadu_ps(p));
   x = _mm512_maskz_insertf32x4(0xffff, x, _mm_loadu_ps(p + stride), 1);
   x = _mm512_maskz_insertf32x4(0xffff, x, _mm_loadu_ps(p + 2 * stride), 2);
   return _mm512_maskz_insertf32x4(0xffff, x, _mm_loadu_ps(p + 3 * stride), 3);
 }
-/// In each group of four lanes: the 4 × 4 matrix whose rows are a, b, c, d becomes its transpose.
+/// Transposes, in each four lanes, the 4 × 4 matrix whose rows are a, b, c, d.
 KVC_INLINE void transpose_quads(Vec& a, Vec& b, Vec& c, Vec& d) {
   const Vec ab_low = _mm512_maskz_unpacklo_ps(0xffff, a, b);
   const Vec ab_high = _mm512_maskz_unpackhi_ps(0xffff, a, b);
@@ -141,10 +141,10 @@ KVC_INLINE void transpose_quads(Vec& a, Vec& b, Vec& c, Vec& d) {
 /// Four floats, repeated over the vector.
 KVC_INLINE Vec repeat(Quad x) { return _mm512_maskz_broadcast_f32x4(0xffff, x); }
 
-/// Decode takes this many cells by four rows at a time: as many sums as registers hold.
+/// Cells of a step of the narrow kernel: with four rows, as many sums as fit the registers.
 inline constexpr int32_t step_cells = 4;
 
-/// Per group of four lanes: the sums of x, y, z and w.
+/// In each four lanes: the sums of x, y, z and w.
 KVC_INLINE Vec sum_quads(Vec x, Vec y, Vec z, Vec w) {
   const Vec xy = _mm512_maskz_unpacklo_ps(0xffff, x, y) + _mm512_maskz_unpackhi_ps(0xffff, x, y);
   const Vec zw = _mm512_maskz_unpacklo_ps(0xffff, z, w) + _mm512_maskz_unpackhi_ps(0xffff, z, w);
@@ -167,7 +167,8 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
   store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
 }
 
-/// Loads what store_sums has just stored, in pieces no larger than it stored: others would wait for the cache.
+/// Loads what store_sums has just stored, with loads no larger than its stores: larger ones would
+/// wait for the cache.
 KVC_INLINE Vec load_sums(const float* p) { return load_unaligned(p); }
 
 /// |own − position| of four rows and `lanes / 4` cells, [cell][row].
@@ -210,16 +211,14 @@ KVC_INLINE Vec power_of_two(Vec x) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(x), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f800000)));
 }
-KVC_INLINE Vec power_of_biased(Vec x) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
-}
 
 KVC_INLINE Vec load_elements(F32, const float* p) { return _mm256_loadu_ps(p); }
 KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
-  // One shuffle moves each half up and puts zeros below; widening and shifting would take turns with the products.
+  // One shuffle moves each half up and puts zeros below; widening and shifting would compete with
+  // multiply-adds for ports.
   const __m256i places = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,  //
                                           -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14,
                                           15);
@@ -299,7 +298,7 @@ KVC_INLINE Vec distances(QuadInt own, const int32_t* position) {
 
 KVC_INLINE bool any(QuadInt x) { return _mm_movemask_ps(_mm_castsi128_ps((__m128i)x)) != 0; }
 
-#else  // the compiler's own vectors: SSE2, NEON or whatever the machine has
+#else  // the compiler's vectors: SSE2, NEON or whatever the machine has
 
 inline constexpr int32_t lanes = 4;
 using Vec = Quad;
@@ -337,7 +336,6 @@ KVC_INLINE bool any_less(Vec a, Vec b) {
 KVC_INLINE Vec absolute(Vec x) { return (Vec)((QuadBits)x & 0x7fffffffu); }
 KVC_INLINE Vec with_sign(Vec x, Vec s) { return (Vec)((QuadBits)x | ((QuadBits)s & 0x80000000u)); }
 KVC_INLINE Vec power_of_two(Vec x) { return (Vec)(((QuadBits)x << 23) + 0x3f800000u); }
-KVC_INLINE Vec power_of_biased(Vec x) { return (Vec)((QuadBits)x << 23); }
 
 KVC_INLINE QuadBits load_halves(const uint16_t* p) {
   QuadHalf halves;
@@ -425,7 +423,7 @@ KVC_INLINE Vec load_as(const typename Storage::Element* p) {
   return load_elements(Storage{}, p);
 }
 
-/// `use` with the storage type that lies there.
+/// Calls `use` with the class for a storage type.
 template <class Use>
 KVC_INLINE auto with_storage(StorageType type, Use use) {
   switch (type) {
@@ -465,12 +463,13 @@ KVC_INLINE float reduce_maximum(Vec x) {
   return a > b ? a : b;
 }
 
-/// 2^x for x ≤ 127 with an error of about one ulp. Results below 2^−126 become 0, −infinity gives 0, NaN stays NaN.
+/// 2^x for x ≤ 127 with a relative error of 8e-8. Below 2^−126 exactly 0, −infinity included; NaN
+/// stays NaN.
 KVC_INLINE Vec exp2(Vec x) {
-  const Vec smallest = broadcast(-126.0f);
-  const Vec rounding = broadcast(
-      12582912.0f);  // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
-  const Vec clamped = maximum(smallest, x);  // in this order NaN survives
+  // 1.5 · 2^23: adding it leaves the nearest integer in the low bits
+  const Vec rounding = broadcast(12582912.0f);
+  // What is too small becomes −127, whose power is 0. The comparison lets NaN pass.
+  const Vec clamped = select_less(x, broadcast(-126.0f), broadcast(-127.0f), x);
   const Vec shifted = clamped + rounding;
   const Vec fraction = clamped - (shifted - rounding);
   Vec p = broadcast(1.5345812164e-4f);
@@ -480,7 +479,7 @@ KVC_INLINE Vec exp2(Vec x) {
   p = fma(p, fraction, broadcast(2.4022646891e-1f));
   p = fma(p, fraction, broadcast(6.9314720574e-1f));
   p = fma(p, fraction, broadcast(1.0f));
-  return select_less(x, smallest, zero(), p * power_of_two(shifted));
+  return p * power_of_two(shifted);
 }
 
 /// tanh(x): a polynomial near 0, where 1 − e^(−2|x|) would cancel, else from 2^x.
@@ -498,7 +497,16 @@ KVC_INLINE Vec tanh(Vec x) {
   return select_less(magnitude, broadcast(0.625f), small, large);
 }
 
-/// Asks for the cache line at `p`; any address is allowed.
+/// Keeps an address in a register of its own. Left alone the compiler derives addresses from one
+/// another, or computes them all before a loop, with more registers than there are.
+template <class T>
+KVC_INLINE void keep_in_register([[maybe_unused]] const T*& p) {
+#if defined(__GNUC__)
+  asm("" : "+r"(p));
+#endif
+}
+
+/// Prefetches the cache line at `p`; any address is allowed.
 KVC_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 /// The same into the second-level cache, for what is needed later.
 KVC_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -4,14 +4,17 @@
 
 #include "core/attention/params.hpp"
 
-/// The seam between the attention driver (attention.cpp) and the kernels compiled once per instruction set.
+/// The seam between the attention driver (attention.cpp) and the kernels compiled once per
+/// instruction set.
 ///
-/// A tile is some query rows of one KV head against a stretch of one sequence's tokens. The driver hands the kernel
-/// queries in f32 and cell numbers in one piece; the kernel reads K and V straight from the cells and carries the
-/// online softmax on in (max, sum, o). Several tiles may follow one another over the same state.
+/// A tile is some query rows of one KV head and a stretch of one sequence's tokens. The driver
+/// passes queries in f32 and one array of cell numbers; the kernel reads K and V from the cells and
+/// updates the online softmax in (max, sum, o). Several tiles may follow one another over the same
+/// state.
 namespace kvc::cpu {
 
-/// What the rows of one token see of a tile: indexes [0, first_end) and [begin, end) of its cells.
+/// The cells of a tile that are visible to the rows of one token: indexes [0, first_end) and
+/// [begin, end).
 struct TileToken {
   int32_t first_end = 0;
   int32_t begin = 0;
@@ -40,9 +43,11 @@ struct Tile {
   int32_t group = 0;     // query heads per KV head
   int32_t q_stride = 0;  // floats, head_dim_k rounded up to 16; the padding is zero
 
-  // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or scale / softcap with a cap.
+  // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or scale / softcap with a
+  // cap.
   float cap = 0;  // 0: score = x; else softcap · log2(e), score = cap · tanh(x)
-  // Then, with a bias, score += bias · log2(e); −infinity hides the cell from the row, whatever score and value are.
+  // Then, with a bias, score += bias · log2(e); −infinity hides the cell from the row, whatever
+  // score and value are.
   const float* bias = nullptr;  // [n_cells][bias_stride] row in the column, 64-byte aligned; may be null
   int32_t bias_stride = 0;  // n_rows rounded up to 16
   const float* slope = nullptr;  // [group] ALiBi slopes · log2(e), may be null: score −= slope · |position difference|

@@ -2,7 +2,8 @@
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// Loops over contiguous elements: conversion to and from f32, and the few sums that the attention driver needs.
+/// Loops over contiguous elements: conversion to and from f32, and the sums that the attention
+/// driver needs.
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 struct Unchanged {
@@ -45,7 +46,7 @@ KVC_INLINE void widen_from(float* to, const void* from, DType from_type, int64_t
     case DType::f32: return widen<F32>(to, static_cast<const float*>(from), count, change);
     case DType::f16: return widen<F16>(to, static_cast<const uint16_t*>(from), count, change);
     case DType::bf16: return widen<Bf16>(to, static_cast<const uint16_t*>(from), count, change);
-    case DType::boolean: break;  // no number is converted to or from it
+    case DType::boolean: break;  // not converted
   }
   __builtin_unreachable();
 }
@@ -79,7 +80,7 @@ KVC_INLINE void narrow_to(void* to, DType to_type, const float* from, int64_t co
   narrow_to(to, to_type, from, count, Times{broadcast(factor)});
 }
 
-/// to = to · keep + from · add. Whole vectors: the caller's rows are padded to 16 floats.
+/// to = to · keep + from · add, in whole vectors: the caller's rows are padded to 16 floats.
 [[maybe_unused]] static void blend(float* to, float keep, const float* from, float add, int64_t count) {
   const Vec a = broadcast(keep), b = broadcast(add);
   for (int64_t i = 0; i < count; i += lanes)

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-/// One visible token: where it lies, where it is, and how far its key has still to be turned.
+/// One visible token: its cell, its position, and the pending rotation of its key in positions.
 struct Seen {
   int32_t cell = 0;
   int32_t position = 0;
@@ -30,7 +30,7 @@ std::vector<Seen> visible_tokens(const AttentionPlan& plan, const AttentionRow& 
 
 void rotate(std::vector<double>& key, const Rope& rope, int32_t offset) {
   for (int32_t i = 0; i < rope.n_dims / 2; ++i) {
-    const size_t first = static_cast<size_t>(rope.halves ? i : 2 * i);
+    const size_t first = static_cast<size_t>(rope.first_dim + (rope.halves ? i : 2 * i));
     const size_t second = first + static_cast<size_t>(rope.halves ? rope.n_dims / 2 : 1);
     const double angle = offset * rope.frequency[i];
     const double a = key[first];

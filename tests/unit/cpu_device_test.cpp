@@ -28,105 +28,109 @@ using namespace kvc;
 
 constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
 
-TEST(Rows, StoreLoadMoveAndClear) {
-  const PoolPointer pool = make_pool(2);
+/// Stores rows, moves and clears some, and reads them back: a few rotated on the way, from `first_dim` on.
+void check_rows(DType storage_type, DType outer_type, bool transposed, int32_t first_dim) {
+  static const PoolPointer pool = make_pool(2);
   std::mt19937 random(99);
   std::normal_distribution<float> normal;
+  constexpr int64_t n_tokens = 70, n_heads = 3, dim = 40, n_cells = 100;
+  std::vector<std::byte> k(n_heads * n_cells * dim * size_of(storage_type)), v = k;
+  LayerStorage storage{.k = make_slab(k.data(), storage_type, n_heads, n_cells, dim),
+                       .v = make_slab(v.data(), storage_type, n_heads, n_cells, dim)};
+  std::vector<std::byte> in(n_tokens * n_heads * dim * size_of(outer_type)),
+      in_v = in, out(in.size()), out_v(in.size());
+  for (int64_t i = 0; i < n_tokens * n_heads * dim; ++i) {
+    store_element(in.data(), outer_type, i, normal(random));
+    store_element(in_v.data(), outer_type, i, normal(random));
+  }
+  const auto view = [&](std::vector<std::byte>& data) {
+    Tensor t{.data = data.data(), .shape = {n_tokens, n_heads, dim}, .ndim = 3, .dtype = outer_type};
+    const int64_t stride[2][3] = {{n_heads * dim, dim, 1}, {1, n_tokens, n_tokens * n_heads}};
+    std::copy_n(stride[transposed ? 1 : 0], 3, t.stride);
+    return t;
+  };
+  std::vector<int32_t> cell(n_tokens);
+  for (int32_t i = 0; i < n_tokens; ++i) cell[static_cast<size_t>(i)] = (i * 37 + 5) % n_cells;
+  cpu::store_rows(
+      {.storage = storage, .cell = cell.data(), .n_tokens = n_tokens, .k = view(in), .v = view(in_v)},
+      *pool);
+
+  std::vector<double> frequency;
+  for (int32_t i = 0; i < 10; ++i) frequency.push_back(std::pow(100.0, -i / 10.0));
+  const Rope rope{
+      .frequency = frequency.data(), .n_dims = 20, .halves = transposed, .first_dim = first_dim};
+  // Move a few, one of them rotated, one rotated in place; free cells are those that no token has.
+  const int32_t from[] = {cell[0], cell[1], cell[2]},
+                to[] = {(70 * 37 + 5) % n_cells, (71 * 37 + 5) % n_cells, cell[2]};
+  const int32_t offset[] = {0, -7, 11};
+  cpu::move_rows(
+      {.storage = storage, .rope = rope, .from = from, .to = to, .offset = offset, .n_cells = 3},
+      *pool);
+  cpu::clear_rows({.storage = storage, .cell = &cell[3], .n_cells = 1}, *pool);
+  std::vector<int32_t> wanted = cell, pending(n_tokens, 0);
+  wanted[0] = to[0], wanted[1] = to[1], wanted[4] = -1;
+  pending[5] = 13;
+  cpu::load_rows({.storage = storage,
+                  .rope = rope,
+                  .cell = wanted.data(),
+                  .offset = pending.data(),
+                  .n_tokens = n_tokens,
+                  .k = view(out),
+                  .v = view(out_v)},
+                 *pool);
+
+  const auto stored = [&](float x) {
+    uint32_t raw = 0;
+    store_element(&raw, storage_type, 0, x);
+    return load_element(&raw, storage_type, 0);
+  };
+  const double coarse = storage_type == DType::bf16 || outer_type == DType::bf16 ? 0.04 : 0.005;
+  for (int64_t token = 0; token < n_tokens; ++token) {
+    const int32_t rotated_by = token == 1 ? -7 : token == 2 ? 11 : token == 5 ? 13 : 0;
+    for (int64_t head = 0; head < n_heads; ++head) {
+      for (int32_t d = 0; d < dim; ++d) {
+        const Tensor t = view(in);
+        const auto at = [&](int64_t i) {
+          return token * t.stride[0] + head * t.stride[1] + i * t.stride[2];
+        };
+        const bool gone = token == 3 || token == 4;
+        const float k_in = stored(load_element(in.data(), outer_type, at(d)));
+        double expected = k_in;
+        const int32_t in_rope = d - first_dim;
+        if (rotated_by != 0 && in_rope >= 0 && in_rope < rope.n_dims) {
+          const int32_t half = rope.n_dims / 2;
+          const int32_t pair = rope.halves ? in_rope % half : in_rope / 2;
+          const bool first = rope.halves ? in_rope < half : in_rope % 2 == 0;
+          const int32_t other = rope.halves ? (first ? d + half : d - half) : (first ? d + 1 : d - 1);
+          const double partner = stored(load_element(in.data(), outer_type, at(other))),
+                       angle = rotated_by * frequency[static_cast<size_t>(pair)];
+          expected = first ? k_in * std::cos(angle) - partner * std::sin(angle)
+                           : k_in * std::cos(angle) + partner * std::sin(angle);
+        }
+        const float k_out = load_element(out.data(), outer_type, at(d)),
+                    v_out = load_element(out_v.data(), outer_type, at(d));
+        if (gone) {
+          ASSERT_EQ(k_out, 0.0f);
+          ASSERT_EQ(v_out, 0.0f);
+        } else if (rotated_by != 0) {
+          ASSERT_NEAR(k_out, expected, coarse * 2) << token << " " << d;
+        } else {
+          uint32_t raw = 0;
+          store_element(&raw, outer_type, 0, k_in);
+          ASSERT_EQ(k_out, load_element(&raw, outer_type, 0)) << token << " " << head << " " << d;
+        }
+      }
+    }
+  }
+}
+
+TEST(Rows, StoreLoadMoveAndClear) {
   for (const DType storage_type : dtypes) {
     for (const DType outer_type : dtypes) {
       for (const bool transposed : {false, true}) {
-        constexpr int64_t n_tokens = 70, n_heads = 3, dim = 40, n_cells = 100;
-        std::vector<std::byte> k(n_heads * n_cells * dim * size_of(storage_type)), v = k;
-        LayerStorage storage{.k = make_slab(k.data(), storage_type, n_heads, n_cells, dim),
-                             .v = make_slab(v.data(), storage_type, n_heads, n_cells, dim)};
-        std::vector<std::byte> in(n_tokens * n_heads * dim * size_of(outer_type)),
-            in_v = in, out(in.size()), out_v(in.size());
-        for (int64_t i = 0; i < n_tokens * n_heads * dim; ++i) {
-          store_element(in.data(), outer_type, i, normal(random));
-          store_element(in_v.data(), outer_type, i, normal(random));
-        }
-        const auto view = [&](std::vector<std::byte>& data) {
-          Tensor t{
-              .data = data.data(), .shape = {n_tokens, n_heads, dim}, .ndim = 3, .dtype = outer_type};
-          const int64_t stride[2][3] = {{n_heads * dim, dim, 1}, {1, n_tokens, n_tokens * n_heads}};
-          std::copy_n(stride[transposed ? 1 : 0], 3, t.stride);
-          return t;
-        };
-        std::vector<int32_t> cell(n_tokens);
-        for (int32_t i = 0; i < n_tokens; ++i)
-          cell[static_cast<size_t>(i)] = (i * 37 + 5) % n_cells;
-        cpu::store_rows({.storage = storage,
-                         .cell = cell.data(),
-                         .n_tokens = n_tokens,
-                         .k = view(in),
-                         .v = view(in_v)},
-                        *pool);
-
-        std::vector<double> frequency;
-        for (int32_t i = 0; i < 10; ++i) frequency.push_back(std::pow(100.0, -i / 10.0));
-        const Rope rope{.frequency = frequency.data(), .n_dims = 20, .halves = transposed};
-        // Move a few, one of them turned, one turned in place; free cells are those that no token has.
-        const int32_t from[] = {cell[0], cell[1], cell[2]},
-                      to[] = {(70 * 37 + 5) % n_cells, (71 * 37 + 5) % n_cells, cell[2]};
-        const int32_t offset[] = {0, -7, 11};
-        cpu::move_rows(
-            {.storage = storage, .rope = rope, .from = from, .to = to, .offset = offset, .n_cells = 3},
-            *pool);
-        cpu::clear_rows({.storage = storage, .cell = &cell[3], .n_cells = 1}, *pool);
-        std::vector<int32_t> wanted = cell, owed(n_tokens, 0);
-        wanted[0] = to[0], wanted[1] = to[1], wanted[4] = -1;
-        owed[5] = 13;
-        cpu::load_rows({.storage = storage,
-                        .rope = rope,
-                        .cell = wanted.data(),
-                        .offset = owed.data(),
-                        .n_tokens = n_tokens,
-                        .k = view(out),
-                        .v = view(out_v)},
-                       *pool);
-
-        const auto stored = [&](float x) {
-          uint32_t raw = 0;
-          store_element(&raw, storage_type, 0, x);
-          return load_element(&raw, storage_type, 0);
-        };
-        const double coarse = storage_type == DType::bf16 || outer_type == DType::bf16 ? 0.04 : 0.005;
-        for (int64_t token = 0; token < n_tokens; ++token) {
-          const int32_t turn = token == 1 ? -7 : token == 2 ? 11 : token == 5 ? 13 : 0;
-          for (int64_t head = 0; head < n_heads; ++head) {
-            for (int32_t d = 0; d < dim; ++d) {
-              const Tensor t = view(in);
-              const auto at = [&](int64_t i) {
-                return token * t.stride[0] + head * t.stride[1] + i * t.stride[2];
-              };
-              const bool gone = token == 3 || token == 4;
-              const float k_in = stored(load_element(in.data(), outer_type, at(d)));
-              double expected = k_in;
-              if (turn != 0 && d < rope.n_dims) {
-                const int32_t half = rope.n_dims / 2, pair = rope.halves ? d % half : d / 2;
-                const bool first = rope.halves ? d < half : d % 2 == 0;
-                const int32_t other = rope.halves ? (first ? d + half : d - half)
-                                                  : (first ? d + 1 : d - 1);
-                const double partner = stored(load_element(in.data(), outer_type, at(other))),
-                             angle = turn * frequency[static_cast<size_t>(pair)];
-                expected = first ? k_in * std::cos(angle) - partner * std::sin(angle)
-                                 : k_in * std::cos(angle) + partner * std::sin(angle);
-              }
-              const float k_out = load_element(out.data(), outer_type, at(d)),
-                          v_out = load_element(out_v.data(), outer_type, at(d));
-              if (gone) {
-                ASSERT_EQ(k_out, 0.0f);
-                ASSERT_EQ(v_out, 0.0f);
-              } else if (turn != 0) {
-                ASSERT_NEAR(k_out, expected, coarse * 2) << token << " " << d;
-              } else {
-                uint32_t raw = 0;
-                store_element(&raw, outer_type, 0, k_in);
-                ASSERT_EQ(k_out, load_element(&raw, outer_type, 0))
-                    << token << " " << head << " " << d;
-              }
-            }
-          }
+        for (const int32_t first_dim : {0, 3, 20}) {
+          check_rows(storage_type, outer_type, transposed, first_dim);
+          if (HasFatalFailure()) return;
         }
       }
     }

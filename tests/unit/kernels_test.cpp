@@ -84,6 +84,7 @@ struct Options {
   bool lse = false;
   bool shifts = false;
   bool halves = false;
+  int32_t first_rope_dim = 0;
   bool window = false;       // a reach and a kept-first part, so rows see two ranges
   bool wild_ranges = false;  // any ranges, some rows see nothing
   bool sees_later = false;
@@ -116,8 +117,10 @@ class Case {
     p.constants.slopes = o.slopes ? slopes.data() : nullptr;
     p.constants.sinks = o.sinks ? sinks.data() : nullptr;
     if (o.shifts)
-      p.constants.rope = Rope{
-          .frequency = frequency.data(), .n_dims = rope_dims(), .halves = o.halves};
+      p.constants.rope = Rope{.frequency = frequency.data(),
+                              .n_dims = rope_dims(),
+                              .halves = o.halves,
+                              .first_dim = o.first_rope_dim};
     p.plan = AttentionPlan{.rows = rows.data(),
                            .lists = lists.data(),
                            .tokens = {token_cells.data(), token_positions.data()},
@@ -375,7 +378,7 @@ std::string describe(const Options& o, uint32_t seed) {
   add("lists", o.n_lists), add("tokens", o.tokens_per_list), add("history", o.history),
       add("softcap", o.softcap);
   add("slopes", o.slopes), add("sinks", o.sinks), add("shifts", o.shifts), add("halves", o.halves),
-      add("window", o.window);
+      add("first_rope_dim", o.first_rope_dim), add("window", o.window);
   add("wild", o.wild_ranges), add("later", o.sees_later), add("nan", o.hidden_nan),
       add("strided", o.strided);
   add("shared", o.shared), add("bias", o.bias), add("mask", o.mask), add("weights", o.weights);
@@ -510,6 +513,22 @@ TEST(Kernels, EveryPairOfOptions) {
       o.*flags[b] = true;
       check(o, seed++);
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(Kernels, RotatesDimensionsFromAnyOn) {
+  uint32_t seed = 2500;
+  for (const int32_t head_dim : {16, 40, 128}) {
+    for (const int32_t first : {1, head_dim / 4, head_dim - head_dim / 4 * 2}) {
+      for (const bool halves : {false, true}) {
+        Options o{.head_dim_k = head_dim, .head_dim_v = 16};
+        o.shifts = o.weights = true;
+        o.halves = halves;
+        o.first_rope_dim = first;
+        check(o, seed++);
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }

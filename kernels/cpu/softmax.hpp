@@ -5,15 +5,14 @@
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
 
-/// From scores to probabilities, for the wide kernel. Scores lie as [cell][width] with rows in the
-/// lanes, so that nothing is summed across lanes and what differs between rows (limits, slopes,
-/// references) is a vector.
+/// Softmax of the wide and the medium kernel: from scores to probabilities. Scores lie as
+/// [cell][row] with rows in the lanes, so nothing is summed across lanes, and what differs between
+/// rows (limits, slopes, references) is a vector.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide {
 
 inline constexpr float lowest = -__builtin_inff();
 
-/// Scores may exceed the reference they are taken relative to by this much (log2) before sums are
-/// rescaled.
+/// Scores may exceed their reference by this much (log2) before sums are rescaled.
 inline constexpr float slack = 8.0f;
 
 inline constexpr int32_t row_arrays = 8;
@@ -58,7 +57,8 @@ struct RowState {
 
   [[gnu::always_inline]] void store_to(const Tile& tile) const {
     for (int32_t row = 0; row < tile.n_rows; ++row) {
-      // A row that saw only NaN has no maximum; it must not look like a row that saw nothing.
+      // A row whose scores are all NaN has no maximum; it must not look like a row that sees
+      // nothing.
       const bool lost = sum[row] != sum[row] && max[row] == lowest;
       tile.max[row] = lost ? 0.0f : max[row];
       tile.sum[row] = sum[row];
@@ -81,23 +81,6 @@ struct Scores {
   int32_t block_begin;
   int32_t first_row;
 };
-
-/// 2^x for x ≤ 127: error 1.5e-7. Below 2^−126.5 exactly 0, −infinity included; NaN stays NaN.
-KVC_INLINE Vec exp2_of(Vec x) {
-  // Adding it leaves the nearest integer + 127, an exponent's bits, at the low end of the sum.
-  const Vec rounding = broadcast(12582912.0f + 127.0f);
-  // In this order NaN survives. The exponent bits of −127 are 0: the result is zero.
-  const Vec clamped = maximum(broadcast(-127.0f), x);
-  const Vec shifted = clamped + rounding;
-  const Vec fraction = clamped - (shifted - rounding);
-  Vec p = broadcast(1.3270896161e-3f);
-  p = fma(p, fraction, broadcast(9.6713611856e-3f));
-  p = fma(p, fraction, broadcast(5.5507078767e-2f));
-  p = fma(p, fraction, broadcast(2.4022245407e-1f));
-  p = fma(p, fraction, broadcast(6.9314700365e-1f));
-  p = fma(p, fraction, broadcast(1.0f));
-  return p * power_of_biased(shifted);
-}
 
 /// score = cap · tanh(score). tanh(x) = x · p(x²) / q(x²) with an error of 2e-7; one division
 /// serves the vectors of a cell, because dividing would take most of the time.
@@ -135,7 +118,7 @@ template <int32_t vectors>
   }
 }
 
-/// ALiBi. Cells past the tile's last are given its position; they are hidden later.
+/// ALiBi. Cells past the tile's last one get its position; they are hidden later.
 template <int32_t vectors>
 [[gnu::noinline]] static void apply_slopes(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
@@ -158,8 +141,8 @@ template <int32_t vectors>
   }
 }
 
-/// Adds the bias; minus infinity replaces the score, so that not even NaN gets past it. Cells past the tile's last are
-/// given its bias; they are hidden later.
+/// Adds the bias. Minus infinity replaces the score, which may be NaN. Cells past the tile's last
+/// one get its bias; they are hidden later.
 template <int32_t vectors>
 [[gnu::noinline]] static void apply_bias(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
@@ -178,6 +161,7 @@ template <int32_t vectors>
   }
 }
 
+/// Applies the tile's options.
 template <int32_t vectors>
 KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
@@ -185,8 +169,9 @@ KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   if (tile.slope != nullptr) apply_slopes<vectors>(scores, begin, end);
   if (tile.bias != nullptr) apply_bias<vectors>(scores, begin, end);
 }
-/// Scores of cells that a row does not see become −infinity. Cells in [0, first_all) and
-/// [begin_all, end_all) are seen by every row and left alone.
+
+/// Replaces the scores of hidden cells by −infinity. Cells in [0, first_all) and [begin_all,
+/// end_all) are visible to every row and left alone.
 template <int32_t vectors>
 [[gnu::noinline]] static void hide(const Scores& scores, int32_t begin, int32_t end,
                                    int32_t first_all, int32_t begin_all, int32_t end_all) {
@@ -213,7 +198,7 @@ template <int32_t vectors>
   }
 }
 
-/// Raises `highest` to the largest score of each row; NaN is passed over. end − begin is even.
+/// Raises `highest` to the largest score of each row, NaN skipped. end − begin is even.
 template <int32_t vectors>
 [[gnu::noinline]] static void find_highest(const Scores& scores, int32_t begin, int32_t end,
                                            Vec (&highest)[vectors]) {
@@ -229,9 +214,9 @@ template <int32_t vectors>
   for (int32_t v = 0; v < vectors; ++v) highest[v] = maximum(second[v], highest[v]);
 }
 
-/// The reference that a row's scores are taken relative to: kept while scores exceed it by no more
-/// than the slack, 0 for a row that has seen nothing. `rescale` becomes what the row's earlier sums
-/// are multiplied with, mostly 1.
+/// Computes the reference that is subtracted from a row's scores: the old one as long as no score
+/// exceeds it by more than the slack, 0 for a row that has seen nothing. `rescale` is the factor
+/// for the row's earlier sums, mostly 1.
 template <int32_t vectors>
 KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vectors], float* rescale,
                                 Vec (&reference)[vectors]) {
@@ -240,12 +225,12 @@ KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vecto
     const Vec old = load(max);
     const Vec raised = select_less(old + broadcast(slack), highest[v], highest[v], old);
     reference[v] = select_less(broadcast(lowest), raised, raised, zero());
-    store(rescale + v * lanes, exp2_of(old - reference[v]));
+    store(rescale + v * lanes, exp2(old - reference[v]));
     store(max, raised);
   }
 }
 
-/// Scores become probabilities, which are added to `sums`.
+/// Turns scores into probabilities and adds them to `sums`.
 template <int32_t vectors>
 [[gnu::noinline]] static void exponentiate(const Scores& scores, int32_t begin, int32_t end,
                                            const Vec (&reference)[vectors], Vec (&sums)[vectors]) {
@@ -253,7 +238,7 @@ template <int32_t vectors>
   for (int32_t cell = begin; cell < end; ++cell, s += vectors * lanes) {
 #pragma GCC unroll 4
     for (int32_t v = 0; v < vectors; ++v) {
-      const Vec p = exp2_of(load(s + v * lanes) - reference[v]);
+      const Vec p = exp2(load(s + v * lanes) - reference[v]);
       sums[v] = sums[v] + p;
       store(s + v * lanes, p);
     }
