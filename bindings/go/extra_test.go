@@ -67,9 +67,9 @@ func TestTreeInOnePassIsItsBranches(t *testing.T) {
 
 	tree := []int{3, 4, 5, 6}
 	begin(t, cache, 0, 3, tree)
-	first, columns, err := cache.History()
+	first, columns, err := cache.History(0)
 	must(t, err)
-	runs, err := cache.Runs(0)
+	runs, err := cache.Runs(0, 0)
 	must(t, err)
 	mask := make([]bool, len(tree)*columns)
 	for row, token := range tree {
@@ -109,7 +109,7 @@ func TestBiasOfMinusInfinityIsAMask(t *testing.T) {
 	cache := open(t)
 	tokens := []int{0, 1, 2}
 	begin(t, cache, 0, 0, tokens)
-	_, columns, err := cache.History()
+	_, columns, err := cache.History(0)
 	must(t, err)
 	mask, bias := make([]uint8, columns), make([]float32, columns) // of one row, for all heads and tokens
 	for c := range mask {
@@ -133,11 +133,12 @@ func TestBiasOfMinusInfinityIsAMask(t *testing.T) {
 
 	q, out := rows(2, qHeads, tokens), make([]float32, len(tokens)*qHeads*headDim)
 	with := func(extra AttentionExtra) error { return cache.AttentionWith(0, qo(q, 3), qo(out, 3), extra) }
-	is(t, with(AttentionExtra{Mask: Bool(mask[:0], 0)}), Shape, "Mask is empty")
+	is(t, with(AttentionExtra{Mask: Bool(mask[:0], 0)}), Shape, "mask: dimension 0 is 0")
 	is(t, with(AttentionExtra{Bias: Bool(mask, columns)}), Dtype, "bias")
 	is(t, with(AttentionExtra{Mask: Bool(mask, 3, columns)}), Shape, "slice of 3")
-	is(t, with(AttentionExtra{LSE: Float32(nil, 0)}), Shape, "LSE is empty")
+	is(t, with(AttentionExtra{LSE: Float32(nil, 0)}), Shape, "lse has 1 dimensions, not 2")
+	is(t, with(AttentionExtra{LSE: Float32(nil)}), Shape, "LSE has 0 dimensions")
 	must(t, cache.Abort())
-	_, _, err = cache.History()
+	_, _, err = cache.History(0)
 	is(t, err, BadState, "pass")
 }

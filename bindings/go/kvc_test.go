@@ -3,11 +3,8 @@ package kvc
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 )
 
 const (
@@ -70,7 +67,7 @@ func TestPass(t *testing.T) {
 	must(t, cache.Begin([]int32{0, 1, 2}, []int32{0, 0, 0}))
 	for layer := 0; layer < nLayers; layer++ {
 		must(t, cache.Put(layer, kv(k, 3), kv(v, 3)))
-		must(t, cache.AttentionLSE(layer, qo(q, 3), qo(out, 3), Float32(lse, 3, qHeads)))
+		must(t, cache.AttentionWith(layer, qo(q, 3), qo(out, 3), AttentionExtra{LSE: Float32(lse, 3, qHeads)}))
 	}
 	// Queries of zeros weigh all keys alike: each token gets the mean of the values before it.
 	for token, want := range []float32{1, 1.5, 2} {
@@ -87,13 +84,13 @@ func TestPass(t *testing.T) {
 	if keys.DType != F16 || values.DType != F32 || keys.Shape[1] != kvHeads || values.Shape[2] != headDim {
 		t.Fatalf("views of %+v and %+v", keys, values)
 	}
-	nTokens, history, dtype, err := cache.MaskShape()
+	nTokens, history, dtype, err := cache.MaskShape(1)
 	must(t, err)
 	if nTokens != 3 || history != keys.Shape[0] || dtype != F32 {
 		t.Fatalf("a mask of %d, %d, %v", nTokens, history, dtype)
 	}
 	mask := make([]float32, nTokens*history)
-	must(t, cache.Mask(Float32(mask, nTokens, history)))
+	must(t, cache.Mask(1, Float32(mask, nTokens, history)))
 	seen := 0
 	for cell := 0; cell < history; cell++ {
 		if mask[2*history+cell] == 0 {
@@ -123,7 +120,7 @@ func TestPass(t *testing.T) {
 			t.Fatalf("gathered %v at %d of the columns, not %v", columns[i], i, want)
 		}
 	}
-	runs, err := cache.Runs(0)
+	runs, err := cache.Runs(0, 0)
 	must(t, err)
 	if len(runs) != 1 || runs[0].Length != 3 || runs[0].Position != 0 {
 		t.Errorf("runs %v", runs)
@@ -148,22 +145,13 @@ func TestGatherIntoEmptySlices(t *testing.T) {
 	}
 }
 
-func TestPutAttentionWithLSE(t *testing.T) {
+// With data null the library would return the shape and write nothing.
+func TestMaskIntoAnEmptySlice(t *testing.T) {
 	cache := open(t)
-	k, v, q, out := arrays(3)
-	lse, want := make([]float32, 3*qHeads), make([]float32, 3*qHeads)
-	for i := range q {
-		q[i] = float32(i%5) / 4
-	}
-	must(t, cache.Begin([]int32{0, 1, 2}, []int32{0, 0, 0}))
-	must(t, cache.PutAttentionLSE(0, kv(k, 3), kv(v, 3), qo(q, 3), qo(out, 3), Float32(lse, 3, qHeads)))
-	must(t, cache.AttentionLSE(0, qo(q, 3), qo(out, 3), Float32(want, 3, qHeads)))
-	for i := range lse {
-		if lse[i] == 0 || lse[i] != want[i] {
-			t.Errorf("the log %d is %v, not %v", i, lse[i], want[i])
-		}
-	}
-	is(t, cache.PutAttentionLSE(0, kv(k, 3), kv(v, 3), qo(q, 3), qo(out, 3), Float32(nil, 0)), Shape, "lse is empty")
+	fill(t, cache, 0, 0, 3)
+	is(t, cache.Mask(0, Float32(nil, 3, 0)), Shape, "dimension 1 is 0, not 3")
+	is(t, cache.Mask(0, Float32(nil, 0)), Shape, "1 dimensions, not 2")
+	is(t, cache.Mask(0, Tensor{}), Shape, "0 dimensions")
 }
 
 func TestOtherMinorVersionsAreRefused(t *testing.T) {
@@ -260,6 +248,8 @@ func TestErrors(t *testing.T) {
 	// The library knows no lengths: slices that are too short are found here.
 	is(t, cache.Put(0, kv(short, 1), kv(short, 1)), Shape, "slice of 8")
 	is(t, cache.Put(0, Float32(short, 1<<40, 1<<40, 1<<40), kv(short, 1)), Shape, "slice of 8")
+	is(t, cache.Put(0, Float32(short, 1, -1, 8), kv(short, 1)), Shape, "slice of 8")
+	is(t, cache.Put(0, Float32(short, 1, -1, 0), kv(short, 0)), InvalidArgument, "negative")
 	is(t, cache.Put(0, Tensor{}, kv(short, 1)), Shape, "0 dimensions")
 	is(t, cache.Put(0, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), Shape, "")
 	is(t, cache.Put(1<<40, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), InvalidArgument, "layer")
@@ -274,190 +264,6 @@ func TestErrors(t *testing.T) {
 	var none Cache
 	is(t, none.Commit(), InvalidHandle, "")
 	must(t, none.Close())
-}
-
-func TestClose(t *testing.T) {
-	cache := open(t)
-	var all sync.WaitGroup
-	for i := 0; i < 16; i++ {
-		all.Add(1)
-		go func() {
-			defer all.Done()
-			must(t, cache.Close())
-		}()
-	}
-	all.Wait()
-	is(t, cache.Commit(), InvalidHandle, "")
-	_, err := cache.Digest()
-	is(t, err, InvalidHandle, "")
-}
-
-func TestForgottenCachesAreClosed(t *testing.T) {
-	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
-	must(t, err)
-	defer device.Close()
-	forget := func() Cache {
-		cache, err := NewCache(device, testDesc(), CausalDesc{})
-		must(t, err)
-		return Cache{handle: cache.handle} // a copy of the key, which does not keep the cache
-	}
-	key := forget()
-	for i := 0; i < 200; i++ {
-		runtime.GC()
-		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a cache that nobody holds is still open")
-}
-
-// The collector does not know C's memory: a view alone must keep its cache.
-func TestViewsKeepTheirCache(t *testing.T) {
-	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
-	must(t, err)
-	defer device.Close()
-	show := func() (Cache, View) {
-		cache, err := NewCache(device, testDesc(), CausalDesc{})
-		must(t, err)
-		fill(t, cache, 0, 0, 3)
-		_, v, err := cache.Get(0)
-		must(t, err)
-		return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
-	}
-	key, view := show()
-	for i := 0; i < 20; i++ {
-		runtime.GC()
-		time.Sleep(time.Millisecond)
-		if _, err := key.Stats(); err != nil {
-			t.Fatal("the cache is gone while a view of it is in use: ", err)
-		}
-	}
-	if got := view.Float32(0, 1)[5]; got != 1 {
-		t.Errorf("cell 0 holds %v", got)
-	}
-	runtime.KeepAlive(view)
-	for i := 0; i < 200; i++ {
-		runtime.GC()
-		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a cache whose views are gone is still open")
-}
-
-// Their number is asked for in one call and they are in another.
-func TestRunsWhileTheirNumberChanges(t *testing.T) {
-	cache := open(t)
-	positions := []int32{0, 2, 4, 6, 8, 10, 12, 14} // gaps: a run for each
-	stop, done := make(chan struct{}), make(chan struct{})
-	again := func(call func() error) {
-		for errors.Is(call(), Busy) {
-		}
-	}
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				again(func() error { return cache.Begin(positions, make([]int32, len(positions))) })
-				again(cache.Commit)
-				again(func() error { return cache.Remove(0, 0, SeqEnd) })
-			}
-		}
-	}()
-	defer func() { close(stop); <-done }()
-	seen := map[int]int{}
-	for deadline := time.Now().Add(time.Minute); seen[0] < 2000 || seen[8] < 2000; {
-		runs, err := cache.Runs(0)
-		if err != nil {
-			is(t, err, Busy, "")
-			continue
-		}
-		seen[len(runs)]++
-		for i, run := range runs {
-			if len(runs) != 8 || run.Length != 1 || run.Position != positions[i] {
-				t.Fatalf("after %v answers: run %d of %v", seen, i, runs)
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the number of runs did not change: %v", seen)
-		}
-	}
-}
-
-// Two foreign calls, one that fails and one that fetches the message, lose messages when a goroutine changes threads
-// between them. Every goroutine here must find its own number in its message.
-func TestMessagesAreNeverLost(t *testing.T) {
-	const goroutines, calls = 64, 500
-	var all sync.WaitGroup
-	lost := make(chan string, goroutines)
-	for i := 0; i < goroutines; i++ {
-		all.Add(1)
-		go func(i int) {
-			defer all.Done()
-			device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
-			if err != nil {
-				lost <- err.Error()
-				return
-			}
-			defer device.Close()
-			cache, err := NewCache(device, CacheDesc{
-				NLayers: 1, NKVHeads: 1, HeadDimK: 8, MaxSequences: 1, Capacity: 8, MaxBatch: 1,
-			}, CausalDesc{})
-			if err != nil {
-				lost <- err.Error()
-				return
-			}
-			defer cache.Close()
-			data := make([]float32, 8)
-			for call := 0; call < calls; call++ {
-				layer := 1000 + i*calls + call
-				err := cache.Begin([]int32{0}, []int32{0})
-				if err == nil {
-					err = cache.Put(layer, Float32(data, 1, 1, 8), Float32(data, 1, 1, 8))
-				}
-				if err == nil || !strings.Contains(err.Error(), fmt.Sprint("layer ", layer, " ")) {
-					lost <- fmt.Sprintf("layer %d: %v", layer, err)
-					return
-				}
-				if err := cache.Abort(); err != nil {
-					lost <- err.Error()
-					return
-				}
-			}
-		}(i)
-	}
-	all.Wait()
-	close(lost)
-	for message := range lost {
-		t.Error(message)
-	}
-}
-
-// One cache, many goroutines: whoever comes too early is told Busy, and nothing else goes wrong.
-func TestOverlapIsBusy(t *testing.T) {
-	cache := open(t)
-	var all sync.WaitGroup
-	for i := 0; i < 8; i++ {
-		all.Add(1)
-		go func(sequence int) {
-			defer all.Done()
-			for n := 0; n < 500; n++ {
-				if err := cache.Remove(sequence, 0, SeqEnd); err != nil && !errors.Is(err, Busy) {
-					t.Error(err)
-				}
-				if _, err := cache.Stats(); err != nil && !errors.Is(err, Busy) {
-					t.Error(err)
-				}
-			}
-		}(i % 2)
-	}
-	all.Wait()
-	must(t, cache.Check())
 }
 
 // A slice inside a struct that holds pointers: cgo must not take the whole struct for what is passed.
