@@ -185,8 +185,8 @@ void Rig::open_mixed(int32_t chunk, bool chunk_only, bool decodes_only) {
 }
 
 void Rig::attend_layer(int32_t layer, bool log_sum_exp) {
-  must(kvc_attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(),
-                     log_sum_exp ? arrays_[4].tensor() : nullptr),
+  must(support::attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(),
+                          log_sum_exp ? arrays_[4].tensor() : nullptr),
        "attention");
 }
 

@@ -42,7 +42,7 @@ Result attend(int32_t n, double everywhere) {
   extra.struct_size = sizeof extra;
   extra.bias = bias.tensor();
   extra.weights = weights.tensor();
-  EXPECT_EQ(kvc_attention_with(cache, 0, q.tensor(), out.tensor(), lse.tensor(), &extra), KVC_OK)
+  EXPECT_EQ(support::attention(cache, 0, q.tensor(), out.tensor(), lse.tensor(), &extra), KVC_OK)
       << support::last_message();
   return {out.floats(), lse.floats(), weights.floats(), v.floats()};
 }

@@ -86,7 +86,7 @@ class Half {
   Answer attend(const std::vector<int32_t>& position, int32_t sequence, bool sees_own) {
     put(position, sequence);
     int32_t first = 0, columns = 0;
-    EXPECT_EQ(kvc_history(cache_, &first, &columns), KVC_OK);
+    EXPECT_EQ(kvc_history(cache_, 0, &first, &columns), KVC_OK);
     Array mask(KVC_BOOL, {columns});
     mask.fill(1);
     for (const support::Place& place : support::places(cache_, sequence))
@@ -97,7 +97,7 @@ class Half {
     const auto n = static_cast<int64_t>(position.size());
     const Array q = rows(2, position, q_heads, dk);
     Array out(KVC_F32, {n, q_heads, dv}), lse(KVC_F32, {n, q_heads});
-    EXPECT_EQ(kvc_attention_with(cache_, 0, q.tensor(), out.tensor(), lse.tensor(), &extra), KVC_OK)
+    EXPECT_EQ(support::attention(cache_, 0, q.tensor(), out.tensor(), lse.tensor(), &extra), KVC_OK)
         << support::last_message();
     EXPECT_EQ(kvc_abort(cache_), KVC_OK);
     return {out.doubles(), lse.doubles()};

@@ -80,7 +80,7 @@ class Rig {
     const auto n = static_cast<int32_t>(sequence.size());
     const kvc_tensor q = support::dense(numbers(777), KVC_F32, {n, q_heads, head_dim});
     int32_t first = 0, columns = 0;
-    ASSERT_EQ(kvc_history(cache_, &first, &columns), KVC_OK);
+    ASSERT_EQ(kvc_history(cache_, 0, &first, &columns), KVC_OK);
     const kvc_tensor bias = support::dense(numbers(3333), KVC_F32, {columns});
     std::vector<uint8_t> hides(static_cast<size_t>(columns));
     for (size_t c = 0; c < hides.size(); ++c) hides[c] = c % 3 != 1;
@@ -88,15 +88,15 @@ class Rig {
     std::vector<float> all_weights(
         wanted.weights ? static_cast<size_t>(q_heads) * static_cast<size_t>(n * columns) : 1);
     kvc_tensor weights = support::dense(all_weights.data(), KVC_F32, {q_heads, n, columns});
-    const kvc_attention_extra extra = {sizeof extra, 0, wanted.bias ? &bias : nullptr,
-                                       wanted.mask ? &mask : nullptr,
-                                       wanted.weights ? &weights : nullptr};
+    const kvc_attention_extra extra = support::extra(wanted.bias ? &bias : nullptr,
+                                                     wanted.mask ? &mask : nullptr,
+                                                     wanted.weights ? &weights : nullptr);
     for (int repeat = 0; repeat < 2; ++repeat) {
       std::vector<float> out(static_cast<size_t>(n * q_heads * head_dim)),
           lse(static_cast<size_t>(n * q_heads));
       kvc_tensor to = support::dense(out.data(), KVC_F32, {n, q_heads, head_dim});
       kvc_tensor sums = support::dense(lse.data(), KVC_F32, {n, q_heads});
-      ASSERT_EQ(kvc_attention_with(cache_, 0, &q, &to, wanted.lse ? &sums : nullptr, &extra), KVC_OK)
+      ASSERT_EQ(support::attention(cache_, 0, &q, &to, wanted.lse ? &sums : nullptr, &extra), KVC_OK)
           << support::last_message();
       if (wanted.lse) out.insert(out.end(), lse.begin(), lse.end());
       if (wanted.weights) out.insert(out.end(), all_weights.begin(), all_weights.end());

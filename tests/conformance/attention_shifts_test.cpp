@@ -73,7 +73,7 @@ class ShiftedCache {
     const kvc_tensor queries = support::dense(q.data(), KVC_F32, {1, dim, dim});
     kvc_tensor weights = support::dense(out.data(), KVC_F32, {1, dim, n_left + 1});
     kvc_tensor sums = support::dense(lse.data(), KVC_F32, {1, dim});
-    EXPECT_EQ(kvc_put_attention(cache_, 0, &keys, &values, &queries, &weights, &sums), KVC_OK)
+    EXPECT_EQ(support::put_attention(cache_, 0, &keys, &values, &queries, &weights, &sums), KVC_OK)
         << support::last_message();
     std::vector<std::vector<double>> result(n_left, std::vector<double>(dim));
     for (size_t j = 0; j < n_left; ++j)

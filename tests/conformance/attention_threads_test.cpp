@@ -102,7 +102,7 @@ class Answers {
     kvc_tensor to = support::dense(out.data(), KVC_F32, {n, q_heads, head_dim});
     kvc_tensor sums = support::dense(lse.data(), KVC_F32, {n, q_heads});
     for (int repeat = 0; repeat < 2; ++repeat) {  // again: other threads may take other parts
-      ASSERT_EQ(kvc_attention(cache_, 0, &q, &to, &sums), KVC_OK) << support::last_message();
+      ASSERT_EQ(support::attention(cache_, 0, &q, &to, &sums), KVC_OK) << support::last_message();
       answers_.insert(answers_.end(), out.begin(), out.end());
       answers_.insert(answers_.end(), lse.begin(), lse.end());
     }

@@ -54,7 +54,7 @@ TEST(BadArguments, Begin) {
                        return kvc_begin(s.cache, n, position, sequence, nullptr, 0, nullptr);
                      });
   expect_bad_batches(bad, " in fits", [&](int32_t n, const int32_t* position, const int32_t* sequence) {
-    return kvc_fits(s.cache, n, position, sequence);
+    return kvc_fits(s.cache, n, position, sequence, nullptr);
   });
   const int32_t position[] = {3, 4}, sequence[] = {0, 0};
   for (const uint32_t flags : {2u, 4u, 1u << 31, ~0u, 3u}) {
@@ -96,7 +96,7 @@ TEST(BadArguments, BatchesThatDoNotFit) {
   bad.expect(KVC_E_CACHE_FULL, "nine positions of eight",
              [&] { return kvc_begin(s.cache, 4, four, zero, nullptr, 0, nullptr); });
   bad.expect(KVC_E_CACHE_FULL, "fits: nine of eight",
-             [&] { return kvc_fits(s.cache, 4, four, zero); });
+             [&] { return kvc_fits(s.cache, 4, four, zero, nullptr); });
   s.append(1);
   s.append(1);
   s.append(1);  // 9 of 12 cells
@@ -104,7 +104,7 @@ TEST(BadArguments, BatchesThatDoNotFit) {
   bad.expect(KVC_E_CACHE_FULL, "thirteen cells of twelve",
              [&] { return kvc_begin(s.cache, 4, others, two, nullptr, 0, nullptr); });
   bad.expect(KVC_E_CACHE_FULL, "fits: thirteen of twelve",
-             [&] { return kvc_fits(s.cache, 4, others, two); });
+             [&] { return kvc_fits(s.cache, 4, others, two, nullptr); });
   Specimen strict(device, KVC_CACHE_STRICT);
   BadInput bad_strict(strict.cache);
   const int32_t gap[] = {3, 5}, ahead[] = {4, 5};
@@ -130,7 +130,7 @@ TEST(BadArguments, FullCachesSayWhatIsFull) {
   const int32_t zero[] = {0, 0, 0, 0}, four[] = {5, 6, 7, 8};
   const std::vector<std::string> positions = {"sequence 0", "5 positions", "at most 8", "brings 4"};
   expect_words([&] { return kvc_begin(s.cache, 4, four, zero, nullptr, 0, nullptr); }, positions);
-  expect_words([&] { return kvc_fits(s.cache, 4, four, zero); }, positions);
+  expect_words([&] { return kvc_fits(s.cache, 4, four, zero, nullptr); }, positions);
   s.append(1);
   s.append(1);
   s.append(1);  // 9 of 12 cells
@@ -138,7 +138,7 @@ TEST(BadArguments, FullCachesSayWhatIsFull) {
   const int32_t others[] = {4, 5, 0, 1}, sequences[] = {1, 1, 2, 2};
   const std::vector<std::string> cells = {"sequence 2", "3 free cells", "of 12", "brings 4 tokens"};
   expect_words([&] { return kvc_begin(s.cache, 4, others, sequences, nullptr, 0, nullptr); }, cells);
-  expect_words([&] { return kvc_fits(s.cache, 4, others, sequences); }, cells);
+  expect_words([&] { return kvc_fits(s.cache, 4, others, sequences, nullptr); }, cells);
 }
 
 TEST(BadArguments, RopeForACacheWithoutPositions) {
@@ -185,13 +185,14 @@ TEST(BadArguments, InAPass) {
     bad.expect(invalid, with("get layer ", layer),
                [&] { return kvc_get(s.cache, layer, &s.k, &s.v); });
     bad.expect(invalid, with("attention layer ", layer),
-               [&] { return kvc_attention(s.cache, layer, &s.q, &s.out, &s.lse); });
+               [&] { return support::attention(s.cache, layer, &s.q, &s.out, &s.lse); });
     bad.expect(invalid, with("attention_with layer ", layer), [&] {
-      const kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
-      return kvc_attention_with(s.cache, layer, &s.q, &s.out, &s.lse, &extra);
+      const kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
+      return support::attention(s.cache, layer, &s.q, &s.out, &s.lse, &extra);
     });
-    bad.expect(invalid, with("put_attention layer ", layer),
-               [&] { return kvc_put_attention(s.cache, layer, &s.k, &s.v, &s.q, &s.out, &s.lse); });
+    bad.expect(invalid, with("put_attention layer ", layer), [&] {
+      return support::put_attention(s.cache, layer, &s.k, &s.v, &s.q, &s.out, &s.lse);
+    });
   }
   for (const int32_t index : {least, -1, 2, most}) {
     const int32_t except[] = {0, index};
@@ -203,9 +204,9 @@ TEST(BadArguments, InAPass) {
 
   int32_t untouched = 9;
   bad.expect(invalid, "history into no first_cell",
-             [&] { return kvc_history(s.cache, nullptr, &untouched); });
+             [&] { return kvc_history(s.cache, 0, nullptr, &untouched); });
   bad.expect(invalid, "history into no n_cells",
-             [&] { return kvc_history(s.cache, &untouched, nullptr); });
+             [&] { return kvc_history(s.cache, 0, &untouched, nullptr); });
   EXPECT_EQ(untouched, 9);
 
   const auto commit_prefix = [&](int32_t n, std::vector<int32_t> sequence, std::vector<int32_t> keep) {
@@ -258,7 +259,7 @@ TEST(BadArguments, Sequences) {
     bad.expect(invalid, with("query ", wrong),
                [&] { return kvc_sequence_query(s.cache, wrong, &info); });
     bad.expect(invalid, with("runs ", wrong),
-               [&] { return kvc_runs(s.cache, wrong, 0, nullptr, &got); });
+               [&] { return kvc_runs(s.cache, 0, wrong, 0, nullptr, &got); });
     bad.expect(invalid, with("gather ", wrong),
                [&] { return kvc_gather(s.cache, 0, wrong, nullptr, nullptr); });
     bad.expect(invalid, with("gather layer ", wrong),
@@ -288,7 +289,7 @@ TEST(BadArguments, Sequences) {
     bad.expect(invalid, with("reorder n ", wrong),
                [&] { return kvc_reorder(s.cache, wrong, &got, &got); });
     bad.expect(invalid, with("runs capacity ", wrong),
-               [&] { return kvc_runs(s.cache, 0, wrong, nullptr, &got); });
+               [&] { return kvc_runs(s.cache, 0, 0, wrong, nullptr, &got); });
   }
   bad.expect(invalid, "remove backwards", [&] { return kvc_remove(s.cache, 0, 2, 1); });
   bad.expect(invalid, "remove far backwards", [&] { return kvc_remove(s.cache, 0, most, 0); });
@@ -302,8 +303,8 @@ TEST(BadArguments, Sequences) {
     return kvc_reorder(s.cache, 4, four, four);
   });
   bad.expect(invalid, "can_resume into null", [&] { return kvc_can_resume(s.cache, 0, 1, nullptr); });
-  bad.expect(invalid, "runs into null", [&] { return kvc_runs(s.cache, 0, 0, nullptr, nullptr); });
-  bad.expect(invalid, "runs without room", [&] { return kvc_runs(s.cache, 0, 3, nullptr, &got); });
+  bad.expect(invalid, "runs into null", [&] { return kvc_runs(s.cache, 0, 0, 0, nullptr, nullptr); });
+  bad.expect(invalid, "runs without room", [&] { return kvc_runs(s.cache, 0, 0, 3, nullptr, &got); });
   bad.expect(invalid, "digest into null", [&] { return kvc_state_digest(s.cache, nullptr); });
   bad.expect(invalid, "stats into null", [&] { return kvc_cache_stats(s.cache, nullptr); });
   bad.expect(invalid, "query into null", [&] { return kvc_sequence_query(s.cache, 0, nullptr); });

@@ -128,7 +128,17 @@ std::vector<Wrong> wrong_caches() {
   add(list, "max_batch", &C::max_batch, {least, -1, 0, billion + 1, most});
   add(list, "cells", &C::cells, {least, -1, billion + 1, most});
   add(list, "max_q_heads", &C::max_q_heads, {least, -1, 1, most});
-  add(list, "reserved", &C::reserved, {1, -1});
+  add(list, "block_k", &C::block_k, {1, -1, 64});
+  add(list, "block_v", &C::block_v, {1, -1, 64});
+  add(list, "v_first", &C::v_first, {1, -1});
+  add(list, "kind of the causal descriptor", &W::kind, {0u, uint32_t{KVC_ENCODER}, UINT32_MAX});
+  for (const uint32_t later : {KVC_F8_E4M3, KVC_F8_E5M2, KVC_Q8_0, KVC_Q4_0, KVC_INT8, KVC_NF4}) {
+    add(list, "dtype_k of a later version", &C::dtype_k, {later}, KVC_E_NOT_SUPPORTED);
+    add(list, "dtype_v of a later version", &C::dtype_v, {later}, KVC_E_NOT_SUPPORTED);
+  }
+  for (const uint64_t later :
+       {KVC_CACHE_ROTATE_K, KVC_CACHE_ROTATE_V, KVC_CACHE_INTERLEAVED, KVC_CACHE_V_IN_K})
+    add(list, "a flag of a later version", &C::flags, {later}, KVC_E_NOT_SUPPORTED);
   add(list, "reach", &W::reach, {least, -1, billion + 1, most});
   add(list, "memory", &W::memory, {least, -2, billion + 1, most});
   add(list, "chunk", &W::chunk, {least, -1, billion + 1, most});
@@ -433,15 +443,28 @@ TEST(BadDescriptors, AttentionExtra) {
   s.open(1);
   BadInput bad(s.cache);
   const auto attend = [&](const kvc_attention_extra* extra) {
-    return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, extra);
+    return kvc_attention(s.cache, 0, &s.q, &s.out, extra);
   };
-  const kvc_attention_extra good = {sizeof good, 0, &s.bias, &s.mask, &s.weights};
+  const kvc_attention_extra good = support::extra(&s.bias, &s.mask, &s.weights);
   expect_struct_sizes<kvc_attention_extra>(bad, "extra", good, attend);
-  for (const uint32_t reserved : {1u, UINT32_MAX}) {
+  const auto spoilt = [&](kvc_status status, const char* what, auto spoil) {
     kvc_attention_extra extra = good;
-    extra.reserved = reserved;
-    bad.expect(invalid, "reserved", [&] { return attend(&extra); });
-  }
+    spoil(extra);
+    bad.expect(status, what, [&] { return attend(&extra); });
+  };
+  for (const uint32_t unknown : {16u, 1u << 31, UINT32_MAX})
+    spoilt(invalid, "unknown flags", [&](auto& extra) { extra.flags = unknown; });
+  spoilt(invalid, "a seed without dropout", [](auto& extra) { extra.dropout_seed = 1; });
+  for (const uint32_t later :
+       {KVC_EXTRA_DROPOUT, KVC_EXTRA_NO_SINKS, KVC_EXTRA_BY_POSITION, KVC_EXTRA_MASK_ALONE})
+    spoilt(KVC_E_NOT_SUPPORTED, "a later flag", [&](auto& extra) { extra.flags = later; });
+  const float number = 1;
+  const int32_t position = 0;
+  const kvc_attention_desc constants{};
+  spoilt(KVC_E_NOT_SUPPORTED, "slopes", [&](auto& extra) { extra.alibi_slopes = &number; });
+  spoilt(KVC_E_NOT_SUPPORTED, "sinks", [&](auto& extra) { extra.sinks = &number; });
+  spoilt(KVC_E_NOT_SUPPORTED, "constants", [&](auto& extra) { extra.constants = &constants; });
+  spoilt(KVC_E_NOT_SUPPORTED, "positions", [&](auto& extra) { extra.first_position = &position; });
 }
 
 }  // namespace

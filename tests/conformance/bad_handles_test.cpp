@@ -154,9 +154,9 @@ TEST(BadStates, NoPass) {
   // A missing pass is seen before a bad argument.
   bad.expect(KVC_E_BAD_STATE, "put of layer -1",
              [&] { return kvc_put(s.cache, -1, nullptr, nullptr); });
-  bad.expect(KVC_E_BAD_STATE, "mask of null", [&] { return kvc_mask(s.cache, nullptr); });
+  bad.expect(KVC_E_BAD_STATE, "mask of null", [&] { return kvc_mask(s.cache, 0, nullptr); });
   bad.expect(KVC_E_BAD_STATE, "history into null",
-             [&] { return kvc_history(s.cache, nullptr, nullptr); });
+             [&] { return kvc_history(s.cache, 0, nullptr, nullptr); });
   EXPECT_GE(bad.calls(), 15);
 }
 
@@ -178,18 +178,20 @@ TEST(BadStates, PassNotFullyPut) {
   bad.expect(KVC_E_BAD_STATE, "begin reserve", [&] {
     return kvc_begin(s.cache, 2, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, nullptr);
   });
-  bad.expect(KVC_E_BAD_STATE, "fits", [&] { return kvc_fits(s.cache, 2, position, sequence); });
+  bad.expect(KVC_E_BAD_STATE, "fits",
+             [&] { return kvc_fits(s.cache, 2, position, sequence, nullptr); });
   bad.expect(KVC_E_BAD_STATE, "attention of a layer that was not put",
              [&] { return kvc_attention(s.cache, 1, &s.q, &s.out, nullptr); });
-  const kvc_attention_extra extra = {sizeof extra, 1, &s.bias, &s.mask, &s.weights};
+  kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
+  extra.flags = 1;
   bad.expect(KVC_E_BAD_STATE, "attention_with of a layer that was not put, and a bad argument",
-             [&] { return kvc_attention_with(s.cache, 1, &s.q, &s.out, nullptr, &extra); });
+             [&] { return kvc_attention(s.cache, 1, &s.q, &s.out, &extra); });
   bad.expect(KVC_E_BAD_STATE, "get of a layer that was not put",
              [&] { return kvc_get(s.cache, 1, &s.k, &s.v); });
   // A bad argument is seen before the unfinished pass.
   bad.expect(KVC_E_INVALID_ARGUMENT, "remove [2, 1)", [&] { return kvc_remove(s.cache, 0, 2, 1); });
   bad.expect(KVC_E_INVALID_ARGUMENT, "fits of none",
-             [&] { return kvc_fits(s.cache, 0, position, sequence); });
+             [&] { return kvc_fits(s.cache, 0, position, sequence, nullptr); });
   EXPECT_EQ(kvc_abort(s.cache), KVC_OK);
 }
 

@@ -67,7 +67,7 @@ std::map<std::string, std::function<kvc_status(kvc_cache*)>> all_calls() {
   static kvc_tensor t;
   return {
       {"begin", [](kvc_cache* c) { return kvc_begin(c, 0, number, number, nullptr, 0, nullptr); }},
-      {"fits", [](kvc_cache* c) { return kvc_fits(c, 0, number, number); }},
+      {"fits", [](kvc_cache* c) { return kvc_fits(c, 0, number, number, nullptr); }},
       {"put", [](kvc_cache* c) { return kvc_put(c, 0, &t, &t); }},
       {"set_causal", [](kvc_cache* c) { return kvc_set_causal(c, -1, nullptr); }},
       {"commit_prefix", [](kvc_cache* c) { return kvc_commit_prefix(c, -1, nullptr, nullptr); }},
@@ -76,6 +76,7 @@ std::map<std::string, std::function<kvc_status(kvc_cache*)>> all_calls() {
       {"copy_prefix", [](kvc_cache* c) { return kvc_copy_prefix(c, 0, 0, 0, number); }},
       {"reorder", [](kvc_cache* c) { return kvc_reorder(c, -1, number, number); }},
       {"remove", [](kvc_cache* c) { return kvc_remove(c, 0, -1, 0); }},
+      {"can_remove", [](kvc_cache* c) { return kvc_can_remove(c, 0, -1, 0); }},
       {"sequence_query", [](kvc_cache* c) { return kvc_sequence_query(c, -1, nullptr); }},
       {"cache_stats", [](kvc_cache* c) { return kvc_cache_stats(c, nullptr); }},
       {"state_digest", [](kvc_cache* c) { return kvc_state_digest(c, nullptr); }},
@@ -85,13 +86,14 @@ std::map<std::string, std::function<kvc_status(kvc_cache*)>> all_calls() {
       {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, nullptr, nullptr); }},
       {"bind_shift", [](kvc_cache* c) { return kvc_bind_shift(c, nullptr, nullptr); }},
       {"attention", [](kvc_cache* c) { return kvc_attention(c, 0, nullptr, nullptr, nullptr); }},
-      {"attention_with", [](kvc_cache* c) { return kvc_attention_with(c, 0, &t, &t, &t, nullptr); }},
-      {"put_attention", [](kvc_cache* c) { return kvc_put_attention(c, 0, &t, &t, &t, &t, &t); }},
+      {"attention with extras",
+       [](kvc_cache* c) { return support::attention(c, 0, &t, &t, &t, nullptr); }},
+      {"put_attention", [](kvc_cache* c) { return support::put_attention(c, 0, &t, &t, &t, &t, &t); }},
       {"get", [](kvc_cache* c) { return kvc_get(c, -1, nullptr, nullptr); }},
-      {"history", [](kvc_cache* c) { return kvc_history(c, nullptr, nullptr); }},
-      {"mask", [](kvc_cache* c) { return kvc_mask(c, nullptr); }},
+      {"history", [](kvc_cache* c) { return kvc_history(c, 0, nullptr, nullptr); }},
+      {"mask", [](kvc_cache* c) { return kvc_mask(c, 0, nullptr); }},
       {"gather", [](kvc_cache* c) { return kvc_gather(c, -1, 0, nullptr, nullptr); }},
-      {"runs", [](kvc_cache* c) { return kvc_runs(c, 0, 0, nullptr, nullptr); }},
+      {"runs", [](kvc_cache* c) { return kvc_runs(c, 0, 0, 0, nullptr, nullptr); }},
   };
 }
 
@@ -164,7 +166,7 @@ TEST(Busy, ReadersOverlapAndKeepWritersOut) {
     uint64_t digest[2];
     return kvc_state_digest(cache.cache, digest);
   };
-  EXPECT_EQ(support::name(meet(read, [&] { return kvc_mask(cache.cache, nullptr); })), "BUSY");
+  EXPECT_EQ(support::name(meet(read, [&] { return kvc_mask(cache.cache, 0, nullptr); })), "BUSY");
   // Const calls never exclude each other.
   const auto watch = [&] {
     kvc_sequence_info info{};

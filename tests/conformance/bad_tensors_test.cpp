@@ -66,21 +66,21 @@ void expect_bad_tensors(Specimen& s) {
       {"put v", &Specimen::v, Fault::read, false,
        [&](kvc_tensor* t) { return kvc_put(c, 0, &s.k, t); }},
       {"attention q", &Specimen::q, Fault::read, false,
-       [&](kvc_tensor* t) { return kvc_attention(c, 0, t, &s.out, &s.lse); }},
+       [&](kvc_tensor* t) { return support::attention(c, 0, t, &s.out, &s.lse); }},
       {"attention out", &Specimen::out, Fault::written, false,
-       [&](kvc_tensor* t) { return kvc_attention(c, 0, &s.q, t, &s.lse); }},
+       [&](kvc_tensor* t) { return support::attention(c, 0, &s.q, t, &s.lse); }},
       {"attention lse", &Specimen::lse, Fault::written, true,
-       [&](kvc_tensor* t) { return kvc_attention(c, 0, &s.q, &s.out, t); }},
+       [&](kvc_tensor* t) { return support::attention(c, 0, &s.q, &s.out, t); }},
       {"put_attention k", &Specimen::k, Fault::read, false,
-       [&](kvc_tensor* t) { return kvc_put_attention(c, 1, t, &s.v, &s.q, &s.out, &s.lse); }},
+       [&](kvc_tensor* t) { return support::put_attention(c, 1, t, &s.v, &s.q, &s.out, &s.lse); }},
       {"put_attention v", &Specimen::v, Fault::read, false,
-       [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, t, &s.q, &s.out, &s.lse); }},
+       [&](kvc_tensor* t) { return support::put_attention(c, 1, &s.k, t, &s.q, &s.out, &s.lse); }},
       {"put_attention q", &Specimen::q, Fault::read, false,
-       [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, &s.v, t, &s.out, &s.lse); }},
+       [&](kvc_tensor* t) { return support::put_attention(c, 1, &s.k, &s.v, t, &s.out, &s.lse); }},
       {"put_attention out", &Specimen::out, Fault::written, false,
-       [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, &s.v, &s.q, t, &s.lse); }},
+       [&](kvc_tensor* t) { return support::put_attention(c, 1, &s.k, &s.v, &s.q, t, &s.lse); }},
       {"put_attention lse", &Specimen::lse, Fault::written, true,
-       [&](kvc_tensor* t) { return kvc_put_attention(c, 1, &s.k, &s.v, &s.q, &s.out, t); }},
+       [&](kvc_tensor* t) { return support::put_attention(c, 1, &s.k, &s.v, &s.q, &s.out, t); }},
   };
   BadInput bad(s.cache);
   expect_faults(bad, s, arguments);
@@ -104,8 +104,8 @@ TEST(BadTensors, PassesThatReserve) {
   ASSERT_EQ(kvc_begin(s.cache, 2, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, nullptr), KVC_OK);
   expect_bad_tensors(s);
   EXPECT_EQ(kvc_put(s.cache, 0, &s.k, &s.v), KVC_OK);
-  EXPECT_EQ(kvc_attention(s.cache, 0, &s.q, &s.out, &s.lse), KVC_OK);
-  EXPECT_EQ(kvc_put_attention(s.cache, 1, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK);
+  EXPECT_EQ(support::attention(s.cache, 0, &s.q, &s.out, &s.lse), KVC_OK);
+  EXPECT_EQ(support::put_attention(s.cache, 1, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK);
   EXPECT_TRUE(untouched(s));
   EXPECT_EQ(kvc_commit(s.cache), KVC_OK);
   EXPECT_EQ(support::digest(s.cache), before);
@@ -113,9 +113,9 @@ TEST(BadTensors, PassesThatReserve) {
 
 /// Each tensor of kvc_attention_with(), in a pass and in one that reserves.
 void expect_bad_extras(Specimen& s) {
-  kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
+  kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
   const auto call = [&](const kvc_tensor* q, kvc_tensor* out, kvc_tensor* lse) {
-    return kvc_attention_with(s.cache, 0, q, out, lse, &extra);
+    return support::attention(s.cache, 0, q, out, lse, &extra);
   };
   const auto with = [&](auto kvc_attention_extra::*member, kvc_tensor* t) {
     const auto good = std::exchange(extra.*member, t);
@@ -152,10 +152,9 @@ TEST(BadTensors, AttentionWith) {
   for (const uint32_t dtype : {KVC_F32, KVC_F16, KVC_BF16}) {
     kvc_tensor wrong = s.mask;
     wrong.dtype = dtype;
-    const kvc_attention_extra extra = {sizeof extra, 0, nullptr, &wrong, nullptr};
-    BadInput(s.cache).expect(KVC_E_DTYPE, "a mask of numbers", [&] {
-      return kvc_attention_with(s.cache, 0, &s.q, &s.out, nullptr, &extra);
-    });
+    const kvc_attention_extra extra = support::extra(nullptr, &wrong, nullptr);
+    BadInput(s.cache).expect(KVC_E_DTYPE, "a mask of numbers",
+                             [&] { return kvc_attention(s.cache, 0, &s.q, &s.out, &extra); });
   }
 }
 
@@ -167,8 +166,8 @@ TEST(BadTensors, AttentionWithInAReservePass) {
   s.shape_extras();
   EXPECT_EQ(s.bias.shape[2], Specimen::cells);
   expect_bad_extras(s);
-  const kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
-  EXPECT_EQ(kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &extra), KVC_OK);
+  const kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
+  EXPECT_EQ(support::attention(s.cache, 0, &s.q, &s.out, &s.lse, &extra), KVC_OK);
   EXPECT_TRUE(untouched(s));
 }
 
@@ -182,9 +181,9 @@ TEST(BadTensors, OverlapsOfWhatOneCallAdds) {
     return tensor;
   };
   const auto expect = [&](const char* what, kvc_tensor bias, kvc_tensor mask, kvc_tensor weights) {
-    const kvc_attention_extra extra = {sizeof extra, 0, &bias, &mask, &weights};
+    const kvc_attention_extra extra = support::extra(&bias, &mask, &weights);
     bad.expect(KVC_E_INVALID_ARGUMENT, what,
-               [&] { return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &extra); });
+               [&] { return support::attention(s.cache, 0, &s.q, &s.out, &s.lse, &extra); });
   };
   // Where a tensor ends, too: its last element is the other's first.
   const int64_t last = s.weights.shape[0] * s.weights.shape[1] * s.weights.shape[2] - 1;
@@ -202,14 +201,14 @@ TEST(BadTensors, OverlapsOfWhatOneCallAdds) {
   expect("a broadcast bias over the last weight", row, s.mask, s.weights);
   EXPECT_TRUE(untouched(s));
   row.data = s.weights_data + last + 1;
-  const kvc_attention_extra beside = {sizeof beside, 0, &row, &s.mask, &s.weights};
+  const kvc_attention_extra beside = support::extra(&row, &s.mask, &s.weights);
   bad.expect(KVC_OK, "a broadcast bias behind the weights",
-             [&] { return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &beside); });
+             [&] { return support::attention(s.cache, 0, &s.q, &s.out, &s.lse, &beside); });
   // What is only read may be the same memory.
   const kvc_tensor mask = over(s.mask, s.bias_data);
-  const kvc_attention_extra both = {sizeof both, 0, &s.bias, &mask, nullptr};
+  const kvc_attention_extra both = support::extra(&s.bias, &mask, nullptr);
   bad.expect(KVC_OK, "bias and mask over each other",
-             [&] { return kvc_attention_with(s.cache, 0, &s.q, &s.out, &s.lse, &both); });
+             [&] { return support::attention(s.cache, 0, &s.q, &s.out, &s.lse, &both); });
 }
 
 TEST(BadTensors, HeadsTypesAndOverlaps) {
@@ -228,7 +227,8 @@ TEST(BadTensors, HeadsTypesAndOverlaps) {
   for (const uint32_t dtype : {KVC_F16, KVC_BF16}) {
     kvc_tensor lse = s.lse;
     lse.dtype = dtype;
-    bad.expect(KVC_E_DTYPE, "a 16-bit lse", [&] { return kvc_attention(c, 0, &s.q, &s.out, &lse); });
+    bad.expect(KVC_E_DTYPE, "a 16-bit lse",
+               [&] { return support::attention(c, 0, &s.q, &s.out, &lse); });
   }
   kvc_tensor over_q = s.out, over_out = s.lse, lse_over_q = s.lse;
   over_q.data = s.q_data;
@@ -237,9 +237,9 @@ TEST(BadTensors, HeadsTypesAndOverlaps) {
   bad.expect(KVC_E_INVALID_ARGUMENT, "out over q",
              [&] { return kvc_attention(c, 0, &s.q, &over_q, nullptr); });
   bad.expect(KVC_E_INVALID_ARGUMENT, "lse over out",
-             [&] { return kvc_attention(c, 0, &s.q, &s.out, &over_out); });
+             [&] { return support::attention(c, 0, &s.q, &s.out, &over_out); });
   bad.expect(KVC_E_INVALID_ARGUMENT, "lse over q",
-             [&] { return kvc_attention(c, 0, &s.q, &s.out, &lse_over_q); });
+             [&] { return support::attention(c, 0, &s.q, &s.out, &lse_over_q); });
   bad.expect(KVC_E_INVALID_ARGUMENT, "put_attention: out over q",
              [&] { return kvc_put_attention(c, 0, &s.k, &s.v, &s.q, &over_q, nullptr); });
 }
@@ -255,7 +255,7 @@ TEST(BadTensors, PutAttentionMayWriteOverKAndV) {
     s.v_data[i] = static_cast<float>(i % 5) - 1.0f;
   for (int32_t i = 0; i < Specimen::max_batch * Specimen::q_heads * Specimen::dk; ++i)
     s.q_data[i] = static_cast<float>(i % 3) - 0.5f;
-  ASSERT_EQ(kvc_put_attention(s.cache, 0, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK)
+  ASSERT_EQ(support::put_attention(s.cache, 0, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK)
       << support::last_message();
   const std::vector<float> out(s.out_data, std::end(s.out_data));
   const std::vector<float> lse(s.lse_data, std::end(s.lse_data));
@@ -272,7 +272,7 @@ TEST(BadTensors, PutAttentionMayWriteOverKAndV) {
   s.k.data = s.out.data = both;
   s.v.data = both + v_at;
   s.lse.data = both + lse_at;
-  ASSERT_EQ(kvc_put_attention(s.cache, 1, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK)
+  ASSERT_EQ(support::put_attention(s.cache, 1, &s.k, &s.v, &s.q, &s.out, &s.lse), KVC_OK)
       << support::last_message();
   EXPECT_TRUE(std::equal(both, both + n_out, out.begin()));
   EXPECT_TRUE(std::equal(both + lse_at, both + lse_at + n_lse, lse.begin()));
@@ -284,18 +284,18 @@ TEST(BadTensors, Mask) {
   s.open(2);
   BadInput bad(s.cache);
   kvc_tensor size{};
-  ASSERT_EQ(kvc_mask(s.cache, &size), KVC_OK);
+  ASSERT_EQ(kvc_mask(s.cache, 0, &size), KVC_OK);
   std::vector<float> data(static_cast<size_t>(size.shape[0] * size.shape[1]), 9);
   const kvc_tensor good = support::dense(data.data(), KVC_F32, {size.shape[0], size.shape[1]});
-  bad.expect(KVC_E_INVALID_ARGUMENT, "mask into null", [&] { return kvc_mask(s.cache, nullptr); });
+  bad.expect(KVC_E_INVALID_ARGUMENT, "mask into null", [&] { return kvc_mask(s.cache, 0, nullptr); });
   for (const Fault& fault : faults(good, Fault::written)) {
     kvc_tensor spoilt = good;
     fault.spoil(spoilt);
-    bad.expect(fault.expected, "mask " + fault.what, [&] { return kvc_mask(s.cache, &spoilt); });
+    bad.expect(fault.expected, "mask " + fault.what, [&] { return kvc_mask(s.cache, 0, &spoilt); });
   }
   kvc_tensor bf16 = good;
   bf16.dtype = KVC_BF16;
-  bad.expect(KVC_E_DTYPE, "a bf16 mask", [&] { return kvc_mask(s.cache, &bf16); });
+  bad.expect(KVC_E_DTYPE, "a bf16 mask", [&] { return kvc_mask(s.cache, 0, &bf16); });
   EXPECT_TRUE(std::all_of(data.begin(), data.end(), [](float value) { return value == 9; }));
 }
 

@@ -40,7 +40,7 @@ int use_kvc() {
   Specimen own(device);
   if (testing::Test::HasFailure()) return 202;
   own.open(Specimen::n_layers);
-  if (kvc_attention(own.cache, 1, &own.q, &own.out, &own.lse) != KVC_OK) return 203;
+  if (support::attention(own.cache, 1, &own.q, &own.out, &own.lse) != KVC_OK) return 203;
   if (kvc_commit(own.cache) != KVC_OK || kvc_check(own.cache) != KVC_OK) return 204;
   return 0;
 }
@@ -129,7 +129,7 @@ TEST(Fork, WhileThreadsAreInside) {
   fork_during(device, idle, [&](int number) {
     Specimen& mine = *used[number];
     EXPECT_EQ(kvc_attention(mine.cache, 0, &mine.q, &mine.out, nullptr), KVC_OK);
-    EXPECT_EQ(kvc_fits(mine.cache, 0, nullptr, nullptr), KVC_E_INVALID_ARGUMENT);
+    EXPECT_EQ(kvc_fits(mine.cache, 0, nullptr, nullptr, nullptr), KVC_E_INVALID_ARGUMENT);
   });
 }
 

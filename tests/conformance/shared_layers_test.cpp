@@ -61,9 +61,9 @@ class Pair {
       }
       ASSERT_EQ(kvc_put(separate_, layer, k[owner].tensor(), v[owner].tensor()), KVC_OK);
       const support::Digest before = support::digest(shared_);
-      ASSERT_EQ(kvc_attention(shared_, owner_of[layer], q.tensor(), out.tensor(), lse.tensor()), KVC_OK)
+      ASSERT_EQ(support::attention(shared_, owner_of[layer], q.tensor(), out.tensor(), lse.tensor()), KVC_OK)
           << support::last_message();
-      ASSERT_EQ(kvc_attention(separate_, layer, q.tensor(), wanted.tensor(), wanted_lse.tensor()), KVC_OK)
+      ASSERT_EQ(support::attention(separate_, layer, q.tensor(), wanted.tensor(), wanted_lse.tensor()), KVC_OK)
           << support::last_message();
       EXPECT_EQ(out.bytes(), wanted.bytes()) << "layer " << layer << ", seed " << seed;
       EXPECT_EQ(lse.bytes(), wanted_lse.bytes()) << "layer " << layer << ", seed " << seed;

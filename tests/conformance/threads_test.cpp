@@ -68,7 +68,7 @@ class Storm {
       case 10: return kvc_check(cache_);
       case 11: return kvc_cache_stats(cache_, &stats);
       case 12: return kvc_state_digest(cache_, digest);
-      case 13: return kvc_runs(cache_, 0, 8, runs, &number);
+      case 13: return kvc_runs(cache_, 0, 0, 8, runs, &number);
       case 14: return kvc_can_resume(cache_, 0, 3, &number);
       default: return fits();
     }
@@ -89,7 +89,7 @@ class Storm {
     const int32_t sequence[] = {0, 1};
     int32_t position[2];
     read_next(position);
-    return kvc_fits(cache_, 2, position, sequence);
+    return kvc_fits(cache_, 2, position, sequence, nullptr);
   }
 
   kvc_cache* cache_;
@@ -132,7 +132,8 @@ TEST(Threads, ConstCallsOverlap) {
     for (int32_t i = 0; i < rounds; ++i) {
       int32_t best = 0;
       uint64_t digest[2];
-      ASSERT_EQ(kvc_fits(specimen.cache, 3, position, sequence), KVC_OK) << support::last_message();
+      ASSERT_EQ(kvc_fits(specimen.cache, 3, position, sequence, nullptr), KVC_OK)
+          << support::last_message();
       ASSERT_EQ(kvc_can_resume(specimen.cache, 0, 3, &best), KVC_OK);
       ASSERT_EQ(best, 3);
       ASSERT_EQ(kvc_state_digest(specimen.cache, digest), KVC_OK);
@@ -151,7 +152,8 @@ std::vector<float> answers(kvc_device* device) {
   std::vector<float> all;
   for (int32_t i = 0; i < rounds / 10; ++i) {
     specimen.open(Specimen::n_layers);
-    EXPECT_EQ(kvc_attention(specimen.cache, i % 2, &specimen.q, &specimen.out, &specimen.lse), KVC_OK);
+    EXPECT_EQ(support::attention(specimen.cache, i % 2, &specimen.q, &specimen.out, &specimen.lse),
+              KVC_OK);
     all.insert(all.end(), std::begin(specimen.out_data), std::end(specimen.out_data));
     EXPECT_EQ(i % 3 == 0 ? kvc_abort(specimen.cache) : kvc_commit(specimen.cache), KVC_OK);
     for (int32_t s = 0; s < 2; ++s)

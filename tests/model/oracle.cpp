@@ -139,9 +139,25 @@ bool Oracle::legal_batch(int32_t n, const int32_t* position, const int32_t* sequ
   return true;
 }
 
-kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* sequence) const {
-  if (!legal_batch(n, position, sequence)) return KVC_E_INVALID_ARGUMENT;
+/// Padding has no flags. In a reserve pass there are no sequences.
+bool Oracle::legal_flags(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const {
+  if (n < 1 || n > cache.max_batch) return false;
+  for (int32_t i = 0; token_flags && i < n; ++i) {
+    const bool padding = sequence && sequence[i] == KVC_NONE;
+    const uint32_t known = padding ? 0 : 0xffff0000u | KVC_TOKEN_SEES_LATER;
+    if (token_flags[i] & ~known) return false;
+  }
+  return true;
+}
+
+kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* sequence,
+                        const uint32_t* token_flags) const {
+  if (!legal_flags(n, sequence, token_flags) || !legal_batch(n, position, sequence))
+    return KVC_E_INVALID_ARGUMENT;
   if (!closable()) return KVC_E_BAD_STATE;
+  const auto has_type = [](uint32_t flags) { return flags >> KVC_TOKEN_TYPE_SHIFT != 0; };
+  if (token_flags && std::any_of(token_flags, token_flags + n, has_type))
+    return KVC_E_NOT_SUPPORTED;
   // What slides out stays owned until the pass is committed, but no longer counts for its sequence.
   const auto n_padding = std::count(sequence, sequence + n, KVC_NONE);
   if (used() + n - n_padding > pool_) return KVC_E_CACHE_FULL;
@@ -156,18 +172,12 @@ kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* seque
 
 kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequence,
                          const uint32_t* token_flags, uint32_t flags) {
-  if (flags & ~static_cast<uint32_t>(KVC_BEGIN_RESERVE)) return KVC_E_INVALID_ARGUMENT;
-  if (n < 1 || n > cache.max_batch) return KVC_E_INVALID_ARGUMENT;
   const bool reserve = flags & KVC_BEGIN_RESERVE;
-  for (int32_t i = 0; token_flags && i < n; ++i)
-    if (token_flags[i] & ~static_cast<uint32_t>(KVC_TOKEN_SEES_LATER))
-      return KVC_E_INVALID_ARGUMENT;
-  for (int32_t i = 0; token_flags && sequence && !reserve && i < n; ++i)
-    if (sequence[i] == KVC_NONE && token_flags[i] != 0) return KVC_E_INVALID_ARGUMENT;
   if (reserve) {
+    if (!legal_flags(n, nullptr, token_flags)) return KVC_E_INVALID_ARGUMENT;
     if (!closable()) return KVC_E_BAD_STATE;
-  } else if (const kvc_status status = fits(n, position, sequence); status != KVC_OK) {
-    return status;
+  } else if (const kvc_status s = fits(n, position, sequence, token_flags); s != KVC_OK) {
+    return s;
   }
   close();
   pass = Pass();

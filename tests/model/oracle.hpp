@@ -77,7 +77,8 @@ class Oracle {
 
   kvc_status begin(int32_t n, const int32_t* position, const int32_t* sequence,
                    const uint32_t* token_flags, uint32_t flags);
-  kvc_status fits(int32_t n, const int32_t* position, const int32_t* sequence) const;
+  kvc_status fits(int32_t n, const int32_t* position, const int32_t* sequence,
+                  const uint32_t* token_flags) const;
   /// k, v: what the caller's tensors hold, [n_tokens, n_kv_heads, head_dim].
   kvc_status put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v);
   kvc_status set_causal(int32_t n, const int32_t* except);
@@ -89,6 +90,8 @@ class Oracle {
   kvc_status copy_prefix(int32_t src, int32_t dst, int32_t len, int32_t* got);
   kvc_status reorder(int32_t n, const int32_t* dst, const int32_t* src);
   kvc_status remove(int32_t sequence, int32_t begin, int32_t end);
+  /// What remove() would return when a shift function does not refuse.
+  kvc_status can_remove(int32_t sequence, int32_t begin, int32_t end) const;
 
   /// The status of binding constants; binding itself is to set `rope` or `shift.turn`.
   kvc_status may_bind_rope() const;
@@ -96,8 +99,11 @@ class Oracle {
 
   /// The status of a call that needs this layer to be put in the open pass: attention and get.
   kvc_status needs_put(int32_t layer) const;
-  /// The status of a call that needs a pass: mask.
-  kvc_status needs_pass() const { return pass_open ? KVC_OK : KVC_E_BAD_STATE; }
+  /// The status of a call that needs a pass and a layer: mask, history.
+  kvc_status needs_pass(int32_t layer) const {
+    if (!pass_open) return KVC_E_BAD_STATE;
+    return layer >= 0 && layer < cache.n_layers ? KVC_OK : KVC_E_INVALID_ARGUMENT;
+  }
 
   Info info(int32_t sequence) const;
   int64_t used() const;    // cells held by at least one sequence
@@ -140,6 +146,7 @@ class Oracle {
 
  private:
   bool legal_batch(int32_t n, const int32_t* position, const int32_t* sequence) const;
+  bool legal_flags(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const;
   bool closable() const { return !pass_open || pass.reserve || fully_put(); }
   void close();
   void end_pass_keeping(const std::vector<char>& kept);

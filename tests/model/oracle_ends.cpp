@@ -114,6 +114,12 @@ kvc_status Oracle::reorder(int32_t n, const int32_t* dst, const int32_t* src) {
   return KVC_OK;
 }
 
+kvc_status Oracle::can_remove(int32_t s, int32_t b, int32_t e) const {
+  Oracle copy = *this;
+  copy.shift.refuses_at = -1;
+  return copy.remove(s, b, e);
+}
+
 kvc_status Oracle::remove(int32_t s, int32_t b, int32_t e) {
   if (!is_sequence(s) || b < 0 || e < b) return KVC_E_INVALID_ARGUMENT;
   if (!closable()) return KVC_E_BAD_STATE;

@@ -71,6 +71,7 @@ inline kvc_cache_desc cache_desc(int32_t n_layers, int32_t n_kv_heads, int32_t h
 inline kvc_causal_desc causal_desc() {
   kvc_causal_desc desc{};
   desc.struct_size = sizeof desc;
+  desc.kind = KVC_CAUSAL;
   return desc;
 }
 
@@ -109,11 +110,36 @@ struct Place {
   int32_t cell, position, offset;
 };
 
+inline kvc_attention_extra extra(const kvc_tensor* bias, const kvc_tensor* mask = nullptr,
+                                 kvc_tensor* weights = nullptr) {
+  kvc_attention_extra extra{};
+  extra.struct_size = sizeof extra;
+  extra.bias = bias;
+  extra.mask = mask;
+  extra.weights = weights;
+  return extra;
+}
+
+/// kvc_attention() and kvc_put_attention() with a log-sum-exp besides; `lse` and `extra` may be null.
+inline kvc_status attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
+                            kvc_tensor* lse, const kvc_attention_extra* extra = nullptr) {
+  kvc_attention_extra with = extra ? *extra : support::extra(nullptr);
+  with.lse = lse;
+  return kvc_attention(cache, layer, q, out, extra || lse ? &with : nullptr);
+}
+inline kvc_status put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k,
+                                const kvc_tensor* v, const kvc_tensor* q, kvc_tensor* out,
+                                kvc_tensor* lse) {
+  kvc_attention_extra with = extra(nullptr);
+  with.lse = lse;
+  return kvc_put_attention(cache, layer, k, v, q, out, lse ? &with : nullptr);
+}
+
 inline std::vector<kvc_run> runs(const kvc_cache* cache, int32_t sequence) {
   int32_t n = 0;
-  if (kvc_runs(cache, sequence, 0, nullptr, &n) != KVC_OK) return {};
+  if (kvc_runs(cache, 0, sequence, 0, nullptr, &n) != KVC_OK) return {};
   std::vector<kvc_run> result(static_cast<size_t>(n));
-  kvc_runs(cache, sequence, n, result.data(), &n);
+  kvc_runs(cache, 0, sequence, n, result.data(), &n);
   return result;
 }
 

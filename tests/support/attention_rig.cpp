@@ -141,7 +141,7 @@ AttentionRig::Extra AttentionRig::make_extra() {
   Extra extra;
   extra.desc.struct_size = sizeof extra.desc;
   if (!options.bias && !options.mask && !options.weights && !options.hidden_nan) return extra;
-  EXPECT_EQ(kvc_history(cache, &extra.first_cell, &extra.n_cells), KVC_OK) << last_message();
+  EXPECT_EQ(kvc_history(cache, 0, &extra.first_cell, &extra.n_cells), KVC_OK) << last_message();
   std::vector<char> seen(static_cast<size_t>(extra.n_cells));
   std::vector<char> is_nan(seen.size());
   for (int32_t s = 0; s < oracle.cache.max_sequences; ++s) {
@@ -228,7 +228,7 @@ double AttentionRig::attend_and_compare() {
   Extra extra = make_extra();
   Array weights = array(KVC_F32, {heads, n, std::max(extra.n_cells, 1)});
   if (options.weights) extra.desc.weights = weights.tensor();
-  EXPECT_EQ(kvc_attention_with(cache, 0, q.tensor(), out.tensor(),
+  EXPECT_EQ(support::attention(cache, 0, q.tensor(), out.tensor(),
                                options.lse ? lse.tensor() : nullptr, &extra.desc),
             KVC_OK)
       << last_message();
@@ -269,10 +269,10 @@ void AttentionRig::compare_textbook() {
   ASSERT_EQ(kvc_get(cache, 0, &k, &v), KVC_OK) << last_message();
   k = on_host(k);
   v = on_host(v);
-  ASSERT_EQ(kvc_mask(cache, &size), KVC_OK);
+  ASSERT_EQ(kvc_mask(cache, 0, &size), KVC_OK);
   ASSERT_EQ(size.shape[1], k.shape[0]);
   Array mask(KVC_F32, {n, size.shape[1]});
-  ASSERT_EQ(kvc_mask(cache, mask.tensor()), KVC_OK);
+  ASSERT_EQ(kvc_mask(cache, 0, mask.tensor()), KVC_OK);
   Array q(KVC_F32, {n, heads, options.head_dim_k}), out(KVC_F32, {n, heads, dv});
   q.fill(random);
   ASSERT_EQ(kvc_attention(cache, 0, q.tensor(), out.tensor(), nullptr), KVC_OK);

@@ -127,7 +127,7 @@ void Specimen::open(int32_t n_put) {
 
 void Specimen::shape_extras() {
   int32_t first = 0, history = 0;
-  ASSERT_EQ(kvc_history(cache, &first, &history), KVC_OK) << last_message();
+  ASSERT_EQ(kvc_history(cache, 0, &first, &history), KVC_OK) << last_message();
   bias = dense(bias_data, KVC_F32, {q_heads, 2, history});
   mask = dense(mask_data, KVC_BOOL, {q_heads, 2, history});
   weights = dense(weights_data, KVC_F32, {q_heads, 2, history});

@@ -18,7 +18,7 @@ std::vector<Function> functions(Specimen& s) {
   rope.struct_size = sizeof rope;
   return {
       {"begin", [](kvc_cache* c) { return kvc_begin(c, 2, position, sequence, nullptr, 0, nullptr); }},
-      {"fits", [](kvc_cache* c) { return kvc_fits(c, 2, position, sequence); }},
+      {"fits", [](kvc_cache* c) { return kvc_fits(c, 2, position, sequence, nullptr); }},
       {"put", [&s](kvc_cache* c) { return kvc_put(c, 0, &s.k, &s.v); }},
       {"set_causal", [](kvc_cache* c) { return kvc_set_causal(c, 1, sequence); }},
       {"commit", [](kvc_cache* c) { return kvc_commit(c); }},
@@ -29,6 +29,7 @@ std::vector<Function> functions(Specimen& s) {
       {"copy_prefix", [](kvc_cache* c) { return kvc_copy_prefix(c, 0, 1, 2, &number); }},
       {"reorder", [](kvc_cache* c) { return kvc_reorder(c, 2, sequence, sequence); }},
       {"remove", [](kvc_cache* c) { return kvc_remove(c, 0, 1, KVC_SEQ_END); }},
+      {"can_remove", [](kvc_cache* c) { return kvc_can_remove(c, 0, 1, KVC_SEQ_END); }},
       {"sequence_query", [](kvc_cache* c) { return kvc_sequence_query(c, 0, &info); }},
       {"cache_stats", [](kvc_cache* c) { return kvc_cache_stats(c, &stats); }},
       {"state_digest", [](kvc_cache* c) { return kvc_state_digest(c, digest); }},
@@ -37,23 +38,23 @@ std::vector<Function> functions(Specimen& s) {
        [](kvc_cache* c) { return kvc_bind_attention(c, 0, 1, &attention, nullptr, nullptr); }},
       {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
       {"bind_shift", [](kvc_cache* c) { return kvc_bind_shift(c, nullptr, nullptr); }},
-      {"attention", [&s](kvc_cache* c) { return kvc_attention(c, 0, &s.q, &s.out, &s.lse); }},
-      {"attention_with",
+      {"attention", [&s](kvc_cache* c) { return support::attention(c, 0, &s.q, &s.out, &s.lse); }},
+      {"attention with extras",
        [&s](kvc_cache* c) {
-         const kvc_attention_extra extra = {sizeof extra, 0, &s.bias, &s.mask, &s.weights};
-         return kvc_attention_with(c, 0, &s.q, &s.out, &s.lse, &extra);
+         const kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
+         return support::attention(c, 0, &s.q, &s.out, &s.lse, &extra);
        }},
       {"put_attention",
-       [&s](kvc_cache* c) { return kvc_put_attention(c, 0, &s.k, &s.v, &s.q, &s.out, &s.lse); }},
+       [&s](kvc_cache* c) { return support::put_attention(c, 0, &s.k, &s.v, &s.q, &s.out, &s.lse); }},
       {"get", [&s](kvc_cache* c) { return kvc_get(c, 0, &s.out, &s.lse); }},
-      {"history", [](kvc_cache* c) { return kvc_history(c, &number, &number); }},
+      {"history", [](kvc_cache* c) { return kvc_history(c, 0, &number, &number); }},
       {"mask",
        [](kvc_cache* c) {
          kvc_tensor into{};
-         return kvc_mask(c, &into);
+         return kvc_mask(c, 0, &into);
        }},
       {"gather", [](kvc_cache* c) { return kvc_gather(c, 0, 0, nullptr, nullptr); }},
-      {"runs", [](kvc_cache* c) { return kvc_runs(c, 0, 8, runs, &number); }},
+      {"runs", [](kvc_cache* c) { return kvc_runs(c, 0, 0, 8, runs, &number); }},
   };
 }
 

@@ -11,7 +11,7 @@ namespace {
 constexpr const char* names[] = {
     "begin", "begin_reserve", "fits", "put", "attention", "attention_with", "put_attention", "get",
     "mask", "history", "gather", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
-    "reorder", "remove_tail", "remove_middle", "runs", "sequence_query", "stats", "digest", "check",
+    "reorder", "remove_tail", "remove_middle", "can_remove", "runs", "sequence_query", "stats", "digest", "check",
     "bind_attention", "bind_rope", "bind_shift"};
 // clang-format on
 static_assert(std::size(names) == static_cast<size_t>(Op::count));

@@ -11,7 +11,7 @@ enum class Op {
   fits,
   put,
   attention,
-  attention_with,
+  attention_with,  // extras
   put_attention,
   get,
   mask,
@@ -27,6 +27,7 @@ enum class Op {
   reorder,
   remove_tail,
   remove_middle,
+  can_remove,
   runs,
   sequence_query,
   stats,

@@ -45,11 +45,11 @@ std::vector<std::vector<char>> World::seen_columns(const Extra& extra) const {
 
 World::Extra World::draw_extra(int64_t heads) {
   Extra extra;
-  const kvc_status status = kvc_history(cache_, &extra.first_cell, &extra.n_cells);
-  if (status != oracle_.needs_pass()) differ("history: " + support::last_message());
+  const kvc_status status = kvc_history(cache_, 0, &extra.first_cell, &extra.n_cells);
+  if (status != oracle_.needs_pass(0)) differ("history: " + support::last_message());
   if (status != KVC_OK) return extra;
   kvc_tensor size{};
-  if (kvc_mask(cache_, &size) != KVC_OK) differ("mask: " + support::last_message());
+  if (kvc_mask(cache_, 0, &size) != KVC_OK) differ("mask: " + support::last_message());
   expect_equal(extra.n_cells, size.shape[1], "cells of the history");
   if (!oracle_.pass.reserve)
     expect_equal(extra.first_cell, first_column(visible_cells()), "first cell of the history");
@@ -150,7 +150,7 @@ void World::attention_with() {
                        (extra.mask ? " mask" : "") + (extra.weights ? " weights" : ""));
   state_may_change_ = false;
   const kvc_status expected = oracle_.needs_put(layer);
-  const kvc_status status = kvc_attention_with(cache_, layer, q.tensor(), out.tensor(),
+  const kvc_status status = support::attention(cache_, layer, q.tensor(), out.tensor(),
                                                lse.tensor(), &desc);
   if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
     compare_attention(layer, heads, q.doubles(), out, &lse, &extra);

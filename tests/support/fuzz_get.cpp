@@ -85,10 +85,10 @@ void World::compare_views(int32_t layer, const kvc_tensor& k, const kvc_tensor& 
   expect_equal(k.strides[2] + v.strides[2], 2, "strides between elements");
 
   kvc_tensor size{};
-  if (kvc_mask(cache_, &size) != KVC_OK) differ("mask after get: " + support::last_message());
+  if (kvc_mask(cache_, 0, &size) != KVC_OK) differ("mask after get: " + support::last_message());
   expect_equal(size.shape[1], k.shape[0], "history of the mask");
   support::Array mask(KVC_F32, {size.shape[0], size.shape[1]});
-  kvc_mask(cache_, mask.tensor());
+  kvc_mask(cache_, 0, mask.tensor());
   const std::vector<std::vector<int32_t>> cells = visible_cells();
   compare_mask(mask, cells);
   const int32_t first = first_column(cells);

@@ -82,7 +82,7 @@ void World::spoil(Batch& batch) {
     case 3:
       batch.n = random_.pick({0, -1, INT32_MIN, INT32_MAX, setup_.cache.max_batch + 1});
       break;
-    case 4: batch.flags[i] |= random_.pick<uint32_t>({4u, 2u, 1u << 31}); break;
+    case 4: batch.flags[i] |= random_.pick<uint32_t>({4u, 2u, 1u << 15, 1u << 31}); break;
     default: std::reverse(batch.position.begin(), batch.position.end()); break;
   }
 }
@@ -113,8 +113,9 @@ void World::fits() {
   state_may_change_ = false;
   const int32_t* position = batch.position.data();
   const int32_t* sequence = batch.sequence.data();
-  const kvc_status expected = oracle_.fits(batch.n, position, sequence);
-  judge(made, kvc_fits(cache_, batch.n, position, sequence), expected);
+  const uint32_t* flags = random_.chance(0.5) ? batch.flags.data() : nullptr;
+  const kvc_status expected = oracle_.fits(batch.n, position, sequence, flags);
+  judge(made, kvc_fits(cache_, batch.n, position, sequence, flags), expected);
 }
 
 void World::fill_values(support::Array& array) {

@@ -88,8 +88,8 @@ void World::attention() {
   Call made = call(Op::attention, oracle_.pass.sequence, "layer " + std::to_string(layer));
   state_may_change_ = false;
   const kvc_status expected = oracle_.needs_put(layer);
-  const kvc_status status = kvc_attention(cache_, layer, q.tensor(), out.tensor(),
-                                          with_lse ? lse.tensor() : nullptr);
+  const kvc_status status = support::attention(cache_, layer, q.tensor(), out.tensor(),
+                                               with_lse ? lse.tensor() : nullptr);
   if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
     compare_attention(layer, heads, q.doubles(), out, with_lse ? &lse : nullptr);
   judge(made, status, expected);
@@ -148,6 +148,7 @@ void World::compare_mask(const support::Array& mask,
                          const std::vector<std::vector<int32_t>>& cells) const {
   if (!mask.gaps_intact()) differ("mask wrote beside its output");
   const int64_t history = mask.tensor()->shape[1];
+  const bool is_bool = mask.tensor()->dtype == KVC_BOOL;
   const int32_t first = first_column(cells);
   const int32_t padding = std::max(1, setup_.causal.cell_padding);
   int32_t highest = -1;
@@ -160,7 +161,8 @@ void World::compare_mask(const support::Array& mask,
     }
     for (int64_t column = 0; column < history; ++column) {
       const double value = mask.get(static_cast<int64_t>(t) * history + column);
-      if (value != (seen[static_cast<size_t>(column)] ? 0.0 : -HUGE_VAL))
+      const bool sees = seen[static_cast<size_t>(column)] != 0;
+      if (value != (is_bool ? static_cast<double>(sees) : sees ? 0.0 : -HUGE_VAL))
         differ("mask of batch token " + std::to_string(t) + " column " + std::to_string(column) +
                " is " + std::to_string(value));
     }
@@ -169,32 +171,34 @@ void World::compare_mask(const support::Array& mask,
 }
 
 void World::mask() {
-  Call made = call(Op::mask, oracle_.pass.sequence, "");
+  const int32_t layer = some_layer();
+  Call made = call(Op::mask, oracle_.pass.sequence, "layer " + std::to_string(layer));
   state_may_change_ = false;
-  const kvc_status expected = oracle_.needs_pass();
+  const kvc_status expected = oracle_.needs_pass(layer);
   kvc_tensor size{};
-  kvc_status status = kvc_mask(cache_, &size);
+  kvc_status status = kvc_mask(cache_, layer, &size);
   if (status == KVC_OK && expected == KVC_OK) {
     const uint32_t proposed = setup_.causal.mask_dtype == 0 ? uint32_t{KVC_F32}
                                                             : setup_.causal.mask_dtype;
     expect_equal(size.dtype, proposed, "proposed mask dtype");
     expect_equal(size.ndim, 2, "mask dimensions");
     expect_equal(size.shape[0], oracle_.pass.n_tokens, "mask rows");
-    const uint32_t dtype = random_.pick<uint32_t>({KVC_F32, KVC_F16});
+    const uint32_t dtype = random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BOOL});
     support::Array mask(dtype, {size.shape[0], size.shape[1]}, random_);
     mask.fill(3);
-    status = kvc_mask(cache_, mask.tensor());
+    status = kvc_mask(cache_, layer, mask.tensor());
     if (status == KVC_OK && !oracle_.pass.reserve) compare_mask(mask, visible_cells());
   }
   judge(made, status, expected);
 }
 
 void World::history_range() {
-  Call made = call(Op::history, oracle_.pass.sequence, "");
+  const int32_t layer = some_layer();
+  Call made = call(Op::history, oracle_.pass.sequence, "layer " + std::to_string(layer));
   state_may_change_ = false;
-  const kvc_status expected = oracle_.needs_pass();
+  const kvc_status expected = oracle_.needs_pass(layer);
   int32_t first = -7, n_cells = -7;
-  const kvc_status status = kvc_history(cache_, &first, &n_cells);
+  const kvc_status status = kvc_history(cache_, layer, &first, &n_cells);
   if (status == KVC_OK && expected == KVC_OK && oracle_.pass.reserve) {
     if (first != 0 || n_cells < oracle_.pool()) differ("a reserve pass spans less than the pool");
   } else if (status == KVC_OK && expected == KVC_OK) {

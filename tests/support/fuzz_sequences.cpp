@@ -111,4 +111,19 @@ void World::remove_middle() {
   remove(Op::remove_middle, sequence, begin, end);
 }
 
+/// What remove() would return, to the end or not.
+void World::can_remove() {
+  const int32_t sequence = some_sequence();
+  int32_t begin = some_position(sequence), end = some_position(sequence);
+  if (begin > end && !random_.chance(0.02)) std::swap(begin, end);
+  if (random_.chance(0.3)) end = KVC_SEQ_END;
+  if (random_.chance(0.01)) begin = odd_number();
+  Call made = call(
+      Op::can_remove, {sequence},
+      std::to_string(sequence) + " [" + std::to_string(begin) + ", " + std::to_string(end) + ")");
+  state_may_change_ = false;
+  const kvc_status expected = oracle_.can_remove(sequence, begin, end);
+  judge(made, kvc_can_remove(cache_, sequence, begin, end), expected);
+}
+
 }  // namespace fuzz

@@ -11,6 +11,7 @@ using support::Random;
 /// Reach, memory, chunk and keep_first: what the name of a set-up stands for.
 void draw_window(const std::string& name, Random& random, Setup& setup) {
   kvc_causal_desc& causal = setup.causal;
+  causal.kind = KVC_CAUSAL;
   const auto is = [&](const char* other) { return name == other; };
   if (is("window") || is("window_memory") || is("window_chunk") || is("keep_first"))
     causal.reach = random.between(1, 6);

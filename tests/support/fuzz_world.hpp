@@ -97,6 +97,7 @@ class World {
   void reorder();
   void remove_tail();
   void remove_middle();
+  void can_remove();
   void remove(Op op, int32_t sequence, int32_t begin, int32_t end);
 
   // Constants of the model.

@@ -42,7 +42,8 @@ class AbiPlayer final : public Player {
     return status;
   }
   kvc_status fits(const Numbers& position, const Numbers& sequence) override {
-    return kvc_fits(cache_, static_cast<int32_t>(position.size()), position.data(), sequence.data());
+    return kvc_fits(cache_, static_cast<int32_t>(position.size()), position.data(), sequence.data(),
+                    nullptr);
   }
   kvc_status set_causal(const Numbers& except) override {
     return kvc_set_causal(cache_, static_cast<int32_t>(except.size()), except.data());
@@ -103,7 +104,7 @@ class AbiPlayer final : public Player {
     const kvc_tensor queries = support::dense(q.data(), KVC_F32, {n, 1, 4});
     kvc_tensor results = support::dense(out.data(), KVC_F32, {n, 1, script_.cache.head_dim_v});
     kvc_tensor sums = support::dense(lse.data(), KVC_F32, {n, 1});
-    EXPECT_EQ(kvc_attention(cache_, 0, &queries, &results, &sums), KVC_OK);
+    EXPECT_EQ(support::attention(cache_, 0, &queries, &results, &sums), KVC_OK);
     Held result;
     const int32_t sequence = sequence_[static_cast<size_t>(batch_index)];
     for (const auto& [position, value] : held(sequence)) {
@@ -142,11 +143,11 @@ class AbiPlayer final : public Player {
 
   void expect_mask(int32_t row, const Cells& cells, int32_t first) {
     kvc_tensor size{};
-    EXPECT_EQ(kvc_mask(cache_, &size), KVC_OK) << support::last_message();
+    EXPECT_EQ(kvc_mask(cache_, 0, &size), KVC_OK) << support::last_message();
     const int64_t history = size.shape[1];
     std::vector<float> mask(static_cast<size_t>(size.shape[0] * history), 7.0f);
     kvc_tensor into = support::dense(mask.data(), KVC_F32, {size.shape[0], history});
-    EXPECT_EQ(kvc_mask(cache_, &into), KVC_OK) << support::last_message();
+    EXPECT_EQ(kvc_mask(cache_, 0, &into), KVC_OK) << support::last_message();
     Cells shown;
     for (int64_t column = 0; column < history; ++column) {
       const float value = mask[static_cast<size_t>(row * history + column)];

@@ -24,7 +24,8 @@ class OraclePlayer final : public Player {
     return status;
   }
   kvc_status fits(const Numbers& position, const Numbers& sequence) override {
-    return oracle_.fits(static_cast<int32_t>(position.size()), position.data(), sequence.data());
+    return oracle_.fits(static_cast<int32_t>(position.size()), position.data(), sequence.data(),
+                        nullptr);
   }
   kvc_status set_causal(const Numbers& except) override {
     return oracle_.set_causal(static_cast<int32_t>(except.size()), except.data());

@@ -101,7 +101,7 @@ kvc_tensor* tensor(Bytes& bytes, float* data, std::initializer_list<int64_t> ext
 /// What a call brings along, made of the fuzzer's bytes. Weights of a shape that is taken are looked at.
 void attend_with(kvc_cache* cache, Bytes& bytes, const kvc_tensor& q, kvc_tensor& out) {
   int32_t first = 0, history = 0;
-  require(kvc_history(cache, &first, &history) == KVC_OK, "history");
+  require(kvc_history(cache, 0, &first, &history) == KVC_OK, "history");
   const auto elements = static_cast<size_t>(q.shape[1]) * static_cast<size_t>(history);
   if (elements > most_elements) return;
   std::vector<float> bias(elements, 0.25f), mask(elements), weights(elements, -1.0f);
@@ -113,11 +113,17 @@ void attend_with(kvc_cache* cache, Bytes& bytes, const kvc_tensor& q, kvc_tensor
   extra.bias = tensor(bytes, bias.data(), extents, tensors[0]);
   extra.mask = tensor(bytes, mask.data(), extents, tensors[1]);
   extra.weights = tensor(bytes, weights.data(), extents, tensors[2]);
-  if (bytes.take<uint8_t>() % 4 != 0) extra.reserved = 0;
+  extra.lse = nullptr;
+  if (bytes.take<uint8_t>() % 4 != 0) {  // what later versions fill in
+    extra.flags = 0;
+    extra.dropout_seed = 0;
+    extra.first_position = nullptr;
+    extra.constants = nullptr;
+    extra.alibi_slopes = extra.sinks = nullptr;
+  }
   std::memcpy(extra_memory.data(), &extra, sizeof extra);
   const kvc_status status = answered(
-      kvc_attention_with(cache, 0, &q, &out, nullptr, as<kvc_attention_extra>(extra_memory)),
-      "attention_with");
+      kvc_attention(cache, 0, &q, &out, as<kvc_attention_extra>(extra_memory)), "attention");
   const bool all_written = extra.weights == nullptr || weights[elements - 1] >= 0;
   require(status != KVC_OK || all_written, "weights were not written");
 }

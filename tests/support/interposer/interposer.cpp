@@ -134,10 +134,11 @@ using Desc = kvc_attention_desc;
 using Ints = const int32_t*;
 using In = const kvc_tensor*;
 using Out = kvc_tensor*;
+using Extra = const kvc_attention_extra*;
 
 WATCHED(kvc_begin, (kvc_cache * c, int32_t n, Ints p, Ints s, const uint32_t* t, uint32_t f, void* m),
         c, n, p, s, t, f, m)
-WATCHED(kvc_fits, (const kvc_cache* c, int32_t n, Ints p, Ints s), c, n, p, s)
+WATCHED(kvc_fits, (const kvc_cache* c, int32_t n, Ints p, Ints s, const uint32_t* t), c, n, p, s, t)
 WATCHED(kvc_put, (kvc_cache * c, int32_t l, In k, In v), c, l, k, v)
 WATCHED(kvc_set_causal, (kvc_cache * c, int32_t n, Ints e), c, n, e)
 WATCHED(kvc_commit, (kvc_cache * c), c)
@@ -148,6 +149,7 @@ WATCHED(kvc_resume, (kvc_cache * c, int32_t s, int32_t w, int32_t* g), c, s, w, 
 WATCHED(kvc_copy_prefix, (kvc_cache * c, int32_t s, int32_t d, int32_t l, int32_t* g), c, s, d, l, g)
 WATCHED(kvc_reorder, (kvc_cache * c, int32_t n, Ints d, Ints s), c, n, d, s)
 WATCHED(kvc_remove, (kvc_cache * c, int32_t s, int32_t b, int32_t e), c, s, b, e)
+WATCHED(kvc_can_remove, (const kvc_cache* c, int32_t s, int32_t b, int32_t e), c, s, b, e)
 WATCHED(kvc_sequence_query, (const kvc_cache* c, int32_t s, kvc_sequence_info* o), c, s, o)
 WATCHED(kvc_cache_stats, (const kvc_cache* c, kvc_stats* o), c, o)
 WATCHED(kvc_state_digest, (const kvc_cache* c, uint64_t* o), c, o)
@@ -158,16 +160,15 @@ WATCHED(kvc_bind_attention,
 WATCHED(kvc_bind_rope,
         (kvc_cache * c, int32_t b, int32_t e, const kvc_rope_desc* d, const float* f), c, b, e, d, f)
 WATCHED(kvc_bind_shift, (kvc_cache * c, kvc_shift_function f, void* u), c, f, u)
-WATCHED(kvc_attention, (kvc_cache * c, int32_t l, In q, Out o, Out s), c, l, q, o, s)
-WATCHED(kvc_attention_with,
-        (kvc_cache * c, int32_t l, In q, Out o, Out s, const kvc_attention_extra* e), c, l, q, o, s, e)
-WATCHED(kvc_put_attention, (kvc_cache * c, int32_t l, In k, In v, In q, Out o, Out s), c, l, k, v,
-        q, o, s)
+WATCHED(kvc_attention, (kvc_cache * c, int32_t l, In q, Out o, Extra e), c, l, q, o, e)
+WATCHED(kvc_put_attention, (kvc_cache * c, int32_t l, In k, In v, In q, Out o, Extra e), c, l, k, v,
+        q, o, e)
 WATCHED(kvc_get, (kvc_cache * c, int32_t l, Out k, Out v), c, l, k, v)
-WATCHED(kvc_history, (kvc_cache * c, int32_t* f, int32_t* n), c, f, n)
-WATCHED(kvc_mask, (kvc_cache * c, Out i), c, i)
+WATCHED(kvc_history, (kvc_cache * c, int32_t l, int32_t* f, int32_t* n), c, l, f, n)
+WATCHED(kvc_mask, (kvc_cache * c, int32_t l, Out i), c, l, i)
 WATCHED(kvc_gather, (kvc_cache * c, int32_t l, int32_t s, Out k, Out v), c, l, s, k, v)
-WATCHED(kvc_runs, (const kvc_cache* c, int32_t s, int32_t m, kvc_run* r, int32_t* n), c, s, m, r, n)
+WATCHED(kvc_runs, (const kvc_cache* c, int32_t l, int32_t s, int32_t m, kvc_run* r, int32_t* n), c,
+        l, s, m, r, n)
 
 }  // extern "C"
 
