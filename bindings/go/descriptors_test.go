@@ -52,7 +52,7 @@ func TestReservedAndUnknownFieldsAreRefused(t *testing.T) {
 		is(t, err, test.status, test.part)
 	}
 	_, err := create(t, CausalDesc{MaskDType: BF16}, func(*CacheDesc) {})
-	is(t, err, Dtype, "bf16")
+	is(t, err, Dtype, "mask_dtype")
 }
 
 func TestKinds(t *testing.T) {

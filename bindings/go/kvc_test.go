@@ -79,6 +79,8 @@ func TestPass(t *testing.T) {
 		t.Errorf("one key of weight e^0 has the log %v", lse[0])
 	}
 
+	_, _, _, err := cache.MaskShape(nLayers)
+	is(t, err, InvalidArgument, "layer 2")
 	keys, values, err := cache.Get(1)
 	must(t, err)
 	if keys.DType != F16 || values.DType != F32 || keys.Shape[1] != kvHeads || values.Shape[2] != headDim {
@@ -91,6 +93,17 @@ func TestPass(t *testing.T) {
 	}
 	mask := make([]float32, nTokens*history)
 	must(t, cache.Mask(1, Float32(mask, nTokens, history)))
+	visible := make([]bool, nTokens*history)
+	must(t, cache.Mask(1, Bool(visible, nTokens, history)))
+	for i := range mask {
+		if visible[i] != (mask[i] == 0) {
+			t.Errorf("element %d of the mask is %v and %v", i, visible[i], mask[i])
+		}
+	}
+	is(t, cache.Mask(1, BFloat16(make([]uint16, nTokens*history), nTokens, history)), Dtype, "bf16")
+	is(t, cache.Mask(nLayers, Bool(visible, nTokens, history)), InvalidArgument, "layer 2")
+	_, _, err = cache.History(nLayers)
+	is(t, err, InvalidArgument, "layer 2")
 	seen := 0
 	for cell := 0; cell < history; cell++ {
 		if mask[2*history+cell] == 0 {
@@ -120,8 +133,10 @@ func TestPass(t *testing.T) {
 			t.Fatalf("gathered %v at %d of the columns, not %v", columns[i], i, want)
 		}
 	}
-	runs, err := cache.Runs(0, 0)
+	runs, err := cache.Runs(1, 0)
 	must(t, err)
+	_, err = cache.Runs(nLayers, 0)
+	is(t, err, InvalidArgument, "layer 2")
 	if len(runs) != 1 || runs[0].Length != 3 || runs[0].Position != 0 {
 		t.Errorf("runs %v", runs)
 	}
@@ -203,6 +218,8 @@ func TestSequences(t *testing.T) {
 	if got, err := cache.CopyPrefix(0, 1, 4); err != nil || got != 4 {
 		t.Errorf("CopyPrefix: %d, %v", got, err)
 	}
+	must(t, cache.CanRemove(0, 1, 3))
+	is(t, cache.CanRemove(0, 3, 1), InvalidArgument, "")
 	must(t, cache.Remove(0, 1, 3))
 	if best, err := cache.CanResume(0, 3); err != nil || best != 3 {
 		t.Errorf("CanResume: %d, %v", best, err)
@@ -227,10 +244,41 @@ func TestSequences(t *testing.T) {
 	must(t, err)
 	must(t, device.Close())
 	if bytes != stats.Bytes {
-		t.Errorf("MemoryBytes said %d, the cache has %d", bytes, stats.Bytes)
+		t.Errorf("MemoryBytes returned %d, the cache has %d", bytes, stats.Bytes)
 	}
 	must(t, cache.BeginReserve(8))
 	must(t, cache.Remove(0, 0, SeqEnd))
+}
+
+// CanRemove and Fits return what Remove and Begin return.
+func TestQueriesReturnTheErrorOfTheCall(t *testing.T) {
+	cache := open(t) // without RoPE, so positions cannot move
+	fill(t, cache, 0, 0, 4)
+	must(t, cache.Commit())
+	is(t, cache.CanRemove(0, 1, 2), NotSupported, "")
+	is(t, cache.Remove(0, 1, 2), NotSupported, "")
+	must(t, cache.CanRemove(0, 2, SeqEnd))
+
+	positions, sequences := []int32{4, 5}, []int32{0, 0}
+	for _, test := range []struct {
+		flags []TokenFlags
+		part  string
+	}{{[]TokenFlags{0}, "2 and 1"}, {[]TokenFlags{0, 1 << 9}, "token 1"}} {
+		is(t, cache.FitsFlagged(positions, sequences, test.flags), InvalidArgument, test.part)
+		is(t, cache.BeginFlagged(positions, sequences, test.flags), InvalidArgument, test.part)
+	}
+	must(t, cache.FitsFlagged(positions, sequences, []TokenFlags{0, SeesLater}))
+}
+
+func TestMaskOfBooleansAsTheDefault(t *testing.T) {
+	cache, err := create(t, CausalDesc{MaskDType: Bool8}, func(*CacheDesc) {})
+	must(t, err)
+	must(t, cache.Begin([]int32{0, 1}, []int32{0, 0}))
+	nTokens, history, dtype, err := cache.MaskShape(0)
+	must(t, err)
+	if nTokens != 2 || history != 2 || dtype != Bool8 {
+		t.Errorf("a mask of %d, %d, %v", nTokens, history, dtype)
+	}
 }
 
 func TestErrors(t *testing.T) {
@@ -245,7 +293,7 @@ func TestErrors(t *testing.T) {
 	is(t, cache.BindRope(0, 1, RopeDesc{FrequencyFactors: short[:3]}), InvalidArgument, "3 elements")
 	is(t, cache.BindRope(0, 1, RopeDesc{Base: -1}), InvalidArgument, "")
 	must(t, cache.Begin([]int32{0}, []int32{0}))
-	// The library knows no lengths: slices that are too short are found here.
+	// The library knows no lengths: the package finds slices that are too short.
 	is(t, cache.Put(0, kv(short, 1), kv(short, 1)), Shape, "slice of 8")
 	is(t, cache.Put(0, Float32(short, 1<<40, 1<<40, 1<<40), kv(short, 1)), Shape, "slice of 8")
 	is(t, cache.Put(0, Float32(short, 1, -1, 8), kv(short, 1)), Shape, "slice of 8")
