@@ -4,7 +4,7 @@ package kvc
 
 import "testing"
 
-// Older compilers move arguments of foreign calls to the heap.
+// Older compilers move some arguments of foreign calls to the heap.
 func TestHotCallsAllocateNothing(t *testing.T) {
 	cache := open(t)
 	k, v, q, out := arrays(1)

@@ -16,7 +16,7 @@ func isBefore(ancestor, token int) bool {
 	return token == ancestor
 }
 
-// rows of heads that belong to tokens
+// rows returns a vector per head of each token.
 func rows(kind, heads int, tokens []int) []float32 {
 	var all []float32
 	for _, token := range tokens {

@@ -46,7 +46,7 @@ func TestForgottenCachesAreClosed(t *testing.T) {
 	t.Error("a cache that nobody holds is still open")
 }
 
-// The collector does not know C's memory: a view alone must keep its cache.
+// The collector does not know C's memory: a view must keep its cache alive.
 func TestViewsKeepTheirCache(t *testing.T) {
 	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
 	must(t, err)
@@ -81,7 +81,7 @@ func TestViewsKeepTheirCache(t *testing.T) {
 	t.Error("a cache whose views are gone is still open")
 }
 
-// Their number is asked for in one call and they are in another.
+// Runs queries the number of runs in one call and reads them in another.
 func TestRunsWhileTheirNumberChanges(t *testing.T) {
 	cache := open(t)
 	positions := []int32{0, 2, 4, 6, 8, 10, 12, 14} // gaps: a run for each
@@ -123,8 +123,8 @@ func TestRunsWhileTheirNumberChanges(t *testing.T) {
 	}
 }
 
-// Two foreign calls, one that fails and one that fetches the message, lose messages when a goroutine changes threads
-// between them. Every goroutine here must find its own number in its message.
+// If the failing call and the copy of its message were two foreign calls, the goroutine could change
+// threads between them and lose the message. Each goroutine must find its own number in its message.
 func TestMessagesAreNeverLost(t *testing.T) {
 	const goroutines, calls = 64, 500
 	var all sync.WaitGroup
@@ -172,7 +172,7 @@ func TestMessagesAreNeverLost(t *testing.T) {
 	}
 }
 
-// One cache, many goroutines: whoever comes too early is told Busy, and nothing else goes wrong.
+// Many goroutines call one cache: an overlap returns Busy, and nothing else goes wrong.
 func TestOverlapIsBusy(t *testing.T) {
 	cache := open(t)
 	var all sync.WaitGroup

@@ -44,7 +44,7 @@ func is(t testing.TB, err error, status Status, part string) {
 	}
 }
 
-// arrays of n tokens; the value of token i is i + 1 throughout
+// arrays returns tensors of n tokens; all values of token i are i + 1.
 func arrays(n int) (k, v, q, out []float32) {
 	k, v = make([]float32, n*kvHeads*headDim), make([]float32, n*kvHeads*headDim)
 	q, out = make([]float32, n*qHeads*headDim), make([]float32, n*qHeads*headDim)
@@ -69,7 +69,7 @@ func TestPass(t *testing.T) {
 		must(t, cache.Put(layer, kv(k, 3), kv(v, 3)))
 		must(t, cache.AttentionWith(layer, qo(q, 3), qo(out, 3), AttentionExtra{LSE: Float32(lse, 3, qHeads)}))
 	}
-	// Queries of zeros weigh all keys alike: each token gets the mean of the values before it.
+	// Queries of zeros give all keys the same weight: the output is the mean of the visible values.
 	for token, want := range []float32{1, 1.5, 2} {
 		if got := out[token*qHeads*headDim]; got < want-1e-5 || got > want+1e-5 {
 			t.Errorf("token %d: %v, not %v", token, got, want)
@@ -143,7 +143,8 @@ func TestPass(t *testing.T) {
 	must(t, cache.Check())
 }
 
-// An empty slice is the right one for a sequence that holds nothing, and else one that is too short; never "not wanted".
+// An empty slice has the right length for a sequence that holds nothing and is too short for any
+// other sequence. It never means "not wanted".
 func TestGatherIntoEmptySlices(t *testing.T) {
 	cache := open(t)
 	must(t, cache.Gather(0, 0, kv(nil, 0), kv([]float32{}, 0)))
@@ -314,7 +315,7 @@ func TestErrors(t *testing.T) {
 	must(t, none.Close())
 }
 
-// A slice inside a struct that holds pointers: cgo must not take the whole struct for what is passed.
+// A slice inside a struct that holds pointers: cgo must not check the whole struct.
 func TestSliceOfLargerStruct(t *testing.T) {
 	cache := open(t)
 	type model struct {
