@@ -78,17 +78,17 @@ func described(desc *CacheDesc, kind Kind) (C.kvc_cache_desc, unsafe.Pointer, er
 	if kind == nil {
 		return C.kvc_cache_desc{}, nil, &Error{InvalidArgument, "the kind is nil"}
 	}
-	number, of := kind.c()
-	return desc.c(number), of, nil
+	number, kindDesc := kind.c()
+	return desc.c(number), kindDesc, nil
 }
 
-// MemoryBytes returns how many bytes such a cache would take from the device; allocates nothing there.
+// MemoryBytes returns how many bytes NewCache would take from the device. It takes none.
 func MemoryBytes(device *Device, desc CacheDesc, kind Kind) (uint64, error) {
-	d, of, err := described(&desc, kind)
+	d, kindDesc, err := described(&desc, kind)
 	if err != nil {
 		return 0, err
 	}
-	out := C.go_cache_memory_bytes(device.key(), d, of)
+	out := C.go_cache_memory_bytes(device.key(), d, kindDesc)
 	runtime.KeepAlive(device)
 	return uint64(out.number), failure(out.result)
 }
@@ -96,11 +96,11 @@ func MemoryBytes(device *Device, desc CacheDesc, kind Kind) (uint64, error) {
 // NewCache creates a cache of a kind, for example CausalDesc{}, and reserves all memory that it will
 // ever use. Close releases the memory; a cache that is collected without Close is closed then.
 func NewCache(device *Device, desc CacheDesc, kind Kind) (*Cache, error) {
-	d, of, err := described(&desc, kind)
+	d, kindDesc, err := described(&desc, kind)
 	if err != nil {
 		return nil, err
 	}
-	out := C.go_cache_create(device.key(), d, of)
+	out := C.go_cache_create(device.key(), d, kindDesc)
 	runtime.KeepAlive(device)
 	if err := failure(out.result); err != nil {
 		return nil, err

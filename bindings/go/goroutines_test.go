@@ -114,7 +114,7 @@ func TestRunsWhileTheirNumberChanges(t *testing.T) {
 		seen[len(runs)]++
 		for i, run := range runs {
 			if len(runs) != 8 || run.Length != 1 || run.Position != positions[i] {
-				t.Fatalf("after %v answers: run %d of %v", seen, i, runs)
+				t.Fatalf("after %v results: run %d of %v", seen, i, runs)
 			}
 		}
 		if time.Now().After(deadline) {
