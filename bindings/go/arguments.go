@@ -9,7 +9,7 @@ import (
 	"unsafe"
 )
 
-// pointer is where a slice begins; nil for an empty one.
+// pointer returns the address of the first element, or nil for an empty slice.
 func pointer[T any](values []T) unsafe.Pointer {
 	if len(values) == 0 {
 		return nil
@@ -19,7 +19,7 @@ func pointer[T any](values []T) unsafe.Pointer {
 
 func numbers(values []int32) *C.int32_t { return (*C.int32_t)(pointer(values)) }
 
-// number narrows without wrapping around: what does not fit is out of every range.
+// number narrows without wrapping around: what does not fit becomes a number that is in no range.
 func number(n int) C.int32_t {
 	if n < math.MinInt32 || n > math.MaxInt32 {
 		return math.MinInt32
@@ -27,7 +27,7 @@ func number(n int) C.int32_t {
 	return C.int32_t(n)
 }
 
-// together is the length of two slices that belong together.
+// together returns the length of two slices that belong together.
 func together(what string, a, b int) (C.int32_t, error) {
 	if a != b {
 		return 0, &Error{InvalidArgument, fmt.Sprintf("%s have %d and %d elements", what, a, b)}
@@ -35,38 +35,42 @@ func together(what string, a, b int) (C.int32_t, error) {
 	return number(a), nil
 }
 
-// constants checks the length of an optional slice, which the library trusts.
+// tokens checks the slices of a batch. It returns the number of tokens and the flags' address.
+func tokens(positions, sequences []int32, flags []TokenFlags) (C.int32_t, *C.uint32_t, error) {
+	n, err := together("positions and sequences", len(positions), len(sequences))
+	if err == nil && flags != nil {
+		_, err = together("positions and flags", len(positions), len(flags))
+	}
+	return n, (*C.uint32_t)(pointer(flags)), err
+}
+
+// constants checks the length of an optional slice: the library is not told it.
 func constants(values []float32, n int, name string) (*C.float, error) {
 	if values == nil {
 		return nil, nil
 	}
 	if len(values) != n {
-		return nil, &Error{InvalidArgument, fmt.Sprintf("%s has %d elements where %d belong", name, len(values), n)}
+		return nil, &Error{InvalidArgument,
+			fmt.Sprintf("%s has %d elements, not %d", name, len(values), n)}
 	}
 	return (*C.float)(pointer(values)), nil
 }
 
-func checked(a *Tensor, nameA string, b *Tensor, nameB string) error {
+func required(a *Tensor, nameA string, b *Tensor, nameB string) error {
 	if err := a.check(nameA); err != nil {
 		return err
 	}
 	return b.check(nameB)
 }
 
-func optional(t *Tensor, name string) error {
-	if t.absent() {
+func optional(a *Tensor, nameA string, b *Tensor, nameB string) error {
+	if !a.absent() {
+		if err := a.check(nameA); err != nil {
+			return err
+		}
+	}
+	if b.absent() {
 		return nil
 	}
-	return t.check(name)
-}
-
-// wanted is optional for what cannot be empty: an empty slice must not be taken for none.
-func wanted(t *Tensor, name string) error {
-	if t.absent() {
-		return nil
-	}
-	if t.data == nil {
-		return &Error{Shape, name + " is empty"}
-	}
-	return t.check(name)
+	return b.check(nameB)
 }

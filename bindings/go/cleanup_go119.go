@@ -4,8 +4,9 @@ package kvc
 
 import "runtime"
 
-// whenForgotten destroys a handle whose owner was collected. After Close that finds a dead key and does nothing.
-// The owner must not be reachable from destroy, or it would never be collected.
+// whenForgotten destroys a handle when its owner has been collected. After Close this does nothing,
+// because the library knows the handle no more.
+// destroy must not reach the owner, or the owner would never be collected.
 func whenForgotten[T, H any](owner *T, handle H, destroy func(H)) {
 	runtime.SetFinalizer(owner, func(*T) { destroy(handle) })
 }

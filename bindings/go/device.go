@@ -11,35 +11,43 @@ import (
 
 // DeviceOptions of OpenDevice; zero: all defaults.
 type DeviceOptions struct {
-	NThreads int // threads that share one attention call, the caller's included; 0: as many as are allowed
+	NThreads int // threads that share one attention call, the caller's included; 0: as many as allowed
 }
 
-// Device is where memory lies and how many threads work. It may be used from any goroutine.
+// Device is where memory is and how many threads work. Any goroutine may use it.
 type Device struct {
 	handle *C.kvc_device
 	once   closing
 }
 
-// OpenDevice opens "cpu" and starts its threads. Version: the library that was loaded is not of the minor version whose
-// headers this package was compiled with.
+// key returns the handle, null for a nil device.
+func (d *Device) key() *C.kvc_device {
+	if d == nil {
+		return nil
+	}
+	return d.handle
+}
+
+// OpenDevice opens "cpu" and starts its threads. It returns Version if the loaded library has
+// another minor version than the headers that this package was compiled with.
 func OpenDevice(name string, options DeviceOptions) (*Device, error) {
 	if err := compatible(VersionNumber()); err != nil {
 		return nil, err
 	}
 	text := C.CString(name)
 	defer C.free(unsafe.Pointer(text))
-	answer := C.go_device_open(text, number(options.NThreads))
-	if err := failure(answer.result); err != nil {
+	out := C.go_device_open(text, number(options.NThreads))
+	if err := failure(out.result); err != nil {
 		return nil, err
 	}
-	d := &Device{handle: answer.device}
+	d := &Device{handle: out.device}
 	d.once.open = true
-	whenForgotten(d, answer.device, func(h *C.kvc_device) { dropped(C.go_device_close(h)) })
+	whenForgotten(d, out.device, func(h *C.kvc_device) { dropped(C.go_device_close(h)) })
 	runtime.KeepAlive(d)
 	return d, nil
 }
 
-// compatible refuses libraries whose structs and functions may differ from what this package was compiled with.
+// compatible refuses libraries whose structs and functions may differ from the headers.
 func compatible(library uint32) error {
 	header := uint32(C.go_header_version())
 	if library>>8 == header>>8 {
@@ -49,8 +57,11 @@ func compatible(library uint32) error {
 		header>>16, header>>8&0xff, library>>16, library>>8&0xff)}
 }
 
-// Close ends the device; caches made on it keep what they need. Closing twice is fine.
+// Close closes the device; its caches keep what they need. A second Close does nothing.
 func (d *Device) Close() error {
+	if d == nil {
+		return &Error{InvalidHandle, "the device is nil"}
+	}
 	err := d.once.close(func() C.go_result { return C.go_device_close(d.handle) })
 	runtime.KeepAlive(d)
 	return err

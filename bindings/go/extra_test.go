@@ -16,7 +16,7 @@ func isBefore(ancestor, token int) bool {
 	return token == ancestor
 }
 
-// rows of heads that belong to tokens
+// rows returns a vector per head of each token.
 func rows(kind, heads int, tokens []int) []float32 {
 	var all []float32
 	for _, token := range tokens {
@@ -45,6 +45,43 @@ func attend(t *testing.T, cache *Cache, tokens []int, extra AttentionExtra) []fl
 	return out
 }
 
+// PutAttentionWith takes the extras of AttentionWith and returns the same bits.
+func TestPutAttentionWithExtras(t *testing.T) {
+	cache := open(t)
+	tokens := []int{0, 1, 2}
+	begin(t, cache, 0, 0, tokens)
+	_, columns, err := cache.History(0)
+	must(t, err)
+	bias, mask := make([]float32, 3*columns), make([]bool, 3*columns)
+	for i := range bias {
+		bias[i], mask[i] = float32(i)/4, i%2 == 0
+	}
+	type result struct{ out, weights, lse []float32 }
+	extras := func() (result, AttentionExtra) {
+		r := result{
+			make([]float32, 3*qHeads*headDim), make([]float32, qHeads*3*columns), make([]float32, 3*qHeads),
+		}
+		return r, AttentionExtra{
+			Bias: Float32(bias, 3, columns), Mask: Bool(mask, 3, columns),
+			Weights: Float32(r.weights, qHeads, 3, columns), LSE: Float32(r.lse, 3, qHeads),
+		}
+	}
+	q := qo(rows(2, qHeads, tokens), 3)
+	k, v := kv(rows(0, kvHeads, tokens), 3), kv(rows(1, kvHeads, tokens), 3)
+	want, extra := extras()
+	must(t, cache.AttentionWith(0, q, qo(want.out, 3), extra))
+	got, extra := extras()
+	must(t, cache.PutAttentionWith(0, k, v, q, qo(got.out, 3), extra))
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v is not %v", got, want)
+	}
+	if want.lse[0] == 0 || want.weights[0] == 0 || want.out[0] == 0 {
+		t.Errorf("nothing was written: %v", want)
+	}
+	extra.Weights = Float32(nil, qHeads, 3, columns)
+	is(t, cache.PutAttentionWith(0, k, v, q, qo(got.out, 3), extra), Shape, "Weights of shape")
+}
+
 // branch runs a whole pass and returns the result of its last token.
 func branch(t *testing.T, cache *Cache, sequence, start int, tokens ...int) []float32 {
 	t.Helper()
@@ -67,9 +104,9 @@ func TestTreeInOnePassIsItsBranches(t *testing.T) {
 
 	tree := []int{3, 4, 5, 6}
 	begin(t, cache, 0, 3, tree)
-	first, columns, err := cache.History()
+	first, columns, err := cache.History(0)
 	must(t, err)
-	runs, err := cache.Runs(0)
+	runs, err := cache.Runs(0, 0)
 	must(t, err)
 	mask := make([]bool, len(tree)*columns)
 	for row, token := range tree {
@@ -109,7 +146,7 @@ func TestBiasOfMinusInfinityIsAMask(t *testing.T) {
 	cache := open(t)
 	tokens := []int{0, 1, 2}
 	begin(t, cache, 0, 0, tokens)
-	_, columns, err := cache.History()
+	_, columns, err := cache.History(0)
 	must(t, err)
 	mask, bias := make([]uint8, columns), make([]float32, columns) // of one row, for all heads and tokens
 	for c := range mask {
@@ -127,17 +164,18 @@ func TestBiasOfMinusInfinityIsAMask(t *testing.T) {
 	}
 	for _, value := range attend(t, cache, tokens, AttentionExtra{Mask: Bool(make([]bool, columns), columns)}) {
 		if value != 0 {
-			t.Fatalf("a token that sees nothing gets %v", value)
+			t.Fatalf("a token that sees nothing returns %v", value)
 		}
 	}
 
 	q, out := rows(2, qHeads, tokens), make([]float32, len(tokens)*qHeads*headDim)
 	with := func(extra AttentionExtra) error { return cache.AttentionWith(0, qo(q, 3), qo(out, 3), extra) }
-	is(t, with(AttentionExtra{Mask: Bool(mask[:0], 0)}), Shape, "Mask is empty")
+	is(t, with(AttentionExtra{Mask: Bool(mask[:0], 0)}), Shape, "mask: dimension 0 is 0")
 	is(t, with(AttentionExtra{Bias: Bool(mask, columns)}), Dtype, "bias")
 	is(t, with(AttentionExtra{Mask: Bool(mask, 3, columns)}), Shape, "slice of 3")
-	is(t, with(AttentionExtra{LSE: Float32(nil, 0)}), Shape, "LSE is empty")
+	is(t, with(AttentionExtra{LSE: Float32(nil, 0)}), Shape, "lse has 1 dimensions, not 2")
+	is(t, with(AttentionExtra{LSE: Float32(nil)}), Shape, "LSE has 0 dimensions")
 	must(t, cache.Abort())
-	_, _, err = cache.History()
+	_, _, err = cache.History(0)
 	is(t, err, BadState, "pass")
 }

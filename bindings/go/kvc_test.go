@@ -3,11 +3,8 @@ package kvc
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 )
 
 const (
@@ -47,7 +44,7 @@ func is(t testing.TB, err error, status Status, part string) {
 	}
 }
 
-// arrays of n tokens; the value of token i is i + 1 throughout
+// arrays returns tensors of n tokens; all values of token i are i + 1.
 func arrays(n int) (k, v, q, out []float32) {
 	k, v = make([]float32, n*kvHeads*headDim), make([]float32, n*kvHeads*headDim)
 	q, out = make([]float32, n*qHeads*headDim), make([]float32, n*qHeads*headDim)
@@ -70,9 +67,9 @@ func TestPass(t *testing.T) {
 	must(t, cache.Begin([]int32{0, 1, 2}, []int32{0, 0, 0}))
 	for layer := 0; layer < nLayers; layer++ {
 		must(t, cache.Put(layer, kv(k, 3), kv(v, 3)))
-		must(t, cache.AttentionLSE(layer, qo(q, 3), qo(out, 3), Float32(lse, 3, qHeads)))
+		must(t, cache.AttentionWith(layer, qo(q, 3), qo(out, 3), AttentionExtra{LSE: Float32(lse, 3, qHeads)}))
 	}
-	// Queries of zeros weigh all keys alike: each token gets the mean of the values before it.
+	// Queries of zeros give all keys the same weight: the output is the mean of the visible values.
 	for token, want := range []float32{1, 1.5, 2} {
 		if got := out[token*qHeads*headDim]; got < want-1e-5 || got > want+1e-5 {
 			t.Errorf("token %d: %v, not %v", token, got, want)
@@ -82,18 +79,31 @@ func TestPass(t *testing.T) {
 		t.Errorf("one key of weight e^0 has the log %v", lse[0])
 	}
 
+	_, _, _, err := cache.MaskShape(nLayers)
+	is(t, err, InvalidArgument, "layer 2")
 	keys, values, err := cache.Get(1)
 	must(t, err)
 	if keys.DType != F16 || values.DType != F32 || keys.Shape[1] != kvHeads || values.Shape[2] != headDim {
 		t.Fatalf("views of %+v and %+v", keys, values)
 	}
-	nTokens, history, dtype, err := cache.MaskShape()
+	nTokens, history, dtype, err := cache.MaskShape(1)
 	must(t, err)
 	if nTokens != 3 || history != keys.Shape[0] || dtype != F32 {
 		t.Fatalf("a mask of %d, %d, %v", nTokens, history, dtype)
 	}
 	mask := make([]float32, nTokens*history)
-	must(t, cache.Mask(Float32(mask, nTokens, history)))
+	must(t, cache.Mask(1, Float32(mask, nTokens, history)))
+	visible := make([]bool, nTokens*history)
+	must(t, cache.Mask(1, Bool(visible, nTokens, history)))
+	for i := range mask {
+		if visible[i] != (mask[i] == 0) {
+			t.Errorf("element %d of the mask is %v and %v", i, visible[i], mask[i])
+		}
+	}
+	is(t, cache.Mask(1, BFloat16(make([]uint16, nTokens*history), nTokens, history)), Dtype, "bf16")
+	is(t, cache.Mask(nLayers, Bool(visible, nTokens, history)), InvalidArgument, "layer 2")
+	_, _, err = cache.History(nLayers)
+	is(t, err, InvalidArgument, "layer 2")
 	seen := 0
 	for cell := 0; cell < history; cell++ {
 		if mask[2*history+cell] == 0 {
@@ -123,15 +133,18 @@ func TestPass(t *testing.T) {
 			t.Fatalf("gathered %v at %d of the columns, not %v", columns[i], i, want)
 		}
 	}
-	runs, err := cache.Runs(0)
+	runs, err := cache.Runs(1, 0)
 	must(t, err)
+	_, err = cache.Runs(nLayers, 0)
+	is(t, err, InvalidArgument, "layer 2")
 	if len(runs) != 1 || runs[0].Length != 3 || runs[0].Position != 0 {
 		t.Errorf("runs %v", runs)
 	}
 	must(t, cache.Check())
 }
 
-// An empty slice is the right one for a sequence that holds nothing, and else one that is too short; never "not wanted".
+// An empty slice has the right length for a sequence that holds nothing and is too short for any
+// other sequence. It never means "not wanted".
 func TestGatherIntoEmptySlices(t *testing.T) {
 	cache := open(t)
 	must(t, cache.Gather(0, 0, kv(nil, 0), kv([]float32{}, 0)))
@@ -148,22 +161,13 @@ func TestGatherIntoEmptySlices(t *testing.T) {
 	}
 }
 
-func TestPutAttentionWithLSE(t *testing.T) {
+// With data null the library would return the shape and write nothing.
+func TestMaskIntoAnEmptySlice(t *testing.T) {
 	cache := open(t)
-	k, v, q, out := arrays(3)
-	lse, want := make([]float32, 3*qHeads), make([]float32, 3*qHeads)
-	for i := range q {
-		q[i] = float32(i%5) / 4
-	}
-	must(t, cache.Begin([]int32{0, 1, 2}, []int32{0, 0, 0}))
-	must(t, cache.PutAttentionLSE(0, kv(k, 3), kv(v, 3), qo(q, 3), qo(out, 3), Float32(lse, 3, qHeads)))
-	must(t, cache.AttentionLSE(0, qo(q, 3), qo(out, 3), Float32(want, 3, qHeads)))
-	for i := range lse {
-		if lse[i] == 0 || lse[i] != want[i] {
-			t.Errorf("the log %d is %v, not %v", i, lse[i], want[i])
-		}
-	}
-	is(t, cache.PutAttentionLSE(0, kv(k, 3), kv(v, 3), qo(q, 3), qo(out, 3), Float32(nil, 0)), Shape, "lse is empty")
+	fill(t, cache, 0, 0, 3)
+	is(t, cache.Mask(0, Float32(nil, 3, 0)), Shape, "dimension 1 is 0, not 3")
+	is(t, cache.Mask(0, Float32(nil, 0)), Shape, "1 dimensions, not 2")
+	is(t, cache.Mask(0, Tensor{}), Shape, "0 dimensions")
 }
 
 func TestOtherMinorVersionsAreRefused(t *testing.T) {
@@ -215,6 +219,8 @@ func TestSequences(t *testing.T) {
 	if got, err := cache.CopyPrefix(0, 1, 4); err != nil || got != 4 {
 		t.Errorf("CopyPrefix: %d, %v", got, err)
 	}
+	must(t, cache.CanRemove(0, 1, 3))
+	is(t, cache.CanRemove(0, 3, 1), InvalidArgument, "")
 	must(t, cache.Remove(0, 1, 3))
 	if best, err := cache.CanResume(0, 3); err != nil || best != 3 {
 		t.Errorf("CanResume: %d, %v", best, err)
@@ -239,10 +245,41 @@ func TestSequences(t *testing.T) {
 	must(t, err)
 	must(t, device.Close())
 	if bytes != stats.Bytes {
-		t.Errorf("MemoryBytes said %d, the cache has %d", bytes, stats.Bytes)
+		t.Errorf("MemoryBytes returned %d, the cache has %d", bytes, stats.Bytes)
 	}
 	must(t, cache.BeginReserve(8))
 	must(t, cache.Remove(0, 0, SeqEnd))
+}
+
+// CanRemove and Fits return what Remove and Begin return.
+func TestQueriesReturnTheErrorOfTheCall(t *testing.T) {
+	cache := open(t) // without RoPE, so positions cannot move
+	fill(t, cache, 0, 0, 4)
+	must(t, cache.Commit())
+	is(t, cache.CanRemove(0, 1, 2), NotSupported, "")
+	is(t, cache.Remove(0, 1, 2), NotSupported, "")
+	must(t, cache.CanRemove(0, 2, SeqEnd))
+
+	positions, sequences := []int32{4, 5}, []int32{0, 0}
+	for _, test := range []struct {
+		flags []TokenFlags
+		part  string
+	}{{[]TokenFlags{0}, "2 and 1"}, {[]TokenFlags{0, 1 << 9}, "token 1"}} {
+		is(t, cache.FitsFlagged(positions, sequences, test.flags), InvalidArgument, test.part)
+		is(t, cache.BeginFlagged(positions, sequences, test.flags), InvalidArgument, test.part)
+	}
+	must(t, cache.FitsFlagged(positions, sequences, []TokenFlags{0, SeesLater}))
+}
+
+func TestMaskOfBooleansAsTheDefault(t *testing.T) {
+	cache, err := create(t, CausalDesc{MaskDType: Bool8}, func(*CacheDesc) {})
+	must(t, err)
+	must(t, cache.Begin([]int32{0, 1}, []int32{0, 0}))
+	nTokens, history, dtype, err := cache.MaskShape(0)
+	must(t, err)
+	if nTokens != 2 || history != 2 || dtype != Bool8 {
+		t.Errorf("a mask of %d, %d, %v", nTokens, history, dtype)
+	}
 }
 
 func TestErrors(t *testing.T) {
@@ -257,9 +294,11 @@ func TestErrors(t *testing.T) {
 	is(t, cache.BindRope(0, 1, RopeDesc{FrequencyFactors: short[:3]}), InvalidArgument, "3 elements")
 	is(t, cache.BindRope(0, 1, RopeDesc{Base: -1}), InvalidArgument, "")
 	must(t, cache.Begin([]int32{0}, []int32{0}))
-	// The library knows no lengths: slices that are too short are found here.
+	// The library knows no lengths: the package finds slices that are too short.
 	is(t, cache.Put(0, kv(short, 1), kv(short, 1)), Shape, "slice of 8")
 	is(t, cache.Put(0, Float32(short, 1<<40, 1<<40, 1<<40), kv(short, 1)), Shape, "slice of 8")
+	is(t, cache.Put(0, Float32(short, 1, -1, 8), kv(short, 1)), Shape, "slice of 8")
+	is(t, cache.Put(0, Float32(short, 1, -1, 0), kv(short, 0)), InvalidArgument, "negative")
 	is(t, cache.Put(0, Tensor{}, kv(short, 1)), Shape, "0 dimensions")
 	is(t, cache.Put(0, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), Shape, "")
 	is(t, cache.Put(1<<40, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), InvalidArgument, "layer")
@@ -276,191 +315,7 @@ func TestErrors(t *testing.T) {
 	must(t, none.Close())
 }
 
-func TestClose(t *testing.T) {
-	cache := open(t)
-	var all sync.WaitGroup
-	for i := 0; i < 16; i++ {
-		all.Add(1)
-		go func() {
-			defer all.Done()
-			must(t, cache.Close())
-		}()
-	}
-	all.Wait()
-	is(t, cache.Commit(), InvalidHandle, "")
-	_, err := cache.Digest()
-	is(t, err, InvalidHandle, "")
-}
-
-func TestForgottenCachesAreClosed(t *testing.T) {
-	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
-	must(t, err)
-	defer device.Close()
-	forget := func() Cache {
-		cache, err := NewCache(device, testDesc(), CausalDesc{})
-		must(t, err)
-		return Cache{handle: cache.handle} // a copy of the key, which does not keep the cache
-	}
-	key := forget()
-	for i := 0; i < 200; i++ {
-		runtime.GC()
-		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a cache that nobody holds is still open")
-}
-
-// The collector does not know C's memory: a view alone must keep its cache.
-func TestViewsKeepTheirCache(t *testing.T) {
-	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
-	must(t, err)
-	defer device.Close()
-	show := func() (Cache, View) {
-		cache, err := NewCache(device, testDesc(), CausalDesc{})
-		must(t, err)
-		fill(t, cache, 0, 0, 3)
-		_, v, err := cache.Get(0)
-		must(t, err)
-		return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
-	}
-	key, view := show()
-	for i := 0; i < 20; i++ {
-		runtime.GC()
-		time.Sleep(time.Millisecond)
-		if _, err := key.Stats(); err != nil {
-			t.Fatal("the cache is gone while a view of it is in use: ", err)
-		}
-	}
-	if got := view.Float32(0, 1)[5]; got != 1 {
-		t.Errorf("cell 0 holds %v", got)
-	}
-	runtime.KeepAlive(view)
-	for i := 0; i < 200; i++ {
-		runtime.GC()
-		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a cache whose views are gone is still open")
-}
-
-// Their number is asked for in one call and they are in another.
-func TestRunsWhileTheirNumberChanges(t *testing.T) {
-	cache := open(t)
-	positions := []int32{0, 2, 4, 6, 8, 10, 12, 14} // gaps: a run for each
-	stop, done := make(chan struct{}), make(chan struct{})
-	again := func(call func() error) {
-		for errors.Is(call(), Busy) {
-		}
-	}
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				again(func() error { return cache.Begin(positions, make([]int32, len(positions))) })
-				again(cache.Commit)
-				again(func() error { return cache.Remove(0, 0, SeqEnd) })
-			}
-		}
-	}()
-	defer func() { close(stop); <-done }()
-	seen := map[int]int{}
-	for deadline := time.Now().Add(time.Minute); seen[0] < 2000 || seen[8] < 2000; {
-		runs, err := cache.Runs(0)
-		if err != nil {
-			is(t, err, Busy, "")
-			continue
-		}
-		seen[len(runs)]++
-		for i, run := range runs {
-			if len(runs) != 8 || run.Length != 1 || run.Position != positions[i] {
-				t.Fatalf("after %v answers: run %d of %v", seen, i, runs)
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the number of runs did not change: %v", seen)
-		}
-	}
-}
-
-// Two foreign calls, one that fails and one that fetches the message, lose messages when a goroutine changes threads
-// between them. Every goroutine here must find its own number in its message.
-func TestMessagesAreNeverLost(t *testing.T) {
-	const goroutines, calls = 64, 500
-	var all sync.WaitGroup
-	lost := make(chan string, goroutines)
-	for i := 0; i < goroutines; i++ {
-		all.Add(1)
-		go func(i int) {
-			defer all.Done()
-			device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
-			if err != nil {
-				lost <- err.Error()
-				return
-			}
-			defer device.Close()
-			cache, err := NewCache(device, CacheDesc{
-				NLayers: 1, NKVHeads: 1, HeadDimK: 8, MaxSequences: 1, Capacity: 8, MaxBatch: 1,
-			}, CausalDesc{})
-			if err != nil {
-				lost <- err.Error()
-				return
-			}
-			defer cache.Close()
-			data := make([]float32, 8)
-			for call := 0; call < calls; call++ {
-				layer := 1000 + i*calls + call
-				err := cache.Begin([]int32{0}, []int32{0})
-				if err == nil {
-					err = cache.Put(layer, Float32(data, 1, 1, 8), Float32(data, 1, 1, 8))
-				}
-				if err == nil || !strings.Contains(err.Error(), fmt.Sprint("layer ", layer, " ")) {
-					lost <- fmt.Sprintf("layer %d: %v", layer, err)
-					return
-				}
-				if err := cache.Abort(); err != nil {
-					lost <- err.Error()
-					return
-				}
-			}
-		}(i)
-	}
-	all.Wait()
-	close(lost)
-	for message := range lost {
-		t.Error(message)
-	}
-}
-
-// One cache, many goroutines: whoever comes too early is told Busy, and nothing else goes wrong.
-func TestOverlapIsBusy(t *testing.T) {
-	cache := open(t)
-	var all sync.WaitGroup
-	for i := 0; i < 8; i++ {
-		all.Add(1)
-		go func(sequence int) {
-			defer all.Done()
-			for n := 0; n < 500; n++ {
-				if err := cache.Remove(sequence, 0, SeqEnd); err != nil && !errors.Is(err, Busy) {
-					t.Error(err)
-				}
-				if _, err := cache.Stats(); err != nil && !errors.Is(err, Busy) {
-					t.Error(err)
-				}
-			}
-		}(i % 2)
-	}
-	all.Wait()
-	must(t, cache.Check())
-}
-
-// A slice inside a struct that holds pointers: cgo must not take the whole struct for what is passed.
+// A slice inside a struct that holds pointers: cgo must not check the whole struct.
 func TestSliceOfLargerStruct(t *testing.T) {
 	cache := open(t)
 	type model struct {

@@ -3,7 +3,8 @@ package kvc
 // #include "shim.h"
 import "C"
 
-// sizes is what cgo makes of the header's structs; layout_test.go compares it with tests/abi/layout.txt.
+// sizes returns the sizes of the header's structs in cgo; layout_test.go compares them with
+// tests/abi/layout.txt.
 func sizes() map[string]int {
 	return map[string]int{
 		"kvc_tensor":          C.sizeof_kvc_tensor,

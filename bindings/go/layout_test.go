@@ -48,8 +48,13 @@ func TestStructsAreAsGolden(t *testing.T) {
 
 func TestConstantsAreAsGolden(t *testing.T) {
 	mirrored := map[string]int64{
-		"OK": 0, "F32": int64(F32), "F16": int64(F16), "BF16": int64(BF16), "SEQ_END": SeqEnd, "NONE": None,
+		"OK": 0, "F32": int64(F32), "F16": int64(F16), "BF16": int64(BF16), "BOOL": int64(Bool8),
+		"F64": int64(F64), "I32": int64(I32), "I8": int64(I8), "U8": int64(U8), "F8_E4M3": int64(F8E4M3),
+		"F8_E5M2": int64(F8E5M2), "Q8_0": int64(Q8_0), "Q4_0": int64(Q4_0), "INT8": int64(INT8), "NF4": int64(NF4),
+		"SEQ_END": SeqEnd, "NONE": None,
 		"CACHE_STRICT": int64(Strict), "CACHE_ZERO_ON_FREE": int64(ZeroOnFree), "CACHE_PREFAULT": int64(Prefault),
+		"CACHE_ROTATE_K": int64(RotateK), "CACHE_ROTATE_V": int64(RotateV),
+		"CACHE_INTERLEAVED": int64(Interleaved), "CACHE_V_IN_K": int64(VInK),
 		"TOKEN_SEES_LATER": int64(SeesLater), "ROPE_NEIGHBOURS": int64(Neighbours), "ROPE_HALVES": int64(Halves),
 		"STATE_IDLE": int64(Idle), "STATE_PASS": int64(InPass), "STATE_RESERVE": int64(Reserve),
 		"STATE_POISONED": int64(Poisoned),
@@ -62,9 +67,10 @@ func TestConstantsAreAsGolden(t *testing.T) {
 	for _, status := range statuses {
 		mirrored["E_"+status.String()] = int64(status)
 	}
-	// What the package sets or needs itself.
-	inside := "|I32|BOOL|CPU|CUDA|TENSOR_TRANSPOSED|CAUSAL|ENCODER|RECURRENT|WRAPPER|TRANSFORMER|LIGHTNING|" +
-		"CAUSAL_POSITION_FREE|TOKEN_ENCODER_INPUT|BEGIN_RESERVE|MAX_DIMS|"
+	// What the package sets itself, or what this version reserves for other kinds and calls.
+	inside := "|CPU|CUDA|TENSOR_TRANSPOSED|CAUSAL|ENCODER|RECURRENT|WRAPPER|TRANSFORMER|LIGHTNING|" +
+		"CAUSAL_POSITION_FREE|TOKEN_ENCODER_INPUT|TOKEN_MASKED|TOKEN_TYPE_SHIFT|BEGIN_RESERVE|BEGIN_REPLAY|" +
+		"SEQUENCE_APPROXIMATE|EXTRA_DROPOUT|EXTRA_NO_SINKS|EXTRA_BY_POSITION|EXTRA_MASK_ALONE|MAX_DIMS|"
 	for _, words := range golden(t, "constant") {
 		name := strings.TrimPrefix(words[0], "KVC_")
 		value, known := mirrored[name]
@@ -93,7 +99,7 @@ func TestEveryFunctionIsReached(t *testing.T) {
 		}
 		text.Write(source)
 	}
-	const left = "kvc_bind_shift" // would call back into Go while the library holds the cache
+	const left = "kvc_bind_shift" // it would call back into Go while the library holds the cache
 	for _, words := range golden(t, "function") {
 		if words[0] != left && !strings.Contains(text.String(), words[0]+"(") {
 			t.Errorf("%s is not reached", words[0])

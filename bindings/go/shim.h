@@ -1,8 +1,8 @@
-/* What cgo cannot say well, as static functions. Each calls kvc once and, on a failure, takes the message along within
- * the same foreign call: in a second one the goroutine may be on another thread, and the message somebody else's.
+/* What cgo cannot express well, as static functions. Each one calls kvc once. If the call fails, the function copies the
+ * message before it returns: in a second foreign call the goroutine may run on another thread, which has another message.
  *
- * Tensors are built here, on C's stack, from a data pointer that is an argument of its own: Go memory that points to Go
- * memory may not be passed. Results come back by value, so that a call that succeeds allocates nothing. */
+ * A tensor is passed by value and its kvc_tensor is built here, on the C stack, because cgo forbids passing Go memory that
+ * points to Go memory. Results are returned by value, so that a successful call allocates nothing. */
 #ifndef KVC_GO_SHIM_H
 #define KVC_GO_SHIM_H
 
@@ -12,7 +12,7 @@
 
 typedef struct go_result {
   kvc_status status;
-  char *message; /* null on success, and when there is no memory for it; else the caller frees it */
+  char *message; /* the caller frees it. Null on success, and if there is no memory for it */
 } go_result;
 
 static inline go_result go_done(kvc_status status) {
@@ -36,112 +36,134 @@ typedef struct go_tensors { go_result result; kvc_tensor first, second; } go_ten
 
 /* ---- Tensors -------------------------------------------------------------------------------------------------------- */
 
-/* Bytes, whatever the elements: cgo need not look for pointers in them. */
-#define GO_TENSOR(name) \
-  uint8_t *name##_data, uint32_t name##_dtype, int32_t name##_ndim, int64_t name##_0, int64_t name##_1, int64_t name##_2
-#define GO_VIEW(name)                                                                                      \
-  kvc_tensor name##_view;                                                                                  \
-  const int64_t name##_shape[3] = {name##_0, name##_1, name##_2};                                          \
-  const kvc_status name##_dense =                                                                          \
-      kvc_tensor_dense(name##_data, name##_dtype, name##_ndim, name##_shape, &name##_view);                \
-  if (name##_dense != KVC_OK) return go_done(name##_dense)
+/* A dense tensor of Go memory. dtype 0: absent. Data is bytes whatever the elements, so cgo has no pointers to look for. */
+typedef struct go_tensor {
+  uint8_t *data;
+  uint32_t dtype;
+  int32_t ndim;
+  int64_t shape[3];
+} go_tensor;
 
-static inline go_result go_put(kvc_cache *cache, int32_t layer, GO_TENSOR(k), GO_TENSOR(v)) {
+typedef struct go_extra { go_tensor bias, mask, weights, lse; } go_extra;
+
+/* Sets *view to `room` with the tensor in it, or to null if the tensor is absent. */
+static inline kvc_status go_view(const go_tensor *tensor, kvc_tensor *room, kvc_tensor **view) {
+  *view = tensor->dtype ? room : NULL;
+  if (!tensor->dtype) return KVC_OK;
+  return kvc_tensor_dense(tensor->data, tensor->dtype, tensor->ndim, tensor->shape, room);
+}
+
+/* Declares name_view, the kvc_tensor of the parameter `name` (null: absent), or returns the error. */
+#define GO_VIEW(name)                                                                \
+  kvc_tensor name##_room, *name##_view;                                              \
+  const kvc_status name##_status = go_view(&(name), &name##_room, &name##_view);     \
+  if (name##_status != KVC_OK) return go_done(name##_status)
+
+/* The room that the views of a go_extra need. */
+typedef struct go_extra_room { kvc_tensor bias, mask, weights, lse; } go_extra_room;
+
+static inline kvc_status go_view_extra(const go_extra *tensors, go_extra_room *room, kvc_attention_extra *extra) {
+  kvc_tensor *bias, *mask;
+  kvc_status status = go_view(&tensors->bias, &room->bias, &bias);
+  memset(extra, 0, sizeof *extra);
+  extra->struct_size = sizeof *extra;
+  if (status == KVC_OK) status = go_view(&tensors->mask, &room->mask, &mask);
+  if (status == KVC_OK) status = go_view(&tensors->weights, &room->weights, &extra->weights);
+  if (status == KVC_OK) status = go_view(&tensors->lse, &room->lse, &extra->lse);
+  if (status != KVC_OK) return status;
+  extra->bias = bias;
+  extra->mask = mask;
+  return KVC_OK;
+}
+
+static inline go_result go_put(kvc_cache *cache, int32_t layer, go_tensor k, go_tensor v) {
   GO_VIEW(k);
   GO_VIEW(v);
-  return go_done(kvc_put(cache, layer, &k_view, &v_view));
+  return go_done(kvc_put(cache, layer, k_view, v_view));
 }
 
-static inline go_result go_attention(kvc_cache *cache, int32_t layer, GO_TENSOR(q), GO_TENSOR(out), GO_TENSOR(lse)) {
+static inline go_result go_attention(kvc_cache *cache, int32_t layer, go_tensor q, go_tensor out, go_extra tensors) {
+  go_extra_room room;
+  kvc_attention_extra extra;
+  const kvc_status status = go_view_extra(&tensors, &room, &extra);
+  if (status != KVC_OK) return go_done(status);
   GO_VIEW(q);
   GO_VIEW(out);
-  GO_VIEW(lse);
-  return go_done(kvc_attention(cache, layer, &q_view, &out_view, lse_data ? &lse_view : NULL));
+  return go_done(kvc_attention(cache, layer, q_view, out_view, &extra));
 }
 
-static inline go_result go_attention_with(kvc_cache *cache, int32_t layer, GO_TENSOR(q), GO_TENSOR(out), GO_TENSOR(lse),
-                                          GO_TENSOR(bias), GO_TENSOR(mask), GO_TENSOR(weights)) {
-  kvc_attention_extra extra = {sizeof extra, 0, NULL, NULL, NULL};
-  GO_VIEW(q);
-  GO_VIEW(out);
-  GO_VIEW(lse);
-  GO_VIEW(bias);
-  GO_VIEW(mask);
-  GO_VIEW(weights);
-  if (bias_data) extra.bias = &bias_view;
-  if (mask_data) extra.mask = &mask_view;
-  if (weights_data) extra.weights = &weights_view;
-  return go_done(kvc_attention_with(cache, layer, &q_view, &out_view, lse_data ? &lse_view : NULL, &extra));
-}
-
-static inline go_result go_put_attention(kvc_cache *cache, int32_t layer, GO_TENSOR(k), GO_TENSOR(v), GO_TENSOR(q),
-                                         GO_TENSOR(out), GO_TENSOR(lse)) {
+static inline go_result go_put_attention(kvc_cache *cache, int32_t layer, go_tensor k, go_tensor v, go_tensor q,
+                                         go_tensor out, go_extra tensors) {
+  go_extra_room room;
+  kvc_attention_extra extra;
+  const kvc_status status = go_view_extra(&tensors, &room, &extra);
+  if (status != KVC_OK) return go_done(status);
   GO_VIEW(k);
   GO_VIEW(v);
   GO_VIEW(q);
   GO_VIEW(out);
-  GO_VIEW(lse);
-  return go_done(kvc_put_attention(cache, layer, &k_view, &v_view, &q_view, &out_view, lse_data ? &lse_view : NULL));
+  return go_done(kvc_put_attention(cache, layer, k_view, v_view, q_view, out_view, &extra));
 }
 
-static inline go_history go_history_of(kvc_cache *cache) {
-  go_history answer = {{0}, 0, 0};
-  answer.result = go_done(kvc_history(cache, &answer.first_cell, &answer.n_cells));
-  return answer;
+static inline go_history go_history_of(kvc_cache *cache, int32_t layer) {
+  go_history out = {{0}, 0, 0};
+  out.result = go_done(kvc_history(cache, layer, &out.first_cell, &out.n_cells));
+  return out;
 }
 
-static inline go_result go_mask(kvc_cache *cache, GO_TENSOR(into)) {
+static inline go_result go_mask(kvc_cache *cache, int32_t layer, go_tensor into) {
+  float nothing = 0;
   GO_VIEW(into);
-  return go_done(kvc_mask(cache, &into_view));
+  if (!into_view->data) into_view->data = &nothing; /* no elements, but null would query the shape */
+  return go_done(kvc_mask(cache, layer, into_view));
 }
 
-static inline go_tensors go_mask_shape(kvc_cache *cache) {
-  go_tensors answer;
-  memset(&answer, 0, sizeof answer);
-  answer.result = go_done(kvc_mask(cache, &answer.first));
-  return answer;
+static inline go_tensors go_mask_shape(kvc_cache *cache, int32_t layer) {
+  go_tensors out;
+  memset(&out, 0, sizeof out);
+  out.result = go_done(kvc_mask(cache, layer, &out.first));
+  return out;
 }
 
-/* has_k, has_v: an address does not tell, since a sequence that holds nothing is gathered into empty slices. */
-static inline go_result go_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t has_k, int32_t has_v,
-                                  uint32_t v_flags, GO_TENSOR(k), GO_TENSOR(v)) {
+static inline go_result go_gather(kvc_cache *cache, int32_t layer, int32_t sequence, go_tensor k, go_tensor v,
+                                  uint32_t v_flags) {
   GO_VIEW(k);
   GO_VIEW(v);
-  v_view.flags = v_flags;
-  return go_done(kvc_gather(cache, layer, sequence, has_k ? &k_view : NULL, has_v ? &v_view : NULL));
+  if (v_view) v_view->flags = v_flags;
+  return go_done(kvc_gather(cache, layer, sequence, k_view, v_view));
 }
 
 static inline go_tensors go_get(kvc_cache *cache, int32_t layer) {
-  go_tensors answer;
-  memset(&answer, 0, sizeof answer);
-  answer.result = go_done(kvc_get(cache, layer, &answer.first, &answer.second));
-  return answer;
+  go_tensors out;
+  memset(&out, 0, sizeof out);
+  out.result = go_done(kvc_get(cache, layer, &out.first, &out.second));
+  return out;
 }
 
 /* ---- Devices and caches --------------------------------------------------------------------------------------------- */
 
-/* What the shim was compiled with: struct sizes and prototypes are this version's. */
+/* The version of the headers that this file is compiled with, whose struct sizes and prototypes it uses. */
 static inline uint32_t go_header_version(void) { return KVC_VERSION_NUMBER; }
 
 static inline go_device go_device_open(const char *name, int32_t n_threads) {
   kvc_device_desc desc = {sizeof desc, n_threads, 0};
-  go_device answer = {{0}, NULL};
-  answer.result = go_done(kvc_device_open(name, &desc, NULL, &answer.device));
-  return answer;
+  go_device out = {{0}, NULL};
+  out.result = go_done(kvc_device_open(name, &desc, NULL, &out.device));
+  return out;
 }
 
 static inline go_result go_device_close(kvc_device *device) { return go_done(kvc_device_close(device)); }
 
-static inline go_cache go_cache_create(kvc_device *device, kvc_cache_desc desc, kvc_causal_desc causal) {
-  go_cache answer = {{0}, NULL};
-  answer.result = go_done(kvc_cache_create(device, &desc, &causal, &answer.cache));
-  return answer;
+static inline go_cache go_cache_create(kvc_device *device, kvc_cache_desc desc, const void *kind) {
+  go_cache out = {{0}, NULL};
+  out.result = go_done(kvc_cache_create(device, &desc, kind, &out.cache));
+  return out;
 }
 
-static inline go_number go_cache_memory_bytes(const kvc_device *device, kvc_cache_desc desc, kvc_causal_desc causal) {
-  go_number answer = {{0}, 0};
-  answer.result = go_done(kvc_cache_memory_bytes(device, &desc, &causal, &answer.number));
-  return answer;
+static inline go_number go_cache_memory_bytes(const kvc_device *device, kvc_cache_desc desc, const void *kind) {
+  go_number out = {{0}, 0};
+  out.result = go_done(kvc_cache_memory_bytes(device, &desc, kind, &out.number));
+  return out;
 }
 
 static inline go_result go_cache_destroy(kvc_cache *cache) { return go_done(kvc_cache_destroy(cache)); }
@@ -163,8 +185,9 @@ static inline go_result go_begin(kvc_cache *cache, int32_t n_tokens, const int32
   return go_done(kvc_begin(cache, n_tokens, position, sequence, token_flags, flags, NULL));
 }
 
-static inline go_result go_fits(const kvc_cache *cache, int32_t n_tokens, const int32_t *position, const int32_t *sequence) {
-  return go_done(kvc_fits(cache, n_tokens, position, sequence));
+static inline go_result go_fits(const kvc_cache *cache, int32_t n_tokens, const int32_t *position,
+                                const int32_t *sequence, const uint32_t *token_flags) {
+  return go_done(kvc_fits(cache, n_tokens, position, sequence, token_flags));
 }
 
 static inline go_result go_set_causal(kvc_cache *cache, int32_t n_except, const int32_t *except) {
@@ -180,23 +203,23 @@ static inline go_result go_commit_prefix(kvc_cache *cache, int32_t n, const int3
 
 static inline go_number go_can_resume(const kvc_cache *cache, int32_t sequence, int32_t want) {
   int32_t best = 0;
-  go_number answer = {go_done(kvc_can_resume(cache, sequence, want, &best)), 0};
-  answer.number = (uint64_t)best;
-  return answer;
+  go_number out = {go_done(kvc_can_resume(cache, sequence, want, &best)), 0};
+  out.number = (uint64_t)best;
+  return out;
 }
 
 static inline go_number go_resume(kvc_cache *cache, int32_t sequence, int32_t want) {
   int32_t got = 0;
-  go_number answer = {go_done(kvc_resume(cache, sequence, want, &got)), 0};
-  answer.number = (uint64_t)got;
-  return answer;
+  go_number out = {go_done(kvc_resume(cache, sequence, want, &got)), 0};
+  out.number = (uint64_t)got;
+  return out;
 }
 
 static inline go_number go_copy_prefix(kvc_cache *cache, int32_t source, int32_t destination, int32_t length) {
   int32_t got = 0;
-  go_number answer = {go_done(kvc_copy_prefix(cache, source, destination, length, &got)), 0};
-  answer.number = (uint64_t)got;
-  return answer;
+  go_number out = {go_done(kvc_copy_prefix(cache, source, destination, length, &got)), 0};
+  out.number = (uint64_t)got;
+  return out;
 }
 
 static inline go_result go_reorder(kvc_cache *cache, int32_t n, const int32_t *destination, const int32_t *source) {
@@ -207,36 +230,40 @@ static inline go_result go_remove(kvc_cache *cache, int32_t sequence, int32_t be
   return go_done(kvc_remove(cache, sequence, begin, end));
 }
 
+static inline go_result go_can_remove(const kvc_cache *cache, int32_t sequence, int32_t begin, int32_t end) {
+  return go_done(kvc_can_remove(cache, sequence, begin, end));
+}
+
 /* ---- Watching ------------------------------------------------------------------------------------------------------- */
 
 static inline go_info go_sequence_query(const kvc_cache *cache, int32_t sequence) {
-  go_info answer = {{0}, {sizeof(kvc_sequence_info), 0, 0, 0, 0, 0, 0, 0}};
-  answer.result = go_done(kvc_sequence_query(cache, sequence, &answer.info));
-  return answer;
+  go_info out = {{0}, {sizeof(kvc_sequence_info), 0, 0, 0, 0, 0, 0, 0}};
+  out.result = go_done(kvc_sequence_query(cache, sequence, &out.info));
+  return out;
 }
 
 static inline go_stats go_cache_stats(const kvc_cache *cache) {
-  go_stats answer = {{0}, {sizeof(kvc_stats), 0, 0, 0, 0, 0, 0}};
-  answer.result = go_done(kvc_cache_stats(cache, &answer.stats));
-  return answer;
+  go_stats out = {{0}, {sizeof(kvc_stats), 0, 0, 0, 0, 0, 0}};
+  out.result = go_done(kvc_cache_stats(cache, &out.stats));
+  return out;
 }
 
 static inline go_digest go_state_digest(const kvc_cache *cache) {
   uint64_t digest[2] = {0, 0};
-  go_digest answer = {go_done(kvc_state_digest(cache, digest)), 0, 0};
-  answer.first = digest[0];
-  answer.second = digest[1];
-  return answer;
+  go_digest out = {go_done(kvc_state_digest(cache, digest)), 0, 0};
+  out.first = digest[0];
+  out.second = digest[1];
+  return out;
 }
 
 static inline go_result go_check(const kvc_cache *cache) { return go_done(kvc_check(cache)); }
 
-/* kvc_run holds four numbers and no pointer: Go's memory may be written to. */
-static inline go_number go_runs(const kvc_cache *cache, int32_t sequence, int32_t capacity, kvc_run *runs) {
+/* A kvc_run holds four numbers and no pointer, so `runs` may be Go memory. */
+static inline go_number go_runs(const kvc_cache *cache, int32_t layer, int32_t sequence, int32_t capacity, kvc_run *runs) {
   int32_t n = 0;
-  go_number answer = {go_done(kvc_runs(cache, sequence, capacity, runs, &n)), 0};
-  answer.number = (uint64_t)n;
-  return answer;
+  go_number out = {go_done(kvc_runs(cache, layer, sequence, capacity, runs, &n)), 0};
+  out.number = (uint64_t)n;
+  return out;
 }
 
 #endif

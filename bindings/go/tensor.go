@@ -9,71 +9,118 @@ import (
 	"unsafe"
 )
 
-// DType is an element type, with DLPack's numbers.
+// DType is an element type of a tensor or a storage type of a cache.
 type DType uint32
 
-// The element types that a cache stores and takes. Their zero value stands for F32 in a description.
+// The element types. A cache stores F32, F16 and BF16 and takes tensors of these types; masks may
+// also be Bool8. In a descriptor 0 means F32.
 const (
-	F32  DType = C.KVC_F32
-	F16  DType = C.KVC_F16
-	BF16 DType = C.KVC_BF16
+	F32   DType = C.KVC_F32
+	F16   DType = C.KVC_F16
+	BF16  DType = C.KVC_BF16
+	Bool8 DType = C.KVC_BOOL // one byte: 0 is false, anything else is true
 )
 
-// Tensor is a dense row-major view of a slice. kvc uses it during a call only and keeps no pointer to it.
+// Reserved types: this version takes no tensor of these types, and NewCache returns an error for
+// them. Q8_0, Q4_0, INT8 and NF4 are storage types, never the type of a tensor.
+const (
+	F64    DType = C.KVC_F64
+	I32    DType = C.KVC_I32
+	I8     DType = C.KVC_I8
+	U8     DType = C.KVC_U8
+	F8E4M3 DType = C.KVC_F8_E4M3
+	F8E5M2 DType = C.KVC_F8_E5M2
+	Q8_0   DType = C.KVC_Q8_0 // blocks of 32 values with one f16 scale
+	Q4_0   DType = C.KVC_Q4_0 // blocks of 32 values with one f16 scale
+	INT8   DType = C.KVC_INT8 // one f32 scale per vector
+	NF4    DType = C.KVC_NF4  // blocks of 16, 32, 64 or 128 values with one f32 scale
+)
+
+// String returns the name of a type, for example "bf16".
+func (d DType) String() string {
+	switch d {
+	case F32:
+		return "f32"
+	case F16:
+		return "f16"
+	case BF16:
+		return "bf16"
+	case Bool8:
+		return "bool"
+	case F64:
+		return "f64"
+	case I32:
+		return "i32"
+	case I8:
+		return "i8"
+	case U8:
+		return "u8"
+	case F8E4M3:
+		return "f8_e4m3"
+	case F8E5M2:
+		return "f8_e5m2"
+	case Q8_0:
+		return "q8_0"
+	case Q4_0:
+		return "q4_0"
+	case INT8:
+		return "int8"
+	case NF4:
+		return "nf4"
+	}
+	return fmt.Sprintf("DType(%#x)", uint32(d))
+}
+
+// Tensor is a dense row-major view of a slice. kvc uses it during a call only and keeps no pointer
+// to it. The zero Tensor is absent: it stands for an optional tensor that is not wanted.
 type Tensor struct {
 	data  unsafe.Pointer
-	n     int // elements behind data
-	dtype DType
+	n     int   // elements behind data
+	dtype DType // 0: absent. An empty slice has a type
 	ndim  int
 	shape [3]int
 }
 
-// Float32 views a slice as a tensor; the last index of the shape runs fastest.
+// Float32 makes a tensor of a slice; the last index of the shape runs fastest.
 func Float32(data []float32, shape ...int) Tensor {
-	t := shaped(F32, len(data), shape)
-	if len(data) > 0 {
-		t.data = unsafe.Pointer(&data[0])
-	}
-	return t
+	return tensor(F32, pointer(data), len(data), shape)
 }
 
-// Float16 views a slice of IEEE half-precision bits as a tensor.
-func Float16(data []uint16, shape ...int) Tensor { return halves(F16, data, shape) }
+// Float16 makes a tensor of a slice of IEEE half-precision bits.
+func Float16(data []uint16, shape ...int) Tensor {
+	return tensor(F16, pointer(data), len(data), shape)
+}
 
-// BFloat16 views a slice of bfloat16 bits as a tensor.
-func BFloat16(data []uint16, shape ...int) Tensor { return halves(BF16, data, shape) }
+// BFloat16 makes a tensor of a slice of bfloat16 bits.
+func BFloat16(data []uint16, shape ...int) Tensor {
+	return tensor(BF16, pointer(data), len(data), shape)
+}
 
-// Bool views a slice of truth values, or of bytes that are 0 or not, as a mask: what is false is hidden.
+// Bool makes a mask of a slice of truth values, or of bytes that are 0 or not: false hides.
 func Bool[T bool | uint8](data []T, shape ...int) Tensor {
-	t := shaped(C.KVC_BOOL, len(data), shape)
-	t.data = pointer(data)
-	return t
+	return tensor(Bool8, pointer(data), len(data), shape)
 }
 
-func halves(dtype DType, data []uint16, shape []int) Tensor {
-	t := shaped(dtype, len(data), shape)
-	if len(data) > 0 {
-		t.data = unsafe.Pointer(&data[0])
-	}
-	return t
-}
-
-func shaped(dtype DType, n int, shape []int) Tensor {
-	t := Tensor{n: n, dtype: dtype, ndim: len(shape)}
+func tensor(dtype DType, data unsafe.Pointer, n int, shape []int) Tensor {
+	t := Tensor{data: data, n: n, dtype: dtype, ndim: len(shape)}
 	copy(t.shape[:], shape)
 	return t
 }
 
-func (t *Tensor) absent() bool { return t.dtype == 0 } // Tensor{}; an empty slice has a type
+func (t *Tensor) absent() bool { return t.dtype == 0 }
 
-// check keeps the library, which knows no lengths, from reading beyond a slice.
+// check keeps the library, which knows no lengths, from accessing memory behind a slice.
 func (t *Tensor) check(name string) error {
 	if t.ndim < 1 || t.ndim > len(t.shape) {
 		return &Error{Shape, fmt.Sprintf("%s has %d dimensions", name, t.ndim)}
 	}
-	need := 1
+	need, empty := 1, false
 	for _, extent := range t.shape[:t.ndim] {
-		if extent < 0 || (extent > 0 && need > t.n/extent) {
+		empty = empty || extent == 0
+	}
+	for i := 0; i < t.ndim && !empty; i++ {
+		extent := t.shape[i]
+		if extent < 0 || need > t.n/extent {
 			return tooShort(*t, name)
 		}
 		need *= extent
@@ -81,37 +128,28 @@ func (t *Tensor) check(name string) error {
 	return nil
 }
 
-// tooShort takes a copy, so that the tensors of a call that succeeds stay on the stack.
+// tooShort takes a copy, so that the tensors of a successful call stay on the stack.
 func tooShort(t Tensor, name string) error {
-	return &Error{Shape, fmt.Sprintf("%s of shape %v does not fit in a slice of %d", name, t.shape[:t.ndim], t.n)}
+	return &Error{Shape,
+		fmt.Sprintf("%s of shape %v does not fit in a slice of %d", name, t.shape[:t.ndim], t.n)}
 }
 
-// The arguments that GO_TENSOR in shim.h stands for. Bytes and not void: cgo then has nothing to look for pointers in.
-func (t *Tensor) bytes() *C.uint8_t { return (*C.uint8_t)(t.data) }
-func (t *Tensor) kind() C.uint32_t {
-	if t.dtype == 0 { // an absent tensor must be well formed too
-		return C.KVC_F32
+// c returns the argument of a foreign call.
+func (t *Tensor) c() C.go_tensor {
+	return C.go_tensor{
+		data:  (*C.uint8_t)(t.data),
+		dtype: C.uint32_t(t.dtype),
+		ndim:  C.int32_t(t.ndim),
+		shape: [3]C.int64_t{C.int64_t(t.shape[0]), C.int64_t(t.shape[1]), C.int64_t(t.shape[2])},
 	}
-	return C.uint32_t(t.dtype)
-}
-func (t *Tensor) dims() C.int32_t {
-	if t.ndim == 0 {
-		return 1
-	}
-	return C.int32_t(t.ndim)
-}
-func (t *Tensor) at(i int) C.int64_t { return C.int64_t(t.shape[i]) }
-func (t *Tensor) present() C.int32_t {
-	if t.absent() {
-		return 0
-	}
-	return 1
 }
 
-// View is memory of the cache, as Get shows it: element (cell, head, i) is at cell*Strides[0] + head*Strides[1] + i.
-// It is valid until the pass ends. A View keeps its cache from being collected. What is taken out of it, Data and the
-// slices of Float32 and Bits, does not: it is C's memory, which the collector does not know. While such a slice is in use
-// the View or the cache must be too; runtime.KeepAlive says so where nothing else does.
+// View is memory of the cache, which Get returns: element (cell, head, i) is at
+// cell*Strides[0] + head*Strides[1] + i. It is valid until the pass ends.
+//
+// A View keeps its cache from being collected. Data and the slices that Float32 and Bits return do
+// not: the collector does not know C's memory. Keep the View or the cache alive while you use them,
+// with runtime.KeepAlive if nothing else does.
 type View struct {
 	Data    unsafe.Pointer
 	DType   DType
@@ -120,34 +158,31 @@ type View struct {
 	cache   *Cache
 }
 
-// row is where the vector of one cell and head begins.
-func (v View) row(cell, head int) unsafe.Pointer {
+// row returns where the vector of one cell and head begins, of elements of width bytes.
+func (v View) row(cell, head, width int) unsafe.Pointer {
 	if cell < 0 || cell >= v.Shape[0] || head < 0 || head >= v.Shape[1] {
 		panic(fmt.Sprintf("kvc: cell %d and head %d are outside a view of shape %v", cell, head, v.Shape))
-	}
-	width := 2
-	if v.DType == F32 {
-		width = 4
 	}
 	row := unsafe.Add(v.Data, (cell*v.Strides[0]+head*v.Strides[1])*width)
 	runtime.KeepAlive(v.cache)
 	return row
 }
 
-// Float32 is the vector of one cell and head of a view that stores f32, in place.
+// Float32 returns the vector of one cell and head in place. It panics if the view does not store f32.
 func (v View) Float32(cell, head int) []float32 {
 	if v.DType != F32 {
-		panic("kvc: this view does not store f32")
+		panic(fmt.Sprintf("kvc: Float32 of a view that stores %v", v.DType))
 	}
-	return unsafe.Slice((*float32)(v.row(cell, head)), v.Shape[2])
+	return unsafe.Slice((*float32)(v.row(cell, head, 4)), v.Shape[2])
 }
 
-// Bits is the vector of one cell and head of a view that stores f16 or bf16, in place.
+// Bits returns the vector of one cell and head in place. It panics if the view stores neither f16
+// nor bf16.
 func (v View) Bits(cell, head int) []uint16 {
-	if v.DType == F32 {
-		panic("kvc: this view stores f32")
+	if v.DType != F16 && v.DType != BF16 {
+		panic(fmt.Sprintf("kvc: Bits of a view that stores %v", v.DType))
 	}
-	return unsafe.Slice((*uint16)(v.row(cell, head)), v.Shape[2])
+	return unsafe.Slice((*uint16)(v.row(cell, head, 2)), v.Shape[2])
 }
 
 func viewOf(c *Cache, t C.kvc_tensor) View {

@@ -1,9 +1,11 @@
-// The first program for kvc in Go. Its twins in examples/c, examples/cpp and examples/rust do the same and print the
-// same, byte for byte. Two of a server's conversations share a prompt, one speculates, one runs out of context:
+// A first program for kvc in Go. The programs in examples/c, examples/cpp and examples/rust do the
+// same and print the same, byte for byte. Two conversations of a server share a prompt, one
+// speculates, and one runs out of context:
 //
 //	PKG_CONFIG_PATH=<prefix>/lib/pkgconfig LD_LIBRARY_PATH=<prefix>/lib go run .
 //
-// A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a formula stands in for it.
+// A model would compute keys, values and queries and rotate keys and queries by RoPE; this program
+// computes them by a formula.
 package main
 
 import (
@@ -26,12 +28,13 @@ const (
 	query
 )
 
-// element is in eighths between -2 and 2: exact in every storage type and in every language.
+// element returns a multiple of 1/8 between -2 and 2, which every storage type and language represents
+// exactly.
 func element(kind kind, layer, sequence, position, head, dim int) float32 {
 	return float32((position*29+sequence*13+layer*7+head*5+dim*3+int(kind)*11)%33-16) / 8
 }
 
-// elements of consecutive positions: [n, heads, headDim].
+// elements returns those of n consecutive positions: [n, heads, headDim].
 func elements(kind kind, layer, sequence, position, n, heads int) kvc.Tensor {
 	data := make([]float32, 0, n*heads*headDim)
 	for token := 0; token < n; token++ {
@@ -46,7 +49,7 @@ func elements(kind kind, layer, sequence, position, n, heads int) kvc.Tensor {
 
 // ---- Steps -----------------------------------------------------------------------------------------------------------
 
-// must ends the program: an example has nowhere to hand an error to.
+// must ends the program if a call failed.
 func must(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "failed:", err)
@@ -60,7 +63,7 @@ func printState(step string, cache *kvc.Cache) {
 	fmt.Printf("%-14s %016x%016x\n", step, digest[0], digest[1])
 }
 
-// forward opens a pass of n tokens of one sequence and runs the layers; the caller decides what of it to keep.
+// forward opens a pass of n tokens of one sequence and runs the layers; the caller ends the pass.
 func forward(cache *kvc.Cache, sequence, position, n int) error {
 	positions, sequences := make([]int32, n), make([]int32, n)
 	for i := range positions {
@@ -105,13 +108,13 @@ func converse(cache *kvc.Cache) {
 	fmt.Printf("%-14s continues at %d\n", "copy_prefix", got)
 	printState("copy_prefix", cache)
 
-	// Four tokens were guessed, the model agrees with two.
+	// Four tokens were guessed; the model accepts two.
 	must(forward(cache, 1, 12, 4))
 	printState("draft", cache)
 	must(cache.CommitPrefix([]int32{1}, []int32{2}))
 	printState("commit_prefix", cache)
 
-	// Make room in the middle: what lies behind moves down and is read as if it had been computed there.
+	// Remove tokens in the middle: later ones move down and are read as if computed there.
 	must(cache.Remove(0, 4, 8))
 	printState("shift", cache)
 	must(forward(cache, 0, 12, 1))
@@ -124,7 +127,7 @@ func converse(cache *kvc.Cache) {
 	fmt.Printf("%-14s continues at %d\n", "resume", got)
 	printState("resume", cache)
 
-	// The window slides; what has left it cannot be continued from.
+	// The window slides; the sequence cannot continue from what has left it.
 	for position := 13; position < 37; position += 8 {
 		must(forward(cache, 0, position, 8))
 		must(cache.Commit())
@@ -137,7 +140,7 @@ func converse(cache *kvc.Cache) {
 	must(err)
 	fmt.Printf("%-14s could continue at %d\n", "can_resume", got)
 
-	// A third conversation does not fit: the second one has to go.
+	// A third conversation does not fit, so the second one is removed.
 	for position := 0; position < 16; position += 8 {
 		err = forward(cache, 2, position, 8)
 		if errors.Is(err, kvc.CacheFull) {

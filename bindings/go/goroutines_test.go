@@ -1,0 +1,195 @@
+package kvc
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestClose(t *testing.T) {
+	cache := open(t)
+	var all sync.WaitGroup
+	for i := 0; i < 16; i++ {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			must(t, cache.Close())
+		}()
+	}
+	all.Wait()
+	is(t, cache.Commit(), InvalidHandle, "")
+	_, err := cache.Digest()
+	is(t, err, InvalidHandle, "")
+}
+
+func TestForgottenCachesAreClosed(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	forget := func() Cache {
+		cache, err := NewCache(device, testDesc(), CausalDesc{})
+		must(t, err)
+		return Cache{handle: cache.handle} // a copy of the key, which does not keep the cache
+	}
+	key := forget()
+	for i := 0; i < 200; i++ {
+		runtime.GC()
+		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a cache that nobody holds is still open")
+}
+
+// The collector does not know C's memory: a view must keep its cache alive.
+func TestViewsKeepTheirCache(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	show := func() (Cache, View) {
+		cache, err := NewCache(device, testDesc(), CausalDesc{})
+		must(t, err)
+		fill(t, cache, 0, 0, 3)
+		_, v, err := cache.Get(0)
+		must(t, err)
+		return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
+	}
+	key, view := show()
+	for i := 0; i < 20; i++ {
+		runtime.GC()
+		time.Sleep(time.Millisecond)
+		if _, err := key.Stats(); err != nil {
+			t.Fatal("the cache is gone while a view of it is in use: ", err)
+		}
+	}
+	if got := view.Float32(0, 1)[5]; got != 1 {
+		t.Errorf("cell 0 holds %v", got)
+	}
+	runtime.KeepAlive(view)
+	for i := 0; i < 200; i++ {
+		runtime.GC()
+		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a cache whose views are gone is still open")
+}
+
+// Runs queries the number of runs in one call and reads them in another.
+func TestRunsWhileTheirNumberChanges(t *testing.T) {
+	cache := open(t)
+	positions := []int32{0, 2, 4, 6, 8, 10, 12, 14} // gaps: a run for each
+	stop, done := make(chan struct{}), make(chan struct{})
+	again := func(call func() error) {
+		for errors.Is(call(), Busy) {
+		}
+	}
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				again(func() error { return cache.Begin(positions, make([]int32, len(positions))) })
+				again(cache.Commit)
+				again(func() error { return cache.Remove(0, 0, SeqEnd) })
+			}
+		}
+	}()
+	defer func() { close(stop); <-done }()
+	seen := map[int]int{}
+	for deadline := time.Now().Add(time.Minute); seen[0] < 2000 || seen[8] < 2000; {
+		runs, err := cache.Runs(0, 0)
+		if err != nil {
+			is(t, err, Busy, "")
+			continue
+		}
+		seen[len(runs)]++
+		for i, run := range runs {
+			if len(runs) != 8 || run.Length != 1 || run.Position != positions[i] {
+				t.Fatalf("after %v results: run %d of %v", seen, i, runs)
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the number of runs did not change: %v", seen)
+		}
+	}
+}
+
+// If the failing call and the copy of its message were two foreign calls, the goroutine could change
+// threads between them and lose the message. Each goroutine must find its own number in its message.
+func TestMessagesAreNeverLost(t *testing.T) {
+	const goroutines, calls = 64, 500
+	var all sync.WaitGroup
+	lost := make(chan string, goroutines)
+	for i := 0; i < goroutines; i++ {
+		all.Add(1)
+		go func(i int) {
+			defer all.Done()
+			device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+			if err != nil {
+				lost <- err.Error()
+				return
+			}
+			defer device.Close()
+			cache, err := NewCache(device, CacheDesc{
+				NLayers: 1, NKVHeads: 1, HeadDimK: 8, MaxSequences: 1, Capacity: 8, MaxBatch: 1,
+			}, CausalDesc{})
+			if err != nil {
+				lost <- err.Error()
+				return
+			}
+			defer cache.Close()
+			data := make([]float32, 8)
+			for call := 0; call < calls; call++ {
+				layer := 1000 + i*calls + call
+				err := cache.Begin([]int32{0}, []int32{0})
+				if err == nil {
+					err = cache.Put(layer, Float32(data, 1, 1, 8), Float32(data, 1, 1, 8))
+				}
+				if err == nil || !strings.Contains(err.Error(), fmt.Sprint("layer ", layer, " ")) {
+					lost <- fmt.Sprintf("layer %d: %v", layer, err)
+					return
+				}
+				if err := cache.Abort(); err != nil {
+					lost <- err.Error()
+					return
+				}
+			}
+		}(i)
+	}
+	all.Wait()
+	close(lost)
+	for message := range lost {
+		t.Error(message)
+	}
+}
+
+// Many goroutines call one cache: an overlap returns Busy, and nothing else goes wrong.
+func TestOverlapIsBusy(t *testing.T) {
+	cache := open(t)
+	var all sync.WaitGroup
+	for i := 0; i < 8; i++ {
+		all.Add(1)
+		go func(sequence int) {
+			defer all.Done()
+			for n := 0; n < 500; n++ {
+				if err := cache.Remove(sequence, 0, SeqEnd); err != nil && !errors.Is(err, Busy) {
+					t.Error(err)
+				}
+				if _, err := cache.Stats(); err != nil && !errors.Is(err, Busy) {
+					t.Error(err)
+				}
+			}
+		}(i % 2)
+	}
+	all.Wait()
+	must(t, cache.Check())
+}

@@ -1,0 +1,158 @@
+package kvc
+
+// #include "shim.h"
+import "C"
+
+import "runtime"
+
+// TokenFlags of the tokens of a pass.
+type TokenFlags uint32
+
+// SeesLater marks a token that also sees later tokens of its sequence.
+const SeesLater TokenFlags = C.KVC_TOKEN_SEES_LATER
+
+// Begin opens a pass. positions and sequences have one element per token. A token whose sequence is
+// None is padding: kvc ignores its position and never reads its rows, and its output is 0. See
+// kvc_begin.
+func (c *Cache) Begin(positions, sequences []int32) error {
+	return c.BeginFlagged(positions, sequences, nil)
+}
+
+// BeginFlagged is Begin with flags per token; nil: none. The flags of padding are 0.
+func (c *Cache) BeginFlagged(positions, sequences []int32, flags []TokenFlags) error {
+	n, first, err := tokens(positions, sequences, flags)
+	if err != nil {
+		return err
+	}
+	err = failure(C.go_begin(c.key(), n, numbers(positions), numbers(sequences), first, 0))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// BeginReserve opens a pass to size a graph for the worst case. Nothing is planned.
+func (c *Cache) BeginReserve(nTokens int) error {
+	err := failure(C.go_begin(c.key(), number(nTokens), nil, nil, nil, C.KVC_BEGIN_RESERVE))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// Fits returns the error that Begin would return now. Nothing changes.
+func (c *Cache) Fits(positions, sequences []int32) error {
+	return c.FitsFlagged(positions, sequences, nil)
+}
+
+// FitsFlagged returns the error that BeginFlagged would return now. Nothing changes.
+func (c *Cache) FitsFlagged(positions, sequences []int32, flags []TokenFlags) error {
+	n, first, err := tokens(positions, sequences, flags)
+	if err != nil {
+		return err
+	}
+	err = failure(C.go_fits(c.key(), n, numbers(positions), numbers(sequences), first))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// Put stores one layer's keys and values [n tokens, KV heads, head size] of the open pass.
+func (c *Cache) Put(layer int, k, v Tensor) error {
+	if err := required(&k, "k", &v, "v"); err != nil {
+		return err
+	}
+	err := failure(C.go_put(c.key(), number(layer), k.c(), v.c()))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// AttentionExtra is what one attention call takes and returns besides q and out; Tensor{}: not
+// wanted. Columns are the cells that History returns. Bias and Mask are broadcast: an extent may be
+// 1, and leading dimensions may be missing. See kvc_attention_extra.
+type AttentionExtra struct {
+	Bias    Tensor // [query heads, n tokens, history], added to the scores; minus infinity hides
+	Mask    Tensor // [query heads, n tokens, history], made by Bool: false hides
+	Weights Tensor // [query heads, n tokens, history], written: for analysis, not for speed
+	LSE     Tensor // [n tokens, query heads], written: log of the sum of exponentials
+}
+
+func (e *AttentionExtra) check() error {
+	if err := optional(&e.Bias, "Bias", &e.Mask, "Mask"); err != nil {
+		return err
+	}
+	return optional(&e.Weights, "Weights", &e.LSE, "LSE")
+}
+
+func (e *AttentionExtra) c() C.go_extra {
+	return C.go_extra{bias: e.Bias.c(), mask: e.Mask.c(), weights: e.Weights.c(), lse: e.LSE.c()}
+}
+
+// Attention computes attention of the queries [n tokens, query heads, head size] of the pass and
+// writes it to out.
+func (c *Cache) Attention(layer int, q, out Tensor) error {
+	return c.AttentionWith(layer, q, out, AttentionExtra{})
+}
+
+// AttentionWith is Attention with the tensors of extra.
+func (c *Cache) AttentionWith(layer int, q, out Tensor, extra AttentionExtra) error {
+	if err := required(&q, "q", &out, "out"); err != nil {
+		return err
+	}
+	if err := extra.check(); err != nil {
+		return err
+	}
+	err := failure(C.go_attention(c.key(), number(layer), q.c(), out.c(), extra.c()))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// PutAttention is Put and Attention in one foreign call. All arguments are checked before anything
+// is stored.
+func (c *Cache) PutAttention(layer int, k, v, q, out Tensor) error {
+	return c.PutAttentionWith(layer, k, v, q, out, AttentionExtra{})
+}
+
+// PutAttentionWith is PutAttention with the tensors of extra.
+func (c *Cache) PutAttentionWith(layer int, k, v, q, out Tensor, extra AttentionExtra) error {
+	if err := required(&k, "k", &v, "v"); err != nil {
+		return err
+	}
+	if err := required(&q, "q", &out, "out"); err != nil {
+		return err
+	}
+	if err := extra.check(); err != nil {
+		return err
+	}
+	err := failure(C.go_put_attention(c.key(), number(layer), k.c(), v.c(), q.c(), out.c(), extra.c()))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// SetCausal replaces the set of tokens of the open pass, by index, that also see later tokens.
+func (c *Cache) SetCausal(except []int32) error {
+	err := failure(C.go_set_causal(c.key(), number(len(except)), numbers(except)))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// Commit keeps the pass.
+func (c *Cache) Commit() error {
+	err := failure(C.go_commit(c.key()))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// CommitPrefix keeps the first tokens of each named sequence in this pass; sequences that are not
+// named keep all their tokens.
+func (c *Cache) CommitPrefix(sequences, keep []int32) error {
+	n, err := together("sequences and keep", len(sequences), len(keep))
+	if err != nil {
+		return err
+	}
+	err = failure(C.go_commit_prefix(c.key(), n, numbers(sequences), numbers(keep)))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// Abort discards the pass: the cache is as it was before Begin.
+func (c *Cache) Abort() error {
+	err := failure(C.go_abort(c.key()))
+	runtime.KeepAlive(c)
+	return err
+}

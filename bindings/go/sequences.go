@@ -1,0 +1,113 @@
+package kvc
+
+// #include "shim.h"
+import "C"
+
+import "runtime"
+
+// CanResume returns the largest position up to want at which the sequence can continue. Nothing
+// changes.
+func (c *Cache) CanResume(sequence, want int) (best int, err error) {
+	out := C.go_can_resume(c.key(), number(sequence), number(want))
+	runtime.KeepAlive(c)
+	return int(out.number), failure(out.result)
+}
+
+// Resume drops everything at or behind that position and returns the position.
+func (c *Cache) Resume(sequence, want int) (got int, err error) {
+	out := C.go_resume(c.key(), number(sequence), number(want))
+	runtime.KeepAlive(c)
+	return int(out.number), failure(out.result)
+}
+
+// CopyPrefix makes destination share the first tokens of source. It returns where destination
+// continues.
+func (c *Cache) CopyPrefix(source, destination, length int) (got int, err error) {
+	out := C.go_copy_prefix(c.key(), number(source), number(destination), number(length))
+	runtime.KeepAlive(c)
+	return int(out.number), failure(out.result)
+}
+
+// Reorder makes several whole copies at once, of what each source was before the call.
+func (c *Cache) Reorder(destinations, sources []int32) error {
+	n, err := together("destinations and sources", len(destinations), len(sources))
+	if err != nil {
+		return err
+	}
+	err = failure(C.go_reorder(c.key(), n, numbers(destinations), numbers(sources)))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// Remove releases the positions [begin, end) of a sequence; later positions move down. SeqEnd: to
+// the end.
+func (c *Cache) Remove(sequence, begin, end int) error {
+	err := failure(C.go_remove(c.key(), number(sequence), number(begin), number(end)))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// CanRemove returns the error that Remove would return now. Nothing changes.
+func (c *Cache) CanRemove(sequence, begin, end int) error {
+	err := failure(C.go_can_remove(c.key(), number(sequence), number(begin), number(end)))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// ---- Watching -----------------------------------------------------------------------------------
+
+// SequenceInfo is what a sequence holds. See kvc_sequence_info.
+type SequenceInfo struct{ First, Next, Count, Room, LostBelow int }
+
+// Sequence returns what a sequence holds.
+func (c *Cache) Sequence(sequence int) (SequenceInfo, error) {
+	out := C.go_sequence_query(c.key(), number(sequence))
+	runtime.KeepAlive(c)
+	i := &out.info
+	return SequenceInfo{
+		int(i.first), int(i.next), int(i.count), int(i.room), int(i.lost_below),
+	}, failure(out.result)
+}
+
+// State of a cache. A later library may return a state that has no name here.
+type State uint32
+
+// The states of a cache.
+const (
+	Idle     State = C.KVC_STATE_IDLE
+	InPass   State = C.KVC_STATE_PASS
+	Reserve  State = C.KVC_STATE_RESERVE
+	Poisoned State = C.KVC_STATE_POISONED // only Close and Stats work
+)
+
+// Stats counts what a cache holds. See kvc_stats.
+type Stats struct {
+	State                                        State
+	Cells, CellsUsed, CellsShared, Bytes, Passes uint64
+}
+
+// Stats counts what the cache holds.
+func (c *Cache) Stats() (Stats, error) {
+	out := C.go_cache_stats(c.key())
+	runtime.KeepAlive(c)
+	s := &out.stats
+	return Stats{
+		State: State(s.state), Cells: uint64(s.cells), CellsUsed: uint64(s.cells_used),
+		CellsShared: uint64(s.cells_shared), Bytes: uint64(s.bytes), Passes: uint64(s.passes),
+	}, failure(out.result)
+}
+
+// Digest returns 128 bits over everything observable; as text, 16 hexadecimal digits of each half in
+// this order. It reads all keys and values: not for the hot path.
+func (c *Cache) Digest() ([2]uint64, error) {
+	out := C.go_state_digest(c.key())
+	runtime.KeepAlive(c)
+	return [2]uint64{uint64(out.first), uint64(out.second)}, failure(out.result)
+}
+
+// Check verifies every invariant and names a broken one.
+func (c *Cache) Check() error {
+	err := failure(C.go_check(c.key()))
+	runtime.KeepAlive(c)
+	return err
+}
