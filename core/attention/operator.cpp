@@ -23,7 +23,7 @@ constexpr Name names[] = {{feature_mask, "mask"},
 
 bool any_is_pending(const AttentionPlan& plan) {
   for (int32_t i = 0; i < plan.n_lists; ++i) {
-    if (plan.lists[i].owes_rotation) return true;
+    if (plan.lists[i].has_pending) return true;
   }
   return false;
 }

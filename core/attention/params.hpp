@@ -54,7 +54,7 @@ struct TokenList {
   int64_t start[3] = {};  // offset in the token arrays; positions ascend, a gap is legal
   int32_t count[3] = {};
   int32_t total = 0;           // sum of count
-  bool owes_rotation = false;  // some token's position differs from the one its key was rotated for
+  bool has_pending = false;  // some token's position differs from the one its key was rotated for
 };
 
 /// What one token of the batch sees: the logical indexes [0, first_end) and [begin, end) of its sequence's list,

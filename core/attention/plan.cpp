@@ -112,7 +112,7 @@ void PassPlan::add_sequence(const CellBook::Sequence& sequence) {
     if (start != list_start) {
       TokenList& list = lists_[plan_.n_lists++];
       list = sequence.tokens.list(start);
-      list.owes_rotation = sequence.may_be_pending &&
+      list.has_pending = sequence.may_be_pending &&
                            !(planted(Bug::shift_lost_on_shared) && book_.pool().n_shared() > 0);
       list_start = start;
     }

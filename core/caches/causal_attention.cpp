@@ -38,7 +38,10 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
       layer.frequency[i] = settings.scale * std::pow(settings.base, -2.0 * i / settings.n_dims) /
                            factor;
     }
-    layer.constants.rope = {layer.frequency, settings.n_dims, settings.halves};
+    layer.constants.rope = {.frequency = layer.frequency,
+                            .n_dims = settings.n_dims,
+                            .halves = settings.halves,
+                            .first_dim = settings.first_dim};
   }
   if (layer_begin < layer_end) book_.rotate_keys();
   return Status::ok;

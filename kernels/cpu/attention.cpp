@@ -228,7 +228,7 @@ void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end
   place_cells(item, tile, begin, end);
   place_tokens(item, begin, end);
   if (params_.tensors.changes_scores()) place_bias(item, tile);
-  if (params_.plan.lists[item.tile->list].owes_rotation && params_.constants.rope.n_dims > 0) {
+  if (params_.plan.lists[item.tile->list].has_pending && params_.constants.rope.n_dims > 0) {
     attend_segments(item, tile);
   } else {
     process(tile);
@@ -266,7 +266,7 @@ void Call::place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end)
   const WorkTile& work = *item.tile;
   const TokenList& list = params_.plan.lists[work.list];
   const TokenArrays& tokens = params_.plan.tokens;
-  const bool with_positions = params_.constants.slopes || list.owes_rotation;
+  const bool with_positions = params_.constants.slopes || list.has_pending;
   const int32_t n_first = work.first_end - work.low;
   tile.n_cells = end - begin;
   tile.cell = item.scratch.cell;

@@ -105,7 +105,7 @@ class WeightsRow {
     float* wide = scratch_.q + padded(keys.head_dim);
     std::fill_n(wide, padded(keys.head_dim), 0.0f);
     kernels().to_f32(wide, key, keys.element(), keys.head_dim);
-    const bool pending = params_.plan.lists[row_.list].owes_rotation;
+    const bool pending = params_.plan.lists[row_.list].has_pending;
     const float* query = rotated_query(pending ? position - params_.plan.rotated_for[cell] : 0);
     float x = dot(query, wide, padded(keys.head_dim));
     if (constants.softcap != 0) x = constants.softcap * std::tanh(x / constants.softcap);

@@ -21,9 +21,9 @@ struct Seen {
 
 std::vector<Seen> visible_tokens(const AttentionPlan& plan, const AttentionRow& row) {
   std::vector<Seen> tokens;
-  const bool owes = plan.lists[row.list].owes_rotation;
+  const bool has_pending = plan.lists[row.list].has_pending;
   for_each_visible(plan, row, [&](int32_t, int32_t cell, int32_t position) {
-    tokens.push_back({cell, position, owes ? position - plan.rotated_for[cell] : 0});
+    tokens.push_back({cell, position, has_pending ? position - plan.rotated_for[cell] : 0});
   });
   return tokens;
 }

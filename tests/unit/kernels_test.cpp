@@ -227,7 +227,7 @@ class Case {
       }
       token_cells.insert(token_cells.end(), cells[l].begin(), cells[l].end());
       token_positions.insert(token_positions.end(), positions[l].begin(), positions[l].end());
-      list.owes_rotation = o.shifts;
+      list.has_pending = o.shifts;
       lists.push_back(list);
     }
     if (o.shared)
