@@ -64,7 +64,6 @@ KVC_INLINE Vec maximum(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b);
 KVC_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
-KVC_INLINE bool any_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
 KVC_INLINE Vec absolute(Vec x) { return _mm512_abs_ps(x); }
 /// The magnitude of x (not negative) with the sign of s.
 KVC_INLINE Vec with_sign(Vec x, Vec s) {
@@ -203,9 +202,6 @@ KVC_INLINE Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 KVC_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
-KVC_INLINE bool any_less(Vec a, Vec b) {
-  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0;
-}
 KVC_INLINE Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 KVC_INLINE Vec with_sign(Vec x, Vec s) {
   return _mm256_or_ps(x, _mm256_and_ps(s, _mm256_set1_ps(-0.0f)));
@@ -335,10 +331,6 @@ KVC_INLINE Vec fma(Vec a, Vec b, Vec c) {
 }
 KVC_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 KVC_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
-KVC_INLINE bool any_less(Vec a, Vec b) {
-  const QuadInt less = a < b;
-  return (less[0] | less[1] | less[2] | less[3]) != 0;
-}
 KVC_INLINE Vec absolute(Vec x) { return (Vec)((QuadBits)x & 0x7fffffffu); }
 KVC_INLINE Vec with_sign(Vec x, Vec s) { return (Vec)((QuadBits)x | ((QuadBits)s & 0x80000000u)); }
 KVC_INLINE Vec power_of_two(Vec x) { return (Vec)(((QuadBits)x << 23) + 0x3f800000u); }
@@ -462,12 +454,6 @@ KVC_INLINE QuadInt load_quad(const int32_t* p) {
 KVC_INLINE float reduce_sum(Vec x) {
   const Quad y = fold_sum(x);
   return (y[0] + y[2]) + (y[1] + y[3]);
-}
-KVC_INLINE float reduce_maximum(Vec x) {
-  const Quad y = fold_maximum(x);
-  const float a = y[0] > y[1] ? y[0] : y[1];
-  const float b = y[2] > y[3] ? y[2] : y[3];
-  return a > b ? a : b;
 }
 
 /// 2^x for x ≤ 127 with an error of about one ulp. Results below 2^−126 become 0, −infinity gives
