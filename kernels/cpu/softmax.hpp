@@ -82,23 +82,6 @@ struct Scores {
   int32_t first_row;
 };
 
-/// 2^x for x ≤ 127: error 1.5e-7. Below 2^−126.5 exactly 0, −infinity included; NaN stays NaN.
-KVC_INLINE Vec exp2_of(Vec x) {
-  // Adding it leaves the nearest integer + 127, an exponent's bits, at the low end of the sum.
-  const Vec rounding = broadcast(12582912.0f + 127.0f);
-  // In this order NaN survives. The exponent bits of −127 are 0: the result is zero.
-  const Vec clamped = maximum(broadcast(-127.0f), x);
-  const Vec shifted = clamped + rounding;
-  const Vec fraction = clamped - (shifted - rounding);
-  Vec p = broadcast(1.3270896161e-3f);
-  p = fma(p, fraction, broadcast(9.6713611856e-3f));
-  p = fma(p, fraction, broadcast(5.5507078767e-2f));
-  p = fma(p, fraction, broadcast(2.4022245407e-1f));
-  p = fma(p, fraction, broadcast(6.9314700365e-1f));
-  p = fma(p, fraction, broadcast(1.0f));
-  return p * power_of_biased(shifted);
-}
-
 /// score = cap · tanh(score). tanh(x) = x · p(x²) / q(x²) with an error of 2e-7; one division
 /// serves the vectors of a cell, because dividing would take most of the time.
 template <int32_t vectors>
@@ -242,7 +225,7 @@ KVC_INLINE void raise_reference(const Scores& scores, const Vec (&highest)[vecto
     const Vec old = load(max);
     const Vec raised = select_less(old + broadcast(slack), highest[v], highest[v], old);
     reference[v] = select_less(broadcast(lowest), raised, raised, zero());
-    store(rescale + v * lanes, exp2_of(old - reference[v]));
+    store(rescale + v * lanes, exp2(old - reference[v]));
     store(max, raised);
   }
 }
@@ -255,7 +238,7 @@ template <int32_t vectors>
   for (int32_t cell = begin; cell < end; ++cell, s += vectors * lanes) {
 #pragma GCC unroll 4
     for (int32_t v = 0; v < vectors; ++v) {
-      const Vec p = exp2_of(load(s + v * lanes) - reference[v]);
+      const Vec p = exp2(load(s + v * lanes) - reference[v]);
       sums[v] = sums[v] + p;
       store(s + v * lanes, p);
     }
