@@ -82,40 +82,10 @@ struct Scores {
   int32_t first_row;
 };
 
-/// score = cap · tanh(score). tanh(x) = x · p(x²) / q(x²) with an error of 2e-7; one division
-/// serves the vectors of a cell, because dividing would take most of the time.
-template <int32_t vectors>
-[[gnu::noinline]] static void apply_cap(const Scores& scores, int32_t begin, int32_t end) {
-  const Vec limit = broadcast(-9.01f);  // tanh is 1 in f32 from there on
-  const Vec cap = broadcast(-scores.tile->cap);
-  float* s = scores.at + begin * vectors * lanes;
-  for (int32_t cell = begin; cell < end; ++cell, s += vectors * lanes) {
-    Vec top[vectors], bottom[vectors], before[vectors];
-    Vec product = broadcast(1.0f);
-#pragma GCC unroll 4
-    for (int32_t v = 0; v < vectors; ++v) {
-      // In this order NaN survives in x, but not in y: other rows take part in the division.
-      const Vec x = maximum(limit, zero() - maximum(limit, load(s + v * lanes)));
-      const Vec y = maximum(x * x, zero());
-      Vec p = fma(broadcast(1.3334137e-8f), y, broadcast(2.0594529e-5f));
-      p = fma(p, y, broadcast(3.4947168e-3f));
-      p = fma(p, y, broadcast(1.3380297e-1f));
-      p = fma(p, y, broadcast(1.0f));
-      Vec q = fma(broadcast(7.7682318e-7f), y, broadcast(3.2842002e-4f));
-      q = fma(q, y, broadcast(2.5873683e-2f));
-      q = fma(q, y, broadcast(4.6713613e-1f));
-      top[v] = x * p;
-      bottom[v] = fma(q, y, broadcast(1.0f));
-      before[v] = product;
-      product = product * bottom[v];
-    }
-    Vec rest = cap / product;
-#pragma GCC unroll 4
-    for (int32_t v = vectors - 1; v >= 0; --v) {
-      store(s + v * lanes, top[v] * (rest * before[v]));
-      rest = rest * bottom[v];
-    }
-  }
+/// score = cap · tanh(score).
+[[maybe_unused, gnu::noinline]] static void apply_cap(float cap, float* scores, const float* end) {
+  const Vec limit = broadcast(cap);
+  for (; scores < end; scores += lanes) store(scores, limit * tanh(load(scores)));
 }
 
 /// ALiBi. Cells past the tile's last one get its position; they are hidden later.
@@ -165,7 +135,8 @@ template <int32_t vectors>
 template <int32_t vectors>
 KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
-  if (tile.cap != 0.0f) apply_cap<vectors>(scores, begin, end);
+  constexpr int32_t width = vectors * lanes;
+  if (tile.cap != 0.0f) apply_cap(tile.cap, scores.at + begin * width, scores.at + end * width);
   if (tile.slope != nullptr) apply_slopes<vectors>(scores, begin, end);
   if (tile.bias != nullptr) apply_bias<vectors>(scores, begin, end);
 }

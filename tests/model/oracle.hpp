@@ -15,6 +15,7 @@ namespace model {
 
 /// How a layer's keys turn: pair i by position * frequency[i]. n_dims 0: they do not.
 struct Rope {
+  int32_t first_dim = 0;
   int32_t n_dims = 0;
   bool halves = false;
   std::vector<double> frequency;

@@ -10,8 +10,8 @@ namespace model {
 void turn(const Rope& rope, double positions, double* vector) {
   for (int32_t i = 0; i < rope.n_dims / 2; ++i) {
     const double theta = positions * rope.frequency[static_cast<size_t>(i)];
-    double& a = vector[rope.halves ? i : 2 * i];
-    double& b = vector[rope.halves ? i + rope.n_dims / 2 : 2 * i + 1];
+    double& a = vector[rope.first_dim + (rope.halves ? i : 2 * i)];
+    double& b = vector[rope.first_dim + (rope.halves ? i + rope.n_dims / 2 : 2 * i + 1)];
     const double turned = a * std::cos(theta) - b * std::sin(theta);
     b = a * std::sin(theta) + b * std::cos(theta);
     a = turned;

@@ -100,10 +100,12 @@ LayerRope draw_layer_rope(int32_t head_dim_k, Random& random) {
   layer.bound = true;
   layer.desc.struct_size = sizeof layer.desc;
   layer.desc.pairs = random.pick<uint32_t>({KVC_ROPE_NEIGHBOURS, KVC_ROPE_HALVES});
-  layer.desc.n_dims = random.chance(0.5) ? 0 : 2 * random.between(1, head_dim_k / 2);
+  if (random.chance(0.3)) layer.desc.first_dim = random.between(0, head_dim_k - 2);
+  const int32_t dims_left = head_dim_k - layer.desc.first_dim;
+  layer.desc.n_dims = random.chance(0.5) ? 0 : 2 * random.between(1, dims_left / 2);
   layer.desc.base = random.pick({0.0f, 100.0f, 500000.0f});
   layer.desc.scale = random.pick({0.0f, 0.5f, 1.0f});
-  const int32_t n_dims = layer.desc.n_dims == 0 ? head_dim_k / 2 * 2 : layer.desc.n_dims;
+  const int32_t n_dims = layer.desc.n_dims == 0 ? dims_left / 2 * 2 : layer.desc.n_dims;
   if (random.chance(0.3))
     for (int32_t i = 0; i < n_dims / 2; ++i)
       layer.factors.push_back(random.pick({1.0f, 2.0f, 1.25f}));
@@ -139,7 +141,7 @@ std::string Setup::describe() const {
   for (const LayerRope& layer : rope) {
     text << ' ' << (layer.bound ? "pairs " + std::to_string(layer.desc.pairs) : "none");
     if (layer.bound)
-      text << " n_dims " << layer.desc.n_dims << " base " << layer.desc.base << " scale "
+      text << " first_dim " << layer.desc.first_dim << " n_dims " << layer.desc.n_dims << " base " << layer.desc.base << " scale "
            << layer.desc.scale << (layer.factors.empty() ? ";" : " factors;");
   }
   return text.str();
@@ -151,7 +153,8 @@ kvc_status LayerRope::bind(kvc_cache* cache, int32_t layer) const {
 
 model::Rope LayerRope::model(int32_t head_dim_k) const {
   model::Rope turn;
-  turn.n_dims = desc.n_dims == 0 ? head_dim_k / 2 * 2 : desc.n_dims;
+  turn.first_dim = desc.first_dim;
+  turn.n_dims = desc.n_dims == 0 ? (head_dim_k - desc.first_dim) / 2 * 2 : desc.n_dims;
   turn.halves = desc.pairs == KVC_ROPE_HALVES;
   const double base = desc.base == 0 ? 10000 : desc.base;
   const double scale = desc.scale == 0 ? 1 : desc.scale;
