@@ -53,7 +53,7 @@ struct TokenChanges {
 struct TokenList {
   int64_t start[3] = {};  // offset in the token arrays; positions ascend, a gap is legal
   int32_t count[3] = {};
-  int32_t total = 0;           // sum of count
+  int32_t total = 0;         // sum of count
   bool has_pending = false;  // some token's position differs from the one its key was rotated for
 };
 

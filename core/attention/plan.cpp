@@ -113,7 +113,7 @@ void PassPlan::add_sequence(const CellBook::Sequence& sequence) {
       TokenList& list = lists_[plan_.n_lists++];
       list = sequence.tokens.list(start);
       list.has_pending = sequence.may_be_pending &&
-                           !(planted(Bug::shift_lost_on_shared) && book_.pool().n_shared() > 0);
+                         !(planted(Bug::shift_lost_on_shared) && book_.pool().n_shared() > 0);
       list_start = start;
     }
     AttentionRow& row = rows_[plan_.n_rows++];

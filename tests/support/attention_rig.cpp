@@ -58,7 +58,7 @@ AttentionRig::AttentionRig(kvc_device* device, const AttentionOptions& chosen, i
     rope.struct_size = sizeof rope;
     rope.pairs = options.halves ? KVC_ROPE_HALVES : KVC_ROPE_NEIGHBOURS;
     EXPECT_EQ(kvc_bind_rope(cache, 0, 1, &rope, nullptr), KVC_OK) << last_message();
-    oracle.rope[0] = {options.head_dim_k / 2 * 2, options.halves, {}};
+    oracle.rope[0] = {0, options.head_dim_k / 2 * 2, options.halves, {}};
     for (int32_t i = 0; i < options.head_dim_k / 2; ++i)
       oracle.rope[0].frequency.push_back(std::pow(10000.0, -2.0 * i / oracle.rope[0].n_dims));
   }

@@ -141,8 +141,9 @@ std::string Setup::describe() const {
   for (const LayerRope& layer : rope) {
     text << ' ' << (layer.bound ? "pairs " + std::to_string(layer.desc.pairs) : "none");
     if (layer.bound)
-      text << " first_dim " << layer.desc.first_dim << " n_dims " << layer.desc.n_dims << " base " << layer.desc.base << " scale "
-           << layer.desc.scale << (layer.factors.empty() ? ";" : " factors;");
+      text << " first_dim " << layer.desc.first_dim << " n_dims " << layer.desc.n_dims << " base "
+           << layer.desc.base << " scale " << layer.desc.scale
+           << (layer.factors.empty() ? ";" : " factors;");
   }
   return text.str();
 }

@@ -9,7 +9,7 @@ class OraclePlayer final : public Player {
  public:
   explicit OraclePlayer(const Script& script) : oracle_(script.cache, script.causal) {
     for (model::Rope& rope : oracle_.rope)
-      if (script.rope) rope = {4, false, {1.0, 0.01}};
+      if (script.rope) rope = {0, 4, false, {1.0, 0.01}};
   }
 
   kvc_status begin(const Numbers& position, const Numbers& sequence, const Numbers& value) override {
