@@ -9,7 +9,10 @@ const TOO_NEW: &str = "0.2"; // before 1.0 a minor version may break the ABI
 
 fn pkg_config(package: &str) -> Result<String, String> {
     let program = env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_string());
-    let range = [format!("{package} >= {OLDEST}"), format!("{package} < {TOO_NEW}")];
+    let range = [
+        format!("{package} >= {OLDEST}"),
+        format!("{package} < {TOO_NEW}"),
+    ];
     let output = Command::new(&program)
         .args(["--print-errors", "--libs"])
         .args(range)
@@ -28,7 +31,10 @@ fn link(flag: &str) {
     } else if let Some(library) = flag.strip_prefix("-l") {
         println!("cargo:rustc-link-lib={library}");
     } else if path.extension().map_or(false, |extension| extension == "a") {
-        println!("cargo:rustc-link-search=native={}", path.parent().unwrap().display());
+        println!(
+            "cargo:rustc-link-search=native={}",
+            path.parent().unwrap().display()
+        );
         println!("cargo:rustc-link-lib=static=kvc");
         println!("cargo:rerun-if-changed={flag}");
     }

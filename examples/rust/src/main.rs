@@ -21,13 +21,27 @@ enum Kind {
 }
 
 /// Eighths between -2 and 2: exact in every storage type and in every language.
-fn element(kind: Kind, layer: usize, sequence: usize, position: usize, head: usize, dim: usize) -> f32 {
+fn element(
+    kind: Kind,
+    layer: usize,
+    sequence: usize,
+    position: usize,
+    head: usize,
+    dim: usize,
+) -> f32 {
     let mixed = position * 29 + sequence * 13 + layer * 7 + head * 5 + dim * 3 + kind as usize * 11;
     (mixed as i32 % 33 - 16) as f32 / 8.0
 }
 
 /// [n, heads, HEAD_DIM] of consecutive positions
-fn elements(kind: Kind, layer: usize, sequence: usize, position: usize, n: usize, heads: usize) -> Vec<f32> {
+fn elements(
+    kind: Kind,
+    layer: usize,
+    sequence: usize,
+    position: usize,
+    n: usize,
+    heads: usize,
+) -> Vec<f32> {
     let mut all = Vec::new();
     for token in 0..n {
         for head in 0..heads {
@@ -59,7 +73,11 @@ fn forward(cache: &mut Cache, sequence: usize, position: usize, n: usize) -> Res
         let v = elements(Kind::Value, layer, sequence, position, n, KV_HEADS);
         let q = elements(Kind::Query, layer, sequence, position, n, QUERY_HEADS);
         pass.put(layer as i32, Tensor::f32(&k, &kv)?, Tensor::f32(&v, &kv)?)?;
-        pass.attention(layer as i32, Tensor::f32(&q, &qo)?, TensorMut::f32(&mut out, &qo)?)?;
+        pass.attention(
+            layer as i32,
+            Tensor::f32(&q, &qo)?,
+            TensorMut::f32(&mut out, &qo)?,
+        )?;
         out.iter().for_each(|&one| sum += f64::from(one));
     }
     let last = position + n - 1;
@@ -79,7 +97,11 @@ fn converse(cache: &mut Cache) -> Result<()> {
     print_state("decode", cache)?;
 
     // Another conversation starts with the same 12 tokens: it shares their cells.
-    println!("{:14} continues at {}", "copy_prefix", cache.copy_prefix(0, 1, 12)?);
+    println!(
+        "{:14} continues at {}",
+        "copy_prefix",
+        cache.copy_prefix(0, 1, 12)?
+    );
     print_state("copy_prefix", cache)?;
 
     // Four tokens were guessed, the model agrees with two.
@@ -107,7 +129,11 @@ fn converse(cache: &mut Cache) -> Result<()> {
         Err(error) if error.status == Status::WINDOW_LOST => println!("{:14} {error}", "handled"),
         other => other?,
     }
-    println!("{:14} could continue at {}", "can_resume", cache.can_resume(0, 10)?);
+    println!(
+        "{:14} could continue at {}",
+        "can_resume",
+        cache.can_resume(0, 10)?
+    );
 
     // A third conversation does not fit: the second one has to go.
     for position in (0..16).step_by(8) {

@@ -106,8 +106,12 @@ pub struct kvc_device_desc {
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_allocator {
     pub user: *mut c_void,
-    pub alloc: Option<unsafe extern "C" fn(user: *mut c_void, bytes: usize, alignment: usize) -> *mut c_void>,
-    pub free: Option<unsafe extern "C" fn(user: *mut c_void, block: *mut c_void, bytes: usize, alignment: usize)>,
+    pub alloc: Option<
+        unsafe extern "C" fn(user: *mut c_void, bytes: usize, alignment: usize) -> *mut c_void,
+    >,
+    pub free: Option<
+        unsafe extern "C" fn(user: *mut c_void, block: *mut c_void, bytes: usize, alignment: usize),
+    >,
 }
 
 #[repr(C)]
@@ -260,8 +264,18 @@ extern "C" {
         flags: u32,
         stream: *mut c_void,
     ) -> kvc_status;
-    pub fn kvc_fits(cache: *const kvc_cache, n_tokens: i32, position: *const i32, sequence: *const i32) -> kvc_status;
-    pub fn kvc_put(cache: *mut kvc_cache, layer: i32, k: *const kvc_tensor, v: *const kvc_tensor) -> kvc_status;
+    pub fn kvc_fits(
+        cache: *const kvc_cache,
+        n_tokens: i32,
+        position: *const i32,
+        sequence: *const i32,
+    ) -> kvc_status;
+    pub fn kvc_put(
+        cache: *mut kvc_cache,
+        layer: i32,
+        k: *const kvc_tensor,
+        v: *const kvc_tensor,
+    ) -> kvc_status;
     pub fn kvc_set_causal(cache: *mut kvc_cache, n_except: i32, except: *const i32) -> kvc_status;
     pub fn kvc_commit(cache: *mut kvc_cache) -> kvc_status;
     pub fn kvc_commit_prefix(
@@ -271,12 +285,33 @@ extern "C" {
         keep: *const i32,
     ) -> kvc_status;
     pub fn kvc_abort(cache: *mut kvc_cache) -> kvc_status;
-    pub fn kvc_can_resume(cache: *const kvc_cache, sequence: i32, want: i32, best: *mut i32) -> kvc_status;
-    pub fn kvc_resume(cache: *mut kvc_cache, sequence: i32, want: i32, got: *mut i32) -> kvc_status;
-    pub fn kvc_copy_prefix(cache: *mut kvc_cache, src: i32, dst: i32, len: i32, got: *mut i32) -> kvc_status;
-    pub fn kvc_reorder(cache: *mut kvc_cache, n: i32, dst: *const i32, src: *const i32) -> kvc_status;
+    pub fn kvc_can_resume(
+        cache: *const kvc_cache,
+        sequence: i32,
+        want: i32,
+        best: *mut i32,
+    ) -> kvc_status;
+    pub fn kvc_resume(cache: *mut kvc_cache, sequence: i32, want: i32, got: *mut i32)
+        -> kvc_status;
+    pub fn kvc_copy_prefix(
+        cache: *mut kvc_cache,
+        src: i32,
+        dst: i32,
+        len: i32,
+        got: *mut i32,
+    ) -> kvc_status;
+    pub fn kvc_reorder(
+        cache: *mut kvc_cache,
+        n: i32,
+        dst: *const i32,
+        src: *const i32,
+    ) -> kvc_status;
     pub fn kvc_remove(cache: *mut kvc_cache, sequence: i32, begin: i32, end: i32) -> kvc_status;
-    pub fn kvc_sequence_query(cache: *const kvc_cache, sequence: i32, out: *mut kvc_sequence_info) -> kvc_status;
+    pub fn kvc_sequence_query(
+        cache: *const kvc_cache,
+        sequence: i32,
+        out: *mut kvc_sequence_info,
+    ) -> kvc_status;
     pub fn kvc_cache_stats(cache: *const kvc_cache, out: *mut kvc_stats) -> kvc_status;
     pub fn kvc_state_digest(cache: *const kvc_cache, out: *mut u64) -> kvc_status;
     pub fn kvc_check(cache: *const kvc_cache) -> kvc_status;
@@ -295,7 +330,11 @@ extern "C" {
         desc: *const kvc_rope_desc,
         frequency_factors: *const f32,
     ) -> kvc_status;
-    pub fn kvc_bind_shift(cache: *mut kvc_cache, function: kvc_shift_function, user: *mut c_void) -> kvc_status;
+    pub fn kvc_bind_shift(
+        cache: *mut kvc_cache,
+        function: kvc_shift_function,
+        user: *mut c_void,
+    ) -> kvc_status;
     pub fn kvc_attention(
         cache: *mut kvc_cache,
         layer: i32,
@@ -320,8 +359,17 @@ extern "C" {
         out: *mut kvc_tensor,
         lse: *mut kvc_tensor,
     ) -> kvc_status;
-    pub fn kvc_get(cache: *mut kvc_cache, layer: i32, k: *mut kvc_tensor, v: *mut kvc_tensor) -> kvc_status;
-    pub fn kvc_history(cache: *mut kvc_cache, first_cell: *mut i32, n_cells: *mut i32) -> kvc_status;
+    pub fn kvc_get(
+        cache: *mut kvc_cache,
+        layer: i32,
+        k: *mut kvc_tensor,
+        v: *mut kvc_tensor,
+    ) -> kvc_status;
+    pub fn kvc_history(
+        cache: *mut kvc_cache,
+        first_cell: *mut i32,
+        n_cells: *mut i32,
+    ) -> kvc_status;
     pub fn kvc_mask(cache: *mut kvc_cache, into: *mut kvc_tensor) -> kvc_status;
     pub fn kvc_gather(
         cache: *mut kvc_cache,

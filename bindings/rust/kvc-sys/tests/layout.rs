@@ -37,13 +37,21 @@ fn translate(declaration: &str) -> (String, String) {
         let (name, element) = translate(array);
         return (name, format!("*mut {element}")); // an array argument is a pointer
     }
-    let at = declaration.rfind(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap() + 1;
-    (declaration[at..].to_string(), translate_type(&declaration[..at]))
+    let at = declaration
+        .rfind(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .unwrap()
+        + 1;
+    (
+        declaration[at..].to_string(),
+        translate_type(&declaration[..at]),
+    )
 }
 
 fn translate_type(c: &str) -> String {
     let c = c.trim();
-    let (constant, c) = c.strip_prefix("const ").map_or((false, c), |rest| (true, rest));
+    let (constant, c) = c
+        .strip_prefix("const ")
+        .map_or((false, c), |rest| (true, rest));
     let stars = c.matches('*').count();
     let base = match c.trim_end_matches('*').trim() {
         "int32_t" => "i32",
@@ -157,8 +165,14 @@ fn constants_are_as_golden() {
 
 #[test]
 fn the_version_is_that_of_the_headers() {
-    assert_eq!(unsafe { kvc_version_number() } >> 8, KVC_VERSION_NUMBER >> 8);
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../capi/include/kvc/base.h");
+    assert_eq!(
+        unsafe { kvc_version_number() } >> 8,
+        KVC_VERSION_NUMBER >> 8
+    );
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../../capi/include/kvc/base.h"
+    );
     let header = std::fs::read_to_string(path).unwrap_or_default();
     if header.is_empty() {
         return; // outside the repository
@@ -215,6 +229,9 @@ fn functions_are_as_golden() {
         }
     }
     assert_eq!(source.matches("pub fn kvc_").count(), functions);
-    assert_eq!(source.matches("unsafe extern \"C\" fn(user").count(), callbacks + 2);
+    assert_eq!(
+        source.matches("unsafe extern \"C\" fn(user").count(),
+        callbacks + 2
+    );
     // and kvc_allocator's
 }

@@ -89,7 +89,8 @@ pub(crate) fn check(status: kvc_sys::kvc_status) -> Result<()> {
         return Ok(());
     }
     let mut text = [0u8; 512];
-    let length = unsafe { kvc_sys::kvc_last_error_copy(text.as_mut_ptr() as *mut c_char, text.len()) };
+    let length =
+        unsafe { kvc_sys::kvc_last_error_copy(text.as_mut_ptr() as *mut c_char, text.len()) };
     let message = String::from_utf8_lossy(&text[..length.min(text.len() - 1)]).into_owned();
     Err(Error::new(Status(status), message))
 }

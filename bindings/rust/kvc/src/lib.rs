@@ -25,15 +25,20 @@
 //! layers that were not put and constants that are bound too late. A slice must be as long as its shape says. Nothing is
 //! `unsafe`.
 mod cache;
+mod descriptors;
+mod device;
 mod error;
+mod pass;
 mod tensor;
+mod watching;
 
-pub use cache::{
-    AttentionDesc, AttentionExtra, Cache, CacheDesc, CausalDesc, Device, Pass, RopeDesc, RopePairs, Run, SequenceInfo,
-    State, Stats, SEQ_END, UNLIMITED,
-};
+pub use cache::{Cache, SEQ_END};
+pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, RopeDesc, RopePairs, UNLIMITED};
+pub use device::Device;
 pub use error::{Error, Result, Status};
+pub use pass::{AttentionExtra, Pass};
 pub use tensor::{DType, Tensor, TensorMut, View};
+pub use watching::{Run, SequenceInfo, State, Stats};
 
 use std::ffi::CStr;
 

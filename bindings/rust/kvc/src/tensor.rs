@@ -29,7 +29,12 @@ impl DType {
     }
 }
 
-fn view(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<kvc_sys::kvc_tensor> {
+fn view(
+    data: *mut c_void,
+    length: usize,
+    dtype: u32,
+    shape: &[usize],
+) -> Result<kvc_sys::kvc_tensor> {
     // The library knows no lengths: a shape that reaches beyond the slice must not get that far.
     let product = shape
         .iter()
@@ -42,15 +47,25 @@ fn view(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result
     }
     let mut extents = [0i64; kvc_sys::KVC_MAX_DIMS];
     if shape.is_empty() || shape.len() > extents.len() {
-        return Err(Error::new(Status::SHAPE, format!("{} dimensions", shape.len())));
+        return Err(Error::new(
+            Status::SHAPE,
+            format!("{} dimensions", shape.len()),
+        ));
     }
     for (extent, &wanted) in extents.iter_mut().zip(shape) {
         // With an extent of 0 beside it, any number passes the product.
-        *extent = i64::try_from(wanted).map_err(|_| Error::new(Status::OVERFLOW, format!("extent {wanted}")))?;
+        *extent = i64::try_from(wanted)
+            .map_err(|_| Error::new(Status::OVERFLOW, format!("extent {wanted}")))?;
     }
     let mut tensor = empty();
     crate::error::check(unsafe {
-        kvc_sys::kvc_tensor_dense(data, dtype, shape.len() as i32, extents.as_ptr(), &mut tensor)
+        kvc_sys::kvc_tensor_dense(
+            data,
+            dtype,
+            shape.len() as i32,
+            extents.as_ptr(),
+            &mut tensor,
+        )
     })?;
     Ok(tensor)
 }
@@ -69,27 +84,52 @@ pub struct Tensor<'a> {
 
 impl<'a> Tensor<'a> {
     pub fn f32(data: &'a [f32], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F32, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F32,
+            shape,
+        )
     }
 
     /// Bits of IEEE half precision.
     pub fn f16(data: &'a [u16], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F16, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F16,
+            shape,
+        )
     }
 
     /// Bits of bfloat16.
     pub fn bf16(data: &'a [u16], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BF16, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BF16,
+            shape,
+        )
     }
 
     /// A mask: true where a token may see a cell.
     pub fn bool(data: &'a [bool], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BOOL, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BOOL,
+            shape,
+        )
     }
 
     /// A mask of bytes: 0 hides, any other number does not.
     pub fn bool_bytes(data: &'a [u8], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BOOL, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BOOL,
+            shape,
+        )
     }
 
     // The C struct has one pointer for reading and writing; through this one nothing is written.
@@ -132,17 +172,32 @@ pub struct TensorMut<'a> {
 
 impl<'a> TensorMut<'a> {
     pub fn f32(data: &'a mut [f32], shape: &[usize]) -> Result<TensorMut<'a>> {
-        TensorMut::new(data.as_mut_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F32, shape)
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F32,
+            shape,
+        )
     }
 
     /// Bits of IEEE half precision.
     pub fn f16(data: &'a mut [u16], shape: &[usize]) -> Result<TensorMut<'a>> {
-        TensorMut::new(data.as_mut_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F16, shape)
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F16,
+            shape,
+        )
     }
 
     /// Bits of bfloat16.
     pub fn bf16(data: &'a mut [u16], shape: &[usize]) -> Result<TensorMut<'a>> {
-        TensorMut::new(data.as_mut_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BF16, shape)
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BF16,
+            shape,
+        )
     }
 
     fn new(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<TensorMut<'a>> {

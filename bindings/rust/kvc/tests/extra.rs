@@ -25,7 +25,12 @@ fn open() -> Cache {
         max_batch: 8,
         ..Default::default()
     };
-    Cache::new(&Device::open("cpu", 1).unwrap(), &desc, &CausalDesc::default()).unwrap()
+    Cache::new(
+        &Device::open("cpu", 1).unwrap(),
+        &desc,
+        &CausalDesc::default(),
+    )
+    .unwrap()
 }
 
 /// Keys, values or queries of tokens.
@@ -42,15 +47,24 @@ fn begin<'a>(cache: &'a mut Cache, sequence: i32, start: i32, tokens: &[usize]) 
     let positions: Vec<i32> = (start..start + n as i32).collect();
     let mut pass = cache.begin(&positions, &vec![sequence; n]).unwrap();
     let (k, v, shape) = (rows(0, tokens), rows(1, tokens), [n, HEADS, DIM]);
-    pass.put(0, Tensor::f32(&k, &shape).unwrap(), Tensor::f32(&v, &shape).unwrap())
-        .unwrap();
+    pass.put(
+        0,
+        Tensor::f32(&k, &shape).unwrap(),
+        Tensor::f32(&v, &shape).unwrap(),
+    )
+    .unwrap();
     pass
 }
 
 fn attend(pass: &mut Pass<'_>, tokens: &[usize], extra: AttentionExtra<'_>) -> Result<Vec<f32>> {
     let (q, shape) = (rows(2, tokens), [tokens.len(), HEADS, DIM]);
     let mut out = vec![0.0; q.len()];
-    pass.attention_with(0, Tensor::f32(&q, &shape)?, TensorMut::f32(&mut out, &shape)?, extra)?;
+    pass.attention_with(
+        0,
+        Tensor::f32(&q, &shape)?,
+        TensorMut::f32(&mut out, &shape)?,
+        extra,
+    )?;
     Ok(out)
 }
 
@@ -103,7 +117,10 @@ fn a_tree_in_one_pass_is_its_branches() {
     }
     for (row, weights) in weights.chunks(columns).enumerate() {
         let seen = &mask[row % tree.len() * columns..][..columns];
-        assert!(weights.iter().zip(seen).all(|(&weight, &seen)| (weight > 0.0) == seen));
+        assert!(weights
+            .iter()
+            .zip(seen)
+            .all(|(&weight, &seen)| (weight > 0.0) == seen));
         assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
     }
     assert!(lse.iter().all(|&lse| lse < 9.0));
@@ -114,7 +131,9 @@ fn a_bias_of_minus_infinity_is_a_mask() {
     let (mut cache, tokens) = (open(), [0, 1, 2]);
     let mut pass = begin(&mut cache, 0, 0, &tokens);
     let columns = pass.history().unwrap().len();
-    let mask: Vec<u8> = (0..columns).map(|c| if c % 2 == 0 { 255 } else { 0 }).collect();
+    let mask: Vec<u8> = (0..columns)
+        .map(|c| if c % 2 == 0 { 255 } else { 0 })
+        .collect();
     let bias: Vec<f32> = mask
         .iter()
         .map(|&sees| if sees == 0 { f32::NEG_INFINITY } else { 0.0 })
@@ -137,6 +156,9 @@ fn a_bias_of_minus_infinity_is_a_mask() {
 
     let wrong = with(Some(Tensor::bool(&nothing, &[columns]).unwrap()), None);
     assert_eq!(wrong.unwrap_err().status, Status::DTYPE);
-    let wrong = with(None, Some(Tensor::bool(&nothing, &[1, 1, 1, columns]).unwrap()));
+    let wrong = with(
+        None,
+        Some(Tensor::bool(&nothing, &[1, 1, 1, columns]).unwrap()),
+    );
     assert_eq!(wrong.unwrap_err().status, Status::SHAPE);
 }
