@@ -1,4 +1,4 @@
-use crate::descriptors::{constants, AttentionDesc, CacheDesc, CausalDesc, RopeDesc, RopePairs};
+use crate::descriptors::{AttentionDesc, CacheDesc, Kind, RawDesc, RopeDesc};
 use crate::device::Device;
 use crate::error::{check, Error, Result, Status};
 use crate::pass::Pass;
@@ -7,14 +7,21 @@ use crate::watching::{Run, SequenceInfo, State, Stats};
 use kvc_sys as sys;
 use std::fmt;
 use std::mem::size_of;
-use std::os::raw::c_void;
 use std::ptr;
 
 /// "To the end" in a range of positions.
 pub const SEQ_END: i32 = sys::KVC_SEQ_END;
 
-/// Keys and values of several sequences. Methods on `&self` may overlap, those on `&mut self` exclude all others: the
-/// borrow checker enforces the thread rules of the C headers, and BUSY cannot happen.
+/// The sequence of a padding token: the token belongs to no sequence and takes no cell, its rows of
+/// K, V and q are not read, and its output is 0.
+pub const PADDING: i32 = sys::KVC_NONE;
+
+/// A flag of a token, for [`Cache::begin_with`]: the token also sees later tokens of its sequence.
+pub const TOKEN_SEES_LATER: u32 = sys::KVC_TOKEN_SEES_LATER;
+
+/// Keys and values of several sequences. Methods on `&self` may run at the same time, and a method
+/// on `&mut self` excludes all others: the borrow checker enforces the thread rules of the C
+/// headers, so no call returns BUSY.
 ///
 /// While a pass is open its cache is borrowed:
 ///
@@ -27,161 +34,184 @@ pub const SEQ_END: i32 = sys::KVC_SEQ_END;
 /// ```
 pub struct Cache {
     pub(crate) handle: *mut sys::kvc_cache,
-    head_dim_k: usize,
+    head_dim_k: i32,
 }
 
-// kvc/base.h: "functions that take const kvc_cache * overlap freely; every other function is exclusive", and "a cache may
-// move between threads". Exactly the functions with a const cache take &self here.
+// kvc/base.h: functions that take `const kvc_cache *` may run at the same time, every other
+// function is exclusive, and a cache may be passed from thread to thread. Exactly the functions that
+// take a const cache take &self here.
 unsafe impl Send for Cache {}
 unsafe impl Sync for Cache {}
 
-/// The length of two slices that belong together.
-pub(crate) fn together(what: &str, a: usize, b: usize) -> Result<i32> {
+/// Narrows a length for C.
+pub(crate) fn count(n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| Error::new(Status::INVALID_ARGUMENT, format!("{n} elements")))
+}
+
+/// Returns the length of two slices that belong together.
+pub(crate) fn same_length(what: &str, a: usize, b: usize) -> Result<i32> {
     if a != b {
-        return Err(Error::new(
-            Status::INVALID_ARGUMENT,
-            format!("{what} have {a} and {b} elements"),
-        ));
+        let message = format!("{what} have {a} and {b} elements");
+        return Err(Error::new(Status::INVALID_ARGUMENT, message));
     }
-    i32::try_from(a).map_err(|_| Error::new(Status::INVALID_ARGUMENT, format!("{a} elements")))
+    count(a)
+}
+
+/// The tokens of a pass: slices that have the same length.
+struct Batch<'a> {
+    n: i32,
+    positions: &'a [i32],
+    sequences: &'a [i32],
+    token_flags: Option<&'a [u32]>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(
+        positions: &'a [i32],
+        sequences: &'a [i32],
+        token_flags: Option<&'a [u32]>,
+    ) -> Result<Batch<'a>> {
+        let n = same_length("positions and sequences", positions.len(), sequences.len())?;
+        if let Some(flags) = token_flags {
+            same_length("positions and token_flags", positions.len(), flags.len())?;
+        }
+        Ok(Batch {
+            n,
+            positions,
+            sequences,
+            token_flags,
+        })
+    }
+
+    fn pointers(&self) -> (*const i32, *const i32, *const u32) {
+        let flags = self.token_flags.map_or(ptr::null(), <[u32]>::as_ptr);
+        (self.positions.as_ptr(), self.sequences.as_ptr(), flags)
+    }
 }
 
 impl Cache {
-    /// Reserves all memory that the cache will ever use.
-    pub fn new(device: &Device, desc: &CacheDesc, causal: &CausalDesc) -> Result<Cache> {
-        let (raw, raw_causal) = (desc.raw(), causal.raw());
+    // ---- Creating ------------------------------------------------------------------------------
+
+    /// Creates a cache of a kind and reserves all memory that it will ever use.
+    pub fn new(device: &Device, desc: &CacheDesc, kind: &Kind) -> Result<Cache> {
+        let raw = RawDesc::new(desc, kind);
         let mut handle = ptr::null_mut();
-        let kind_desc = &raw_causal as *const sys::kvc_causal_desc as *const c_void;
-        check(unsafe { sys::kvc_cache_create(device.handle, &raw, kind_desc, &mut handle) })?;
+        check(unsafe {
+            sys::kvc_cache_create(device.handle, raw.cache(), raw.kind(), &mut handle)
+        })?;
         Ok(Cache {
             handle,
-            head_dim_k: raw.head_dim_k as usize,
+            head_dim_k: desc.head_dim_k,
         })
     }
 
-    /// The bytes that such a cache would take; allocates nothing.
-    pub fn memory_bytes(device: &Device, desc: &CacheDesc, causal: &CausalDesc) -> Result<u64> {
-        let (raw, raw_causal) = (desc.raw(), causal.raw());
+    /// Returns the bytes that such a cache would take. Allocates nothing.
+    pub fn memory_bytes(device: &Device, desc: &CacheDesc, kind: &Kind) -> Result<u64> {
+        let raw = RawDesc::new(desc, kind);
         let mut bytes = 0;
-        let kind_desc = &raw_causal as *const sys::kvc_causal_desc as *const c_void;
-        check(unsafe { sys::kvc_cache_memory_bytes(device.handle, &raw, kind_desc, &mut bytes) })?;
+        check(unsafe {
+            sys::kvc_cache_memory_bytes(device.handle, raw.cache(), raw.kind(), &mut bytes)
+        })?;
         Ok(bytes)
     }
 
-    /// Binds how layers [layer_begin, layer_end) attend. Slices are copied.
-    pub fn bind_attention(
-        &mut self,
-        layer_begin: i32,
-        layer_end: i32,
-        desc: &AttentionDesc<'_>,
-    ) -> Result<()> {
-        let n = usize::try_from(desc.n_q_heads).unwrap_or(0);
-        let slopes = constants("alibi_slopes", desc.alibi_slopes, n)?;
-        let sinks = constants("sinks", desc.sinks, n)?;
-        let raw = sys::kvc_attention_desc {
-            struct_size: size_of::<sys::kvc_attention_desc>() as u32,
-            n_q_heads: desc.n_q_heads,
-            scale: desc.scale,
-            softcap: desc.softcap,
-            flags: 0,
-        };
-        check(unsafe {
-            sys::kvc_bind_attention(self.handle, layer_begin, layer_end, &raw, slopes, sinks)
-        })
+    /// Binds the constants of attention for layers [begin, end). Slices are copied.
+    pub fn bind_attention(&mut self, begin: i32, end: i32, desc: &AttentionDesc<'_>) -> Result<()> {
+        let (slopes, sinks) = desc.arrays()?;
+        let raw = desc.raw();
+        check(unsafe { sys::kvc_bind_attention(self.handle, begin, end, &raw, slopes, sinks) })
     }
 
-    /// Tells how the caller rotates, so that positions can move afterwards. Slices are copied.
-    pub fn bind_rope(
-        &mut self,
-        layer_begin: i32,
-        layer_end: i32,
-        desc: &RopeDesc<'_>,
-    ) -> Result<()> {
-        let turned = if desc.n_dims == 0 {
-            self.head_dim_k
-        } else {
-            usize::try_from(desc.n_dims).unwrap_or(0)
-        };
-        let factors = constants("frequency_factors", desc.frequency_factors, turned / 2)?;
-        let raw = sys::kvc_rope_desc {
-            struct_size: size_of::<sys::kvc_rope_desc>() as u32,
-            pairs: match desc.pairs {
-                RopePairs::Neighbours => sys::KVC_ROPE_NEIGHBOURS,
-                RopePairs::Halves => sys::KVC_ROPE_HALVES,
-            },
-            n_dims: desc.n_dims,
-            base: desc.base,
-            scale: desc.scale,
-        };
-        check(unsafe { sys::kvc_bind_rope(self.handle, layer_begin, layer_end, &raw, factors) })
+    /// Binds how the caller rotates keys in layers [begin, end), so that positions can move later.
+    /// Slices are copied.
+    pub fn bind_rope(&mut self, begin: i32, end: i32, desc: &RopeDesc<'_>) -> Result<()> {
+        let factors = desc.factors(self.head_dim_k)?;
+        let raw = desc.raw();
+        check(unsafe { sys::kvc_bind_rope(self.handle, begin, end, &raw, factors) })
     }
 
-    /// Opens a pass; `positions` and `sequences` have one element per token. Dropping the pass aborts it.
+    // ---- A pass --------------------------------------------------------------------------------
+
+    /// Opens a pass. `positions` and `sequences` have one element per token; a token of the
+    /// sequence [`PADDING`] is padding. Dropping the pass aborts it.
     pub fn begin(&mut self, positions: &[i32], sequences: &[i32]) -> Result<Pass<'_>> {
-        let n = together("positions and sequences", positions.len(), sequences.len())?;
-        let (positions, sequences) = (positions.as_ptr(), sequences.as_ptr());
-        check(unsafe {
-            sys::kvc_begin(
-                self.handle,
-                n,
-                positions,
-                sequences,
-                ptr::null(),
-                0,
-                ptr::null_mut(),
-            )
-        })?;
+        self.begin_batch(&Batch::new(positions, sequences, None)?)
+    }
+
+    /// [`Cache::begin`] with flags for each token: 0 or [`TOKEN_SEES_LATER`].
+    pub fn begin_with(
+        &mut self,
+        positions: &[i32],
+        sequences: &[i32],
+        token_flags: &[u32],
+    ) -> Result<Pass<'_>> {
+        self.begin_batch(&Batch::new(positions, sequences, Some(token_flags))?)
+    }
+
+    fn begin_batch(&mut self, batch: &Batch<'_>) -> Result<Pass<'_>> {
+        let (handle, n, stream) = (self.handle, batch.n, ptr::null_mut());
+        let (positions, sequences, flags) = batch.pointers();
+        check(unsafe { sys::kvc_begin(handle, n, positions, sequences, flags, 0, stream) })?;
         Ok(Pass::new(self))
     }
 
     /// Opens a pass that plans nothing, to size a graph for the worst case.
     pub fn begin_reserve(&mut self, n_tokens: i32) -> Result<Pass<'_>> {
-        let none = ptr::null();
-        let flags = sys::KVC_BEGIN_RESERVE;
-        check(unsafe {
-            sys::kvc_begin(
-                self.handle,
-                n_tokens,
-                none,
-                none,
-                ptr::null(),
-                flags,
-                ptr::null_mut(),
-            )
-        })?;
+        let (handle, stream) = (self.handle, ptr::null_mut());
+        let (none, no_flags, reserve) = (ptr::null(), ptr::null(), sys::KVC_BEGIN_RESERVE);
+        check(unsafe { sys::kvc_begin(handle, n_tokens, none, none, no_flags, reserve, stream) })?;
         Ok(Pass::new(self))
     }
 
-    /// The error that `begin` would return now. Nothing changes.
+    /// Returns the error that [`Cache::begin`] would return now. Changes nothing.
     pub fn fits(&self, positions: &[i32], sequences: &[i32]) -> Result<()> {
-        let n = together("positions and sequences", positions.len(), sequences.len())?;
-        check(unsafe { sys::kvc_fits(self.handle, n, positions.as_ptr(), sequences.as_ptr()) })
+        self.fits_batch(&Batch::new(positions, sequences, None)?)
     }
 
-    /// The largest position up to `want` at which the sequence can continue. Nothing changes.
+    /// Returns the error that [`Cache::begin_with`] would return now. Changes nothing.
+    pub fn fits_with(
+        &self,
+        positions: &[i32],
+        sequences: &[i32],
+        token_flags: &[u32],
+    ) -> Result<()> {
+        self.fits_batch(&Batch::new(positions, sequences, Some(token_flags))?)
+    }
+
+    fn fits_batch(&self, batch: &Batch<'_>) -> Result<()> {
+        let (positions, sequences, flags) = batch.pointers();
+        check(unsafe { sys::kvc_fits(self.handle, batch.n, positions, sequences, flags) })
+    }
+
+    // ---- Sequences -----------------------------------------------------------------------------
+
+    /// Returns the largest position up to `want` at which the sequence can continue. Changes
+    /// nothing.
     pub fn can_resume(&self, sequence: i32, want: i32) -> Result<i32> {
         let mut best = 0;
         check(unsafe { sys::kvc_can_resume(self.handle, sequence, want, &mut best) })?;
         Ok(best)
     }
 
-    /// Drops what lies at or behind that position and returns it.
+    /// Drops everything at or behind the position that [`Cache::can_resume`] returns, and returns
+    /// that position.
     pub fn resume(&mut self, sequence: i32, want: i32) -> Result<i32> {
         let mut got = 0;
         check(unsafe { sys::kvc_resume(self.handle, sequence, want, &mut got) })?;
         Ok(got)
     }
 
-    /// Makes `destination` share the first tokens of `source` and returns where it continues.
+    /// Makes `destination` a copy of the first `length` positions of `source`, or of fewer where a
+    /// window has slid, and returns where it continues. Both share the cells.
     pub fn copy_prefix(&mut self, source: i32, destination: i32, length: i32) -> Result<i32> {
         let mut got = 0;
         check(unsafe { sys::kvc_copy_prefix(self.handle, source, destination, length, &mut got) })?;
         Ok(got)
     }
 
-    /// Makes several whole copies at once, each source as it was before the call.
+    /// Makes several whole copies at once, each of what its source was before the call.
     pub fn reorder(&mut self, destinations: &[i32], sources: &[i32]) -> Result<()> {
-        let n = together(
+        let n = same_length(
             "destinations and sources",
             destinations.len(),
             sources.len(),
@@ -189,13 +219,19 @@ impl Cache {
         check(unsafe { sys::kvc_reorder(self.handle, n, destinations.as_ptr(), sources.as_ptr()) })
     }
 
-    /// Releases the positions [begin, end) of a sequence; later ones move down. [`SEQ_END`]: to the end.
+    /// Releases the positions [begin, end) of a sequence; later positions move down.
+    /// [`SEQ_END`]: to the end.
     pub fn remove(&mut self, sequence: i32, begin: i32, end: i32) -> Result<()> {
         check(unsafe { sys::kvc_remove(self.handle, sequence, begin, end) })
     }
 
-    /// Copies what a sequence holds in a layer, in order of position: [count, KV heads, head size], where count is that of
-    /// [`Cache::sequence`]. `None`: not wanted.
+    /// Returns the error that [`Cache::remove`] would return now. Changes nothing.
+    pub fn can_remove(&self, sequence: i32, begin: i32, end: i32) -> Result<()> {
+        check(unsafe { sys::kvc_can_remove(self.handle, sequence, begin, end) })
+    }
+
+    /// Copies what a sequence holds in a layer, in order of position, into tensors [count, KV
+    /// heads, head size], where count is that of [`Cache::sequence`]. `None`: not wanted.
     pub fn gather(
         &mut self,
         layer: i32,
@@ -206,7 +242,7 @@ impl Cache {
         self.gather_flagged(layer, sequence, k, v, 0)
     }
 
-    /// `gather` with `v` as [KV heads, head size, count].
+    /// [`Cache::gather`] with `v` as [KV heads, head size, count].
     pub fn gather_transposed(
         &mut self,
         layer: i32,
@@ -234,10 +270,10 @@ impl Cache {
         check(unsafe { sys::kvc_gather(self.handle, layer, sequence, k, v) })
     }
 
-    /// Where a sequence's tokens lie, in order of position.
-    pub fn runs(&self, sequence: i32) -> Result<Vec<Run>> {
+    /// Lists where a sequence's tokens lie in a layer, in order of position.
+    pub fn runs(&self, layer: i32, sequence: i32) -> Result<Vec<Run>> {
         let mut n = 0;
-        check(unsafe { sys::kvc_runs(self.handle, sequence, 0, ptr::null_mut(), &mut n) })?;
+        check(unsafe { sys::kvc_runs(self.handle, layer, sequence, 0, ptr::null_mut(), &mut n) })?;
         let mut found = vec![
             sys::kvc_run {
                 cell: 0,
@@ -247,7 +283,9 @@ impl Cache {
             };
             n as usize
         ];
-        check(unsafe { sys::kvc_runs(self.handle, sequence, n, found.as_mut_ptr(), &mut n) })?;
+        check(unsafe {
+            sys::kvc_runs(self.handle, layer, sequence, n, found.as_mut_ptr(), &mut n)
+        })?;
         let run = |r: &sys::kvc_run| Run {
             cell: r.cell,
             length: r.length,
@@ -257,7 +295,7 @@ impl Cache {
         Ok(found.iter().map(run).collect())
     }
 
-    /// What a sequence holds.
+    /// Describes what a sequence holds.
     pub fn sequence(&self, sequence: i32) -> Result<SequenceInfo> {
         let mut info = sys::kvc_sequence_info {
             struct_size: size_of::<sys::kvc_sequence_info>() as u32,
@@ -278,6 +316,8 @@ impl Cache {
             lost_below: info.lost_below,
         })
     }
+
+    // ---- Watching ------------------------------------------------------------------------------
 
     /// Counts what the cache holds.
     pub fn stats(&self) -> Result<Stats> {
@@ -301,15 +341,15 @@ impl Cache {
         })
     }
 
-    /// 128 bits over everything observable; as text, 16 hexadecimal digits of each half in this order. Reads all keys and
-    /// values: not for the hot path.
+    /// Computes 128 bits over everything observable; as text, 16 hexadecimal digits of each half in
+    /// this order. Reads all keys and values: not for the hot path.
     pub fn digest(&self) -> Result<[u64; 2]> {
         let mut digest = [0; 2];
         check(unsafe { sys::kvc_state_digest(self.handle, digest.as_mut_ptr()) })?;
         Ok(digest)
     }
 
-    /// Walks every invariant and names the broken one.
+    /// Verifies every invariant and names a broken one.
     pub fn check(&self) -> Result<()> {
         check(unsafe { sys::kvc_check(self.handle) })
     }

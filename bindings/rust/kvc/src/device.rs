@@ -5,7 +5,8 @@ use std::fmt;
 use std::mem::size_of;
 use std::ptr;
 
-/// Where memory lies and how many threads work. Caches keep what they need of it: it may be dropped before them.
+/// Where memory is and how many threads work. A cache keeps what it needs of its device, so the
+/// device may be dropped first.
 pub struct Device {
     pub(crate) handle: *mut sys::kvc_device,
 }
@@ -15,14 +16,17 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// `name` "cpu". `n_threads` share one attention call, the caller's included; 0: as many as the process is allowed.
-    /// VERSION: the library that was loaded is not of the minor version that this crate declares.
+    /// Opens a device and starts its threads.
+    ///
+    /// `name`: "cpu". `n_threads`: threads that share the work of one attention call, the caller's
+    /// included; 0: as many as the process may use. Returns VERSION if the loaded library has
+    /// another minor version than the one that this crate declares.
     pub fn open(name: &str, n_threads: i32) -> Result<Device> {
         compatible(crate::version_number())?;
         let name = CString::new(name).map_err(|_| {
             Error::new(
                 Status::INVALID_ARGUMENT,
-                "the name holds a zero byte".to_string(),
+                "the name contains a zero byte".to_string(),
             )
         })?;
         let desc = sys::kvc_device_desc {
@@ -71,7 +75,8 @@ mod tests {
     #[test]
     fn other_minor_versions_are_refused() {
         let version = sys::KVC_VERSION_NUMBER;
-        assert!(compatible(version).is_ok() && compatible(version + 1).is_ok()); // a patch changes no struct
+        let patch = version + 1; // changes no struct
+        assert!(compatible(version).is_ok() && compatible(patch).is_ok());
         for library in [version + 0x100, version + 0x10000, 12 << 16 | 34 << 8] {
             assert_eq!(compatible(library).unwrap_err().status, Status::VERSION);
         }
