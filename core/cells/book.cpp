@@ -78,14 +78,13 @@ Status CellBook::check_distinct(int32_t n, const int32_t* sequence) const {
 /// Forgets what the last plan found out, without touching every sequence.
 void CellBook::begin_plan() const {
   n_planned_ = n_planned_tokens_ = 0;
-  plan_has_types_ = false;
   if (++plan_stamp_ != 0) return;
   for (int32_t i = 0; i < rules_.max_sequences; ++i)
     plan_[i].stamp = 0;  // wrapped: no old stamp may look fresh
   plan_stamp_ = 1;
 }
 
-Status CellBook::check_flags(const Batch& batch, int32_t token) const {
+Status CellBook::check_flags(const Batch& batch, int32_t token) {
   const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
   if ((flags & ~(token_sees_later | token_type)) != 0)
     return fail(Status::invalid_argument, "token %d has the unknown flags 0x%x", token,
@@ -107,8 +106,6 @@ Status CellBook::check_batch(const Batch& batch) const {
     if (Status s = check_flags(batch, i); s != Status::ok) return s;
     if (sequence == no_sequence) continue;
     ++n_planned_tokens_;
-    plan_has_types_ = plan_has_types_ ||
-                      (batch.flags != nullptr && (batch.flags[i] & token_type) != 0);
     if (sequence < 0 || sequence >= rules_.max_sequences) {
       return fail(Status::invalid_argument, "token %d: sequence %d out of range [0, %d)", i,
                   sequence, rules_.max_sequences);
@@ -137,9 +134,16 @@ Status CellBook::check_batch(const Batch& batch) const {
   return Status::ok;
 }
 
+Status CellBook::check_types(const Batch& batch) {
+  for (int32_t i = 0; batch.flags != nullptr && i < batch.n_tokens; ++i) {
+    if ((batch.flags[i] & token_type) != 0)
+      return fail(Status::not_supported, "token %d has a type; types are not built in this version",
+                  i);
+  }
+  return Status::ok;
+}
+
 Status CellBook::check_room(const Batch& batch) const {
-  if (plan_has_types_)
-    return fail(Status::not_supported, "token types are not built in this version");
   for (int32_t i = 0; i < n_planned_; ++i) {
     const Sequence& sequence = sequences_[plan_order_[i]];
     SequencePlan& plan = plan_[plan_order_[i]];

@@ -99,7 +99,9 @@ class CellBook {
   /// Whether the n sequences exist and none is named twice.
   Status check_distinct(int32_t n, const int32_t* sequence) const;
   /// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
-  Status check_flags(const Batch& batch, int32_t token) const;
+  static Status check_flags(const Batch& batch, int32_t token);
+  /// Types are known flags that are not built.
+  static Status check_types(const Batch& batch);
   /// The batch against the bounds. Leaves in the plan what check_room() and open_pass() need.
   Status check_batch(const Batch& batch) const;
   Status check_room(const Batch& batch) const;
@@ -241,7 +243,6 @@ class CellBook {
   int32_t* plan_order_ = nullptr;  // [max_sequences] sequences of the batch, in order of first appearance
   mutable int32_t n_planned_ = 0;
   mutable int32_t n_planned_tokens_ = 0;  // padding left out
-  mutable bool plan_has_types_ = false;
   mutable uint32_t plan_stamp_ = 0;
 
   // The open pass.

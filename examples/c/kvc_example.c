@@ -159,7 +159,7 @@ static void converse(kvc_cache *cache) {
 
 int main(void) {
   kvc_cache_desc desc = {sizeof desc};
-  kvc_causal_desc causal = {sizeof causal};
+  kvc_causal_desc causal = {sizeof causal, KVC_CAUSAL};
   kvc_attention_desc attention = {sizeof attention};
   kvc_rope_desc rope = {sizeof rope};
   kvc_device *device;

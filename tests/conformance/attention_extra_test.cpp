@@ -1,4 +1,4 @@
-// What random biases and masks do not reach: the ends of the range. (The rest of kvc_attention_with is tested by
+// What random biases and masks do not reach: the ends of the range. (The rest of the extras of kvc_attention is tested by
 // attention_options_test and the random operations.)
 #include <gtest/gtest.h>
 

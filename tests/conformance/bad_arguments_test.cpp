@@ -57,15 +57,35 @@ TEST(BadArguments, Begin) {
     return kvc_fits(s.cache, n, position, sequence, nullptr);
   });
   const int32_t position[] = {3, 4}, sequence[] = {0, 0};
-  for (const uint32_t flags : {2u, 4u, 1u << 31, ~0u, 3u}) {
+  for (const uint32_t flags : {4u, 1u << 31, ~0u, 5u}) {
     bad.expect(invalid, with("flags ", flags),
                [&] { return kvc_begin(s.cache, 2, position, sequence, nullptr, flags, nullptr); });
-    if (flags == 3u) continue;
+  }
+  bad.expect(KVC_E_NOT_SUPPORTED, "a replay", [&] {
+    return kvc_begin(s.cache, 2, position, sequence, nullptr, KVC_BEGIN_REPLAY, nullptr);
+  });
+  for (const uint32_t type : {1u << KVC_TOKEN_TYPE_SHIFT, 0xffffu << KVC_TOKEN_TYPE_SHIFT}) {
+    const uint32_t token_flags[] = {0, type | KVC_TOKEN_SEES_LATER};
+    bad.expect(KVC_E_NOT_SUPPORTED, "a token type",
+               [&] { return kvc_begin(s.cache, 2, position, sequence, token_flags, 0, nullptr); });
+    bad.expect(KVC_E_NOT_SUPPORTED, "a token type in fits",
+               [&] { return kvc_fits(s.cache, 2, position, sequence, token_flags); });
+    bad.expect(KVC_E_NOT_SUPPORTED, "reserve, a token type", [&] {
+      return kvc_begin(s.cache, 2, nullptr, nullptr, token_flags, KVC_BEGIN_RESERVE, nullptr);
+    });
+  }
+  const int32_t padded[] = {0, KVC_NONE};
+  const uint32_t on_padding[] = {0, KVC_TOKEN_SEES_LATER};
+  bad.expect(invalid, "flags of padding",
+             [&] { return kvc_begin(s.cache, 2, position, padded, on_padding, 0, nullptr); });
+  for (const uint32_t flags : {2u, 4u, 8u, 1u << 15, ~0u}) {
     for (size_t at = 0; at < 2; ++at) {
       uint32_t token_flags[] = {0, KVC_TOKEN_SEES_LATER};
       token_flags[at] = flags;
       bad.expect(invalid, with("token flags ", flags),
                  [&] { return kvc_begin(s.cache, 2, position, sequence, token_flags, 0, nullptr); });
+      bad.expect(invalid, with("fits, token flags ", flags),
+                 [&] { return kvc_fits(s.cache, 2, position, sequence, token_flags); });
       bad.expect(invalid, with("reserve, token flags ", flags), [&] {
         return kvc_begin(s.cache, 2, nullptr, nullptr, token_flags, KVC_BEGIN_RESERVE, nullptr);
       });
@@ -75,7 +95,7 @@ TEST(BadArguments, Begin) {
     bad.expect(invalid, with("reserve n_tokens ", n), [&] {
       return kvc_begin(s.cache, n, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, nullptr);
     });
-  for (const uint32_t flags : {uint32_t{KVC_TOKEN_ENCODER_INPUT}, 4u, 1u << 31, ~0u})
+  for (const uint32_t flags : {uint32_t{KVC_TOKEN_ENCODER_INPUT}, 4u, ~0u})
     bad.expect(invalid, with("reserve token flags ", flags), [&] {
       const uint32_t token_flags[] = {0, flags};
       return kvc_begin(s.cache, 2, nullptr, nullptr, token_flags, KVC_BEGIN_RESERVE, nullptr);
@@ -186,7 +206,7 @@ TEST(BadArguments, InAPass) {
                [&] { return kvc_get(s.cache, layer, &s.k, &s.v); });
     bad.expect(invalid, with("attention layer ", layer),
                [&] { return support::attention(s.cache, layer, &s.q, &s.out, &s.lse); });
-    bad.expect(invalid, with("attention_with layer ", layer), [&] {
+    bad.expect(invalid, with("attention_extra layer ", layer), [&] {
       const kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
       return support::attention(s.cache, layer, &s.q, &s.out, &s.lse, &extra);
     });

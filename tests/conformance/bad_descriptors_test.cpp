@@ -116,7 +116,7 @@ std::vector<Wrong> wrong_caches() {
   std::vector<Wrong> list;
   add(list, "kind", &C::kind, {0u, 7u, UINT32_MAX});
   add(list, "kind", &C::kind, {2u, 3u, 4u, 5u, 6u}, KVC_E_NOT_SUPPORTED);
-  add(list, "flags", &C::flags, {uint64_t{8}, uint64_t{1} << 32, ~uint64_t{0}});
+  add(list, "flags", &C::flags, {uint64_t{128}, uint64_t{1} << 32, ~uint64_t{0}});
   add(list, "n_layers", &C::n_layers, {least, -1, 0, 65537, most});
   add(list, "n_kv_heads", &C::n_kv_heads, {least, -1, 0, 65537, most});
   add(list, "head_dim_k", &C::head_dim_k, {least, -1, 0, 65537, most});

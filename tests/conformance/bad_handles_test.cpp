@@ -143,7 +143,7 @@ TEST(BadStates, NoPass) {
   BadInput bad(s.cache);
   for (const Function& function : functions(s)) {
     const std::string name = function.name;
-    const bool needs_pass = name == "put" || name == "attention" || name == "attention_with" ||
+    const bool needs_pass = name == "put" || name == "attention" || name == "attention_extra" ||
                             name == "put_attention" || name == "get" || name == "history" ||
                             name == "mask" || name == "set_causal" || name == "commit" ||
                             name == "commit_prefix" || name == "abort";
@@ -184,7 +184,7 @@ TEST(BadStates, PassNotFullyPut) {
              [&] { return kvc_attention(s.cache, 1, &s.q, &s.out, nullptr); });
   kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
   extra.flags = 1;
-  bad.expect(KVC_E_BAD_STATE, "attention_with of a layer that was not put, and a bad argument",
+  bad.expect(KVC_E_BAD_STATE, "attention_extra of a layer that was not put, and a bad argument",
              [&] { return kvc_attention(s.cache, 1, &s.q, &s.out, &extra); });
   bad.expect(KVC_E_BAD_STATE, "get of a layer that was not put",
              [&] { return kvc_get(s.cache, 1, &s.k, &s.v); });

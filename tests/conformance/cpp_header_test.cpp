@@ -2,8 +2,10 @@
 // one callback.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <kvc/kvc.hpp>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -55,7 +57,7 @@ class CppHeader : public ::testing::Test {
     const std::vector<float> q = rows(2, tokens);
     std::vector<float> out(q.size());
     const auto n = static_cast<int64_t>(tokens.size());
-    cache.attention_with(0, {q.data(), {n, heads, dim}}, {out.data(), {n, heads, dim}}, extra);
+    cache.attention(0, {q.data(), {n, heads, dim}}, {out.data(), {n, heads, dim}}, extra);
     return out;
   }
 
@@ -72,7 +74,7 @@ class CppHeader : public ::testing::Test {
     const auto columns = static_cast<size_t>(history.n_cells);
     std::unique_ptr<bool[]> mask(new bool[tokens.size() * columns]());
     for (size_t t = 0; t < tokens.size(); ++t)
-      for (const kvc_run& run : cache.runs(0))
+      for (const kvc_run& run : cache.runs(0, 0))
         for (int32_t i = 0; i < run.length; ++i)
           mask[t * columns + static_cast<size_t>(run.cell + i - history.first_cell)] = is_before(
               run.position + i, tokens[t]);
@@ -93,7 +95,7 @@ TEST_F(CppHeader, ATreeInOnePassIsItsBranches) {
   branches.push_back(run(1, prompt + 2, {6}));
 
   const auto pass = open(0, prompt, tree);
-  const kvc::History history = cache.history();
+  const kvc::History history = cache.history(0);
   const auto mask = tree_mask(tree, history);
   const int64_t columns = history.n_cells;
   std::vector<float> weights(static_cast<size_t>(heads * drafts * columns), 9),
@@ -121,7 +123,7 @@ TEST_F(CppHeader, ATreeInOnePassIsItsBranches) {
 
 TEST_F(CppHeader, ABiasOfMinusInfinityIsAMask) {
   const auto pass = open(0, prompt, {3, 5});
-  const kvc::History history = cache.history();
+  const kvc::History history = cache.history(0);
   const auto columns = static_cast<size_t>(history.n_cells);
   std::vector<uint8_t> mask(columns);  // of one row, for all heads and tokens
   std::vector<float> bias(columns, -INFINITY);
@@ -163,7 +165,7 @@ TEST_F(CppHeader, WhatDoesNotFitThrows) {
   extra.mask = kvc::ConstTensor(mask, {1, 1, 1, 1});
   EXPECT_THROW(attend({3}, extra), kvc::ShapeError);
   pass->abort();
-  EXPECT_THROW(cache.history(), kvc::BadState);
+  EXPECT_THROW(cache.history(0), kvc::BadState);
 }
 
 /// Counts its calls and keys; leaves keys as they are. Refuses when it has no more calls left.
@@ -193,6 +195,54 @@ TEST_F(CppHeader, AShiftFunctionMovesKeysUntilItIsTakenAway) {
   EXPECT_THROW(cache.remove(0, 0, 1), kvc::NotSupported);
   const auto pass = open(0, prompt - 1, {3});
   EXPECT_THROW(cache.bind_shift(shift, &shifter), kvc::BadState);
+}
+
+TEST_F(CppHeader, AKindIsNamedOrFollowsFromItsDescriptor) {
+  const kvc::Device device("cpu");
+  kvc::CacheDesc desc;
+  desc.n_layers = desc.n_kv_heads = desc.head_dim_k = 1;
+  desc.max_sequences = desc.capacity = desc.max_batch = 4;
+  EXPECT_EQ(kvc::Cache::memory_bytes(device, kvc::Kind::causal, desc),
+            kvc::Cache::memory_bytes(device, desc));
+  EXPECT_EQ(kvc::Cache(device, kvc::Kind::causal, desc).stats().cells, 16u);
+  EXPECT_THROW(kvc::Cache(device, kvc::Kind::encoder, desc), kvc::NotSupported);
+  kvc::CausalDesc window;
+  window.kind = KVC_ENCODER;
+  EXPECT_THROW(kvc::Cache(device, desc, window), kvc::InvalidArgument);
+}
+
+TEST_F(CppHeader, CanRemoveSaysWhatRemoveWould) {
+  EXPECT_TRUE(cache.can_remove(0, 1));
+  EXPECT_FALSE(cache.can_remove(0, 0, 1));  // positions would move, and nothing says how keys rotate
+  EXPECT_THROW((void)cache.can_remove(0, 2, 1), kvc::InvalidArgument);
+  EXPECT_EQ(cache.sequence(0).count, prompt);
+}
+
+TEST_F(CppHeader, PaddingIsNeitherReadNorSeen) {
+  const std::vector<int32_t> position = {prompt, 0, prompt + 1};
+  const std::vector<int32_t> sequence = {0, kvc::padding, 0};
+  const uint32_t flags[] = {0, KVC_TOKEN_SEES_LATER, 0};
+  EXPECT_TRUE(cache.fits(position, sequence));
+  EXPECT_THROW((void)cache.fits(3, position.data(), sequence.data(), flags), kvc::InvalidArgument);
+  kvc::Pass pass(cache, position, sequence);
+  std::vector<float> x(3 * heads * dim, 0.5f), out(x.size(), 9), lse(3 * heads, 9);
+  kvc::AttentionExtra extra;
+  extra.lse = kvc::Tensor(lse.data(), {3, heads});
+  const kvc::ConstTensor rows(x.data(), {3, heads, dim});
+  cache.put_attention(0, rows, rows, rows, {out.data(), {3, heads, dim}}, extra);
+  for (size_t i = 0; i < heads * dim; ++i) EXPECT_EQ(out[heads * dim + i], 0);
+  EXPECT_EQ(lse[heads], -std::numeric_limits<float>::infinity());
+  EXPECT_NE(out[0], 0);
+
+  const int64_t columns = cache.history(0).n_cells;
+  const auto mask = std::make_unique<bool[]>(static_cast<size_t>(3 * columns));
+  cache.mask(0, {mask.get(), {3, columns}});
+  const auto seen = [&](int64_t token) {
+    return std::count(mask.get() + token * columns, mask.get() + (token + 1) * columns, true);
+  };
+  EXPECT_EQ(seen(0), prompt + 1);
+  EXPECT_EQ(seen(1), 0);
+  EXPECT_EQ(seen(2), prompt + 2);
 }
 
 }  // namespace

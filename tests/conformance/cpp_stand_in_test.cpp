@@ -16,8 +16,8 @@ size_t calls = 0;
 
 uint32_t kvc_version_number() noexcept { return version; }
 
-kvc_status kvc_runs(const kvc_cache* /*cache*/, int32_t /*sequence*/, int32_t capacity,
-                    kvc_run* runs, int32_t* n) noexcept {
+kvc_status kvc_runs(const kvc_cache* /*cache*/, int32_t /*layer*/, int32_t /*sequence*/,
+                    int32_t capacity, kvc_run* runs, int32_t* n) noexcept {
   *n = number_of_runs[std::min(calls++, number_of_runs.size() - 1)];
   for (int32_t i = 0; i < std::min(capacity, *n); ++i) runs[i] = {2 * i, 1, 2 * i, 0};
   return KVC_OK;
@@ -55,7 +55,7 @@ TEST(CppStandIn, RunsMayChangeTheirNumberBetweenTwoCalls) {
        std::vector<std::vector<int32_t>>{{0}, {4}, {4, 2}, {4, 0}, {2, 4}, {1, 2, 3, 4}, {2, 4, 1}}) {
     number_of_runs = numbers;
     calls = 0;
-    const std::vector<kvc_run> runs = cache.runs(0);
+    const std::vector<kvc_run> runs = cache.runs(0, 0);
     ASSERT_EQ(runs.size(), static_cast<size_t>(numbers.back()));
     for (size_t i = 0; i < runs.size(); ++i) {
       EXPECT_EQ(runs[i].length, 1);

@@ -6,6 +6,15 @@
 #include <set>
 
 namespace model {
+namespace {
+
+bool has_type(int32_t n, const uint32_t* token_flags) {
+  return token_flags && std::any_of(token_flags, token_flags + n, [](uint32_t flags) {
+           return flags >> KVC_TOKEN_TYPE_SHIFT != 0;
+         });
+}
+
+}  // namespace
 
 Oracle::Oracle(const kvc_cache_desc& cache_desc, const kvc_causal_desc& causal_desc)
     : cache(cache_desc), causal(causal_desc) {
@@ -155,9 +164,7 @@ kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* seque
   if (!legal_flags(n, sequence, token_flags) || !legal_batch(n, position, sequence))
     return KVC_E_INVALID_ARGUMENT;
   if (!closable()) return KVC_E_BAD_STATE;
-  const auto has_type = [](uint32_t flags) { return flags >> KVC_TOKEN_TYPE_SHIFT != 0; };
-  if (token_flags && std::any_of(token_flags, token_flags + n, has_type))
-    return KVC_E_NOT_SUPPORTED;
+  if (has_type(n, token_flags)) return KVC_E_NOT_SUPPORTED;
   // What slides out stays owned until the pass is committed, but no longer counts for its sequence.
   const auto n_padding = std::count(sequence, sequence + n, KVC_NONE);
   if (used() + n - n_padding > pool_) return KVC_E_CACHE_FULL;
@@ -176,6 +183,7 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
   if (reserve) {
     if (!legal_flags(n, nullptr, token_flags)) return KVC_E_INVALID_ARGUMENT;
     if (!closable()) return KVC_E_BAD_STATE;
+    if (has_type(n, token_flags)) return KVC_E_NOT_SUPPORTED;
   } else if (const kvc_status s = fits(n, position, sequence, token_flags); s != KVC_OK) {
     return s;
   }

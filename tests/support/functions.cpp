@@ -39,7 +39,7 @@ std::vector<Function> functions(Specimen& s) {
       {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
       {"bind_shift", [](kvc_cache* c) { return kvc_bind_shift(c, nullptr, nullptr); }},
       {"attention", [&s](kvc_cache* c) { return support::attention(c, 0, &s.q, &s.out, &s.lse); }},
-      {"attention with extras",
+      {"attention_extra",
        [&s](kvc_cache* c) {
          const kvc_attention_extra extra = support::extra(&s.bias, &s.mask, &s.weights);
          return support::attention(c, 0, &s.q, &s.out, &s.lse, &extra);

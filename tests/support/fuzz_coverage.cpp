@@ -9,7 +9,7 @@ namespace {
 
 // clang-format off
 constexpr const char* names[] = {
-    "begin", "begin_reserve", "fits", "put", "attention", "attention_with", "put_attention", "get",
+    "begin", "begin_reserve", "fits", "put", "attention", "attention_extra", "put_attention", "get",
     "mask", "history", "gather", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
     "reorder", "remove_tail", "remove_middle", "can_remove", "runs", "sequence_query", "stats", "digest", "check",
     "bind_attention", "bind_rope", "bind_shift"};

@@ -11,7 +11,7 @@ enum class Op {
   fits,
   put,
   attention,
-  attention_with,  // extras
+  attention_extra,  // extras
   put_attention,
   get,
   mask,

@@ -4,7 +4,7 @@
 #include "fuzz_world.hpp"
 #include "model/attention.hpp"
 
-/// kvc_attention_with(): a bias and a mask of every shape that is broadcast, weights, and the columns
+/// the extras of kvc_attention(): a bias and a mask of every shape that is broadcast, weights, and the columns
 /// that they share.
 namespace fuzz {
 namespace {
@@ -134,7 +134,7 @@ void World::compare_weights(int32_t layer, int32_t heads, const Extra& extra,
   }
 }
 
-void World::attention_with() {
+void World::attention_extra() {
   const int32_t layer = some_put_layer();
   const bool exists = layer >= 0 && layer < setup_.cache.n_layers;
   const int32_t heads = exists ? q_heads(layer) : setup_.cache.n_kv_heads;
@@ -145,7 +145,7 @@ void World::attention_with() {
   support::Array out(KVC_F32, {n, heads, oracle_.cache.head_dim_v}, random_);
   support::Array lse(KVC_F32, {n, heads}, random_);
   q.fill(random_);
-  Call made = call(Op::attention_with, oracle_.pass.sequence,
+  Call made = call(Op::attention_extra, oracle_.pass.sequence,
                    "layer " + std::to_string(layer) + (extra.bias ? " bias" : "") +
                        (extra.mask ? " mask" : "") + (extra.weights ? " weights" : ""));
   state_may_change_ = false;

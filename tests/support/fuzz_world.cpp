@@ -74,7 +74,7 @@ void World::step_idle() {
                         // Illegal now.
                         {4, [&] { put(any_layer()); }},
                         {4, [&] { attention(); }},
-                        {4, [&] { attention_with(); }},
+                        {4, [&] { attention_extra(); }},
                         {4, [&] { put_attention(); }},
                         {4, [&] { get(); }},
                         {4, [&] { mask(); }},
@@ -90,7 +90,7 @@ void World::step_open() {
   const int32_t ending = complete ? 6 : 1;
   perform_one(random_, {{complete ? 15 : 200, [&] { put(some_layer()); }},
                         {25, [&] { attention(); }},
-                        {15, [&] { attention_with(); }},
+                        {15, [&] { attention_extra(); }},
                         {complete ? 10 : 60, [&] { put_attention(); }},
                         {30, [&] { get(); }},
                         {25, [&] { mask(); }},

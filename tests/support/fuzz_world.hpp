@@ -118,7 +118,7 @@ class World {
     kvc_attention_extra describe();
   };
   void attention();
-  void attention_with();
+  void attention_extra();
   void put_attention();
   void get();
   void mask();

@@ -1,13 +1,13 @@
 // kvc/kvc.hpp: the C API for C++17 and later, with owners, guards and exceptions. Header only.
 //
-// Each member function is one call of the C function that bears its name; the C headers (cache.h, attention.h) say what it
-// does, costs and asks for. This header adds four things:
+// Each member function calls the C function of the same name; the C headers (cache.h, attention.h) document what it does,
+// what it costs and what it requires. This header adds four things:
 //
-//   owners      Device and Cache destroy what they own; they move and do not copy
+//   owners      Device and Cache destroy what they own; they can be moved and not copied
 //   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception leaves the cache as it was
-//   exceptions  a failing call throws Error, which knows the status and the message; CacheFull and WindowLost, which
-//               programs handle, and the others have types of their own, so that they can be caught alone
-//   tensors     made of a pointer and a shape: {k, {n_tokens, n_kv_heads, head_dim}}
+//   exceptions  a failing call throws Error, which holds the status and the message. Each status that a program may want to
+//               handle has a type of its own: CacheFull, WindowLost …
+//   tensors     built from a pointer and a shape: {k, {n_tokens, n_kv_heads, head_dim}}
 //
 //   kvc::CacheDesc desc;
 //   desc.n_layers = 30, desc.n_kv_heads = 3, desc.head_dim_k = 64;
@@ -22,8 +22,8 @@
 //     pass.commit();
 //   }
 //
-// Threads: as in C. A const member function may overlap others of the same cache, every other one excludes them; an
-// overlap that breaks this rule throws Busy. Different caches are independent.
+// Threads: as in C. Const member functions of one cache may overlap each other; all others are exclusive. An overlap that
+// breaks this rule throws Busy. Different caches are independent.
 // A call that throws has changed nothing (DeviceFailure and InternalError excepted).
 #ifndef KVC_KVC_HPP
 #define KVC_KVC_HPP
@@ -41,12 +41,12 @@
 #include "kvc.h"
 
 namespace kvc {
-// The library has a namespace kvc of its own, and a static libkvc.a hides nothing: these names must not be its names.
-inline namespace api_0_1 {
+// The library itself uses namespace kvc, and a static libkvc.a hides no symbol: this keeps the two sets of names apart.
+inline namespace api_0_2 {
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------
 
-// What a failing call throws. what() is "CACHE_FULL: " and the message.
+// Thrown by a failing call. what() is "CACHE_FULL: " followed by the message.
 class Error : public std::runtime_error {
  public:
   Error(kvc_status status, const std::string &message)
@@ -60,7 +60,7 @@ class Error : public std::runtime_error {
   std::string message_;
 };
 
-// An Error of one status, to be caught by its type.
+// An Error of one status, so that it can be caught by its type.
 template <kvc_status Status>
 class ErrorOf : public Error {
  public:
@@ -84,7 +84,7 @@ using DeviceMismatch = ErrorOf<KVC_E_DEVICE_MISMATCH>;
 using BackendUnavailable = ErrorOf<KVC_E_BACKEND_UNAVAILABLE>;
 using InternalError = ErrorOf<KVC_E_INTERNAL>;
 
-// Throws the Error of a status; a status that has no type of its own becomes a plain Error.
+// Throws the Error of a status; a status without a type of its own is thrown as a plain Error.
 [[noreturn]] inline void raise(kvc_status status, const std::string &message) {
   switch (status) {
     case KVC_E_INVALID_ARGUMENT: throw InvalidArgument(message);
@@ -107,7 +107,7 @@ using InternalError = ErrorOf<KVC_E_INTERNAL>;
   }
 }
 
-// Throws what a C function's status says; for callers that mix both APIs: kvc::check(kvc_commit(cache.handle())).
+// Throws if a C function failed; for callers that mix both APIs: kvc::check(kvc_commit(cache.handle())).
 inline void check(kvc_status status) {
   if (status == KVC_OK) return;
   char message[512];
@@ -115,7 +115,7 @@ inline void check(kvc_status status) {
   raise(status, message);
 }
 
-// Throws when a library of this number is not the one that these headers describe. Device asks it for every program.
+// Throws if a library with this version number is not the one that these headers describe. Device calls it.
 inline void check_version(std::uint32_t library) {
   const auto text = [](std::uint32_t number) {
     return std::to_string(number >> 16) + "." + std::to_string(number >> 8 & 0xff);
@@ -130,15 +130,27 @@ struct DeviceDesc : kvc_device_desc {
   DeviceDesc() noexcept : kvc_device_desc{} { struct_size = sizeof(kvc_device_desc); }
 };
 
-struct CacheDesc : kvc_cache_desc {  // of kind KVC_CAUSAL, unless set otherwise
-  CacheDesc() noexcept : kvc_cache_desc{} {
-    struct_size = sizeof(kvc_cache_desc);
-    kind = KVC_CAUSAL;
-  }
+// A sequence number that makes a token padding (see kvc_begin).
+inline constexpr std::int32_t padding = KVC_NONE;
+
+enum class Kind : std::uint32_t {
+  causal = KVC_CAUSAL,
+  encoder = KVC_ENCODER,
+  recurrent = KVC_RECURRENT,
+  wrapper = KVC_WRAPPER,
+  transformer = KVC_TRANSFORMER,
+  lightning = KVC_LIGHTNING
+};
+
+struct CacheDesc : kvc_cache_desc {  // Cache fills in the kind
+  CacheDesc() noexcept : kvc_cache_desc{} { struct_size = sizeof(kvc_cache_desc); }
 };
 
 struct CausalDesc : kvc_causal_desc {
-  CausalDesc() noexcept : kvc_causal_desc{} { struct_size = sizeof(kvc_causal_desc); }
+  CausalDesc() noexcept : kvc_causal_desc{} {
+    struct_size = sizeof(kvc_causal_desc);
+    kind = KVC_CAUSAL;
+  }
 };
 
 struct AttentionDesc : kvc_attention_desc {
@@ -151,11 +163,14 @@ struct RopeDesc : kvc_rope_desc {
 
 // ---- Tensors: views of memory on the CPU that the caller owns -------------------------------------------------------
 
-// A view that kvc writes to: float is KVC_F32; 16-bit elements are void with their type. Rows are dense unless the C
-// struct says otherwise (fill in a kvc_tensor of your own for strides).
+// A view that kvc writes to. float means KVC_F32; pass 16-bit elements as void with their type. Rows are dense; for strides
+// fill in a kvc_tensor yourself.
 class Tensor {
  public:
   Tensor(float *data, std::initializer_list<std::int64_t> shape) : Tensor(data, KVC_F32, shape) {}
+  Tensor(bool *data, std::initializer_list<std::int64_t> shape) : Tensor(data, KVC_BOOL, shape) {
+    static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");
+  }
   Tensor(void *data, std::uint32_t dtype, std::initializer_list<std::int64_t> shape) {
     check(kvc_tensor_dense(data, dtype, static_cast<std::int32_t>(shape.size()), shape.begin(), &view_));
   }
@@ -186,7 +201,7 @@ class ConstTensor {
   Tensor view_;
 };
 
-// What one call of attention takes and gives beside q and out; see kvc_attention_extra. Empty: not wanted.
+// What one attention call takes and returns besides q and out; see kvc_attention_extra. Empty: not wanted.
 struct AttentionExtra {
   std::optional<ConstTensor> bias, mask;
   std::optional<Tensor> lse, weights;
@@ -204,11 +219,11 @@ struct History {
 
 // ---- Device ---------------------------------------------------------------------------------------------------------
 
-// Where memory lies and how many threads work. May be closed before the caches made on it.
+// Where memory is and how many threads work. May be closed before the caches created on it.
 class Device {
  public:
-  // Threads as many as the process is allowed, unless the descriptor says otherwise. Throws VersionMismatch when the
-  // library is of another minor version than these headers: structs and functions may differ.
+  // By default it has as many threads as the process is allowed. Throws VersionMismatch if the minor version of the library
+  // is not that of these headers: structs and functions may differ.
   explicit Device(const char *name = "cpu", const DeviceDesc &desc = {}, const kvc_allocator *allocator = nullptr) {
     check_version(kvc_version_number());
     check(kvc_device_open(name, &desc, allocator, &handle_));
@@ -223,7 +238,7 @@ class Device {
   }
   ~Device() { kvc_device_close(handle_); }
 
-  // The destructor does the same, but cannot say BUSY. Closing twice is fine.
+  // The destructor does the same but cannot report BUSY. Closing twice is allowed.
   void close() {
     check(kvc_device_close(handle_));
     handle_ = nullptr;
@@ -238,9 +253,15 @@ class Device {
 
 class Cache {
  public:
-  // Reserves all memory that the cache will ever use.
+  // Creates a causal cache and reserves all memory that it will ever use.
   Cache(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {}) {
-    check(kvc_cache_create(device.handle(), &desc, &causal, &handle_));
+    const CacheDesc with_kind = of_kind(Kind::causal, desc);
+    check(kvc_cache_create(device.handle(), &with_kind, &causal, &handle_));
+  }
+  // Creates a cache of any kind, with the defaults of that kind.
+  Cache(const Device &device, Kind kind, const CacheDesc &desc) {
+    const CacheDesc with_kind = of_kind(kind, desc);
+    check(kvc_cache_create(device.handle(), &with_kind, nullptr, &handle_));
   }
   Cache(Cache &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Cache &operator=(Cache &&other) noexcept {
@@ -252,7 +273,7 @@ class Cache {
   }
   ~Cache() { kvc_cache_destroy(handle_); }
 
-  // The destructor does the same, but cannot say BUSY. Closing twice is fine.
+  // The destructor does the same but cannot report BUSY. Closing twice is allowed.
   void close() {
     check(kvc_cache_destroy(handle_));
     handle_ = nullptr;
@@ -262,7 +283,14 @@ class Cache {
   // The bytes that such a cache would take; allocates nothing.
   static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {}) {
     std::uint64_t bytes = 0;
-    check(kvc_cache_memory_bytes(device.handle(), &desc, &causal, &bytes));
+    const CacheDesc with_kind = of_kind(Kind::causal, desc);
+    check(kvc_cache_memory_bytes(device.handle(), &with_kind, &causal, &bytes));
+    return bytes;
+  }
+  static std::uint64_t memory_bytes(const Device &device, Kind kind, const CacheDesc &desc) {
+    std::uint64_t bytes = 0;
+    const CacheDesc with_kind = of_kind(kind, desc);
+    check(kvc_cache_memory_bytes(device.handle(), &with_kind, nullptr, &bytes));
     return bytes;
   }
 
@@ -276,10 +304,10 @@ class Cache {
     check(kvc_bind_rope(handle_, layer_begin, layer_end, &desc, frequency_factors));
   }
 
-  // `function` and `user` must stay valid until the cache is destroyed or another is bound.
+  // `function` and `user` must stay valid until the cache is destroyed or another function is bound.
   void bind_shift(kvc_shift_function function, void *user) { check(kvc_bind_shift(handle_, function, user)); }
 
-  // A pass. The guard Pass, below, does begin and abort; these are for whoever keeps the pass open between functions.
+  // A pass. The guard Pass, below, calls begin and abort; call these yourself to keep a pass open between functions.
   void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) {
     begin(same_length(position, sequence), position.data(), sequence.data());
   }
@@ -287,9 +315,13 @@ class Cache {
              const std::uint32_t *token_flags = nullptr, std::uint32_t flags = 0, void *stream = nullptr) {
     check(kvc_begin(handle_, n_tokens, position, sequence, token_flags, flags, stream));
   }
-  // Whether begin() would find room; throws what else it would throw.
+  // Whether begin() would find room. Throws whatever else begin() would throw.
   bool fits(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) const {
-    const kvc_status status = kvc_fits(handle_, same_length(position, sequence), position.data(), sequence.data());
+    return fits(same_length(position, sequence), position.data(), sequence.data());
+  }
+  bool fits(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
+            const std::uint32_t *token_flags = nullptr) const {
+    const kvc_status status = kvc_fits(handle_, n_tokens, position, sequence, token_flags);
     if (status != KVC_E_CACHE_FULL) check(status);
     return status == KVC_OK;
   }
@@ -299,25 +331,19 @@ class Cache {
   void attention(std::int32_t layer, const ConstTensor &q, Tensor out) {
     check(kvc_attention(handle_, layer, q.get(), out.get(), nullptr));
   }
-  void attention(std::int32_t layer, const ConstTensor &q, Tensor out, Tensor lse) {
-    check(kvc_attention(handle_, layer, q.get(), out.get(), lse.get()));
-  }
-  void attention_with(std::int32_t layer, const ConstTensor &q, Tensor out, AttentionExtra extra) {
-    kvc_attention_extra pointers{};
-    pointers.struct_size = sizeof pointers;
-    if (extra.bias) pointers.bias = extra.bias->get();
-    if (extra.mask) pointers.mask = extra.mask->get();
-    if (extra.weights) pointers.weights = extra.weights->get();
-    check(kvc_attention_with(handle_, layer, q.get(), out.get(), extra.lse ? extra.lse->get() : nullptr, &pointers));
+  void attention(std::int32_t layer, const ConstTensor &q, Tensor out, AttentionExtra extra) {
+    const kvc_attention_extra pointers = pointers_to(extra);
+    check(kvc_attention(handle_, layer, q.get(), out.get(), &pointers));
   }
   void put_attention(std::int32_t layer, const ConstTensor &k, const ConstTensor &v, const ConstTensor &q, Tensor out) {
     check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), nullptr));
   }
   void put_attention(std::int32_t layer, const ConstTensor &k, const ConstTensor &v, const ConstTensor &q, Tensor out,
-                     Tensor lse) {
-    check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), lse.get()));
+                     AttentionExtra extra) {
+    const kvc_attention_extra pointers = pointers_to(extra);
+    check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), &pointers));
   }
-  // Which tokens of the batch, by index, see later ones too.
+  // The tokens of the batch, by index, that also see later tokens.
   void set_causal(const std::vector<std::int32_t> &except) {
     check(kvc_set_causal(handle_, length(except), except.data()));
   }
@@ -327,7 +353,7 @@ class Cache {
   }
   void abort() { check(kvc_abort(handle_)); }
 
-  // Sequences. What continues somewhere else than asked for says where.
+  // Sequences. These return the position at which the sequence can continue.
   std::int32_t can_resume(std::int32_t sequence, std::int32_t want) const {
     std::int32_t best = 0;
     check(kvc_can_resume(handle_, sequence, want, &best));
@@ -349,6 +375,13 @@ class Cache {
   void remove(std::int32_t sequence, std::int32_t begin, std::int32_t end = KVC_SEQ_END) {
     check(kvc_remove(handle_, sequence, begin, end));
   }
+  // Whether remove() would succeed: false for WindowLost, NotSupported and CacheFull; throws whatever else it would throw.
+  bool can_remove(std::int32_t sequence, std::int32_t begin, std::int32_t end = KVC_SEQ_END) const {
+    const kvc_status status = kvc_can_remove(handle_, sequence, begin, end);
+    if (status == KVC_E_WINDOW_LOST || status == KVC_E_NOT_SUPPORTED || status == KVC_E_CACHE_FULL) return false;
+    check(status);
+    return true;
+  }
 
   // Reading, for callers with kernels of their own. The views last until the pass ends.
   KeyValueViews get(std::int32_t layer) {
@@ -356,20 +389,20 @@ class Cache {
     check(kvc_get(handle_, layer, &views.k, &views.v));
     return views;
   }
-  History history() {
+  History history(std::int32_t layer) {
     History range;
-    check(kvc_history(handle_, &range.first_cell, &range.n_cells));
+    check(kvc_history(handle_, layer, &range.first_cell, &range.n_cells));
     return range;
   }
-  // The shape that mask() asks for: [n_tokens, history], with data null.
-  kvc_tensor mask_shape() {
+  // The shape that mask() needs, [n_tokens, history], and the type that the cache proposes; data is null.
+  kvc_tensor mask_shape(std::int32_t layer) {
     kvc_tensor shape{};
-    check(kvc_mask(handle_, &shape));
+    check(kvc_mask(handle_, layer, &shape));
     return shape;
   }
-  void mask(Tensor into) { check(kvc_mask(handle_, into.get())); }
-  // Keys, values or both of what a sequence holds, in order of position. A v of your own kvc_tensor may have the flag
-  // KVC_TENSOR_TRANSPOSED.
+  void mask(std::int32_t layer, Tensor into) { check(kvc_mask(handle_, layer, into.get())); }
+  // Copies keys, values or both of what a sequence holds, in order of position. A v that is your own kvc_tensor may have the
+  // flag KVC_TENSOR_TRANSPOSED.
   void gather(std::int32_t layer, std::int32_t sequence, Tensor k, Tensor v) {
     check(kvc_gather(handle_, layer, sequence, k.get(), v.get()));
   }
@@ -379,13 +412,13 @@ class Cache {
   void gather_values(std::int32_t layer, std::int32_t sequence, Tensor v) {
     check(kvc_gather(handle_, layer, sequence, nullptr, v.get()));
   }
-  std::vector<kvc_run> runs(std::int32_t sequence) const {
+  std::vector<kvc_run> runs(std::int32_t layer, std::int32_t sequence) const {
     std::vector<kvc_run> found;
     std::int32_t n = 0, room = 0;
-    do {  // another thread may change their number between two calls
+    do {  // another thread may change the number of runs between two calls
       found.resize(static_cast<std::size_t>(n));
       room = n;
-      check(kvc_runs(handle_, sequence, room, found.data(), &n));
+      check(kvc_runs(handle_, layer, sequence, room, found.data(), &n));
     } while (n > room);
     found.resize(static_cast<std::size_t>(n));
     return found;
@@ -417,8 +450,23 @@ class Cache {
     return static_cast<std::int32_t>(values.size());
   }
   static std::int32_t same_length(const std::vector<std::int32_t> &a, const std::vector<std::int32_t> &b) {
-    if (a.size() != b.size()) raise(KVC_E_INVALID_ARGUMENT, "two arrays that belong together differ in length");
+    if (a.size() != b.size())
+      raise(KVC_E_INVALID_ARGUMENT, "two arrays that must have the same length have " + std::to_string(a.size()) + " and " +
+                                        std::to_string(b.size()) + " elements");
     return length(a);
+  }
+  static CacheDesc of_kind(Kind kind, CacheDesc desc) {
+    desc.kind = static_cast<std::uint32_t>(kind);
+    return desc;
+  }
+  static kvc_attention_extra pointers_to(AttentionExtra &extra) {
+    kvc_attention_extra pointers{};
+    pointers.struct_size = sizeof pointers;
+    if (extra.bias) pointers.bias = extra.bias->get();
+    if (extra.mask) pointers.mask = extra.mask->get();
+    if (extra.weights) pointers.weights = extra.weights->get();
+    if (extra.lse) pointers.lse = extra.lse->get();
+    return pointers;
   }
 
   kvc_cache *handle_ = nullptr;
@@ -426,8 +474,8 @@ class Cache {
 
 // ---- Pass -----------------------------------------------------------------------------------------------------------
 
-// An open pass, for a block: aborted at its end unless it was committed. The cache must stay where it is and no other
-// pass of it may begin meanwhile, or that one would be aborted.
+// Keeps a pass open for a block: aborts it at the end of the block unless it was committed. The cache must not move, and no
+// other pass of it may begin meanwhile, or that one would be aborted.
 class Pass {
  public:
   Pass(Cache &cache, const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence)
@@ -463,7 +511,7 @@ class Pass {
   bool open_ = true;
 };
 
-}  // namespace api_0_1
+}  // namespace api_0_2
 }  // namespace kvc
 
 #endif
