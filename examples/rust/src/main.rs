@@ -1,9 +1,11 @@
-//! The first program for kvc in Rust. Its twins in examples/c, examples/cpp and examples/go do the same and print the
-//! same, byte for byte. Two of a server's conversations share a prompt, one speculates, one runs out of context:
+//! A first program with kvc in Rust. Its twins in examples/c, examples/cpp and examples/go do the
+//! same and print the same, byte for byte. Two of a server's conversations share a prompt, one
+//! speculates, one runs out of context:
 //!
 //!     PKG_CONFIG_PATH=<prefix>/lib/pkgconfig LD_LIBRARY_PATH=<prefix>/lib cargo run
 //!
-//! A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a formula stands in for it.
+//! A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a
+//! formula stands in for it.
 use kvc::{Cache, Pass, Result, Status, Tensor, TensorMut};
 
 const LAYERS: usize = 2;
@@ -11,7 +13,7 @@ const KV_HEADS: usize = 2;
 const QUERY_HEADS: usize = 4;
 const HEAD_DIM: usize = 16;
 
-// ---- What a model would compute --------------------------------------------------------------------------------------
+// ---- What a model would compute -----------------------------------------------------------------
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -53,7 +55,7 @@ fn elements(
     all
 }
 
-// ---- Steps -----------------------------------------------------------------------------------------------------------
+// ---- Steps --------------------------------------------------------------------------------------
 
 fn print_state(step: &str, cache: &Cache) -> Result<()> {
     let [first, second] = cache.digest()?;
@@ -61,7 +63,8 @@ fn print_state(step: &str, cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// Opens a pass of n tokens of one sequence and runs the layers; the caller decides what of it to keep.
+/// Opens a pass of n tokens of one sequence and runs the layers. The caller decides what to keep of
+/// it.
 fn forward(cache: &mut Cache, sequence: usize, position: usize, n: usize) -> Result<Pass<'_>> {
     let positions: Vec<i32> = (position..position + n).map(|p| p as i32).collect();
     let mut pass = cache.begin(&positions, &vec![sequence as i32; n])?;
@@ -110,7 +113,8 @@ fn converse(cache: &mut Cache) -> Result<()> {
     pass.commit_prefix(&[1], &[2])?;
     print_state("commit_prefix", cache)?;
 
-    // Make room in the middle: what lies behind moves down and is read as if it had been computed there.
+    // Make room in the middle: later tokens move down and are read as if they had been computed
+    // there.
     cache.remove(0, 4, 8)?;
     print_state("shift", cache)?;
     forward(cache, 0, 12, 1)?.commit()?;
@@ -120,7 +124,7 @@ fn converse(cache: &mut Cache) -> Result<()> {
     println!("{:14} continues at {}", "resume", cache.resume(1, 13)?);
     print_state("resume", cache)?;
 
-    // The window slides; what has left it cannot be continued from.
+    // The window slides: a sequence cannot continue from tokens that have left it.
     for position in (13..37).step_by(8) {
         forward(cache, 0, position, 8)?.commit()?;
     }
@@ -182,12 +186,12 @@ fn main() -> Result<()> {
         cells: 44,
         ..Default::default()
     };
-    let causal = kvc::CausalDesc {
+    let kind = kvc::Kind::Causal(kvc::CausalDesc {
         reach: 8,
         memory: 16,
         ..Default::default()
-    };
-    let mut cache = Cache::new(&device, &desc, &causal)?;
+    });
+    let mut cache = Cache::new(&device, &desc, &kind)?;
     let layers = LAYERS as i32;
     cache.bind_attention(
         0,
