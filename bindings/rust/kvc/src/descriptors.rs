@@ -211,9 +211,9 @@ pub struct AttentionDesc<'a> {
     pub scale: f32,
     /// 0: none
     pub softcap: f32,
-    /// [n_q_heads]
+    /// `[n_q_heads]`
     pub alibi_slopes: Option<&'a [f32]>,
-    /// [n_q_heads]
+    /// `[n_q_heads]`
     pub sinks: Option<&'a [f32]>,
 }
 
@@ -257,7 +257,7 @@ pub struct RopeDesc<'a> {
     pub base: f32,
     /// 0: 1
     pub scale: f32,
-    /// [n_dims / 2]
+    /// `[n_dims / 2]`
     pub frequency_factors: Option<&'a [f32]>,
 }
 

@@ -52,6 +52,14 @@ impl AttentionExtra<'_> {
 
 /// An open pass. It borrows its cache, and its `Deref` gives the cache's methods that only read.
 /// A pass that is dropped without a commit is aborted.
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # fn f(cache: &mut kvc::Cache) -> kvc::Result<()> {
+/// cache.begin(&[0], &[0])?; // would be aborted at once
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "a pass that is dropped is aborted"]
 pub struct Pass<'a> {
