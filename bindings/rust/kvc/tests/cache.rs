@@ -281,6 +281,17 @@ fn what_c_cannot_check_is_checked_here() {
         "1 and 2",
     );
     fails(cache.fits(&[0], &[9]), Status::INVALID_ARGUMENT, "9");
+    let short = "2 and 1";
+    fails(
+        cache.begin_with(&[0, 1], &[0, 0], &[0]),
+        Status::INVALID_ARGUMENT,
+        short,
+    );
+    fails(
+        cache.fits_with(&[0, 1], &[0, 0], &[0]),
+        Status::INVALID_ARGUMENT,
+        short,
+    );
     fails(
         Device::open("c\0pu", 0),
         Status::INVALID_ARGUMENT,
