@@ -30,6 +30,7 @@ struct Ledger {
     desc.cells = cells;
     kvc_causal_desc causal = {};
     causal.struct_size = sizeof causal;
+    causal.kind = KVC_CAUSAL;
     causal.reach = reach;
     causal.flags = KVC_CAUSAL_POSITION_FREE;
     must(kvc_cache_create(device, &desc, &causal, &cache), "cache");

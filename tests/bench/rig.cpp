@@ -65,6 +65,7 @@ Rig::Rig(const Setup& setup) : setup_(setup) {
   desc.max_q_heads = setup.n_q_heads;
   kvc_causal_desc causal = setup.causal;
   causal.struct_size = sizeof causal;
+  causal.kind = KVC_CAUSAL;
   must(kvc_cache_create(device_, &desc, &causal, &cache_), "cache");
 
   kvc_attention_desc attention = {};
@@ -185,8 +186,10 @@ void Rig::open_mixed(int32_t chunk, bool chunk_only, bool decodes_only) {
 }
 
 void Rig::attend_layer(int32_t layer, bool log_sum_exp) {
-  must(support::attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(),
-                          log_sum_exp ? arrays_[4].tensor() : nullptr),
+  kvc_attention_extra extra{};
+  extra.struct_size = sizeof extra;
+  extra.lse = arrays_[4].tensor();
+  must(kvc_attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(), log_sum_exp ? &extra : nullptr),
        "attention");
 }
 

@@ -1,15 +1,18 @@
-//! Asks pkg-config where kvc is: `kvc`, or with the feature `static` `kvc-static`. PKG_CONFIG names another program,
-//! PKG_CONFIG_PATH another place, as everywhere.
+//! Finds kvc through pkg-config: the package `kvc`, or `kvc-static` with the feature `static`. The
+//! usual variables apply: PKG_CONFIG names another program, PKG_CONFIG_PATH another place.
 use std::env;
 use std::path::Path;
 use std::process::{exit, Command};
 
-const OLDEST: &str = "0.1";
-const TOO_NEW: &str = "0.2"; // before 1.0 a minor version may break the ABI
+const OLDEST: &str = "0.2";
+const TOO_NEW: &str = "0.3"; // before 1.0 a minor version may break the ABI
 
 fn pkg_config(package: &str) -> Result<String, String> {
     let program = env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_string());
-    let range = [format!("{package} >= {OLDEST}"), format!("{package} < {TOO_NEW}")];
+    let range = [
+        format!("{package} >= {OLDEST}"),
+        format!("{package} < {TOO_NEW}"),
+    ];
     let output = Command::new(&program)
         .args(["--print-errors", "--libs"])
         .args(range)
@@ -28,7 +31,10 @@ fn link(flag: &str) {
     } else if let Some(library) = flag.strip_prefix("-l") {
         println!("cargo:rustc-link-lib={library}");
     } else if path.extension().map_or(false, |extension| extension == "a") {
-        println!("cargo:rustc-link-search=native={}", path.parent().unwrap().display());
+        println!(
+            "cargo:rustc-link-search=native={}",
+            path.parent().unwrap().display()
+        );
         println!("cargo:rustc-link-lib=static=kvc");
         println!("cargo:rerun-if-changed={flag}");
     }
@@ -54,7 +60,8 @@ fn main() {
     match pkg_config(package) {
         Ok(flags) => flags.split_whitespace().for_each(link),
         Err(why) => {
-            eprintln!("kvc-sys: {package} was not found. Set PKG_CONFIG_PATH to <prefix>/lib/pkgconfig.\n{why}");
+            eprintln!("kvc-sys: {package} was not found.");
+            eprintln!("Set PKG_CONFIG_PATH to <prefix>/lib/pkgconfig.\n{why}");
             exit(1);
         }
     }

@@ -1,9 +1,11 @@
-//! The first program for kvc in Rust. Its twins in examples/c, examples/cpp and examples/go do the same and print the
-//! same, byte for byte. Two of a server's conversations share a prompt, one speculates, one runs out of context:
+//! A first program with kvc in Rust. Its twins in examples/c, examples/cpp and examples/go do the
+//! same and print the same, byte for byte. Two of a server's conversations share a prompt, one
+//! speculates, one runs out of context:
 //!
 //!     PKG_CONFIG_PATH=<prefix>/lib/pkgconfig LD_LIBRARY_PATH=<prefix>/lib cargo run
 //!
-//! A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a formula stands in for it.
+//! A model would compute keys, values and queries (and rotate keys and queries by RoPE); here a
+//! formula stands in for it.
 use kvc::{Cache, Pass, Result, Status, Tensor, TensorMut};
 
 const LAYERS: usize = 2;
@@ -11,7 +13,7 @@ const KV_HEADS: usize = 2;
 const QUERY_HEADS: usize = 4;
 const HEAD_DIM: usize = 16;
 
-// ---- What a model would compute --------------------------------------------------------------------------------------
+// ---- What a model would compute -----------------------------------------------------------------
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -21,13 +23,27 @@ enum Kind {
 }
 
 /// Eighths between -2 and 2: exact in every storage type and in every language.
-fn element(kind: Kind, layer: usize, sequence: usize, position: usize, head: usize, dim: usize) -> f32 {
+fn element(
+    kind: Kind,
+    layer: usize,
+    sequence: usize,
+    position: usize,
+    head: usize,
+    dim: usize,
+) -> f32 {
     let mixed = position * 29 + sequence * 13 + layer * 7 + head * 5 + dim * 3 + kind as usize * 11;
     (mixed as i32 % 33 - 16) as f32 / 8.0
 }
 
 /// [n, heads, HEAD_DIM] of consecutive positions
-fn elements(kind: Kind, layer: usize, sequence: usize, position: usize, n: usize, heads: usize) -> Vec<f32> {
+fn elements(
+    kind: Kind,
+    layer: usize,
+    sequence: usize,
+    position: usize,
+    n: usize,
+    heads: usize,
+) -> Vec<f32> {
     let mut all = Vec::new();
     for token in 0..n {
         for head in 0..heads {
@@ -39,7 +55,7 @@ fn elements(kind: Kind, layer: usize, sequence: usize, position: usize, n: usize
     all
 }
 
-// ---- Steps -----------------------------------------------------------------------------------------------------------
+// ---- Steps --------------------------------------------------------------------------------------
 
 fn print_state(step: &str, cache: &Cache) -> Result<()> {
     let [first, second] = cache.digest()?;
@@ -47,7 +63,8 @@ fn print_state(step: &str, cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// Opens a pass of n tokens of one sequence and runs the layers; the caller decides what of it to keep.
+/// Opens a pass of n tokens of one sequence and runs the layers. The caller decides what to keep of
+/// it.
 fn forward(cache: &mut Cache, sequence: usize, position: usize, n: usize) -> Result<Pass<'_>> {
     let positions: Vec<i32> = (position..position + n).map(|p| p as i32).collect();
     let mut pass = cache.begin(&positions, &vec![sequence as i32; n])?;
@@ -59,7 +76,11 @@ fn forward(cache: &mut Cache, sequence: usize, position: usize, n: usize) -> Res
         let v = elements(Kind::Value, layer, sequence, position, n, KV_HEADS);
         let q = elements(Kind::Query, layer, sequence, position, n, QUERY_HEADS);
         pass.put(layer as i32, Tensor::f32(&k, &kv)?, Tensor::f32(&v, &kv)?)?;
-        pass.attention(layer as i32, Tensor::f32(&q, &qo)?, TensorMut::f32(&mut out, &qo)?)?;
+        pass.attention(
+            layer as i32,
+            Tensor::f32(&q, &qo)?,
+            TensorMut::f32(&mut out, &qo)?,
+        )?;
         out.iter().for_each(|&one| sum += f64::from(one));
     }
     let last = position + n - 1;
@@ -79,7 +100,11 @@ fn converse(cache: &mut Cache) -> Result<()> {
     print_state("decode", cache)?;
 
     // Another conversation starts with the same 12 tokens: it shares their cells.
-    println!("{:14} continues at {}", "copy_prefix", cache.copy_prefix(0, 1, 12)?);
+    println!(
+        "{:14} continues at {}",
+        "copy_prefix",
+        cache.copy_prefix(0, 1, 12)?
+    );
     print_state("copy_prefix", cache)?;
 
     // Four tokens were guessed, the model agrees with two.
@@ -88,7 +113,8 @@ fn converse(cache: &mut Cache) -> Result<()> {
     pass.commit_prefix(&[1], &[2])?;
     print_state("commit_prefix", cache)?;
 
-    // Make room in the middle: what lies behind moves down and is read as if it had been computed there.
+    // Make room in the middle: later tokens move down and are read as if they had been computed
+    // there.
     cache.remove(0, 4, 8)?;
     print_state("shift", cache)?;
     forward(cache, 0, 12, 1)?.commit()?;
@@ -98,7 +124,7 @@ fn converse(cache: &mut Cache) -> Result<()> {
     println!("{:14} continues at {}", "resume", cache.resume(1, 13)?);
     print_state("resume", cache)?;
 
-    // The window slides; what has left it cannot be continued from.
+    // The window slides: a sequence cannot continue from tokens that have left it.
     for position in (13..37).step_by(8) {
         forward(cache, 0, position, 8)?.commit()?;
     }
@@ -107,7 +133,11 @@ fn converse(cache: &mut Cache) -> Result<()> {
         Err(error) if error.status == Status::WINDOW_LOST => println!("{:14} {error}", "handled"),
         other => other?,
     }
-    println!("{:14} could continue at {}", "can_resume", cache.can_resume(0, 10)?);
+    println!(
+        "{:14} could continue at {}",
+        "can_resume",
+        cache.can_resume(0, 10)?
+    );
 
     // A third conversation does not fit: the second one has to go.
     for position in (0..16).step_by(8) {
@@ -156,12 +186,12 @@ fn main() -> Result<()> {
         cells: 44,
         ..Default::default()
     };
-    let causal = kvc::CausalDesc {
+    let kind = kvc::Kind::Causal(kvc::CausalDesc {
         reach: 8,
         memory: 16,
         ..Default::default()
-    };
-    let mut cache = Cache::new(&device, &desc, &causal)?;
+    });
+    let mut cache = Cache::new(&device, &desc, &kind)?;
     let layers = LAYERS as i32;
     cache.bind_attention(
         0,

@@ -1,8 +1,13 @@
-//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` says, in its order and with its names. The headers are the manual.
+//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` declares, in its order and with its names.
+//! The headers are the manual.
 //!
-//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt`, the golden list of the C headers. Statuses and other
-//! constants are integers, never Rust enums: a later library may answer with a number that this crate does not know.
+//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt`, the golden list of the C
+//! headers. Statuses and other constants are integers, never Rust enums: a later library may return
+//! a number that this crate does not know.
 #![allow(non_camel_case_types)]
+
+mod constants;
+pub use constants::*;
 
 use std::marker::{PhantomData, PhantomPinned};
 use std::os::raw::{c_char, c_void};
@@ -23,61 +28,6 @@ pub struct kvc_cache {
     _opaque: [u8; 0],
     _marker: PhantomData<(*mut u8, PhantomPinned)>,
 }
-
-/// The version of the headers that these declarations mirror: major << 16 | minor << 8 | patch.
-pub const KVC_VERSION_NUMBER: u32 = 1 << 8;
-
-pub const KVC_OK: kvc_status = 0;
-pub const KVC_E_INVALID_ARGUMENT: kvc_status = -1;
-pub const KVC_E_HANDLE: kvc_status = -2;
-pub const KVC_E_OUT_OF_MEMORY: kvc_status = -3;
-pub const KVC_E_NOT_SUPPORTED: kvc_status = -4;
-pub const KVC_E_BAD_STATE: kvc_status = -5;
-pub const KVC_E_BUSY: kvc_status = -6;
-pub const KVC_E_SHAPE: kvc_status = -7;
-pub const KVC_E_DTYPE: kvc_status = -8;
-pub const KVC_E_OVERFLOW: kvc_status = -9;
-pub const KVC_E_VERSION: kvc_status = -10;
-pub const KVC_E_CACHE_FULL: kvc_status = -20;
-pub const KVC_E_WINDOW_LOST: kvc_status = -21;
-pub const KVC_E_NOT_FOUND: kvc_status = -22;
-pub const KVC_E_INVALID_RECURRENT_SHAPE: kvc_status = -23;
-pub const KVC_E_DEVICE: kvc_status = -40;
-pub const KVC_E_DEVICE_MISMATCH: kvc_status = -41;
-pub const KVC_E_BACKEND_UNAVAILABLE: kvc_status = -42;
-pub const KVC_E_IO: kvc_status = -60;
-pub const KVC_E_CORRUPT: kvc_status = -61;
-pub const KVC_E_INTERNAL: kvc_status = -99;
-pub const KVC_F32: u32 = 73730;
-pub const KVC_F16: u32 = 69634;
-pub const KVC_BF16: u32 = 69636;
-pub const KVC_I32: u32 = 73728;
-pub const KVC_BOOL: u32 = 67590;
-pub const KVC_CPU: i32 = 1;
-pub const KVC_CUDA: i32 = 2;
-pub const KVC_TENSOR_TRANSPOSED: u32 = 1;
-pub const KVC_CAUSAL: u32 = 1;
-pub const KVC_ENCODER: u32 = 2;
-pub const KVC_RECURRENT: u32 = 3;
-pub const KVC_WRAPPER: u32 = 4;
-pub const KVC_TRANSFORMER: u32 = 5;
-pub const KVC_LIGHTNING: u32 = 6;
-pub const KVC_CACHE_STRICT: u64 = 1;
-pub const KVC_CACHE_ZERO_ON_FREE: u64 = 2;
-pub const KVC_CACHE_PREFAULT: u64 = 4;
-pub const KVC_CAUSAL_POSITION_FREE: u32 = 1;
-pub const KVC_TOKEN_SEES_LATER: u32 = 1;
-pub const KVC_TOKEN_ENCODER_INPUT: u32 = 2;
-pub const KVC_BEGIN_RESERVE: u32 = 1;
-pub const KVC_STATE_IDLE: u32 = 0;
-pub const KVC_STATE_PASS: u32 = 1;
-pub const KVC_STATE_RESERVE: u32 = 2;
-pub const KVC_STATE_POISONED: u32 = 3;
-pub const KVC_ROPE_NEIGHBOURS: u32 = 0;
-pub const KVC_ROPE_HALVES: u32 = 1;
-pub const KVC_MAX_DIMS: usize = 8;
-pub const KVC_SEQ_END: i32 = i32::MAX;
-pub const KVC_NONE: i32 = -1;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -106,8 +56,12 @@ pub struct kvc_device_desc {
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_allocator {
     pub user: *mut c_void,
-    pub alloc: Option<unsafe extern "C" fn(user: *mut c_void, bytes: usize, alignment: usize) -> *mut c_void>,
-    pub free: Option<unsafe extern "C" fn(user: *mut c_void, block: *mut c_void, bytes: usize, alignment: usize)>,
+    pub alloc: Option<
+        unsafe extern "C" fn(user: *mut c_void, bytes: usize, alignment: usize) -> *mut c_void,
+    >,
+    pub free: Option<
+        unsafe extern "C" fn(user: *mut c_void, block: *mut c_void, bytes: usize, alignment: usize),
+    >,
 }
 
 #[repr(C)]
@@ -127,13 +81,16 @@ pub struct kvc_cache_desc {
     pub max_batch: i32,
     pub cells: i32,
     pub max_q_heads: i32,
-    pub reserved: i32,
+    pub block_k: i32,
+    pub block_v: i32,
+    pub v_first: i32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_causal_desc {
     pub struct_size: u32,
+    pub kind: u32,
     pub flags: u32,
     pub reach: i32,
     pub memory: i32,
@@ -186,6 +143,7 @@ pub struct kvc_rope_desc {
     pub n_dims: i32,
     pub base: f32,
     pub scale: f32,
+    pub first_dim: i32,
 }
 
 /// Must not unwind and must not call the cache that it was bound to.
@@ -204,10 +162,16 @@ pub type kvc_shift_function = Option<
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_attention_extra {
     pub struct_size: u32,
-    pub reserved: u32,
+    pub flags: u32,
     pub bias: *const kvc_tensor,
     pub mask: *const kvc_tensor,
     pub weights: *mut kvc_tensor,
+    pub lse: *mut kvc_tensor,
+    pub dropout_seed: u64,
+    pub first_position: *const i32,
+    pub constants: *const kvc_attention_desc,
+    pub alibi_slopes: *const f32,
+    pub sinks: *const f32,
 }
 
 #[repr(C)]
@@ -260,8 +224,19 @@ extern "C" {
         flags: u32,
         stream: *mut c_void,
     ) -> kvc_status;
-    pub fn kvc_fits(cache: *const kvc_cache, n_tokens: i32, position: *const i32, sequence: *const i32) -> kvc_status;
-    pub fn kvc_put(cache: *mut kvc_cache, layer: i32, k: *const kvc_tensor, v: *const kvc_tensor) -> kvc_status;
+    pub fn kvc_fits(
+        cache: *const kvc_cache,
+        n_tokens: i32,
+        position: *const i32,
+        sequence: *const i32,
+        token_flags: *const u32,
+    ) -> kvc_status;
+    pub fn kvc_put(
+        cache: *mut kvc_cache,
+        layer: i32,
+        k: *const kvc_tensor,
+        v: *const kvc_tensor,
+    ) -> kvc_status;
     pub fn kvc_set_causal(cache: *mut kvc_cache, n_except: i32, except: *const i32) -> kvc_status;
     pub fn kvc_commit(cache: *mut kvc_cache) -> kvc_status;
     pub fn kvc_commit_prefix(
@@ -271,12 +246,39 @@ extern "C" {
         keep: *const i32,
     ) -> kvc_status;
     pub fn kvc_abort(cache: *mut kvc_cache) -> kvc_status;
-    pub fn kvc_can_resume(cache: *const kvc_cache, sequence: i32, want: i32, best: *mut i32) -> kvc_status;
-    pub fn kvc_resume(cache: *mut kvc_cache, sequence: i32, want: i32, got: *mut i32) -> kvc_status;
-    pub fn kvc_copy_prefix(cache: *mut kvc_cache, src: i32, dst: i32, len: i32, got: *mut i32) -> kvc_status;
-    pub fn kvc_reorder(cache: *mut kvc_cache, n: i32, dst: *const i32, src: *const i32) -> kvc_status;
+    pub fn kvc_can_resume(
+        cache: *const kvc_cache,
+        sequence: i32,
+        want: i32,
+        best: *mut i32,
+    ) -> kvc_status;
+    pub fn kvc_resume(cache: *mut kvc_cache, sequence: i32, want: i32, got: *mut i32)
+        -> kvc_status;
+    pub fn kvc_copy_prefix(
+        cache: *mut kvc_cache,
+        src: i32,
+        dst: i32,
+        len: i32,
+        got: *mut i32,
+    ) -> kvc_status;
+    pub fn kvc_reorder(
+        cache: *mut kvc_cache,
+        n: i32,
+        dst: *const i32,
+        src: *const i32,
+    ) -> kvc_status;
     pub fn kvc_remove(cache: *mut kvc_cache, sequence: i32, begin: i32, end: i32) -> kvc_status;
-    pub fn kvc_sequence_query(cache: *const kvc_cache, sequence: i32, out: *mut kvc_sequence_info) -> kvc_status;
+    pub fn kvc_can_remove(
+        cache: *const kvc_cache,
+        sequence: i32,
+        begin: i32,
+        end: i32,
+    ) -> kvc_status;
+    pub fn kvc_sequence_query(
+        cache: *const kvc_cache,
+        sequence: i32,
+        out: *mut kvc_sequence_info,
+    ) -> kvc_status;
     pub fn kvc_cache_stats(cache: *const kvc_cache, out: *mut kvc_stats) -> kvc_status;
     pub fn kvc_state_digest(cache: *const kvc_cache, out: *mut u64) -> kvc_status;
     pub fn kvc_check(cache: *const kvc_cache) -> kvc_status;
@@ -295,20 +297,16 @@ extern "C" {
         desc: *const kvc_rope_desc,
         frequency_factors: *const f32,
     ) -> kvc_status;
-    pub fn kvc_bind_shift(cache: *mut kvc_cache, function: kvc_shift_function, user: *mut c_void) -> kvc_status;
+    pub fn kvc_bind_shift(
+        cache: *mut kvc_cache,
+        function: kvc_shift_function,
+        user: *mut c_void,
+    ) -> kvc_status;
     pub fn kvc_attention(
         cache: *mut kvc_cache,
         layer: i32,
         q: *const kvc_tensor,
         out: *mut kvc_tensor,
-        lse: *mut kvc_tensor,
-    ) -> kvc_status;
-    pub fn kvc_attention_with(
-        cache: *mut kvc_cache,
-        layer: i32,
-        q: *const kvc_tensor,
-        out: *mut kvc_tensor,
-        lse: *mut kvc_tensor,
         extra: *const kvc_attention_extra,
     ) -> kvc_status;
     pub fn kvc_put_attention(
@@ -318,11 +316,21 @@ extern "C" {
         v: *const kvc_tensor,
         q: *const kvc_tensor,
         out: *mut kvc_tensor,
-        lse: *mut kvc_tensor,
+        extra: *const kvc_attention_extra,
     ) -> kvc_status;
-    pub fn kvc_get(cache: *mut kvc_cache, layer: i32, k: *mut kvc_tensor, v: *mut kvc_tensor) -> kvc_status;
-    pub fn kvc_history(cache: *mut kvc_cache, first_cell: *mut i32, n_cells: *mut i32) -> kvc_status;
-    pub fn kvc_mask(cache: *mut kvc_cache, into: *mut kvc_tensor) -> kvc_status;
+    pub fn kvc_get(
+        cache: *mut kvc_cache,
+        layer: i32,
+        k: *mut kvc_tensor,
+        v: *mut kvc_tensor,
+    ) -> kvc_status;
+    pub fn kvc_history(
+        cache: *mut kvc_cache,
+        layer: i32,
+        first_cell: *mut i32,
+        n_cells: *mut i32,
+    ) -> kvc_status;
+    pub fn kvc_mask(cache: *mut kvc_cache, layer: i32, into: *mut kvc_tensor) -> kvc_status;
     pub fn kvc_gather(
         cache: *mut kvc_cache,
         layer: i32,
@@ -332,6 +340,7 @@ extern "C" {
     ) -> kvc_status;
     pub fn kvc_runs(
         cache: *const kvc_cache,
+        layer: i32,
         sequence: i32,
         capacity: i32,
         runs: *mut kvc_run,

@@ -1,14 +1,17 @@
-//! The declarations are what tests/abi/layout.txt says: the same constants, structs, fields in the same places, functions
-//! with the same arguments. Mirrors are tested, not trusted.
+//! Compares the declarations with tests/abi/layout.txt: the constants, the structs with their
+//! fields in the same places, the functions with their arguments. Mirrors are tested, not trusted.
 #![allow(non_camel_case_types)]
 use kvc_sys::*;
 use std::collections::HashMap;
 use std::mem::{align_of, size_of, MaybeUninit};
 use std::path::Path;
 
-const SOURCE: &str = include_str!("../src/lib.rs");
+const SOURCE: &str = concat!(
+    include_str!("../src/constants.rs"),
+    include_str!("../src/lib.rs")
+);
 
-/// The golden list; empty outside the repository.
+/// Returns the golden list, or nothing outside the repository.
 fn golden() -> String {
     const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../..");
     if !Path::new(REPOSITORY).join("capi/kvc.map").exists() {
@@ -37,13 +40,21 @@ fn translate(declaration: &str) -> (String, String) {
         let (name, element) = translate(array);
         return (name, format!("*mut {element}")); // an array argument is a pointer
     }
-    let at = declaration.rfind(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap() + 1;
-    (declaration[at..].to_string(), translate_type(&declaration[..at]))
+    let at = declaration
+        .rfind(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .unwrap()
+        + 1;
+    (
+        declaration[at..].to_string(),
+        translate_type(&declaration[..at]),
+    )
 }
 
 fn translate_type(c: &str) -> String {
     let c = c.trim();
-    let (constant, c) = c.strip_prefix("const ").map_or((false, c), |rest| (true, rest));
+    let (constant, c) = c
+        .strip_prefix("const ")
+        .map_or((false, c), |rest| (true, rest));
     let stars = c.matches('*').count();
     let base = match c.trim_end_matches('*').trim() {
         "int32_t" => "i32",
@@ -72,7 +83,7 @@ macro_rules! struct_layouts {
             let probe = MaybeUninit::<$name>::uninit();
             let base = probe.as_ptr();
             $({
-                // Sound on uninitialised memory: only an address is taken.
+                // Sound on uninitialised memory: this takes an address and reads nothing.
                 let field = unsafe { std::ptr::addr_of!((*base).$field) };
                 fn size_behind<T>(_: *const T) -> usize { size_of::<T>() }
                 places.insert(
@@ -92,19 +103,27 @@ fn structs_are_as_golden() {
         return;
     }
     let mut places = struct_layouts! {
-        kvc_tensor { data, byte_offset, shape, strides, ndim, dtype, device_type, device_id, flags, reserved }
+        kvc_tensor {
+            data, byte_offset, shape, strides, ndim, dtype, device_type, device_id, flags, reserved,
+        }
         kvc_device_desc { struct_size, n_threads, flags }
         kvc_allocator { user, alloc, free }
         kvc_cache_desc {
-            struct_size, kind, flags, n_layers, n_kv_heads, head_dim_k, head_dim_v, dtype_k, dtype_v, max_sequences,
-            capacity, max_batch, cells, max_q_heads, reserved,
+            struct_size, kind, flags, n_layers, n_kv_heads, head_dim_k, head_dim_v, dtype_k,
+            dtype_v, max_sequences, capacity, max_batch, cells, max_q_heads, block_k, block_v,
+            v_first,
         }
-        kvc_causal_desc { struct_size, flags, reach, memory, chunk, keep_first, cell_padding, mask_dtype }
+        kvc_causal_desc {
+            struct_size, kind, flags, reach, memory, chunk, keep_first, cell_padding, mask_dtype,
+        }
         kvc_sequence_info { struct_size, flags, first, next, count, room, lost_below, reserved }
         kvc_stats { struct_size, state, cells, cells_used, cells_shared, bytes, passes }
         kvc_attention_desc { struct_size, n_q_heads, scale, softcap, flags }
-        kvc_rope_desc { struct_size, pairs, n_dims, base, scale }
-        kvc_attention_extra { struct_size, reserved, bias, mask, weights }
+        kvc_rope_desc { struct_size, pairs, n_dims, base, scale, first_dim }
+        kvc_attention_extra {
+            struct_size, flags, bias, mask, weights, lse, dropout_seed, first_position, constants,
+            alibi_slopes, sinks,
+        }
         kvc_run { cell, length, position, offset }
     };
     for line in golden.lines() {
@@ -157,8 +176,14 @@ fn constants_are_as_golden() {
 
 #[test]
 fn the_version_is_that_of_the_headers() {
-    assert_eq!(unsafe { kvc_version_number() } >> 8, KVC_VERSION_NUMBER >> 8);
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../capi/include/kvc/base.h");
+    assert_eq!(
+        unsafe { kvc_version_number() } >> 8,
+        KVC_VERSION_NUMBER >> 8
+    );
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../../capi/include/kvc/base.h"
+    );
     let header = std::fs::read_to_string(path).unwrap_or_default();
     if header.is_empty() {
         return; // outside the repository
@@ -215,6 +240,9 @@ fn functions_are_as_golden() {
         }
     }
     assert_eq!(source.matches("pub fn kvc_").count(), functions);
-    assert_eq!(source.matches("unsafe extern \"C\" fn(user").count(), callbacks + 2);
+    assert_eq!(
+        source.matches("unsafe extern \"C\" fn(user").count(),
+        callbacks + 2
+    );
     // and kvc_allocator's
 }

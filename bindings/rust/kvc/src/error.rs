@@ -2,7 +2,8 @@ use std::ffi::CStr;
 use std::fmt;
 use std::os::raw::c_char;
 
-/// What kind of failure an error is. A number and not an enum: a later library may answer with one of its own.
+/// The status of a failed call. A number and not an enum: a later library may return one of its
+/// own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Status(pub i32);
 
@@ -15,30 +16,31 @@ macro_rules! statuses {
 }
 
 statuses! {
-    INVALID_ARGUMENT = KVC_E_INVALID_ARGUMENT, "A number outside its bounds.";
-    HANDLE = KVC_E_HANDLE, "A handle from before a fork.";
-    OUT_OF_MEMORY = KVC_E_OUT_OF_MEMORY, "The system or the handle table has no more.";
+    INVALID_ARGUMENT = KVC_E_INVALID_ARGUMENT, "A number out of bounds.";
+    HANDLE = KVC_E_HANDLE, "The handle was made before a fork.";
+    OUT_OF_MEMORY = KVC_E_OUT_OF_MEMORY, "The system or the handle table is exhausted.";
     NOT_SUPPORTED = KVC_E_NOT_SUPPORTED, "Well formed, but this cache cannot do it.";
-    BAD_STATE = KVC_E_BAD_STATE, "Not now: a layer was not put, constants are bound too late.";
+    BAD_STATE = KVC_E_BAD_STATE, "A layer was not put, or constants were bound too late.";
     BUSY = KVC_E_BUSY, "Another thread is inside a call that excludes this one.";
-    SHAPE = KVC_E_SHAPE, "Wrong number of dimensions or extent, or a slice of another length.";
+    SHAPE = KVC_E_SHAPE, "A wrong number of dimensions or extent, or a slice of another length.";
     DTYPE = KVC_E_DTYPE, "An element type that this argument does not take.";
     OVERFLOW = KVC_E_OVERFLOW, "A product of sizes does not fit.";
-    VERSION = KVC_E_VERSION, "A setting that the library does not know.";
-    CACHE_FULL = KVC_E_CACHE_FULL, "Fewer free cells than tokens, or more positions than a sequence may hold.";
-    WINDOW_LOST = KVC_E_WINDOW_LOST, "What a continuation would need has slid out of the window.";
+    VERSION = KVC_E_VERSION, "The library is of another minor version than this crate.";
+    CACHE_FULL = KVC_E_CACHE_FULL,
+        "Fewer free cells than tokens, or more positions than a sequence may hold.";
+    WINDOW_LOST = KVC_E_WINDOW_LOST, "Tokens that the continuation needs have slid out.";
     NOT_FOUND = KVC_E_NOT_FOUND, "There is no such thing.";
-    INVALID_RECURRENT_SHAPE = KVC_E_INVALID_RECURRENT_SHAPE, "Dimensions that are not the size of a state.";
+    INVALID_RECURRENT_SHAPE = KVC_E_INVALID_RECURRENT_SHAPE, "Not the dimensions of a state.";
     DEVICE = KVC_E_DEVICE, "The device failed; the cache is poisoned.";
-    DEVICE_MISMATCH = KVC_E_DEVICE_MISMATCH, "A tensor lies on another device than the cache.";
-    BACKEND_UNAVAILABLE = KVC_E_BACKEND_UNAVAILABLE, "No such device on this machine.";
+    DEVICE_MISMATCH = KVC_E_DEVICE_MISMATCH, "A tensor is on another device than the cache.";
+    BACKEND_UNAVAILABLE = KVC_E_BACKEND_UNAVAILABLE, "This machine has no such device.";
     IO = KVC_E_IO, "Reading or writing failed.";
     CORRUPT = KVC_E_CORRUPT, "Stored data is damaged.";
     INTERNAL = KVC_E_INTERNAL, "A bug inside kvc; the cache is poisoned.";
 }
 
 impl Status {
-    /// The name without its prefix, "CACHE_FULL"; "UNKNOWN" for a number that is none.
+    /// Returns the name without its prefix, for example "CACHE_FULL", or "UNKNOWN".
     pub fn name(self) -> &'static str {
         // The library never returns null, and the text is static ASCII.
         unsafe { CStr::from_ptr(kvc_sys::kvc_status_name(self.0)) }
@@ -59,8 +61,8 @@ impl fmt::Display for Status {
     }
 }
 
-/// What every failing call returns: the status to act on and the message for people.
-/// A call that fails has changed nothing (`DEVICE` and `INTERNAL` excepted).
+/// What every failing call returns: the status for the program and the message for people. A call
+/// that fails has changed nothing (`DEVICE` and `INTERNAL` excepted).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     pub status: Status,
@@ -83,13 +85,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The status of a call that this thread has just made, as a Result.
+/// Turns the status of a call that this thread has just made into a Result.
 pub(crate) fn check(status: kvc_sys::kvc_status) -> Result<()> {
     if status == kvc_sys::KVC_OK {
         return Ok(());
     }
     let mut text = [0u8; 512];
-    let length = unsafe { kvc_sys::kvc_last_error_copy(text.as_mut_ptr() as *mut c_char, text.len()) };
+    let length =
+        unsafe { kvc_sys::kvc_last_error_copy(text.as_mut_ptr() as *mut c_char, text.len()) };
     let message = String::from_utf8_lossy(&text[..length.min(text.len() - 1)]).into_owned();
     Err(Error::new(Status(status), message))
 }

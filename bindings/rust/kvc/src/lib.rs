@@ -1,48 +1,58 @@
 //! The KV cache that any inference runtime can link, for Rust.
 //!
-//! A [`Cache`] holds the keys and values of the tokens that a transformer has processed, for several sequences at once,
-//! and computes attention straight from its memory:
+//! A [`Cache`] holds the keys and values of the tokens that a transformer has processed, for
+//! several sequences at once, and computes attention straight from its memory:
 //!
 //! ```
-//! use kvc::{Cache, CacheDesc, CausalDesc, Device, Tensor, TensorMut};
+//! use kvc::{Cache, CacheDesc, CausalDesc, Device, Kind, Tensor, TensorMut};
 //! # fn main() -> kvc::Result<()> {
 //! let device = Device::open("cpu", 0)?;
-//! let desc = CacheDesc { n_layers: 1, n_kv_heads: 3, head_dim_k: 64, capacity: 2048, max_batch: 512, ..Default::default() };
-//! let mut cache = Cache::new(&device, &desc, &CausalDesc::default())?;
-//! let (k, v) = (vec![0.5; 2 * 3 * 64], vec![1.0; 2 * 3 * 64]); // your projections, rotated as you like
+//! let desc = CacheDesc {
+//!     n_layers: 1, n_kv_heads: 3, head_dim_k: 64, capacity: 2048, max_batch: 512,
+//!     ..Default::default()
+//! };
+//! let mut cache = Cache::new(&device, &desc, &Kind::Causal(CausalDesc::default()))?;
+//! // Your projections, rotated as you like.
+//! let (k, v) = (vec![0.5; 2 * 3 * 64], vec![1.0; 2 * 3 * 64]);
 //! let (q, mut out) = (vec![0.25; 2 * 9 * 64], vec![0.0; 2 * 9 * 64]);
 //! let mut pass = cache.begin(&[0, 1], &[0, 0])?; // positions of two tokens of sequence 0
 //! pass.put(0, Tensor::f32(&k, &[2, 3, 64])?, Tensor::f32(&v, &[2, 3, 64])?)?;
 //! pass.attention(0, Tensor::f32(&q, &[2, 9, 64])?, TensorMut::f32(&mut out, &[2, 9, 64])?)?;
-//! pass.commit()?; // dropped without it, the pass is aborted
+//! pass.commit()?; // without it, dropping the pass aborts it
 //! assert_eq!(out[0], 1.0);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The C headers say what each call does, costs and asks for. What differs here: a [`Pass`] borrows its cache, so calls that
-//! need a pass, or none, or would overlap do not compile where they are wrong: there is no BUSY, and BAD_STATE is left for
-//! layers that were not put and constants that are bound too late. A slice must be as long as its shape says. Nothing is
-//! `unsafe`.
+//! The C headers are the manual: what each call does, what it costs and which errors it returns.
+//! This is what differs in Rust: a [`Pass`] borrows its cache, so a call at the wrong time or an
+//! overlap of calls does not compile. No call returns BUSY, and BAD_STATE remains for layers that
+//! were not put and constants that are bound too late. A slice must be as long as its shape says.
+//! Nothing is `unsafe`.
 mod cache;
+mod descriptors;
+mod device;
 mod error;
+mod pass;
 mod tensor;
+mod watching;
 
-pub use cache::{
-    AttentionDesc, AttentionExtra, Cache, CacheDesc, CausalDesc, Device, Pass, RopeDesc, RopePairs, Run, SequenceInfo,
-    State, Stats, SEQ_END, UNLIMITED,
-};
+pub use cache::{Cache, PADDING, SEQ_END, TOKEN_SEES_LATER};
+pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, Kind, RopeDesc, RopePairs, UNLIMITED};
+pub use device::Device;
 pub use error::{Error, Result, Status};
+pub use pass::{AttentionExtra, Pass};
 pub use tensor::{DType, Tensor, TensorMut, View};
+pub use watching::{Run, SequenceInfo, State, Stats};
 
 use std::ffi::CStr;
 
-/// The library's version: major << 16 | minor << 8 | patch.
+/// Returns the library's version: major << 16 | minor << 8 | patch.
 pub fn version_number() -> u32 {
     unsafe { kvc_sys::kvc_version_number() }
 }
 
-/// One line about the library, for people.
+/// Returns one line about the library, for people.
 pub fn build_info() -> String {
     unsafe { CStr::from_ptr(kvc_sys::kvc_build_info()) }
         .to_string_lossy()

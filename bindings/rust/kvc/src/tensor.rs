@@ -3,34 +3,48 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::os::raw::c_void;
 
-/// An element type of storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DType {
-    F32,
-    F16,
-    BF16,
+/// An element type of tensors or a storage type of a cache. A number and not an enum: a later
+/// library may return one of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DType(pub u32);
+
+macro_rules! dtypes {
+    ($($name:ident = $value:ident, $what:literal;)*) => {
+        impl DType {
+            $(#[doc = $what] pub const $name: DType = DType(kvc_sys::$value);)*
+        }
+
+        impl fmt::Debug for DType {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match *self {
+                    $(DType::$name => f.write_str(stringify!($name)),)*
+                    DType(number) => write!(f, "DType({number:#x})"),
+                }
+            }
+        }
+    };
 }
 
-impl DType {
-    pub(crate) fn code(self) -> u32 {
-        match self {
-            DType::F32 => kvc_sys::KVC_F32,
-            DType::F16 => kvc_sys::KVC_F16,
-            DType::BF16 => kvc_sys::KVC_BF16,
-        }
-    }
-
-    pub(crate) fn of(code: u32) -> DType {
-        match code {
-            kvc_sys::KVC_F16 => DType::F16,
-            kvc_sys::KVC_BF16 => DType::BF16,
-            _ => DType::F32,
-        }
-    }
+dtypes! {
+    F32 = KVC_F32, "IEEE single precision.";
+    F16 = KVC_F16, "IEEE half precision.";
+    BF16 = KVC_BF16, "The upper half of an f32.";
+    BOOL = KVC_BOOL, "One byte. For masks.";
+    F8_E4M3 = KVC_F8_E4M3, "Reserved: storage of 8 bits without infinity.";
+    F8_E5M2 = KVC_F8_E5M2, "Reserved: storage of 8 bits.";
+    Q8_0 = KVC_Q8_0, "Reserved: storage in blocks of 32 8-bit codes with one f16 scale.";
+    Q4_0 = KVC_Q4_0, "Reserved: storage in blocks of 32 4-bit codes with one f16 scale.";
+    INT8 = KVC_INT8, "Reserved: storage of 8-bit codes with one f32 scale per vector.";
+    NF4 = KVC_NF4, "Reserved: storage in blocks of 4-bit codes of a table with one f32 scale.";
 }
 
-fn view(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<kvc_sys::kvc_tensor> {
-    // The library knows no lengths: a shape that reaches beyond the slice must not get that far.
+fn view(
+    data: *mut c_void,
+    length: usize,
+    dtype: u32,
+    shape: &[usize],
+) -> Result<kvc_sys::kvc_tensor> {
+    // The library is not told the length of the slice, so the shape is checked here.
     let product = shape
         .iter()
         .try_fold(1usize, |product, &extent| product.checked_mul(extent));
@@ -42,15 +56,25 @@ fn view(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result
     }
     let mut extents = [0i64; kvc_sys::KVC_MAX_DIMS];
     if shape.is_empty() || shape.len() > extents.len() {
-        return Err(Error::new(Status::SHAPE, format!("{} dimensions", shape.len())));
+        return Err(Error::new(
+            Status::SHAPE,
+            format!("{} dimensions", shape.len()),
+        ));
     }
     for (extent, &wanted) in extents.iter_mut().zip(shape) {
-        // With an extent of 0 beside it, any number passes the product.
-        *extent = i64::try_from(wanted).map_err(|_| Error::new(Status::OVERFLOW, format!("extent {wanted}")))?;
+        // Next to an extent of 0, the product is 0 whatever this extent is.
+        *extent = i64::try_from(wanted)
+            .map_err(|_| Error::new(Status::OVERFLOW, format!("extent {wanted}")))?;
     }
     let mut tensor = empty();
     crate::error::check(unsafe {
-        kvc_sys::kvc_tensor_dense(data, dtype, shape.len() as i32, extents.as_ptr(), &mut tensor)
+        kvc_sys::kvc_tensor_dense(
+            data,
+            dtype,
+            shape.len() as i32,
+            extents.as_ptr(),
+            &mut tensor,
+        )
     })?;
     Ok(tensor)
 }
@@ -60,7 +84,8 @@ pub(crate) fn empty() -> kvc_sys::kvc_tensor {
     unsafe { std::mem::zeroed() }
 }
 
-/// A dense row-major view of a slice that kvc reads. The shape must have exactly as many elements as the slice.
+/// A dense row-major view of a slice that kvc reads. The shape must have exactly as many elements
+/// as the slice.
 #[derive(Clone, Copy)]
 pub struct Tensor<'a> {
     pub(crate) raw: kvc_sys::kvc_tensor,
@@ -69,30 +94,55 @@ pub struct Tensor<'a> {
 
 impl<'a> Tensor<'a> {
     pub fn f32(data: &'a [f32], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F32, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F32,
+            shape,
+        )
     }
 
     /// Bits of IEEE half precision.
     pub fn f16(data: &'a [u16], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F16, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F16,
+            shape,
+        )
     }
 
     /// Bits of bfloat16.
     pub fn bf16(data: &'a [u16], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BF16, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BF16,
+            shape,
+        )
     }
 
-    /// A mask: true where a token may see a cell.
+    /// A mask of one call: false hides.
     pub fn bool(data: &'a [bool], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BOOL, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BOOL,
+            shape,
+        )
     }
 
-    /// A mask of bytes: 0 hides, any other number does not.
+    /// A mask of one call, of bytes: 0 hides.
     pub fn bool_bytes(data: &'a [u8], shape: &[usize]) -> Result<Tensor<'a>> {
-        Tensor::new(data.as_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BOOL, shape)
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BOOL,
+            shape,
+        )
     }
 
-    // The C struct has one pointer for reading and writing; through this one nothing is written.
+    // The C struct has one pointer for reading and writing; kvc only reads through this one.
     fn new(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<Tensor<'a>> {
         Ok(Tensor {
             raw: view(data, length, dtype, shape)?,
@@ -101,7 +151,7 @@ impl<'a> Tensor<'a> {
     }
 }
 
-// kvc uses a tensor as the slice that it is a view of: shared here, exclusive in TensorMut.
+// A tensor is used like the slice that it is a view of: shared here, exclusive in TensorMut.
 unsafe impl Send for Tensor<'_> {}
 unsafe impl Sync for Tensor<'_> {}
 
@@ -111,20 +161,16 @@ impl fmt::Debug for Tensor<'_> {
     }
 }
 
-/// What a view is of, without its address.
+/// Prints element type and shape, without the address.
 fn describe(name: &str, tensor: &kvc_sys::kvc_tensor, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let known = DType::of(tensor.dtype);
-    let dtype: &dyn fmt::Debug = match tensor.dtype {
-        kvc_sys::KVC_BOOL => &"bool",
-        _ => &known,
-    };
     f.debug_struct(name)
-        .field("dtype", dtype)
+        .field("dtype", &DType(tensor.dtype))
         .field("shape", &&tensor.shape[..tensor.ndim as usize])
         .finish_non_exhaustive()
 }
 
-/// A dense row-major view of a slice that kvc writes. The shape must have exactly as many elements as the slice.
+/// A dense row-major view of a slice that kvc writes. The shape must have exactly as many elements
+/// as the slice.
 pub struct TensorMut<'a> {
     pub(crate) raw: kvc_sys::kvc_tensor,
     lifetime: PhantomData<&'a mut [u8]>,
@@ -132,17 +178,38 @@ pub struct TensorMut<'a> {
 
 impl<'a> TensorMut<'a> {
     pub fn f32(data: &'a mut [f32], shape: &[usize]) -> Result<TensorMut<'a>> {
-        TensorMut::new(data.as_mut_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F32, shape)
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F32,
+            shape,
+        )
     }
 
     /// Bits of IEEE half precision.
     pub fn f16(data: &'a mut [u16], shape: &[usize]) -> Result<TensorMut<'a>> {
-        TensorMut::new(data.as_mut_ptr() as *mut c_void, data.len(), kvc_sys::KVC_F16, shape)
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F16,
+            shape,
+        )
     }
 
     /// Bits of bfloat16.
     pub fn bf16(data: &'a mut [u16], shape: &[usize]) -> Result<TensorMut<'a>> {
-        TensorMut::new(data.as_mut_ptr() as *mut c_void, data.len(), kvc_sys::KVC_BF16, shape)
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_BF16,
+            shape,
+        )
+    }
+
+    /// For [`Pass::mask`](crate::Pass::mask). kvc writes 1 and 0, which are true and false.
+    pub fn bool(data: &'a mut [bool], shape: &[usize]) -> Result<TensorMut<'a>> {
+        let bytes = data.as_mut_ptr() as *mut c_void;
+        TensorMut::new(bytes, data.len(), kvc_sys::KVC_BOOL, shape)
     }
 
     fn new(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<TensorMut<'a>> {
@@ -152,7 +219,7 @@ impl<'a> TensorMut<'a> {
         })
     }
 
-    /// The same view for one more call: calls take a `TensorMut` and keep it.
+    /// Returns the same view for one more call, because a call consumes its `TensorMut`.
     pub fn reborrow(&mut self) -> TensorMut<'_> {
         TensorMut {
             raw: self.raw,
@@ -170,14 +237,14 @@ impl fmt::Debug for TensorMut<'_> {
     }
 }
 
-/// Keys or values of the cells that a pass may see: [history, n_kv_heads, head size]. It borrows the pass, so it cannot
-/// outlive it.
+/// Keys or values of the cells that a pass may see: [history, n_kv_heads, head size]. It borrows
+/// the pass, so it cannot outlive it.
 pub struct View<'a> {
     raw: kvc_sys::kvc_tensor,
     lifetime: PhantomData<&'a [u8]>,
 }
 
-// The memory of a cache that cannot be called meanwhile: nobody writes to it.
+// The view borrows its pass exclusively, so no call writes to the memory meanwhile.
 unsafe impl Send for View<'_> {}
 unsafe impl Sync for View<'_> {}
 
@@ -196,7 +263,7 @@ impl<'a> View<'a> {
     }
 
     pub fn dtype(&self) -> DType {
-        DType::of(self.raw.dtype)
+        DType(self.raw.dtype)
     }
 
     pub fn shape(&self) -> [usize; 3] {
@@ -208,22 +275,30 @@ impl<'a> View<'a> {
         [0, 1, 2].map(|i| self.raw.strides[i] as usize)
     }
 
-    /// For kernels of your own: where the first element lies.
+    /// Returns the address of the first element, for kernels of your own.
     pub fn as_ptr(&self) -> *const c_void {
         (self.raw.data as *const u8).wrapping_add(self.raw.byte_offset as usize) as *const c_void
     }
 
-    /// The vector of one cell and head; None when the view does not store f32. Panics outside the shape.
+    /// Returns the vector of one cell and head, or None unless the view stores F32. Panics outside
+    /// the shape.
     pub fn f32(&self, cell: usize, head: usize) -> Option<&[f32]> {
-        (self.dtype() == DType::F32).then(|| unsafe { self.row(cell, head) })
+        match self.dtype() {
+            DType::F32 => Some(unsafe { self.row(cell, head) }),
+            _ => None,
+        }
     }
 
-    /// The vector of one cell and head as bits; None when the view stores f32. Panics outside the shape.
+    /// Returns the bits of the vector of one cell and head, or None unless the view stores F16 or
+    /// BF16. Panics outside the shape.
     pub fn bits(&self, cell: usize, head: usize) -> Option<&[u16]> {
-        (self.dtype() != DType::F32).then(|| unsafe { self.row(cell, head) })
+        match self.dtype() {
+            DType::F16 | DType::BF16 => Some(unsafe { self.row(cell, head) }),
+            _ => None,
+        }
     }
 
-    // T must be as large as the view's elements.
+    // T must be the type of the view's elements.
     unsafe fn row<T>(&self, cell: usize, head: usize) -> &[T] {
         let (shape, strides) = (self.shape(), self.strides());
         assert!(
@@ -232,5 +307,25 @@ impl<'a> View<'a> {
         );
         let first = (self.as_ptr() as *const T).add(cell * strides[0] + head * strides[1]);
         std::slice::from_raw_parts(first, shape[2])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_an_unknown_storage_type_are_not_read() {
+        let mut raw = empty();
+        for dtype in [DType::Q8_0, DType::INT8, DType::BOOL, DType(0), DType(7)] {
+            raw.dtype = dtype.0;
+            let view = View::new(raw);
+            assert_eq!(view.dtype(), dtype);
+            assert!(view.f32(0, 0).is_none() && view.bits(0, 0).is_none());
+        }
+        assert_eq!(
+            format!("{:?} {:?}", DType::Q8_0, DType(7)),
+            "Q8_0 DType(0x7)"
+        );
     }
 }

@@ -1,0 +1,312 @@
+use crate::error::{Error, Result, Status};
+use crate::tensor::DType;
+use kvc_sys as sys;
+use std::mem::size_of;
+use std::os::raw::c_void;
+use std::ptr;
+
+/// For [`CausalDesc::memory`]: every position is kept, whatever the reach.
+pub const UNLIMITED: i32 = sys::KVC_NONE;
+
+// ---- The cache ---------------------------------------------------------------------------------
+
+/// The geometry of a cache. All bounds are hard. See `kvc_cache_desc`.
+#[derive(Clone, Debug)]
+pub struct CacheDesc {
+    pub n_layers: i32,
+    pub n_kv_heads: i32,
+    pub head_dim_k: i32,
+    /// 0: as head_dim_k
+    pub head_dim_v: i32,
+    /// Storage type of K: F32, F16 or BF16 in this version.
+    pub dtype_k: DType,
+    /// Storage type of V, independent of dtype_k.
+    pub dtype_v: DType,
+    /// Sequences are 0 … max_sequences - 1.
+    pub max_sequences: i32,
+    /// Positions that one sequence may hold.
+    pub capacity: i32,
+    /// A pass has 1 … max_batch tokens, padding included.
+    pub max_batch: i32,
+    /// Size of the pool that all sequences share; 0: as many cells as the other bounds can need.
+    pub cells: i32,
+    /// Query heads that an attention call may have; 0: n_kv_heads * 16
+    pub max_q_heads: i32,
+    /// Reserved for storage types with a choice of values per scale: 0
+    pub block_k: i32,
+    /// Reserved: 0
+    pub block_v: i32,
+    /// Reserved for `v_in_k`: 0
+    pub v_first: i32,
+    /// Each position of a batch must be its sequence's next: no gaps.
+    pub strict: bool,
+    /// Overwrites cells with zeros when they are freed: for several tenants in one process.
+    pub zero_on_free: bool,
+    /// Touches all memory when the cache is created, so that no page fault happens later.
+    pub prefault: bool,
+    /// Reserved, NOT_SUPPORTED in this version: stores quantised K rotated by a Hadamard matrix.
+    pub rotate_k: bool,
+    /// Reserved: stores quantised V likewise.
+    pub rotate_v: bool,
+    /// Reserved: stores K and V of a token side by side in one row.
+    pub interleaved: bool,
+    /// Reserved: V is a part of K and is not stored (latent attention).
+    pub v_in_k: bool,
+}
+
+impl Default for CacheDesc {
+    fn default() -> CacheDesc {
+        CacheDesc {
+            n_layers: 0,
+            n_kv_heads: 0,
+            head_dim_k: 0,
+            head_dim_v: 0,
+            dtype_k: DType::F32,
+            dtype_v: DType::F32,
+            max_sequences: 1,
+            capacity: 0,
+            max_batch: 0,
+            cells: 0,
+            max_q_heads: 0,
+            block_k: 0,
+            block_v: 0,
+            v_first: 0,
+            strict: false,
+            zero_on_free: false,
+            prefault: false,
+            rotate_k: false,
+            rotate_v: false,
+            interleaved: false,
+            v_in_k: false,
+        }
+    }
+}
+
+impl CacheDesc {
+    fn flags(&self) -> u64 {
+        [
+            (self.strict, sys::KVC_CACHE_STRICT),
+            (self.zero_on_free, sys::KVC_CACHE_ZERO_ON_FREE),
+            (self.prefault, sys::KVC_CACHE_PREFAULT),
+            (self.rotate_k, sys::KVC_CACHE_ROTATE_K),
+            (self.rotate_v, sys::KVC_CACHE_ROTATE_V),
+            (self.interleaved, sys::KVC_CACHE_INTERLEAVED),
+            (self.v_in_k, sys::KVC_CACHE_V_IN_K),
+        ]
+        .iter()
+        .fold(
+            0,
+            |flags, &(set, bit)| if set { flags | bit } else { flags },
+        )
+    }
+
+    fn raw(&self, kind: u32) -> sys::kvc_cache_desc {
+        sys::kvc_cache_desc {
+            struct_size: size_of::<sys::kvc_cache_desc>() as u32,
+            kind,
+            flags: self.flags(),
+            n_layers: self.n_layers,
+            n_kv_heads: self.n_kv_heads,
+            head_dim_k: self.head_dim_k,
+            head_dim_v: self.head_dim_v,
+            dtype_k: self.dtype_k.0,
+            dtype_v: self.dtype_v.0,
+            max_sequences: self.max_sequences,
+            capacity: self.capacity,
+            max_batch: self.max_batch,
+            cells: self.cells,
+            max_q_heads: self.max_q_heads,
+            block_k: self.block_k,
+            block_v: self.block_v,
+            v_first: self.v_first,
+        }
+    }
+}
+
+/// The kind of a cache and what only that kind needs. This version has one kind; later ones add
+/// more.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Keys and values of every token, for decoders.
+    Causal(CausalDesc),
+}
+
+/// The two descriptors of a cache, for C.
+pub(crate) struct RawDesc {
+    cache: sys::kvc_cache_desc,
+    kind: RawKind,
+}
+
+enum RawKind {
+    Causal(sys::kvc_causal_desc),
+}
+
+impl RawDesc {
+    pub(crate) fn new(desc: &CacheDesc, kind: &Kind) -> RawDesc {
+        match kind {
+            Kind::Causal(causal) => RawDesc {
+                cache: desc.raw(sys::KVC_CAUSAL),
+                kind: RawKind::Causal(causal.raw()),
+            },
+        }
+    }
+
+    pub(crate) fn cache(&self) -> *const sys::kvc_cache_desc {
+        &self.cache
+    }
+
+    pub(crate) fn kind(&self) -> *const c_void {
+        match &self.kind {
+            RawKind::Causal(causal) => causal as *const sys::kvc_causal_desc as *const c_void,
+        }
+    }
+}
+
+/// What a token of a causal cache sees and what is kept. All zero: every token sees everything
+/// before it. See `kvc_causal_desc`.
+#[derive(Clone, Debug, Default)]
+pub struct CausalDesc {
+    /// A token sees itself and `reach` positions before it; 0: everything.
+    pub reach: i32,
+    /// Positions kept; 0: the reach; [`UNLIMITED`]: all.
+    pub memory: i32,
+    /// Attention restarts every `chunk` positions; 0: never.
+    pub chunk: i32,
+    /// Positions below it stay visible whatever the reach.
+    pub keep_first: i32,
+    /// The range that views and masks span is rounded outward to a multiple of it.
+    pub cell_padding: i32,
+    /// Keys carry no rotation: positions may move without touching them.
+    pub position_free: bool,
+}
+
+impl CausalDesc {
+    fn raw(&self) -> sys::kvc_causal_desc {
+        sys::kvc_causal_desc {
+            struct_size: size_of::<sys::kvc_causal_desc>() as u32,
+            kind: sys::KVC_CAUSAL,
+            flags: if self.position_free {
+                sys::KVC_CAUSAL_POSITION_FREE
+            } else {
+                0
+            },
+            reach: self.reach,
+            memory: self.memory,
+            chunk: self.chunk,
+            keep_first: self.keep_first,
+            cell_padding: self.cell_padding,
+            mask_dtype: 0, // the tensor that the caller passes to Pass::mask decides
+        }
+    }
+}
+
+// ---- The model's constants ---------------------------------------------------------------------
+
+/// The constants of attention for a range of layers. See `kvc_attention_desc`.
+#[derive(Clone, Debug, Default)]
+pub struct AttentionDesc<'a> {
+    pub n_q_heads: i32,
+    /// 0: 1 / sqrt(head_dim_k)
+    pub scale: f32,
+    /// 0: none
+    pub softcap: f32,
+    /// `[n_q_heads]`
+    pub alibi_slopes: Option<&'a [f32]>,
+    /// `[n_q_heads]`
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl AttentionDesc<'_> {
+    pub(crate) fn raw(&self) -> sys::kvc_attention_desc {
+        sys::kvc_attention_desc {
+            struct_size: size_of::<sys::kvc_attention_desc>() as u32,
+            n_q_heads: self.n_q_heads,
+            scale: self.scale,
+            softcap: self.softcap,
+            flags: 0,
+        }
+    }
+
+    /// Returns the addresses of the slopes and the sinks, null for what is absent.
+    pub(crate) fn arrays(&self) -> Result<(*const f32, *const f32)> {
+        let n = usize::try_from(self.n_q_heads).unwrap_or(0);
+        let slopes = constants("alibi_slopes", self.alibi_slopes, n)?;
+        Ok((slopes, constants("sinks", self.sinks, n)?))
+    }
+}
+
+/// Which dimensions rotate together, counted from `first_dim`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// (0, 1) (2, 3) …
+    Neighbours,
+    /// (0, n / 2) (1, n / 2 + 1) …
+    Halves,
+}
+
+/// How the caller rotates keys and queries. See `kvc_rope_desc`.
+#[derive(Clone, Debug)]
+pub struct RopeDesc<'a> {
+    pub pairs: RopePairs,
+    /// Dimensions that rotate; 0: all from first_dim on, rounded down to an even number.
+    pub n_dims: i32,
+    /// The first dimension that rotates.
+    pub first_dim: i32,
+    /// 0: 10000
+    pub base: f32,
+    /// 0: 1
+    pub scale: f32,
+    /// `[n_dims / 2]`
+    pub frequency_factors: Option<&'a [f32]>,
+}
+
+impl Default for RopeDesc<'_> {
+    fn default() -> Self {
+        RopeDesc {
+            pairs: RopePairs::Neighbours,
+            n_dims: 0,
+            first_dim: 0,
+            base: 0.0,
+            scale: 0.0,
+            frequency_factors: None,
+        }
+    }
+}
+
+impl RopeDesc<'_> {
+    pub(crate) fn raw(&self) -> sys::kvc_rope_desc {
+        sys::kvc_rope_desc {
+            struct_size: size_of::<sys::kvc_rope_desc>() as u32,
+            pairs: match self.pairs {
+                RopePairs::Neighbours => sys::KVC_ROPE_NEIGHBOURS,
+                RopePairs::Halves => sys::KVC_ROPE_HALVES,
+            },
+            n_dims: self.n_dims,
+            base: self.base,
+            scale: self.scale,
+            first_dim: self.first_dim,
+        }
+    }
+
+    /// Returns the address of the factors, null if they are absent.
+    pub(crate) fn factors(&self, head_dim_k: i32) -> Result<*const f32> {
+        let n_dims = match self.n_dims {
+            0 => head_dim_k.saturating_sub(self.first_dim),
+            n_dims => n_dims,
+        };
+        let n = usize::try_from(n_dims / 2).unwrap_or(0);
+        constants("frequency_factors", self.frequency_factors, n)
+    }
+}
+
+/// The library is not told how long arrays of constants are, so their length is checked here.
+fn constants(what: &str, values: Option<&[f32]>, n: usize) -> Result<*const f32> {
+    match values {
+        Some(values) if values.len() != n => {
+            let message = format!("{what} has {} elements, not {n}", values.len());
+            Err(Error::new(Status::INVALID_ARGUMENT, message))
+        }
+        _ => Ok(values.map_or(ptr::null(), <[f32]>::as_ptr)),
+    }
+}
