@@ -38,8 +38,8 @@ pub struct Cache {
 }
 
 // kvc/base.h: functions that take `const kvc_cache *` may run at the same time, every other
-// function is exclusive, and a cache may be passed from thread to thread. Exactly the functions that
-// take a const cache take &self here.
+// function is exclusive, and a cache may be passed from thread to thread. Exactly the functions
+// that take a const cache take &self here.
 unsafe impl Send for Cache {}
 unsafe impl Sync for Cache {}
 
