@@ -1,6 +1,6 @@
-"""Builds the extension: SWIG over the C headers, linked with libkvc.
+"""Builds the extension from the C headers with SWIG and links it with libkvc.
 
-Where the library comes from, first that applies:
+The library is the first of these that applies:
   KVC_BUILD_DIR=<folder>   a CMake build of this source tree; its libkvc.so is shipped
   KVC_SYSTEM=1             an installed kvc that pkg-config finds; it is linked, not shipped
   the source tree around   built by CMake in build/release, and shipped in the package
@@ -27,7 +27,7 @@ def fail(message):
 
 
 def needed(program, package):
-    """The path of a program that the build runs."""
+    """The path of a program that the build needs."""
     path = shutil.which(program)
     if path is None:
         fail(f"{program} is missing (Debian: apt-get install {package})")
@@ -48,7 +48,7 @@ def from_pkg_config():
         )
     words = result.stdout.split()
     includes = [word[2:] for word in words if word.startswith("-I")]
-    if not includes:  # a system folder is not named
+    if not includes:  # pkg-config omits system folders
         query = [command[0], "--variable=includedir", "kvc"]
         includes = [
             subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
@@ -65,7 +65,7 @@ def from_build(folder):
 
 
 def build_tree():
-    """Builds libkvc where `make build` does, and continues what is there."""
+    """Builds libkvc in the folder that `make build` uses."""
     folder = TREE / "build" / "release"
     cmake = needed("cmake", "cmake")
     configure = [cmake, "-S", str(TREE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
@@ -94,7 +94,7 @@ def find_library():
 
 
 def header_version():
-    """The version that base.h states, in the tree or beside an installed library."""
+    """The version in base.h, of the source tree or of an installed library."""
     folders = [TREE / "capi" / "include"] if in_tree() else map(pathlib.Path, from_pkg_config()[0])
     for folder in folders:
         header = folder / "kvc" / "base.h"
@@ -107,7 +107,7 @@ def header_version():
 
 
 class BuildExtension(build_ext):
-    """Runs SWIG itself, so that what it generates stays out of the source tree."""
+    """Runs SWIG, so that generated files stay out of the source tree."""
 
     def build_extension(self, ext):
         includes, folders, shipped = find_library()
@@ -126,7 +126,7 @@ class BuildExtension(build_ext):
         ext.include_dirs = [*includes, str(HERE / "src")]
         ext.library_dirs = folders
         if shipped is not None:
-            # Under its SONAME, which is what the extension asks the loader for.
+            # Under its SONAME, by which the loader looks it up.
             soname = shipped.parent / ".".join(shipped.name.split(".")[:3])
             shutil.copyfile(shipped, package / soname.name)
             ext.runtime_library_dirs = ["$ORIGIN"]

@@ -10,7 +10,7 @@ MAX_BATCH = 512  # tokens of a prompt that go through the model at once
 
 
 class CachedAttention:
-    """A kvc cache for one model, and the time that is spent inside kvc.
+    """A kvc cache for one model, and the time spent in kvc.
 
     config     model.Config
     storage    "f32", "f16" or "bf16": how keys and values are stored
@@ -36,10 +36,10 @@ class CachedAttention:
                 prefault=True,
             )
         self.cache.bind_attention(config.n_heads)
-        # The model rotates keys and queries itself; this lets kvc move positions.
+        # The model rotates keys and queries; kvc needs these constants to move positions.
         self.cache.bind_rope(base=config.rope_base, n_dims=config.rope_dims, pairs="neighbours")
         self._max_batch = min(MAX_BATCH, capacity)
-        self.seconds = 0.0  # inside kvc, since the caller last set it to 0
+        self.seconds = 0.0  # spent in kvc since the caller last set it to 0
 
     def feed(self, model, tokens, sequence):
         """Runs tokens at the end of a sequence and returns the logits after the last of them."""
@@ -54,11 +54,11 @@ class CachedAttention:
         return logits
 
     def attend(self, layer, q, k, v, out):
-        """What Llama.forward calls: stores k and v, writes the attention of q to out."""
+        """Called by Llama.forward: stores k and v, writes the attention of q to out."""
         self._timed(self.cache.put_attention, layer, k, v, q, out)
 
     def copy_prefix(self, source, length, target):
-        """Lets `target` begin with what `source` holds; returns how many positions it got."""
+        """Makes `target` a copy of the first positions of `source`. Returns how many it has."""
         return self._timed(self.cache.copy_prefix, source, target, length)
 
     def _timed(self, call, *arguments):

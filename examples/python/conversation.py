@@ -1,4 +1,4 @@
-"""Generating an answer token by token, and checking it against a computation without a cache."""
+"""Generates an answer token by token, and verifies it with a computation without a cache."""
 
 import dataclasses
 import sys
@@ -33,25 +33,25 @@ class Sampler:
 
 @dataclasses.dataclass
 class Answer:
-    """An answer and what it took."""
+    """An answer and its measurements."""
 
-    tokens: list  # what was said
-    end: list  # the token that ended it, if one did
+    tokens: list  # of the text
+    end: list  # the token that ended it, if any
     n_fed: int  # tokens of the prompt that were computed
     n_shared: int  # tokens of the prompt that another sequence had
     prompt_seconds: float  # until the first token was known
-    seconds: float  # from then on
-    kvc_seconds: float  # the part of `seconds` inside kvc
+    seconds: float  # after that
+    kvc_seconds: float  # the part of `seconds` spent in kvc
     context: int  # positions in the sequence at the end
 
 
 def answer(model, tokenizer, attention, sequence, prompt, limit, sampler, shared=None):
-    """Generates up to `limit` tokens after a prompt and prints the text as it comes.
+    """Generates up to `limit` tokens after a prompt and prints the text as it is generated.
 
     attention  cached.CachedAttention
     sequence   of the cache, empty
     prompt     list of tokens
-    shared     (another sequence, how many leading tokens of the prompt it holds), not all of them
+    shared     (another sequence, how many leading tokens of the prompt it holds: not all)
     """
     start = time.perf_counter()
     n_shared = 0
@@ -86,9 +86,9 @@ def answer(model, tokenizer, attention, sequence, prompt, limit, sampler, shared
 
 
 def verified(model, prompt, result, options, sampler):
-    """Whether NumPy alone, recomputing the whole sequence for each token, chooses the same ones.
+    """Whether NumPy alone, recomputing the whole sequence for each token, chooses the same tokens.
 
-    Prints the outcome. Keys and values are rounded to the storage type, as the cache stores them.
+    Prints the result. Keys and values are rounded to the storage type, as the cache stores them.
     """
     attention = RecomputedAttention(options.storage, options.window)
     sequence = list(prompt)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Generates text with a real language model whose keys and values live in a kvc cache.
 
-Matrix products are NumPy's, attention is kvc's. The model (SmolLM2-135M-Instruct) is fetched from
-PyPI once. After the first answer a second prompt continues the conversation and reuses what the
-cache already holds.
+NumPy computes the matrix products, kvc the attention. The model (SmolLM2-135M-Instruct) is fetched
+from PyPI once. After the first answer, a second prompt continues the conversation and reuses what
+the cache already holds.
 """
 
 import argparse
@@ -19,7 +19,7 @@ FIRST, SECOND, SCRATCH = range(3)  # sequences: the two conversations, and one t
 def main(arguments=None):
     """Runs the command and returns its exit code."""
     options = parse(arguments)
-    # NumPy's BLAS reads this when it is first imported.
+    # NumPy's BLAS reads this when NumPy is first imported.
     os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
     try:
         import weights
@@ -35,7 +35,7 @@ def main(arguments=None):
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has seen enough. Python would complain once more when it flushes at exit.
+        # The reader has closed the pipe. Python must not fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError as error:
@@ -110,7 +110,7 @@ def parse(arguments):
         "--seed",
         type=integer(0, 1 << 31),
         default=0,
-        help="of the choice when --temperature is set",
+        help="of the random choice if --temperature is set (%(default)s)",
     )
     add(
         "--keep-going",
@@ -188,7 +188,7 @@ def run(options):
 
 
 def load(options):
-    """The model and its tokenizer, with progress on the way."""
+    """Reads the model and its tokenizer, and prints progress."""
     import weights
     from model import Llama
     from tokenizer import Tokenizer
@@ -227,7 +227,7 @@ def load(options):
 
 
 def report(result, stats):
-    """What an answer took."""
+    """Prints the measurements of an answer."""
     print(
         f"\n\n  prompt      {result.n_fed} tokens in {1e3 * result.prompt_seconds:.0f} ms "
         f"({result.n_fed / result.prompt_seconds:.0f} tokens/s)"
@@ -247,7 +247,7 @@ def report(result, stats):
 
 
 def report_reuse(result, scratch_seconds):
-    """What sharing a prefix saved."""
+    """Prints what sharing a prefix saved."""
     saved = scratch_seconds - result.prompt_seconds
     print(
         f"  reuse       first token after {1e3 * result.prompt_seconds:.0f} ms instead of "

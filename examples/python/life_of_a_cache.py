@@ -12,7 +12,7 @@ N_KV_HEADS, HEAD_DIM = 2, 16
 
 
 def feed(cache, sequence, count):
-    """Puts the next `count` tokens of a sequence; a model would compute their K and V."""
+    """Puts the next `count` tokens of a sequence. A model would compute their K and V."""
     start = cache.query(sequence).next
     for first in range(start, start + count, 8):
         positions = np.arange(first, min(first + 8, start + count))
@@ -22,7 +22,7 @@ def feed(cache, sequence, count):
 
 
 def main():
-    """One prompt, three ways on, and a text that outgrows its window."""
+    """One prompt, three continuations, and a text that outgrows its window."""
     with kvc.Cache(
         n_layers=1,
         n_kv_heads=N_KV_HEADS,
@@ -40,9 +40,9 @@ def main():
         for _ in range(4):  # three conversations that take turns
             for sequence, count in ((0, 5), (1, 8), (2, 3)):
                 feed(cache, sequence, count)
-        feed(cache, 3, 150)  # slides: it keeps the last 95 positions
+        feed(cache, 3, 150)  # its window slides: the last 95 positions stay
         feed(cache, 4, 60)
-        cache.remove(4, 12, 28)  # what comes later moves down, and its keys owe a rotation
+        cache.remove(4, 12, 28)  # later positions move down, and their keys have a pending rotation
         feed(cache, 4, 8)
         print(cache.stats())
 

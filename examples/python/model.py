@@ -1,7 +1,7 @@
-"""A Llama transformer in NumPy: every matrix product here, every attention elsewhere.
+"""A Llama transformer in NumPy: all of it except attention.
 
-The class knows no cache. `Llama.forward` hands the queries, keys and values of each layer to the
-attention it is given: `CachedAttention` (kvc) or `RecomputedAttention` (NumPy alone).
+`Llama.forward` passes the queries, keys and values of each layer to an object that computes
+attention: `CachedAttention` (kvc) or `RecomputedAttention` (NumPy alone).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from weights import DemoError
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The shape of a model, as its file states it."""
+    """The shape of a model, from its file."""
 
     n_layers: int
     n_heads: int  # query heads
@@ -54,9 +54,9 @@ class Config:
 class Llama:
     """The weights, and the forward pass of a batch of tokens.
 
-    All matrices lie in one block, in the order in which a token reads them: generating a token is
-    one sweep over it at memory speed, and a block this large gets huge pages from the system. They
-    are stored as [inputs, outputs], which is how OpenBLAS multiplies a single row fastest. Matrices
+    All matrices are in one block, in the order in which a token reads them: generating a token
+    reads the block once, at memory speed, and the system gives a block this large huge pages. They
+    are stored as [inputs, outputs], with which OpenBLAS multiplies a single row fastest. Matrices
     that read the same input are fused, and the gain of each norm is folded into the matrix that
     follows it, so that a layer is four products.
     """
@@ -85,7 +85,7 @@ class Llama:
         output = file.tensor("output.weight") if "output.weight" in file else self._embeddings
         self._head = block.take(head_shape)
         np.multiply(output.T, file.tensor("output_norm.weight")[:, None], out=self._head)
-        self._turns = _rope_turns(config)
+        self._rotations = _rope_rotations(config)
 
     def _read_layer(self, file, index, qkv, attended, gate_up, down):
         """Fills one layer's four matrices."""
@@ -115,14 +115,14 @@ class Llama:
         config = self.config
         n_tokens = len(tokens)
         n_rotated = config.n_heads + config.n_kv_heads
-        turns = self._turns[positions][:, None, :]  # [n_tokens, 1, rope_dims / 2]
+        rotations = self._rotations[positions][:, None, :]  # [n_tokens, 1, rope_dims / 2]
         x = self._embeddings[tokens]  # [n_tokens, embedding]
         out = np.empty((n_tokens, config.n_heads, config.head_dim), dtype=np.float32)
         for layer, (qkv, attended, gate_up, down) in enumerate(self._layers):
             heads = (self._normed(x) @ qkv).reshape(n_tokens, -1, config.head_dim)
-            # Neighbouring pairs are complex numbers in memory: one product turns queries and keys.
+            # Neighbouring pairs are complex numbers in memory: one product rotates q and k.
             pairs = heads[:, :n_rotated, : config.rope_dims].view(np.complex64)
-            pairs *= turns
+            pairs *= rotations
             attention.attend(
                 layer,
                 heads[:, : config.n_heads],
@@ -142,7 +142,7 @@ class Llama:
 
 
 class _Block:
-    """One float32 allocation that matrices are cut from, each on a cache line of its own."""
+    """One float32 allocation that is divided into matrices."""
 
     def __init__(self, count):
         self._values = np.empty(count, dtype=np.float32)
@@ -159,7 +159,7 @@ def _silu_product(gated, feed_forward):
     """silu(gate) * up of a fused [n_tokens, 2 * feed_forward]; silu(x) = x / (1 + exp(-x))."""
     gate, up = gated[:, :feed_forward], gated[:, feed_forward:]
     result = np.negative(gate)
-    with np.errstate(over="ignore"):  # exp overflows to infinity where silu is 0: as it should
+    with np.errstate(over="ignore"):  # exp overflows to infinity where silu is 0, which is right
         np.exp(result, out=result)
     result += 1.0
     np.divide(gate, result, out=result)
@@ -167,7 +167,7 @@ def _silu_product(gated, feed_forward):
     return result
 
 
-def _rope_turns(config):
+def _rope_rotations(config):
     """exp(i * position * base^(-2j / dims)) as complex64 [context, rope_dims / 2]."""
     exponents = np.arange(0, config.rope_dims, 2) / config.rope_dims
     angles = np.arange(config.context)[:, None] * config.rope_base ** -exponents[None, :]

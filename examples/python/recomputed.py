@@ -1,10 +1,10 @@
-"""The demo's second opinion: attention in NumPy over the whole sequence, without kvc."""
+"""What the demo verifies kvc with: attention in NumPy over the whole sequence."""
 
 import numpy as np
 
 
 class RecomputedAttention:
-    """Causal attention of a sequence with itself: nothing is kept from one call to the next.
+    """Causal attention of a sequence with itself. Keeps nothing between calls.
 
     storage  "f32", "f16" or "bf16": keys and values are rounded as a cache of that type stores them
     window   positions that a token sees, its own included; None: all before it
@@ -17,7 +17,7 @@ class RecomputedAttention:
     def attend(self, layer, q, k, v, out):
         """Writes softmax(q k^T / sqrt(head_dim)) v.
 
-        layer  not needed here: nothing is stored
+        layer  ignored: nothing is stored
         q      float32 [n_tokens, n_heads, head_dim], rotated
         k, v   float32 [n_tokens, n_kv_heads, head_dim], keys rotated
         out    float32 [n_tokens, n_heads, head_dim], written

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Layers that read the K and V of another layer (cross-layer attention, as in Gemma 3n).
 
-The cache has as many layers as the model has owners: a layer that shares computes queries alone and
+The cache has one layer per owner. A layer without K and V of its own computes queries only, and
 attends with its owner's number. Nothing else changes.
 """
 
@@ -23,13 +23,13 @@ def forward(weights, cache, x):
         if layer in OWNS:
             out = cache.put_attention(owner, k, v, q)
         else:
-            out = cache.attention(owner, q)  # of this pass too: its owner was put already
+            out = cache.attention(owner, q)  # its owner was put earlier in this pass
         x = x + out.reshape(len(x), WIDTH)
     return x
 
 
 def main():
-    """Feeds a text at once and token by token, which must agree."""
+    """Computes a text at once and token by token, and compares the results."""
     random = np.random.default_rng(3)
     heads = (N_HEADS, N_KV_HEADS, N_KV_HEADS)
     weights = [

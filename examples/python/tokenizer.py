@@ -6,8 +6,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from weights import DemoError
 
-_MARK = "\x00answer\x00"  # stands for an answer while a template is rendered
-_CONTROL = 3  # GGUF token type of <|im_start|> and its like
+_MARK = "\x00answer\x00"  # replaces an answer while a template is rendered
+_CONTROL = 3  # GGUF token type of <|im_start|> and similar tokens
 
 
 class Tokenizer:
@@ -54,7 +54,8 @@ class Tokenizer:
     def next_turn(self, messages, content):
         """The tokens between the assistant's answer to a conversation and its answer to `content`.
 
-        An answer is continued as it was generated: turned into text and back it may be others.
+        An answer is continued as the tokens that were generated: if its text were tokenized again,
+        they could differ.
         """
         before = self._rendered(messages)
         answered = [*messages, {"role": "assistant", "content": _MARK}]

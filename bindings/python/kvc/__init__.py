@@ -1,32 +1,34 @@
 """kvc: the KV cache that any inference runtime can link, for Python.
 
 A `Cache` holds the keys and values of the tokens that a transformer has processed, for several
-sequences at once, and computes attention straight from its memory. Arrays are taken and given
-without copies, through the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch, JAX).
+sequences at once, and computes attention straight from its memory. Arrays are passed without
+copies, through the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch, JAX).
 
     import kvc, numpy as np
 
     with kvc.Cache(n_layers=30, n_kv_heads=3, head_dim=64, dtype="f16", capacity=2048) as cache:
         with cache.forward([0, 1, 2]):                 # positions of three tokens of sequence 0
             for layer in range(30):
-                k = v = np.zeros((3, 3, 64), np.float32)   # your projections, rotated as you like
+                k = v = np.zeros((3, 3, 64), np.float32)   # from your model, keys rotated
                 q = np.zeros((3, 9, 64), np.float32)
                 out = cache.put_attention(layer, k, v, q)  # float32 [3, 9, 64]
 
-`help(kvc.Cache)` is the manual; the C headers say more about each call.
+`help(kvc.Cache)` is the manual; the C headers document each call in full.
 """
 
 from . import kvc_capi as _capi
 
-# The extension was compiled with one version of the headers and finds a library when it is loaded.
+# The extension was compiled with one version of the headers and may be loaded with another library.
+# While the major version is 0, a minor version may change the ABI.
 _HEADER = (_capi.KVC_VERSION_MAJOR, _capi.KVC_VERSION_MINOR)
 _LIBRARY = (_capi.kvc_version_number() >> 16, _capi.kvc_version_number() >> 8 & 0xFF)
 if _HEADER != _LIBRARY:
     raise ImportError(
-        "this kvc package was built for libkvc %d.%d and found libkvc %d.%d" % (_HEADER + _LIBRARY)
+        "this kvc package was built for libkvc %d.%d, but libkvc %d.%d was loaded"
+        % (_HEADER + _LIBRARY)
     )
 
-from .cache import UNLIMITED, Cache, Pass
+from .cache import PADDING, UNLIMITED, Cache, Pass
 from .device import Device
 from .errors import (
     BackendUnavailable,
@@ -58,7 +60,7 @@ __version__ = "%d.%d.%d" % (*_LIBRARY, _capi.kvc_version_number() & 0xFF)
 
 
 def build_info() -> str:
-    """One line about the library: version, compiler, instruction set chosen on this machine."""
+    """One line about the library: version, compiler, and the CPU's instruction set."""
     return _capi.kvc_build_info()
 
 
@@ -82,6 +84,7 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "OutOfMemory",
+    "PADDING",
     "Pass",
     "Run",
     "SequenceInfo",

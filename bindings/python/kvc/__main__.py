@@ -12,20 +12,20 @@ from typing import List, Optional, Tuple
 from .cache import Cache
 from .inspect import History, Snapshot, draw
 
-DESCRIPTION = """Runs a Python program and draws the caches that it makes: cells, sequences, and
-memory over the run, sampled whenever a pass ends. A cache is shown as it was before it was closed;
+DESCRIPTION = """Runs a Python program and draws the caches that it creates: cells, sequences, and
+memory over the run, sampled whenever a pass ends. A cache is drawn as it was before it was closed;
 one that was never closed, as it was when its last pass ended."""
 
 
 class Recorder:
-    """Looks on while a program runs."""
+    """Records the caches of a running program."""
 
     def __init__(self) -> None:
         self.seen: List[Tuple[History, List[Snapshot]]] = []
         self._of: weakref.WeakKeyDictionary[Cache, int] = weakref.WeakKeyDictionary()
 
     def __call__(self, cache: Cache) -> None:
-        """After each pass: a sample, and the snapshot that replaces the one before it."""
+        """Takes a sample, and a snapshot that replaces the previous one."""
         if cache not in self._of:
             self._of[cache] = len(self.seen)
             self.seen.append((History(), []))
@@ -46,19 +46,19 @@ def main(arguments: Optional[List[str]] = None) -> int:
         "--output",
         type=pathlib.Path,
         default=pathlib.Path("cache.svg"),
-        help="picture to write (cache.svg); its ending says which kind; further caches are "
+        help="picture to write (cache.svg), in the format of its suffix; further caches are "
         "numbered: cache-2.svg …",
     )
     inspect.add_argument("program", type=pathlib.Path, help="Python program to run")
-    inspect.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+    inspect.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the program")
     options = parser.parse_args(arguments)
     try:
         import matplotlib
     except ImportError:
-        parser.error("drawing asks for matplotlib: pip install matplotlib")
+        parser.error("drawing needs matplotlib: pip install matplotlib")
     if not options.program.is_file():
         parser.error(f"there is no program {options.program}")
-    # The same cache gives the same file, and text stays text.
+    # The same cache must give the same file, and text must stay text.
     matplotlib.rcParams.update({"svg.hashsalt": "kvc", "svg.fonttype": "none"})
     recorder = Recorder()
     status = run(options.program, options.arguments, recorder)
@@ -75,7 +75,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
 
 def run(program: pathlib.Path, arguments: List[str], recorder: Recorder) -> int:
-    """Runs the program as if it had been started alone, and returns its exit code."""
+    """Runs the program as if it had been started by itself, and returns its exit code."""
     sys.argv = [str(program), *arguments]
     sys.path[0] = str(program.resolve().parent)
     Cache._watcher = recorder

@@ -13,38 +13,44 @@ Array = Any
 """An object with the buffer protocol, `__array_interface__` or `__dlpack__`."""
 
 Description = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
-"""Address, shape, strides in bytes and dtype number of memory that the library lends."""
+"""Address, shape, strides in bytes and element type of memory that the library lends."""
 
-_CODES = {
-    "f32": _capi.KVC_F32,
-    "float32": _capi.KVC_F32,
-    "f16": _capi.KVC_F16,
-    "float16": _capi.KVC_F16,
-    "bf16": _capi.KVC_BF16,
-    "bfloat16": _capi.KVC_BF16,
-}
+FLOATS = ("f32", "f16", "bf16")
+"""Element types of keys, values, queries, results and biases."""
+
+MASKS = ("f32", "f16", "bool")
+"""Element types of the mask that kvc.Cache.mask() writes."""
+
+STORED = (*FLOATS, "f8_e4m3", "f8_e5m2", "q8_0", "q4_0", "int8", "nf4")
+"""Storage types. All but FLOATS are reserved: the library raises NotSupported for them."""
+
+_NUMPY_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "bool": "bool"}
 
 
-def dtype_code(dtype: Any, argument: str = "dtype") -> int:
-    """The library's number of a type given by name, as a NumPy dtype or as its scalar type."""
-    name = dtype
-    if not isinstance(dtype, str):
+def dtype_code(dtype: Any, argument: str = "dtype", among: Tuple[str, ...] = FLOATS) -> int:
+    """The number of a type that is given by name, as a NumPy dtype or as its scalar type."""
+    if isinstance(dtype, str):
+        name = _NUMPY_NAMES.get(dtype, dtype)
+    else:
         try:
-            name = np.dtype(dtype).name
+            name = _NUMPY_NAMES.get(np.dtype(dtype).name, "")
         except TypeError:
-            pass
-    try:
-        return _CODES[name]
-    except (KeyError, TypeError):
-        raise DtypeError(f"{argument} {dtype!r} is not one of f32, f16, bf16") from None
+            name = ""
+    if name not in among:
+        raise DtypeError(f"{argument} {dtype!r} is not one of {', '.join(among)}")
+    return int(getattr(_capi, f"KVC_{name.upper()}"))
 
 
 def numpy_dtype(code: int) -> np.dtype[Any]:
-    """The NumPy dtype of a number; bfloat16 is ml_dtypes' when that is installed, else uint16."""
+    """The NumPy dtype of a number; for bfloat16 ml_dtypes' if it is installed, else uint16."""
     if code == _capi.KVC_F32:
         return np.dtype(np.float32)
     if code == _capi.KVC_F16:
         return np.dtype(np.float16)
+    if code == _capi.KVC_BOOL:
+        return np.dtype(np.bool_)
+    if code != _capi.KVC_BF16:
+        raise DtypeError(f"NumPy has no dtype for the element type {code}")
     try:
         import ml_dtypes
     except ImportError:
@@ -52,6 +58,6 @@ def numpy_dtype(code: int) -> np.dtype[Any]:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def meaning(array: Array, dtype: Optional[Any]) -> Any:
-    """The argument that tells the wrapper what 16-bit integers stand for."""
+def with_dtype(array: Array, dtype: Optional[Any]) -> Any:
+    """The argument that passes `dtype` to the wrapper as the type of bare 16-bit values."""
     return array if array is None or dtype is None else (array, dtype_code(dtype))

@@ -1,4 +1,4 @@
-"""Filling descriptors and letting go of handles."""
+"""Filling descriptors in and destroying handles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from .errors import Error, InvalidArgument
 
 
 def set_integers(desc: Any, **values: Any) -> None:
-    """Sets fields of a descriptor; what is no integer or does not fit is refused by name."""
+    """Sets fields of a descriptor. Raises an error that names a value which is not an integer or
+    does not fit its field."""
     for name, value in values.items():
         try:
             number = operator.index(value)
@@ -22,7 +23,7 @@ def set_integers(desc: Any, **values: Any) -> None:
 
 
 def destroy_quietly(destroy: Callable[[Any], None], handle: Any) -> None:
-    """What finalizers call. In a child process the handle is dead already, which is no news."""
+    """For finalizers. In a forked child the handle is invalid, and that error means nothing."""
     try:
         destroy(handle)
     except Error:

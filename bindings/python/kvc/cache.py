@@ -19,21 +19,24 @@ from typing import (
 import numpy as np
 
 from . import kvc_capi as _capi
-from ._arrays import Array, dtype_code, meaning, numpy_dtype
-from ._descriptors import UNLIMITED, Geometry, causal_descriptors
+from ._arrays import Array, dtype_code, numpy_dtype, with_dtype
+from ._descriptors import UNLIMITED, Geometry, cache_descriptor, causal_descriptor, descriptors
 from ._handles import set_integers
 from .device import Device, default_device
-from .errors import CacheFull, Error, InvalidArgument
+from .errors import CacheFull, Error, InvalidArgument, NotSupported, WindowLost
 from .info import Run, SequenceInfo, Stats
 from .views import View
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["UNLIMITED", "Cache", "Pass"]
+__all__ = ["PADDING", "UNLIMITED", "Cache", "Pass"]
 
 Integers = Union[Sequence[int], np.ndarray]
 Layers = Union[None, int, range, Tuple[int, int]]
+
+PADDING = _capi.KVC_NONE
+"""As the sequence of a token: padding, which belongs to no sequence and is not stored."""
 
 _STATES = {
     _capi.KVC_STATE_IDLE: "idle",
@@ -47,67 +50,70 @@ _PAIRS = {"neighbours": _capi.KVC_ROPE_NEIGHBOURS, "halves": _capi.KVC_ROPE_HALV
 class Cache:
     """Keys and values of the tokens that a transformer has processed, and attention over them.
 
-    Shapes, all required, all hard bounds:
+    Shapes; all are required, and all are hard bounds:
 
     n_layers, n_kv_heads  of the model
-    head_dim              elements of a key vector (and of a value vector, unless head_dim_v says
-                          otherwise)
+    head_dim              elements of a key, and of a value unless head_dim_v differs
     capacity              positions that one sequence may hold
 
-    Storage and pool:
+    Every kind of cache:
 
-    dtype                 storage type: "f32", "f16" or "bf16"; dtype_k and dtype_v set them apart
+    kind                  "causal". This version raises NotSupported for "encoder", "recurrent",
+                          "wrapper", "transformer" and "lightning"
+    dtype                 storage type of K and V: "f32", "f16" or "bf16". dtype_k and dtype_v
+                          override it. Reserved types ("q8_0" …) raise NotSupported
     max_sequences         sequences are 0 … max_sequences - 1
-    max_batch             a pass has 1 … max_batch tokens
+    max_batch             a pass has 1 … max_batch tokens, padding included
     cells                 cells that all sequences share; 0: as many as the bounds can need
-    max_q_heads           query heads that an attention may have; 0: 16 * n_kv_heads
+    max_q_heads           query heads that an attention call may have; 0: 16 * n_kv_heads
+    strict                each position of a batch must be its sequence's next: no gaps
+    zero_on_free          overwrite cells with zeros when they are freed: for several tenants in
+                          one process
+    prefault              touch all memory now, so that no page fault happens later
 
-    What a token sees:
+    Causal caches only. What a token sees:
 
     reach                 itself and `reach` positions before it; None: everything before it
-    sliding_window        the same in the terms of Hugging Face, where a window of W counts the
-                          token itself: sliding_window=W is reach=W-1. (Ollama's windowSize is the
-                          reach itself.) Give one of the two, at least reach 1
-    memory                positions kept for stepping back, with a reach or a chunk; None: the
-                          reach; kvc.UNLIMITED: all
+    sliding_window        the same as Hugging Face counts it, where a window of W includes the token
+                          itself: sliding_window=W is reach=W-1. (Ollama's windowSize is the
+                          reach.) Pass at most one of the two; the reach is at least 1
+    memory                positions kept for stepping back, if there is a reach or a chunk; None:
+                          the reach; kvc.UNLIMITED: all
     chunk                 attention restarts every `chunk` positions; None: never
-    keep_first            positions below it stay visible whatever the reach says
-
-    For callers with kernels of their own: cell_padding (the range that get() and mask() span is
-    rounded outward to a multiple of it) and mask_dtype ("f32" or "f16").
-
+    keep_first            positions below it stay visible whatever the reach
     position_free         keys carry no rotation: positions may move without touching them
-    strict                each position of a batch is its sequence's next: no gaps
-    zero_on_free          cells become zeros when they are freed: several tenants in one process
-    prefault              touch all memory now, so that no page fault comes later
+
+    Causal caches only, for callers with kernels of their own: cell_padding (the range that get()
+    and mask() span is rounded outward to a multiple of it) and mask_dtype ("f32", "f16" or
+    "bool").
 
     device                a Device; None: the CPU device that such caches share
 
-    All memory is reserved here; no later call allocates any in the library. A cache may be used
-    from any thread, by one thread at a time (reading calls may overlap); kvc.Busy tells of an
-    overlap. Calls that may take long release the GIL. Close it (or use `with`) to give the memory
-    back at once; a forgotten cache is closed when it is collected.
+    The constructor reserves all memory; no later call allocates any in the library. A cache may be
+    passed from thread to thread. Reading calls may overlap each other; any other overlap raises
+    kvc.Busy. Calls that may take long release the GIL. Close the cache (or use `with`) to free its
+    memory at once; otherwise it is freed when the cache is collected.
 
-    Arrays that come in speak the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch,
-    JAX) and lie on the CPU. They may be float32, float16 or bfloat16 (uint16 with dtype="bf16"
-    too), whatever the storage type, with any strides that are whole elements and not negative.
-    They are read or written in place during the call and never copied.
+    Arrays are passed through the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch,
+    JAX) and must be on the CPU. They may be float32, float16 or bfloat16 (uint16 with dtype="bf16"
+    too), whatever the storage type. Strides must be whole elements and not negative. Arrays are
+    read and written in place during the call and never copied.
 
-    Every method may raise InvalidHandle (closed), Busy and InvalidArgument. A method that raises
-    has changed nothing (DeviceFailure and InternalError excepted).
+    Every method may raise InvalidHandle (the cache is closed), Busy and InvalidArgument. A method
+    that raises has changed nothing (except for DeviceFailure and InternalError).
 
-    Raises InvalidArgument, DtypeError, SizeOverflow, OutOfMemory.
+    Raises InvalidArgument, DtypeError, NotSupported, SizeOverflow, OutOfMemory.
     """
 
     _watcher: ClassVar[Optional[Callable[[Cache], None]]] = None
-    """Called when a pass has ended and before a cache is closed: kvc.inspect looks on."""
+    """kvc.inspect sets it: called when a pass has ended and before a cache is closed."""
 
     def __init__(self, *, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> None:
-        desc, causal = causal_descriptors(**geometry)
+        desc, kind_desc = descriptors(**geometry)
         owner = default_device() if device is None else device
-        self._handle: Any = None  # a capsule whose last reference destroys the cache
-        self._pass = 0  # counts what ends a pass: a view knows by it whether its own is over
-        self._handle = _capi.kvc_cache_create(owner._handle, desc, causal)
+        self._handle: Any = None  # a capsule that destroys the cache with its last reference
+        self._pass = 0  # changes whenever a pass may have ended, which invalidates its views
+        self._handle = _capi.kvc_cache_create(owner._handle, desc, kind_desc)
         self.max_sequences: int = desc.max_sequences
         self.n_layers: int = desc.n_layers
         self.n_kv_heads: int = desc.n_kv_heads
@@ -118,15 +124,15 @@ class Cache:
 
     @staticmethod
     def memory_bytes(*, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> int:
-        """The bytes that a cache with these arguments would reserve; allocates nothing."""
+        """The bytes that a cache with these arguments would reserve. Allocates nothing."""
         owner = default_device() if device is None else device
-        return _capi.kvc_cache_memory_bytes(owner._handle, *causal_descriptors(**geometry))
+        return _capi.kvc_cache_memory_bytes(owner._handle, *descriptors(**geometry))
 
     def close(self) -> None:
-        """Gives the memory back, whatever the state. Closing twice is fine.
+        """Frees the memory, in any state. Closing twice is allowed.
 
-        Arrays that were made of views of get() stay readable: while they exist, and while another
-        thread is inside a call, the memory stays too.
+        Arrays over views of get() stay readable: the memory is freed when the last of them is gone
+        and no other thread is inside a call.
         """
         try:
             if Cache._watcher is not None and not self.closed:
@@ -165,7 +171,8 @@ class Cache:
         alibi_slopes: Optional[Array] = None,
         sinks: Optional[Array] = None,
     ) -> None:
-        """Binds how layers attend. Layers never bound have the default scale and no options.
+        """Binds the constants of attention. A layer that was never bound has the default scale and
+        no options.
 
         n_q_heads     a multiple of n_kv_heads, at most max_q_heads
         layers        None: all; a layer, a range, or (begin, end)
@@ -174,7 +181,7 @@ class Cache:
         alibi_slopes  [n_q_heads]: adds -slope * |distance|
         sinks         [n_q_heads]: one extra logit per query head, without a value
 
-        Raises BadState while a pass is open.
+        Raises BadState (a pass is open).
         """
         desc = _capi.kvc_attention_desc()
         set_integers(desc, n_q_heads=n_q_heads)
@@ -192,29 +199,33 @@ class Cache:
         *,
         base: float = 10000.0,
         layers: Layers = None,
+        first_dim: int = 0,
         n_dims: int = 0,
         scale: float = 1.0,
         pairs: str = "neighbours",
         frequency_factors: Optional[Array] = None,
     ) -> None:
-        """Tells how the caller rotates keys and queries, so that positions can move afterwards.
+        """Binds how the caller rotates keys and queries, so that positions can move afterwards.
 
-        Pair i turns by position * scale * base^(-2i / n_dims) / factor_i. kvc rotates nothing on
-        put.
+        Pair i is rotated by position * scale * base^(-2i / n_dims) / factor_i. kvc rotates nothing
+        on put.
 
         layers             None: all; a layer, a range, or (begin, end)
-        n_dims             leading dimensions that are rotated, even; 0: all
-        pairs              "neighbours": (0, 1) (2, 3) …; "halves": (0, n_dims/2) …
+        first_dim, n_dims  dimensions [first_dim, first_dim + n_dims) are rotated. n_dims is even;
+                           0: all from first_dim on
+        pairs              "neighbours": (0, 1) (2, 3) …; "halves": (0, n_dims/2) …; both counted
+                           from first_dim
         frequency_factors  [n_dims / 2]; None: all 1
 
-        Raises BadState while a pass is open or when the cache is not empty.
+        Raises BadState (a pass is open or the cache is not empty), NotSupported (the cache is
+        position-free).
         """
         if pairs not in _PAIRS:
             raise InvalidArgument(f'pairs {pairs!r} is neither "neighbours" nor "halves"')
         desc = _capi.kvc_rope_desc()
-        set_integers(desc, pairs=_PAIRS[pairs], n_dims=n_dims)
+        set_integers(desc, pairs=_PAIRS[pairs], n_dims=n_dims, first_dim=first_dim)
         desc.base, desc.scale = float(base), float(scale)
-        rotated = n_dims if n_dims else self.head_dim_k // 2 * 2
+        rotated = n_dims if n_dims else (self.head_dim_k - first_dim) // 2 * 2
         _capi.kvc_bind_rope(
             self._handle,
             *self._layer_range(layers),
@@ -243,19 +254,18 @@ class Cache:
         *,
         sees_later: Optional[Iterable[int]] = None,
     ) -> None:
-        """Opens a pass of n_tokens tokens; commits the pass that is open, if every layer was put.
+        """Opens a pass of n_tokens tokens. If a pass is open and every layer was put, commits it.
 
-        positions   [n_tokens], within a sequence strictly ascending from its next or above. Anything
+        positions   [n_tokens], within a sequence strictly ascending, from its next on. Anything
                     that holds integers; an int32 array is copied fastest
-        sequences   [n_tokens], or one sequence for all
-        sees_later  indexes of tokens that see later tokens of their sequence too
+        sequences   [n_tokens], or one sequence for all. kvc.PADDING makes a token padding: it takes
+                    no cell, its position is ignored, its rows of k, v, q, bias and mask are never
+                    read, and its result is 0 (minus infinity in lse)
+        sees_later  indexes of tokens that also see later tokens of their sequence; not of padding
 
-        Raises CacheFull; BadState when the open pass is not fully put.
+        Raises CacheFull, BadState (the open pass is not fully put).
         """
-        flags: Any = None
-        if sees_later is not None:
-            flags = np.zeros(len(positions), dtype=np.int32)
-            flags[_indexes(sees_later, len(flags))] = _capi.KVC_TOKEN_SEES_LATER
+        flags = _token_flags(sees_later, positions)
         _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
         self._end_pass()
 
@@ -263,7 +273,7 @@ class Cache:
         """Opens a pass that plans nothing, to size a graph for the worst case.
 
         get() and mask() have their largest shapes, put() and attention() check their arguments and
-        do nothing, any call may end it, and ending it changes nothing.
+        do nothing. Any call may end the pass, and ending it changes nothing.
         """
         _capi.kvc_begin_reserve(self._handle, n_tokens)
         self._end_pass()
@@ -279,28 +289,35 @@ class Cache:
         self.begin(positions, sequences, sees_later=sees_later)
         return Pass(self)
 
-    def fits(self, positions: Integers, sequences: Union[int, Integers] = 0) -> bool:
-        """Whether begin() would find room: False where it would raise CacheFull.
+    def fits(
+        self,
+        positions: Integers,
+        sequences: Union[int, Integers] = 0,
+        *,
+        sees_later: Optional[Iterable[int]] = None,
+    ) -> bool:
+        """Whether begin() would find room for this batch: False where it would raise CacheFull.
 
-        Raises what else begin() would raise. Nothing changes.
+        Raises any other exception that begin() would raise. Changes nothing.
         """
+        flags = _token_flags(sees_later, positions)
         try:
-            _capi.kvc_fits(self._handle, positions, sequences)
+            _capi.kvc_fits(self._handle, positions, sequences, flags)
         except CacheFull:
             return False
         return True
 
     def put(self, layer: int, k: Array, v: Array, *, dtype: Any = None) -> None:
-        """Stores one layer's keys and values of the open pass, converted to the storage type.
+        """Stores one layer's keys and values for the open pass, converted to the storage type.
 
-        k      [n_tokens, n_kv_heads, head_dim_k], rotated by the caller, if the model rotates
+        k      [n_tokens, n_kv_heads, head_dim_k]; the caller rotates keys, if the model does
         v      [n_tokens, n_kv_heads, head_dim_v]
-        dtype  what uint16 arrays stand for ("bf16" or "f16")
+        dtype  element type of uint16 arrays ("bf16" or "f16")
 
         Raises BadState (no pass), ShapeError, DtypeError.
         """
         if dtype is not None:
-            k, v = meaning(k, dtype), meaning(v, dtype)
+            k, v = with_dtype(k, dtype), with_dtype(v, dtype)
         _capi.kvc_put(self._handle, layer, k, v)
 
     def attention(
@@ -309,41 +326,38 @@ class Cache:
         q: Array,
         out: Optional[Array] = None,
         *,
-        lse: Optional[Array] = None,
         bias: Optional[Array] = None,
         mask: Optional[Array] = None,
         weights: Optional[Array] = None,
+        lse: Optional[Array] = None,
         dtype: Any = None,
     ) -> Array:
-        """Attention of the pass's queries over what each may see, in a layer that was put.
+        """Computes attention of the pass's queries over what each may see, in a layer that was put.
 
         q        [n_tokens, n_q_heads, head_dim_k]
         out      [n_tokens, n_q_heads, head_dim_v], written; None: a new float32 array
-        lse      float32 [n_tokens, n_q_heads], written when given: natural log of the sum of
-                 exponentials over what is visible
         bias     [n_q_heads, n_tokens, history], added to the scores; minus infinity hides
-        mask     bool [n_q_heads, n_tokens, history]: False hides what the cache's own rules would
-                 show; True shows nothing that they hide. (A mask of 0 and minus infinity is a bias.)
-        weights  float32 [n_q_heads, n_tokens, history], written when given: what each value counts
-                 for. For looking, not for speed
-        dtype    what uint16 arrays stand for ("bf16" or "f16")
+        mask     bool [n_q_heads, n_tokens, history]: False hides. It can hide more than the cache's
+                 own rules do, never less. (A mask of 0 and minus infinity is a bias.)
+        weights  float32 [n_q_heads, n_tokens, history], written if given: the weight of each value.
+                 For analysis, not for speed
+        lse      float32 [n_tokens, n_q_heads], written if given: natural log of the sum of
+                 exponentials over visible keys
+        dtype    element type of uint16 arrays ("bf16" or "f16")
 
-        Column i of bias, mask and weights is cell history()[i], as runs() numbers cells. Bias and
-        mask are broadcast: an extent may be 1, and leading dimensions may be missing ([n_tokens,
-        history], [history]). A mask is bool and nothing else: uint8 goes in as array.view(bool),
-        which copies nothing.
+        Column i of bias, mask and weights is cell history(layer)[i], as runs() numbers cells. Bias
+        and mask are broadcast: an extent may be 1, and leading dimensions may be missing
+        ([n_tokens, history], [history]). A mask must be bool: pass uint8 as array.view(bool), which
+        copies nothing.
 
-        Returns out. A row that sees nothing gets 0 (and minus infinity in lse).
+        Returns out. A row that sees nothing is 0 (minus infinity in lse).
         Raises BadState (no pass, or no put of this layer), ShapeError, DtypeError.
         """
         result = self._new_out(q) if out is None else out
         out = result
         if dtype is not None:
-            q, out, bias = meaning(q, dtype), meaning(out, dtype), meaning(bias, dtype)
-        if bias is None and mask is None and weights is None:
-            _capi.kvc_attention(self._handle, layer, q, out, lse)
-        else:
-            _capi.kvc_attention_with(self._handle, layer, q, out, lse, bias, mask, weights)
+            q, out, bias = with_dtype(q, dtype), with_dtype(out, dtype), with_dtype(bias, dtype)
+        _capi.kvc_attention(self._handle, layer, q, out, bias, mask, weights, lse)
         return result
 
     def put_attention(
@@ -354,19 +368,22 @@ class Cache:
         q: Array,
         out: Optional[Array] = None,
         *,
+        bias: Optional[Array] = None,
+        mask: Optional[Array] = None,
+        weights: Optional[Array] = None,
         lse: Optional[Array] = None,
         dtype: Any = None,
     ) -> Array:
-        """put() and attention() in one call; all arguments are checked before anything is stored.
+        """put() and attention() in one call. Checks all arguments before it stores anything.
 
         Returns out.
         """
         result = self._new_out(q) if out is None else out
         out = result
         if dtype is not None:
-            k, v = meaning(k, dtype), meaning(v, dtype)
-            q, out = meaning(q, dtype), meaning(out, dtype)
-        _capi.kvc_put_attention(self._handle, layer, k, v, q, out, lse)
+            k, v, bias = with_dtype(k, dtype), with_dtype(v, dtype), with_dtype(bias, dtype)
+            q, out = with_dtype(q, dtype), with_dtype(out, dtype)
+        _capi.kvc_put_attention(self._handle, layer, k, v, q, out, bias, mask, weights, lse)
         return result
 
     def _new_out(self, q: Array) -> np.ndarray:
@@ -374,32 +391,33 @@ class Cache:
         return np.empty((*shape[:-1], self.head_dim_v), dtype=np.float32)
 
     def set_causal(self, sees_later: Iterable[int] = ()) -> None:
-        """Replaces the tokens of the open pass that see later tokens of their sequence too.
+        """Replaces the set of tokens of the open pass that also see later tokens of their sequence.
 
-        sees_later  indexes into the batch; a repeated one counts once; none: all are causal
+        sees_later  indexes into the batch; a repeated one counts once, padding has no effect; none:
+                    all tokens are causal
 
         Raises BadState (no pass), InvalidArgument (an index outside the batch).
         """
         _capi.kvc_set_causal(self._handle, _listed(sees_later))
 
     def commit(self) -> None:
-        """Keeps the pass; layers that were not put hold zeros. Raises BadState (no pass)."""
+        """Keeps the pass. Layers that were not put hold zeros. Raises BadState (no pass)."""
         _capi.kvc_commit(self._handle)
         self._end_pass()
 
     def commit_prefix(self, sequences: Integers, keep: Integers) -> None:
-        """Keeps of each named sequence its first tokens of this pass (speculative decoding).
+        """Keeps the first tokens of each named sequence in this pass (speculative decoding).
 
-        sequences  [n] sequences, each named once; those not named keep all
-        keep       [n] how many tokens of it to keep, counted in batch order
+        sequences  [n] sequences, each named once; those that are not named keep all their tokens
+        keep       [n] how many tokens to keep, counted in batch order
 
-        Raises BadState (no pass); InvalidArgument, and the pass stays open.
+        Raises BadState (no pass), InvalidArgument. After an error the pass stays open.
         """
         _capi.kvc_commit_prefix(self._handle, sequences, keep)
         self._end_pass()
 
     def abort(self) -> None:
-        """Forgets the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
+        """Discards the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
         _capi.kvc_abort(self._handle)
         self._end_pass()
 
@@ -411,25 +429,25 @@ class Cache:
     # ---- Sequences -------------------------------------------------------------------------------
 
     def can_resume(self, sequence: int, want: int) -> int:
-        """The largest position up to `want` at which the sequence can continue; changes nothing."""
+        """The largest position up to `want` at which the sequence can continue. Changes nothing."""
         return _capi.kvc_can_resume(self._handle, sequence, want)
 
     def resume(self, sequence: int, want: int) -> int:
-        """Drops what lies at or behind the position that can_resume() answers, and returns it.
+        """Drops everything at or behind the position that can_resume() returns, and returns it.
 
-        Never fails for want of history, but may answer 0: ask can_resume() first if dropping
-        everything is too high a price. Raises BadState (the open pass is not fully put).
+        Never fails for lack of history, but may return 0: call can_resume() first if that is too
+        expensive. Raises BadState (the open pass is not fully put).
         """
         got = _capi.kvc_resume(self._handle, sequence, want)
         self._end_pass()
         return got
 
     def copy_prefix(self, src: int, dst: int, length: Optional[int] = None) -> int:
-        """Makes dst a copy of the first positions of src; no K or V moves, both share the cells.
+        """Makes dst a copy of the first positions of src. Copies no K or V: both share the cells.
 
         length  positions wanted; None: all
 
-        Returns how many dst got: what resume(src, length) would answer.
+        Returns how many positions dst has: what resume(src, length) would return.
         Raises InvalidArgument (src is dst, length < 0), BadState.
         """
         wanted = _capi.KVC_SEQ_END if length is None else length
@@ -438,25 +456,38 @@ class Cache:
         return got
 
     def reorder(self, dst: Integers, src: Integers) -> None:
-        """Makes each dst[i] a copy of src[i] as it was before the call (beam search).
+        """Makes each dst[i] a copy of what src[i] was before the call (beam search).
 
-        Raises InvalidArgument (a dst named twice), BadState.
+        Raises InvalidArgument (a dst is named twice), BadState.
         """
         _capi.kvc_reorder(self._handle, dst, src)
         self._end_pass()
 
     def remove(self, sequence: int, begin: int = 0, end: Optional[int] = None) -> None:
-        """Releases the positions [begin, end) of a sequence; later ones move down.
+        """Releases the positions [begin, end) of a sequence; later positions move down.
 
         end  None: to the end
 
-        Removing a middle part moves no K or V; keys then owe a rotation that attention pays. It
-        needs bind_rope() or a position-free cache when later positions must move.
+        Removing a middle part moves no K or V. Later keys then have a pending rotation, which
+        attention applies to the query instead. If later positions must move, the cache needs
+        bind_rope() or must be position-free.
 
-        Raises InvalidArgument, BadState, WindowLost, NotSupported (nothing says how keys turn).
+        Raises InvalidArgument, BadState, WindowLost, NotSupported (nothing says how keys rotate).
         """
         _capi.kvc_remove(self._handle, sequence, begin, _capi.KVC_SEQ_END if end is None else end)
         self._end_pass()
+
+    def can_remove(self, sequence: int, begin: int = 0, end: Optional[int] = None) -> bool:
+        """Whether remove() would succeed: False where it would raise WindowLost or NotSupported.
+
+        Raises any other exception that remove() would raise. Changes nothing.
+        """
+        last = _capi.KVC_SEQ_END if end is None else end
+        try:
+            _capi.kvc_can_remove(self._handle, sequence, begin, last)
+        except (WindowLost, NotSupported):
+            return False
+        return True
 
     def query(self, sequence: int) -> SequenceInfo:
         """What a sequence holds."""
@@ -471,34 +502,37 @@ class Cache:
 
         Returns (k [history, n_kv_heads, head_dim_k], v [history, n_kv_heads, head_dim_v]) in the
         storage type. Cells that no token of the pass sees may hold anything: apply mask() before
-        you multiply. kvc.View tells how NumPy, PyTorch and JAX read them without a copy, and how
-        long.
+        you multiply. See kvc.View for how NumPy, PyTorch and JAX read them without a copy, and for
+        how long.
 
         Raises BadState (no pass, or no put of this layer), CacheFull.
         """
         k, v = _capi.kvc_get(self._handle, layer)
         return View(self, k), View(self, v)
 
-    def history(self) -> range:
+    def history(self, layer: int) -> range:
         """The cells that the columns of get(), mask() and of a bias, mask or weights stand for.
 
-        Column i is cell history()[i], as runs() numbers cells. get() may change it, by copying
-        shared cells whose keys it turns. Raises BadState (no pass).
+        Column i is cell history(layer)[i], as runs() numbers cells. get() may change the range,
+        because it copies shared cells whose keys it rotates. In a causal cache all layers have the
+        same history. A pass of padding alone has none. Raises BadState (no pass).
         """
-        first, count = _capi.kvc_history(self._handle)
+        first, count = _capi.kvc_history(self._handle, layer)
         return range(first, first + count)
 
-    def mask(self, into: Optional[Array] = None) -> Array:
-        """The mask that belongs to get(): 0 where a token sees a cell, minus infinity elsewhere.
+    def mask(self, layer: int, into: Optional[Array] = None) -> Array:
+        """The mask that belongs to get(): 0 where a token sees a cell and minus infinity elsewhere,
+        or, as bool, True and False.
 
-        into  [n_tokens, history], float32 or float16, written; None: a new array of mask_dtype
+        into  [n_tokens, history], float32, float16 or bool, written; None: a new array of
+              mask_dtype
 
         Returns into. Raises BadState (no pass), ShapeError, DtypeError.
         """
         if into is None:
-            _, shape, _, code = _capi.kvc_mask_shape(self._handle)
+            _, shape, _, code = _capi.kvc_mask_shape(self._handle, layer)
             into = np.empty(shape, dtype=numpy_dtype(code))
-        _capi.kvc_mask(self._handle, into)
+        _capi.kvc_mask(self._handle, layer, into)
         return into
 
     def gather(
@@ -511,13 +545,13 @@ class Cache:
         transpose_v: bool = False,
         dtype: Any = None,
     ) -> Tuple[Array, Array]:
-        """Copies what a sequence holds in a layer, in order of position, keys turned for it.
+        """Copies what a sequence holds in a layer, in order of position, with keys rotated for
+        their present positions.
 
-        k            [count, n_kv_heads, head_dim_k], written; None: a new array; False: not wanted
-        v            [count, n_kv_heads, head_dim_v], or [n_kv_heads, head_dim_v, count] with
-                     transpose_v; written; None: a new array; False: not wanted
-        dtype        element type of new arrays (None: the storage type), and what uint16 arrays
-                     stand for
+        k      [count, n_kv_heads, head_dim_k], written; None: a new array; False: not wanted
+        v      [count, n_kv_heads, head_dim_v], or [n_kv_heads, head_dim_v, count] with transpose_v;
+               written; None: a new array; False: not wanted
+        dtype  element type of new arrays (None: the storage type) and of uint16 arrays
 
         count is query(sequence).count. Returns (k, v), with None for what was not wanted.
         Raises ShapeError, DtypeError.
@@ -542,12 +576,13 @@ class Cache:
         )
         return k, v
 
-    def runs(self, sequence: int) -> List[Run]:
-        """Where a sequence's tokens lie, in order of position, as the fewest runs of cells."""
-        count = _capi.kvc_runs(self._handle, sequence, None)
+    def runs(self, layer: int, sequence: int) -> List[Run]:
+        """Where a sequence's tokens are in a layer, in order of position, as the fewest runs of
+        cells. In a causal cache all layers have the same runs."""
+        count = _capi.kvc_runs(self._handle, layer, sequence, None)
         while True:
             table = np.empty((count, 4), dtype=np.int32)
-            found = _capi.kvc_runs(self._handle, sequence, table)
+            found = _capi.kvc_runs(self._handle, layer, sequence, table)
             if found <= count:
                 return [Run(*row) for row in table[:found].tolist()]
             count = found
@@ -555,7 +590,7 @@ class Cache:
     # ---- Watching --------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """How full the cache is."""
+        """What the cache holds."""
         stats = _capi.kvc_stats()
         _capi.kvc_cache_stats(self._handle, stats)
         return Stats(
@@ -570,19 +605,23 @@ class Cache:
     def digest(self) -> str:
         """128 bits over everything observable, as 32 hexadecimal digits.
 
-        Equal states have equal digests, whatever cells they lie in. Reads all K and V: a tool for
-        tests, not for the hot path.
+        Equal states have equal digests, whatever cells hold them. Reads all K and V: for tests, not
+        for the hot path.
         """
         first, second = _capi.kvc_state_digest(self._handle)
         return f"{first:016x}{second:016x}"
 
     def check(self) -> None:
-        """Walks every invariant. Raises InternalError that names the broken one."""
+        """Verifies every invariant. Raises InternalError, which names the broken one."""
         _capi.kvc_check(self._handle)
 
 
 # help() and editors show the arguments by name.
-_OPTIONS = inspect.signature(causal_descriptors).parameters.values()
+_OPTIONS = [
+    parameter
+    for function in (cache_descriptor, causal_descriptor)
+    for parameter in inspect.signature(function).parameters.values()
+]
 _DEVICE = inspect.Parameter(
     "device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Optional[Device]"
 )
@@ -592,8 +631,8 @@ Cache.__signature__ = inspect.Signature([*_OPTIONS, _DEVICE])  # type: ignore[at
 class Pass:
     """An open pass of Cache.forward(), for a `with` block.
 
-    Commits when the block ends, unless it was ended inside (a later pass is not its own, and stays
-    open); aborts when the block raises.
+    Commits the pass when the block ends, or aborts it when the block raises. If the block has ended
+    the pass itself, does nothing: a pass that was opened later stays open.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -605,14 +644,14 @@ class Pass:
 
     def __exit__(self, kind: object, *exception: object) -> None:
         if self.cache._pass != self._pass:
-            return  # ended inside the block
+            return  # the block has ended the pass
         if kind is None:
             self.cache.commit()
             return
         try:
             self.cache.abort()
         except Error:
-            pass  # what the block raised says more than that the cache cannot abort any more
+            pass  # the exception of the block matters more than a failed abort
 
 
 def _constants(values: Optional[Array], count: int, name: str) -> Optional[np.ndarray]:
@@ -629,15 +668,21 @@ def _listed(values: Iterable[int]) -> Any:
     return values if hasattr(values, "__len__") else list(values)
 
 
-def _indexes(values: Iterable[int], count: int) -> np.ndarray:
-    indexes = np.array(_listed(values), dtype=np.int64).reshape(-1)
+def _token_flags(sees_later: Optional[Iterable[int]], positions: Integers) -> Optional[np.ndarray]:
+    """Flags of a batch's tokens; None if there are none."""
+    if sees_later is None:
+        return None
+    count = len(positions)
+    indexes = np.array(_listed(sees_later), dtype=np.int64).reshape(-1)
     if len(indexes) and (indexes.min() < 0 or indexes.max() >= count):
         raise InvalidArgument(f"sees_later names tokens outside [0, {count})")
-    return indexes
+    flags = np.zeros(count, dtype=np.int32)
+    flags[indexes] = _capi.KVC_TOKEN_SEES_LATER
+    return flags
 
 
 def _stored(array: Array, dtype: Any, code: int) -> Any:
-    """Where gather() writes: uint16 arrays hold the storage type unless dtype says otherwise."""
+    """An array that gather() writes. If dtype is None, bare 16-bit values are the storage type."""
     if array is None or dtype is not None:
-        return meaning(array, dtype)
-    return (array, code) if code != _capi.KVC_F32 else array
+        return with_dtype(array, dtype)
+    return array, code

@@ -1,4 +1,4 @@
-"""Where memory lies and how many threads work."""
+"""Where memory is and how many threads work."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .errors import Busy
 
 
 class Device:
-    """A device that caches are made on. Closing it early is fine: caches keep what they need.
+    """A device to create caches on. It may be closed first: caches keep what they need of it.
 
     name       "cpu"
-    n_threads  threads that share one attention call, the caller's included, at most 256;
-               0: as many as the process is allowed; 1: the caller's alone
+    n_threads  threads that share the work of one attention call, the caller's included; at most
+               256. 0: as many as the process may use; 1: the calling thread only
 
-    Raises InvalidArgument, BackendUnavailable ("cuda:0" where there is none), OutOfMemory.
-    Devices may be used from any thread.
+    Raises InvalidArgument, BackendUnavailable ("cuda:0" if its backend is not installed),
+    OutOfMemory. A device may be used from any thread.
     """
 
     def __init__(self, name: str = "cpu", *, n_threads: int = 0) -> None:
@@ -34,11 +34,11 @@ class Device:
         return weakref.finalize(self, destroy_quietly, _capi.kvc_device_close, self._handle)
 
     def close(self) -> None:
-        """Closes the device; its threads end with its last cache. Closing twice is fine.
+        """Closes the device. Its threads end with its last cache. Closing twice is allowed.
 
-        Raises Busy (another thread is making a cache on it), and the device stays open.
+        Raises Busy if another thread is creating a cache on it; the device then stays open.
         """
-        if self._finalizer.detach() is None:  # of several threads one gets past this line
+        if self._finalizer.detach() is None:  # only one of several threads gets past this line
             return
         try:
             _capi.kvc_device_close(self._handle)
@@ -67,17 +67,17 @@ _default_lock = threading.Lock()
 
 
 def default_device() -> Device:
-    """The CPU device that caches share when they are given none, opened when first needed."""
+    """The CPU device of caches that are created without one. Opened when first needed."""
     global _default, _default_process
     with _default_lock:
-        # Handles do not outlive a fork: a child opens a device of its own.
+        # A forked child has none of its parent's handles and opens a device of its own.
         if _default is None or _default_process != os.getpid():
             _default, _default_process = Device(), os.getpid()
         return _default
 
 
 def _renew_lock() -> None:
-    """A fork in the middle of default_device() leaves the child a lock that nobody gives back."""
+    """A fork during default_device() would leave the child a lock that no thread releases."""
     global _default_lock
     _default_lock = threading.Lock()
 

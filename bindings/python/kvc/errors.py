@@ -1,7 +1,7 @@
 """One exception per status of the library.
 
-Each is an `Error`, and also the built-in exception that Python code would expect where there is one
-(`ShapeError` is a `ValueError`, `DtypeError` a `TypeError`), so callers may catch either.
+Each is an `Error`, and also the matching built-in exception if there is one (`ShapeError` is a
+`ValueError`, `DtypeError` a `TypeError`), so callers may catch either.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from . import kvc_capi as _capi
 
 
 class Error(RuntimeError):
-    """What a kvc call answered. After any but DeviceFailure and InternalError nothing has changed.
+    """Raised by a failing call, which has changed nothing (except DeviceFailure, InternalError).
 
     status  the library's number, negative (KVC_E_… in kvc/base.h)
     """
@@ -29,31 +29,31 @@ class Error(RuntimeError):
 
 
 class InvalidArgument(Error, ValueError):
-    """A number outside its bounds, or arguments that contradict each other."""
+    """A number is outside its bounds, or arguments contradict each other."""
 
     status = _capi.KVC_E_INVALID_ARGUMENT
 
 
 class InvalidHandle(Error):
-    """A closed cache or device, or one from before a fork."""
+    """The cache or device is closed, or is from before a fork."""
 
     status = _capi.KVC_E_HANDLE
 
 
 class OutOfMemory(Error, MemoryError):
-    """The system has no more memory (or the library no more handles)."""
+    """The system has no more memory, or the library no more handles."""
 
     status = _capi.KVC_E_OUT_OF_MEMORY
 
 
 class NotSupported(Error, NotImplementedError):
-    """Well formed, but this cache cannot do it."""
+    """The request is well formed, but this cache cannot do it."""
 
     status = _capi.KVC_E_NOT_SUPPORTED
 
 
 class BadState(Error):
-    """Not now: no pass is open, a layer was not put, constants are bound too late."""
+    """The call came at the wrong time: no pass is open, or a layer was not put."""
 
     status = _capi.KVC_E_BAD_STATE
 
@@ -83,19 +83,19 @@ class SizeOverflow(Error, OverflowError):
 
 
 class VersionMismatch(Error):
-    """A setting that this version of the library does not know."""
+    """The library does not know a setting, or an array uses a newer DLPack."""
 
     status = _capi.KVC_E_VERSION
 
 
 class CacheFull(Error):
-    """Fewer free cells than tokens, or more positions than a sequence may hold."""
+    """There are fewer free cells than tokens, or a sequence would hold too many positions."""
 
     status = _capi.KVC_E_CACHE_FULL
 
 
 class WindowLost(Error):
-    """The tokens that a continuation would need have slid out of the window."""
+    """The window has moved on: tokens that the continuation needs were released."""
 
     status = _capi.KVC_E_WINDOW_LOST
 
@@ -107,19 +107,19 @@ class NotFound(Error, LookupError):
 
 
 class InvalidRecurrentShape(Error, ValueError):
-    """Dimensions whose product is not the size of a recurrent state."""
+    """The product of the dimensions is not the size of the recurrent state."""
 
     status = _capi.KVC_E_INVALID_RECURRENT_SHAPE
 
 
 class DeviceFailure(Error):
-    """The device failed; the cache is poisoned and can only be closed."""
+    """The device failed. The cache is poisoned and can only be closed."""
 
     status = _capi.KVC_E_DEVICE
 
 
 class DeviceMismatch(Error):
-    """An array lies on another device than the cache."""
+    """An array is on another device than the cache."""
 
     status = _capi.KVC_E_DEVICE_MISMATCH
 
@@ -148,5 +148,5 @@ class InternalError(Error):
     status = _capi.KVC_E_INTERNAL
 
 
-# What the wrapper raises, by status; Error itself (0) for a number that this binding does not know.
+# What the wrapper raises, by status. Error itself has status 0 and stands for unknown numbers.
 _capi.set_errors({kind.status: kind for kind in (Error, *Error.__subclasses__())})

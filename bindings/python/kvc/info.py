@@ -1,4 +1,4 @@
-"""What the library tells about caches and sequences, as plain records."""
+"""What the library reports about caches and sequences, as plain records."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class SequenceInfo:
     """What a sequence holds, in positions."""
 
     first: int
-    """lowest position held; `next` when it holds none"""
+    """lowest position held; `next` if it holds none"""
     next: int
-    """where it continues: one past its last position"""
+    """where it continues: one past the last position"""
     count: int
     """positions held"""
     room: int
@@ -41,12 +41,13 @@ class Stats:
 
 @dataclass(frozen=True)
 class Run:
-    """Cells in a row that hold consecutive positions of a sequence."""
+    """Neighbouring cells that hold consecutive positions of a sequence."""
 
     cell: int
-    """the first, counted from the start of the pool"""
+    """the first cell, counted from the start of the pool"""
     length: int
+    """number of cells"""
     position: int
     """position in the first cell"""
     offset: int
-    """rotation that the keys still owe, in positions"""
+    """pending rotation of the keys: position minus the one they were rotated for"""

@@ -1,14 +1,14 @@
 """Pictures of a cache: its cells, its sequences, and its memory over a run.
 
-    python -m kvc inspect -o cache.svg program.py …     # runs a program, draws the caches it made
+    python -m kvc inspect -o cache.svg program.py …     # runs a program and draws its caches
 
     import kvc.inspect
     history = kvc.inspect.History()
     history.sample(cache)                               # after each pass, or as often as you like
     kvc.inspect.draw(cache, history).savefig("cache.svg")
 
-Drawing asks for matplotlib: `pip install matplotlib`. Looking changes nothing, and everything is
-asked of the public interface (query, runs, stats).
+Drawing needs matplotlib: `pip install matplotlib`. It changes nothing in the cache and uses its
+public methods only (query, runs, stats).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["History", "Snapshot", "draw"]
 
 FREE, SHARED = -1, -2
 _FREE_COLOUR, _SHARED_COLOUR, _GONE_COLOUR = "#f2f2f2", "#444444", "#d9d9d9"
-_OWED = "////"
-_ROWS = 32  # of the pool's picture, about
-_Segment = Tuple[int, int, int, bool]  # begin, end, owner, whether a rotation is owed
+_PENDING = "////"
+_ROWS = 32  # of the picture of the pool, approximately
+_Segment = Tuple[int, int, int, bool]  # begin, end, owner, whether a rotation is pending
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,29 @@ class Snapshot:
 
     stats: Stats
     sequences: Dict[int, Tuple[SequenceInfo, List[Run]]]
-    """those that hold something, or lost something to sliding"""
+    """those that hold positions, or lost positions because their window slid"""
 
     @staticmethod
-    def of(cache: Cache) -> Snapshot:
-        """Raises InvalidHandle (closed), Busy."""
+    def of(cache: Cache, layer: int = 0) -> Snapshot:
+        """The cells of one layer. Raises InvalidHandle (closed), InvalidArgument, Busy."""
         sequences = {}
         for sequence in range(cache.max_sequences):
             info = cache.query(sequence)
             if info.count or info.lost_below:
-                sequences[sequence] = (info, cache.runs(sequence))
+                sequences[sequence] = (info, cache.runs(layer, sequence))
         return Snapshot(cache.stats(), sequences)
 
     def cells(self) -> Tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Per cell of the pool: the sequence that owns it (or FREE, SHARED), and whether its keys
-        owe a rotation to one of them."""
+        """For each cell of the pool: the sequence that holds it (or FREE, SHARED), and whether its
+        keys have a pending rotation in one of its sequences."""
         owner = np.full(self.stats.cells, FREE, dtype=np.int64)
-        owed = np.zeros(self.stats.cells, dtype=bool)
+        pending = np.zeros(self.stats.cells, dtype=bool)
         for sequence, (_, runs) in self.sequences.items():
             for run in runs:
                 cells = slice(run.cell, run.cell + run.length)
                 owner[cells] = np.where(owner[cells] == FREE, sequence, SHARED)
-                owed[cells] |= run.offset != 0
-        return owner, owed
+                pending[cells] |= run.offset != 0
+        return owner, pending
 
 
 @dataclass
@@ -72,18 +72,18 @@ class History:
     samples: List[Stats] = field(default_factory=list)
 
     def sample(self, cache: Cache) -> None:
-        """Adds what the cache tells now."""
+        """Appends what cache.stats() returns now."""
         self.samples.append(cache.stats())
 
 
 def draw(what: Union[Cache, Snapshot], history: Optional[History] = None) -> Figure:
-    """A picture of a cache, and of its memory over a run when there is a history.
+    """Draws a cache, and its memory over a run if there is a history.
 
     Top: the pool, cell after cell, row after row. Below: what each sequence holds by position, and
-    what slid out of its window. A colour is a sequence, dark cells are shared by several, hatched
-    keys owe a rotation because their positions have moved.
+    what slid out of its window. Each sequence has a colour, and shared cells are dark. Hatched keys
+    have a pending rotation because their positions have moved.
 
-    Returns a matplotlib Figure; `savefig` writes it.
+    Returns a matplotlib Figure; its `savefig` writes the file.
     """
     from matplotlib.figure import Figure
 
@@ -92,8 +92,8 @@ def draw(what: Union[Cache, Snapshot], history: Optional[History] = None) -> Fig
     heights = [3.0, 0.6 + 0.3 * max(1, len(snapshot.sequences))] + ([1.8] if samples else [])
     figure = Figure(figsize=(9, sum(heights) + 1.2), layout="constrained")
     axes = figure.subplots(len(heights), height_ratios=heights)
-    owner, owed = snapshot.cells()
-    _draw_pool(axes[0], snapshot, owner, owed)
+    owner, pending = snapshot.cells()
+    _draw_pool(axes[0], snapshot, owner, pending)
     _draw_sequences(axes[1], snapshot, owner)
     if samples:
         _draw_history(axes[2], samples)
@@ -113,40 +113,40 @@ def _colour(owner: int) -> Any:
 
 
 def _segments(
-    owner: np.ndarray[Any, Any], owed: np.ndarray[Any, Any], begin: int
+    owner: np.ndarray[Any, Any], pending: np.ndarray[Any, Any], begin: int
 ) -> List[_Segment]:
-    """Stretches of one owner and one debt, in cells counted from `begin`; free ones left out."""
-    differs = (owner[1:] != owner[:-1]) | (owed[1:] != owed[:-1])
+    """Neighbouring cells that are drawn alike, counted from `begin`; free cells are left out."""
+    differs = (owner[1:] != owner[:-1]) | (pending[1:] != pending[:-1])
     edges = [0, *(np.flatnonzero(differs) + 1).tolist(), len(owner)]
     return [
-        (begin + start, begin + end, int(owner[start]), bool(owed[start]))
+        (begin + start, begin + end, int(owner[start]), bool(pending[start]))
         for start, end in zip(edges, edges[1:])
         if owner[start] != FREE
     ]
 
 
 def _bar(axes: Axes, row: float, segment: _Segment, height: float) -> None:
-    begin, end, owner, owed = segment
+    begin, end, owner, pending = segment
     axes.broken_barh(
         [(begin, end - begin)],
         (row - height / 2, height),
         facecolor=_colour(owner),
         edgecolor="white",
         linewidth=0.4,
-        hatch=_OWED if owed else None,
+        hatch=_PENDING if pending else None,
     )
 
 
 def _draw_pool(
-    axes: Axes, snapshot: Snapshot, owner: np.ndarray[Any, Any], owed: np.ndarray[Any, Any]
+    axes: Axes, snapshot: Snapshot, owner: np.ndarray[Any, Any], pending: np.ndarray[Any, Any]
 ) -> None:
     stats = snapshot.stats
     width = max(32, -(-stats.cells // (_ROWS * 32)) * 32)
     for row, begin in enumerate(range(0, stats.cells, width)):
         end = min(begin + width, stats.cells)
         axes.broken_barh([(0, end - begin)], (row - 0.45, 0.9), facecolor=_FREE_COLOUR)
-        for start, stop, whose, debt in _segments(owner[begin:end], owed[begin:end], 0):
-            _bar(axes, row, (start, stop, whose, debt), 0.9)
+        for segment in _segments(owner[begin:end], pending[begin:end], 0):
+            _bar(axes, row, segment, 0.9)
     rows = -(-stats.cells // width)
     axes.set(
         xlim=(0, width), ylim=(rows - 0.4, -0.6), xlabel="cell", ylabel=f"rows of {width} cells"
@@ -198,5 +198,5 @@ def _legend(snapshot: Snapshot) -> List[Any]:
         Patch(facecolor=_SHARED_COLOUR, label="shared"),
         Patch(facecolor=_FREE_COLOUR, edgecolor="#aaaaaa", label="free"),
         Patch(facecolor=_GONE_COLOUR, label="slid out"),
-        Patch(facecolor="white", edgecolor="black", hatch=_OWED, label="owes a rotation"),
+        Patch(facecolor="white", edgecolor="black", hatch=_PENDING, label="pending rotation"),
     ]

@@ -1,4 +1,4 @@
-"""Memory of a cache, lent to NumPy and to whoever speaks DLPack."""
+"""Memory of a cache, lent to NumPy and to libraries that use DLPack."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from .errors import BadState, InvalidArgument
 if TYPE_CHECKING:
     from .cache import Cache
 
-_CPU = (1, 0)  # DLPack's number of the device that all of a cache's memory lies on
+_CPU = (1, 0)  # DLPack's type and number of the device that holds the memory of a cache
 _BITS = {_capi.KVC_F32: "<f4", _capi.KVC_F16: "<f2", _capi.KVC_BF16: "<u2"}
 
 
 class View:
-    """Keys or values of a layer where they lie in the cache, in place and read-only.
+    """Keys or values of a layer, in place in the memory of the cache and read-only.
 
-    `np.asarray(view)`, `np.from_dlpack(view)` and `torch.from_dlpack(view)` make arrays over the
-    same memory; `view[:, head]` (integers and slices) is a view of a part. bfloat16 goes out as
-    itself through DLPack; NumPy shows it with ml_dtypes, or as uint16 without. JAX takes dense
-    memory alone, so a head at a time, `jax.dlpack.from_dlpack(view[:, head])`, and copies it unless
-    it begins at a multiple of 64 bytes (rows of as many do). Methods of a cache take
-    views as arguments.
+    `np.asarray(view)`, `np.from_dlpack(view)` and `torch.from_dlpack(view)` return arrays over the
+    same memory; `view[:, head]` (integers and slices) returns a view of a part. DLPack passes
+    bfloat16 as such; NumPy reads it with ml_dtypes, or as uint16 without. JAX reads dense memory
+    only: pass one head at a time, `jax.dlpack.from_dlpack(view[:, head])`. JAX copies it unless it
+    begins at a multiple of 64 bytes. Methods of a cache take views as arguments.
 
-    A view lasts as long as its pass: until begin, commit, commit_prefix, abort, remove,
-    copy_prefix, reorder, resume or close. Using it afterwards raises BadState. It keeps its cache
-    from being collected.
+    A view is valid until its pass ends, which begin, commit, commit_prefix, abort, remove,
+    copy_prefix, reorder, resume and close do. Using it afterwards raises BadState. A view keeps its
+    cache from being collected.
 
-    An array that was made of a view cannot raise. After the pass it shows whatever lies there then:
-    copy what you need longer. It never meets freed memory: a cache that is closed while such
-    arrays exist gives its memory back when the last of them goes.
+    An array over a view cannot raise. After the pass it contains whatever the cache stores there
+    then: copy what you need longer. Its memory is never freed under it: a cache that is closed
+    while such arrays exist frees its memory when the last of them is gone.
 
-    Do not write through an array that cannot say it is read-only (PyTorch's cannot).
+    Do not write through an array that is not marked read-only (PyTorch's tensors cannot be).
     """
 
     __slots__ = ("_cache", "_pass", "_description", "__weakref__")
@@ -53,44 +52,44 @@ class View:
 
     @property
     def shape(self) -> Tuple[int, ...]:
-        """[history, n_kv_heads, head_dim], or that of the part."""
+        """[history, n_kv_heads, head_dim], or the shape of the part."""
         return self._description[1]
 
     @property
     def strides(self) -> Tuple[int, ...]:
-        """In bytes, as NumPy counts."""
+        """In bytes, as in NumPy."""
         return self._description[2]
 
     @property
     def ndim(self) -> int:
-        """How many dimensions it has."""
+        """The number of dimensions."""
         return len(self.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As NumPy shows it; bfloat16 is ml_dtypes' when that is installed, else uint16."""
+        """The NumPy dtype; for bfloat16 ml_dtypes' if it is installed, else uint16."""
         return numpy_dtype(self._description[3])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements."""
+        """The size of the elements in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("a view of no dimensions has no length")
+            raise TypeError("a view without dimensions has no length")
         return self.shape[0]
 
     def __repr__(self) -> str:
-        over = "" if self.valid else ", its pass is over"
-        return f"<kvc.View {list(self.shape)} {self.dtype}{over}>"
+        ended = "" if self.valid else ", its pass has ended"
+        return f"<kvc.View {list(self.shape)} {self.dtype}{ended}>"
 
     def _memory(self) -> Any:
-        """What keeps the memory alive. Taken before the pass is asked for: a close in between does
-        not matter then."""
+        """What keeps the memory alive. Read before `valid`, so that another thread may close the
+        cache in between."""
         handle = self._cache._handle
         if not self.valid:
-            raise BadState("the pass that this view belongs to is over")
+            raise BadState("the pass of this view has ended")
         return handle
 
     def _bits(self) -> Tuple[_Loan, np.ndarray[Any, Any]]:
@@ -100,13 +99,13 @@ class View:
     def __getitem__(self, key: Any) -> View:
         loan, bits = self._bits()
         keys = key if isinstance(key, tuple) else (key,)
-        # With an ellipsis NumPy answers integers with an array of no dimensions, not with a value.
+        # With an ellipsis, integers select an array without dimensions instead of a value.
         part = bits[keys if any(each is ... for each in keys) else (*keys, ...)]
         base: Any = part
         while isinstance(base, np.ndarray):
             base = base.base
         if base is not loan:
-            raise TypeError("a part of a view is named by integers and slices")
+            raise TypeError("a view is indexed by integers and slices")
         description = (part.ctypes.data, part.shape, part.strides, self._description[3])
         self._memory()
         return View(self._cache, description)
@@ -121,7 +120,7 @@ class View:
         return array.copy() if copy else array
 
     def __dlpack_device__(self) -> Tuple[int, int]:
-        """DLPack's number of the CPU."""
+        """DLPack's type and number of the CPU."""
         self._memory()
         return _CPU
 
@@ -133,12 +132,12 @@ class View:
         dl_device: Optional[Tuple[int, int]] = None,
         copy: Optional[bool] = None,
     ) -> Any:
-        """A DLPack capsule: of version 1.0, marked read-only, for consumers that ask with
-        max_version; else of the older kind, which cannot say that it is read-only."""
+        """A DLPack capsule: of version 1.0 and marked read-only if max_version allows it; else of
+        the older kind, which cannot be marked read-only."""
         if stream is not None:
-            raise InvalidArgument("a CPU has no streams")
+            raise InvalidArgument("the CPU has no streams")
         if dl_device is not None and tuple(map(int, dl_device)) != _CPU:
-            raise BufferError("the memory of this cache lies on the CPU")
+            raise BufferError("the memory of this cache is on the CPU")
         memory, description = self._memory(), self._description
         if copy:
             memory = self._bits()[1].copy()
@@ -148,7 +147,7 @@ class View:
 
 
 class _Loan:
-    """Describes memory to NumPy, and is what NumPy keeps alive as long as an array uses it."""
+    """Describes memory to NumPy. NumPy keeps this object alive as long as an array uses it."""
 
     def __init__(self, memory: Any, description: Description) -> None:
         address, shape, strides, code = description

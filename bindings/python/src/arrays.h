@@ -1,8 +1,8 @@
-/* Arrays of Python as kvc_tensor views, without a copy. Included once, by the generated wrapper.
+/* Python's arrays as kvc_tensor views, without a copy. Included once, by the generated wrapper.
  *
- * An argument is an object with the buffer protocol, __array_interface__ or __dlpack__, asked for in
- * this order (the fastest first), or a tuple (object, dtype) that says what its 16-bit values stand
- * for (the buffer protocol has no bfloat16). */
+ * An argument is an object with the buffer protocol, __array_interface__ or __dlpack__, tried in this
+ * order (the fastest first), or a tuple (object, dtype) whose dtype is the element type of bare 16-bit
+ * values (the buffer protocol has no bfloat16). */
 #ifndef KVC_PYTHON_ARRAYS_H
 #define KVC_PYTHON_ARRAYS_H
 
@@ -13,7 +13,7 @@ typedef struct kvc_py_array {
   kvc_tensor tensor;
   int has_view;
   Py_buffer view;
-  PyObject* lender; /* keeps what __array_interface__ or __dlpack__ described during the call */
+  PyObject* lender; /* keeps the memory of __array_interface__ or __dlpack__ alive during the call */
 } kvc_py_array;
 
 static void kvc_py_array_close(kvc_py_array* array) {
@@ -23,7 +23,7 @@ static void kvc_py_array_close(kvc_py_array* array) {
 }
 
 /* The kvc element type of a size and a code: 'f' floating, 'b' boolean, 'B' bfloat16, 'u' and 'V' bare
- * bits. */
+ * bits. 0: there is none. */
 static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of_bits) {
   if (code == 'f' && itemsize == 4) return KVC_F32;
   if (code == 'f' && itemsize == 2) return KVC_F16;
@@ -33,14 +33,27 @@ static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of
   return 0;
 }
 
-/* Strides of bytes become strides of elements. A negative one passes: the library refuses it. */
+/* Bytes of an element, or 0 and an exception for a type that no array has. */
+static int kvc_py_itemsize(uint32_t dtype) {
+  switch (dtype) {
+    case KVC_F32: return 4;
+    case KVC_F16:
+    case KVC_BF16: return 2;
+    case KVC_BOOL: return 1;
+  }
+  kvc_py_raise_format(KVC_E_DTYPE, "no array has the element type %u", (unsigned int)dtype);
+  return 0;
+}
+
+/* Converts a stride from bytes to elements. The library refuses negative ones. */
 static int kvc_py_array_set_stride(kvc_tensor* tensor, int dim, Py_ssize_t bytes,
                                    Py_ssize_t itemsize, const char* name) {
   if (tensor->shape[dim] <= 1 && (bytes < 0 || bytes % itemsize != 0))
-    bytes = 0; /* never stepped */
+    bytes = 0; /* the stride of an extent of 0 or 1 is never used */
   if (bytes % itemsize != 0) {
-    kvc_py_raise_format(KVC_E_SHAPE, "%s: a stride of %zd bytes is no multiple of its elements' %zd",
-                        name, bytes, itemsize);
+    kvc_py_raise_format(KVC_E_SHAPE,
+                        "%s: a stride of %zd bytes is not a multiple of the element size %zd", name,
+                        bytes, itemsize);
     return 0;
   }
   tensor->strides[dim] = bytes / itemsize;
@@ -56,7 +69,7 @@ static int kvc_py_array_set_ndim(kvc_tensor* tensor, Py_ssize_t ndim, const char
   return 1;
 }
 
-/* 1: taken; 0: an exception is set; -1: no such buffer. */
+/* Returns 1 if the object was read, 0 with an exception set, or -1 if it has no usable buffer. */
 static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const char* name,
                                     int writable, uint32_t meaning_of_bits) {
   Py_buffer* view = &array->view;
@@ -90,7 +103,7 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const
   if (!kvc_py_array_set_ndim(tensor, view->ndim, name)) return 0;
   dense = view->itemsize;
   for (dim = view->ndim - 1; dim >= 0; --dim) {
-    /* Asked for strides, ctypes still leaves them out: dense rows. */
+    /* ctypes omits strides even if they are requested: its rows are dense. */
     Py_ssize_t bytes = view->strides ? view->strides[dim] : dense;
     tensor->shape[dim] = view->shape[dim];
     if (!kvc_py_array_set_stride(tensor, dim, bytes, view->itemsize, name)) return 0;
@@ -104,15 +117,15 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const
 static int kvc_py_is_bfloat16(PyObject* object) {
   PyObject* dtype = PyObject_GetAttrString(object, "dtype");
   PyObject* name = dtype ? PyObject_GetAttrString(dtype, "name") : NULL;
-  int answer = name && PyUnicode_Check(name) &&
-               PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
+  int is_bfloat16 = name && PyUnicode_Check(name) &&
+                    PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
   Py_XDECREF(name);
   Py_XDECREF(dtype);
   PyErr_Clear();
-  return answer;
+  return is_bfloat16;
 }
 
-/* Shape and strides of an __array_interface__; null strides mean dense rows. */
+/* Reads shape and strides of an __array_interface__. Null strides mean dense rows. */
 static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObject* strides,
                                     Py_ssize_t itemsize, const char* name) {
   Py_ssize_t dense = itemsize;
@@ -125,7 +138,7 @@ static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObjec
   if (strides == Py_None) strides = NULL;
   if (strides && (!PyTuple_Check(strides) || PyTuple_GET_SIZE(strides) != tensor->ndim)) {
     PyErr_Format(PyExc_TypeError,
-                 "%s: its __array_interface__ has strides that do not fit its shape", name);
+                 "%s: its __array_interface__ has strides that do not match its shape", name);
     return 0;
   }
   for (dim = tensor->ndim - 1; dim >= 0; --dim) {
@@ -143,7 +156,7 @@ static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObjec
   return 1;
 }
 
-/* 1: taken; 0: an exception is set; -1: the object has no interface. */
+/* Returns 1 if the object was read, 0 with an exception set, or -1 if it has no such interface. */
 static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, const char* name,
                                        int writable, uint32_t meaning_of_bits) {
   kvc_tensor* tensor = &array->tensor;
@@ -159,7 +172,7 @@ static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, co
     return -1;
   }
   if (!PyDict_Check(array->lender)) {
-    PyErr_Format(PyExc_TypeError, "%s: its __array_interface__ is no dict", name);
+    PyErr_Format(PyExc_TypeError, "%s: its __array_interface__ is not a dict", name);
     return 0;
   }
   data = PyDict_GetItemString(array->lender, "data");
@@ -187,21 +200,24 @@ static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, co
                                   PyDict_GetItemString(array->lender, "strides"), itemsize, name);
 }
 
-/* Opens an argument as a view. 0: an exception is set. Close it in either case. */
+/* Opens an argument as a view. Returns 0 with an exception set if it fails. The caller closes the
+ * array in either case. */
 static int kvc_py_array_open(kvc_py_array* array, PyObject* object, const char* name, int writable) {
   uint32_t meaning_of_bits = 0;
   int taken;
   memset(array, 0, sizeof *array);
   array->tensor.device_type = KVC_CPU;
   if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
-    meaning_of_bits = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(object, 1));
+    const unsigned long dtype = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(object, 1));
     if (PyErr_Occurred()) return 0;
+    /* Any other type has another size, and would be read beyond the end of the array. */
+    if (dtype == KVC_F16 || dtype == KVC_BF16) meaning_of_bits = (uint32_t)dtype;
     object = PyTuple_GET_ITEM(object, 0);
   }
   taken = kvc_py_array_from_buffer(array, object, name, writable, meaning_of_bits);
   if (taken < 0) taken = kvc_py_array_from_interface(array, object, name, writable, meaning_of_bits);
-  /* Who has a buffer and lends none to write into (JAX, of bfloat16) is not written through DLPack
-   * either: its older capsules cannot say that they are read-only. */
+  /* An object whose buffer is not writable (a bfloat16 array of JAX) is not written through DLPack
+   * either: older DLPack capsules cannot be marked read-only. */
   if (taken < 0 && writable && PyObject_CheckBuffer(object)) return kvc_py_refuse_to_write(name);
   if (taken < 0) {
     taken = kvc_py_dlpack_open(object, name, writable, meaning_of_bits, &array->lender,
@@ -214,11 +230,14 @@ static int kvc_py_array_open(kvc_py_array* array, PyObject* object, const char* 
   return 0;
 }
 
-/* A view that the library filled in, as (address, shape, strides in bytes, dtype). */
+/* A view as (address, shape, strides in bytes, dtype). */
 static PyObject* kvc_py_describe(const kvc_tensor* tensor) {
-  const Py_ssize_t itemsize = (Py_ssize_t)(tensor->dtype >> 8 & 0xff) / 8;
-  PyObject *shape = PyTuple_New(tensor->ndim), *strides = PyTuple_New(tensor->ndim), *result = NULL;
+  const int itemsize = kvc_py_itemsize(tensor->dtype);
+  PyObject *shape, *strides, *result = NULL;
   int dim;
+  if (itemsize == 0) return NULL;
+  shape = PyTuple_New(tensor->ndim);
+  strides = PyTuple_New(tensor->ndim);
   if (shape == NULL || strides == NULL) goto done;
   for (dim = 0; dim < tensor->ndim; ++dim) {
     PyObject* extent = PyLong_FromLongLong(tensor->shape[dim]);
@@ -235,26 +254,27 @@ done:
   return result;
 }
 
-/* A DLPack capsule over memory that kvc_py_describe() described, which `owner` keeps alive. */
+/* A DLPack capsule over memory that `owner` keeps alive, described as by kvc_py_describe(). */
 static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int versioned, int copied) {
   const uint64_t flags = copied ? DLPACK_FLAG_BITMASK_IS_COPIED : DLPACK_FLAG_BITMASK_READ_ONLY;
   kvc_tensor view;
   PyObject *shape, *strides;
   unsigned long long address;
   unsigned int dtype;
-  int dim;
+  int dim, itemsize;
   memset(&view, 0, sizeof view);
   if (!PyArg_ParseTuple(description, "KO!O!I", &address, &PyTuple_Type, &shape, &PyTuple_Type,
                         &strides, &dtype))
     return NULL;
+  itemsize = kvc_py_itemsize(dtype);
+  if (itemsize == 0) return NULL;
   view.data = (void*)(uintptr_t)address;
   view.device_type = KVC_CPU;
   view.dtype = dtype;
   if (!kvc_py_array_set_ndim(&view, PyTuple_GET_SIZE(shape), "view")) return NULL;
   for (dim = 0; dim < view.ndim; ++dim) {
     view.shape[dim] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, dim));
-    view.strides[dim] =
-        PyLong_AsLongLong(PyTuple_GET_ITEM(strides, dim)) / ((int)(dtype >> 8 & 0xff) / 8);
+    view.strides[dim] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides, dim)) / itemsize;
   }
   return PyErr_Occurred() ? NULL : kvc_py_dlpack_new(owner, &view, versioned, flags);
 }

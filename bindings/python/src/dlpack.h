@@ -1,5 +1,5 @@
-/* DLPack: tensors of other libraries as arguments, and the cache's memory lent to them. Included once,
- * by arrays.h. */
+/* DLPack: reads tensors of other libraries, and lends them the memory of a cache. Included once, by
+ * arrays.h. */
 #ifndef KVC_PYTHON_DLPACK_H
 #define KVC_PYTHON_DLPACK_H
 
@@ -13,7 +13,7 @@
 
 /* ---- In -------------------------------------------------------------------------------------- */
 
-/* Asked first, because a producer may have to wait for its device to hand out a tensor. */
+/* Called before __dlpack__(), in which a producer may have to wait for its device. */
 static int kvc_py_dlpack_is_on_cpu(PyObject* object, const char* name) {
   PyObject* device = PyObject_CallMethod(object, "__dlpack_device__", NULL);
   PyObject* type;
@@ -26,24 +26,24 @@ static int kvc_py_dlpack_is_on_cpu(PyObject* object, const char* name) {
   if (PyErr_Occurred()) return 0;
   if (number == kDLCPU || number == kDLCUDAHost) return 1;
   kvc_py_raise_format(KVC_E_DEVICE_MISMATCH,
-                      "%s lies on a device of DLPack type %ld, the cache on the CPU", name, number);
+                      "%s is on a device of DLPack type %ld, the cache is on the CPU", name, number);
   return 0;
 }
 
-/* A capsule of DLPack 1.0, or the older kind from producers that do not know the question. */
-static PyObject* kvc_py_dlpack_ask(PyObject* method) {
-  PyObject *none = PyTuple_New(0), *asked = Py_BuildValue("{s:(ii)}", "max_version", 1, 0);
-  PyObject* capsule = none && asked ? PyObject_Call(method, none, asked) : NULL;
-  if (capsule == NULL && none && asked && PyErr_ExceptionMatches(PyExc_TypeError)) {
+/* A capsule of DLPack 1.0, or of the older kind if the producer does not know max_version. */
+static PyObject* kvc_py_dlpack_request(PyObject* method) {
+  PyObject *none = PyTuple_New(0), *options = Py_BuildValue("{s:(ii)}", "max_version", 1, 0);
+  PyObject* capsule = none && options ? PyObject_Call(method, none, options) : NULL;
+  if (capsule == NULL && none && options && PyErr_ExceptionMatches(PyExc_TypeError)) {
     PyErr_Clear();
     capsule = PyObject_Call(method, none, NULL);
   }
   Py_XDECREF(none);
-  Py_XDECREF(asked);
+  Py_XDECREF(options);
   return capsule;
 }
 
-/* The tensor inside a capsule, which keeps it alive. 0: an exception is set. */
+/* Reads the tensor in a capsule, which keeps it alive. Returns 0 with an exception set if it fails. */
 static int kvc_py_dlpack_read(PyObject* capsule, const char* name, int writable,
                               uint32_t meaning_of_bits, kvc_tensor* out) {
   DLTensor lent;
@@ -52,7 +52,7 @@ static int kvc_py_dlpack_read(PyObject* capsule, const char* name, int writable,
     DLManagedTensorVersioned* managed =
         (DLManagedTensorVersioned*)PyCapsule_GetPointer(capsule, KVC_PY_DLPACK_VERSIONED);
     if (managed->version.major > 1) {
-      kvc_py_raise_format(KVC_E_VERSION, "%s comes as DLPack %u, which is too new", name,
+      kvc_py_raise_format(KVC_E_VERSION, "%s uses DLPack %u, which is too new", name,
                           managed->version.major);
       return 0;
     }
@@ -67,7 +67,7 @@ static int kvc_py_dlpack_read(PyObject* capsule, const char* name, int writable,
   }
   if (lent.dtype.code == kDLUInt && lent.dtype.bits == 16 && lent.dtype.lanes == 1) {
     if (meaning_of_bits == 0) return kvc_py_refuse_dtype(name, "uint16", 1);
-    lent.dtype.code = (uint8_t)(meaning_of_bits & 0xff);
+    lent.dtype.code = (uint8_t)(meaning_of_bits & 0xff); /* kDLFloat or kDLBfloat */
   }
   status = kvc_tensor_from_dlpack(&lent, out);
   if (status == KVC_OK) return 1;
@@ -80,12 +80,13 @@ static int kvc_py_dlpack_read(PyObject* capsule, const char* name, int writable,
     kvc_py_raise_format(status, "%s has a negative stride, or %d dimensions are not 0 to %d", name,
                         (int)lent.ndim, KVC_MAX_DIMS);
   } else {
-    kvc_py_raise_format(status, "%s: its DLPack tensor cannot be taken", name);
+    kvc_py_raise_format(status, "%s: its DLPack tensor cannot be used", name);
   }
   return 0;
 }
 
-/* 1: taken, and `capsule` keeps it; 0: an exception is set; -1: the object speaks no DLPack. */
+/* Returns 1 if the object was read (`capsule` keeps its memory alive), 0 with an exception set, or
+ * -1 if it has no __dlpack__(). */
 static int kvc_py_dlpack_open(PyObject* object, const char* name, int writable,
                               uint32_t meaning_of_bits, PyObject** capsule, kvc_tensor* out) {
   PyObject* method = PyObject_GetAttrString(object, "__dlpack__");
@@ -94,16 +95,16 @@ static int kvc_py_dlpack_open(PyObject* object, const char* name, int writable,
     PyErr_Clear();
     return -1;
   }
-  if (kvc_py_dlpack_is_on_cpu(object, name)) *capsule = kvc_py_dlpack_ask(method);
+  if (kvc_py_dlpack_is_on_cpu(object, name)) *capsule = kvc_py_dlpack_request(method);
   Py_DECREF(method);
   return *capsule != NULL && kvc_py_dlpack_read(*capsule, name, writable, meaning_of_bits, out);
 }
 
 /* ---- Out ------------------------------------------------------------------------------------- */
 
-/* What the consumer's deleter comes to, on whatever thread, with or without the GIL. */
+/* Called by the consumer's deleter, on any thread, with or without the GIL. */
 static void kvc_py_dlpack_release(kvc_dlpack_export* self) {
-  if (Py_IsInitialized()) { /* else the owner went with the interpreter */
+  if (Py_IsInitialized()) { /* else the interpreter has already destroyed the owner */
     const PyGILState_STATE gil = PyGILState_Ensure();
     Py_DECREF((PyObject*)self->owner);
     PyGILState_Release(gil);
@@ -111,7 +112,7 @@ static void kvc_py_dlpack_release(kvc_dlpack_export* self) {
   free(self);
 }
 
-/* A capsule that nobody took. (A consumer renames what it takes.) */
+/* Destroys a capsule that no consumer took. (A consumer renames the capsule that it takes.) */
 static void kvc_py_dlpack_gone(PyObject* capsule) {
   if (PyCapsule_IsValid(capsule, KVC_PY_DLPACK_VERSIONED)) {
     DLManagedTensorVersioned* managed =

@@ -1,6 +1,6 @@
-/* The part of DLPack 1.0 that this package speaks, so that building it asks for no dlpack.h. DLPack
- * has frozen the layout; tests/headers compares it with the real header. The guard is dlpack.h's own:
- * whoever has included that keeps it. */
+/* The part of DLPack 1.0 that this package uses, so that building it needs no dlpack.h. DLPack has
+ * frozen the layout, and tests/headers compares it with the real header. The include guard is that of
+ * dlpack.h: if that was included first, this file adds nothing. */
 #ifndef DLPACK_DLPACK_H_
 #define DLPACK_DLPACK_H_
 

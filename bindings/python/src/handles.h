@@ -1,5 +1,6 @@
-/* A cache as a Python object: a capsule that destroys it when the last reference goes. A running call
- * holds one, and so does every array that the cache's memory was lent to: none can meet freed memory. */
+/* A cache as a Python object: a capsule that destroys the cache when the last reference is dropped.
+ * Every running call and every array over the cache's memory holds a reference, so none can use freed
+ * memory. */
 #ifndef KVC_PYTHON_HANDLES_H
 #define KVC_PYTHON_HANDLES_H
 
@@ -9,7 +10,8 @@
 
 static void kvc_py_cache_gone(PyObject* capsule) {
   kvc_cache* cache = (kvc_cache*)PyCapsule_GetPointer(capsule, KVC_PY_CACHE);
-  /* Nobody is inside a call. In a child of a fork the handle is dead already, which is no news. */
+  /* No call is running: it would hold a reference. In a forked child this fails with HANDLE, as it
+   * should: the parent owns the cache. */
   Py_BEGIN_ALLOW_THREADS
   kvc_cache_destroy(cache);
   Py_END_ALLOW_THREADS
@@ -21,7 +23,8 @@ static PyObject* kvc_py_cache_new(kvc_cache* cache) {
   return capsule;
 }
 
-/* The cache of a capsule; None stands for one that was closed. 0: an exception is set. */
+/* Gets the cache of a capsule; None means a closed cache. Returns 0 with an exception set if it
+ * fails. */
 static int kvc_py_cache_open(PyObject* object, kvc_cache** out) {
   if (object == Py_None) {
     kvc_py_raise(KVC_E_HANDLE, "the cache is closed");

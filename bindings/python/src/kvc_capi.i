@@ -1,26 +1,42 @@
 /* The SWIG interface: module kvc_capi inside package kvc, generated from the C headers themselves.
  *
- * Every function keeps its C name and order of arguments, but: a status becomes an exception; outputs
- * become results; arrays come by buffer protocol, __array_interface__ or DLPack (arrays.h), lists of
- * integers bring their count along (support.h) and a cache is a capsule (handles.h). The GIL is
- * released during the calls that may take longer than taking it back (-threads, and the list further
- * down), and kept in all others. Nobody but the package's own modules uses this: its proxies never
- * reach a caller. */
+ * Every function keeps its C name and order of arguments, except that a failing status raises an
+ * exception, output arguments are returned, arrays are read through the buffer protocol,
+ * __array_interface__ or DLPack (arrays.h), a list of integers replaces its pointer and its count
+ * (support.h), and a cache is a capsule (handles.h). The calls that may take longer than reacquiring
+ * the GIL release it (-threads, and the list further down); all others keep it. Only the package's
+ * own modules use this module: SWIG's proxy objects never reach a caller. */
 %module(package="kvc") kvc_capi
 
 %{
 #include "arrays.h"
 #include "handles.h"
 
-/* kvc_attention_with() with what its struct points at as arguments of their own. */
-static kvc_status kvc_py_attention_with(kvc_cache *cache, int32_t layer, const kvc_tensor *q,
-                                        kvc_tensor *out, kvc_tensor *lse, const kvc_tensor *bias,
-                                        const kvc_tensor *mask, kvc_tensor *weights) {
-  const kvc_attention_extra extra = {sizeof extra, 0, bias, mask, weights};
-  return kvc_attention_with(cache, layer, q, out, lse, &extra);
+static kvc_attention_extra kvc_py_extra(const kvc_tensor *bias, const kvc_tensor *mask,
+                                        kvc_tensor *weights, kvc_tensor *lse) {
+  const kvc_attention_extra extra = {
+      .struct_size = sizeof extra, .bias = bias, .mask = mask, .weights = weights, .lse = lse};
+  return extra;
 }
 
-/* kvc_get() with views of its own, for a result in place of two arguments. */
+/* kvc_attention() with the tensors of its extra as arguments. */
+static kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q,
+                                   kvc_tensor *out, const kvc_tensor *bias, const kvc_tensor *mask,
+                                   kvc_tensor *weights, kvc_tensor *lse) {
+  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse);
+  return kvc_attention(cache, layer, q, out, &extra);
+}
+
+/* kvc_put_attention() likewise. */
+static kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k,
+                                       const kvc_tensor *v, const kvc_tensor *q, kvc_tensor *out,
+                                       const kvc_tensor *bias, const kvc_tensor *mask,
+                                       kvc_tensor *weights, kvc_tensor *lse) {
+  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse);
+  return kvc_put_attention(cache, layer, k, v, q, out, &extra);
+}
+
+/* kvc_get() into local views, which are then returned. */
 static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
                              kvc_tensor *SECOND_VIEW) {
   memset(VIEW, 0, sizeof *VIEW);
@@ -28,26 +44,26 @@ static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
   return kvc_get(cache, layer, VIEW, SECOND_VIEW);
 }
 
-/* The shape that kvc_mask() wants. */
-static kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW) {
+/* The shape and element type that kvc_mask() proposes. */
+static kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW) {
   memset(VIEW, 0, sizeof *VIEW);
   VIEW->device_type = KVC_CPU;
-  return kvc_mask(cache, VIEW);
+  return kvc_mask(cache, layer, VIEW);
 }
 
-/* kvc_gather() with the flag that Python's arrays cannot carry. */
+/* kvc_gather() with an argument for the flag, which a Python array cannot carry. */
 static kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence,
                                 int32_t transpose_v, kvc_tensor *k, kvc_tensor *v) {
   if (v != NULL && transpose_v) v->flags |= KVC_TENSOR_TRANSPOSED;
   return kvc_gather(cache, layer, sequence, k, v);
 }
 
-/* kvc_begin() with the flag RESERVE: sizes for the worst case, nothing is planned. */
+/* kvc_begin() with the flag RESERVE, which needs no positions. */
 static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
   return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
 }
 
-/* What the library is given for an array: (address, shape, strides in bytes, dtype). */
+/* How the wrapper reads an array: (address, shape, strides in bytes, dtype). */
 static PyObject *kvc_py_describe_array(const kvc_tensor *described) {
   return kvc_py_describe(described);
 }
@@ -88,7 +104,7 @@ static void kvc_py_set_errors(PyObject *errors) {
   $result = SWIG_Python_AppendOutput(
       $result, Py_BuildValue("KK", (unsigned long long)$1[0], (unsigned long long)$1[1]));
 }
-/* kvc_status_name() is given any number, not a result. */
+/* The argument of kvc_status_name() is any number, not the status of a call. */
 %typemap(in) kvc_status status {
   if (!kvc_py_int32($input, "status", &$1)) SWIG_fail;
 }
@@ -114,8 +130,8 @@ static void kvc_py_set_errors(PyObject *errors) {
 
 /* ---- Lists of integers ----------------------------------------------------------------------- */
 
-/* Count and list are one argument. (KVC_PY_EMPTY matters: after a failure SWIG frees every argument,
- * opened or not.) */
+/* Count and list are one argument. KVC_PY_EMPTY is required: after a failure SWIG frees every
+ * argument, opened or not. */
 %define KVC_COUNTED(COUNT, LIST)
 %typemap(in) (int32_t COUNT, const int32_t *LIST) (kvc_py_ints ints = KVC_PY_EMPTY) {
   if (!kvc_py_ints_open(&ints, $input, #LIST, -1)) SWIG_fail;
@@ -125,7 +141,7 @@ static void kvc_py_set_errors(PyObject *errors) {
 %typemap(freearg) (int32_t COUNT, const int32_t *LIST) "kvc_py_ints_close(&ints$argnum);"
 %enddef
 
-/* A list as long as the counted one, which is argument 2 of every function that has one. */
+/* A list of the same length as the counted one, which is argument 2 of every such function. */
 %define KVC_BESIDE(TYPE, LIST)
 %typemap(in) const TYPE *LIST (kvc_py_ints ints = KVC_PY_EMPTY) {
   if ($input != Py_None) {
@@ -145,7 +161,7 @@ KVC_BESIDE(int32_t, keep)
 KVC_BESIDE(int32_t, src)
 KVC_BESIDE(uint32_t, token_flags)
 
-/* Runs are written into an array of int32 [capacity, 4]; None asks for their number alone. */
+/* Runs are written into an array of int32 [capacity, 4]; with None only their number is returned. */
 %typemap(in) (int32_t capacity, kvc_run *runs) (Py_buffer view = KVC_PY_EMPTY) {
   $1 = 0;
   $2 = NULL;
@@ -158,7 +174,7 @@ KVC_BESIDE(uint32_t, token_flags)
 %typemap(freearg) (int32_t capacity, kvc_run *runs)
   "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
 
-/* Constants of the model: float32 arrays whose length the Python layer has checked, or None. */
+/* Constants of the model: float32 arrays whose length the Python code has checked, or None. */
 %typemap(in) const float * (Py_buffer view = KVC_PY_EMPTY) {
   if ($input != Py_None) {
     if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS) != 0) SWIG_fail;
@@ -200,12 +216,13 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 
 /* ---- What is left out and renamed -------------------------------------------------------------- */
 
-%ignore kvc_tensor;        /* views are made by the typemaps */
+%ignore kvc_tensor;        /* the typemaps make tensors */
 %ignore kvc_tensor_dense;
-%ignore kvc_allocator;     /* its callbacks would need the GIL in the middle of anything */
-%ignore kvc_bind_shift;    /* and so would this one */
+%ignore kvc_allocator;     /* its callbacks would need the GIL at arbitrary points */
+%ignore kvc_bind_shift;    /* likewise */
 %ignore kvc_attention_extra;
-%ignore kvc_attention_with; /* the shims below stand for these */
+%ignore kvc_attention;     /* the functions above, renamed below, replace these */
+%ignore kvc_put_attention;
 %ignore kvc_get;
 %ignore kvc_gather;
 %ignore kvc_run;
@@ -214,8 +231,8 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 
 /* ---- Who releases the GIL -------------------------------------------------------------------- */
 
-/* Nobody, descriptors' constructors and fields included, but the calls that work on keys and values,
- * on as many tokens as a caller likes, map memory, or wait for threads or for a lock. */
+/* Only calls that work on keys and values or on any number of tokens, map memory, or wait for threads
+ * or for a lock. All others keep the GIL, constructors and fields of descriptors included. */
 %nothreadallow;
 %threadallow kvc_device_open;
 %threadallow kvc_device_close;
@@ -224,9 +241,8 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %threadallow kvc_begin;
 %threadallow kvc_fits;
 %threadallow kvc_put;
-%threadallow kvc_attention;
-%threadallow kvc_py_attention_with;
-%threadallow kvc_put_attention;
+%threadallow kvc_py_attention;
+%threadallow kvc_py_put_attention;
 %threadallow kvc_commit;
 %threadallow kvc_commit_prefix;
 %threadallow kvc_abort;
@@ -234,6 +250,7 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %threadallow kvc_copy_prefix;
 %threadallow kvc_reorder;
 %threadallow kvc_remove;
+%threadallow kvc_can_remove;
 %threadallow kvc_py_get;
 %threadallow kvc_mask;
 %threadallow kvc_py_gather;
@@ -241,7 +258,7 @@ KVC_ARRAY(kvc_tensor *v, "v", 1)
 %threadallow kvc_state_digest;
 %threadallow kvc_check;
 
-/* Descriptors know their own size. SWIG's constructors set all else to zero. */
+/* Constructors set struct_size, and every other field to zero. */
 %define KVC_SIZED(STRUCT)
 %extend STRUCT {
   STRUCT() {
@@ -259,14 +276,15 @@ KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
 KVC_SIZED(kvc_stats)
 
-%constant int32_t KVC_SEQ_END = INT32_MAX; /* a macro that SWIG cannot read */
+%constant int32_t KVC_SEQ_END = INT32_MAX; /* SWIG cannot evaluate the macro */
 
 %include "kvc/base.h"
 %include "kvc/device.h"
 %include "kvc/cache.h"
 %include "kvc/attention.h"
 
-%rename(kvc_attention_with) kvc_py_attention_with;
+%rename(kvc_attention) kvc_py_attention;
+%rename(kvc_put_attention) kvc_py_put_attention;
 %rename(kvc_get) kvc_py_get;
 %rename(kvc_gather) kvc_py_gather;
 %rename(kvc_mask_shape) kvc_py_mask_shape;
@@ -274,13 +292,17 @@ KVC_SIZED(kvc_stats)
 %rename(describe_array) kvc_py_describe_array;
 %rename(lend) kvc_py_lend;
 %rename(set_errors) kvc_py_set_errors;
-kvc_status kvc_py_attention_with(kvc_cache *cache, int32_t layer, const kvc_tensor *q,
-                                 kvc_tensor *out, kvc_tensor *lse, const kvc_tensor *bias,
-                                 const kvc_tensor *mask, kvc_tensor *weights);
+kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out,
+                            const kvc_tensor *bias, const kvc_tensor *mask, kvc_tensor *weights,
+                            kvc_tensor *lse);
+kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k,
+                                const kvc_tensor *v, const kvc_tensor *q, kvc_tensor *out,
+                                const kvc_tensor *bias, const kvc_tensor *mask, kvc_tensor *weights,
+                                kvc_tensor *lse);
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
                          kvc_tensor *k, kvc_tensor *v);
-kvc_status kvc_py_mask_shape(kvc_cache *cache, kvc_tensor *VIEW);
+kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW);
 kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
 PyObject *kvc_py_describe_array(const kvc_tensor *described);
 PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int copied);

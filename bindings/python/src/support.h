@@ -1,4 +1,4 @@
-/* What the typemaps of kvc_capi.i share: errors and integers. Included by the wrapper alone. */
+/* What the typemaps of kvc_capi.i share: errors and integers. Included by the generated wrapper. */
 #ifndef KVC_PYTHON_SUPPORT_H
 #define KVC_PYTHON_SUPPORT_H
 
@@ -9,18 +9,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Initialises what a typemap opens, so that closing what was never opened does nothing. */
+/* Initialises the variables of a typemap, so that closing one that was never opened does nothing. */
 #define KVC_PY_EMPTY \
   { 0 }
 
-/* {status: exception class}, set by kvc/errors.py when the package is imported. */
+/* {status: exception class}. kvc/errors.py sets it when the package is imported. */
 static PyObject* kvc_py_errors = NULL;
 
-/* Raises the exception of a status with the binding's own message or, when null, the library's. */
+/* Raises the exception of a status with the message `text`; null: the library's last error message. */
 static void kvc_py_raise(kvc_status status, const char* text) {
   char message[512];
   PyObject *key, *kind, *value;
-  /* First of all: creating an object may run a finalizer that calls kvc on this thread. */
+  /* This must come first: creating an object may run a finalizer that calls kvc on this thread. */
   if (text == NULL) {
     kvc_last_error_copy(message, sizeof message);
     text = message;
@@ -29,7 +29,7 @@ static void kvc_py_raise(kvc_status status, const char* text) {
   if (key == NULL) return;
   kind = kvc_py_errors ? PyDict_GetItemWithError(kvc_py_errors, key) : NULL;
   if (kind == NULL && kvc_py_errors && !PyErr_Occurred()) {
-    PyObject* base = PyLong_FromLong(0); /* kvc.Error, for a status that this binding does not know */
+    PyObject* base = PyLong_FromLong(0); /* kvc.Error, for a status without an exception of its own */
     kind = base ? PyDict_GetItemWithError(kvc_py_errors, base) : NULL;
     Py_XDECREF(base);
   }
@@ -43,7 +43,7 @@ static void kvc_py_raise(kvc_status status, const char* text) {
   Py_DECREF(key);
 }
 
-/* kvc_py_raise() with a message in the manner of printf, as PyUnicode_FromFormat understands it. */
+/* kvc_py_raise() with a format as PyUnicode_FromFormat() takes it. */
 static void kvc_py_raise_format(kvc_status status, const char* format, ...) {
   va_list arguments;
   PyObject* text;
@@ -57,26 +57,26 @@ static void kvc_py_raise_format(kvc_status status, const char* format, ...) {
   Py_DECREF(text);
 }
 
-/* Returns 0, so that it ends a reader. */
+/* Always returns 0, which a reader returns when it fails. */
 static int kvc_py_refuse_dtype(const char* name, const char* found, int is_bits) {
   if (is_bits) {
     kvc_py_raise_format(
-        KVC_E_DTYPE, "%s holds bare 16-bit values: say what they stand for (dtype=\"bf16\")", name);
+        KVC_E_DTYPE, "%s holds bare 16-bit values: pass their type (dtype=\"bf16\" or \"f16\")", name);
   } else {
     kvc_py_raise_format(KVC_E_DTYPE,
-                        "%s has element type %s; float32, float16 and bfloat16 are taken, bool as a "
-                        "mask (uint8: array.view(bool))",
+                        "%s has element type %s, not float32, float16 or bfloat16, or bool for a mask "
+                        "(uint8: array.view(bool))",
                         name, found);
   }
   return 0;
 }
 
 static int kvc_py_refuse_to_write(const char* name) {
-  PyErr_Format(PyExc_ValueError, "%s is read-only and would be written", name);
+  PyErr_Format(PyExc_ValueError, "%s is read-only, but the call writes to it", name);
   return 0;
 }
 
-/* Any integer object (NumPy's too) as int32_t; 0 and an exception when it is none or too large. */
+/* Converts any integer object (NumPy's too) to int32_t. Returns 0 with an exception set if it fails. */
 static int kvc_py_int32(PyObject* object, const char* name, int32_t* out) {
   PyObject* number = PyNumber_Index(object);
   long long value;
@@ -100,9 +100,9 @@ static int kvc_py_int32(PyObject* object, const char* name, int32_t* out) {
 
 #define KVC_PY_INTS_INSIDE 32
 
-/* Integers, copied out of a list or an array while the GIL is held: the library reads them more than
- * once, and another thread may write to the array in between. A decode batch is copied without
- * allocating. */
+/* Integers, copied from a list or an array while the GIL is held: the library reads them more than
+ * once, and another thread may write to the array in between. The batch of a decode step is small
+ * enough to be copied without an allocation. */
 typedef struct kvc_py_ints {
   int32_t* data;
   int32_t count;
@@ -110,7 +110,7 @@ typedef struct kvc_py_ints {
 } kvc_py_ints;
 
 static void kvc_py_ints_close(kvc_py_ints* ints) {
-  if (ints->data != ints->inside) free(ints->data); /* null when it was never opened */
+  if (ints->data != ints->inside) free(ints->data); /* null if it was never opened */
   ints->data = NULL;
 }
 
@@ -136,7 +136,8 @@ static char kvc_py_int_format(const Py_buffer* view) {
   return view->itemsize == 4 ? 'i' : view->itemsize == 8 ? 'q' : 0;
 }
 
-/* Copies a one-dimensional integer buffer. 0: an exception is set; -1: not such a buffer. */
+/* Copies a one-dimensional integer buffer. Returns 1, 0 with an exception set, or -1 if the object is
+ * not such a buffer. */
 static int kvc_py_ints_from_buffer(kvc_py_ints* ints, PyObject* object, const char* name) {
   Py_buffer view;
   Py_ssize_t i, stride;
@@ -178,7 +179,8 @@ static int kvc_py_ints_from_buffer(kvc_py_ints* ints, PyObject* object, const ch
   return 1;
 }
 
-/* Any sequence of integers. `expected` >= 0: it must have that many; one integer stands for all. */
+/* Copies any sequence of integers. If `expected` >= 0 it must have that many entries, or be one
+ * integer, which is then repeated. Returns 0 with an exception set if it fails. */
 static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* name, int32_t expected) {
   int taken;
   ints->data = ints->inside;
@@ -193,7 +195,7 @@ static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* nam
   if (taken == 0) return 0;
   if (taken < 0) {
     Py_ssize_t i;
-    PyObject* items = PySequence_Tuple(object); /* an entry's __index__ may shrink the list itself */
+    PyObject* items = PySequence_Tuple(object); /* an entry's __index__() may shrink the list */
     if (items == NULL) {
       if (!PyErr_ExceptionMatches(PyExc_TypeError)) return 0;
       PyErr_Format(PyExc_TypeError, "%s must be a sequence of integers, not %.100s", name,

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-# `python -m pytest` puts the current folder first: here that is the source, which has no extension.
+# `python -m pytest` puts the current folder first. The source folder has no compiled extension.
 _SOURCE = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry or ".").resolve() != _SOURCE]
 
@@ -20,7 +20,7 @@ GEOMETRY = dict(
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    """`make test` brings all that the tests need (KVC_ALL_TESTS): a skipped one is a failure."""
+    """`make test` installs all that tests need and sets KVC_ALL_TESTS: none may be skipped."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if skipped and os.environ.get("KVC_ALL_TESTS"):
@@ -37,7 +37,7 @@ def device():
 
 @pytest.fixture
 def make(device):
-    """Makes caches of two layers, two KV heads of 16 and four query heads; closes them."""
+    """Creates caches of two layers, two KV heads of 16 and four query heads, and closes them."""
     made = []
 
     def create(**changes):
@@ -76,7 +76,7 @@ def kvq(random):
 
 @pytest.fixture
 def fill(kvq):
-    """Puts n new tokens of a sequence into every layer; returns what layer 0 was given."""
+    """Puts n new tokens of a sequence into every layer; returns (k, v, q)."""
 
     def put(cache, n_tokens, sequence=0, start=None):
         start = cache.query(sequence).next if start is None else start

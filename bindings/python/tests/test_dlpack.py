@@ -1,4 +1,4 @@
-"""DLPack both ways: what comes in is used in place, what goes out is the cache's own memory."""
+"""DLPack in both directions, without a copy."""
 
 import sys
 
@@ -26,7 +26,7 @@ KINDS = [dlpack.Managed, dlpack.Versioned]
 
 
 def of(array, **changes):
-    """A producer over an array of any type that NumPy shows."""
+    """A producer over an array of any type that NumPy knows."""
     code = {"bfloat16": BFLOAT, "bool": BOOL}.get(array.dtype.name, FLOAT)
     return Producer(array, changes.pop("code", code), **changes)
 
@@ -48,7 +48,7 @@ def of(array, **changes):
     ],
     ids=["f32", "f16", "bf16", "steps", "transposed", "broadcast", "bool"],
 )
-def test_the_library_is_given_the_tensors_own_memory(array, code, kind):
+def test_the_library_uses_the_tensors_own_memory(array, code, kind):
     for byte_offset in (0, 64):
         described = kvc_capi.describe_array(of(array, kind=kind, byte_offset=byte_offset))
         assert described == (array.ctypes.data, array.shape, array.strides, code)
@@ -59,7 +59,7 @@ def test_null_strides_are_dense():
     assert kvc_capi.describe_array(of(array, strides=None))[2] == array.strides
 
 
-def test_producers_are_asked_for_the_newer_kind_and_may_not_know_it():
+def test_the_newer_kind_is_requested_and_may_be_unknown():
     array = np.zeros((3, 2, 16), np.float32)
     newer, older = of(array), of(array, kind=dlpack.Managed, knows_versions=False)
     kvc_capi.describe_array(newer)
@@ -94,11 +94,11 @@ def test_uint16_means_what_dtype_says(make, kvq):
         (dict(strides=(32, 16, -1)), kvc.ShapeError, "negative stride"),
         (dict(shape=(1,) * 9, strides=None), kvc.ShapeError, "9 dimensions"),
         (dict(major=2), kvc.VersionMismatch, "DLPack 2"),
-        (dict(shape=(1 << 40, 1 << 40, 1), strides=None), kvc.SizeOverflow, "cannot be taken"),
+        (dict(shape=(1 << 40, 1 << 40, 1), strides=None), kvc.SizeOverflow, "cannot be used"),
     ],
     ids=str,
 )
-def test_what_cannot_be_taken_is_refused_and_nothing_is_stored(cache, kvq, changes, error, message):
+def test_what_cannot_be_used_is_refused_and_nothing_is_stored(cache, kvq, changes, error, message):
     k, v, _ = kvq(3)
     cache.begin(range(3))
     before = cache.digest()
@@ -112,8 +112,8 @@ def test_producers_that_misbehave(cache, kvq):
     k, v, _ = kvq(1)
 
     class Odd:
-        def __init__(self, device=(1, 0), answer=None, error=None):
-            self.device, self.answer, self.error = device, answer, error
+        def __init__(self, device=(1, 0), capsule=None, error=None):
+            self.device, self.capsule, self.error = device, capsule, error
 
         def __dlpack_device__(self):
             return self.device
@@ -121,14 +121,14 @@ def test_producers_that_misbehave(cache, kvq):
         def __dlpack__(self, **asked):
             if self.error:
                 raise self.error
-            return self.answer
+            return self.capsule
 
     cache.begin([0])
     for odd, error in (
         (Odd(device=()), IndexError),
         (Odd(device=7), TypeError),
         (Odd(device=("cpu", 0)), TypeError),
-        (Odd(answer=3), TypeError),
+        (Odd(capsule=3), TypeError),
         (Odd(error=BufferError("it requires grad")), BufferError),
         (Odd(error=TypeError("never")), TypeError),
     ):
@@ -138,7 +138,7 @@ def test_producers_that_misbehave(cache, kvq):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_results_land_in_the_callers_memory(cache, kvq, kind):
+def test_results_are_written_to_the_callers_memory(cache, kvq, kind):
     k, v, q = kvq(3)
     out = np.zeros((4, 3, 32), ml_dtypes.bfloat16).transpose(1, 0, 2)[:, :, ::2]
     lse = np.zeros((3, 4), np.float32)
@@ -169,7 +169,7 @@ def test_a_new_result_has_the_queries_shape(cache, kvq):
     with cache.forward([0, 1]):
         for layer in range(2):
             cache.put(layer, k, v)
-        result = cache.attention(0, of(q))  # it has no `shape` of its own
+        result = cache.attention(0, of(q))  # it has no attribute `shape`
         np.testing.assert_array_equal(result, cache.attention(0, q))
 
 
@@ -199,7 +199,7 @@ def test_calls_leak_no_references_and_no_memory(cache, kvq):
 
 @pytest.fixture
 def opened(make, kvq):
-    """A cache with an open pass, what was put and the views of get(): (cache, k, view of k)."""
+    """A cache with an open pass: (cache, the k that was put, the view of k)."""
 
     def open_(storage="f32", n_tokens=5):
         cache = make(dtype=storage)
@@ -254,8 +254,8 @@ def test_older_consumers_get_the_older_kind(opened):
         assert '"dltensor"' in repr(view.__dlpack__(max_version=asked))
 
 
-def test_bfloat16_goes_round_through_dlpack(make, opened):
-    """Out of one cache and into another: neither side needs NumPy to know bfloat16."""
+def test_bfloat16_survives_dlpack(make, opened):
+    """From one cache to another: neither needs a NumPy dtype for bfloat16."""
     cache, k, view = opened("bf16")
     other = make(dtype="bf16")
     with other.forward(range(5)):
@@ -299,7 +299,7 @@ def test_copies_are_the_consumers_own(opened):
     _, k, view = opened()
     copied = np.from_dlpack(view, copy=True)
     np.testing.assert_array_equal(copied, k)
-    copied[:] = 0  # it may be written
+    copied[:] = 0  # it is writable
     np.testing.assert_array_equal(np.asarray(view), k)
     assert np.array(view).flags.owndata and np.asarray(view, np.float64).dtype == np.float64
     with pytest.raises(ValueError):
@@ -333,10 +333,10 @@ ENDINGS = {
 def test_a_view_ends_with_its_pass(make, opened, ending):
     cache, k, view = opened()
     part = view[1:]
-    assert view.valid and "over" not in repr(view)
+    assert view.valid and "ended" not in repr(view)
     ending(cache)
     for old in (view, part):
-        assert not old.valid and "its pass is over" in repr(old)
+        assert not old.valid and "its pass has ended" in repr(old)
         for use in (
             np.asarray,
             np.from_dlpack,
@@ -345,11 +345,11 @@ def test_a_view_ends_with_its_pass(make, opened, ending):
             lambda view: view[0],
             lambda view: make().put(0, view, view),
         ):
-            with pytest.raises(kvc.BadState, match="pass that this view belongs to is over"):
+            with pytest.raises(kvc.BadState, match="pass of this view has ended"):
                 use(old)
 
 
-def test_calls_that_fail_or_only_look_end_no_view(opened):
+def test_calls_that_fail_or_only_read_end_no_view(opened):
     cache, k, view = opened()
     for refused in (
         lambda: cache.begin([0]),
@@ -361,6 +361,6 @@ def test_calls_that_fail_or_only_look_end_no_view(opened):
     ):
         with pytest.raises(kvc.InvalidArgument):
             refused()
-    cache.put(0, k, k), cache.mask(), cache.query(0), cache.digest(), cache.set_causal()
+    cache.put(0, k, k), cache.mask(0), cache.query(0), cache.digest(), cache.set_causal()
     assert view.valid
     np.testing.assert_array_equal(np.asarray(view), k)

@@ -1,4 +1,4 @@
-"""Each status is its exception, with the library's message."""
+"""Each status raises an exception of its own, with the library's message."""
 
 import pickle
 
@@ -39,7 +39,7 @@ def test_every_status_has_an_exception():
         (kvc.NotFound, LookupError),
     ],
 )
-def test_exceptions_are_pythons_own_too(kind, builtin):
+def test_exceptions_are_built_in_ones_too(kind, builtin):
     assert issubclass(kind, builtin) and issubclass(kind, kvc.Error)
 
 
@@ -50,7 +50,7 @@ def test_exceptions_travel_between_processes():
 
 
 def raised(kind, call, *arguments, **options):
-    """The message of the exception of exactly this kind."""
+    """The message of the exception, whose type must be exactly `kind`."""
     with pytest.raises(kvc.Error) as caught:
         call(*arguments, **options)
     assert type(caught.value) is kind, caught.value
@@ -137,7 +137,7 @@ class Shrinks:
 def test_lists_that_shrink_while_they_are_read(cache):
     positions = [*range(30)]
     positions[0] = Shrinks(positions)
-    cache.begin(positions)  # as they were when the call began
+    cache.begin(positions)  # uses the values from before the list was emptied
     cache.abort()
     assert positions == []
     sequences = [0] * 30
@@ -157,11 +157,13 @@ def test_lists_that_shrink_while_they_are_read(cache):
 
 def test_bad_state(cache, kvq, fill):
     k, v, q = kvq(1)
-    for call in (cache.commit, cache.abort, cache.mask, cache.set_causal):
+    for call in (cache.commit, cache.abort, cache.set_causal):
         raised(kvc.BadState, call)
     raised(kvc.BadState, cache.put, 0, k, v)
     raised(kvc.BadState, cache.attention, 0, q)
     raised(kvc.BadState, cache.get, 0)
+    raised(kvc.BadState, cache.mask, 0)
+    raised(kvc.BadState, cache.history, 0)
     raised(kvc.BadState, cache.commit_prefix, [0], [1])
     cache.begin([0])
     raised(kvc.BadState, cache.attention, 0, q)
@@ -185,7 +187,7 @@ def test_shapes_and_types(cache, kvq):
     raised(kvc.ShapeError, cache.attention, 0, q[:1])
     raised(kvc.ShapeError, cache.attention, 0, q, np.zeros((2, 4, 8), np.float32))
     raised(kvc.DtypeError, cache.attention, 0, q, lse=np.zeros((2, 4), np.float16))
-    raised(kvc.ShapeError, cache.mask, np.zeros((3, 2), np.float32))
+    raised(kvc.ShapeError, cache.mask, 0, np.zeros((3, 2), np.float32))
     cache.abort()
 
 
@@ -198,7 +200,7 @@ def test_full_caches_name_the_numbers(make, fill):
     raised(kvc.CacheFull, make(capacity=4).begin, range(5))
 
 
-def test_positions_that_nothing_turns(cache, fill):
+def test_positions_that_move_without_rope(cache, fill):
     fill(cache, 8)
     raised(kvc.NotSupported, cache.remove, 0, 2, 4)
 

@@ -1,4 +1,4 @@
-"""The short programs of examples/python run and say what they promise. (test_demo.py has the demo.)"""
+"""The short programs of examples/python print what they promise. (test_demo.py tests the demo.)"""
 
 import os
 import pathlib
@@ -16,14 +16,14 @@ EXAMPLES = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
 
 @pytest.mark.skipif(not EXAMPLES.is_dir(), reason="outside the source tree")
 @pytest.mark.parametrize(
-    "name, says",
+    "name, output",
     [
         ("tree_drafts", r"156 tokens in (\d+) passes, .* the same as one by one"),
         ("shared_layers", r"6 layers, 2 with K and V of their own: .* prefill and decode agree"),
         ("life_of_a_cache", r"cells_used=260, cells_shared=48"),
     ],
 )
-def test_an_example(name, says):
+def test_an_example(name, output):
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")],
         env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
@@ -33,7 +33,7 @@ def test_an_example(name, says):
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, ""), result
-    found = re.search(says, result.stdout)
+    found = re.search(output, result.stdout)
     assert found, result.stdout
     if found.groups():
         assert int(found[1]) < 80  # of 156: most drafts were right

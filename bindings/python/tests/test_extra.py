@@ -1,4 +1,4 @@
-"""What one attention call takes and gives besides: a bias, a mask, weights."""
+"""What one attention call may take and return besides: a bias, a mask, weights, lse."""
 
 import numpy as np
 import pytest
@@ -19,14 +19,16 @@ def put(cache, k, v, positions, sequence=0):
 
 def columns(cache, sequence=0):
     """The column of each position of a sequence, in the open pass."""
-    history = cache.history()
-    cells = [cell for run in cache.runs(sequence) for cell in range(run.cell, run.cell + run.length)]
+    history = cache.history(0)
+    cells = []
+    for run in cache.runs(0, sequence):
+        cells += range(run.cell, run.cell + run.length)
     return [history.index(cell) for cell in cells]
 
 
 @pytest.fixture
 def opened(cache, kvq, fill):
-    """A cache with 20 tokens and a pass of 5 more; returns all keys and values, and queries of 5."""
+    """A cache of 20 tokens with a pass of 5 more: (cache, all 25 keys and values, 5 queries)."""
     old_k, old_v, _ = fill(cache, 20)
     k, v, q = kvq(5)
     put(cache, k, v, np.arange(20, 25))
@@ -34,9 +36,9 @@ def opened(cache, kvq, fill):
 
 
 def expected(opened, bias):
-    """What double says, with a bias [4, 5, history] over columns."""
+    """The result in double, with a bias [4, 5, history] over columns."""
     cache, k, v, q = opened
-    by_position = np.broadcast_to(bias, (4, 5, len(cache.history())))[:, :, columns(cache)]
+    by_position = np.broadcast_to(bias, (4, 5, len(cache.history(0))))[:, :, columns(cache)]
     return reference.attention(q, k, v, np.arange(20, 25), np.arange(25), bias=by_position)
 
 
@@ -44,7 +46,7 @@ def expected(opened, bias):
 @pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_bias_and_mask_agree_with_numpy(opened, random, shape, kind):
     cache, _, _, q = opened
-    shape = (*shape[:-1], len(cache.history()))
+    shape = (*shape[:-1], len(cache.history(0)))
     bias = random.standard_normal(shape).astype(kind)
     mask = random.random(shape) < 0.7
     lse = np.zeros((5, 4), np.float32)
@@ -57,13 +59,13 @@ def test_bias_and_mask_agree_with_numpy(opened, random, shape, kind):
 
 def test_a_bias_of_bits_means_what_dtype_says(opened, random):
     cache, _, _, q = opened
-    bias = random.standard_normal(len(cache.history())).astype(ml_dtypes.bfloat16)
+    bias = random.standard_normal(len(cache.history(0))).astype(ml_dtypes.bfloat16)
     out = cache.attention(0, q, bias=bias.view(np.uint16), dtype="bf16")
     np.testing.assert_array_equal(out, cache.attention(0, q, bias=bias))
 
 
 def test_a_tree_in_one_pass_is_its_branches(make, kvq):
-    """Drafts as a tree: token 3, its children 4 and 5, and 6, a child of 4."""
+    """A tree of drafts: token 3, its children 4 and 5, and 6, a child of 4."""
     parent = [-1, 0, 1, 2, 3, 3, 4]
     k, v, q = kvq(7)
     cache = make(max_sequences=5)
@@ -81,7 +83,7 @@ def test_a_tree_in_one_pass_is_its_branches(make, kvq):
 
     put(cache, k[3:], v[3:], [3, 4, 5, 6])
     column = np.array(columns(cache))
-    mask = np.zeros((4, len(cache.history())), bool)
+    mask = np.zeros((4, len(cache.history(0))), bool)
     for row, path in enumerate(paths):
         mask[row, column[[0, 1, 2, *path]]] = True
     weights = np.full((4, *mask.shape), 9, np.float32)
@@ -93,7 +95,7 @@ def test_a_tree_in_one_pass_is_its_branches(make, kvq):
 
 def test_weights_are_what_the_values_are_summed_with(opened, random):
     cache, _, v, q = opened
-    mask = random.random((5, len(cache.history()))) < 0.5
+    mask = random.random((5, len(cache.history(0)))) < 0.5
     mask[3] = False
     weights = np.full((4, *mask.shape), 9, np.float32)
     out = cache.attention(0, q, mask=mask, weights=weights)
@@ -120,9 +122,9 @@ class OnlyInterface:
     ],
     ids=["interface", "buffer", "dlpack", "uint8", "steps"],
 )
-def test_a_mask_may_come_in_any_way(opened, random, wrap):
+def test_a_mask_may_be_any_kind_of_array(opened, random, wrap):
     cache, _, _, q = opened
-    mask = random.random((5, len(cache.history()))) < 0.5
+    mask = random.random((5, len(cache.history(0)))) < 0.5
     out = cache.attention(0, q, mask=wrap(mask))
     np.testing.assert_array_equal(out, cache.attention(0, q, mask=mask))
     assert (out != cache.attention(0, q)).any()
@@ -130,7 +132,7 @@ def test_a_mask_may_come_in_any_way(opened, random, wrap):
 
 def test_what_does_not_fit_is_refused_and_writes_nothing(opened):
     cache, _, _, q = opened
-    history = len(cache.history())
+    history = len(cache.history(0))
     out, weights = np.full((5, 4, 16), 9, np.float32), np.full((4, 5, history), 9, np.float32)
     before = cache.digest()
     for wrong, error, message in (
@@ -152,14 +154,48 @@ def test_what_does_not_fit_is_refused_and_writes_nothing(opened):
     assert (out == 9).all() and (weights == 9).all() and cache.digest() == before
 
 
+def test_put_attention_takes_the_same_extras(opened, random, kvq):
+    cache, _, _, _ = opened
+    history = len(cache.history(0))
+    k, v, q = kvq(5)
+    bias = random.standard_normal(history).astype(ml_dtypes.bfloat16)
+    mask = random.random(history) < 0.5
+    outs, weights = [], np.zeros((2, 4, 5, history), np.float32)
+    lses = np.zeros((2, 5, 4), np.float32)
+    bits = dict(bias=bias.view(np.uint16), dtype="bf16")
+    outs.append(cache.put_attention(0, k, v, q, mask=mask, weights=weights[0], lse=lses[0], **bits))
+    cache.put(0, k, v)
+    outs.append(cache.attention(0, q, bias=bias, mask=mask, weights=weights[1], lse=lses[1]))
+    for pair in (outs, weights, lses):
+        np.testing.assert_array_equal(*pair)
+    assert weights[0].any() and lses[0].any()
+
+
+def test_put_attention_may_write_over_what_it_has_stored(opened, kvq):
+    cache, _, _, _ = opened
+    history = len(cache.history(0))
+    k, v, q = kvq(5)
+    wanted, wanted_weights = np.zeros((5, 4, 16), np.float32), np.zeros((4, 5, history), np.float32)
+    cache.put_attention(0, k, v, q, wanted, weights=wanted_weights)
+    memory = np.zeros(max(wanted.size, wanted_weights.size), np.float32)
+    keys = memory[: k.size].reshape(k.shape)
+    for name, result in (("out", wanted), ("weights", wanted_weights)):
+        keys[:] = k
+        over = memory[: result.size].reshape(result.shape)
+        cache.put_attention(0, keys, v, q, **{name: over})
+        np.testing.assert_array_equal(over, result)
+    with pytest.raises(kvc.InvalidArgument, match="overlaps q"):
+        cache.put_attention(0, k, v, q, q)
+
+
 def test_history_belongs_to_a_pass(cache, fill):
     with pytest.raises(kvc.BadState):
-        cache.history()
+        cache.history(0)
     fill(cache, 3)
     cache.begin([3])
-    history = cache.history()
-    assert isinstance(history, range) and len(history) == cache.mask().shape[1] == 4
-    assert [run.cell for run in cache.runs(0)] == [history[0]]
+    history = cache.history(0)
+    assert isinstance(history, range) and len(history) == cache.mask(0).shape[1] == 4
+    assert [run.cell for run in cache.runs(0, 0)] == [history[0]]
     cache.abort()
     cache.begin_reserve(2)
-    assert len(cache.history()) == cache.stats().cells
+    assert len(cache.history(0)) == cache.stats().cells

@@ -1,4 +1,4 @@
-"""kvc.inspect and its command draw what the cache tells."""
+"""kvc.inspect and its command draw what a cache holds."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ LIFE = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python" / "li
 
 @pytest.fixture
 def busy(make, fill):
-    """A cache whose sequences share, slide and owe rotations."""
+    """A cache whose sequences share cells, slide, and have pending rotations."""
     cache = make(reach=20)
     cache.bind_rope()
     fill(cache, 12)
@@ -31,9 +31,9 @@ def busy(make, fill):
     return cache
 
 
-def test_cells_are_what_the_cache_says(busy):
+def test_cells_match_the_statistics(busy):
     snapshot = Snapshot.of(busy)
-    owner, owed = snapshot.cells()
+    owner, pending = snapshot.cells()
     stats = busy.stats()
     assert (owner != FREE).sum() == stats.cells_used
     assert (owner == SHARED).sum() == stats.cells_shared == 8
@@ -41,7 +41,7 @@ def test_cells_are_what_the_cache_says(busy):
     assert (owner == 0).sum() == 4 and (owner == 1).sum() == 4
     info = busy.query(2)
     assert info.lost_below > 0 and (owner == 2).sum() == info.count
-    assert owed.sum() == info.next - 30 and set(owner[owed]) == {2}
+    assert pending.sum() == info.next - 30 and set(owner[pending]) == {2}
 
 
 @pytest.mark.parametrize("cells", [1, 31, 5000])
@@ -65,8 +65,8 @@ def test_pictures_change_nothing(busy, tmp_path):
 
 def test_an_empty_cache(cache, tmp_path):
     draw(cache, History()).savefig(tmp_path / "cache.png")
-    owner, owed = Snapshot.of(cache).cells()
-    assert (owner == FREE).all() and not owed.any()
+    owner, pending = Snapshot.of(cache).cells()
+    assert (owner == FREE).all() and not pending.any()
 
 
 # ---- The command ---------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ def test_a_program_is_drawn_and_twice_the_same(inspect, tmp_path):
     for _ in range(2):
         result = inspect(LIFE)
         assert result.returncode == 0, result
-        assert "cells_used=260" in result.stdout  # it ran as it would alone
+        assert "cells_used=260" in result.stdout  # it ran as it does by itself
         pictures.append((tmp_path / "cache.svg").read_text())
     assert pictures[0] == pictures[1]
-    for text in ("260 of 384 cells used, 48 shared", "memory over the run", "owes a rotation"):
+    for text in ("260 of 384 cells used, 48 shared", "memory over the run", "pending rotation"):
         assert text in pictures[0]
 
 
@@ -127,7 +127,7 @@ def test_a_program_gets_its_arguments_and_keeps_its_exit_code(inspect, tmp_path)
     assert inspect("pass_of(make()); sys.exit('no')").returncode == 1
 
 
-def test_what_cannot_be_drawn_is_said(inspect, tmp_path):
+def test_what_cannot_be_drawn_is_reported(inspect, tmp_path):
     result = inspect("make()")
     assert result.returncode == 1 and "ended no pass" in result.stderr
     result = inspect(tmp_path / "nothing.py")

@@ -1,4 +1,4 @@
-"""Objects may go in any order, forgotten or closed, and in children of a fork."""
+"""Objects may be closed or collected in any order, also in forked children."""
 
 import ctypes
 import gc
@@ -20,7 +20,7 @@ LARGE = dict(n_layers=1, n_kv_heads=8, head_dim=128, capacity=1 << 15, max_batch
 
 
 def large_view():
-    """A LARGE cache in a pass, a view of its keys and where they lie."""
+    """A LARGE cache in a pass, a view of its keys, and their address."""
     cache = kvc.Cache(**LARGE)
     cache.begin([0])
     row = np.ones((1, 8, 128), np.float32)
@@ -30,7 +30,7 @@ def large_view():
 
 
 def mapped(address):
-    """Whether the memory of a LARGE cache lies there: no smaller mapping is taken for it."""
+    """Whether the memory of a LARGE cache is mapped there; smaller mappings do not count."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             begin, end = (int(bound, 16) for bound in line.split()[0].split("-"))
@@ -66,7 +66,7 @@ def test_a_device_that_is_busy_stays_open(monkeypatch):
     def busy_once(handle):
         calls.append(handle)
         if len(calls) == 1:
-            raise kvc.Busy("a cache is being made")
+            raise kvc.Busy("a cache is being created")
         close(handle)
 
     monkeypatch.setattr(kvc_capi, "kvc_device_close", busy_once)
@@ -74,14 +74,14 @@ def test_a_device_that_is_busy_stays_open(monkeypatch):
         device.close()
     assert not device.closed
     kvc.Cache(device=device, **SMALL).close()
-    del device  # closed when it is collected, as if nobody had tried
+    del device  # closed when it is collected, as if close() had not been called
     gc.collect()
     assert len(calls) == 2
     with pytest.raises(kvc.InvalidHandle):
         close(calls[0])
 
 
-def test_a_cache_is_closed_whatever_its_watcher_says(monkeypatch):
+def test_a_cache_is_closed_even_if_its_watcher_raises(monkeypatch):
     def watcher(cache):
         raise KeyError("mine")
 
@@ -103,7 +103,7 @@ def test_a_device_outlives_its_caches():
     assert cache.closed
 
 
-def test_forgotten_objects_are_closed():
+def test_collected_objects_are_closed():
     cache = kvc.Cache(**LARGE)
     cache.begin([0])
     row = np.ones((1, 8, 128), np.float32)
@@ -141,7 +141,7 @@ def test_a_view_keeps_its_cache():
     assert watch() is None
 
 
-def test_arrays_may_go_after_a_call():
+def test_arrays_may_be_freed_after_a_call():
     with kvc.Cache(**SMALL) as cache:
         cache.begin(np.array([0], np.int32))
         for _ in range(100):
@@ -169,7 +169,7 @@ def test_calls_leak_no_references():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_children_of_a_fork_hold_nothing_and_may_open_their_own():
+def test_a_forked_child_has_no_handles_and_may_open_its_own():
     with kvc.Cache(**SMALL) as cache:
         put_one(cache)
         child = os.fork()
@@ -183,7 +183,7 @@ def test_children_of_a_fork_hold_nothing_and_may_open_their_own():
                         put_one(own)
                         own.attention(0, np.ones((1, 1, 8), np.float32))
                     del cache
-                    gc.collect()  # the finalizer meets a dead handle and says nothing
+                    gc.collect()  # the finalizer gets an error, which it ignores
                     status = 0
             finally:
                 os._exit(status)
@@ -194,7 +194,7 @@ def test_children_of_a_fork_hold_nothing_and_may_open_their_own():
 
 @pytest.mark.parametrize("lend", [np.asarray, np.from_dlpack], ids=["asarray", "from_dlpack"])
 @pytest.mark.parametrize("ending", ["close", "del", "with"])
-def test_lent_memory_stays_until_the_last_array_goes(lend, ending):
+def test_lent_memory_stays_until_the_last_array_is_gone(lend, ending):
     cache = kvc.Cache(**LARGE)
     cache.begin([0])
     row = np.full((1, 8, 128), 5.0, np.float32)
@@ -219,7 +219,7 @@ def test_lent_memory_stays_until_the_last_array_goes(lend, ending):
     assert not mapped(address)
 
 
-def test_a_capsule_that_nobody_takes_keeps_and_gives_back_memory():
+def test_a_capsule_without_a_consumer_keeps_and_frees_memory():
     for max_version in (None, (1, 0)):
         cache, view, address = large_view()
         capsule = view.__dlpack__(max_version=max_version)
@@ -229,7 +229,7 @@ def test_a_capsule_that_nobody_takes_keeps_and_gives_back_memory():
         assert not mapped(address)
 
 
-def test_a_consumer_may_let_go_on_any_thread_without_the_gil():
+def test_a_consumer_may_release_on_any_thread_without_the_gil():
     cache, view, address = large_view()
     for kind, max_version in ((dlpack.Managed, None), (dlpack.Versioned, (1, 0))):
         capsule = view.__dlpack__(max_version=max_version)
@@ -238,7 +238,7 @@ def test_a_consumer_may_let_go_on_any_thread_without_the_gil():
         if max_version:
             cache.close()
         assert mapped(address)
-        # ctypes gives the GIL back before it calls.
+        # ctypes releases the GIL before it calls.
         deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(managed.deleter)
         thread = threading.Thread(target=deleter, args=(ctypes.addressof(managed),))
         thread.start()

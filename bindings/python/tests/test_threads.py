@@ -1,4 +1,4 @@
-"""The GIL is released while the library works, and threads meet no surprises but Busy."""
+"""The GIL is released while the library works, and overlapping calls raise Busy."""
 
 import ctypes
 import sys
@@ -33,7 +33,7 @@ def slow():
 
 
 def steps_of_another_thread_during(call):
-    """How often another thread ran Python code while this one was inside a call."""
+    """How often another thread ran Python code while this thread was inside a call."""
     steps = 0
     stop = threading.Event()
 
@@ -44,7 +44,7 @@ def steps_of_another_thread_during(call):
             time.sleep(0)
 
     thread = threading.Thread(target=count)
-    # Without a release in the call this thread would not be asked to give the GIL away for 60 s.
+    # The interpreter does not request the GIL from this thread for 60 s: only the call releases it.
     interval = sys.getswitchinterval()
     sys.setswitchinterval(60.0)
     thread.start()
@@ -68,7 +68,7 @@ def test_another_thread_runs_during_long_calls(slow):
         "attention": lambda: [cache.attention(0, array) for _ in range(3)],
         "put": lambda: [cache.put(0, array, array) for _ in range(100)],
         "put_attention": lambda: cache.put_attention(0, array, array, array),
-        "mask": lambda: [cache.mask() for _ in range(20)],
+        "mask": lambda: [cache.mask(0) for _ in range(20)],
         "gather": lambda: [cache.gather(0, 0) for _ in range(20)],
         "digest": lambda: [cache.digest() for _ in range(3)],
     }
@@ -77,7 +77,7 @@ def test_another_thread_runs_during_long_calls(slow):
 
 
 def test_short_calls_keep_the_gil(cache):
-    """Taking it back costs more than they do, up to a switch interval where threads compute."""
+    """Reacquiring it costs more than they do: up to a switch interval if other threads compute."""
     cache.begin([0])
 
     def calls():
@@ -85,7 +85,7 @@ def test_short_calls_keep_the_gil(cache):
             cache.stats()
             cache.query(0)
             cache.can_resume(0, 1)
-            cache.history()
+            cache.history(0)
             cache.set_causal()
             kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
 
@@ -94,7 +94,7 @@ def test_short_calls_keep_the_gil(cache):
 
 
 def test_integers_that_another_thread_writes_are_read_once():
-    """A sequence that is checked and then changes would be an index into anything."""
+    """A sequence that changed after it was checked would be an index out of bounds."""
     n_tokens = 4096
     positions = np.arange(n_tokens, dtype=np.int32)
     sequences = np.zeros(n_tokens, np.int32)
@@ -150,7 +150,7 @@ def test_an_overlap_on_one_cache_is_busy(slow):
     cache.commit()
 
 
-def test_closing_lets_a_running_call_end(slow):
+def test_closing_lets_a_running_call_finish(slow):
     cache, array = slow
     cache.put(0, array, array)
     results = []
@@ -173,7 +173,7 @@ def test_closing_lets_a_running_call_end(slow):
 
 
 def test_caches_of_different_threads_are_independent(device):
-    """Each thread gets its own results and its own messages."""
+    """Each thread gets its own results and its own error messages."""
     failures = []
 
     def work(number):
@@ -189,7 +189,7 @@ def test_caches_of_different_threads_are_independent(device):
                         with pytest.raises(kvc.InvalidArgument, match=f"layer {number + 10}"):
                             cache.put(number + 10, row, row)
                 assert cache.query(0).next == 200
-        except BaseException as error:  # whatever it was, the test must fail
+        except BaseException as error:  # any exception must fail the test
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
@@ -220,10 +220,10 @@ def test_reading_calls_overlap(slow):
     cache.put(0, array, array)
     cache.commit()
     expected = cache.digest()
-    answers = []
+    results = []
     threads = [
         threading.Thread(
-            target=lambda: answers.append((cache.digest(), cache.query(0), cache.runs(0)))
+            target=lambda: results.append((cache.digest(), cache.query(0), cache.runs(0, 0)))
         )
         for _ in range(4)
     ]
@@ -231,4 +231,4 @@ def test_reading_calls_overlap(slow):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(answers) == 4 and all(answer[0] == expected for answer in answers)
+    assert len(results) == 4 and all(result[0] == expected for result in results)

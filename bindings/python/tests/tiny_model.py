@@ -1,4 +1,4 @@
-"""Writes a language model of a few kilobytes with random weights, in the shape of the demo's."""
+"""Writes a language model of a few kilobytes with random weights, shaped like the demo's."""
 
 import gguf
 import numpy as np

@@ -1,4 +1,4 @@
-"""JAX itself: its arrays go in without a copy, and what its compiler can address comes out so."""
+"""JAX: its arrays are read without a copy, and dense parts of views become JAX arrays."""
 
 import gc
 
@@ -23,7 +23,7 @@ def arrays(kvq):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_the_library_is_given_the_arrays_own_memory(kind):
+def test_the_library_uses_the_arrays_own_memory(kind):
     array = jnp.zeros((3, 2, 16), kind)
     address, shape, strides, _ = kvc_capi.describe_array(array)
     assert address == array.unsafe_buffer_pointer()
@@ -55,7 +55,7 @@ def test_jax_arrays_are_never_written(cache, arrays, kind):
 
 @pytest.mark.parametrize("storage", KINDS)
 def test_heads_of_a_view_become_arrays_without_a_copy(make, arrays, storage):
-    """JAX takes dense arrays only, so a view with several heads is taken head by head."""
+    """JAX reads dense arrays only, so a view of several heads is read head by head."""
     cache = make(dtype=storage)
     k, v, _ = arrays(5, KINDS[storage])
     cache.begin(range(5))

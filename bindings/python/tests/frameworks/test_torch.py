@@ -1,4 +1,4 @@
-"""PyTorch itself: its tensors go in and out without a copy, bfloat16 as bfloat16."""
+"""PyTorch: its tensors are read and written without a copy, bfloat16 as bfloat16."""
 
 import gc
 
@@ -22,7 +22,7 @@ def tensors(kvq):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_the_library_is_given_the_tensors_own_memory(kind):
+def test_the_library_uses_the_tensors_own_memory(kind):
     for tensor in (
         torch.zeros(3, 2, 16, dtype=kind),
         torch.zeros(6, 4, 32, dtype=kind)[::2, 1::2, ::2],
@@ -72,7 +72,7 @@ def test_views_become_tensors_without_a_copy(make, tensors, storage):
     cache.close()
     del cache, view
     gc.collect()
-    assert seen.sum().isfinite()  # the memory is still there, whatever it holds
+    assert seen.sum().isfinite()  # the memory is still mapped
 
 
 def test_what_torch_refuses_is_refused(cache, tensors):
