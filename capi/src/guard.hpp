@@ -32,7 +32,7 @@ kvc_status inside_cache(kvc_cache* handle, Access access, Body body) noexcept {
 }
 
 /// Calls `body(Cache&)` inside the cache behind `handle`, alone or beside other const calls by the handle's constness.
-/// A poisoned cache answers with what poisoned it.
+/// A poisoned cache returns the status that poisoned it.
 template <class Body>
 kvc_status with_cache(kvc_cache* handle, Access access, Body body) noexcept {
   return inside_cache(handle, access, [&](Cache& cache) -> Status {
@@ -69,7 +69,7 @@ kvc_status with_key_values(Handle* handle, Body body) noexcept {
   });
 }
 
-/// For what still answers when a cache is poisoned.
+/// For the calls that also work on a poisoned cache.
 template <class Body>
 kvc_status with_any_cache(const kvc_cache* handle, Body body) noexcept {
   return inside_cache(const_cast<kvc_cache*>(handle), Access::shared,

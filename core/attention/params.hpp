@@ -103,7 +103,8 @@ struct AttentionTensors {
 };
 
 /// One attention call. Scores are softmax(scale · q kᵀ → softcap → + ALiBi → + bias / visibility → sinks) v.
-/// A key that owes a rotation of (position − rotated_for) is met by a query turned the other way: qᵀ R(p−d) k = (R(d) q)ᵀ R(p) k.
+/// Where a key has a pending rotation d = position − rotated_for, the query is rotated the other way instead:
+/// q · R(d) k = (R(−d) q) · k.
 struct AttentionParams {
   LayerStorage storage;
   AttentionConstants constants;
@@ -122,19 +123,19 @@ struct StoreParams {
   Tensor v;  // [n_tokens, n_kv_heads, head_dim_v]
 };
 
-/// Rows of a gather: the token at cell[t] of every KV head goes to row t, converted, its key turned by what it owes.
+/// Rows of a gather: the token at cell[t] of every KV head goes to row t, converted, its key with the pending rotation applied.
 struct LoadParams {
   LayerStorage storage;
   Rope rope;
   const int32_t* cell = nullptr;  // [n_tokens]; −1: a row of zeros
-  const int32_t* offset = nullptr;  // [n_tokens] position − rotated_for, the rotation still owed; null: none
+  const int32_t* offset = nullptr;  // [n_tokens] position − rotated_for, the pending rotation; null: none
   int32_t n_tokens = 0;
   Tensor k;  // [n_tokens, n_kv_heads, head_dim_k]; data null: not wanted
   Tensor v;  // [n_tokens, n_kv_heads, head_dim_v] (a transposed destination is the same view with other strides); data null: not wanted
 };
 
 /// Cells of one layer that move: row cell to[i] becomes a copy of row from[i] in K and V of every head;
-/// where offset[i] != 0 its key is turned by that many positions. from == to turns in place.
+/// where offset[i] != 0 its key is rotated by that many positions. from == to rotates in place.
 struct MoveParams {
   LayerStorage storage;
   Rope rope;

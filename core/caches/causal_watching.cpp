@@ -17,7 +17,7 @@ CacheStats CausalCache::stats() const {
   return stats;
 }
 
-/// Hashes of some tokens of a sequence at a time, so that a device is asked for several rows at once. Stored bytes come through
+/// Hashes of some tokens of a sequence at a time, so that one call reads several rows from the device. Stored bytes come through
 /// a buffer on the stack, because const calls may overlap; a longer row comes in parts.
 class CausalCache::TokenDigests {
  public:

@@ -9,8 +9,8 @@ namespace kvc {
 
 enum class CacheState : uint32_t { idle = 0, pass = 1, reserve = 2, poisoned = 3 };
 
-/// Which call a cache takes in which state: the table at the top of cache.h, the same for every kind. Each need_…() is the
-/// check that one column of the table asks for.
+/// Which call a cache accepts in which state: the table at the top of cache.h, the same for every kind. Each need_…() is the
+/// check of one column of the table.
 class PassState {
  public:
   explicit PassState(int32_t n_layers) : n_layers_(n_layers) {}

@@ -16,14 +16,14 @@ class BitTree {
 
   bool test(int32_t index) const { return (level_[0][word_of(index)] & bit_of(index)) != 0; }
   void set(int32_t index);
-  void clear(int32_t index) {  // asked of every token of decode, and nearly always there is nothing to do
+  void clear(int32_t index) {  // called for every token of decode, and nearly always there is nothing to do
     if (test(index)) take_out(index);
   }
 
   /// The first number at or after `from`, round the end, that is in the set; −1: it is empty.
   int32_t find(int32_t from) const;
 
-  /// Whether each level says of the one below what it holds, and nothing stands behind the last number.
+  /// Whether each level summarises the one below it correctly, and no bit is set behind the last number.
   bool sound() const;
 
  private:

@@ -11,7 +11,7 @@
 
 namespace kvc {
 
-/// What a cache asks of its book.
+/// The rules by which a cache wants its book kept.
 struct BookRules {
   int32_t max_sequences = 0;
   int32_t max_batch = 0;
@@ -129,7 +129,7 @@ class CellBook {
       visit(token);
   }
 
-  // ---- Sequences (book_sequences.cpp). No pass is open, or the call is const and answers as if it were committed. ----
+  // ---- Sequences (book_sequences.cpp). No pass is open, or the call is const and returns what it would if the pass were committed. ----
   bool can_continue(const Sequence& sequence, int32_t position) const;
   int32_t best_continuation(int32_t sequence, int32_t want) const;
   void cut(int32_t sequence, int32_t position);

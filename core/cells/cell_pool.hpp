@@ -28,7 +28,7 @@ class CellPool {
   int32_t n_free() const { return n_free_; }
   int32_t n_free_at_commit() const { return n_free_at_commit_; }
   int32_t n_shared() const { return n_shared_; }  // cells that more than one entry in sight names
-  /// Whether the counters can be true at all: cheap enough to be asked after every change. broken_invariant() recounts.
+  /// Whether the counters can be true at all: cheap enough to check after every change. broken_invariant() recounts.
   bool counts_are_possible() const {
     return n_free_ >= 0 && n_free_at_commit_ >= 0 && n_shared_ >= 0 &&
            n_free_ <= n_cells_ - n_free_at_commit_ - n_shared_;
@@ -69,7 +69,7 @@ class CellPool {
     });
   }
 
-  /// For counting ahead: takes an owner away and says how many are left; every one lent must be returned.
+  /// For counting ahead: takes an owner away and returns how many are left. Every one lent must be returned.
   int32_t lend_owner(int32_t cell) { return --owners_[cell]; }
   void return_owner(int32_t cell) { ++owners_[cell]; }
 

@@ -148,7 +148,7 @@ class TokenSequence {
 
 // What every pass of decode does for each token is small enough to be compiled into it.
 
-/// What slides is asked for in every pass and is little: the search gallops from the start.
+/// Every pass searches for what slides, which is little, so the search gallops from the start.
 inline int32_t TokenSequence::ring_rank(int64_t position) const {
   if (n_ring_ == 0 || ring_position_[ring_start_] >= position) return 0;
   int32_t low = 1, high = 2;

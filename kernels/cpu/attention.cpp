@@ -67,8 +67,8 @@ class Call {
   void place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
   void place_bias(const Item& item, Tile& tile) const;
   void place_tokens(const Item& item, int32_t begin, int32_t end) const;
-  void turn_queries(const Item& item, int32_t offset) const;
-  const float* turn_for(const ThreadScratch& scratch, int32_t offset) const;
+  void rotate_queries(const Item& item, int32_t offset) const;
+  const float* rotation_for(const ThreadScratch& scratch, int32_t offset) const;
   void process(const Tile& tile) const;
   void finish(const Item& item);
   void merge(const Item& item, const WorkRow& row, int32_t plan_row);
@@ -107,8 +107,8 @@ void Call::run(ThreadPool& pool, Schedule& schedule) noexcept {
   const int32_t n_counters = work.n_counters * params_.constants.n_q_heads;
   for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
   for (int32_t thread = 0; thread < pool.n_threads(); ++thread) {
-    TurnTag* tags = space_.scratch_of(thread).tags;
-    for (int32_t i = 0; i < turns_max; ++i) tags[i] = TurnTag{};
+    RotationTag* tags = space_.scratch_of(thread).tags;
+    for (int32_t i = 0; i < rotations_max; ++i) tags[i] = RotationTag{};
   }
   const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
     static_cast<Call*>(context)->run_item(item, thread);
@@ -317,7 +317,7 @@ void Call::place_tokens(const Item& item, int32_t begin, int32_t end) const {
   }
 }
 
-/// A list that owes rotations is met segment by segment of equal debt, each with queries turned for it.
+/// A list with pending rotations is processed in segments of equal offset, each with queries rotated for it.
 void Call::attend_segments(const Item& item, Tile& tile) const {
   const int32_t* rotated_for = params_.plan.rotated_for;
   const Tile chunk = tile;
@@ -344,8 +344,8 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
     tile.token = item.scratch.segment_token;
     tile.q = item.scratch.q;
     if (offset != 0) {
-      turn_queries(item, offset);
-      tile.q = item.scratch.q_turned;
+      rotate_queries(item, offset);
+      tile.q = item.scratch.q_rotated;
     }
     process(tile);
     begin = end;
@@ -353,24 +353,24 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
   tile = chunk;
 }
 
-/// The turn of an offset, from those that the thread remembers.
-const float* Call::turn_for(const ThreadScratch& scratch, int32_t offset) const {
+/// The rotation of an offset, from those that the thread remembers.
+const float* Call::rotation_for(const ThreadScratch& scratch, int32_t offset) const {
   const Rope& rope = params_.constants.rope;
-  const auto place = static_cast<size_t>(static_cast<uint32_t>(offset) % turns_max);
-  float* turn = scratch.turns + place * static_cast<size_t>(q_stride_);
-  TurnTag& tag = scratch.tags[place];
-  if (tag.valid && tag.offset == offset) return turn;
-  make_query_rotation(rope, offset, turn);
-  tag = TurnTag{.offset = offset, .valid = true};
-  return turn;
+  const auto place = static_cast<size_t>(static_cast<uint32_t>(offset) % rotations_max);
+  float* rotation = scratch.rotations + place * static_cast<size_t>(q_stride_);
+  RotationTag& tag = scratch.tags[place];
+  if (tag.valid && tag.offset == offset) return rotation;
+  make_query_rotation(rope, offset, rotation);
+  tag = RotationTag{.offset = offset, .valid = true};
+  return rotation;
 }
 
-void Call::turn_queries(const Item& item, int32_t offset) const {
-  const float* turn = turn_for(item.scratch, offset);
+void Call::rotate_queries(const Item& item, int32_t offset) const {
+  const float* rotation = rotation_for(item.scratch, offset);
   for (int32_t r = 0; r < item.n_rows(); ++r) {
     const size_t row = static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
-    rotate_query(params_.constants.rope, turn, item.scratch.q + row, item.scratch.q_turned + row,
-                 q_stride_);
+    rotate_query(params_.constants.rope, rotation, item.scratch.q + row,
+                 item.scratch.q_rotated + row, q_stride_);
   }
 }
 

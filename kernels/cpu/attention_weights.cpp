@@ -87,12 +87,12 @@ class WeightsRow {
   const float* rotated_query(int32_t offset) {
     const Rope& rope = params_.constants.rope;
     if (offset == 0 || rope.n_dims == 0) return scratch_.q;
-    if (offset == rotated_by_) return scratch_.q_turned;
+    if (offset == rotated_by_) return scratch_.q_rotated;
     rotated_by_ = offset;
-    make_query_rotation(rope, offset, scratch_.turns);
-    rotate_query(rope, scratch_.turns, scratch_.q, scratch_.q_turned,
+    make_query_rotation(rope, offset, scratch_.rotations);
+    rotate_query(rope, scratch_.rotations, scratch_.q, scratch_.q_rotated,
                  padded(params_.storage.k.head_dim));
-    return scratch_.q_turned;
+    return scratch_.q_rotated;
   }
 
   float score(int32_t cell, int32_t position) {
@@ -116,7 +116,7 @@ class WeightsRow {
   }
 
   const AttentionParams& params_;
-  const ThreadScratch& scratch_;  // q: the query, then a key; q_turned: rotated
+  const ThreadScratch& scratch_;  // q: the query, then a key; q_rotated: rotated
   const AttentionRow& row_;
   const int32_t head_;
   int32_t rotated_by_ = 0;

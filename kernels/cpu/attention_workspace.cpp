@@ -33,7 +33,7 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   const auto o_stride = static_cast<uint64_t>(padded(head_dim_v));
   kernel = carver.take<std::byte>(kernel_bytes, 4096);
   q = carver.take<float>(rows * q_stride, 4096);
-  q_turned = carver.take<float>(rows * q_stride, 4096);
+  q_rotated = carver.take<float>(rows * q_stride, 4096);
   o = carver.take<float>(rows * o_stride + o_place, 4096);
   if (o) o += o_place;
   max = carver.take<float>(rows, 64);
@@ -43,8 +43,8 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   segment_token = carver.take<TileToken>(rows, 64);
   cell = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
   position = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
-  turns = carver.take<float>(static_cast<uint64_t>(turns_max) * q_stride, 64);
-  tags = carver.take<TurnTag>(static_cast<uint64_t>(turns_max), 64);
+  rotations = carver.take<float>(static_cast<uint64_t>(rotations_max) * q_stride, 64);
+  tags = carver.take<RotationTag>(static_cast<uint64_t>(rotations_max), 64);
   bias = carver.take<float>(static_cast<uint64_t>(bias_floats_max), 64);
 }
 
@@ -89,7 +89,7 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
   ThreadScratch s = first;
   s.kernel = shifted(s.kernel, by);
   s.q = shifted(s.q, by);
-  s.q_turned = shifted(s.q_turned, by);
+  s.q_rotated = shifted(s.q_rotated, by);
   s.o = shifted(s.o, by);
   s.max = shifted(s.max, by);
   s.sum = shifted(s.sum, by);
@@ -98,7 +98,7 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
   s.segment_token = shifted(s.segment_token, by);
   s.cell = shifted(s.cell, by);
   s.position = shifted(s.position, by);
-  s.turns = shifted(s.turns, by);
+  s.rotations = shifted(s.rotations, by);
   s.tags = shifted(s.tags, by);
   s.bias = shifted(s.bias, by);
   return s;

@@ -12,8 +12,8 @@
 /// Where an attention call keeps what it needs: its plan, partial results, and for each thread what kernels work with.
 namespace kvc::cpu {
 
-/// Turned angles that a thread remembers: distinct rotations a sequence owes come back tile after tile.
-inline constexpr int32_t turns_max = 8;
+/// Rotations that a thread remembers: the few pending ones of a sequence come back tile after tile.
+inline constexpr int32_t rotations_max = 8;
 
 /// A tile with a bias has at least so many cells (a multiple of the kernels' steps), and the thread room for their bias.
 inline constexpr int32_t bias_cells_min = 96;
@@ -25,8 +25,8 @@ constexpr int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
 /// Bytes of a partial result of all heads of one token.
 size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v);
 
-/// Cosines and sines of one offset.
-struct TurnTag {
+/// Which offset the remembered cosines and sines are of.
+struct RotationTag {
   int32_t offset = 0;
   bool valid = false;
 };
@@ -35,7 +35,7 @@ struct TurnTag {
 struct ThreadScratch {
   std::byte* kernel = nullptr;
   float* q = nullptr;                  // [tile_rows_max][q_stride]
-  float* q_turned = nullptr;           // [tile_rows_max][q_stride]
+  float* q_rotated = nullptr;          // [tile_rows_max][q_stride]
   float* o = nullptr;                  // [tile_rows_max][o_stride]
   float* max = nullptr;                // [tile_rows_max]
   float* sum = nullptr;                // [tile_rows_max]
@@ -44,8 +44,8 @@ struct ThreadScratch {
   TileToken* segment_token = nullptr;  // [tile_rows_max] ranges within a segment of it
   int32_t* cell = nullptr;             // [tile_cells_max]
   int32_t* position = nullptr;         // [tile_cells_max]
-  float* turns = nullptr;              // [turns_max][2][q_stride / 2]
-  TurnTag* tags = nullptr;             // [turns_max]
+  float* rotations = nullptr;          // [rotations_max][2][q_stride / 2]
+  RotationTag* tags = nullptr;         // [rotations_max]
   float* bias = nullptr;               // [bias_floats_max]
 
   void place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v);

@@ -189,7 +189,8 @@ void Rig::attend_layer(int32_t layer, bool log_sum_exp) {
   kvc_attention_extra extra{};
   extra.struct_size = sizeof extra;
   extra.lse = arrays_[4].tensor();
-  must(kvc_attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(), log_sum_exp ? &extra : nullptr),
+  must(kvc_attention(cache_, layer, arrays_[2].tensor(), arrays_[3].tensor(),
+                     log_sum_exp ? &extra : nullptr),
        "attention");
 }
 
