@@ -34,7 +34,7 @@ class CacheDevice {
   virtual ~CacheDevice() = default;
 
   /// The plan of the open pass, before attention() or write_mask() read it: once per pass, and again when the except set or
-  /// cells of tokens have changed. What is cut by the shape of the pass is cut here and not once per layer.
+  /// cells of tokens have changed. What the shape of the pass decides can so be computed once per pass, not once per layer.
   /// The plan stays where it is until the pass ends. `changes` names what differs in the token arrays since the last call, for
   /// a device that keeps its own (follows_tokens); it is empty for others.
   virtual Status begin_pass(const AttentionPlan& plan, const TokenChanges& changes,
