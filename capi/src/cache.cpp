@@ -1,3 +1,4 @@
+#include <cstring>
 #include <new>
 
 #include "capi/src/arguments.hpp"
@@ -63,17 +64,42 @@ Status read_common(const kvc_cache_desc* desc, CacheRequest* request) {
   return Status::ok;
 }
 
+const char* kind_name(uint32_t kind) {
+  switch (kind) {
+    case KVC_CAUSAL: return "causal";
+    case KVC_ENCODER: return "encoder";
+    case KVC_RECURRENT: return "recurrent";
+    case KVC_WRAPPER: return "wrapper";
+    case KVC_TRANSFORMER: return "transformer";
+    case KVC_LIGHTNING: return "lightning";
+    default: return "unknown";
+  }
+}
+
+/// The kind says which struct a kind descriptor is, so it is checked before the size of that struct.
+Status check_kind(const void* kind_desc, uint32_t kind) {
+  struct {
+    uint32_t struct_size, kind;
+  } head = {};
+  std::memcpy(&head.struct_size, kind_desc, sizeof head.struct_size);
+  if (head.struct_size < sizeof head) {
+    return fail(Status::invalid_argument, "the kind descriptor's struct_size %u is below %zu",
+                head.struct_size, sizeof head);
+  }
+  std::memcpy(&head, kind_desc, sizeof head);
+  if (head.kind == kind) return Status::ok;
+  return fail(Status::invalid_argument,
+              "the kind descriptor is of kind %s (%u), the cache of kind %s (%u)",
+              kind_name(head.kind), head.kind, kind_name(kind), kind);
+}
+
 Status read_causal(const void* desc, CausalRequest* request) {
   if (desc == nullptr) return Status::ok;
+  if (Status s = check_kind(desc, KVC_CAUSAL); s != Status::ok) return s;
   kvc_causal_desc d;
   if (Status s = read_descriptor("kvc_causal_desc", static_cast<const kvc_causal_desc*>(desc), &d);
       s != Status::ok)
     return s;
-  if (d.kind != KVC_CAUSAL) {
-    return fail(Status::invalid_argument,
-                "the kind descriptor is of kind %u, the cache of kind %d (KVC_CAUSAL)", d.kind,
-                KVC_CAUSAL);
-  }
   if ((d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}) != 0) {
     return fail(Status::invalid_argument, "kvc_causal_desc.flags: unknown bits 0x%x",
                 d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE});
