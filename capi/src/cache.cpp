@@ -210,8 +210,6 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     constexpr uint32_t known = KVC_BEGIN_RESERVE | KVC_BEGIN_REPLAY;
     if ((flags & ~known) != 0)
       return fail(Status::invalid_argument, "unknown flags of begin: bits 0x%x", flags & ~known);
-    if ((flags & KVC_BEGIN_REPLAY) != 0)
-      return fail(Status::not_supported, "KVC_BEGIN_REPLAY is not built in this version");
     if (stream != nullptr && !c.device().takes_stream)
       return fail(Status::invalid_argument, "a CPU cache takes no stream");
     kvc::Batch batch;
@@ -221,6 +219,7 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     batch.flags = token_flags;
     batch.n_tokens = n_tokens;
     batch.stream = stream;
+    batch.replay = (flags & KVC_BEGIN_REPLAY) != 0;
     return c.begin(batch, reserve);
   });
 }
