@@ -85,4 +85,41 @@ TEST(Reserved, OptionsOfABatch) {
   }
 }
 
+/// Flags and fields of kvc_attention_extra: behind everything that is wrong with its tensors. Only columns by position may have
+/// an extent that the cells do not have.
+TEST(Reserved, ExtrasOfAttention) {
+  const support::Device device(1);
+  support::Specimen s(device);
+  s.open(1);
+  BadInput bad(s.cache);
+  const auto expect = [&](kvc_status status, const char* word, uint32_t flags,
+                          const kvc_tensor& mask, kvc_tensor& lse) {
+    kvc_attention_extra extra = support::extra(nullptr, &mask);
+    extra.lse = &lse;
+    extra.flags = flags;
+    bad.expect(status, word, [&] { return kvc_attention(s.cache, 0, &s.q, &s.out, &extra); });
+    const std::string message = support::last_message();
+    EXPECT_NE(message.find(word), std::string::npos) << message;
+    bad.expect(status, word,
+               [&] { return kvc_put_attention(s.cache, 1, &s.k, &s.v, &s.q, &s.out, &extra); });
+  };
+  kvc_tensor other = s.mask, short_lse = s.lse;
+  other.shape[2] -= 1;
+  short_lse.shape[0] = 1;
+  const struct {
+    const char* name;
+    uint32_t flag;
+  } reserved[] = {{"KVC_EXTRA_DROPOUT", KVC_EXTRA_DROPOUT},
+                  {"KVC_EXTRA_NO_SINKS", KVC_EXTRA_NO_SINKS},
+                  {"KVC_EXTRA_BY_POSITION", KVC_EXTRA_BY_POSITION},
+                  {"KVC_EXTRA_MASK_ALONE", KVC_EXTRA_MASK_ALONE}};
+  for (const auto& option : reserved) {
+    const bool by_position = option.flag == KVC_EXTRA_BY_POSITION;
+    expect(KVC_E_NOT_SUPPORTED, option.name, option.flag, s.mask, s.lse);
+    expect(KVC_E_SHAPE, "lse", option.flag, s.mask, short_lse);
+    expect(by_position ? KVC_E_NOT_SUPPORTED : KVC_E_SHAPE, by_position ? option.name : "mask",
+           option.flag, other, s.lse);
+  }
+}
+
 }  // namespace
