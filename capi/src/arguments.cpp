@@ -98,6 +98,18 @@ Status check_memory(const char* name, const kvc_tensor& t) {
   return Status::ok;
 }
 
+bool is_reserved_storage(uint32_t dtype) {
+  switch (dtype) {
+    case KVC_F8_E4M3:
+    case KVC_F8_E5M2:
+    case KVC_Q8_0:
+    case KVC_Q4_0:
+    case KVC_INT8:
+    case KVC_NF4: return true;
+    default: return false;
+  }
+}
+
 }  // namespace
 
 Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size,
@@ -141,16 +153,15 @@ Status read_storage_type(const char* name, uint32_t dtype, StorageType* out) {
     case KVC_F32: *out = StorageType::f32; return Status::ok;
     case KVC_F16: *out = StorageType::f16; return Status::ok;
     case KVC_BF16: *out = StorageType::bf16; return Status::ok;
-    case KVC_F8_E4M3:
-    case KVC_F8_E5M2:
-    case KVC_Q8_0:
-    case KVC_Q4_0:
-    case KVC_INT8:
-    case KVC_NF4:
-      return fail(Status::not_supported, "%s is %s; this version stores f32, f16 and bf16", name,
-                  dtype_name(dtype));
-    default: return wrong_dtype(name, dtype, "f32, f16 or bf16");
+    default: break;
   }
+  return is_reserved_storage(dtype) ? Status::ok : wrong_dtype(name, dtype, "f32, f16 or bf16");
+}
+
+Status check_stored(const char* name, uint32_t dtype) {
+  if (!is_reserved_storage(dtype)) return Status::ok;
+  return fail(Status::not_supported, "%s is %s; this version stores f32, f16 and bf16", name,
+              dtype_name(dtype));
 }
 
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,

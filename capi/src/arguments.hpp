@@ -71,7 +71,9 @@ void write_output(Output filled, Output* out) {
 const char* dtype_name(uint32_t dtype);
 
 /// 0 is f32. A storage type that a later version will know is NOT_SUPPORTED, anything else DTYPE.
+/// A storage type that this version only reserves leaves `out` alone: check_stored() refuses it.
 Status read_storage_type(const char* name, uint32_t dtype, StorageType* out);
+Status check_stored(const char* name, uint32_t dtype);
 
 enum class Direction { in, out };
 

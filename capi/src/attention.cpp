@@ -252,7 +252,10 @@ Status read_extra(KeyValues& cache, int32_t layer, const kvc_attention_extra* fr
   if (from == nullptr) return Status::ok;
   kvc_attention_extra extra;
   if (Status s = read_descriptor("kvc_attention_extra", from, &extra); s != Status::ok) return s;
-  if (Status s = read_columns(cache, layer, extra, a); s != Status::ok) return s;
+  // Columns by position have another extent than the history: their flag is refused below, not their shape here.
+  if ((extra.flags & KVC_EXTRA_BY_POSITION) == 0) {
+    if (Status s = read_columns(cache, layer, extra, a); s != Status::ok) return s;
+  }
   if (extra.lse != nullptr) {
     const Expected shape = {2, {cache.n_tokens(), a->q.shape[1]}};
     const Status s = read_tensor("lse", extra.lse, shape, Direction::out, cache.device(), &a->lse,

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <new>
 
 #include "capi/src/arguments.hpp"
@@ -11,12 +12,10 @@ constexpr uint64_t cache_flags = KVC_CACHE_STRICT | KVC_CACHE_ZERO_ON_FREE | KVC
 constexpr uint64_t reserved_flags = KVC_CACHE_ROTATE_K | KVC_CACHE_ROTATE_V |
                                     KVC_CACHE_INTERLEAVED | KVC_CACHE_V_IN_K;
 
-/// Flags of the descriptor that nothing knows, or that this version only reserves.
-Status check_cache_flags(uint64_t flags) {
-  if (const uint64_t unknown = flags & ~(cache_flags | reserved_flags); unknown != 0) {
-    return fail(Status::invalid_argument, "kvc_cache_desc.flags: unknown bits 0x%llx",
-                static_cast<unsigned long long>(unknown));
-  }
+/// What the header reserves and this version lacks.
+Status check_reserved(const kvc_cache_desc& d) {
+  if (Status s = check_stored("dtype_k", d.dtype_k); s != Status::ok) return s;
+  if (Status s = check_stored("dtype_v", d.dtype_v); s != Status::ok) return s;
   struct Reserved {
     uint64_t flag;
     const char* name;
@@ -24,17 +23,15 @@ Status check_cache_flags(uint64_t flags) {
   for (const Reserved& reserved :
        {Reserved{KVC_CACHE_ROTATE_K, "ROTATE_K"}, Reserved{KVC_CACHE_ROTATE_V, "ROTATE_V"},
         Reserved{KVC_CACHE_INTERLEAVED, "INTERLEAVED"}, Reserved{KVC_CACHE_V_IN_K, "V_IN_K"}}) {
-    if ((flags & reserved.flag) != 0) {
+    if ((d.flags & reserved.flag) != 0) {
       return fail(Status::not_supported, "KVC_CACHE_%s is not built in this version", reserved.name);
     }
   }
   return Status::ok;
 }
 
-Status read_common(const kvc_cache_desc* desc, CacheRequest* request) {
+Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   CacheBounds* bounds = &request->bounds;
-  kvc_cache_desc d;
-  if (Status s = read_descriptor("kvc_cache_desc", desc, &d); s != Status::ok) return s;
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
     return fail(Status::invalid_argument, "kind %u is none", d.kind);
   request->kind = static_cast<CacheKind>(d.kind);
@@ -43,7 +40,10 @@ Status read_common(const kvc_cache_desc* desc, CacheRequest* request) {
                 "block_k %d, block_v %d, v_first %d: no storage type of this version uses them",
                 d.block_k, d.block_v, d.v_first);
   }
-  if (Status s = check_cache_flags(d.flags); s != Status::ok) return s;
+  if (const uint64_t unknown = d.flags & ~(cache_flags | reserved_flags); unknown != 0) {
+    return fail(Status::invalid_argument, "kvc_cache_desc.flags: unknown bits 0x%llx",
+                static_cast<unsigned long long>(unknown));
+  }
   if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
     return s;
   if (Status s = read_storage_type("dtype_v", d.dtype_v, &bounds->type_v); s != Status::ok)
@@ -63,17 +63,42 @@ Status read_common(const kvc_cache_desc* desc, CacheRequest* request) {
   return Status::ok;
 }
 
+const char* kind_name(uint32_t kind) {
+  switch (kind) {
+    case KVC_CAUSAL: return "causal";
+    case KVC_ENCODER: return "encoder";
+    case KVC_RECURRENT: return "recurrent";
+    case KVC_WRAPPER: return "wrapper";
+    case KVC_TRANSFORMER: return "transformer";
+    case KVC_LIGHTNING: return "lightning";
+    default: return "unknown";
+  }
+}
+
+/// The kind says which struct a kind descriptor is, so it is checked before the size of that struct.
+Status check_kind(const void* kind_desc, uint32_t kind) {
+  struct {
+    uint32_t struct_size, kind;
+  } head = {};
+  std::memcpy(&head.struct_size, kind_desc, sizeof head.struct_size);
+  if (head.struct_size < sizeof head) {
+    return fail(Status::invalid_argument, "the kind descriptor's struct_size %u is below %zu",
+                head.struct_size, sizeof head);
+  }
+  std::memcpy(&head, kind_desc, sizeof head);
+  if (head.kind == kind) return Status::ok;
+  return fail(Status::invalid_argument,
+              "the kind descriptor is of kind %s (%u), the cache of kind %s (%u)",
+              kind_name(head.kind), head.kind, kind_name(kind), kind);
+}
+
 Status read_causal(const void* desc, CausalRequest* request) {
   if (desc == nullptr) return Status::ok;
+  if (Status s = check_kind(desc, KVC_CAUSAL); s != Status::ok) return s;
   kvc_causal_desc d;
   if (Status s = read_descriptor("kvc_causal_desc", static_cast<const kvc_causal_desc*>(desc), &d);
       s != Status::ok)
     return s;
-  if (d.kind != KVC_CAUSAL) {
-    return fail(Status::invalid_argument,
-                "the kind descriptor is of kind %u, the cache of kind %d (KVC_CAUSAL)", d.kind,
-                KVC_CAUSAL);
-  }
   if ((d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}) != 0) {
     return fail(Status::invalid_argument, "kvc_causal_desc.flags: unknown bits 0x%x",
                 d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE});
@@ -94,9 +119,16 @@ Status read_causal(const void* desc, CausalRequest* request) {
   return Status::ok;
 }
 
+/// NOT_SUPPORTED for what is reserved comes behind everything that is wrong, bounds included (cache.h).
 Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequest* request) {
-  if (Status s = read_common(desc, request); s != Status::ok) return s;
-  return request->kind == CacheKind::causal ? read_causal(kind_desc, &request->causal) : Status::ok;
+  kvc_cache_desc d;
+  if (Status s = read_descriptor("kvc_cache_desc", desc, &d); s != Status::ok) return s;
+  if (Status s = read_common(d, request); s != Status::ok) return s;
+  if (request->kind == CacheKind::causal) {
+    if (Status s = read_causal(kind_desc, &request->causal); s != Status::ok) return s;
+  }
+  if (Status s = check_request(*request); s != Status::ok) return s;
+  return check_reserved(d);
 }
 
 Status device_of(const kvc_device* handle, std::shared_ptr<Device>* device) {
@@ -178,8 +210,6 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     constexpr uint32_t known = KVC_BEGIN_RESERVE | KVC_BEGIN_REPLAY;
     if ((flags & ~known) != 0)
       return fail(Status::invalid_argument, "unknown flags of begin: bits 0x%x", flags & ~known);
-    if ((flags & KVC_BEGIN_REPLAY) != 0)
-      return fail(Status::not_supported, "KVC_BEGIN_REPLAY is not built in this version");
     if (stream != nullptr && !c.device().takes_stream)
       return fail(Status::invalid_argument, "a CPU cache takes no stream");
     kvc::Batch batch;
@@ -189,6 +219,7 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     batch.flags = token_flags;
     batch.n_tokens = n_tokens;
     batch.stream = stream;
+    batch.replay = (flags & KVC_BEGIN_REPLAY) != 0;
     return c.begin(batch, reserve);
   });
 }

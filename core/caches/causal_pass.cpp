@@ -21,7 +21,7 @@ Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
 Status CausalCache::plan_batch(const Batch& batch) const {
   if (Status s = book_.check_batch(batch); s != Status::ok) return s;
   if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-  if (Status s = CellBook::check_types(batch); s != Status::ok) return s;
+  if (Status s = CellBook::check_reserved(batch); s != Status::ok) return s;
   return book_.check_room(batch);
 }
 
@@ -40,7 +40,7 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
       if (Status s = CellBook::check_flags(batch, token); s != Status::ok) return s;
     }
     if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-    if (Status s = CellBook::check_types(batch); s != Status::ok) return s;
+    if (Status s = CellBook::check_reserved(batch); s != Status::ok) return s;
     if (Status s = keep_pass(); s != Status::ok) return s;
     pass_.open_reserve(batch.n_tokens);
     return Status::ok;

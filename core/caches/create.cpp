@@ -25,6 +25,11 @@ Status with_kind(const CacheRequest& request, Use use) {
 
 }  // namespace
 
+Status check_request(const CacheRequest& request) {
+  return with_kind(request,
+                   [](auto*, const CacheBounds&, const auto&) -> Status { return Status::ok; });
+}
+
 Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequest& request,
                           uint64_t* bytes) {
   return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {

@@ -18,11 +18,14 @@ struct CacheRequest {
   CausalRequest causal;
 };
 
+/// Checks kind, bounds and what the kind alone needs, as the two functions below do.
+Status check_request(const CacheRequest& request);
+
 /// Bytes that create_cache() would take. Allocates nothing.
 Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequest& request,
                           uint64_t* bytes);
 
-/// These two hold the only switch over kinds.
+/// These three hold the only switch over kinds.
 Status create_cache(const std::shared_ptr<Device>& device, const CacheRequest& request,
                     std::shared_ptr<Cache>* out);
 

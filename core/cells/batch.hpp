@@ -17,6 +17,7 @@ struct Batch {
   const int32_t* sequence = nullptr;  // [n_tokens]
   const uint32_t* flags = nullptr;    // [n_tokens], may be null: none
   void* stream = nullptr;             // that the device's work is ordered on
+  bool replay = false;                // the caller asks for KVC_BEGIN_REPLAY, which is not built
 };
 
 }  // namespace kvc

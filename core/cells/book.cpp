@@ -134,7 +134,9 @@ Status CellBook::check_batch(const Batch& batch) const {
   return Status::ok;
 }
 
-Status CellBook::check_types(const Batch& batch) {
+Status CellBook::check_reserved(const Batch& batch) {
+  if (batch.replay)
+    return fail(Status::not_supported, "KVC_BEGIN_REPLAY is not built in this version");
   for (int32_t i = 0; batch.flags != nullptr && i < batch.n_tokens; ++i) {
     if ((batch.flags[i] & token_type) != 0)
       return fail(Status::not_supported, "token %d has a type; types are not built in this version",

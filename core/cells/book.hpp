@@ -100,8 +100,8 @@ class CellBook {
   Status check_distinct(int32_t n, const int32_t* sequence) const;
   /// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
   static Status check_flags(const Batch& batch, int32_t token);
-  /// Types are known flags that are not built.
-  static Status check_types(const Batch& batch);
+  /// Refuses options that are known and not built: token types, replay.
+  static Status check_reserved(const Batch& batch);
   /// The batch against the bounds. Leaves in the plan what check_room() and open_pass() need.
   Status check_batch(const Batch& batch) const;
   Status check_room(const Batch& batch) const;

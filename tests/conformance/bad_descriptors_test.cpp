@@ -28,7 +28,7 @@ template <class Descriptor>
 void expect_struct_sizes(BadInput& bad, const std::string& what, const Descriptor& good,
                          const std::function<kvc_status(const Descriptor*)>& call) {
   const auto size = static_cast<uint32_t>(sizeof good);
-  for (const uint32_t wrong : {0u, 1u, 4u, size - 1, size - 4, UINT32_MAX, 1u << 31}) {
+  for (const uint32_t wrong : {0u, 1u, 4u, 7u, size - 1, size - 4, UINT32_MAX, 1u << 31}) {
     Longer<Descriptor> desc{};
     desc.known = good;
     desc.known.struct_size = wrong;
