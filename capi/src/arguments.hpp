@@ -70,8 +70,8 @@ void write_output(Output filled, Output* out) {
 /// An element type in words, "bf16"; "of unknown type" where there is none.
 const char* dtype_name(uint32_t dtype);
 
-/// 0 is f32. A storage type that a later version will know is NOT_SUPPORTED, anything else DTYPE.
-/// A storage type that this version only reserves leaves `out` alone: check_stored() refuses it.
+/// 0 is f32; what is no storage type is DTYPE. A storage type that this version only reserves leaves `out` alone:
+/// check_stored() returns NOT_SUPPORTED for it.
 Status read_storage_type(const char* name, uint32_t dtype, StorageType* out);
 Status check_stored(const char* name, uint32_t dtype);
 

@@ -114,7 +114,7 @@ enum { /* kvc_attention_extra.flags: reserved, NOT_SUPPORTED in this version */
  * weights  [n_q_heads, n_tokens, history] f32, any strides; null: not wanted. Written: the weight of each value, the sink
  *          included; 0 where a token does not see the cell. Computed by a second pass over the keys: for analysis, not for speed.
  * lse      [n_tokens, n_q_heads] f32, any strides; null: not wanted. Written: the natural log of the sum of exponentials over
- *          visible keys, without the sink. Two results over disjoint keys can be merged exactly with it.
+ *          visible keys, without the sink. With it, two results over disjoint keys can be merged into the one over all.
  *
  * What a bias or mask hides never influences the result, even if it is NaN. A row with nothing left to see gets 0.
  * The fields from dropout_seed on are reserved: all 0 or null. */
