@@ -107,7 +107,7 @@ int64_t Oracle::shared() const {
   return static_cast<int64_t>(more_than_once.size());
 }
 
-int32_t Oracle::owed(const Token& token) const {
+int32_t Oracle::pending_rotation(const Token& token) const {
   if (!turns()) return 0;  // its keys carry no rotation
   return token.position - contents[static_cast<size_t>(token.content)].rotated_for;
 }

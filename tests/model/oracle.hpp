@@ -34,7 +34,7 @@ struct Constants {
 };
 
 /// A caller's shift function: turns one token's keys of a layer, [n_kv_heads, head_dim_k] as they are stored, for another
-/// position. In the layer `refuses_at` it answers `refusal` instead.
+/// position. In the layer `refuses_at` it returns `refusal` instead.
 struct Shift {
   std::function<void(int32_t layer, int32_t from, int32_t to, float* k)> turn;  // empty: none is bound
   int32_t refuses_at = -1;
@@ -110,24 +110,24 @@ class Oracle {
   int64_t used() const;    // cells held by at least one sequence
   int64_t shared() const;  // cells held by more than one
   int64_t pool() const { return pool_; }
-  int32_t owed(const Token& token) const;
+  int32_t pending_rotation(const Token& token) const;
   bool sees(int32_t batch_index, int32_t position) const;
   std::vector<Token> visible(int32_t batch_index) const;
   bool fully_put() const;
   bool turns() const;  // does any layer rotate its keys?
 
-  /// The key of a token as it must look now: turned by what it owes. [n_kv_heads, head_dim_k]
+  /// The key of a token as it must look now: with its pending rotation applied. [n_kv_heads, head_dim_k]
   std::vector<double> key(int32_t layer, const Token& token) const;
   std::vector<double> value(int32_t layer, const Token& token) const;
 
   /// kvc_get() rewrites the keys that owe a rotation and that some token of the batch sees; a cell
-  /// that somebody else holds too, out of sight or not, is copied first. Its status, then which keys.
+  /// that somebody else holds too, hidden or not, is copied first. Its status, then which keys.
   kvc_status get(int32_t layer) const;
   struct Debt {
     int32_t sequence, position;
   };
   std::vector<Debt> debts() const;
-  /// One of them has been rewritten: it owes nothing from now on. `k` [n_layers, n_kv_heads,
+  /// One of them has been rewritten: it has no pending rotation from now on. `k` [n_layers, n_kv_heads,
   /// head_dim_k] are the rounded keys. It stays so when the pass is aborted.
   void pay(int32_t sequence, int32_t position, const std::vector<float>& k);
 

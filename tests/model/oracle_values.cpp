@@ -23,7 +23,7 @@ std::vector<double> Oracle::key(int32_t layer, const Token& token) const {
   const float* stored = contents[static_cast<size_t>(token.content)].k.data() +
                         static_cast<size_t>(layer) * row;
   std::vector<double> result(stored, stored + row);
-  if (const int32_t offset = owed(token); offset != 0)
+  if (const int32_t offset = pending_rotation(token); offset != 0)
     for (int32_t head = 0; head < cache.n_kv_heads; ++head)
       turn(rope[static_cast<size_t>(layer)], offset, result.data() + head * cache.head_dim_k);
   return result;
@@ -43,12 +43,12 @@ std::vector<Oracle::Debt> Oracle::debts() const {
       bool seen = false;
       for (size_t i = 0; i < pass.position.size(); ++i)
         seen = seen || (pass.sequence[i] == s && sees(static_cast<int32_t>(i), token.position));
-      if (seen && owed(token) != 0) result.push_back({s, token.position});
+      if (seen && pending_rotation(token) != 0) result.push_back({s, token.position});
     }
   return result;
 }
 
-/// Who holds each content, those out of sight included: an open pass may still be aborted.
+/// Who holds each content, hidden ones included: an open pass may still be aborted.
 std::map<int32_t, std::set<int32_t>> Oracle::holders() const {
   std::map<int32_t, std::set<int32_t>> result;
   for (int32_t s = 0; s < cache.max_sequences; ++s) {

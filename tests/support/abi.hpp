@@ -104,8 +104,8 @@ inline kvc_stats stats(const kvc_cache* cache) {
   return result;
 }
 
-/// The runs of a sequence, one entry per token: where it lies, where it stands, what its key still
-/// owes.
+/// The runs of a sequence, one entry per token: where it lies, its position, and the pending
+/// rotation of its key.
 struct Place {
   int32_t cell, position, offset;
 };

@@ -248,7 +248,7 @@ double AttentionRig::attend_and_compare() {
       if (!(error <= 1e-5 * largest)) {
         ADD_FAILURE() << options.name << ": token " << row / heads << " of " << n << " head "
                       << row % heads << " dimension " << d << " is " << out.get(row * dv + d)
-                      << ", double says " << exact;
+                      << ", in double " << exact;
         return HUGE_VAL;
       }
       worst = std::max(worst, error / std::max(largest, 1e-30));

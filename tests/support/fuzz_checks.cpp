@@ -59,7 +59,7 @@ void World::compare_places() {
                  "tokens in runs");
     for (size_t i = 0; i < tokens.size(); ++i) {
       expect_equal(places[i].position, tokens[i].position, "position in a run");
-      expect_equal(places[i].offset, oracle_.owed(tokens[i]), "offset of a run");
+      expect_equal(places[i].offset, oracle_.pending_rotation(tokens[i]), "offset of a run");
       if (places[i].cell < 0 || places[i].cell >= oracle_.pool()) differ("a cell beyond the pool");
       const auto content = content_of.insert({places[i].cell, tokens[i].content}).first;
       const auto cell = cell_of.insert({tokens[i].content, places[i].cell}).first;
@@ -119,7 +119,7 @@ void World::compare_rebuilt() {
     const int32_t end = sequence.tokens.empty() ? 0 : sequence.tokens.back().position + 1;
     if (sequence.next != end) return;
     for (const model::Token& token : sequence.tokens)
-      if (oracle_.owed(token) != 0) return;
+      if (oracle_.pending_rotation(token) != 0) return;
   }
   kvc_cache_desc desc = setup_.cache;
   desc.cells = 0;

@@ -37,7 +37,7 @@ void World::get() {
   judge(made, status, expected);
 }
 
-/// Keys that owed something have been turned and rounded: to the oracle's within a rounding. From
+/// Keys that had a pending rotation have been rotated and rounded: to the oracle's within a rounding. From
 /// here on the oracle holds the bits that the library holds.
 void World::adopt_paid_keys() {
   const int64_t row = setup_.cache.n_kv_heads * oracle_.cache.head_dim_k;
@@ -138,7 +138,7 @@ void World::compare_freed_cells(int32_t layer, const kvc_tensor& k, const kvc_te
 }
 
 /// softmax(q k^T + mask) v over the views, as a caller with its own kernels would: it must be what
-/// kvc_attention() answers.
+/// kvc_attention() returns.
 void World::compare_textbook(int32_t layer, const kvc_tensor& k, const kvc_tensor& v,
                              const support::Array& mask) {
   const int32_t heads = q_heads(layer), n = oracle_.pass.n_tokens;

@@ -257,7 +257,7 @@ void World::compare_gathered(int32_t layer, int32_t sequence, const support::Arr
   };
   for (int64_t i = 0; i < n; ++i) {
     const model::Token& token = tokens[static_cast<size_t>(i)];
-    const bool turned = oracle_.owed(token) != 0 &&
+    const bool turned = oracle_.pending_rotation(token) != 0 &&
                         oracle_.rope[static_cast<size_t>(layer)].n_dims > 0;
     const std::vector<double> key = oracle_.key(layer, token), value = oracle_.value(layer, token);
     for (int64_t e = 0; k && e < k_row; ++e) {

@@ -59,7 +59,7 @@ StateHashes DigestLedger::hashes(const model::Oracle& oracle) {
       const bool somewhere = std::find(put.begin(), put.end(), 1) != put.end();
       Hash hash = content_hash(oracle, token.content);
       fold(hash, static_cast<uint64_t>(token.position));
-      fold(hash, static_cast<uint64_t>(static_cast<int64_t>(oracle.owed(token))));
+      fold(hash, static_cast<uint64_t>(static_cast<int64_t>(oracle.pending_rotation(token))));
       fold(result.fine, hash);
       if (somewhere) fold(result.coarse, hash);
     }

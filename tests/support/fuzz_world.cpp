@@ -231,12 +231,12 @@ std::string World::history() const {
   std::ostringstream text;
   text << setup_.describe() << "\nlast operations, the newest at the end:\n";
   for (const std::string& line : log_) text << "  " << line << '\n';
-  text << "the oracle then, per sequence (position:content/owed):\n";
+  text << "the oracle then, per sequence (position:content/pending rotation):\n";
   for (size_t s = 0; s < oracle_.sequences.size(); ++s) {
     const model::Sequence& sequence = oracle_.sequences[s];
     text << "  " << s << " next " << sequence.next << " lost_below " << sequence.lost_below << " |";
     for (const model::Token& token : sequence.tokens)
-      text << ' ' << token.position << ':' << token.content << '/' << oracle_.owed(token);
+      text << ' ' << token.position << ':' << token.content << '/' << oracle_.pending_rotation(token);
     text << '\n';
   }
   if (oracle_.pass_open) text << "a pass of " << oracle_.pass.n_tokens << " tokens is open\n";

@@ -1,4 +1,4 @@
-// Descriptors and answers of callers that were built against another version: what an older caller does not have is zero
+// Descriptors and output structs of callers that were built against another version: what an older caller does not have is zero
 // or not written, what a newer one sets must be zero.
 #include "capi/src/arguments.hpp"
 

@@ -1,4 +1,4 @@
-// kvc_check on caches whose bookkeeping was damaged behind their back, one bit at a time: it says what is broken or that
+// kvc_check on caches whose bookkeeping was damaged behind their back, one bit at a time: it names what is broken or finds that
 // nothing is, and never falls over.
 #include <gtest/gtest.h>
 
@@ -36,7 +36,7 @@ void add(kvc::CausalCache& cache, int32_t sequence, int32_t first, int32_t n) {
   ASSERT_EQ(cache.put(0, tensor, tensor), Status::ok) << kvc::last_message();
 }
 
-/// What kvc_check says of a cache, one damaged bit after the other.
+/// What kvc_check returns for a cache, one damaged bit after the other.
 void damage(bool with_rope, std::set<std::string>& met) {
   kvc::CacheBounds bounds;
   bounds.n_layers = bounds.n_kv_heads = 1;

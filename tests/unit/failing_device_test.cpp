@@ -1,4 +1,4 @@
-// A device that fails at its n-th call, for every n: the call that meets it says DEVICE, the cache is
+// A device that fails at its n-th call, for every n: that call returns DEVICE, the cache is
 // poisoned from then on, and destroying it gives its memory back. The C ABI on a device of our own.
 #include <gtest/gtest.h>
 
@@ -64,7 +64,7 @@ kvc_cache* create(int32_t failing, int64_t* blocks) {
 kvc_status live(kvc_cache* cache) {
   std::vector<float> data(batch * 2 * 4, 0.5f), out(data.size());
   const kvc_tensor rows = support::dense(data.data(), KVC_F32, {batch, 2, 4});
-  kvc_tensor answers = support::dense(out.data(), KVC_F32, {batch, 2, 4});
+  kvc_tensor result = support::dense(out.data(), KVC_F32, {batch, 2, 4});
   kvc_rope_desc rope{};
   rope.struct_size = sizeof rope;
   std::vector<int32_t> position, sequence(batch, 0);
@@ -85,7 +85,7 @@ kvc_status live(kvc_cache* cache) {
       [&] { return kvc_bind_rope(cache, 0, 2, &rope, nullptr); },
       begin,
       [&] { return kvc_put(cache, 0, &rows, &rows); },
-      [&] { return kvc_attention(cache, 0, &rows, &answers, nullptr); },
+      [&] { return kvc_attention(cache, 0, &rows, &result, nullptr); },
       [&] { return kvc_commit(cache); },  // layer 1 becomes zeros
       [&] { return kvc_remove(cache, 0, 0, 1); },
       gather,
@@ -94,7 +94,7 @@ kvc_status live(kvc_cache* cache) {
         for (int32_t& p : position) p += batch - 1;
         return begin();
       },
-      [&] { return kvc_put_attention(cache, 0, &rows, &rows, &rows, &answers, nullptr); },
+      [&] { return kvc_put_attention(cache, 0, &rows, &rows, &rows, &result, nullptr); },
       get,  // pays what shared keys owe
       [&] { return kvc_abort(cache); },
       [&] { return kvc_remove(cache, 1, 0, KVC_SEQ_END); },
@@ -105,12 +105,12 @@ kvc_status live(kvc_cache* cache) {
   return KVC_OK;
 }
 
-/// Every call says what poisoned the cache; kvc_cache_stats says that it is.
+/// Every call returns the status that poisoned the cache; kvc_cache_stats returns OK and reports the poisoned state.
 void expect_poisoned(kvc_cache* cache, support::Specimen& specimen, const char* status,
                      const std::string& when) {
   for (const support::Function& function : support::functions(specimen)) {
-    const bool answers = std::string(function.name) == "cache_stats";
-    EXPECT_EQ(support::name(function.call(cache)), answers ? "OK" : status)
+    const bool works = std::string(function.name) == "cache_stats";
+    EXPECT_EQ(support::name(function.call(cache)), works ? "OK" : status)
         << function.name << " after " << when;
   }
   const kvc_stats stats = support::stats(cache);

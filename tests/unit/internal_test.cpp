@@ -97,7 +97,7 @@ class Victim {
   int32_t n_tokens_ = 0;
 };
 
-/// A poisoned cache says so, whatever it is asked.
+/// Every call on a poisoned cache returns what poisoned it.
 void expect_poisoned(kvc_cache* cache) {
   static const support::Device device(1);
   static support::Specimen specimen(device);
@@ -124,7 +124,7 @@ struct Outcome {
   std::set<std::string> invariants;
 };
 
-/// Calls that follow each other on a damaged cache. None of them may fall over; once one says INTERNAL, all do.
+/// Calls that follow each other on a damaged cache. None of them may crash; once one returns INTERNAL, all do.
 void live_on(Victim& victim, Outcome& outcome, const std::function<kvc_status(kvc_cache*)>& end) {
   kvc_cache* cache = victim.cache;
   const auto next = [&](int32_t sequence) { return support::sequence_info(cache, sequence).next; };

@@ -27,7 +27,7 @@ void require(bool condition, const char* what) {
   std::abort();
 }
 
-/// Every failure is one that the headers list, and says why.
+/// Every failure is one that the headers list, and has a message.
 kvc_status answered(kvc_status status, const char* call) {
   require(std::strcmp(kvc_status_name(status), "UNKNOWN") != 0, call);
   require(status != KVC_E_INTERNAL && status != KVC_E_HANDLE && status != KVC_E_BUSY, call);
