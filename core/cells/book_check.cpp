@@ -34,7 +34,7 @@ Status CellBook::check_sequence_invariants(int32_t index, bool pass_is_open) con
     const bool in_head = i < tokens.n_head();
     if (tokens.head_capacity() > 0 && in_head != (token.position < tokens.head_capacity()))
       return broken("kept-first tokens");
-    if (!sequence.may_be_pending && offset_of(token) != 0)
+    if (!sequence.may_be_pending && keys_rotate_ && pool_.rotated_for(token.cell) != token.position)
       return broken("a key has a pending rotation that was not noted");
     previous = token.position;
   }
