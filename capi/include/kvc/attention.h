@@ -107,7 +107,8 @@ enum { /* kvc_attention_extra.flags: reserved, NOT_SUPPORTED in this version */
  * them, are those of kvc_mask(); kvc_history() returns their number and the cells that they stand for.
  *
  * bias     [n_q_heads, n_tokens, history] f32, f16 or bf16, any strides; null: none. Added to the scores, after ALiBi. Minus
- *          infinity hides a key; the lowest finite number does not: if a row sees only such keys, their weights are equal.
+ *          infinity hides a key; the lowest finite number does not: if a row sees only keys with the lowest f32 as bias, their
+ *          weights are equal.
  * mask     [n_q_heads, n_tokens, history] KVC_BOOL, any strides; null: none. 0 hides. It can hide more than the cache's own
  *          rules do, never less. (A mask of 0 and minus infinity is a bias.)
  *          Bias and mask are broadcast: an extent may be 1, and leading dimensions may be missing ([n_tokens, history],
