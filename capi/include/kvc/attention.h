@@ -1,9 +1,9 @@
 /* kvc/attention.h: constants of the model, attention, and reading K, V and the mask for kernels of your own.
  * Part of <kvc/kvc.h>.
  *
- * Attention is softmax(scale * q k^T -> softcap -> + ALiBi -> + bias / visibility -> sinks) v, computed straight from the cells.
- * No mask is built, all query heads of a KV head share one read of K and V, and sums are in f32. Query head h uses KV head
- * h / (n_q_heads / n_kv_heads): multi-head, grouped-query and multi-query attention alike.
+ * Attention is softmax(scale * q k^T -> softcap -> + ALiBi -> + bias / visibility -> sinks) v, computed straight from the
+ * cells. No mask is built, all query heads of a KV head share one read of K and V, and sums are in f32. Query head h uses KV
+ * head h / (n_q_heads / n_kv_heads): multi-head, grouped-query and multi-query attention alike.
  * (Online softmax: Milakov and Gimelshein, arXiv 1805.02867; tiling: FlashAttention-2, arXiv 2307.08691.)
  *
  * A batch token at position p of a sequence sees a stored token of that sequence at position j if
@@ -23,7 +23,7 @@ extern "C" {
 
 /* ---- Constants of the model ------------------------------------------------------------------------------------------
  *
- * Bound once per range of layers, so that the hot calls stay short. Arrays are copied. */
+ * They are bound once per range of layers, so that the hot calls stay short. Arrays are copied. */
 
 typedef struct kvc_attention_desc {
   uint32_t struct_size;
@@ -37,10 +37,11 @@ typedef struct kvc_attention_desc {
  * number of query heads from q.
  *
  * alibi_slopes  [n_q_heads]; null: none. Adds -slope_h * |p - j| (ALiBi, arXiv 2108.12409).
- * sinks         [n_q_heads]; null: none. One extra logit per query head that takes part in the sum and has no value.
+ * sinks         [n_q_heads]; null: none. One extra logit per query head, which counts in the softmax sum but has no value
+ *               vector.
  *
  * Errors: INVALID_ARGUMENT (bounds; a scale, softcap, slope or sink that is not finite; softcap < 0; scale, softcap,
- * 1 / softcap or scale / softcap at the ends of what f32 holds), BAD_STATE (a pass is open), VERSION. Since 0.1. */
+ * 1 / softcap or scale / softcap is too small or too large for f32), BAD_STATE (a pass is open), VERSION. Since 0.1. */
 KVC_API kvc_status kvc_bind_attention(kvc_cache *cache, int32_t layer_begin, int32_t layer_end,
                                       const kvc_attention_desc *desc, const float *alibi_slopes,
                                       const float *sinks) KVC_NOEXCEPT;
@@ -82,12 +83,12 @@ KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t 
 typedef kvc_status (*kvc_shift_function)(void *user, int32_t layer, int32_t n, const int32_t *from, const int32_t *to,
                                          kvc_tensor *k);
 
-/* Binds a shift function for the whole cache; null unbinds it. Positions then move like this: kvc copies the tokens behind the
- * removed part into free cells, the function rotates the keys of the copies, and only if it succeeded in every layer do the
- * copies replace the originals. So a shift costs time and free cells (CACHE_FULL if there are fewer than tokens that move),
- * rounds keys again each time, and changes nothing if the function refuses, not even the open pass. Cells that slid out in that
- * pass could still come back, so they are not free for copies before an explicit commit. Prefer kvc_bind_rope() where it can
- * describe the rotation: it is exact, costs nothing and needs no room.
+/* Binds a shift function for the whole cache; null unbinds it. Positions then move like this: kvc copies the tokens after the
+ * removed part into free cells, the function rotates the keys of the copies, and the copies replace the originals only if the
+ * function succeeds in every layer. So a shift costs time and free cells (CACHE_FULL if there are fewer than tokens that move),
+ * rounds keys again each time, and changes nothing if the function fails: an open pass stays open. Cells that slid out in that
+ * pass are not free for the copies, because a failure must leave them in place; commit first to free them. Prefer
+ * kvc_bind_rope() where it can describe the rotation: it is exact, costs nothing and needs no room.
  *
  * `function` and `user` must stay valid until the cache is destroyed or another function is bound.
  * Errors: BAD_STATE (a pass is open), NOT_SUPPORTED (the cache has RoPE or is position-free). Since 0.1. */
@@ -102,17 +103,19 @@ enum { /* kvc_attention_extra.flags: reserved, NOT_SUPPORTED in this version */
   KVC_EXTRA_MASK_ALONE = 8   /* the mask alone decides what a row sees of its sequence */
 };
 
-/* What one attention call adds to the constants of the model, and what it returns besides the output. Columns are those of
- * kvc_mask(); kvc_history() returns which cells they stand for.
+/* What one attention call adds to the constants of the model, and what it returns besides the output. The columns, `history` of
+ * them, are those of kvc_mask(); kvc_history() returns their number and the cells that they stand for.
  *
  * bias     [n_q_heads, n_tokens, history] f32, f16 or bf16, any strides; null: none. Added to the scores, after ALiBi. Minus
- *          infinity hides; the least finite number does not: a row that sees nothing else weighs all such keys alike.
+ *          infinity hides a key; the lowest finite number does not: if a row sees only keys with the lowest f32 as bias, their
+ *          weights are equal.
  * mask     [n_q_heads, n_tokens, history] KVC_BOOL, any strides; null: none. 0 hides. It can hide more than the cache's own
  *          rules do, never less. (A mask of 0 and minus infinity is a bias.)
  *          Bias and mask are broadcast: an extent may be 1, and leading dimensions may be missing ([n_tokens, history],
  *          [history]).
- * weights  [n_q_heads, n_tokens, history] f32, any strides; null: not wanted. Written: the weight of each value, the sink
- *          included; 0 where a token does not see the cell. Computed by a second pass over the keys: for analysis, not for speed.
+ * weights  [n_q_heads, n_tokens, history] f32, any strides; null: not wanted. Written: the weight of each value, with the sink
+ *          in the softmax; 0 where a token does not see the cell. Computed by a second pass over the keys: for analysis, not
+ *          for speed.
  * lse      [n_tokens, n_q_heads] f32, any strides; null: not wanted. Written: the natural log of the sum of exponentials over
  *          visible keys, without the sink. With it, two results over disjoint keys can be merged into the one over all.
  *
@@ -136,18 +139,18 @@ typedef struct kvc_attention_extra {
  *
  * q      [n_tokens, n_q_heads, head_dim_k] f32, f16 or bf16, any strides. Borrowed for the call.
  * out    [n_tokens, n_q_heads, head_dim_v] f32, f16 or bf16, any strides; written. Must not overlap q.
- * extra  null: nothing. Tensors that it writes must not overlap q, out or each other.
+ * extra  null: none of it is wanted. Tensors that it writes must not overlap q, out or each other.
  *
- * A row that sees nothing gets 0 and minus infinity, with or without a sink. A layer that shares the K and V of another calls with
- * the number of the layer that owns them. Threads: exclusive; the device's threads share the work. On the CPU the call is
- * synchronous.
+ * A row that sees nothing gets 0 and minus infinity, with or without a sink. If a layer of the model shares the K and V of
+ * another, pass the number of the layer for which they were put. Threads: exclusive; the device's threads share the work. On
+ * the CPU the call is synchronous.
  * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, VERSION,
  * NOT_SUPPORTED (a reserved field or flag of extra). Since 0.1; extra since 0.2. */
 KVC_API kvc_status kvc_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out,
                                  const kvc_attention_extra *extra) KVC_NOEXCEPT;
 
-/* kvc_put() and kvc_attention() in one call, which saves one crossing of a language boundary. All arguments are checked before K
- * and V are stored, and K and V are stored before anything is written: what the call writes may overlap k and v, but not q.
+/* kvc_put() and kvc_attention() in one call, which saves one crossing of a language boundary. All arguments are checked before
+ * K and V are stored, and K and V are stored before anything is written: what the call writes may overlap k and v, but not q.
  * Errors: those of both. Since 0.1; extra since 0.2. */
 KVC_API kvc_status kvc_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k, const kvc_tensor *v,
                                      const kvc_tensor *q, kvc_tensor *out,
@@ -155,12 +158,12 @@ KVC_API kvc_status kvc_put_attention(kvc_cache *cache, int32_t layer, const kvc_
 
 /* ---- Reading, for callers with kernels of their own ---------------------------------------------------------------------
  *
- * All of these take a layer: in caches that combine several kinds, layers differ in what they span. In a causal cache all layers
- * span the same. */
+ * All of these take a layer: in caches that combine several kinds, the range of cells depends on the layer. In a causal cache
+ * it is the same for all layers. */
 
-/* Lends views of a layer's K and V over the range of cells that spans what the batch may see, rounded outward to cell_padding:
- * [history, n_kv_heads, head_dim] with strides (head_dim, head stride, 1), in the storage type. Cells of that range which no
- * token of the batch sees may hold anything, including other sequences: apply kvc_mask() before you multiply.
+/* Returns views of a layer's K and V over the range of cells that spans what the batch may see, rounded outward to
+ * cell_padding: [history, n_kv_heads, head_dim] with strides (head_dim, head stride, 1), in the storage type. Cells of that
+ * range which no token of the batch sees may hold anything, including other sequences: apply kvc_mask() before you multiply.
  *
  * k, v  null: not wanted. The struct is filled in; do not write through it.
  * Lifetime: valid until the pass ends (next begin, commit, commit_prefix, abort, remove, copy_prefix, reorder, resume,
@@ -179,21 +182,21 @@ KVC_API kvc_status kvc_get(kvc_cache *cache, int32_t layer, kvc_tensor *k, kvc_t
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT. Since 0.1; layer since 0.2. */
 KVC_API kvc_status kvc_history(kvc_cache *cache, int32_t layer, int32_t *first_cell, int32_t *n_cells) KVC_NOEXCEPT;
 
-/* Writes the mask that belongs to the views of kvc_get(): 0 where a token of the batch sees a cell and minus infinity elsewhere,
- * or, as KVC_BOOL, 1 and 0.
+/* Writes the mask that belongs to the views of kvc_get(): 0 where a token of the batch sees a cell and minus infinity
+ * elsewhere, or, as KVC_BOOL, 1 and 0.
  *
  * into  [n_tokens, history], f32, f16 or KVC_BOOL, any strides. With data null nothing is written; shape, dense strides and the
- *       mask_dtype of the descriptor are filled in: call it this way first to learn the size.
+ *       mask_dtype of the descriptor are filled in: call it this way first to get the size.
  *
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.1; layer and KVC_BOOL since
  * 0.2. */
 KVC_API kvc_status kvc_mask(kvc_cache *cache, int32_t layer, kvc_tensor *into) KVC_NOEXCEPT;
 
 /* Copies what one sequence holds in a layer, in order of position, into the caller's tensors. Keys are rotated for their
- * present positions. In an open pass that has not put this layer, its tokens read as zeros.
+ * present positions. While a pass is open and this layer was not put in it, the tokens of the pass read as zeros.
  *
- * k, v  [count, n_kv_heads, head_dim], f32, f16 or bf16, any strides; null: not wanted. With the flag KVC_TENSOR_TRANSPOSED v is
- *       [n_kv_heads, head_dim_v, count]. count is that of kvc_sequence_query().
+ * k, v  [count, n_kv_heads, head_dim], f32, f16 or bf16, any strides; null: not wanted. With the flag KVC_TENSOR_TRANSPOSED v
+ *       is [n_kv_heads, head_dim_v, count]. count is that of kvc_sequence_query().
  *
  * Errors: INVALID_ARGUMENT (also if k overlaps v), SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.1. */
 KVC_API kvc_status kvc_gather(kvc_cache *cache, int32_t layer, int32_t sequence, kvc_tensor *k, kvc_tensor *v) KVC_NOEXCEPT;

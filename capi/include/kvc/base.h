@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Marks every public function. A shared library exports these and nothing else. */
+/* Marks every public function. The shared library exports these and nothing else. */
 #if defined(SWIG)
 #define KVC_API
 #elif defined(_WIN32)
@@ -29,7 +29,8 @@ extern "C" {
 
 /* ---- Status --------------------------------------------------------------------------------------
  *
- * 0 is success, errors are negative, positive values are reserved. These numbers never change. */
+ * 0 is success, errors are negative, positive values are reserved. These numbers never change. In comments
+ * BUSY stands for KVC_E_BUSY, and so on. */
 
 typedef int32_t kvc_status;
 
@@ -40,11 +41,11 @@ enum {
                                   or it was made before a fork */
   KVC_E_OUT_OF_MEMORY = -3,    /* the allocator, the system or the handle table is exhausted */
   KVC_E_NOT_SUPPORTED = -4,    /* the request is well formed, but this cache cannot do it */
-  KVC_E_BAD_STATE = -5,        /* the call came at the wrong time: no pass is open, a layer was not
-                                  put, constants were bound too late */
+  KVC_E_BAD_STATE = -5,        /* the call is not allowed now: no pass is open, a layer was not put, or
+                                  constants are bound too late */
   KVC_E_BUSY = -6,             /* another thread is inside a call that excludes this one */
-  KVC_E_SHAPE = -7,            /* a tensor has a wrong number of dimensions, extent or stride */
-  KVC_E_DTYPE = -8,            /* this argument does not take a tensor of this element type */
+  KVC_E_SHAPE = -7,            /* a tensor has the wrong number of dimensions, a wrong extent or a wrong stride */
+  KVC_E_DTYPE = -8,            /* this argument does not accept this element type */
   KVC_E_OVERFLOW = -9,         /* a product of sizes does not fit */
   KVC_E_VERSION = -10,         /* a descriptor from a newer kvc sets a field that this library does
                                   not know */
@@ -52,14 +53,14 @@ enum {
                                   would hold more positions than it may */
   KVC_E_WINDOW_LOST = -21,     /* the window has moved on: tokens that the continuation needs were
                                   released */
-  KVC_E_NOT_FOUND = -22,
-  KVC_E_INVALID_RECURRENT_SHAPE = -23,
+  KVC_E_NOT_FOUND = -22,       /* nothing has this index */
+  KVC_E_INVALID_RECURRENT_SHAPE = -23, /* reserved */
   KVC_E_DEVICE = -40,          /* the device failed. The cache is poisoned: only kvc_cache_destroy()
                                   and kvc_cache_stats() still work */
-  KVC_E_DEVICE_MISMATCH = -41, /* a tensor is on another device than the cache */
+  KVC_E_DEVICE_MISMATCH = -41, /* a tensor is not on the device of the cache */
   KVC_E_BACKEND_UNAVAILABLE = -42, /* this machine has no such device, or its backend is not installed */
-  KVC_E_IO = -60,
-  KVC_E_CORRUPT = -61,
+  KVC_E_IO = -60,              /* reserved */
+  KVC_E_CORRUPT = -61,         /* reserved */
   KVC_E_INTERNAL = -99         /* a broken invariant inside kvc: a bug. The cache is poisoned, as after
                                   KVC_E_DEVICE */
 };
@@ -132,7 +133,7 @@ typedef struct kvc_tensor {
   uint32_t dtype;                /* KVC_F32 … */
   int32_t device_type;           /* KVC_CPU … */
   int32_t device_id;             /* 0 on KVC_CPU */
-  uint32_t flags;                /* 0, or a flag that the function names */
+  uint32_t flags;                /* 0, or a flag that the function documents */
   uint32_t reserved;             /* 0 */
 } kvc_tensor;
 
@@ -169,12 +170,13 @@ KVC_API const char *kvc_build_info(void) KVC_NOEXCEPT;
 /* ---- Ranges, "off", threads, forks, handles ------------------------------------------------------
  *
  * Threads: different caches are always independent. On one cache, functions that take `const kvc_cache *`
- * may run at the same time; every other function is exclusive. The library detects calls that break this
- * rule and returns BUSY; the behaviour is never undefined. A cache may be passed from thread to thread.
- * An error message belongs to the thread whose call failed.
+ * ("Threads: const" in their comments) may run at the same time; every other function is exclusive. A call
+ * that breaks this rule is detected and returns BUSY; the behaviour is never undefined. "Threads: any" means
+ * that any number of threads may call the function at the same time. A cache may be passed from thread to
+ * thread. An error message belongs to the thread whose call failed.
  *
- * Forks: a child process has none of its parent's handles. In the child every call on such a handle
- * returns HANDLE, destroy included. The child may open devices and create caches of its own.
+ * Forks: the handles of a parent process are not valid in its child. In the child every call on such a
+ * handle returns HANDLE, destroy included. The child may open devices and create caches of its own.
  *
  * Unloading: call dlclose() only after every cache and device is destroyed. The threads of a device run
  * code of the library.

@@ -21,17 +21,19 @@
  *                                           work            as if the open pass were committed
  *   bind_attention, bind_rope, bind_shift   work            BAD_STATE
  *
- * A call that ends an open pass on the side (begin, remove, copy_prefix, reorder, resume) ends it only if the call succeeds, and
- * only if every layer was put; otherwise it returns BAD_STATE. abort, commit and commit_prefix end any pass.
+ * begin, remove, copy_prefix, reorder and resume end an open pass implicitly: only if the call succeeds, and only if every
+ * layer was put. If a layer was not put, they return BAD_STATE. abort, commit and commit_prefix end any pass.
  *
  * Errors are checked in this order, over the whole batch: HANDLE, BUSY, NOT_SUPPORTED for a call that this kind of cache lacks,
- * BAD_STATE for a missing pass or put, INVALID_ARGUMENT, BAD_STATE for an open pass that is not fully put (for bind_…: for any
- * open pass), WINDOW_LOST, NOT_SUPPORTED, CACHE_FULL. Where this list says INVALID_ARGUMENT, arguments are checked one after
- * the other: a descriptor's size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and its address
- * range (OVERFLOW). Every function may return HANDLE and BUSY; the comments below do not repeat them. A call that fails has
- * changed nothing.
+ * BAD_STATE for a missing pass or put, INVALID_ARGUMENT, BAD_STATE for an open pass with a layer that was not put (for bind_…:
+ * for any open pass), WINDOW_LOST, NOT_SUPPORTED, CACHE_FULL. Where this list says INVALID_ARGUMENT, arguments are checked one
+ * after the other: a descriptor's size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and its
+ * address range (OVERFLOW). Every function may return HANDLE and BUSY; the comments below do not repeat them. A call that fails
+ * has changed nothing.
  *
- * Threads: functions that take `const kvc_cache *` may overlap each other; all others are exclusive (base.h). */
+ * Threads: functions that take `const kvc_cache *` may overlap each other ("Threads: const"); all others are exclusive
+ * (base.h).
+ */
 #ifndef KVC_CACHE_H
 #define KVC_CACHE_H
 
@@ -95,11 +97,11 @@ enum { /* kvc_causal_desc.flags */
   KVC_CAUSAL_POSITION_FREE = 1 /* keys carry no rotation: positions may move without touching them */
 };
 
-/* What only a causal cache needs. Every descriptor of a kind begins with struct_size and kind.
+/* What only a causal cache needs. The descriptor of every kind begins with struct_size and kind.
  *
- * All zero but for these two: every token sees everything before it, without limit.
+ * If all other fields are zero, every token sees everything before it, without limit.
  *
- * With a reach, memory is limited: a sequence keeps the `memory` positions behind the lowest position of its batch, and its
+ * With a reach, memory is limited: a sequence keeps the `memory` positions before the lowest position of its batch, and its
  * first `keep_first` positions for ever. Older positions slide out when a pass begins, and are lost when it commits. A chunk
  * limits memory only if `memory` is given. With limited memory a sequence holds at most memory + keep_first + 2 * max_batch
  * positions (above 2^30: OVERFLOW) whatever capacity says, and the pool has max_sequences * (memory + keep_first) +
@@ -109,12 +111,13 @@ typedef struct kvc_causal_desc {
   uint32_t kind;        /* KVC_CAUSAL */
   uint32_t flags;       /* KVC_CAUSAL_… */
   int32_t reach;        /* a token sees itself and `reach` positions before it; 0: everything */
-  int32_t memory;       /* positions kept; 0: the reach; KVC_NONE: unlimited. Raised to the reach (or chunk - 1), and by one more
-                           if max_sequences > 1; at or above capacity it means unlimited. Ignored without reach and chunk */
+  int32_t memory;       /* positions kept; 0: the reach; KVC_NONE: unlimited. Raised to the reach (or chunk - 1), and by one
+                           more if max_sequences > 1; at or above capacity it means unlimited. Ignored without reach and
+                           chunk */
   int32_t chunk;        /* attention restarts every `chunk` positions: a token at p sees p - p % chunk and later; 0: never */
-  int32_t keep_first;   /* positions below it stay visible whatever the reach (but not across a chunk) */
-  int32_t cell_padding; /* the range that get and mask span is rounded outward to a multiple of it; 0: 1 */
-  uint32_t mask_dtype;  /* what kvc_mask() proposes: KVC_F32, KVC_F16 or KVC_BOOL; 0: KVC_F32 */
+  int32_t keep_first;   /* positions below keep_first stay visible whatever the reach (but not across a chunk) */
+  int32_t cell_padding; /* the range of cells that get and mask span is rounded outward to multiples of this; 0: 1 */
+  uint32_t mask_dtype;  /* the type that kvc_mask() fills in for null data: KVC_F32, KVC_F16 or KVC_BOOL; 0: KVC_F32 */
 } kvc_causal_desc;
 
 /* Computes the bytes that kvc_cache_create() would take from this device with these descriptors, in host and device memory
@@ -138,11 +141,11 @@ KVC_API kvc_status kvc_cache_destroy(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* ---- A pass ------------------------------------------------------------------------------------------------------------- */
 
-enum { /* per token of a pass. Other bits are INVALID_ARGUMENT */
+enum { /* kvc_begin token_flags, one per token. Other bits return INVALID_ARGUMENT */
   KVC_TOKEN_SEES_LATER = 1,    /* not causal: the token also sees later tokens of its sequence (the "except" set) */
-  KVC_TOKEN_ENCODER_INPUT = 2, /* encoder caches only; INVALID_ARGUMENT in a causal cache */
-  KVC_TOKEN_MASKED = 4,        /* lightning caches only; INVALID_ARGUMENT in a causal cache */
-  KVC_TOKEN_TYPE_SHIFT = 16    /* reserved: the upper 16 bits are a token's type in the pass. A type other than 0 is
+  KVC_TOKEN_ENCODER_INPUT = 2, /* encoder caches only; a causal cache returns INVALID_ARGUMENT */
+  KVC_TOKEN_MASKED = 4,        /* lightning caches only; a causal cache returns INVALID_ARGUMENT */
+  KVC_TOKEN_TYPE_SHIFT = 16    /* reserved: the upper 16 bits are a token's type in the pass. A type other than 0 returns
                                   NOT_SUPPORTED in this version */
 };
 
@@ -167,8 +170,8 @@ enum { /* kvc_begin flags */
  * flags        KVC_BEGIN_…
  * stream       null on KVC_CPU. (On CUDA the device's work is ordered on it, in DLPack's numbering.)
  *
- * Errors: INVALID_ARGUMENT; BAD_STATE (the open pass is not fully put); NOT_SUPPORTED; CACHE_FULL (fewer free cells than
- * tokens, or a sequence would hold more positions than it may), naming sequence, cells and batch.
+ * Errors: INVALID_ARGUMENT; BAD_STATE (a layer of the open pass was not put); NOT_SUPPORTED; CACHE_FULL (fewer free cells than
+ * tokens, or a sequence would hold more positions than it may; the message gives the sequence and the numbers).
  * Cost: O(n_tokens + number of tokens that slide out). Since 0.1; padding since 0.2. */
 KVC_API kvc_status kvc_begin(kvc_cache *cache, int32_t n_tokens, const int32_t *position, const int32_t *sequence,
                              const uint32_t *token_flags, uint32_t flags, void *stream) KVC_NOEXCEPT;
@@ -179,7 +182,7 @@ KVC_API kvc_status kvc_fits(const kvc_cache *cache, int32_t n_tokens, const int3
                             const uint32_t *token_flags) KVC_NOEXCEPT;
 
 /* Stores one layer's keys and values for the tokens of the open pass, converted to the storage type (rounded to nearest even;
- * overflow becomes infinity). The caller rotates the keys, if the model does.
+ * overflow becomes infinity). If the model rotates keys, the caller does so before this call.
  *
  * k  [n_tokens, n_kv_heads, head_dim_k], v [n_tokens, n_kv_heads, head_dim_v]: f32, f16 or bf16 whatever the storage type,
  *    any strides (contiguous rows are fastest). Borrowed for the call. Rows of padding tokens are not read.
@@ -195,16 +198,16 @@ KVC_API kvc_status kvc_put(kvc_cache *cache, int32_t layer, const kvc_tensor *k,
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT (an index outside the batch). Since 0.1. */
 KVC_API kvc_status kvc_set_causal(kvc_cache *cache, int32_t n_except, const int32_t *except) KVC_NOEXCEPT;
 
-/* Keeps the pass. In a layer that was not put its tokens hold zeros. Errors: BAD_STATE (no pass). Since 0.1. */
+/* Keeps the pass. In a layer that was not put, the tokens of the pass hold zeros. Errors: BAD_STATE (no pass). Since 0.1. */
 KVC_API kvc_status kvc_commit(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* Keeps the first `keep` tokens of each named sequence in this pass, counted in batch order; sequences that are not named keep
- * all their tokens. Speculative decoding keeps what was verified this way: it works whatever the window.
+ * all their tokens. Speculative decoding keeps its verified tokens in this way, whatever the window.
  *
  * sequence, keep  [n_sequences]; n_sequences 0 is the same as commit.
  *
  * Errors: BAD_STATE (no pass); INVALID_ARGUMENT (a sequence is named twice or has fewer tokens in the pass, or a kept token of
- * the except set saw a dropped one). After an error the pass stays open. Since 0.1. */
+ * the except set sees a dropped one). After an error the pass stays open. Since 0.1. */
 KVC_API kvc_status kvc_commit_prefix(kvc_cache *cache, int32_t n_sequences, const int32_t *sequence,
                                      const int32_t *keep) KVC_NOEXCEPT;
 
@@ -214,15 +217,15 @@ KVC_API kvc_status kvc_abort(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* ---- Sequences ------------------------------------------------------------------------------------------------------------
  *
- * A sequence can continue at g if g = 0, or if g <= next and everything that a token at g may see is still stored. */
+ * A sequence can continue at position g if g = 0, or if g <= next and everything that a token at g may see is still stored. */
 
 /* Finds the largest g <= want at which the sequence can continue; best == want means that it can continue at `want`. Changes
  * nothing. Errors: INVALID_ARGUMENT (want < 0). Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_can_resume(const kvc_cache *cache, int32_t sequence, int32_t want, int32_t *best) KVC_NOEXCEPT;
 
-/* Finds the same g and drops everything at or behind it: the next pass continues at g. Never fails for lack of history, but g may
- * be 0; call kvc_can_resume() first if that is too expensive. `got` receives g and may be null.
- * Errors: INVALID_ARGUMENT, BAD_STATE (the open pass is not fully put). Since 0.1. */
+/* Finds the same g as kvc_can_resume() and drops every position from g on: the next pass continues at g. Never fails for lack
+ * of history, but g may be 0; if that is too expensive, call kvc_can_resume() first. `got` receives g and may be null.
+ * Errors: INVALID_ARGUMENT, BAD_STATE (a layer of the open pass was not put). Since 0.1. */
 KVC_API kvc_status kvc_resume(kvc_cache *cache, int32_t sequence, int32_t want, int32_t *got) KVC_NOEXCEPT;
 
 /* Makes dst a copy of src cut to g, the position that kvc_resume(src, len) would find. What dst held is dropped. No K or V is
@@ -237,18 +240,18 @@ KVC_API kvc_status kvc_reorder(kvc_cache *cache, int32_t n, const int32_t *dst, 
 /* Releases the positions [begin, end) of a sequence; later positions move down by end - begin. KVC_SEQ_END: to the end.
  *
  * Removing a middle part moves no K or V, needs no room and works on shared cells. Each later key then has a pending rotation:
- * attention applies it to the query instead, kvc_get() and kvc_gather() apply it to the keys they return. So any number of
- * shifts is as exact as one. If later positions must move, the cache needs bound RoPE constants (kvc_bind_rope), or must be
- * position-free, or must have a shift function (kvc_bind_shift), which works on copies instead. Cells that slid out in a pass
- * that this call ends are not free for those copies yet: commit first.
+ * attention applies it to the query instead, kvc_get() and kvc_gather() apply it to the keys they return. Any number of
+ * removals is therefore as exact as one. If later positions must move, the cache needs bound RoPE constants (kvc_bind_rope), or
+ * must be position-free, or must have a shift function (kvc_bind_shift), which works on copies instead. Cells that slid out in
+ * a pass that this call ends are not free for those copies yet: commit first.
  *
  * Errors: INVALID_ARGUMENT (begin < 0, end < begin); BAD_STATE; WINDOW_LOST (what a token at the new next would need has slid
- * out); NOT_SUPPORTED (positions must move and nothing says how keys rotate); with a shift function also CACHE_FULL (no room for
- * the copies) and the status that the function returns.
+ * out); NOT_SUPPORTED (positions must move in a cache with none of the three); with a shift function also CACHE_FULL (no room
+ * for the copies) and the status that the function returns.
  * Cost: O(tokens of the sequence). Since 0.1. */
 KVC_API kvc_status kvc_remove(kvc_cache *cache, int32_t sequence, int32_t begin, int32_t end) KVC_NOEXCEPT;
 
-/* Returns the status that kvc_remove() would return now, except for what a shift function itself would return. Changes nothing.
+/* Returns the status that kvc_remove() would return now, except for errors of a shift function itself. Changes nothing.
  * Errors: those of kvc_remove(). Threads: const. Since 0.2. */
 KVC_API kvc_status kvc_can_remove(const kvc_cache *cache, int32_t sequence, int32_t begin, int32_t end) KVC_NOEXCEPT;
 
@@ -257,7 +260,7 @@ enum { /* kvc_sequence_info.flags */
 };
 
 typedef struct kvc_sequence_info {
-  uint32_t struct_size; /* in: how much room the caller has */
+  uint32_t struct_size; /* in: sizeof the caller's struct */
   uint32_t flags;       /* KVC_SEQUENCE_… */
   int32_t first;        /* lowest position held; next if it holds none */
   int32_t next;         /* where the sequence continues */
@@ -270,7 +273,7 @@ typedef struct kvc_sequence_info {
 /* Describes what a sequence holds. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_sequence_query(const kvc_cache *cache, int32_t sequence, kvc_sequence_info *out) KVC_NOEXCEPT;
 
-/* ---- Watching --------------------------------------------------------------------------------------------------------------- */
+/* ---- Watching ------------------------------------------------------------------------------------------------------------ */
 
 enum { /* kvc_stats.state */
   KVC_STATE_IDLE = 0,
@@ -280,7 +283,7 @@ enum { /* kvc_stats.state */
 };
 
 typedef struct kvc_stats {
-  uint32_t struct_size;  /* in: how much room the caller has */
+  uint32_t struct_size;  /* in: sizeof the caller's struct */
   uint32_t state;        /* KVC_STATE_… */
   uint64_t cells;        /* in the pool */
   uint64_t cells_used;   /* held by at least one sequence */
@@ -289,20 +292,20 @@ typedef struct kvc_stats {
   uint64_t passes;       /* committed since create */
 } kvc_stats;
 
-/* Counts what a cache holds. Also works if the cache is poisoned: then the state says so and the counts are those that the
- * failure left. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
+/* Counts what a cache holds. Also works if the cache is poisoned: state is then KVC_STATE_POISONED and the counts are those
+ * that the failure left. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_cache_stats(const kvc_cache *cache, kvc_stats *out) KVC_NOEXCEPT;
 
-/* Computes 128 bits over everything observable: for each token its sequence, position, pending rotation and stored bytes of K and
- * V in every layer; for each sequence next and lost_below; whether a pass is open, and its except set. The digest does not
+/* Computes 128 bits over everything observable: for each token its sequence, position, pending rotation and stored bytes of K
+ * and V in every layer; for each sequence next and lost_below; whether a pass is open, and its except set. The digest does not
  * depend on cells or on order: equal states have equal digests on any machine of the same byte order. Tokens of an open pass
  * count in the layers that were put. Reads all K and V: for tests and for finding corruption, not for the hot path.
  * As text: 16 hexadecimal digits of out[0], then 16 of out[1].
  * Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_state_digest(const kvc_cache *cache, uint64_t out[2]) KVC_NOEXCEPT;
 
-/* Verifies every invariant (recounts owners, checks the free set, the order of positions, limits) and names a broken one.
- * Errors: INTERNAL. Threads: const. Since 0.1. */
+/* Verifies every invariant (recounts owners, checks the free set, the order of positions, limits).
+ * Errors: INTERNAL (the message names the broken invariant). Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_check(const kvc_cache *cache) KVC_NOEXCEPT;
 
 #ifdef __cplusplus

@@ -21,10 +21,11 @@ typedef struct kvc_device_desc {
 /* The caller's own memory. `alloc` returns a block of `bytes` (> 0) aligned to `alignment` (a power of
  * two), or null if it has none. `free` gets the same bytes and alignment that alloc was called with.
  *
- * kvc calls alloc while a device is opened or a cache is created, and free when the last user of a block
- * is destroyed, always on the thread that does so and at no other time. Both functions must not throw, must
- * not call kvc, and must keep working until every device that was opened with them and every cache on
- * those devices is destroyed. kvc passes `user` through. */
+ * kvc calls alloc while a device is opened or a cache is created, and free when the last device or cache
+ * that uses a block is closed or destroyed. It makes these calls on the thread that opens, creates, closes
+ * or destroys, and at no other time. Both functions must not throw, must not call kvc, and must keep
+ * working until every device that was opened with them is closed and every cache on those devices is
+ * destroyed. kvc passes `user` through. */
 typedef struct kvc_allocator {
   void *user;
   void *(*alloc)(void *user, size_t bytes, size_t alignment);
@@ -41,8 +42,8 @@ typedef struct kvc_allocator {
  * Ownership: the caller closes the device. A cache keeps what it needs of its device, so the device may be
  * closed first.
  * Threads: any. Several caches on one device may compute attention at the same time. The device's threads
- * then work for one of them at a time and the other callers do their own work; the results have the same
- * bits either way.
+ * then serve one of these calls at a time, and each other call runs on its calling thread alone; the results
+ * have the same bits either way.
  * Errors: INVALID_ARGUMENT, VERSION, BACKEND_UNAVAILABLE, OUT_OF_MEMORY (a thread could not be started, or
  * there are too many handles). Since 0.1. */
 KVC_API kvc_status kvc_device_open(const char *name, const kvc_device_desc *desc,

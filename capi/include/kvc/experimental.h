@@ -15,11 +15,11 @@ extern "C" {
 /* Copies a name under which kvc_device_open() can open a device. Names are listed in the order in which
  * their backends were registered; a backend that is not installed is not listed.
  *
- * index     0, 1 … until the call returns NOT_FOUND.
+ * index     0, 1, …; count up until the call returns NOT_FOUND.
  * name      [capacity] receives the name and its terminator. 32 bytes are enough for every name.
  *
  * Errors: INVALID_ARGUMENT (index is negative, name is null, capacity is too small), NOT_FOUND (index is
- * behind the last name). Threads: any. Since 0.2. */
+ * past the last name). Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_device_name(int32_t index, char *name, size_t capacity) KVC_NOEXCEPT;
 
 #ifdef __cplusplus

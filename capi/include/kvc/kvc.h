@@ -12,7 +12,7 @@
  * Three more are included on request: kvc.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a copy;
  * experimental.h, calls that may still change.
  *
- * The shortest use, one token at a time (statuses unchecked for brevity):
+ * The shortest use, batch by batch (statuses unchecked for brevity):
  *
  *   kvc_device *device;  kvc_cache *cache;
  *   kvc_cache_desc desc = {.struct_size = sizeof desc, .kind = KVC_CAUSAL, .n_layers = 30, .n_kv_heads = 3,
@@ -31,9 +31,10 @@
  *   kvc_cache_destroy(cache);  kvc_device_close(device);
  *
  * Conventions: scalars have fixed width, ranges are half-open, outputs come last, and every function but the four that return
- * text or a number returns a kvc_status. Descriptors begin with struct_size; zero in any other field means its default, and
- * KVC_NONE (-1) means "off" where 0 could not. A call that fails has changed nothing (DEVICE and INTERNAL excepted). After
- * kvc_cache_create() has returned, no call on the cache allocates memory, maps memory or starts a thread. */
+ * text or a number returns a kvc_status. Descriptors begin with struct_size, which the caller sets to sizeof the struct;
+ * zero in any other field means its default, and KVC_NONE (-1) means "off" in fields where 0 cannot. A call that fails has
+ * changed nothing (KVC_E_DEVICE and KVC_E_INTERNAL excepted). After kvc_cache_create() has returned, no call on the cache
+ * allocates memory, maps memory or starts a thread. */
 #ifndef KVC_KVC_H
 #define KVC_KVC_H
 

@@ -4,7 +4,7 @@
 // what it costs and what it requires. This header adds four things:
 //
 //   owners      Device and Cache destroy what they own; they can be moved and not copied
-//   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception leaves the cache as it was
+//   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception restores the cache
 //   exceptions  a failing call throws Error, which holds the status and the message. Each status that a program may want to
 //               handle has a type of its own: CacheFull, WindowLost …
 //   tensors     built from a pointer and a shape: {k, {n_tokens, n_kv_heads, head_dim}}
@@ -222,7 +222,7 @@ struct History {
 // Where memory is and how many threads work. May be closed before the caches created on it.
 class Device {
  public:
-  // By default it has as many threads as the process is allowed. Throws VersionMismatch if the minor version of the library
+  // By default it has as many threads as the process may use. Throws VersionMismatch if the minor version of the library
   // is not that of these headers: structs and functions may differ.
   explicit Device(const char *name = "cpu", const DeviceDesc &desc = {}, const kvc_allocator *allocator = nullptr) {
     check_version(kvc_version_number());
@@ -353,7 +353,7 @@ class Cache {
   }
   void abort() { check(kvc_abort(handle_)); }
 
-  // Sequences. These return the position at which the sequence can continue.
+  // Sequences. can_resume, resume and copy_prefix return the position at which the sequence can continue.
   std::int32_t can_resume(std::int32_t sequence, std::int32_t want) const {
     std::int32_t best = 0;
     check(kvc_can_resume(handle_, sequence, want, &best));
@@ -394,14 +394,14 @@ class Cache {
     check(kvc_history(handle_, layer, &range.first_cell, &range.n_cells));
     return range;
   }
-  // The shape that mask() needs, [n_tokens, history], and the type that the cache proposes; data is null.
+  // The shape that mask() needs, [n_tokens, history], and the mask_dtype of the descriptor; data is null.
   kvc_tensor mask_shape(std::int32_t layer) {
     kvc_tensor shape{};
     check(kvc_mask(handle_, layer, &shape));
     return shape;
   }
   void mask(std::int32_t layer, Tensor into) { check(kvc_mask(handle_, layer, into.get())); }
-  // Copies keys, values or both of what a sequence holds, in order of position. A v that is your own kvc_tensor may have the
+  // Copies the keys, the values or both of a sequence, in order of position. A v that is your own kvc_tensor may have the
   // flag KVC_TENSOR_TRANSPOSED.
   void gather(std::int32_t layer, std::int32_t sequence, Tensor k, Tensor v) {
     check(kvc_gather(handle_, layer, sequence, k.get(), v.get()));

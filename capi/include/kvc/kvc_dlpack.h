@@ -1,28 +1,28 @@
 /* kvc/kvc_dlpack.h: DLPack tensors as kvc tensors and back, without a copy. Opt-in: <kvc/kvc.h> does not include it.
  *
- * DLPack is how array libraries lend each other memory (NumPy, PyTorch, JAX, TVM, CuPy). This header turns what they lend
- * into a kvc_tensor that kvc_put() or kvc_attention() take, and what kvc_get() lends into what they take:
+ * Array libraries (NumPy, PyTorch, JAX, TVM, CuPy) share memory through DLPack. This header converts their tensors into a
+ * kvc_tensor for kvc_put() or kvc_attention(), and the views of kvc_get() into tensors for them:
  *
  *   kvc_tensor_from_dlpack()            DLTensor -> kvc_tensor
- *   kvc_tensor_from_dlpack_versioned()  DLManagedTensorVersioned -> kvc_tensor, minding version and read-only
- *   kvc_tensor_to_dlpack()              kvc_tensor -> DLTensor, for calls
- *   kvc_dlpack_export_init()            kvc_tensor -> DLManagedTensor or DLManagedTensorVersioned, for keeps
+ *   kvc_tensor_from_dlpack_versioned()  DLManagedTensorVersioned -> kvc_tensor, checks version and read-only flag
+ *   kvc_tensor_to_dlpack()              kvc_tensor -> DLTensor, for one call that borrows it
+ *   kvc_dlpack_export_init()            kvc_tensor -> DLManagedTensor or DLManagedTensorVersioned, which the consumer keeps
  *
- * It is C99 and C++11, all inline: nothing is exported, allocated or linked. It asks for the dlpack.h of DLPack 1.0 or
- * newer and brings none along: include yours first, or have it found as <dlpack/dlpack.h>.
+ * It is C99 and C++11, all inline: nothing is exported, allocated or linked. It needs the dlpack.h of DLPack 1.0 or
+ * newer, which kvc does not install: include yours first, or put it on the include path as <dlpack/dlpack.h>.
  *
  * What maps to what:
  *
- *   element types  float 32, float 16, bfloat 16, int 32 and bool of one lane; every other one is DTYPE
- *   devices        kDLCPU and kDLCUDAHost (pinned memory is host memory) are KVC_CPU, kDLCUDA is KVC_CUDA; every other one
- *                  is DEVICE_MISMATCH
- *   strides        in elements on both sides. Null means dense rows (DLPack before 1.2). A stride of an extent of 0 or 1 is
- *                  never stepped and becomes 0; any other negative stride is SHAPE
- *   dimensions     at most KVC_MAX_DIMS, else SHAPE
+ *   element types  float 32, float 16, bfloat 16, int 32 and bool of one lane; any other returns DTYPE
+ *   devices        kDLCPU and kDLCUDAHost (pinned memory is host memory) are KVC_CPU, kDLCUDA is KVC_CUDA; any other
+ *                  returns DEVICE_MISMATCH
+ *   strides        in elements on both sides. Null means dense rows (DLPack before 1.2). The stride of an extent of 0 or 1 is
+ *                  never used and becomes 0; any other negative stride returns SHAPE
+ *   dimensions     at most KVC_MAX_DIMS; more return SHAPE
  *
  * A conversion is a dozen comparisons and copies of numbers. A failing one returns a status, leaves `out` as it was and sets
- * no message (kvc_last_error_copy() tells of the library's own calls). Whether a tensor suits an argument is asked by the
- * call that takes it: shape, element type, alignment, device.
+ * no message (kvc_last_error_copy() covers the functions of the library only). The function that takes the tensor checks
+ * whether it suits the argument: shape, element type, alignment, device.
  * Threads: any. Since 0.1. */
 #ifndef KVC_KVC_DLPACK_H
 #define KVC_KVC_DLPACK_H
@@ -42,11 +42,11 @@ extern "C" {
 
 /* ---- In ---------------------------------------------------------------------------------------------------------------- */
 
-/* `from` as a kvc_tensor.
+/* Converts `from` into a kvc_tensor.
  *
- * Ownership: `from` and its memory stay the producer's. `out` points at the memory and no longer at `from`, so only the
- * memory must last: for a managed tensor, call its deleter after the last kvc call that uses `out`.
- * The struct cannot say that its memory is read-only: whoever passes `out` as an output must know.
+ * Ownership: `from` and its memory stay the producer's. `out` points to the memory and not to `from`, so only the
+ * memory must stay valid: for a managed tensor, call its deleter after the last kvc call that uses `out`.
+ * A kvc_tensor has no read-only flag: before you pass `out` as an output, make sure that its memory may be written.
  * Errors: INVALID_ARGUMENT (null), SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW (dense rows whose strides do not fit). */
 static inline kvc_status kvc_tensor_from_dlpack(const DLTensor *from, kvc_tensor *out) {
   kvc_tensor view;
@@ -89,7 +89,7 @@ static inline kvc_status kvc_tensor_from_dlpack(const DLTensor *from, kvc_tensor
   return KVC_OK;
 }
 
-/* The same for a managed tensor of DLPack 1.0, which knows its version and whether it may be written.
+/* The same for a managed tensor of DLPack 1.0, which carries its version and a read-only flag.
  *
  * writable  not 0: `out` is to be an output of kvc.
  *
@@ -105,11 +105,11 @@ static inline kvc_status kvc_tensor_from_dlpack_versioned(const DLManagedTensorV
 
 /* ---- Out --------------------------------------------------------------------------------------------------------------- */
 
-/* A kvc_tensor as a DLTensor, for a call that borrows one.
+/* Converts a kvc_tensor into a DLTensor, for a call that borrows one.
  *
- * Lifetime: shape and strides of `out` point into `view`: it must stay where it is for as long as `out` is used, and the
- * memory as long as it lasts (what kvc_get() lends, until the pass ends).
- * byte_offset is 0 and data includes it, which is what all consumers understand.
+ * Lifetime: shape and strides of `out` point into `view`: do not move or free `view` while `out` is in use. The memory must
+ * stay valid as long (a view of kvc_get() is valid until the pass ends).
+ * byte_offset is 0 and data includes it, which every consumer handles.
  * Errors: INVALID_ARGUMENT (null), SHAPE (ndim outside 0 … KVC_MAX_DIMS). */
 static inline kvc_status kvc_tensor_to_dlpack(kvc_tensor *view, DLTensor *out) {
   if (view == NULL || out == NULL) return KVC_E_INVALID_ARGUMENT;
@@ -133,16 +133,16 @@ static inline kvc_status kvc_tensor_to_dlpack(kvc_tensor *view, DLTensor *out) {
  *   my_export *e = malloc(sizeof *e);           // begins with, or is, a kvc_dlpack_export
  *   kvc_get(cache, layer, &k, NULL);
  *   kvc_dlpack_export_init(e, &k, DLPACK_FLAG_BITMASK_READ_ONLY, my_release, my_cache);
- *   consume(&e->versioned);                     // or &e->legacy, for who knows no DLPack 1.0: it cannot say read-only
+ *   consume(&e->versioned);                     // or &e->legacy, for consumers without DLPack 1.0: no read-only flag
  *
- * The memory must last until `release` is called. A view of kvc_get() is the cache's own memory: the export must keep the
- * cache from being destroyed, and after the pass the consumer reads whatever then lies there. */
+ * The memory must last until `release` is called. A view of kvc_get() is the cache's own memory: do not destroy the cache
+ * before `release` is called. After the pass the consumer reads whatever the memory then holds. */
 typedef struct kvc_dlpack_export {
   DLManagedTensorVersioned versioned;
   DLManagedTensor legacy;
   kvc_tensor view;                                 /* a copy, with the shape and strides of both */
   void (*release)(struct kvc_dlpack_export *self); /* called once, from the consumer's thread; frees the struct */
-  void *owner;                                     /* the caller's: what keeps the memory alive */
+  void *owner;                                     /* for the caller: what keeps the memory alive */
 } kvc_dlpack_export;
 
 static inline void kvc_dlpack_delete_versioned(DLManagedTensorVersioned *self) {
@@ -157,8 +157,9 @@ static inline void kvc_dlpack_delete_legacy(DLManagedTensor *self) {
 
 /* Fills in `out`.
  *
- * flags    DLPACK_FLAG_BITMASK_…, for the versioned one
- * release  what the deleters call, with `out`; must not throw
+ * flags    DLPACK_FLAG_BITMASK_…, for the versioned tensor
+ * release  the deleters call it with `out`; must not throw
+ * owner    stored in out->owner
  *
  * Errors: INVALID_ARGUMENT (null view, release or out), SHAPE. */
 static inline kvc_status kvc_dlpack_export_init(kvc_dlpack_export *out, const kvc_tensor *view, uint64_t flags,
@@ -169,7 +170,7 @@ static inline kvc_status kvc_dlpack_export_init(kvc_dlpack_export *out, const kv
   out->release = release;
   out->owner = owner;
   out->versioned.version.major = 1;
-  out->versioned.version.minor = 0; /* the oldest that has all that is used here */
+  out->versioned.version.minor = 0; /* the oldest version with everything used here */
   out->versioned.manager_ctx = out->legacy.manager_ctx = out;
   out->versioned.deleter = kvc_dlpack_delete_versioned;
   out->versioned.flags = flags;
