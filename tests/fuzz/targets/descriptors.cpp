@@ -1,5 +1,5 @@
 // libFuzzer: descriptors made of the fuzzer's bytes. Each is answered with a status and a message; what
-// was created is used a little and must be sound. Memory is bounded by an allocator that has no more.
+// was created is used a little and must be sound. An allocator bounds the memory that a cache may take.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -15,8 +15,11 @@ namespace {
 constexpr size_t most_bytes = size_t{16} << 20;
 constexpr size_t most_elements = size_t{1} << 20;  // of one tensor that the target makes
 
+size_t taken = 0;  // by the call that is running: a cache has a block on the host and one on the device
+
 void* allocate(void*, size_t bytes, size_t alignment) {
-  if (bytes > most_bytes) return nullptr;
+  if (bytes > most_bytes - taken) return nullptr;
+  taken += bytes;
   return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 }
 void release(void*, void* block, size_t, size_t) { std::free(block); }
@@ -166,6 +169,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const kvc_status measured = answered(kvc_cache_memory_bytes(device, desc, causal, &announced),
                                        "memory_bytes");
   kvc_cache* cache = nullptr;
+  taken = 0;
   const kvc_status created = answered(kvc_cache_create(device, desc, causal, &cache), "create");
   require((cache != nullptr) == (created == KVC_OK), "a handle and a status that do not fit");
   const bool fits = measured == KVC_OK && announced <= most_bytes;
