@@ -119,9 +119,8 @@ class CellBook {
   /// Of the open pass, per token of its batch.
   const int32_t* batch_position() const { return batch_position_; }
   const int32_t* batch_sequence() const { return batch_sequence_; }  // no_sequence: padding
-  const int32_t* batch_cell() const {
-    return batch_cell_;
-  }  // −1: padding, or dropped by keep_added()
+  /// −1: padding, or dropped by keep_added().
+  const int32_t* batch_cell() const { return batch_cell_; }
   /// Calls visit(token) for each token that the pass added to a sequence, in batch order.
   template <class Visit>
   void for_each_added(const Sequence& sequence, Visit visit) const {
@@ -129,7 +128,7 @@ class CellBook {
       visit(token);
   }
 
-  // ---- Sequences (book_sequences.cpp). No pass is open, or the call is const and returns what it would if the pass were committed. ----
+  // ---- Sequences (book_sequences.cpp). No pass is open, or the call is const and returns what it would after a commit ----
   bool can_continue(const Sequence& sequence, int32_t position) const;
   int32_t best_continuation(int32_t sequence, int32_t want) const;
   void cut(int32_t sequence, int32_t position);
