@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "kvc/experimental.h"
 #include "support/abi.hpp"
 
 namespace {
@@ -63,6 +64,36 @@ TEST(Information, WhichLibraryThisIs) {
   EXPECT_EQ(info.find("kvc "), 0u) << info;
   EXPECT_NE(info.find("cpu kernels: "), std::string::npos) << info;
   EXPECT_EQ(info, kvc_build_info());
+}
+
+TEST(Information, DevicesHaveNamesThatOpenThem) {
+  char name[32] = "untouched";
+  int32_t n = 0;
+  bool has_cpu = false;
+  for (kvc_status status; (status = kvc_device_name(n, name, sizeof name)) != KVC_E_NOT_FOUND; ++n) {
+    ASSERT_EQ(status, KVC_OK) << support::last_message();
+    has_cpu = has_cpu || std::string(name) == "cpu";
+    kvc_device* device = nullptr;
+    EXPECT_EQ(kvc_device_open(name, nullptr, nullptr, &device), KVC_OK) << name;
+    EXPECT_EQ(kvc_device_close(device), KVC_OK);
+  }
+  EXPECT_TRUE(has_cpu);
+
+  std::string before = name;
+  EXPECT_EQ(kvc_device_name(INT32_MAX, name, sizeof name), KVC_E_NOT_FOUND);
+  EXPECT_EQ(kvc_device_name(-1, name, sizeof name), KVC_E_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_device_name(INT32_MIN, name, sizeof name), KVC_E_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_device_name(0, nullptr, sizeof name), KVC_E_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_device_name(0, name, 0), KVC_E_INVALID_ARGUMENT);
+  EXPECT_EQ(name, before) << "a call that fails writes nothing";
+  ASSERT_EQ(kvc_device_name(0, name, sizeof name), KVC_OK);
+  const std::string first = name;
+  before = name;
+  EXPECT_EQ(kvc_device_name(0, name, first.size()), KVC_E_INVALID_ARGUMENT)
+      << "no room for the terminator";
+  EXPECT_EQ(name, before);
+  EXPECT_EQ(kvc_device_name(0, name, first.size() + 1), KVC_OK);
+  EXPECT_EQ(name, first);
 }
 
 }  // namespace
