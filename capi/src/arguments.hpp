@@ -67,7 +67,7 @@ void write_output(Output filled, Output* out) {
               filled.struct_size < sizeof(Output) ? filled.struct_size : sizeof(Output));
 }
 
-/// An element type in words, "bf16"; "of unknown type" where there is none.
+/// An element type in words, "bf16"; null if it is none.
 const char* dtype_name(uint32_t dtype);
 
 /// 0 is f32; what is no storage type is DTYPE. A storage type that this version only reserves leaves `out` alone:
