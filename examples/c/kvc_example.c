@@ -83,8 +83,8 @@ static kvc_status forward(kvc_cache *cache, int sequence, int position, int n_to
 }
 
 static void converse(kvc_cache *cache) {
-  kvc_sequence_info info = {sizeof info};
-  kvc_stats stats = {sizeof stats};
+  kvc_sequence_info info = KVC_SEQUENCE_INFO_INIT;
+  kvc_stats stats = KVC_STATS_INIT;
   const int32_t drafted = 1, verified = 2;
   kvc_status status;
   int32_t got;
@@ -158,14 +158,13 @@ static void converse(kvc_cache *cache) {
 }
 
 int main(void) {
-  kvc_cache_desc desc = {sizeof desc};
-  kvc_causal_desc causal = {sizeof causal, KVC_CAUSAL};
-  kvc_attention_desc attention = {sizeof attention};
-  kvc_rope_desc rope = {sizeof rope};
+  kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+  kvc_causal_desc causal = KVC_CAUSAL_DESC_INIT;
+  kvc_attention_desc attention = KVC_ATTENTION_DESC_INIT;
+  kvc_rope_desc rope = KVC_ROPE_DESC_INIT;
   kvc_device *device;
   kvc_cache *cache;
 
-  desc.kind = KVC_CAUSAL;
   desc.n_layers = LAYERS;
   desc.n_kv_heads = KV_HEADS;
   desc.head_dim_k = HEAD_DIM;

@@ -33,6 +33,8 @@ typedef struct kvc_attention_desc {
   uint64_t flags;    /* 0 */
 } kvc_attention_desc;
 
+#define KVC_ATTENTION_DESC_INIT {sizeof(kvc_attention_desc), 0, 0, 0, 0}
+
 /* Binds layers [layer_begin, layer_end). A layer that was never bound has the default scale and no options, and takes its
  * number of query heads from q.
  *
@@ -62,6 +64,8 @@ typedef struct kvc_rope_desc {
   float scale;       /* 0: 1 */
   int32_t first_dim; /* first_dim + n_dims is at most head_dim_k */
 } kvc_rope_desc;
+
+#define KVC_ROPE_DESC_INIT {sizeof(kvc_rope_desc), 0, 0, 0, 0, 0}
 
 /* Binds RoPE for layers [layer_begin, layer_end). In a cache with RoPE a layer without it is position-free.
  *
@@ -134,6 +138,8 @@ typedef struct kvc_attention_extra {
   const float *alibi_slopes;
   const float *sinks;
 } kvc_attention_extra;
+
+#define KVC_ATTENTION_EXTRA_INIT {sizeof(kvc_attention_extra), 0, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL}
 
 /* Computes attention of the batch's queries over what each may see, in a layer that was put in this pass.
  *

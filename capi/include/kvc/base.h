@@ -144,6 +144,18 @@ typedef struct kvc_tensor {
 KVC_API kvc_status kvc_tensor_dense(void *data, uint32_t dtype, int32_t ndim, const int64_t *shape,
                                     kvc_tensor *out) KVC_NOEXCEPT;
 
+/* ---- Structs with a struct_size ------------------------------------------------------------------
+ *
+ * Descriptors, kvc_attention_extra, kvc_sequence_info and kvc_stats begin with struct_size: sizeof the
+ * caller's struct, so that a later kvc may append fields. Each of them has an initialiser, the name of the
+ * struct in capitals with _INIT. It sets struct_size, kind (where there is one) to KVC_CAUSAL, and every
+ * other field to 0 or null, which is its default:
+ *
+ *   kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+ *   desc.n_layers = 30;
+ *
+ * It names every field, so no compiler warns about missing ones, in C99, C++11 and later. */
+
 /* ---- Versions ------------------------------------------------------------------------------------
  *
  * While the major version is 0, a minor version may break the ABI and a patch version never does. From 1.0

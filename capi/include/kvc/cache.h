@@ -93,6 +93,8 @@ typedef struct kvc_cache_desc {
   int32_t v_first;       /* reserved for KVC_CACHE_V_IN_K: 0 */
 } kvc_cache_desc;
 
+#define KVC_CACHE_DESC_INIT {sizeof(kvc_cache_desc), KVC_CAUSAL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
 enum { /* kvc_causal_desc.flags */
   KVC_CAUSAL_POSITION_FREE = 1 /* keys carry no rotation: positions may move without touching them */
 };
@@ -119,6 +121,8 @@ typedef struct kvc_causal_desc {
   int32_t cell_padding; /* the range of cells that get and mask span is rounded outward to multiples of this; 0: 1 */
   uint32_t mask_dtype;  /* the type that kvc_mask() fills in for null data: KVC_F32, KVC_F16 or KVC_BOOL; 0: KVC_F32 */
 } kvc_causal_desc;
+
+#define KVC_CAUSAL_DESC_INIT {sizeof(kvc_causal_desc), KVC_CAUSAL, 0, 0, 0, 0, 0, 0, 0}
 
 /* Computes the bytes that kvc_cache_create() would take from this device with these descriptors, in host and device memory
  * together. The result depends on the device: each of its threads has a workspace in every cache. Allocates nothing.
@@ -270,6 +274,8 @@ typedef struct kvc_sequence_info {
   int32_t reserved;
 } kvc_sequence_info;
 
+#define KVC_SEQUENCE_INFO_INIT {sizeof(kvc_sequence_info), 0, 0, 0, 0, 0, 0, 0}
+
 /* Describes what a sequence holds. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_sequence_query(const kvc_cache *cache, int32_t sequence, kvc_sequence_info *out) KVC_NOEXCEPT;
 
@@ -291,6 +297,8 @@ typedef struct kvc_stats {
   uint64_t bytes;        /* memory of this cache, host and device together */
   uint64_t passes;       /* committed since create */
 } kvc_stats;
+
+#define KVC_STATS_INIT {sizeof(kvc_stats), 0, 0, 0, 0, 0, 0}
 
 /* Counts what a cache holds. Also works if the cache is poisoned: state is then KVC_STATE_POISONED and the counts are those
  * that the failure left. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */

@@ -18,6 +18,8 @@ typedef struct kvc_device_desc {
   uint64_t flags;    /* 0 */
 } kvc_device_desc;
 
+#define KVC_DEVICE_DESC_INIT {sizeof(kvc_device_desc), 0, 0}
+
 /* The caller's own memory. `alloc` returns a block of `bytes` (> 0) aligned to `alignment` (a power of
  * two), or null if it has none. `free` gets the same bytes and alignment that alloc was called with.
  *

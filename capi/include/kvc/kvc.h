@@ -15,9 +15,10 @@
  * The shortest use, batch by batch (statuses unchecked for brevity):
  *
  *   kvc_device *device;  kvc_cache *cache;
- *   kvc_cache_desc desc = {.struct_size = sizeof desc, .kind = KVC_CAUSAL, .n_layers = 30, .n_kv_heads = 3,
- *                          .head_dim_k = 64, .dtype_k = KVC_F16, .dtype_v = KVC_F16,
- *                          .max_sequences = 1, .capacity = 2048, .max_batch = 512, .max_q_heads = 9};
+ *   kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+ *   desc.n_layers = 30;       desc.n_kv_heads = 3;     desc.head_dim_k = 64;  desc.max_q_heads = 9;
+ *   desc.dtype_k = KVC_F16;   desc.dtype_v = KVC_F16;
+ *   desc.max_sequences = 1;   desc.capacity = 2048;    desc.max_batch = 512;
  *   kvc_device_open("cpu", NULL, NULL, &device);
  *   kvc_cache_create(device, &desc, NULL, &cache);
  *   for each batch of tokens {
@@ -31,8 +32,8 @@
  *   kvc_cache_destroy(cache);  kvc_device_close(device);
  *
  * Conventions: scalars have fixed width, ranges are half-open, outputs come last, and every function but the four that return
- * text or a number returns a kvc_status. Descriptors begin with struct_size, which the caller sets to sizeof the struct;
- * zero in any other field means its default, and KVC_NONE (-1) means "off" in fields where 0 cannot. A call that fails has
+ * text or a number returns a kvc_status. Descriptors begin with struct_size, which the caller sets to sizeof the struct
+ * (KVC_CACHE_DESC_INIT and the like do); zero in any other field means its default, and KVC_NONE (-1) means "off" in fields where 0 cannot. A call that fails has
  * changed nothing (KVC_E_DEVICE and KVC_E_INTERNAL excepted). After kvc_cache_create() has returned, no call on the cache
  * allocates memory, maps memory or starts a thread. */
 #ifndef KVC_KVC_H
