@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <kvc/kvc.hpp>
 #include <limits>
 #include <memory>
@@ -216,6 +217,24 @@ TEST_F(CppHeader, CanRemoveSaysWhatRemoveWould) {
   EXPECT_FALSE(cache.can_remove(0, 0, 1));  // positions would move, and nothing says how keys rotate
   EXPECT_THROW((void)cache.can_remove(0, 2, 1), kvc::InvalidArgument);
   EXPECT_EQ(cache.sequence(0).count, prompt);
+}
+
+TEST_F(CppHeader, ArraysOfDifferentLengthsAreNamedWithTheirLengths) {
+  const auto expect = [](const std::string& message, const std::function<void()>& call) {
+    try {
+      call();
+      ADD_FAILURE() << "not refused: " << message;
+    } catch (const kvc::InvalidArgument& error) {
+      EXPECT_EQ(error.message(), message);
+    }
+  };
+  const std::string same = ": they must have the same number";
+  expect("position has 2 elements, sequence has 1" + same, [&] { cache.begin({3, 4}, {0}); });
+  expect("position has 0 elements, sequence has 1" + same, [&] { (void)cache.fits({}, {0}); });
+  expect("sequence has 1 elements, keep has 2" + same, [&] { cache.commit_prefix({0}, {1, 1}); });
+  expect("destination has 2 elements, source has 3" + same, [&] {
+    cache.reorder({0, 1}, {1, 2, 0});
+  });
 }
 
 TEST_F(CppHeader, PaddingIsNeitherReadNorSeen) {

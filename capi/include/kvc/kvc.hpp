@@ -25,8 +25,17 @@
 // Threads: as in C. Const member functions of one cache may overlap each other; all others are exclusive. An overlap that
 // breaks this rule throws Busy. Different caches are independent.
 // A call that throws has changed nothing (DeviceFailure and InternalError excepted).
+//
+// The header needs C++17 and exceptions: constructors report errors, and they have no other way. Programs that are compiled with
+// -fno-exceptions or for an older standard include <kvc/kvc.h>, which C++11 compiles and which never throws.
 #ifndef KVC_KVC_HPP
 #define KVC_KVC_HPP
+
+#if __cplusplus < 201703L
+#error "kvc/kvc.hpp needs C++17: compile with -std=c++17 or newer, or include <kvc/kvc.h>, which C++11 compiles"
+#elif !defined(__cpp_exceptions)
+#error "kvc/kvc.hpp throws exceptions: compile with -fexceptions, or include <kvc/kvc.h>, which returns statuses instead"
+#else
 
 #include <array>
 #include <cstddef>
@@ -121,13 +130,14 @@ inline void check_version(std::uint32_t library) {
     return std::to_string(number >> 16) + "." + std::to_string(number >> 8 & 0xff);
   };
   if (library >> 8 != KVC_VERSION_NUMBER >> 8)
-    raise(KVC_E_VERSION, "compiled for kvc " + text(KVC_VERSION_NUMBER) + ", loaded kvc " + text(library));
+    raise(KVC_E_VERSION, "compiled for kvc " + text(KVC_VERSION_NUMBER) + ", loaded kvc " + text(library) +
+                             ": load the library of the headers, or compile again with the headers of the library");
 }
 
 // ---- Descriptors: the C structs, with struct_size set and all else at its default -----------------------------------
 
 struct DeviceDesc : kvc_device_desc {
-  DeviceDesc() noexcept : kvc_device_desc{} { struct_size = sizeof(kvc_device_desc); }
+  DeviceDesc() noexcept : kvc_device_desc(KVC_DEVICE_DESC_INIT) {}
 };
 
 // A sequence number that makes a token padding (see kvc_begin).
@@ -143,22 +153,19 @@ enum class Kind : std::uint32_t {
 };
 
 struct CacheDesc : kvc_cache_desc {  // Cache fills in the kind
-  CacheDesc() noexcept : kvc_cache_desc{} { struct_size = sizeof(kvc_cache_desc); }
+  CacheDesc() noexcept : kvc_cache_desc(KVC_CACHE_DESC_INIT) {}
 };
 
 struct CausalDesc : kvc_causal_desc {
-  CausalDesc() noexcept : kvc_causal_desc{} {
-    struct_size = sizeof(kvc_causal_desc);
-    kind = KVC_CAUSAL;
-  }
+  CausalDesc() noexcept : kvc_causal_desc(KVC_CAUSAL_DESC_INIT) {}
 };
 
 struct AttentionDesc : kvc_attention_desc {
-  AttentionDesc() noexcept : kvc_attention_desc{} { struct_size = sizeof(kvc_attention_desc); }
+  AttentionDesc() noexcept : kvc_attention_desc(KVC_ATTENTION_DESC_INIT) {}
 };
 
 struct RopeDesc : kvc_rope_desc {
-  RopeDesc() noexcept : kvc_rope_desc{} { struct_size = sizeof(kvc_rope_desc); }
+  RopeDesc() noexcept : kvc_rope_desc(KVC_ROPE_DESC_INIT) {}
 };
 
 // ---- Tensors: views of memory on the CPU that the caller owns -------------------------------------------------------
@@ -309,7 +316,7 @@ class Cache {
 
   // A pass. The guard Pass, below, calls begin and abort; call these yourself to keep a pass open between functions.
   void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) {
-    begin(same_length(position, sequence), position.data(), sequence.data());
+    begin(same_length("position", position, "sequence", sequence), position.data(), sequence.data());
   }
   void begin(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
              const std::uint32_t *token_flags = nullptr, std::uint32_t flags = 0, void *stream = nullptr) {
@@ -317,7 +324,7 @@ class Cache {
   }
   // Whether begin() would find room. Throws whatever else begin() would throw.
   bool fits(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) const {
-    return fits(same_length(position, sequence), position.data(), sequence.data());
+    return fits(same_length("position", position, "sequence", sequence), position.data(), sequence.data());
   }
   bool fits(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
             const std::uint32_t *token_flags = nullptr) const {
@@ -345,11 +352,12 @@ class Cache {
   }
   // The tokens of the batch, by index, that also see later tokens.
   void set_causal(const std::vector<std::int32_t> &except) {
-    check(kvc_set_causal(handle_, length(except), except.data()));
+    check(kvc_set_causal(handle_, length("except", except), except.data()));
   }
   void commit() { check(kvc_commit(handle_)); }
   void commit_prefix(const std::vector<std::int32_t> &sequence, const std::vector<std::int32_t> &keep) {
-    check(kvc_commit_prefix(handle_, same_length(sequence, keep), sequence.data(), keep.data()));
+    const std::int32_t n = same_length("sequence", sequence, "keep", keep);
+    check(kvc_commit_prefix(handle_, n, sequence.data(), keep.data()));
   }
   void abort() { check(kvc_abort(handle_)); }
 
@@ -370,7 +378,8 @@ class Cache {
     return got;
   }
   void reorder(const std::vector<std::int32_t> &destination, const std::vector<std::int32_t> &source) {
-    check(kvc_reorder(handle_, same_length(destination, source), destination.data(), source.data()));
+    const std::int32_t n = same_length("destination", destination, "source", source);
+    check(kvc_reorder(handle_, n, destination.data(), source.data()));
   }
   void remove(std::int32_t sequence, std::int32_t begin, std::int32_t end = KVC_SEQ_END) {
     check(kvc_remove(handle_, sequence, begin, end));
@@ -426,14 +435,12 @@ class Cache {
 
   // Watching.
   kvc_sequence_info sequence(std::int32_t index) const {
-    kvc_sequence_info info{};
-    info.struct_size = sizeof info;
+    kvc_sequence_info info = KVC_SEQUENCE_INFO_INIT;
     check(kvc_sequence_query(handle_, index, &info));
     return info;
   }
   kvc_stats stats() const {
-    kvc_stats stats{};
-    stats.struct_size = sizeof stats;
+    kvc_stats stats = KVC_STATS_INIT;
     check(kvc_cache_stats(handle_, &stats));
     return stats;
   }
@@ -445,23 +452,25 @@ class Cache {
   void check_invariants() const { check(kvc_check(handle_)); }
 
  private:
-  static std::int32_t length(const std::vector<std::int32_t> &values) {
-    if (values.size() > static_cast<std::size_t>(INT32_MAX)) raise(KVC_E_INVALID_ARGUMENT, "more than 2^31 - 1 elements");
+  static std::int32_t length(const char *name, const std::vector<std::int32_t> &values) {
+    if (values.size() > static_cast<std::size_t>(INT32_MAX))
+      raise(KVC_E_INVALID_ARGUMENT,
+            std::string(name) + " has " + std::to_string(values.size()) + " elements; at most 2147483647 are taken");
     return static_cast<std::int32_t>(values.size());
   }
-  static std::int32_t same_length(const std::vector<std::int32_t> &a, const std::vector<std::int32_t> &b) {
+  static std::int32_t same_length(const char *a_name, const std::vector<std::int32_t> &a, const char *b_name,
+                                  const std::vector<std::int32_t> &b) {
     if (a.size() != b.size())
-      raise(KVC_E_INVALID_ARGUMENT, "two arrays that must have the same length have " + std::to_string(a.size()) + " and " +
-                                        std::to_string(b.size()) + " elements");
-    return length(a);
+      raise(KVC_E_INVALID_ARGUMENT, std::string(a_name) + " has " + std::to_string(a.size()) + " elements, " + b_name + " has " +
+                                        std::to_string(b.size()) + ": they must have the same number");
+    return length(a_name, a);
   }
   static CacheDesc of_kind(Kind kind, CacheDesc desc) {
     desc.kind = static_cast<std::uint32_t>(kind);
     return desc;
   }
   static kvc_attention_extra pointers_to(AttentionExtra &extra) {
-    kvc_attention_extra pointers{};
-    pointers.struct_size = sizeof pointers;
+    kvc_attention_extra pointers = KVC_ATTENTION_EXTRA_INIT;
     if (extra.bias) pointers.bias = extra.bias->get();
     if (extra.mask) pointers.mask = extra.mask->get();
     if (extra.weights) pointers.weights = extra.weights->get();
@@ -514,4 +523,5 @@ class Pass {
 }  // namespace api_0_2
 }  // namespace kvc
 
+#endif
 #endif
