@@ -1,11 +1,11 @@
-/// kvc_bench [--only GROUP] [--starts N] [--pairs N] [--threads N]
-///
-/// Prints every figure of docs/PERFORMANCE.md as median, least and greatest over all pairs of all process starts.
+/// Prints every figure of docs/PERFORMANCE.md as median, least and greatest over all pairs of all process starts; see
+/// usage() for the options.
+#include <charconv>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,6 +16,34 @@
 
 namespace bench {
 namespace {
+
+/// What --only takes, and what each group measures, in the order of measuring.
+struct Group {
+  const char* name;
+  void (*measure)(Limits& limits);
+};
+
+void measure_limits(Limits& limits) {
+  for (int pair = 0; pair < pairs(); ++pair) {
+    report({"limits", "read", "GB/s", Better::higher, 0, 0},
+           1e-9 * limits.read_rate(size_t{256} << 20), 0);
+    report({"limits", "multiply-add", "GFLOP/s", Better::higher, 0, 0},
+           1e-9 * limits.multiply_rate(), 0);
+  }
+}
+
+constexpr Group groups[] = {
+    {"decode", decode_cases},
+    {"prefill", prefill_cases},
+    {"shapes", shape_cases},
+    {"shared", shared_cases},
+    {"options", option_cases},
+    {"tokens", token_count_cases},
+    {"mixed", mixed_cases},
+    {"interrupted", interrupted_cases},
+    {"bookkeeping", [](Limits&) { bookkeeping_cases(); }},
+    {"limits", measure_limits},
+};
 
 struct Options {
   std::string only;
@@ -50,23 +78,8 @@ namespace {
 void run_child() {
   Limits limits(options.threads > 0 ? options.threads
                                     : static_cast<int>(std::thread::hardware_concurrency()));
-  if (selected("decode")) decode_cases(limits);
-  if (selected("prefill")) prefill_cases(limits);
-  if (selected("shapes")) shape_cases(limits);
-  if (selected("shared")) shared_cases(limits);
-  if (selected("options")) option_cases(limits);
-  if (selected("tokens")) token_count_cases(limits);
-  if (selected("mixed")) mixed_cases(limits);
-  if (selected("interrupted")) interrupted_cases(limits);
-  if (selected("bookkeeping")) bookkeeping_cases();
-  if (selected("limits")) {
-    for (int pair = 0; pair < pairs(); ++pair) {
-      report({"limits", "read", "GB/s", Better::higher, 0, 0},
-             1e-9 * limits.read_rate(size_t{256} << 20), 0);
-      report({"limits", "multiply-add", "GFLOP/s", Better::higher, 0, 0},
-             1e-9 * limits.multiply_rate(), 0);
-    }
-  }
+  for (const Group& group : groups)
+    if (selected(group.name)) group.measure(limits);
 }
 
 /// Reads a child's lines into the table; false when the child failed.
@@ -124,9 +137,10 @@ int run_parent(const char* self) {
   std::fflush(stdout);
   std::vector<std::string> order;
   std::map<std::string, Series> table;
+  const std::string threads = options.threads > 0 ? " --threads " + std::to_string(options.threads)
+                                                  : "";
   const std::string command = std::string("'") + self + "' --child --pairs " +
-                              std::to_string(options.pairs) + " --threads " +
-                              std::to_string(options.threads) +
+                              std::to_string(options.pairs) + threads +
                               (options.only.empty() ? "" : " --only " + options.only);
   for (int start = 0; start < options.starts; ++start) {
     std::fprintf(stderr, "process %d of %d\n", start + 1, options.starts);
@@ -139,40 +153,69 @@ int run_parent(const char* self) {
   return 0;
 }
 
-int usage() {
-  std::fprintf(stderr,
-               "kvc_bench [--only "
-               "decode|prefill|shapes|shared|options|tokens|mixed|interrupted|bookkeeping|limits] "
-               "[--starts N] [--pairs N] [--threads N]\n");
+void usage(FILE* to) {
+  std::string names;
+  for (const Group& group : groups)
+    names += names.empty() ? group.name : std::string("|") + group.name;
+  std::fprintf(to,
+               "usage: kvc_bench [--only GROUP] [--starts N] [--pairs N] [--threads N]\n"
+               "  --only GROUP   one of %s; default: all\n"
+               "  --starts N     measuring processes; default: %d\n"
+               "  --pairs N      measurements per figure and process; default: %d\n"
+               "  --threads N    threads of a device; default: one per processor\n",
+               names.c_str(), Options().starts, Options().pairs);
+}
+
+int refuse(const std::string& reason) {
+  std::fprintf(stderr, "kvc_bench: %s\n", reason.c_str());
+  usage(stderr);
   return 2;
+}
+
+bool known_group(const std::string& name) {
+  for (const Group& group : groups)
+    if (name == group.name) return true;
+  return false;
+}
+
+/// A whole decimal number of at least 1; false for anything else.
+bool read_count(const char* text, int& count) {
+  const char* end = text + std::strlen(text);
+  return std::from_chars(text, end, count) == std::from_chars_result{end, std::errc()} && count >= 1;
+}
+
+int run(int argc, char** argv) {
+  const std::map<std::string, int*> counts = {
+      {"--starts", &options.starts}, {"--pairs", &options.pairs}, {"--threads", &options.threads}};
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (name == "--help" || name == "-h") {
+      usage(stdout);
+      return 0;
+    }
+    if (name == "--child") {
+      options.child = true;
+      continue;
+    }
+    const auto count = counts.find(name);
+    if (name != "--only" && count == counts.end()) return refuse("unknown option " + name);
+    if (i + 1 == argc) return refuse(name + " needs a value");
+    const char* value = argv[++i];
+    if (count != counts.end()) {
+      if (!read_count(value, *count->second))
+        return refuse(name + " " + value + ": not a number from 1 on");
+    } else if (known_group(value)) {
+      options.only = value;
+    } else {
+      return refuse(name + " " + value + ": no such group");
+    }
+  }
+  if (!options.child) return run_parent(argv[0]);
+  run_child();
+  return 0;
 }
 
 }  // namespace
 }  // namespace bench
 
-int main(int argc, char** argv) {
-  using bench::options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    if (name == "--child") {
-      options.child = true;
-      continue;
-    }
-    if (i + 1 == argc) return bench::usage();
-    const char* value = argv[++i];
-    if (name == "--only")
-      options.only = value;
-    else if (name == "--starts")
-      options.starts = std::atoi(value);
-    else if (name == "--pairs")
-      options.pairs = std::atoi(value);
-    else if (name == "--threads")
-      options.threads = std::atoi(value);
-    else
-      return bench::usage();
-  }
-  if (options.starts < 1 || options.pairs < 1) return bench::usage();
-  if (!options.child) return bench::run_parent(argv[0]);
-  bench::run_child();
-  return 0;
-}
+int main(int argc, char** argv) { return bench::run(argc, argv); }
