@@ -1,54 +1,29 @@
 //! Finds kvc through pkg-config: the package `kvc`, or `kvc-static` with the feature `static`. The
 //! usual variables apply: PKG_CONFIG names another program, PKG_CONFIG_PATH another place.
+use pkg_config::{Config, Library};
 use std::env;
-use std::path::Path;
-use std::process::{exit, Command};
+use std::process::exit;
 
 const OLDEST: &str = "0.2";
 const TOO_NEW: &str = "0.3"; // before 1.0 a minor version may break the ABI
 
-fn pkg_config(package: &str) -> Result<String, String> {
-    let program = env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_string());
-    let range = [
-        format!("{package} >= {OLDEST}"),
-        format!("{package} < {TOO_NEW}"),
-    ];
-    let output = Command::new(&program)
-        .args(["--print-errors", "--libs"])
-        .args(range)
-        .output()
-        .map_err(|error| format!("{program}: {error}"))?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+fn link(library: &Library) {
+    for folder in &library.link_paths {
+        println!("cargo:rustc-link-search=native={}", folder.display());
     }
-    String::from_utf8(output.stdout).map_err(|error| error.to_string())
-}
-
-fn link(flag: &str) {
-    let path = Path::new(flag);
-    if let Some(folder) = flag.strip_prefix("-L") {
-        println!("cargo:rustc-link-search=native={folder}");
-    } else if let Some(library) = flag.strip_prefix("-l") {
-        println!("cargo:rustc-link-lib={library}");
-    } else if path.extension().map_or(false, |extension| extension == "a") {
-        println!(
-            "cargo:rustc-link-search=native={}",
-            path.parent().unwrap().display()
-        );
+    // The archive lies beside libkvc.so, which the linker would prefer: say which one is meant.
+    for archive in &library.link_files {
+        let folder = archive.parent().expect("pkg-config names files by path");
+        println!("cargo:rustc-link-search=native={}", folder.display());
         println!("cargo:rustc-link-lib=static=kvc");
-        println!("cargo:rerun-if-changed={flag}");
+        println!("cargo:rerun-if-changed={}", archive.display());
+    }
+    for name in &library.libs {
+        println!("cargo:rustc-link-lib={name}");
     }
 }
 
 fn main() {
-    for variable in [
-        "PKG_CONFIG",
-        "PKG_CONFIG_PATH",
-        "PKG_CONFIG_LIBDIR",
-        "PKG_CONFIG_SYSROOT_DIR",
-    ] {
-        println!("cargo:rerun-if-env-changed={variable}");
-    }
     if env::var_os("DOCS_RS").is_some() {
         return; // documentation links nothing
     }
@@ -57,11 +32,16 @@ fn main() {
     } else {
         "kvc"
     };
-    match pkg_config(package) {
-        Ok(flags) => flags.split_whitespace().for_each(link),
+    let found = Config::new()
+        .range_version(OLDEST..TOO_NEW)
+        .cargo_metadata(false)
+        .env_metadata(true)
+        .probe(package);
+    match found {
+        Ok(library) => link(&library),
         Err(why) => {
-            eprintln!("kvc-sys: {package} was not found.");
-            eprintln!("Set PKG_CONFIG_PATH to <prefix>/lib/pkgconfig.\n{why}");
+            eprintln!("kvc-sys: pkg-config finds no {package} from {OLDEST} to below {TOO_NEW}.");
+            eprintln!("Install kvc, and set PKG_CONFIG_PATH to <prefix>/lib/pkgconfig.\n{why}");
             exit(1);
         }
     }
