@@ -32,6 +32,7 @@ pub const TOKEN_SEES_LATER: u32 = sys::KVC_TOKEN_SEES_LATER;
 /// pass.commit()
 /// # }
 /// ```
+#[must_use = "a cache that is dropped is destroyed"]
 pub struct Cache {
     pub(crate) handle: *mut sys::kvc_cache,
     head_dim_k: i32,
@@ -44,8 +45,14 @@ unsafe impl Send for Cache {}
 unsafe impl Sync for Cache {}
 
 /// Narrows a length for C.
-pub(crate) fn count(n: usize) -> Result<i32> {
-    i32::try_from(n).map_err(|_| Error::new(Status::INVALID_ARGUMENT, format!("{n} elements")))
+pub(crate) fn count(what: &str, n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| {
+        let message = format!(
+            "{what}: a call takes at most {} elements, not {n}",
+            i32::MAX
+        );
+        Error::new(Status::INVALID_ARGUMENT, message)
+    })
 }
 
 /// Returns the length of two slices that belong together.
@@ -54,7 +61,7 @@ pub(crate) fn same_length(what: &str, a: usize, b: usize) -> Result<i32> {
         let message = format!("{what} have {a} and {b} elements");
         return Err(Error::new(Status::INVALID_ARGUMENT, message));
     }
-    count(a)
+    count(what, a)
 }
 
 /// The tokens of a pass: slices that have the same length.
@@ -123,7 +130,7 @@ impl Cache {
     }
 
     /// Binds how the caller rotates keys in layers [begin, end), so that positions can move later.
-    /// Slices are copied.
+    /// Only an empty cache takes it. Slices are copied.
     pub fn bind_rope(&mut self, begin: i32, end: i32, desc: &RopeDesc<'_>) -> Result<()> {
         let factors = desc.factors(self.head_dim_k)?;
         let raw = desc.raw();
@@ -370,5 +377,26 @@ impl fmt::Debug for Cache {
 impl Drop for Cache {
     fn drop(&mut self) {
         unsafe { sys::kvc_cache_destroy(self.handle) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_that_c_cannot_count_is_refused_with_its_value() {
+        let most = i32::MAX as usize;
+        assert_eq!(count("except", most), Ok(i32::MAX));
+        for n in [most + 1, 1 << 40, usize::MAX] {
+            let error = count("except", n).unwrap_err();
+            assert_eq!(error.status, Status::INVALID_ARGUMENT);
+            assert!(error.message.contains("except"), "{error}");
+            assert!(error.message.contains(&n.to_string()), "{error}");
+            assert_eq!(
+                same_length("a and b", n, n).unwrap_err().status,
+                error.status
+            );
+        }
     }
 }

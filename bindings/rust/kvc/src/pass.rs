@@ -143,7 +143,7 @@ impl<'a> Pass<'a> {
 
     /// Replaces the tokens of the pass, by index, that also see later tokens of their sequence.
     pub fn set_causal(&mut self, except: &[i32]) -> Result<()> {
-        let n = count(except.len())?;
+        let n = count("except", except.len())?;
         check(unsafe { sys::kvc_set_causal(self.cache.handle, n, except.as_ptr()) })
     }
 

@@ -44,27 +44,19 @@ fn view(
     dtype: u32,
     shape: &[usize],
 ) -> Result<kvc_sys::kvc_tensor> {
-    // The library is not told the length of the slice, so the shape is checked here.
-    let product = shape
-        .iter()
-        .try_fold(1usize, |product, &extent| product.checked_mul(extent));
-    if product != Some(length) {
-        return Err(Error::new(
-            Status::SHAPE,
-            format!("shape {shape:?} does not fit a slice of {length}"),
-        ));
-    }
     let mut extents = [0i64; kvc_sys::KVC_MAX_DIMS];
     if shape.is_empty() || shape.len() > extents.len() {
-        return Err(Error::new(
-            Status::SHAPE,
-            format!("{} dimensions", shape.len()),
-        ));
+        let (n, most) = (shape.len(), extents.len());
+        let message = format!("shape {shape:?} has {n} dimensions, a tensor has 1 to {most}");
+        return Err(Error::new(Status::SHAPE, message));
     }
+    covers(length, shape)?;
     for (extent, &wanted) in extents.iter_mut().zip(shape) {
         // Next to an extent of 0, the product is 0 whatever this extent is.
-        *extent = i64::try_from(wanted)
-            .map_err(|_| Error::new(Status::OVERFLOW, format!("extent {wanted}")))?;
+        *extent = i64::try_from(wanted).map_err(|_| {
+            let message = format!("extent {wanted} of shape {shape:?} is more than i64 holds");
+            Error::new(Status::OVERFLOW, message)
+        })?;
     }
     let mut tensor = empty();
     crate::error::check(unsafe {
@@ -79,14 +71,34 @@ fn view(
     Ok(tensor)
 }
 
+/// Refuses slices that are too short for their shape: the library is not told their length.
+fn covers(length: usize, shape: &[usize]) -> Result<()> {
+    let needed = match shape.contains(&0) {
+        true => Some(0),
+        false => shape
+            .iter()
+            .try_fold(1usize, |product, &extent| product.checked_mul(extent)),
+    };
+    let needed = match needed {
+        Some(needed) if needed <= length => return Ok(()),
+        Some(needed) => needed.to_string(),
+        None => format!("more than {}", usize::MAX),
+    };
+    Err(Error::new(
+        Status::SHAPE,
+        format!("shape {shape:?} needs {needed} elements, the slice has {length}"),
+    ))
+}
+
 pub(crate) fn empty() -> kvc_sys::kvc_tensor {
     // A struct of integers and a pointer: all zero is a value of it.
     unsafe { std::mem::zeroed() }
 }
 
-/// A dense row-major view of a slice that kvc reads. The shape must have exactly as many elements
-/// as the slice.
+/// A dense row-major view of a slice that kvc reads. The slice must have at least as many elements
+/// as the shape; kvc reads the first ones.
 #[derive(Clone, Copy)]
+#[must_use = "a tensor is an argument of a call"]
 pub struct Tensor<'a> {
     pub(crate) raw: kvc_sys::kvc_tensor,
     lifetime: PhantomData<&'a [u8]>,
@@ -169,8 +181,9 @@ fn describe(name: &str, tensor: &kvc_sys::kvc_tensor, f: &mut fmt::Formatter<'_>
         .finish_non_exhaustive()
 }
 
-/// A dense row-major view of a slice that kvc writes. The shape must have exactly as many elements
-/// as the slice.
+/// A dense row-major view of a slice that kvc writes. The slice must have at least as many elements
+/// as the shape; kvc writes the first ones.
+#[must_use = "a tensor is an argument of a call"]
 pub struct TensorMut<'a> {
     pub(crate) raw: kvc_sys::kvc_tensor,
     lifetime: PhantomData<&'a mut [u8]>,
@@ -239,6 +252,7 @@ impl fmt::Debug for TensorMut<'_> {
 
 /// Keys or values of the cells that a pass may see: [history, n_kv_heads, head size]. It borrows
 /// the pass, so it cannot outlive it.
+#[must_use = "getting a view changes nothing that a caller sees"]
 pub struct View<'a> {
     raw: kvc_sys::kvc_tensor,
     lifetime: PhantomData<&'a [u8]>,
