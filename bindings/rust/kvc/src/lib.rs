@@ -32,6 +32,7 @@
 mod cache;
 mod descriptors;
 mod device;
+mod elements;
 mod error;
 mod pass;
 mod tensor;
@@ -40,6 +41,7 @@ mod watching;
 pub use cache::{Cache, PADDING, SEQ_END, TOKEN_SEES_LATER};
 pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, Kind, RopeDesc, RopePairs, UNLIMITED};
 pub use device::Device;
+pub use elements::{BF16Element, F16Element};
 pub use error::{Error, Result, Status};
 pub use pass::{AttentionExtra, Pass};
 pub use tensor::{DType, Tensor, TensorMut, View};

@@ -1,3 +1,4 @@
+use crate::elements::{BF16Element, F16Element};
 use crate::error::{Error, Result, Status};
 use std::fmt;
 use std::marker::PhantomData;
@@ -114,8 +115,8 @@ impl<'a> Tensor<'a> {
         )
     }
 
-    /// Bits of IEEE half precision.
-    pub fn f16(data: &'a [u16], shape: &[usize]) -> Result<Tensor<'a>> {
+    /// Elements of IEEE half precision: the bits as `u16`, or `half::f16` with the feature `half`.
+    pub fn f16<T: F16Element>(data: &'a [T], shape: &[usize]) -> Result<Tensor<'a>> {
         Tensor::new(
             data.as_ptr() as *mut c_void,
             data.len(),
@@ -124,8 +125,8 @@ impl<'a> Tensor<'a> {
         )
     }
 
-    /// Bits of bfloat16.
-    pub fn bf16(data: &'a [u16], shape: &[usize]) -> Result<Tensor<'a>> {
+    /// Elements of bfloat16: the bits as `u16`, or `half::bf16` with the feature `half`.
+    pub fn bf16<T: BF16Element>(data: &'a [T], shape: &[usize]) -> Result<Tensor<'a>> {
         Tensor::new(
             data.as_ptr() as *mut c_void,
             data.len(),
@@ -199,8 +200,8 @@ impl<'a> TensorMut<'a> {
         )
     }
 
-    /// Bits of IEEE half precision.
-    pub fn f16(data: &'a mut [u16], shape: &[usize]) -> Result<TensorMut<'a>> {
+    /// Elements of IEEE half precision: the bits as `u16`, or `half::f16` with the feature `half`.
+    pub fn f16<T: F16Element>(data: &'a mut [T], shape: &[usize]) -> Result<TensorMut<'a>> {
         TensorMut::new(
             data.as_mut_ptr() as *mut c_void,
             data.len(),
@@ -209,8 +210,8 @@ impl<'a> TensorMut<'a> {
         )
     }
 
-    /// Bits of bfloat16.
-    pub fn bf16(data: &'a mut [u16], shape: &[usize]) -> Result<TensorMut<'a>> {
+    /// Elements of bfloat16: the bits as `u16`, or `half::bf16` with the feature `half`.
+    pub fn bf16<T: BF16Element>(data: &'a mut [T], shape: &[usize]) -> Result<TensorMut<'a>> {
         TensorMut::new(
             data.as_mut_ptr() as *mut c_void,
             data.len(),
@@ -308,6 +309,26 @@ impl<'a> View<'a> {
     pub fn bits(&self, cell: usize, head: usize) -> Option<&[u16]> {
         match self.dtype() {
             DType::F16 | DType::BF16 => Some(unsafe { self.row(cell, head) }),
+            _ => None,
+        }
+    }
+
+    /// Returns the vector of one cell and head, or None unless the view stores F16. Needs the
+    /// feature `half`. Panics outside the shape.
+    #[cfg(feature = "half")]
+    pub fn f16(&self, cell: usize, head: usize) -> Option<&[half::f16]> {
+        match self.dtype() {
+            DType::F16 => Some(unsafe { self.row(cell, head) }),
+            _ => None,
+        }
+    }
+
+    /// Returns the vector of one cell and head, or None unless the view stores BF16. Needs the
+    /// feature `half`. Panics outside the shape.
+    #[cfg(feature = "half")]
+    pub fn bf16(&self, cell: usize, head: usize) -> Option<&[half::bf16]> {
+        match self.dtype() {
+            DType::BF16 => Some(unsafe { self.row(cell, head) }),
             _ => None,
         }
     }

@@ -1,0 +1,55 @@
+//! The types of the crate `half`: they go in, and come out, as the bits do.
+#![cfg(feature = "half")]
+use half::{bf16, f16};
+use kvc::*;
+
+const DIM: usize = 8;
+const SHAPE: [usize; 3] = [1, 1, DIM];
+
+fn open(dtype: DType) -> Cache {
+    let desc = CacheDesc {
+        n_layers: 1,
+        n_kv_heads: 1,
+        head_dim_k: DIM as i32,
+        dtype_k: dtype,
+        dtype_v: dtype,
+        capacity: 8,
+        max_batch: 4,
+        ..Default::default()
+    };
+    let device = Device::open("cpu", 1).unwrap();
+    Cache::new(&device, &desc, &Kind::Causal(CausalDesc::default())).unwrap()
+}
+
+#[test]
+fn slices_of_half_precision_go_in_and_come_out() {
+    let rows: Vec<f16> = (0..DIM).map(|i| f16::from_f32(i as f32 / 4.0)).collect();
+    let bits: Vec<u16> = rows.iter().map(|row| row.to_bits()).collect();
+    let mut cache = open(DType::F16);
+    let mut pass = cache.begin(&[0], &[0]).unwrap();
+    let (x, same) = (Tensor::f16(&rows, &SHAPE), Tensor::f16(&bits, &SHAPE));
+    let mut out = [f16::ZERO; DIM];
+    let into = TensorMut::f16(&mut out, &SHAPE).unwrap();
+    let (x, same) = (x.unwrap(), same.unwrap());
+    pass.put_attention(0, x, same, x, into).unwrap();
+    assert_eq!(out[..], rows[..]); // one token attends to itself
+    let (k, v) = pass.get(0).unwrap();
+    assert_eq!(k.f16(0, 0).unwrap(), &rows[..]);
+    assert_eq!(v.bits(0, 0).unwrap(), &bits[..]);
+    assert!(k.bf16(0, 0).is_none() && k.f32(0, 0).is_none());
+}
+
+#[test]
+fn slices_of_bfloat16_go_in_and_come_out() {
+    let rows: Vec<bf16> = (0..DIM).map(|i| bf16::from_f32(i as f32 / 4.0)).collect();
+    let mut cache = open(DType::BF16);
+    let mut pass = cache.begin(&[0], &[0]).unwrap();
+    let x = Tensor::bf16(&rows, &SHAPE).unwrap();
+    let mut out = [bf16::ZERO; DIM];
+    let into = TensorMut::bf16(&mut out, &SHAPE).unwrap();
+    pass.put_attention(0, x, x, x, into).unwrap();
+    assert_eq!(out[..], rows[..]);
+    let (k, _) = pass.get(0).unwrap();
+    assert_eq!(k.bf16(0, 0).unwrap(), &rows[..]);
+    assert!(k.f16(0, 0).is_none());
+}
