@@ -1,29 +1,46 @@
 """Builds the extension from the C headers with SWIG and links it with libkvc.
 
 The library is the first of these that applies:
-  KVC_BUILD_DIR=<folder>   a CMake build of this source tree; its libkvc.so is shipped
+  KVC_BUILD_DIR=<folder>   a CMake build of the sources of libkvc; its libkvc.so is shipped
   KVC_SYSTEM=1             an installed kvc that pkg-config finds; it is linked, not shipped
-  the source tree around   built by CMake in build/release, and shipped in the package
-  else                     as with KVC_SYSTEM=1
+  else                     built by CMake from its sources (the tree around this folder, or libkvc/
+                           of a source distribution) in their build/release, and shipped
+
+Shipped means that the package includes the library. An editable installation does not copy it but
+loads it from the build folder, so that a rebuilt library is used at once.
 """
 
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 HERE = pathlib.Path(__file__).resolve().parent
-TREE = HERE.parent.parent
 MODULE = "kvc_capi"
+LIBRARY_SOURCES = ("CMakeLists.txt", "LICENSE", "capi", "core", "kernels", "pkgconfig")
 
 
 def fail(message):
     sys.exit(f"kvc: {message}")
+
+
+def find_tree():
+    """Where the sources of libkvc are; None outside a source tree and a source distribution."""
+    for folder in (HERE / "libkvc", HERE.parent.parent):
+        if (folder / "capi" / "include" / "kvc" / "kvc.h").is_file():
+            return folder
+    return None
+
+
+TREE = find_tree()
 
 
 def needed(program, package):
@@ -34,33 +51,37 @@ def needed(program, package):
     return path
 
 
-def in_tree():
-    return (TREE / "capi" / "include" / "kvc" / "kvc.h").is_file()
+def ask_pkg_config(*query):
+    """The words that pkg-config prints about the installed kvc."""
+    command = [needed("pkg-config", "pkg-config"), *query, "kvc"]
+    result = subprocess.run(command, capture_output=True, check=False)
+    if result.returncode != 0:
+        fail(
+            "pkg-config finds no kvc: install it and add its lib/pkgconfig to PKG_CONFIG_PATH, or "
+            f"build inside its source tree\n{os.fsdecode(result.stderr)}"
+        )
+    # It quotes as a shell does, but each byte of a letter that is not ASCII by itself.
+    words = shlex.split(result.stdout.decode("latin-1"))
+    return [os.fsdecode(word.encode("latin-1")) for word in words]
 
 
 def from_pkg_config():
     """(include folders, library folders, library to ship) of an installed kvc."""
-    command = [needed("pkg-config", "pkg-config"), "--cflags-only-I", "--libs-only-L", "kvc"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        fail(
-            f"pkg-config finds no kvc: install it, or build inside its source tree\n{result.stderr}"
-        )
-    words = result.stdout.split()
-    includes = [word[2:] for word in words if word.startswith("-I")]
+    words = ask_pkg_config("--cflags-only-I", "--libs-only-L")
+    includes = [os.path.normpath(word[2:]) for word in words if word.startswith("-I")]
     if not includes:  # pkg-config omits system folders
-        query = [command[0], "--variable=includedir", "kvc"]
-        includes = [
-            subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-        ]
-    return includes, [word[2:] for word in words if word.startswith("-L")], None
+        includes = ask_pkg_config("--variable=includedir")
+    folders = [os.path.normpath(word[2:]) for word in words if word.startswith("-L")]
+    return includes, folders, None
 
 
 def from_build(folder):
-    """(include folders, library folders, library to ship) of a CMake build of this tree."""
+    """(include folders, library folders, library to ship) of a CMake build of the sources."""
+    if TREE is None:
+        fail("KVC_BUILD_DIR needs the sources of libkvc around this folder")
     library = folder / "lib" / "libkvc.so"
     if not library.exists():
-        fail(f"there is no {library}: build it with cmake --build {folder}")
+        fail(f"there is no {library}: build it with cmake --build {shlex.quote(str(folder))}")
     return [str(TREE / "capi" / "include")], [str(folder / "lib")], library.resolve()
 
 
@@ -71,43 +92,53 @@ def build_tree():
     configure = [cmake, "-S", str(TREE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
     if not (folder / "CMakeCache.txt").exists() and shutil.which("ninja"):
         configure += ["-G", "Ninja"]
-    subprocess.run(configure, check=True)
-    build = [
-        cmake,
-        "--build",
-        str(folder),
-        "--target",
-        "kvc",
-        "--parallel",
-        str(os.cpu_count() or 1),
-    ]
-    subprocess.run(build, check=True)
+    jobs = str(os.cpu_count() or 1)
+    build = [cmake, "--build", str(folder), "--target", "kvc", "--parallel", jobs]
+    for command in (configure, build):
+        if subprocess.run(command, check=False).returncode != 0:
+            fail(f"libkvc could not be built; this failed: {shlex.join(command)}")
     return folder
 
 
 def find_library():
     if os.environ.get("KVC_BUILD_DIR"):
         return from_build(pathlib.Path(os.environ["KVC_BUILD_DIR"]).resolve())
-    if os.environ.get("KVC_SYSTEM") == "1" or not in_tree():
+    if os.environ.get("KVC_SYSTEM") == "1" or TREE is None:
         return from_pkg_config()
     return from_build(build_tree())
 
 
 def header_version():
-    """The version in base.h, of the source tree or of an installed library."""
-    folders = [TREE / "capi" / "include"] if in_tree() else map(pathlib.Path, from_pkg_config()[0])
+    """The version in base.h, of the sources or of an installed library."""
+    folders = [TREE / "capi" / "include"] if TREE else map(pathlib.Path, from_pkg_config()[0])
     for folder in folders:
         header = folder / "kvc" / "base.h"
         if header.is_file():
             found = re.findall(
-                r"^#define KVC_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", header.read_text(), re.M
+                r"^#define KVC_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)",
+                header.read_text(encoding="utf-8"),
+                re.M,
             )
             return ".".join(found)
     fail("kvc/base.h is not where pkg-config says")
 
 
+class BuildPackage(build_py):
+    """Copies the modules into a folder without those of an earlier build, which may be gone."""
+
+    def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(pathlib.Path(self.build_lib) / "kvc", ignore_errors=True)
+        super().run()
+
+
 class BuildExtension(build_ext):
-    """Runs SWIG, so that generated files stay out of the source tree."""
+    """Runs SWIG, so that generated files stay out of the source tree, unless setuptools builds in
+    place: for an editable installation."""
+
+    def run(self):
+        self.in_place = bool(self.inplace)  # the base class clears it while it builds
+        super().run()
 
     def build_extension(self, ext):
         includes, folders, shipped = find_library()
@@ -125,7 +156,7 @@ class BuildExtension(build_ext):
         ext.sources = [str(wrapper)]
         ext.include_dirs = [*includes, str(HERE / "src")]
         ext.library_dirs = folders
-        if shipped is not None:
+        if shipped is not None and not self.in_place:
             # Under its SONAME, by which the loader looks it up.
             soname = shipped.parent / ".".join(shipped.name.split(".")[:3])
             shutil.copyfile(shipped, package / soname.name)
@@ -134,6 +165,40 @@ class BuildExtension(build_ext):
             ext.runtime_library_dirs = folders
         super().build_extension(ext)
 
+    def copy_extensions_to_source(self):
+        """An editable installation imports from the source folder, which lacks SWIG's module."""
+        super().copy_extensions_to_source()
+        self.copy_file(str(self._module_in(self.build_lib)), str(self._module_in(HERE)))
+
+    def get_outputs(self):
+        return [*super().get_outputs(), str(self._module_in(self.build_lib))]
+
+    def get_output_mapping(self):
+        mapping = super().get_output_mapping()
+        if self.inplace:
+            mapping[str(self._module_in(self.build_lib))] = str(self._module_in(HERE))
+        return mapping
+
+    def _module_in(self, top):
+        return pathlib.Path(top) / "kvc" / f"{MODULE}.py"
+
+
+class SourceDistribution(sdist):
+    """Adds the sources of libkvc, so that the distribution builds by itself."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        if TREE is None:
+            fail("a source distribution needs the sources of libkvc around this folder")
+        place = pathlib.Path(base_dir) / "libkvc"
+        place.mkdir()
+        for name in LIBRARY_SOURCES:
+            source = TREE / name
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, place / name)
+        license_text = pathlib.Path(base_dir) / "LICENSE"  # a link out of this folder
+        license_text.unlink()
+        shutil.copy2(TREE / "LICENSE", license_text)
+
 
 setup(
     version=header_version(),
@@ -141,10 +206,14 @@ setup(
         Extension(
             f"kvc._{MODULE}",
             sources=[],
-            depends=[f"src/{MODULE}.i", *map(str, HERE.glob("src/*.h"))],
+            depends=[f"src/{MODULE}.i", *(f"src/{path.name}" for path in HERE.glob("src/*.h"))],
             libraries=["kvc"],
             extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={
+        "build_ext": BuildExtension,
+        "build_py": BuildPackage,
+        "sdist": SourceDistribution,
+    },
 )

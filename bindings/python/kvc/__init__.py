@@ -16,12 +16,24 @@ copies, through the buffer protocol, `__array_interface__` or DLPack (NumPy, PyT
 `help(kvc.Cache)` is the manual; the C headers document each call in full.
 """
 
-from . import kvc_capi as _capi
+try:
+    from .kvc_capi import (
+        KVC_VERSION_MAJOR,
+        KVC_VERSION_MINOR,
+        KVC_VERSION_PATCH,
+        kvc_build_info,
+        kvc_version_number,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"{error}: the compiled part of kvc in {__path__[0]} cannot be loaded. If this is the source "
+        "folder, run Python elsewhere, or compile it here: pip install -e ./bindings/python"
+    ) from error
 
 # The extension was compiled with one version of the headers and may be loaded with another library.
 # While the major version is 0, a minor version may change the ABI.
-_HEADER = (_capi.KVC_VERSION_MAJOR, _capi.KVC_VERSION_MINOR)
-_LIBRARY = (_capi.kvc_version_number() >> 16, _capi.kvc_version_number() >> 8 & 0xFF)
+_HEADER = (KVC_VERSION_MAJOR, KVC_VERSION_MINOR)
+_LIBRARY = (kvc_version_number() >> 16, kvc_version_number() >> 8 & 0xFF)
 if _HEADER != _LIBRARY:
     raise ImportError(
         "this kvc package was built for libkvc %d.%d, but libkvc %d.%d was loaded"
@@ -56,12 +68,13 @@ from .errors import (
 from .info import Run, SequenceInfo, Stats
 from .views import View
 
-__version__ = "%d.%d.%d" % (*_LIBRARY, _capi.kvc_version_number() & 0xFF)
+__version__ = "%d.%d.%d" % (*_HEADER, KVC_VERSION_PATCH)
+"""The version of this package. build_info() names that of the library, whose patch version may differ."""
 
 
 def build_info() -> str:
     """One line about the library: version, compiler, and the CPU's instruction set."""
-    return _capi.kvc_build_info()
+    return kvc_build_info()
 
 
 __all__ = [

@@ -4,6 +4,7 @@ import inspect
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import astuple
@@ -391,7 +392,8 @@ def test_a_library_of_another_version_is_refused(library, error):
     program = f"""
 import sys, types
 capi = types.ModuleType("kvc.kvc_capi")
-capi.KVC_VERSION_MAJOR, capi.KVC_VERSION_MINOR = 0, 2
+capi.KVC_VERSION_MAJOR, capi.KVC_VERSION_MINOR, capi.KVC_VERSION_PATCH = 0, 2, 0
+capi.kvc_build_info = None
 major, minor = {library}
 capi.kvc_version_number = lambda: major << 16 | minor << 8
 sys.modules["kvc.kvc_capi"] = capi
@@ -463,3 +465,15 @@ def test_every_function_of_the_library_is_wrapped():
     would_call_back_into_python = {"kvc_bind_shift"}
     left_out = the_wrapper_makes_tensors | would_call_back_into_python
     assert declared - left_out <= set(dir(kvc_capi))
+
+
+def test_a_source_folder_without_its_compiled_part_says_what_to_do(tmp_path):
+    (tmp_path / "kvc").mkdir()
+    for module in pathlib.Path(kvc.__file__).parent.glob("*.py"):
+        if module.name != "kvc_capi.py":
+            shutil.copy(module, tmp_path / "kvc")
+    result = subprocess.run(
+        [sys.executable, "-c", "import kvc"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "No module named 'kvc.kvc_capi'" in result.stderr
+    assert "pip install -e ./bindings/python" in result.stderr
