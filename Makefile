@@ -20,6 +20,9 @@ say = @printf '\n== %s\n' "$(1)"
 # Configures quietly (a failure shows all of it), then builds: $(call cmake,directory,options,targets)
 cmake = @mkdir -p build/$(1) && { cmake -S . -B build/$(1) -G Ninja $(2) >build/$(1)/configure.log 2>&1 \
   || { cat build/$(1)/configure.log; exit 1; }; } && cmake --build build/$(1) --parallel $(JOBS) $(3)
+# All short tests of another kind of build: $(call optimised,build type,link-time optimisation)
+optimised = $(call cmake,optimised-$(1)-$(2),-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=$(1) \
+  -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=$(2)) && $(call ctest,optimised-$(1)-$(2)) -L short
 python = PYTHONPATH=build/python build/venv/bin/python
 ctest = ctest --test-dir build/$(1) --output-on-failure --no-tests=error --parallel $(JOBS)
 
@@ -59,6 +62,12 @@ test-long: ## the campaigns that take hours
 	@tools/setup test
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	@$(call ctest,developer) -C Long -L long --verbose
+	$(call say,test-long: all tests of a small library)
+	$(call optimised,MinSizeRel,OFF)
+	$(call say,test-long: all tests with link-time optimisation)
+	$(call optimised,Release,ON)
+	$(call say,test-long: all tests of a small library with link-time optimisation)
+	$(call optimised,MinSizeRel,ON)
 	@$(MAKE) --no-print-directory campaign FUZZ_SECONDS=$(LONG_FUZZ_SECONDS)
 
 test-frameworks: ## DLPack with PyTorch and JAX themselves (fetches gigabytes)
