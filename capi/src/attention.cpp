@@ -126,8 +126,9 @@ Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t
                   const int32_t* to, const Tensor& keys) {
   kvc_tensor k;
   write_view(keys, shift.device, &k);
-  const kvc_status status = reinterpret_cast<kvc_shift_function>(shift.function)(shift.user, layer,
-                                                                                 n, from, to, &k);
+  const auto function = reinterpret_cast<kvc_shift_function>(shift.function);
+  const kvc_status status = function(shift.user, layer, n, from, to, &k);
+  FloatEnvironment::establish();
   if (status == KVC_OK) return Status::ok;
   const bool known = std::strcmp(kvc_status_name(status), "UNKNOWN") != 0;
   return fail(known ? static_cast<Status>(status) : Status::invalid_argument,

@@ -3,21 +3,27 @@
 
 #include "capi/src/handle_table.hpp"
 #include "capi/src/objects.hpp"
+#include "core/base/float_environment.hpp"
 #include "core/base/status.hpp"
 #include "kvc/kvc.h"
 
-/// The boundary: nothing that happens behind it may throw across it, and every object is entered and left.
+/// The boundary: nothing that happens behind it may throw across it, every object is entered and left, and the caller's
+/// floating-point environment stays outside.
 namespace kvc::capi {
 
 template <class Body>
 kvc_status guard(Body body) noexcept {
+  const FloatEnvironment environment;
+  Status status = Status::internal;
   try {
-    return static_cast<kvc_status>(body());
+    status = body();
   } catch (const std::bad_alloc&) {
-    return static_cast<kvc_status>(fail(Status::out_of_memory, "no memory"));
+    status = fail(Status::out_of_memory, "no memory");
   } catch (...) {
-    return static_cast<kvc_status>(fail(Status::internal, "an unexpected exception"));
+    status = fail(Status::internal, "an unexpected exception");
   }
+  asm volatile("" : "+r"(status));  // what it depends on is computed before the environment ends
+  return static_cast<kvc_status>(status);
 }
 
 /// Calls `body(Cache&)` inside the cache behind `handle`, whatever its health.

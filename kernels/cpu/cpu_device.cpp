@@ -7,6 +7,7 @@
 #include <iterator>
 #include <new>
 
+#include "core/base/float_environment.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/mask.hpp"
 #include "kernels/cpu/rows.hpp"
@@ -157,6 +158,7 @@ void* CpuDevice::allocate(Place, size_t bytes, bool prefault) noexcept {
   if (bytes == 0) bytes = 1;
   if (!allocator_.alloc) return map_pages(bytes, prefault);
   void* block = allocator_.alloc(allocator_.user, bytes, alignment_for(bytes));
+  FloatEnvironment::establish();
   if (block) std::memset(block, 0, bytes);
   return block;
 }
@@ -168,6 +170,7 @@ void CpuDevice::release(Place, void* block, size_t bytes) noexcept {
     munmap(block, whole_pages(bytes));
   } else if (allocator_.free) {
     allocator_.free(allocator_.user, block, bytes, alignment_for(bytes));
+    FloatEnvironment::establish();
   }
 }
 

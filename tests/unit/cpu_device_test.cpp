@@ -12,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "core/base/half.hpp"
 #include "core/base/thread_pool.hpp"
 #include "kernels/cpu/rows.hpp"
+#include "support/float_environment.hpp"
 #include "tests/unit/storage.hpp"
 #include "unit/pool.hpp"
 
@@ -285,6 +287,34 @@ TEST_F(OneWorker, WakesElsewhereThanACallerThatHasMoved) {
   const cpu_set_t cpus = at_work();
   EXPECT_TRUE(CPU_EQUAL(&cpus, &all_));
   EXPECT_TRUE(keeps_away());
+}
+
+// A thread inherits the environment of the one that starts it.
+TEST(ThreadPool, WorkersComputeByDefaultWhoeverStartedThem) {
+  struct Seen {
+    std::atomic<int32_t> by_workers{0}, wrong{0};
+  };
+  for (const std::string& name : support::InEnvironment::names()) {
+    PoolPointer pool;
+    {
+      const support::InEnvironment environment(name);
+      pool = make_pool(2);
+    }
+    Seen seen;
+    for (int i = 0; i < 10000 && seen.by_workers == 0; ++i) {
+      pool->run(
+          8,
+          [](void* context, int32_t, int32_t thread) noexcept {
+            Seen& mine = *static_cast<Seen*>(context);
+            if (thread == 0) return std::this_thread::sleep_for(std::chrono::microseconds(10));
+            ++mine.by_workers;
+            if (!support::computes_by_default()) ++mine.wrong;
+          },
+          &seen);
+    }
+    EXPECT_GT(seen.by_workers, 0) << name;
+    EXPECT_EQ(seen.wrong, 0) << name;
+  }
 }
 
 TEST(ThreadPool, RefusesWhatItCannotDo) {
