@@ -127,6 +127,7 @@ Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t
   kvc_tensor k;
   write_view(keys, shift.device, &k);
   const auto function = reinterpret_cast<kvc_shift_function>(shift.function);
+  const NoCancellation until_done;
   const kvc_status status = function(shift.user, layer, n, from, to, &k);
   FloatEnvironment::establish();
   if (status == KVC_OK) return Status::ok;

@@ -167,7 +167,7 @@ using kvc::capi::with_cache, kvc::capi::with_key_values;
 
 kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc,
                                   const void* kind_desc, uint64_t* out_bytes) noexcept {
-  return kvc::capi::guard([&]() -> Status {
+  return kvc::capi::guard_lifetime([&]() -> Status {
     std::shared_ptr<kvc::Device> on;
     if (Status s = kvc::capi::device_of(device, &on); s != Status::ok) return s;
     if (out_bytes == nullptr) return fail(Status::invalid_argument, "out_bytes is null");
@@ -179,7 +179,7 @@ kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc
 
 kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, const void* kind_desc,
                             kvc_cache** out) noexcept {
-  return kvc::capi::guard([&]() -> Status {
+  return kvc::capi::guard_lifetime([&]() -> Status {
     std::shared_ptr<kvc::Device> on;
     if (out != nullptr) *out = nullptr;
     if (Status s = kvc::capi::device_of(device, &on); s != Status::ok) return s;
@@ -192,7 +192,7 @@ kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, cons
 
 kvc_status kvc_cache_destroy(kvc_cache* cache) noexcept {
   if (cache == nullptr) return KVC_OK;
-  return kvc::capi::guard([&]() -> Status {
+  return kvc::capi::guard_lifetime([&]() -> Status {
     void* object = nullptr;
     const Status removed = kvc::capi::handles::remove(cache, kvc::capi::Kind::cache, &object);
     if (removed == Status::ok) delete static_cast<kvc::capi::CacheObject*>(object);

@@ -74,7 +74,7 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
 
 kvc_status kvc_device_open(const char* name, const kvc_device_desc* desc,
                            const kvc_allocator* allocator, kvc_device** out) noexcept {
-  return kvc::capi::guard([&] { return kvc::capi::open_device(name, desc, allocator, out); });
+  return kvc::capi::guard_lifetime([&] { return kvc::capi::open_device(name, desc, allocator, out); });
 }
 
 kvc_status kvc_device_name(int32_t index, char* name, size_t capacity) noexcept {
@@ -83,7 +83,7 @@ kvc_status kvc_device_name(int32_t index, char* name, size_t capacity) noexcept 
 
 kvc_status kvc_device_close(kvc_device* device) noexcept {
   if (device == nullptr) return KVC_OK;
-  return kvc::capi::guard([&]() -> kvc::Status {
+  return kvc::capi::guard_lifetime([&]() -> kvc::Status {
     void* object = nullptr;
     const kvc::Status removed = kvc::capi::handles::remove(device, kvc::capi::Kind::device, &object);
     if (removed == kvc::Status::ok) delete static_cast<kvc::capi::DeviceObject*>(object);

@@ -1,6 +1,7 @@
 #pragma once
 #include <new>
 
+#include "capi/src/cancellation.hpp"
 #include "capi/src/handle_table.hpp"
 #include "capi/src/objects.hpp"
 #include "core/base/float_environment.hpp"
@@ -24,6 +25,14 @@ kvc_status guard(Body body) noexcept {
   }
   asm volatile("" : "+r"(status));  // what it depends on is computed before the environment ends
   return static_cast<kvc_status>(status);
+}
+
+/// For the calls that make or end an object: the threads, files and memory functions behind them hold cancellation points. A
+/// call that merely borrows an object may turn out to be its last user, and end it.
+template <class Body>
+kvc_status guard_lifetime(Body body) noexcept {
+  const NoCancellation until_done;
+  return guard(body);
 }
 
 /// Calls `body(Cache&)` inside the cache behind `handle`, whatever its health.

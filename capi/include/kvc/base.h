@@ -179,7 +179,7 @@ KVC_API uint32_t kvc_version_number(void) KVC_NOEXCEPT;
  * Threads: any. Since 0.1. */
 KVC_API const char *kvc_build_info(void) KVC_NOEXCEPT;
 
-/* ---- Ranges, "off", threads, forks, handles ------------------------------------------------------
+/* ---- Ranges, "off", threads, forks, the process, handles -----------------------------------------
  *
  * Threads: different caches are always independent. On one cache, functions that take `const kvc_cache *`
  * ("Threads: const" in their comments) may run at the same time; every other function is exclusive. A call
@@ -189,6 +189,15 @@ KVC_API const char *kvc_build_info(void) KVC_NOEXCEPT;
  *
  * Forks: the handles of a parent process are not valid in its child. In the child every call on such a
  * handle returns HANDLE, destroy included. The child may open devices and create caches of its own.
+ *
+ * Floating-point environment: rounding mode, flush to zero, traps and status flags of the calling thread have
+ * no effect on any call, and every call leaves them as they were.
+ *
+ * Cancellation: pthread_cancel() does not interrupt a call. The thread is cancelled at its next cancellation
+ * point after the call. Threads whose cancellation type is asynchronous must not call kvc.
+ *
+ * A call must end by returning. A thread that leaves it with longjmp(), from a signal handler or from a
+ * function that kvc calls, stays inside the cache: every later call on it returns BUSY.
  *
  * Unloading: call dlclose() only after every cache and device is destroyed. The threads of a device run
  * code of the library.

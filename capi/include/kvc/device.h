@@ -25,9 +25,11 @@ typedef struct kvc_device_desc {
  *
  * kvc calls alloc while a device is opened or a cache is created, and free when the last device or cache
  * that uses a block is closed or destroyed. It makes these calls on the thread that opens, creates, closes
- * or destroys, and at no other time. Both functions must not throw, must not call kvc, and must keep
- * working until every device that was opened with them is closed and every cache on those devices is
- * destroyed. kvc passes `user` through. */
+ * or destroys, and at no other time. Both functions must return: an exception and pthread_exit() end the process,
+ * longjmp() leaves behind what can never be freed. They must not call kvc, and must keep working until every
+ * device that was opened with them is closed and every cache on those devices is destroyed. They run with
+ * cancellation disabled and in kvc's floating-point environment (round to nearest, subnormal numbers, no
+ * traps), and may change both while they run. kvc passes `user` through. */
 typedef struct kvc_allocator {
   void *user;
   void *(*alloc)(void *user, size_t bytes, size_t alignment);
