@@ -2,7 +2,6 @@ package kvc
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"testing"
 )
@@ -66,19 +65,6 @@ func TestKinds(t *testing.T) {
 	must(t, err)
 	if stats.Cells != 2*(4+1)+2*8 {
 		t.Errorf("%d cells: the descriptor of the kind did not arrive", stats.Cells)
-	}
-}
-
-func TestTypesHaveNames(t *testing.T) {
-	seen := map[string]bool{}
-	for _, dtype := range []DType{F32, F16, BF16, Bool8, F64, I32, I8, U8, F8E4M3, F8E5M2, Q8_0, Q4_0, INT8, NF4} {
-		seen[dtype.String()] = true
-	}
-	if len(seen) != 14 || !seen["bf16"] || !seen["q8_0"] {
-		t.Errorf("names %v", seen)
-	}
-	if got := fmt.Sprint(DType(0x4d)); got != "DType(0x4d)" {
-		t.Errorf("an unknown type is called %s", got)
 	}
 }
 

@@ -36,41 +36,6 @@ const (
 	NF4    DType = C.KVC_NF4  // blocks of 16, 32, 64 or 128 values with one f32 scale
 )
 
-// String returns the name of a type, for example "bf16".
-func (d DType) String() string {
-	switch d {
-	case F32:
-		return "f32"
-	case F16:
-		return "f16"
-	case BF16:
-		return "bf16"
-	case Bool8:
-		return "bool"
-	case F64:
-		return "f64"
-	case I32:
-		return "i32"
-	case I8:
-		return "i8"
-	case U8:
-		return "u8"
-	case F8E4M3:
-		return "f8_e4m3"
-	case F8E5M2:
-		return "f8_e5m2"
-	case Q8_0:
-		return "q8_0"
-	case Q4_0:
-		return "q4_0"
-	case INT8:
-		return "int8"
-	case NF4:
-		return "nf4"
-	}
-	return fmt.Sprintf("DType(%#x)", uint32(d))
-}
-
 // Tensor is a dense row-major view of a slice. kvc uses it during a call only and keeps no pointer
 // to it. The zero Tensor is absent: it stands for an optional tensor that is not wanted.
 type Tensor struct {
