@@ -16,8 +16,9 @@
 // The C headers say what each call does, what it costs and which errors it returns. This is what
 // differs in Go: errors are *Error, and errors.Is(err, kvc.CacheFull) finds the status. Slices are
 // used during a call only. A cache may move between goroutines. Fits, CanResume, CanRemove, Runs,
-// Sequence, Stats, Digest, Check and MemoryBytes may run at the same time; every other method
-// excludes them all, and an overlap that breaks this rule returns Busy. Methods of a nil Cache and a
+// Sequence, Digest, Check and MemoryBytes may run at the same time; every other method excludes them
+// all, and an overlap that breaks this rule returns Busy. Only Stats may overlap any method, a pass
+// in another goroutine or Close too: it never returns Busy and makes none return it. Methods of a nil Cache and a
 // nil Device return InvalidHandle.
 package kvc
 
@@ -75,8 +76,8 @@ func dropped(result C.go_result) { _ = failure(result) }
 
 // described returns the descriptors of a cache for C.
 func described(desc *CacheDesc, kind Kind) (C.kvc_cache_desc, unsafe.Pointer, error) {
-	if causal, ok := kind.(*CausalDesc); kind == nil || ok && causal == nil {
-		return C.kvc_cache_desc{}, nil, &Error{InvalidArgument, "the kind is nil: pass CausalDesc{}"}
+	if kind == nil {
+		return C.kvc_cache_desc{}, nil, &Error{InvalidArgument, "the kind is nil"}
 	}
 	number, kindDesc := kind.c()
 	return desc.c(number), kindDesc, nil
@@ -124,44 +125,33 @@ func (c *Cache) Close() error {
 
 // BindAttention binds the constants of layers [layerBegin, layerEnd). Slices are copied.
 func (c *Cache) BindAttention(layerBegin, layerEnd int, desc AttentionDesc) error {
-	var narrow narrowing
-	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
-	if narrow.err != nil {
-		return narrow.err
-	}
-	slopes, err := constants(desc.ALiBiSlopes, "ALiBiSlopes", int(desc.NQHeads), "query head")
+	slopes, err := constants(desc.ALiBiSlopes, int(desc.NQHeads), "ALiBiSlopes")
 	if err != nil {
 		return err
 	}
-	sinks, err := constants(desc.Sinks, "Sinks", int(desc.NQHeads), "query head")
+	sinks, err := constants(desc.Sinks, int(desc.NQHeads), "Sinks")
 	if err != nil {
 		return err
 	}
-	err = failure(C.go_bind_attention(c.key(), begin, end, desc.c(), slopes, sinks))
+	err = failure(C.go_bind_attention(c.key(), number(layerBegin), number(layerEnd), desc.c(), slopes, sinks))
 	runtime.KeepAlive(c)
 	return err
 }
 
-// BindRope binds how the caller rotates, so that positions can move later. Only an empty cache takes
-// it. Slices are copied.
+// BindRope binds how the caller rotates, so that positions can move later. Slices are copied.
 func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
 	if c == nil {
 		return &Error{InvalidHandle, "the cache is nil"}
-	}
-	var narrow narrowing
-	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
-	if narrow.err != nil {
-		return narrow.err
 	}
 	rotated := int(desc.NDims)
 	if rotated == 0 {
 		rotated = c.headDimK - int(desc.FirstDim)
 	}
-	factors, err := constants(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
+	factors, err := constants(desc.FrequencyFactors, rotated/2, "FrequencyFactors")
 	if err != nil {
 		return err
 	}
-	err = failure(C.go_bind_rope(c.handle, begin, end, desc.c(), factors))
+	err = failure(C.go_bind_rope(c.handle, number(layerBegin), number(layerEnd), desc.c(), factors))
 	runtime.KeepAlive(c)
 	return err
 }

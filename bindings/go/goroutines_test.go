@@ -184,7 +184,7 @@ func TestOverlapIsBusy(t *testing.T) {
 				if err := cache.Remove(sequence, 0, SeqEnd); err != nil && !errors.Is(err, Busy) {
 					t.Error(err)
 				}
-				if _, err := cache.Stats(); err != nil && !errors.Is(err, Busy) {
+				if _, err := cache.Stats(); err != nil { // the one method that is never Busy
 					t.Error(err)
 				}
 			}

@@ -8,11 +8,7 @@ import "runtime"
 // Get returns views of a layer's keys and values over the range of cells that the batch may see.
 // The views are valid until the pass ends.
 func (c *Cache) Get(layer int) (k, v View, err error) {
-	at, err := number("layer", layer)
-	if err != nil {
-		return View{}, View{}, err
-	}
-	out := C.go_get(c.key(), at)
+	out := C.go_get(c.key(), number(layer))
 	runtime.KeepAlive(c)
 	if err = failure(out.result); err != nil {
 		return View{}, View{}, err
@@ -23,11 +19,7 @@ func (c *Cache) Get(layer int) (k, v View, err error) {
 // History returns the range of cells that the columns of a layer's views, mask, bias and weights
 // stand for: column i is cell firstCell + i, as Runs numbers cells. Get may change the range.
 func (c *Cache) History(layer int) (firstCell, nCells int, err error) {
-	at, err := number("layer", layer)
-	if err != nil {
-		return 0, 0, err
-	}
-	out := C.go_history_of(c.key(), at)
+	out := C.go_history_of(c.key(), number(layer))
 	runtime.KeepAlive(c)
 	return int(out.first_cell), int(out.n_cells), failure(out.result)
 }
@@ -35,11 +27,7 @@ func (c *Cache) History(layer int) (firstCell, nCells int, err error) {
 // MaskShape returns the shape that Mask requires, [n tokens, history], and the MaskDType of the
 // cache.
 func (c *Cache) MaskShape(layer int) (nTokens, history int, dtype DType, err error) {
-	at, err := number("layer", layer)
-	if err != nil {
-		return 0, 0, 0, err
-	}
-	out := C.go_mask_shape(c.key(), at)
+	out := C.go_mask_shape(c.key(), number(layer))
 	runtime.KeepAlive(c)
 	mask := &out.first
 	return int(mask.shape[0]), int(mask.shape[1]), DType(mask.dtype), failure(out.result)
@@ -48,14 +36,10 @@ func (c *Cache) MaskShape(layer int) (nTokens, history int, dtype DType, err err
 // Mask writes the mask that belongs to the views of Get: 0 where a token of the batch sees a cell
 // and minus infinity elsewhere, or, into a tensor made by Bool, true and false.
 func (c *Cache) Mask(layer int, into Tensor) error {
-	at, err := number("layer", layer)
-	if err != nil {
-		return err
-	}
 	if err := into.check("into"); err != nil {
 		return err
 	}
-	err = failure(C.go_mask(c.key(), at, into.c()))
+	err := failure(C.go_mask(c.key(), number(layer), into.c()))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -72,15 +56,10 @@ func (c *Cache) GatherTransposed(layer, sequence int, k, v Tensor) error {
 }
 
 func (c *Cache) gather(layer, sequence int, k, v Tensor, flags C.uint32_t) error {
-	var narrow narrowing
-	at, of := narrow.number("layer", layer), narrow.number("sequence", sequence)
-	if narrow.err != nil {
-		return narrow.err
-	}
 	if err := optional(&k, "k", &v, "v"); err != nil {
 		return err
 	}
-	err := failure(C.go_gather(c.key(), at, of, k.c(), v.c(), flags))
+	err := failure(C.go_gather(c.key(), number(layer), number(sequence), k.c(), v.c(), flags))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -90,14 +69,10 @@ type Run struct{ Cell, Length, Position, Offset int32 }
 
 // Runs returns where a sequence's tokens lie in a layer, in order of position.
 func (c *Cache) Runs(layer, sequence int) ([]Run, error) {
-	var narrow narrowing
-	at, of := narrow.number("layer", layer), narrow.number("sequence", sequence)
-	if narrow.err != nil {
-		return nil, narrow.err
-	}
 	var found []Run
 	for { // another goroutine may change their number between two calls
-		out := C.go_runs(c.key(), at, of, C.int32_t(len(found)), (*C.kvc_run)(pointer(found)))
+		out := C.go_runs(c.key(), number(layer), number(sequence), number(len(found)),
+			(*C.kvc_run)(pointer(found)))
 		runtime.KeepAlive(c)
 		if err := failure(out.result); err != nil {
 			return nil, err

@@ -127,11 +127,9 @@ Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t
   kvc_tensor k;
   write_view(keys, shift.device, &k);
   const auto function = reinterpret_cast<kvc_shift_function>(shift.function);
-  const kvc_status status = [&] {
-    const NoCancellation until_done;
-    const FloatEnvironmentAroundCallback around;
-    return function(shift.user, layer, n, from, to, &k);
-  }();
+  const NoCancellation until_done;
+  const kvc_status status = function(shift.user, layer, n, from, to, &k);
+  FloatEnvironment::establish();
   if (status == KVC_OK) return Status::ok;
   const bool known = std::strcmp(kvc_status_name(status), "UNKNOWN") != 0;
   return fail(known ? static_cast<Status>(status) : Status::invalid_argument,

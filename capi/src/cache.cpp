@@ -145,7 +145,7 @@ Status create(const std::shared_ptr<Device>& device, const CacheRequest& request
   if (!object) return fail(Status::out_of_memory, "no memory for a cache");
   const Status made = create_cache(device, request, &object->cache);
   if (made != Status::ok) return made;
-  *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get()));
+  *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get(), object->cache->stats()));
   if (*out == nullptr) return Status::out_of_memory;
   (void)object.release();  // the table owns it now
   return Status::ok;
@@ -299,9 +299,10 @@ kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence,
 // ---- Watching -------------------------------------------------------------------------------------------------------------------
 
 kvc_status kvc_cache_stats(const kvc_cache* cache, kvc_stats* out) noexcept {
-  return kvc::capi::with_any_cache(cache, [&](const Cache& c) -> Status {
+  return kvc::capi::guard([&]() -> Status {
+    kvc::CacheStats stats;
+    if (Status s = kvc::capi::handles::read_stats(cache, &stats); s != Status::ok) return s;
     if (Status s = kvc::capi::check_output("kvc_stats", out); s != Status::ok) return s;
-    const kvc::CacheStats stats = c.stats();
     kvc::capi::write_output<kvc_stats>(
         {0, static_cast<uint32_t>(stats.state), stats.cells, stats.cells_used, stats.cells_shared,
          stats.bytes, stats.passes},

@@ -63,7 +63,7 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   const DeviceOptions options = {.n_threads = settings.n_threads,
                                  .allocator = allocator != nullptr ? &hook : nullptr};
   if (Status s = entry->open(options, &object->device); s != Status::ok) return s;
-  *out = static_cast<kvc_device*>(handles::add(Kind::device, object.get()));
+  *out = static_cast<kvc_device*>(handles::add(Kind::device, object.get(), {}));
   if (*out == nullptr) return Status::out_of_memory;
   (void)object.release();  // the table owns it now
   return Status::ok;

@@ -35,14 +35,21 @@ kvc_status guard_lifetime(Body body) noexcept {
   return guard(body);
 }
 
-/// Calls `body(Cache&)` inside the cache behind `handle`, whatever its health.
+/// Calls `body(Cache&)` inside the cache behind `handle`, whatever its health, and posts what the call leaves for
+/// kvc_cache_stats().
 template <class Body>
 kvc_status inside_cache(kvc_cache* handle, Access access, Body body) noexcept {
   void* object = nullptr;
   if (Status s = handles::enter(handle, Kind::cache, access, &object); s != Status::ok)
     return static_cast<kvc_status>(s);
-  const kvc_status status = guard([&] { return body(*static_cast<CacheObject*>(object)->cache); });
-  handles::leave(handle, access);
+  Cache& cache = *static_cast<CacheObject*>(object)->cache;
+  const kvc_status status = guard([&] { return body(cache); });
+  if (access == Access::exclusive) {
+    handles::leave(handle, cache.stats());
+  } else {
+    if (!cache.health().ok()) handles::post_poison(handle);
+    handles::leave(handle, access);
+  }
   return status;
 }
 
@@ -82,13 +89,6 @@ kvc_status with_key_values(Handle* handle, Body body) noexcept {
       return fail(Status::not_supported, "this kind of cache holds no keys and values");
     return body(*key_values);
   });
-}
-
-/// For the calls that also work on a poisoned cache.
-template <class Body>
-kvc_status with_any_cache(const kvc_cache* handle, Body body) noexcept {
-  return inside_cache(const_cast<kvc_cache*>(handle), Access::shared,
-                      [&](const Cache& cache) { return body(cache); });
 }
 
 }  // namespace kvc::capi

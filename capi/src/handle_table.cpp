@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cerrno>
 
+#include "capi/src/stats_board.hpp"
+
 namespace kvc::capi::handles {
 namespace {
 
@@ -44,6 +46,7 @@ struct Table {
   uint32_t n_begun;     // slots that were ever used
   uint32_t n_live;
   Slot slots[n_slots];
+  StatsBoard boards[n_slots];  // of the caches among them
 };
 
 std::atomic<Table*> shared_table{nullptr};
@@ -115,6 +118,8 @@ struct Key {
   uint32_t generation;
 };
 
+StatsBoard& board_of(Table& table, const Slot& slot) { return table.boards[&slot - table.slots]; }
+
 Status decode(const void* handle, Kind kind, Key* key) {
   if (handle == nullptr) return fail(Status::handle, "the handle is null");
   const uint64_t value = reinterpret_cast<uintptr_t>(handle);
@@ -136,9 +141,17 @@ Status decode(const void* handle, Kind kind, Key* key) {
   return Status::ok;
 }
 
+/// The slot of a handle that the caller has entered.
+Slot& entered_slot(Table& table, const void* handle) {
+  const uint64_t value = reinterpret_cast<uintptr_t>(handle);
+  const uint64_t payload = (((value & payload_mask) ^ table.secret.load()) * inverse(multiplier)) &
+                           payload_mask;
+  return table.slots[payload >> 4 & (n_slots - 1)];
+}
+
 }  // namespace
 
-void* add(Kind kind, void* object) noexcept {
+void* add(Kind kind, void* object, const CacheStats& stats) noexcept {
   Table* table = map_table();
   if (table == nullptr) return nullptr;
   const Lock lock(*table);
@@ -157,6 +170,7 @@ void* add(Kind kind, void* object) noexcept {
   const auto generation = static_cast<uint32_t>(slot.word.load() >> 32) + 1;
   slot.object = object;
   slot.kind.store(static_cast<uint32_t>(kind), std::memory_order_relaxed);
+  if (kind == Kind::cache) board_of(*table, slot).begin(stats);
   slot.word.store(uint64_t{generation} << 32, std::memory_order_release);
   ++table->n_live;
   return reinterpret_cast<void*>(
@@ -182,15 +196,33 @@ Status enter(const void* handle, Kind kind, Access access, void** object) noexce
 }
 
 void leave(const void* handle, Access access) noexcept {
-  Table* table = shared_table.load(std::memory_order_acquire);
-  const uint64_t value = reinterpret_cast<uintptr_t>(handle);
-  const uint64_t payload = (((value & payload_mask) ^ table->secret.load()) * inverse(multiplier)) &
-                           payload_mask;
-  Slot& slot = table->slots[payload >> 4 & (n_slots - 1)];
+  Slot& slot = entered_slot(*shared_table.load(std::memory_order_acquire), handle);
   if (access == Access::exclusive)
     slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
   else
     slot.word.fetch_sub(1, std::memory_order_release);
+}
+
+void leave(const void* handle, const CacheStats& stats) noexcept {
+  Table& table = *shared_table.load(std::memory_order_acquire);
+  Slot& slot = entered_slot(table, handle);
+  board_of(table, slot).post(stats);
+  slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
+}
+
+void post_poison(const void* handle) noexcept {
+  Table& table = *shared_table.load(std::memory_order_acquire);
+  board_of(table, entered_slot(table, handle)).poison();
+}
+
+/// Whoever reads a post of the slot's next cache finds out: that cache was added, and its first post made, after the
+/// generation had moved on, and posts are releases.
+Status read_stats(const void* handle, CacheStats* stats) noexcept {
+  Key key = {};
+  if (Status s = decode(handle, Kind::cache, &key); s != Status::ok) return s;
+  *stats = board_of(*shared_table.load(std::memory_order_acquire), *key.slot).read();
+  if (key.slot->word.load(std::memory_order_acquire) >> 32 == key.generation) return Status::ok;
+  return fail(Status::handle, "the handle was destroyed, or never made");
 }
 
 Status remove(const void* handle, Kind kind, void** object) noexcept {

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "core/base/status.hpp"
+#include "core/caches/cache.hpp"
 
 namespace kvc::capi {
 
@@ -16,12 +17,21 @@ enum class Access { shared, exclusive };
 /// so that a child holds no handles and pays nothing for it.
 namespace handles {
 
-/// A new key for `object`; null when the table is full or cannot be mapped (the message says which).
-void* add(Kind kind, void* object) noexcept;
+/// A new key for `object`; null when the table is full or cannot be mapped (the message says which). `stats` is what
+/// read_stats() returns until a call posts others; a device has none.
+void* add(Kind kind, void* object, const CacheStats& stats) noexcept;
 
 /// Enters the object behind `handle`. On ok the caller must leave() it.
 Status enter(const void* handle, Kind kind, Access access, void** object) noexcept;
 void leave(const void* handle, Access access) noexcept;
+/// Posts what an exclusive call leaves in a cache, and leaves it.
+void leave(const void* handle, const CacheStats& stats) noexcept;
+/// Posts that the cache is poisoned. The caller is inside.
+void post_poison(const void* handle) noexcept;
+
+/// The last statistics that were posted for a cache. Enters nothing: it waits for no call, and no call (destroy included)
+/// waits for it or returns BUSY because of it.
+Status read_stats(const void* handle, CacheStats* stats) noexcept;
 
 /// Takes the key out of the table, if no call is inside; the object is then the caller's to delete.
 Status remove(const void* handle, Kind kind, void** object) noexcept;

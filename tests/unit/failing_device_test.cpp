@@ -57,7 +57,9 @@ kvc_cache* create(int32_t failing, int64_t* blocks) {
   const Status made = kvc::CausalCache::create(std::make_shared<FailingDevice>(failing, blocks),
                                                bounds, settings, &object->cache);
   EXPECT_EQ(made, Status::ok);
-  return static_cast<kvc_cache*>(kvc::capi::handles::add(kvc::capi::Kind::cache, object.release()));
+  const kvc::CacheStats stats = object->cache->stats();
+  return static_cast<kvc_cache*>(
+      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
 }
 
 /// Everything that reaches the device. The status of the first call that is not OK.
@@ -143,6 +145,32 @@ TEST(FailingDevice, PoisonsTheCacheAtEveryCall) {
   }
   std::cout << n - 1 << " calls of the device failed one after another" << std::endl;
   EXPECT_GE(n, 15);
+}
+
+// A const call can poison, too, and calls beside it need not have ended for a watcher to know.
+TEST(FailingDevice, AConstCallThatFailsShowsInStatsAtOnce) {
+  int32_t n_poisoned = 0;
+  for (int32_t n = 0; n < 10; ++n) {
+    int64_t blocks = 0;
+    kvc_cache* cache = create(n, &blocks);
+    ASSERT_NE(cache, nullptr);
+    float data[2 * 2 * 4] = {1, 2, 3};
+    const kvc_tensor rows = support::dense(data, KVC_F32, {2, 2, 4});
+    const int32_t position[] = {0, 1}, sequence[] = {0, 0};
+    uint64_t digest[2];
+    const bool lives = kvc_begin(cache, 2, position, sequence, nullptr, 0, nullptr) == KVC_OK &&
+                       kvc_put(cache, 0, &rows, &rows) == KVC_OK &&
+                       kvc_put(cache, 1, &rows, &rows) == KVC_OK && kvc_commit(cache) == KVC_OK;
+    if (lives && kvc_state_digest(cache, digest) != KVC_OK) {
+      const kvc_stats stats = support::stats(cache);
+      EXPECT_EQ(stats.state, uint32_t{KVC_STATE_POISONED});
+      EXPECT_EQ(stats.cells_used, 2u);
+      EXPECT_EQ(stats.passes, 1u);
+      ++n_poisoned;
+    }
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+  }
+  EXPECT_GE(n_poisoned, 1);
 }
 
 // A shift function must not throw; if one does, nobody knows what was left undone.

@@ -20,7 +20,7 @@ TEST(HandleTable, ASlotThatIsUsedUpIsRetired) {
   void* first = nullptr;
   void* last = nullptr;
   for (int64_t life = 0; life < lives; ++life) {
-    void* const handle = handles::add(Kind::device, &object);
+    void* const handle = handles::add(Kind::device, &object, {});
     void* found = nullptr;
     const bool well = handle != nullptr && handle != first && handle != last &&
                       handles::remove(handle, Kind::device, &found) == Status::ok;
@@ -28,7 +28,7 @@ TEST(HandleTable, ASlotThatIsUsedUpIsRetired) {
     if (life == 0) first = handle;
     last = handle;
   }
-  void* const next = handles::add(Kind::cache, &object);
+  void* const next = handles::add(Kind::cache, &object, {});
   ASSERT_NE(next, nullptr);
   void* found = nullptr;
   for (void* const dead : {first, last}) {

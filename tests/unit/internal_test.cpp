@@ -43,7 +43,9 @@ class Victim {
     EXPECT_EQ(kvc::CausalCache::resolve(bounds, wanted, &settings), Status::ok);
     auto object = std::make_unique<kvc::capi::CacheObject>();
     EXPECT_EQ(kvc::CausalCache::create(device_, bounds, settings, &object->cache), Status::ok);
-    cache = static_cast<kvc_cache*>(kvc::capi::handles::add(kvc::capi::Kind::cache, object.release()));
+    const kvc::CacheStats stats = object->cache->stats();
+    cache = static_cast<kvc_cache*>(
+        kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
     for (int32_t i = 0; i < 4; ++i) {
       EXPECT_EQ(begin(0, start + i * max_batch, max_batch), KVC_OK);
       EXPECT_EQ(put_and(kvc_commit), KVC_OK);

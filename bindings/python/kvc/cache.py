@@ -90,8 +90,8 @@ class Cache:
     device                a Device; None: the CPU device that such caches share
 
     The constructor reserves all memory; no later call allocates any in the library. A cache may be
-    passed from thread to thread. Reading calls may overlap each other; any other overlap raises
-    kvc.Busy. Calls that may take long release the GIL. Close the cache (or use `with`) to free its
+    passed from thread to thread. Reading calls may overlap each other, and stats() any call; any
+    other overlap raises kvc.Busy. Calls that may take long release the GIL. Close the cache (or use `with`) to free its
     memory at once; otherwise it is freed when the cache is collected.
 
     Arrays are passed through the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch,
@@ -590,7 +590,8 @@ class Cache:
     # ---- Watching --------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """What the cache holds."""
+        """What the cache holds, at one moment between two calls. Never raises Busy and makes no
+        call raise it: a metrics thread may read it while another thread works with the cache."""
         stats = _capi.kvc_stats()
         _capi.kvc_cache_stats(self._handle, stats)
         return Stats(

@@ -184,8 +184,9 @@ KVC_API const char *kvc_build_info(void) KVC_NOEXCEPT;
  * Threads: different caches are always independent. On one cache, functions that take `const kvc_cache *`
  * ("Threads: const" in their comments) may run at the same time; every other function is exclusive. A call
  * that breaks this rule is detected and returns BUSY; the behaviour is never undefined. "Threads: any" means
- * that any number of threads may call the function at the same time. A cache may be passed from thread to
- * thread. An error message belongs to the thread whose call failed.
+ * that any number of threads may call the function at the same time, whatever else runs; the only one of
+ * them that takes a cache is kvc_cache_stats(). A cache may be passed from thread to thread. An error
+ * message belongs to the thread whose call failed.
  *
  * Forks: the handles of a parent process are not valid in its child. In the child every call on such a
  * handle returns HANDLE, destroy included. The child may open devices and create caches of its own.

@@ -28,11 +28,11 @@
  * BAD_STATE for a missing pass or put, INVALID_ARGUMENT, BAD_STATE for an open pass with a layer that was not put (for bind_…:
  * for any open pass), WINDOW_LOST, NOT_SUPPORTED, CACHE_FULL. Where this list says INVALID_ARGUMENT, arguments are checked one
  * after the other: a descriptor's size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and its
- * address range (OVERFLOW). Every function may return HANDLE and BUSY; the comments below do not repeat them. A call that fails
- * has changed nothing.
+ * address range (OVERFLOW). Every function may return HANDLE and, kvc_cache_stats() apart, BUSY; the comments below do not
+ * repeat them. A call that fails has changed nothing.
  *
  * Threads: functions that take `const kvc_cache *` may overlap each other ("Threads: const"); all others are exclusive
- * (base.h).
+ * (base.h). Only kvc_cache_stats() may overlap any call.
  */
 #ifndef KVC_CACHE_H
 #define KVC_CACHE_H
@@ -301,7 +301,13 @@ typedef struct kvc_stats {
 #define KVC_STATS_INIT {sizeof(kvc_stats), 0, 0, 0, 0, 0, 0}
 
 /* Counts what a cache holds. Also works if the cache is poisoned: state is then KVC_STATE_POISONED and the counts are those
- * that the failure left. Errors: INVALID_ARGUMENT. Threads: const. Since 0.1. */
+ * that the failure left.
+ *
+ * Made for metrics threads: it never returns BUSY, and no call returns BUSY because of it, kvc_cache_destroy() included. All
+ * numbers are those of one moment between two calls; while a call runs that changes the cache, those from before it. A cache
+ * that is being destroyed returns them or HANDLE. What else such a thread may call: kvc_sequence_query() and other const
+ * functions, but they exclude the calls of the thread that works with the cache, and are excluded by them (base.h).
+ * Errors: HANDLE, INVALID_ARGUMENT. Threads: any. Since 0.1; never BUSY since 0.2. */
 KVC_API kvc_status kvc_cache_stats(const kvc_cache *cache, kvc_stats *out) KVC_NOEXCEPT;
 
 /* Computes 128 bits over everything observable: for each token its sequence, position, pending rotation and stored bytes of K

@@ -439,6 +439,7 @@ class Cache {
     check(kvc_sequence_query(handle_, index, &info));
     return info;
   }
+  /// May overlap every other call, destruction too: never BUSY.
   kvc_stats stats() const {
     kvc_stats stats = KVC_STATS_INIT;
     check(kvc_cache_stats(handle_, &stats));

@@ -3,7 +3,7 @@ use crate::device::Device;
 use crate::error::{check, Error, Result, Status};
 use crate::pass::Pass;
 use crate::tensor::TensorMut;
-use crate::watching::{Run, SequenceInfo, State, Stats};
+use crate::watching::{Run, SequenceInfo, State, Stats, Watcher};
 use kvc_sys as sys;
 use std::fmt;
 use std::mem::size_of;
@@ -328,24 +328,12 @@ impl Cache {
 
     /// Counts what the cache holds.
     pub fn stats(&self) -> Result<Stats> {
-        let mut stats = sys::kvc_stats {
-            struct_size: size_of::<sys::kvc_stats>() as u32,
-            state: 0,
-            cells: 0,
-            cells_used: 0,
-            cells_shared: 0,
-            bytes: 0,
-            passes: 0,
-        };
-        check(unsafe { sys::kvc_cache_stats(self.handle, &mut stats) })?;
-        Ok(Stats {
-            state: State(stats.state),
-            cells: stats.cells,
-            cells_used: stats.cells_used,
-            cells_shared: stats.cells_shared,
-            bytes: stats.bytes,
-            passes: stats.passes,
-        })
+        self.watcher().stats()
+    }
+
+    /// For [`stats`](Cache::stats) on another thread while the cache is borrowed for a pass.
+    pub fn watcher(&self) -> Watcher {
+        Watcher { handle: self.handle }
     }
 
     /// Computes 128 bits over everything observable; as text, 16 hexadecimal digits of each half in

@@ -45,7 +45,7 @@ pub use elements::{BF16Element, F16Element};
 pub use error::{Error, Result, Status};
 pub use pass::{AttentionExtra, Pass};
 pub use tensor::{DType, Tensor, TensorMut, View};
-pub use watching::{Run, SequenceInfo, State, Stats};
+pub use watching::{Run, SequenceInfo, State, Stats, Watcher};
 
 use std::ffi::CStr;
 

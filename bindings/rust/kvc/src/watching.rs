@@ -1,5 +1,7 @@
+use crate::error::{check, Result};
 use kvc_sys as sys;
 use std::fmt;
+use std::mem::size_of;
 
 /// What a sequence holds. See `kvc_sequence_info`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,51 @@ impl fmt::Debug for State {
             State::POISONED => f.write_str("POISONED"),
             State(number) => write!(f, "State({number})"),
         }
+    }
+}
+
+/// Reads the statistics of a cache on any thread, while another one has the cache borrowed for a
+/// pass: it never waits for a call and no call waits for it. Made by
+/// [`Cache::watcher`](crate::Cache::watcher). It does not keep the cache.
+///
+/// ```
+/// # fn f(mut cache: kvc::Cache) -> kvc::Result<()> {
+/// let watcher = cache.watcher();
+/// let pass = cache.begin(&[0], &[0])?;
+/// std::thread::spawn(move || watcher.stats().map(|s| println!("{} cells", s.cells_used)));
+/// # pass.commit()
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Watcher {
+    pub(crate) handle: *mut sys::kvc_cache,
+}
+
+// The handle is a key of a table, not an address, and kvc_cache_stats() may overlap every call.
+unsafe impl Send for Watcher {}
+unsafe impl Sync for Watcher {}
+
+impl Watcher {
+    /// Counts what the cache holds, at one moment between two calls. HANDLE: the cache was dropped.
+    pub fn stats(&self) -> Result<Stats> {
+        let mut stats = sys::kvc_stats {
+            struct_size: size_of::<sys::kvc_stats>() as u32,
+            state: 0,
+            cells: 0,
+            cells_used: 0,
+            cells_shared: 0,
+            bytes: 0,
+            passes: 0,
+        };
+        check(unsafe { sys::kvc_cache_stats(self.handle, &mut stats) })?;
+        Ok(Stats {
+            state: State(stats.state),
+            cells: stats.cells,
+            cells_used: stats.cells_used,
+            cells_shared: stats.cells_shared,
+            bytes: stats.bytes,
+            passes: stats.passes,
+        })
     }
 }
 

@@ -347,3 +347,27 @@ fn caches_move_and_are_read_by_several_threads() {
         }
     });
 }
+
+#[test]
+fn a_watcher_reads_while_a_pass_is_open_and_after_the_cache_is_gone() {
+    let mut cache = open();
+    let watcher = cache.watcher();
+    let committed = watcher.stats().unwrap().passes;
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || loop {
+            let stats = watcher.stats().unwrap();
+            assert!(stats.cells_used <= stats.cells);
+            if stats.passes >= committed + 20 {
+                return;
+            }
+        });
+        for position in 0..20 {
+            let (pass, _) = run(&mut cache, 0, position, 1);
+            assert_eq!(watcher.stats().unwrap().state, State::PASS);
+            pass.commit().unwrap();
+        }
+        reader.join().unwrap();
+    });
+    drop(cache);
+    fails(watcher.stats(), Status::HANDLE, "destroyed");
+}
