@@ -19,12 +19,24 @@ func pointer[T any](values []T) unsafe.Pointer {
 
 func numbers(values []int32) *C.int32_t { return (*C.int32_t)(pointer(values)) }
 
-// number narrows without wrapping around: what does not fit becomes a number that is in no range.
-func number(n int) C.int32_t {
+// number narrows an argument for C, whose numbers have 32 bits. What does not fit is an error with
+// its real value.
+func number(name string, n int) (C.int32_t, error) {
 	if n < math.MinInt32 || n > math.MaxInt32 {
-		return math.MinInt32
+		return 0, &Error{InvalidArgument, fmt.Sprintf("%s %d does not fit in 32 bits", name, n)}
 	}
-	return C.int32_t(n)
+	return C.int32_t(n), nil
+}
+
+// narrowing narrows several arguments of a call. err is the error of the first that does not fit.
+type narrowing struct{ err error }
+
+func (all *narrowing) number(name string, n int) C.int32_t {
+	narrow, err := number(name, n)
+	if err != nil && all.err == nil {
+		all.err = err
+	}
+	return narrow
 }
 
 // together returns the length of two slices that belong together.
@@ -32,7 +44,7 @@ func together(what string, a, b int) (C.int32_t, error) {
 	if a != b {
 		return 0, &Error{InvalidArgument, fmt.Sprintf("%s have %d and %d elements", what, a, b)}
 	}
-	return number(a), nil
+	return number("the number of elements", a)
 }
 
 // tokens checks the slices of a batch. It returns the number of tokens and the flags' address.
@@ -45,13 +57,13 @@ func tokens(positions, sequences []int32, flags []TokenFlags) (C.int32_t, *C.uin
 }
 
 // constants checks the length of an optional slice: the library is not told it.
-func constants(values []float32, n int, name string) (*C.float, error) {
+func constants(values []float32, name string, n int, each string) (*C.float, error) {
 	if values == nil {
 		return nil, nil
 	}
 	if len(values) != n {
 		return nil, &Error{InvalidArgument,
-			fmt.Sprintf("%s has %d elements, not %d", name, len(values), n)}
+			fmt.Sprintf("%s has %d elements, not %d, one for each %s", name, len(values), n, each)}
 	}
 	return (*C.float)(pointer(values)), nil
 }

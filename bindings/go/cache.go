@@ -76,8 +76,8 @@ func dropped(result C.go_result) { _ = failure(result) }
 
 // described returns the descriptors of a cache for C.
 func described(desc *CacheDesc, kind Kind) (C.kvc_cache_desc, unsafe.Pointer, error) {
-	if kind == nil {
-		return C.kvc_cache_desc{}, nil, &Error{InvalidArgument, "the kind is nil"}
+	if causal, ok := kind.(*CausalDesc); kind == nil || ok && causal == nil {
+		return C.kvc_cache_desc{}, nil, &Error{InvalidArgument, "the kind is nil: pass CausalDesc{}"}
 	}
 	number, kindDesc := kind.c()
 	return desc.c(number), kindDesc, nil
@@ -125,33 +125,44 @@ func (c *Cache) Close() error {
 
 // BindAttention binds the constants of layers [layerBegin, layerEnd). Slices are copied.
 func (c *Cache) BindAttention(layerBegin, layerEnd int, desc AttentionDesc) error {
-	slopes, err := constants(desc.ALiBiSlopes, int(desc.NQHeads), "ALiBiSlopes")
+	var narrow narrowing
+	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
+	if narrow.err != nil {
+		return narrow.err
+	}
+	slopes, err := constants(desc.ALiBiSlopes, "ALiBiSlopes", int(desc.NQHeads), "query head")
 	if err != nil {
 		return err
 	}
-	sinks, err := constants(desc.Sinks, int(desc.NQHeads), "Sinks")
+	sinks, err := constants(desc.Sinks, "Sinks", int(desc.NQHeads), "query head")
 	if err != nil {
 		return err
 	}
-	err = failure(C.go_bind_attention(c.key(), number(layerBegin), number(layerEnd), desc.c(), slopes, sinks))
+	err = failure(C.go_bind_attention(c.key(), begin, end, desc.c(), slopes, sinks))
 	runtime.KeepAlive(c)
 	return err
 }
 
-// BindRope binds how the caller rotates, so that positions can move later. Slices are copied.
+// BindRope binds how the caller rotates, so that positions can move later. Only an empty cache takes
+// it. Slices are copied.
 func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
 	if c == nil {
 		return &Error{InvalidHandle, "the cache is nil"}
+	}
+	var narrow narrowing
+	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
+	if narrow.err != nil {
+		return narrow.err
 	}
 	rotated := int(desc.NDims)
 	if rotated == 0 {
 		rotated = c.headDimK - int(desc.FirstDim)
 	}
-	factors, err := constants(desc.FrequencyFactors, rotated/2, "FrequencyFactors")
+	factors, err := constants(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
 	if err != nil {
 		return err
 	}
-	err = failure(C.go_bind_rope(c.handle, number(layerBegin), number(layerEnd), desc.c(), factors))
+	err = failure(C.go_bind_rope(c.handle, begin, end, desc.c(), factors))
 	runtime.KeepAlive(c)
 	return err
 }

@@ -6,6 +6,7 @@ import "C"
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"unsafe"
 )
 
@@ -34,9 +35,16 @@ func OpenDevice(name string, options DeviceOptions) (*Device, error) {
 	if err := compatible(VersionNumber()); err != nil {
 		return nil, err
 	}
+	if strings.IndexByte(name, 0) >= 0 { // C would read what is before it
+		return nil, &Error{InvalidArgument, fmt.Sprintf("the name %q contains a zero byte", name)}
+	}
+	nThreads, err := number("NThreads", options.NThreads)
+	if err != nil {
+		return nil, err
+	}
 	text := C.CString(name)
 	defer C.free(unsafe.Pointer(text))
-	out := C.go_device_open(text, number(options.NThreads))
+	out := C.go_device_open(text, nThreads)
 	if err := failure(out.result); err != nil {
 		return nil, err
 	}
@@ -53,7 +61,8 @@ func compatible(library uint32) error {
 	if library>>8 == header>>8 {
 		return nil
 	}
-	return &Error{Version, fmt.Sprintf("compiled for kvc %d.%d, loaded kvc %d.%d",
+	return &Error{Version, fmt.Sprintf("this program was compiled for kvc %d.%d and has loaded kvc %d.%d: "+
+		"compile it again, or put the other libkvc first in LD_LIBRARY_PATH",
 		header>>16, header>>8&0xff, library>>16, library>>8&0xff)}
 }
 

@@ -31,7 +31,11 @@ func (c *Cache) BeginFlagged(positions, sequences []int32, flags []TokenFlags) e
 
 // BeginReserve opens a pass to size a graph for the worst case. Nothing is planned.
 func (c *Cache) BeginReserve(nTokens int) error {
-	err := failure(C.go_begin(c.key(), number(nTokens), nil, nil, nil, C.KVC_BEGIN_RESERVE))
+	n, err := number("nTokens", nTokens)
+	if err != nil {
+		return err
+	}
+	err = failure(C.go_begin(c.key(), n, nil, nil, nil, C.KVC_BEGIN_RESERVE))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -54,10 +58,14 @@ func (c *Cache) FitsFlagged(positions, sequences []int32, flags []TokenFlags) er
 
 // Put stores one layer's keys and values [n tokens, KV heads, head size] of the open pass.
 func (c *Cache) Put(layer int, k, v Tensor) error {
+	at, err := number("layer", layer)
+	if err != nil {
+		return err
+	}
 	if err := required(&k, "k", &v, "v"); err != nil {
 		return err
 	}
-	err := failure(C.go_put(c.key(), number(layer), k.c(), v.c()))
+	err = failure(C.go_put(c.key(), at, k.c(), v.c()))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -91,13 +99,17 @@ func (c *Cache) Attention(layer int, q, out Tensor) error {
 
 // AttentionWith is Attention with the tensors of extra.
 func (c *Cache) AttentionWith(layer int, q, out Tensor, extra AttentionExtra) error {
+	at, err := number("layer", layer)
+	if err != nil {
+		return err
+	}
 	if err := required(&q, "q", &out, "out"); err != nil {
 		return err
 	}
 	if err := extra.check(); err != nil {
 		return err
 	}
-	err := failure(C.go_attention(c.key(), number(layer), q.c(), out.c(), extra.c()))
+	err = failure(C.go_attention(c.key(), at, q.c(), out.c(), extra.c()))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -110,6 +122,10 @@ func (c *Cache) PutAttention(layer int, k, v, q, out Tensor) error {
 
 // PutAttentionWith is PutAttention with the tensors of extra.
 func (c *Cache) PutAttentionWith(layer int, k, v, q, out Tensor, extra AttentionExtra) error {
+	at, err := number("layer", layer)
+	if err != nil {
+		return err
+	}
 	if err := required(&k, "k", &v, "v"); err != nil {
 		return err
 	}
@@ -119,14 +135,18 @@ func (c *Cache) PutAttentionWith(layer int, k, v, q, out Tensor, extra Attention
 	if err := extra.check(); err != nil {
 		return err
 	}
-	err := failure(C.go_put_attention(c.key(), number(layer), k.c(), v.c(), q.c(), out.c(), extra.c()))
+	err = failure(C.go_put_attention(c.key(), at, k.c(), v.c(), q.c(), out.c(), extra.c()))
 	runtime.KeepAlive(c)
 	return err
 }
 
 // SetCausal replaces the set of tokens of the open pass, by index, that also see later tokens.
 func (c *Cache) SetCausal(except []int32) error {
-	err := failure(C.go_set_causal(c.key(), number(len(except)), numbers(except)))
+	n, err := number("the length of except", len(except))
+	if err != nil {
+		return err
+	}
+	err = failure(C.go_set_causal(c.key(), n, numbers(except)))
 	runtime.KeepAlive(c)
 	return err
 }

@@ -8,7 +8,11 @@ import "runtime"
 // Get returns views of a layer's keys and values over the range of cells that the batch may see.
 // The views are valid until the pass ends.
 func (c *Cache) Get(layer int) (k, v View, err error) {
-	out := C.go_get(c.key(), number(layer))
+	at, err := number("layer", layer)
+	if err != nil {
+		return View{}, View{}, err
+	}
+	out := C.go_get(c.key(), at)
 	runtime.KeepAlive(c)
 	if err = failure(out.result); err != nil {
 		return View{}, View{}, err
@@ -19,7 +23,11 @@ func (c *Cache) Get(layer int) (k, v View, err error) {
 // History returns the range of cells that the columns of a layer's views, mask, bias and weights
 // stand for: column i is cell firstCell + i, as Runs numbers cells. Get may change the range.
 func (c *Cache) History(layer int) (firstCell, nCells int, err error) {
-	out := C.go_history_of(c.key(), number(layer))
+	at, err := number("layer", layer)
+	if err != nil {
+		return 0, 0, err
+	}
+	out := C.go_history_of(c.key(), at)
 	runtime.KeepAlive(c)
 	return int(out.first_cell), int(out.n_cells), failure(out.result)
 }
@@ -27,7 +35,11 @@ func (c *Cache) History(layer int) (firstCell, nCells int, err error) {
 // MaskShape returns the shape that Mask requires, [n tokens, history], and the MaskDType of the
 // cache.
 func (c *Cache) MaskShape(layer int) (nTokens, history int, dtype DType, err error) {
-	out := C.go_mask_shape(c.key(), number(layer))
+	at, err := number("layer", layer)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	out := C.go_mask_shape(c.key(), at)
 	runtime.KeepAlive(c)
 	mask := &out.first
 	return int(mask.shape[0]), int(mask.shape[1]), DType(mask.dtype), failure(out.result)
@@ -36,10 +48,14 @@ func (c *Cache) MaskShape(layer int) (nTokens, history int, dtype DType, err err
 // Mask writes the mask that belongs to the views of Get: 0 where a token of the batch sees a cell
 // and minus infinity elsewhere, or, into a tensor made by Bool, true and false.
 func (c *Cache) Mask(layer int, into Tensor) error {
+	at, err := number("layer", layer)
+	if err != nil {
+		return err
+	}
 	if err := into.check("into"); err != nil {
 		return err
 	}
-	err := failure(C.go_mask(c.key(), number(layer), into.c()))
+	err = failure(C.go_mask(c.key(), at, into.c()))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -56,10 +72,15 @@ func (c *Cache) GatherTransposed(layer, sequence int, k, v Tensor) error {
 }
 
 func (c *Cache) gather(layer, sequence int, k, v Tensor, flags C.uint32_t) error {
+	var narrow narrowing
+	at, of := narrow.number("layer", layer), narrow.number("sequence", sequence)
+	if narrow.err != nil {
+		return narrow.err
+	}
 	if err := optional(&k, "k", &v, "v"); err != nil {
 		return err
 	}
-	err := failure(C.go_gather(c.key(), number(layer), number(sequence), k.c(), v.c(), flags))
+	err := failure(C.go_gather(c.key(), at, of, k.c(), v.c(), flags))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -69,10 +90,14 @@ type Run struct{ Cell, Length, Position, Offset int32 }
 
 // Runs returns where a sequence's tokens lie in a layer, in order of position.
 func (c *Cache) Runs(layer, sequence int) ([]Run, error) {
+	var narrow narrowing
+	at, of := narrow.number("layer", layer), narrow.number("sequence", sequence)
+	if narrow.err != nil {
+		return nil, narrow.err
+	}
 	var found []Run
 	for { // another goroutine may change their number between two calls
-		out := C.go_runs(c.key(), number(layer), number(sequence), number(len(found)),
-			(*C.kvc_run)(pointer(found)))
+		out := C.go_runs(c.key(), at, of, C.int32_t(len(found)), (*C.kvc_run)(pointer(found)))
 		runtime.KeepAlive(c)
 		if err := failure(out.result); err != nil {
 			return nil, err

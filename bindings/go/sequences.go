@@ -8,14 +8,24 @@ import "runtime"
 // CanResume returns the largest position up to want at which the sequence can continue. Nothing
 // changes.
 func (c *Cache) CanResume(sequence, want int) (best int, err error) {
-	out := C.go_can_resume(c.key(), number(sequence), number(want))
+	var narrow narrowing
+	of, to := narrow.number("sequence", sequence), narrow.number("want", want)
+	if narrow.err != nil {
+		return 0, narrow.err
+	}
+	out := C.go_can_resume(c.key(), of, to)
 	runtime.KeepAlive(c)
 	return int(out.number), failure(out.result)
 }
 
 // Resume drops everything at or behind that position and returns the position.
 func (c *Cache) Resume(sequence, want int) (got int, err error) {
-	out := C.go_resume(c.key(), number(sequence), number(want))
+	var narrow narrowing
+	of, to := narrow.number("sequence", sequence), narrow.number("want", want)
+	if narrow.err != nil {
+		return 0, narrow.err
+	}
+	out := C.go_resume(c.key(), of, to)
 	runtime.KeepAlive(c)
 	return int(out.number), failure(out.result)
 }
@@ -23,7 +33,12 @@ func (c *Cache) Resume(sequence, want int) (got int, err error) {
 // CopyPrefix makes destination share the first tokens of source. It returns where destination
 // continues.
 func (c *Cache) CopyPrefix(source, destination, length int) (got int, err error) {
-	out := C.go_copy_prefix(c.key(), number(source), number(destination), number(length))
+	var narrow narrowing
+	from, into, n := narrow.number("source", source), narrow.number("destination", destination), narrow.number("length", length)
+	if narrow.err != nil {
+		return 0, narrow.err
+	}
+	out := C.go_copy_prefix(c.key(), from, into, n)
 	runtime.KeepAlive(c)
 	return int(out.number), failure(out.result)
 }
@@ -42,14 +57,24 @@ func (c *Cache) Reorder(destinations, sources []int32) error {
 // Remove releases the positions [begin, end) of a sequence; later positions move down. SeqEnd: to
 // the end.
 func (c *Cache) Remove(sequence, begin, end int) error {
-	err := failure(C.go_remove(c.key(), number(sequence), number(begin), number(end)))
+	var narrow narrowing
+	of, from, to := narrow.number("sequence", sequence), narrow.number("begin", begin), narrow.number("end", end)
+	if narrow.err != nil {
+		return narrow.err
+	}
+	err := failure(C.go_remove(c.key(), of, from, to))
 	runtime.KeepAlive(c)
 	return err
 }
 
 // CanRemove returns the error that Remove would return now. Nothing changes.
 func (c *Cache) CanRemove(sequence, begin, end int) error {
-	err := failure(C.go_can_remove(c.key(), number(sequence), number(begin), number(end)))
+	var narrow narrowing
+	of, from, to := narrow.number("sequence", sequence), narrow.number("begin", begin), narrow.number("end", end)
+	if narrow.err != nil {
+		return narrow.err
+	}
+	err := failure(C.go_can_remove(c.key(), of, from, to))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -61,7 +86,11 @@ type SequenceInfo struct{ First, Next, Count, Room, LostBelow int }
 
 // Sequence returns what a sequence holds.
 func (c *Cache) Sequence(sequence int) (SequenceInfo, error) {
-	out := C.go_sequence_query(c.key(), number(sequence))
+	of, err := number("sequence", sequence)
+	if err != nil {
+		return SequenceInfo{}, err
+	}
+	out := C.go_sequence_query(c.key(), of)
 	runtime.KeepAlive(c)
 	i := &out.info
 	return SequenceInfo{

@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"fmt"
+	"math/big"
 	"runtime"
 	"unsafe"
 )
@@ -35,41 +36,6 @@ const (
 	INT8   DType = C.KVC_INT8 // one f32 scale per vector
 	NF4    DType = C.KVC_NF4  // blocks of 16, 32, 64 or 128 values with one f32 scale
 )
-
-// String returns the name of a type, for example "bf16".
-func (d DType) String() string {
-	switch d {
-	case F32:
-		return "f32"
-	case F16:
-		return "f16"
-	case BF16:
-		return "bf16"
-	case Bool8:
-		return "bool"
-	case F64:
-		return "f64"
-	case I32:
-		return "i32"
-	case I8:
-		return "i8"
-	case U8:
-		return "u8"
-	case F8E4M3:
-		return "f8_e4m3"
-	case F8E5M2:
-		return "f8_e5m2"
-	case Q8_0:
-		return "q8_0"
-	case Q4_0:
-		return "q4_0"
-	case INT8:
-		return "int8"
-	case NF4:
-		return "nf4"
-	}
-	return fmt.Sprintf("DType(%#x)", uint32(d))
-}
 
 // Tensor is a dense row-major view of a slice. kvc uses it during a call only and keeps no pointer
 // to it. The zero Tensor is absent: it stands for an optional tensor that is not wanted.
@@ -112,26 +78,41 @@ func (t *Tensor) absent() bool { return t.dtype == 0 }
 // check keeps the library, which knows no lengths, from accessing memory behind a slice.
 func (t *Tensor) check(name string) error {
 	if t.ndim < 1 || t.ndim > len(t.shape) {
-		return &Error{Shape, fmt.Sprintf("%s has %d dimensions", name, t.ndim)}
+		return refused(*t, name)
 	}
 	need, empty := 1, false
 	for _, extent := range t.shape[:t.ndim] {
+		if extent < 0 {
+			return refused(*t, name)
+		}
 		empty = empty || extent == 0
 	}
 	for i := 0; i < t.ndim && !empty; i++ {
-		extent := t.shape[i]
-		if extent < 0 || need > t.n/extent {
-			return tooShort(*t, name)
+		if need > t.n/t.shape[i] {
+			return refused(*t, name)
 		}
-		need *= extent
+		need *= t.shape[i]
 	}
 	return nil
 }
 
-// tooShort takes a copy, so that the tensors of a successful call stay on the stack.
-func tooShort(t Tensor, name string) error {
-	return &Error{Shape,
-		fmt.Sprintf("%s of shape %v does not fit in a slice of %d", name, t.shape[:t.ndim], t.n)}
+// refused says what check found. It takes a copy, so that the tensors of a successful call stay on
+// the stack.
+func refused(t Tensor, name string) error {
+	if t.absent() {
+		return &Error{Shape, name + " is Tensor{}, but the call needs it"}
+	}
+	if t.ndim < 1 || t.ndim > len(t.shape) {
+		return &Error{Shape, fmt.Sprintf("%s has %d dimensions, a tensor has 1 to %d", name, t.ndim, len(t.shape))}
+	}
+	shape, need := t.shape[:t.ndim], big.NewInt(1)
+	for _, extent := range shape {
+		if extent < 0 {
+			return &Error{InvalidArgument, fmt.Sprintf("%s of shape %v has a negative extent", name, shape)}
+		}
+		need.Mul(need, big.NewInt(int64(extent)))
+	}
+	return &Error{Shape, fmt.Sprintf("%s of shape %v needs %v elements, the slice has %d", name, shape, need, t.n)}
 }
 
 // c returns the argument of a foreign call.

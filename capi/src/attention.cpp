@@ -127,9 +127,11 @@ Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t
   kvc_tensor k;
   write_view(keys, shift.device, &k);
   const auto function = reinterpret_cast<kvc_shift_function>(shift.function);
-  const NoCancellation until_done;
-  const kvc_status status = function(shift.user, layer, n, from, to, &k);
-  FloatEnvironment::establish();
+  const kvc_status status = [&] {
+    const NoCancellation until_done;
+    const FloatEnvironmentAroundCallback around;
+    return function(shift.user, layer, n, from, to, &k);
+  }();
   if (status == KVC_OK) return Status::ok;
   const bool known = std::strcmp(kvc_status_name(status), "UNKNOWN") != 0;
   return fail(known ? static_cast<Status>(status) : Status::invalid_argument,

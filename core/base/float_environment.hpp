@@ -1,9 +1,6 @@
 #pragma once
-#include <cstdint>
-
-#if !defined(__x86_64__) && !defined(__aarch64__)
 #include <cfenv>
-#endif
+#include <cstdint>
 
 namespace kvc {
 
@@ -11,7 +8,7 @@ namespace kvc {
 /// An object holds for the calling thread from its construction on and restores at its end what was there before, status
 /// flags included.
 ///
-/// Callers mostly have what we want, so registers are read and compared first: writing one costs several times as much.
+/// Callers mostly have what we want, so the register is read and compared first: to write it costs several times as much.
 /// No compiler moves arithmetic on what it reads from memory across these accesses, because they clobber memory.
 class FloatEnvironment {
  public:
@@ -22,34 +19,27 @@ class FloatEnvironment {
   FloatEnvironment(const FloatEnvironment&) = delete;
   FloatEnvironment& operator=(const FloatEnvironment&) = delete;
 
-  /// Once more, after a function of the caller's that may have set another one.
-  static void establish() noexcept { establish(read()); }
-
  private:
 #if defined(__x86_64__)
-  // We compute with SSE and AVX alone, so no flag of the x87 unit changes. Its control word goes along, because the C library
-  // reads the rounding mode there.
+  // The x87 unit may stay as it is: we compute with SSE and AVX alone.
   struct Registers {
     uint32_t mxcsr;
-    uint16_t x87_control;
     bool operator==(const Registers&) const = default;
   };
 
   static constexpr uint32_t flags = 0x3f;
-  static constexpr uint32_t default_mxcsr = 0x1f80;
-  static constexpr uint16_t default_x87 = 0x37f;
+  static constexpr uint32_t default_control = 0x1f80;
 
   static Registers read() noexcept {
     Registers now;
-    asm volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(now.mxcsr), "=m"(now.x87_control) : : "memory");
+    asm volatile("stmxcsr %0" : "=m"(now.mxcsr) : : "memory");
     return now;
   }
   static void write(const Registers& to) noexcept {
-    asm volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(to.mxcsr), "m"(to.x87_control) : "memory");
+    asm volatile("ldmxcsr %0" : : "m"(to.mxcsr) : "memory");
   }
   static void establish(const Registers& now) noexcept {
-    if ((now.mxcsr & ~flags) != default_mxcsr || now.x87_control != default_x87)
-      write({default_mxcsr | (now.mxcsr & flags), default_x87});
+    if ((now.mxcsr & ~flags) != default_control) write({default_control | (now.mxcsr & flags)});
   }
 #elif defined(__aarch64__)
   struct Registers {
@@ -86,6 +76,18 @@ class FloatEnvironment {
 #endif
 
   Registers before_;
+};
+
+/// Around a function of the caller's: whatever it sets, in any unit of the processor, ends with the object.
+class FloatEnvironmentAroundCallback {
+ public:
+  FloatEnvironmentAroundCallback() noexcept { std::fegetenv(&before_); }
+  ~FloatEnvironmentAroundCallback() { std::fesetenv(&before_); }
+  FloatEnvironmentAroundCallback(const FloatEnvironmentAroundCallback&) = delete;
+  FloatEnvironmentAroundCallback& operator=(const FloatEnvironmentAroundCallback&) = delete;
+
+ private:
+  std::fenv_t before_;
 };
 
 }  // namespace kvc

@@ -268,7 +268,7 @@ void ThreadPool::State::await_arrivals() noexcept {
 
 void* ThreadPool::State::start(void* argument) noexcept {
   auto* worker = static_cast<Worker*>(argument);
-  FloatEnvironment::establish();  // a thread inherits that of the one that starts it
+  const FloatEnvironment environment;  // a thread inherits that of the one that starts it
   worker->state->arrive();
   worker->state->serve(*worker);
   return nullptr;

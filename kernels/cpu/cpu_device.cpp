@@ -157,8 +157,10 @@ DeviceInfo CpuDevice::info() const noexcept { return {.least_shared_prefix = lea
 void* CpuDevice::allocate(Place, size_t bytes, bool prefault) noexcept {
   if (bytes == 0) bytes = 1;
   if (!allocator_.alloc) return map_pages(bytes, prefault);
-  void* block = allocator_.alloc(allocator_.user, bytes, alignment_for(bytes));
-  FloatEnvironment::establish();
+  void* block = [&] {
+    const FloatEnvironmentAroundCallback around;
+    return allocator_.alloc(allocator_.user, bytes, alignment_for(bytes));
+  }();
   if (block) std::memset(block, 0, bytes);
   return block;
 }
@@ -169,8 +171,8 @@ void CpuDevice::release(Place, void* block, size_t bytes) noexcept {
   if (!allocator_.alloc) {
     munmap(block, whole_pages(bytes));
   } else if (allocator_.free) {
+    const FloatEnvironmentAroundCallback around;
     allocator_.free(allocator_.user, block, bytes, alignment_for(bytes));
-    FloatEnvironment::establish();
   }
 }
 
