@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install clean
+.PHONY: help demo test test-long test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -141,6 +141,9 @@ python: ## the Python package, in build/python
 
 install: build ## into PREFIX=/usr/local
 	@cmake --install build/release --prefix "$(PREFIX)"
+
+uninstall: ## remove what was installed last into PREFIX=/usr/local
+	@pkgconfig/uninstall build/release "$(PREFIX)"
 
 clean: ## forget build/ (what was fetched stays in the cache)
 	@rm -rf build
