@@ -231,8 +231,9 @@ impl AttentionDesc<'_> {
     /// Returns the addresses of the slopes and the sinks, null for what is absent.
     pub(crate) fn arrays(&self) -> Result<(*const f32, *const f32)> {
         let n = usize::try_from(self.n_q_heads).unwrap_or(0);
-        let slopes = constants("alibi_slopes", self.alibi_slopes, n)?;
-        Ok((slopes, constants("sinks", self.sinks, n)?))
+        let slopes = constants("alibi_slopes", self.alibi_slopes, n, "query head")?;
+        let sinks = constants("sinks", self.sinks, n, "query head")?;
+        Ok((slopes, sinks))
     }
 }
 
@@ -296,15 +297,17 @@ impl RopeDesc<'_> {
             n_dims => n_dims,
         };
         let n = usize::try_from(n_dims / 2).unwrap_or(0);
-        constants("frequency_factors", self.frequency_factors, n)
+        let each = "pair of dimensions that rotate";
+        constants("frequency_factors", self.frequency_factors, n, each)
     }
 }
 
 /// The library is not told how long arrays of constants are, so their length is checked here.
-fn constants(what: &str, values: Option<&[f32]>, n: usize) -> Result<*const f32> {
+fn constants(what: &str, values: Option<&[f32]>, n: usize, each: &str) -> Result<*const f32> {
     match values {
         Some(values) if values.len() != n => {
-            let message = format!("{what} has {} elements, not {n}", values.len());
+            let has = values.len();
+            let message = format!("{what} has {has} elements, not {n}, one for each {each}");
             Err(Error::new(Status::INVALID_ARGUMENT, message))
         }
         _ => Ok(values.map_or(ptr::null(), <[f32]>::as_ptr)),
