@@ -3,7 +3,7 @@ use crate::device::Device;
 use crate::error::{check, Error, Result, Status};
 use crate::pass::Pass;
 use crate::tensor::TensorMut;
-use crate::watching::{Run, SequenceInfo, State, Stats, Watcher};
+use crate::watching::{Run, SequenceInfo, Stats, Watcher};
 use kvc_sys as sys;
 use std::fmt;
 use std::mem::size_of;
@@ -333,7 +333,9 @@ impl Cache {
 
     /// For [`stats`](Cache::stats) on another thread while the cache is borrowed for a pass.
     pub fn watcher(&self) -> Watcher {
-        Watcher { handle: self.handle }
+        Watcher {
+            handle: self.handle,
+        }
     }
 
     /// Computes 128 bits over everything observable; as text, 16 hexadecimal digits of each half in
