@@ -18,8 +18,8 @@
 // used during a call only. A cache may move between goroutines. Fits, CanResume, CanRemove, Runs,
 // Sequence, Digest, Check and MemoryBytes may run at the same time; every other method excludes them
 // all, and an overlap that breaks this rule returns Busy. Only Stats may overlap any method, a pass
-// in another goroutine or Close too: it never returns Busy and makes none return it. Methods of a nil Cache and a
-// nil Device return InvalidHandle.
+// in another goroutine or Close too: it never returns Busy and makes none return it. Methods of a nil
+// Cache and a nil Device return InvalidHandle.
 package kvc
 
 // #include "shim.h"

@@ -17,7 +17,7 @@ macro_rules! statuses {
 
 statuses! {
     INVALID_ARGUMENT = KVC_E_INVALID_ARGUMENT, "A number out of bounds.";
-    HANDLE = KVC_E_HANDLE, "The handle was made before a fork.";
+    HANDLE = KVC_E_HANDLE, "The cache of a `Watcher` was dropped, or the handle was made before a fork.";
     OUT_OF_MEMORY = KVC_E_OUT_OF_MEMORY, "The system or the handle table is exhausted.";
     NOT_SUPPORTED = KVC_E_NOT_SUPPORTED, "Well formed, but this cache cannot do it.";
     BAD_STATE = KVC_E_BAD_STATE, "A layer was not put, or constants were bound too late.";

@@ -68,7 +68,8 @@ impl fmt::Debug for State {
 /// # pass.commit()
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
+#[must_use = "a watcher does nothing but return statistics"]
 pub struct Watcher {
     pub(crate) handle: *mut sys::kvc_cache,
 }
@@ -76,6 +77,12 @@ pub struct Watcher {
 // The handle is a key of a table, not an address, and kvc_cache_stats() may overlap every call.
 unsafe impl Send for Watcher {}
 unsafe impl Sync for Watcher {}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watcher").finish_non_exhaustive()
+    }
+}
 
 impl Watcher {
     /// Counts what the cache holds, at one moment between two calls. HANDLE: the cache was dropped.

@@ -132,6 +132,7 @@ fn everything_is_shared_and_shown() {
     let texts = [
         shared(&Device::open("cpu", 1).unwrap()),
         shared(&cache),
+        shared(&cache.watcher()),
         shared(&Tensor::f32(&data, &[2, 3]).unwrap()),
         shared(&Tensor::bool(&mask, &[4]).unwrap()),
         shared(&TensorMut::f32(&mut data, &[6]).unwrap()),
@@ -144,14 +145,14 @@ fn everything_is_shared_and_shown() {
         texts[1]
     );
     assert!(
-        texts[2].starts_with("Tensor { dtype: F32, shape: [2, 3]"),
-        "{}",
-        texts[2]
-    );
-    assert!(
-        texts[3].starts_with("Tensor { dtype: BOOL, shape: [4]"),
+        texts[3].starts_with("Tensor { dtype: F32, shape: [2, 3]"),
         "{}",
         texts[3]
+    );
+    assert!(
+        texts[4].starts_with("Tensor { dtype: BOOL, shape: [4]"),
+        "{}",
+        texts[4]
     );
     let (mut pass, _) = run(&mut cache, 0, 0, 3);
     assert!(shared(&pass).contains("state: PASS"), "{pass:?}");
