@@ -3,19 +3,13 @@
 #include <algorithm>
 #include <cinttypes>
 
+#include "capi/src/words.hpp"
 #include "core/base/checked.hpp"
 
 namespace kvc::capi {
 namespace {
 
 constexpr size_t longest_descriptor = 4096;  // no descriptor will ever be longer: a larger number is garbage
-
-Status wrong_dtype(const char* name, uint32_t dtype, const char* wanted) {
-  if (const char* is = dtype_name(dtype))
-    return fail(Status::dtype, "%s is %s, not %s", name, is, wanted);
-  return fail(Status::dtype, "%s has the unknown element type 0x%x; it must be %s", name, dtype,
-              wanted);
-}
 
 Status check_elements(const char* name, uint32_t dtype, Elements elements) {
   const bool is_float = dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16;
@@ -64,36 +58,56 @@ bool writes_twice(const kvc_tensor& t) {
   return false;
 }
 
+Status wrong_shape(const char* name, const kvc_tensor& t, const Expected& expected) {
+  const Words wanted = words_for_list(expected.shape, expected.ndim);
+  if (t.ndim < 0 || t.ndim > KVC_MAX_DIMS)
+    return fail(Status::shape, "%s has %d dimensions, not %d: %s (%s)", name, t.ndim, expected.ndim,
+                wanted.text, expected.axes);
+  return fail(Status::shape, "%s has shape %s, not %s (%s)", name,
+              words_for_list(t.shape, t.ndim).text, wanted.text, expected.axes);
+}
+
 Status check_shape(const char* name, const kvc_tensor& t, const Expected& expected,
                    Direction direction) {
-  if (t.ndim != expected.ndim)
-    return fail(Status::shape, "%s has %d dimensions, not %d", name, t.ndim, expected.ndim);
+  if (t.ndim != expected.ndim || !std::equal(t.shape, t.shape + t.ndim, expected.shape))
+    return wrong_shape(name, t, expected);
   for (int32_t d = 0; d < t.ndim; ++d) {
-    if (t.shape[d] != expected.shape[d]) {
-      return fail(Status::shape, "%s: dimension %d is %" PRId64 ", not %" PRId64, name, d,
-                  t.shape[d], expected.shape[d]);
+    if (t.strides[d] < 0) {
+      return fail(Status::shape, "%s.strides[%d] is %" PRId64 "; strides are 0 or more", name, d,
+                  t.strides[d]);
     }
-    if (t.strides[d] < 0) return fail(Status::shape, "%s: stride %d is negative", name, d);
   }
-  if (direction == Direction::out && writes_twice(t))
-    return fail(Status::shape, "%s: strides make elements overlap", name);
+  if (direction == Direction::out && writes_twice(t)) {
+    return fail(
+        Status::shape,
+        "%s has shape %s and strides %s: several elements at one address, and kvc writes to it",
+        name, words_for_list(t.shape, t.ndim).text, words_for_list(t.strides, t.ndim).text);
+  }
   return Status::ok;
 }
 
 Status check_memory(const char* name, const kvc_tensor& t) {
   const CheckedSize span = span_of(t);
   if (!span.overflowed() && span.value() == 0) return Status::ok;
-  if (t.data == nullptr) return fail(Status::invalid_argument, "%s.data is null", name);
+  if (t.data == nullptr) {
+    return fail(Status::invalid_argument, "%s.data is null, but the tensor has shape %s", name,
+                words_for_list(t.shape, t.ndim).text);
+  }
   const uint64_t element = size_of(static_cast<DType>(t.dtype));
   const uint64_t address = reinterpret_cast<uintptr_t>(t.data);
   const CheckedSize end = CheckedSize(address) + CheckedSize(t.byte_offset) +
                           span * CheckedSize(element);
   if (end.overflowed() || end.value() > uint64_t{PTRDIFF_MAX}) {
-    return fail(Status::overflow, "%s spans more than the address space", name);
+    return fail(Status::overflow,
+                "%s reaches beyond the address space: shape %s, strides %s, byte_offset %" PRIu64,
+                name, words_for_list(t.shape, t.ndim).text, words_for_list(t.strides, t.ndim).text,
+                t.byte_offset);
   }
-  if ((address + t.byte_offset) % element != 0) {
-    return fail(Status::invalid_argument, "%s is not aligned to its elements of %d bytes", name,
-                static_cast<int>(element));
+  if (const uint64_t rest = (address + t.byte_offset) % element; rest != 0) {
+    return fail(Status::invalid_argument,
+                "%s is not aligned: data + byte_offset is %" PRIu64
+                " more than a multiple of %" PRIu64 ", the bytes of an element of type %s",
+                name, rest, element, dtype_name(t.dtype));
   }
   return Status::ok;
 }
@@ -112,39 +126,32 @@ bool is_reserved_storage(uint32_t dtype) {
 
 }  // namespace
 
+Status wrong_struct_size(const char* name, uint32_t struct_size, const char* side, size_t bound) {
+  return fail(
+      Status::invalid_argument,
+      "%s.struct_size is %u, %s %zu: set it to sizeof(%s), as the initialiser of the struct does",
+      name, struct_size, side, bound, name);
+}
+
 Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size,
                          size_t least, size_t known) {
-  if (struct_size < least || struct_size > longest_descriptor) {
-    return fail(Status::invalid_argument, "%s.struct_size %u out of range [%zu, %zu]", name,
-                struct_size, least, longest_descriptor);
-  }
+  if (struct_size < least) return wrong_struct_size(name, struct_size, "below", least);
+  if (struct_size > longest_descriptor)
+    return wrong_struct_size(name, struct_size, "above", longest_descriptor);
   const auto* bytes = static_cast<const unsigned char*>(descriptor);
   for (size_t i = known; i < struct_size; ++i) {
-    if (bytes[i] != 0)
-      return fail(Status::version,
-                  "%s sets a field behind byte %zu, which this library does not know", name, known);
+    if (bytes[i] == 0) continue;
+    return fail(
+        Status::version,
+        "%s.struct_size is %u, and byte %zu is not 0: this library knows %zu bytes. Load the "
+        "newer kvc that the caller was compiled for, or leave its new fields 0",
+        name, struct_size, i, known);
   }
   return Status::ok;
 }
 
-const char* dtype_name(uint32_t dtype) {
-  switch (dtype) {
-    case KVC_F64: return "f64";
-    case KVC_F32: return "f32";
-    case KVC_F16: return "f16";
-    case KVC_BF16: return "bf16";
-    case KVC_I32: return "i32";
-    case KVC_I8: return "i8";
-    case KVC_U8: return "u8";
-    case KVC_BOOL: return "bool";
-    case KVC_F8_E4M3: return "f8_e4m3";
-    case KVC_F8_E5M2: return "f8_e5m2";
-    case KVC_Q8_0: return "q8_0";
-    case KVC_Q4_0: return "q4_0";
-    case KVC_INT8: return "int8";
-    case KVC_NF4: return "nf4";
-    default: return nullptr;
-  }
+Status wrong_dtype(const char* name, uint32_t dtype, const char* wanted) {
+  return fail(Status::dtype, "%s is %s, not %s", name, words_for_dtype(dtype).text, wanted);
 }
 
 Status read_storage_type(const char* name, uint32_t dtype, StorageType* out) {
@@ -160,20 +167,27 @@ Status read_storage_type(const char* name, uint32_t dtype, StorageType* out) {
 
 Status check_stored(const char* name, uint32_t dtype) {
   if (!is_reserved_storage(dtype)) return Status::ok;
-  return fail(Status::not_supported, "%s is %s; this version stores f32, f16 and bf16", name,
+  return fail(Status::not_supported,
+              "%s is %s, which is reserved: this version stores f32, f16 and bf16", name,
               dtype_name(dtype));
 }
 
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,
                    Direction direction, const DeviceInfo& device, Tensor* to, Elements elements) {
-  if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
-  if (from->flags != 0 || from->reserved != 0)
-    return fail(Status::invalid_argument, "%s has unknown flags", name);
+  if (from == nullptr) return is_null(name);
+  if (from->flags != 0 || from->reserved != 0) {
+    return fail(
+        Status::invalid_argument,
+        "%s has flags %u and reserved %u: both must be 0 (only v of kvc_gather takes the flag "
+        "KVC_TENSOR_TRANSPOSED, %d)",
+        name, from->flags, from->reserved, KVC_TENSOR_TRANSPOSED);
+  }
   if (Status s = check_shape(name, *from, expected, direction); s != Status::ok) return s;
   if (Status s = check_elements(name, from->dtype, elements); s != Status::ok) return s;
   if (from->device_type != device.type || from->device_id != device.id) {
-    return fail(Status::device_mismatch, "%s is on device %d:%d, the cache on %d:%d", name,
-                from->device_type, from->device_id, device.type, device.id);
+    return fail(Status::device_mismatch, "%s is on %s, the cache on %s: copy the tensor there",
+                name, words_for_device(from->device_type, from->device_id).text,
+                words_for_device(device.type, device.id).text);
   }
   if (Status s = check_memory(name, *from); s != Status::ok) return s;
   // An empty tensor may lie nowhere: there is no address to add to.
@@ -189,12 +203,10 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
 
 Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected,
                       const DeviceInfo& device, Tensor* to, Elements elements) {
-  if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
-  if (from->ndim < 1 || from->ndim > expected.ndim) {
-    return fail(Status::shape, "%s has %d dimensions, not 1 to %d", name, from->ndim, expected.ndim);
-  }
+  if (from == nullptr) return is_null(name);
+  if (from->ndim < 1 || from->ndim > expected.ndim) return wrong_shape(name, *from, expected);
   const int32_t missing = expected.ndim - from->ndim;
-  Expected given = {from->ndim, {}};
+  Expected given = {from->ndim, {}, expected.axes};
   for (int32_t d = 0; d < from->ndim; ++d)
     given.shape[d] = from->shape[d] == 1 ? 1 : expected.shape[missing + d];
   Tensor tensor;

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstring>
 
+#include "core/base/messages.hpp"
 #include "core/base/status.hpp"
 #include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
@@ -31,6 +32,9 @@ inline constexpr size_t first_size<kvc_sequence_info> = 32;
 template <>
 inline constexpr size_t first_size<kvc_stats> = 48;
 
+/// "kvc_stats.struct_size is 4, below 48: …"
+Status wrong_struct_size(const char* name, uint32_t struct_size, const char* side, size_t bound);
+
 /// `least` is the descriptor's first size, `known` its size today.
 Status check_struct_size(const char* name, const void* descriptor, uint32_t struct_size,
                          size_t least, size_t known);
@@ -41,7 +45,7 @@ template <class Descriptor>
 Status read_descriptor(const char* name, const Descriptor* from, Descriptor* to) {
   constexpr size_t least = first_size<Descriptor>, known = sizeof(Descriptor);
   static_assert(least >= sizeof(from->struct_size) && least <= known);
-  if (from == nullptr) return fail(Status::invalid_argument, "%s is null", name);
+  if (from == nullptr) return is_null(name);
   const uint32_t size = from->struct_size;
   if (Status s = check_struct_size(name, from, size, least, known); s != Status::ok) return s;
   *to = {};
@@ -53,10 +57,9 @@ Status read_descriptor(const char* name, const Descriptor* from, Descriptor* to)
 template <class Output>
 Status check_output(const char* name, const Output* out) {
   static_assert(first_size<Output> > 0 && first_size<Output> <= sizeof(Output));
-  if (out == nullptr) return fail(Status::invalid_argument, "%s is null", name);
+  if (out == nullptr) return is_null(name);
   if (out->struct_size >= first_size<Output>) return Status::ok;
-  return fail(Status::invalid_argument, "%s.struct_size %u is below %zu", name, out->struct_size,
-              first_size<Output>);
+  return wrong_struct_size(name, out->struct_size, "below", first_size<Output>);
 }
 
 /// Writes as much of it as the caller has room for; struct_size stays the caller's.
@@ -67,8 +70,8 @@ void write_output(Output filled, Output* out) {
               filled.struct_size < sizeof(Output) ? filled.struct_size : sizeof(Output));
 }
 
-/// An element type in words, "bf16"; null if it is none.
-const char* dtype_name(uint32_t dtype);
+/// "k is f64, not f32, f16 or bf16"
+Status wrong_dtype(const char* name, uint32_t dtype, const char* wanted);
 
 /// 0 is f32; what is no storage type is DTYPE. A storage type that this version only reserves leaves `out` alone:
 /// check_stored() returns NOT_SUPPORTED for it.
@@ -80,6 +83,7 @@ enum class Direction { in, out };
 struct Expected {
   int32_t ndim;
   int64_t shape[4];
+  const char* axes;  // what the extents are, for messages
 };
 
 /// Element types that an argument takes.

@@ -12,24 +12,36 @@ namespace {
 
 Status check_layers(const KeyValues& cache, int32_t begin, int32_t end) {
   if (begin >= 0 && begin <= end && end <= cache.bounds().n_layers) return Status::ok;
-  return fail(Status::invalid_argument, "layers [%d, %d) out of range [0, %d)", begin, end,
-              cache.bounds().n_layers);
+  return fail(
+      Status::invalid_argument,
+      "layer_begin %d, layer_end %d are no range of layers: 0 <= layer_begin <= layer_end <= "
+      "n_layers, which is %d",
+      begin, end, cache.bounds().n_layers);
 }
 
-Status check_q_heads(const KeyValues& cache, int64_t n_q_heads) {
+Status check_q_heads(const KeyValues& cache, const char* name, int64_t n_q_heads) {
   const CacheBounds& bounds = cache.bounds();
   if (n_q_heads >= bounds.n_kv_heads && n_q_heads <= bounds.max_q_heads &&
       n_q_heads % bounds.n_kv_heads == 0)
     return Status::ok;
   return fail(Status::invalid_argument,
-              "%lld query heads: a multiple of the %d KV heads up to max_q_heads %d",
-              static_cast<long long>(n_q_heads), bounds.n_kv_heads, bounds.max_q_heads);
+              "%s is %lld; it must be a multiple of n_kv_heads %d, from %d to max_q_heads %d", name,
+              static_cast<long long>(n_q_heads), bounds.n_kv_heads, bounds.n_kv_heads,
+              bounds.max_q_heads);
 }
 
-Status check_finite(const char* name, const float* values, int32_t n) {
+Status check_finite(const char* name, float value) {
+  if (std::isfinite(value)) return Status::ok;
+  return fail(Status::invalid_argument, "%s is %g; it must be finite", name,
+              static_cast<double>(value));
+}
+
+/// `values[0, n)`; null: there are none.
+Status check_all_finite(const char* name, const float* values, int32_t n) {
   for (int32_t i = 0; values != nullptr && i < n; ++i) {
-    if (!std::isfinite(values[i]))
-      return fail(Status::invalid_argument, "%s %d is not finite", name, i);
+    if (std::isfinite(values[i])) continue;
+    return fail(Status::invalid_argument, "%s[%d] is %g; it must be finite", name, i,
+                static_cast<double>(values[i]));
   }
   return Status::ok;
 }
@@ -42,12 +54,17 @@ Status check_products(const KeyValues& cache, const kvc_attention_desc& d) {
                                    : 1 / std::sqrt(static_cast<float>(cache.bounds().head_dim_k));
   if (d.softcap == 0) {
     if (std::isfinite(scale * log2_e)) return Status::ok;
-    return fail(Status::invalid_argument, "the scale is too large");
+    return fail(Status::invalid_argument,
+                "scale is %g; it must be finite in f32 when multiplied by log2(e)",
+                static_cast<double>(scale));
   }
   if (std::isfinite(1 / d.softcap) && std::isfinite(scale / d.softcap) &&
       std::isfinite(d.softcap * log2_e))
     return Status::ok;
-  return fail(Status::invalid_argument, "the softcap is too small or too large for the scale");
+  return fail(Status::invalid_argument,
+              "softcap is %g and scale %g; 1 / softcap, scale / softcap and softcap * log2(e) must "
+              "be finite in f32",
+              static_cast<double>(d.softcap), static_cast<double>(scale));
 }
 
 Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
@@ -55,14 +72,17 @@ Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_at
   kvc_attention_desc d;
   if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
-  if (d.flags != 0) return fail(Status::invalid_argument, "unknown flags of kvc_attention_desc");
-  if (Status s = check_q_heads(cache, d.n_q_heads); s != Status::ok) return s;
-  if (!std::isfinite(d.scale)) return fail(Status::invalid_argument, "the scale is not finite");
-  if (!std::isfinite(d.softcap) || d.softcap < 0)
-    return fail(Status::invalid_argument, "the softcap is negative or not finite");
+  if (d.flags != 0) return unknown_bits("kvc_attention_desc.flags", d.flags, nullptr);
+  if (Status s = check_q_heads(cache, "n_q_heads", d.n_q_heads); s != Status::ok) return s;
+  if (Status s = check_finite("scale", d.scale); s != Status::ok) return s;
+  if (!std::isfinite(d.softcap) || d.softcap < 0) {
+    return fail(Status::invalid_argument,
+                "softcap is %g; it must be finite and not negative (0: none)",
+                static_cast<double>(d.softcap));
+  }
   if (Status s = check_products(cache, d); s != Status::ok) return s;
-  if (Status s = check_finite("slope", slopes, d.n_q_heads); s != Status::ok) return s;
-  if (Status s = check_finite("sink", sinks, d.n_q_heads); s != Status::ok) return s;
+  if (Status s = check_all_finite("alibi_slopes", slopes, d.n_q_heads); s != Status::ok) return s;
+  if (Status s = check_all_finite("sinks", sinks, d.n_q_heads); s != Status::ok) return s;
   AttentionConstants constants;
   constants.n_q_heads = d.n_q_heads;
   constants.scale = d.scale;
@@ -72,6 +92,11 @@ Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_at
   return cache.bind_attention(begin, end, constants);
 }
 
+Status check_positive(const char* name, double value) {
+  if (std::isfinite(value) && value > 0) return Status::ok;
+  return fail(Status::invalid_argument, "%s is %g; it must be positive and finite", name, value);
+}
+
 Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_desc* desc,
                  const float* factors) {
   kvc_rope_desc d;
@@ -79,11 +104,10 @@ Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_de
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
   const int32_t head_dim = cache.bounds().head_dim_k;
   if (d.pairs != KVC_ROPE_NEIGHBOURS && d.pairs != KVC_ROPE_HALVES)
-    return fail(Status::invalid_argument, "pairs is %u, neither NEIGHBOURS (0) nor HALVES (1)",
-                d.pairs);
-  if (d.first_dim < 0 || d.first_dim >= head_dim) {
-    return fail(Status::invalid_argument, "first_dim %d out of range [0, %d)", d.first_dim, head_dim);
-  }
+    return fail(Status::invalid_argument,
+                "pairs is %u, neither KVC_ROPE_NEIGHBOURS (0) nor KVC_ROPE_HALVES (1)", d.pairs);
+  if (d.first_dim < 0 || d.first_dim >= head_dim)
+    return no_index("first_dim", d.first_dim, head_dim);
   const int32_t dims_left = head_dim - d.first_dim;
   RopeSettings settings;
   settings.halves = d.pairs == KVC_ROPE_HALVES;
@@ -91,18 +115,18 @@ Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_de
   settings.n_dims = d.n_dims == 0 ? dims_left / 2 * 2 : d.n_dims;
   if (settings.n_dims < 2 || settings.n_dims > dims_left || settings.n_dims % 2 != 0) {
     return fail(Status::invalid_argument,
-                "n_dims %d is not even and in [2, %d] from dimension %d on", settings.n_dims,
-                dims_left, d.first_dim);
+                "n_dims %d is no even number from 2 to %d, which is head_dim_k %d - first_dim %d",
+                settings.n_dims, dims_left, head_dim, d.first_dim);
   }
   settings.base = d.base == 0 ? 10000.0 : static_cast<double>(d.base);
   settings.scale = d.scale == 0 ? 1.0 : static_cast<double>(d.scale);
-  if (!std::isfinite(settings.base) || settings.base <= 0)
-    return fail(Status::invalid_argument, "the base is not positive and finite");
-  if (!std::isfinite(settings.scale) || settings.scale <= 0)
-    return fail(Status::invalid_argument, "the scale is not positive and finite");
+  if (Status s = check_positive("base", settings.base); s != Status::ok) return s;
+  if (Status s = check_positive("scale", settings.scale); s != Status::ok) return s;
   for (int32_t i = 0; factors != nullptr && i < settings.n_dims / 2; ++i) {
-    if (!std::isfinite(factors[i]) || factors[i] <= 0)
-      return fail(Status::invalid_argument, "factor %d is not positive and finite", i);
+    if (std::isfinite(factors[i]) && factors[i] > 0) continue;
+    return fail(Status::invalid_argument,
+                "frequency_factors[%d] is %g; it must be positive and finite", i,
+                static_cast<double>(factors[i]));
   }
   settings.factors = factors;
   return cache.bind_rope(begin, end, settings);
@@ -133,9 +157,12 @@ Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t
     return function(shift.user, layer, n, from, to, &k);
   }();
   if (status == KVC_OK) return Status::ok;
-  const bool known = std::strcmp(kvc_status_name(status), "UNKNOWN") != 0;
-  return fail(known ? static_cast<Status>(status) : Status::invalid_argument,
-              "the shift function returned %d for layer %d", status, layer);
+  const char* name = kvc_status_name(status);
+  const bool known = std::strcmp(name, "UNKNOWN") != 0;
+  return fail(
+      known ? static_cast<Status>(status) : Status::invalid_argument,
+      "the shift function (kvc_bind_shift) returned %s (%d) for layer %d, positions %d to %d%s",
+      name, status, layer, from[0], from[n - 1], known ? "" : ": no status of kvc");
 }
 
 // ---- Put and attention ----------------------------------------------------------------------------------------------------------
@@ -147,33 +174,42 @@ struct PutArguments {
 Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v, PutArguments* put) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
-  const Expected k_shape = {3, {n, bounds.n_kv_heads, bounds.head_dim_k}};
-  const Expected v_shape = {3, {n, bounds.n_kv_heads, bounds.head_dim_v}};
+  const Expected k_shape = {
+      3, {n, bounds.n_kv_heads, bounds.head_dim_k}, "n_tokens, n_kv_heads, head_dim_k"};
+  const Expected v_shape = {
+      3, {n, bounds.n_kv_heads, bounds.head_dim_v}, "n_tokens, n_kv_heads, head_dim_v"};
   if (Status s = read_tensor("k", k, k_shape, Direction::in, cache.device(), &put->k); s != Status::ok)
     return s;
   return read_tensor("v", v, v_shape, Direction::in, cache.device(), &put->v);
+}
+
+Status overlaps(const char* written, const char* other) {
+  return fail(Status::invalid_argument,
+              "%s overlaps %s: kvc writes to %s, which needs memory of its own", written, other,
+              written);
 }
 
 Status read_queries(const KeyValues& cache, int32_t layer, const kvc_tensor* q,
                     const kvc_tensor* out, AttentionTensors* a) {
   const CacheBounds& bounds = cache.bounds();
   const int32_t n = cache.n_tokens();
-  if (q == nullptr) return fail(Status::invalid_argument, "q is null");
+  if (q == nullptr) return is_null("q");
   int64_t heads = cache.bound_q_heads(layer);
   if (heads == 0) {
-    if (q->ndim != 3) return fail(Status::shape, "q has %d dimensions, not 3", q->ndim);
+    if (q->ndim != 3)
+      return fail(Status::shape, "q has %d dimensions, not 3 (n_tokens, n_q_heads, head_dim_k)",
+                  q->ndim);
     heads = q->shape[1];
-    if (check_q_heads(cache, heads) != Status::ok) return Status::shape;
+    if (check_q_heads(cache, "q.shape[1]", heads) != Status::ok) return Status::shape;
   }
-  const Expected q_shape = {3, {n, heads, bounds.head_dim_k}};
-  const Expected out_shape = {3, {n, heads, bounds.head_dim_v}};
+  const Expected q_shape = {3, {n, heads, bounds.head_dim_k}, "n_tokens, n_q_heads, head_dim_k"};
+  const Expected out_shape = {3, {n, heads, bounds.head_dim_v}, "n_tokens, n_q_heads, head_dim_v"};
   if (Status s = read_tensor("q", q, q_shape, Direction::in, cache.device(), &a->q); s != Status::ok)
     return s;
   if (Status s = read_tensor("out", out, out_shape, Direction::out, cache.device(), &a->out);
       s != Status::ok)
     return s;
-  if (overlap(a->q, a->out)) return fail(Status::invalid_argument, "out overlaps q");
-  return Status::ok;
+  return overlap(a->q, a->out) ? overlaps("out", "q") : Status::ok;
 }
 
 /// What a call writes must not overlap what it reads or writes besides.
@@ -189,11 +225,10 @@ Status check_overlaps(const AttentionTensors& a) {
   };
   for (const Named& w : written) {
     for (const Named& other : written) {
-      if (other.tensor > w.tensor && meet(w, other))
-        return fail(Status::invalid_argument, "%s overlaps %s", other.name, w.name);
+      if (other.tensor > w.tensor && meet(w, other)) return overlaps(other.name, w.name);
     }
     for (const Named& r : read) {
-      if (meet(w, r)) return fail(Status::invalid_argument, "%s overlaps %s", w.name, r.name);
+      if (meet(w, r)) return overlaps(w.name, r.name);
     }
   }
   return Status::ok;
@@ -203,29 +238,28 @@ Status check_overlaps(const AttentionTensors& a) {
 Status check_reserved(const kvc_attention_extra& extra) {
   constexpr uint32_t known = KVC_EXTRA_DROPOUT | KVC_EXTRA_NO_SINKS | KVC_EXTRA_BY_POSITION |
                              KVC_EXTRA_MASK_ALONE;
-  if ((extra.flags & ~known) != 0) {
-    return fail(Status::invalid_argument, "kvc_attention_extra.flags: unknown bits 0x%x",
-                extra.flags & ~known);
+  if ((extra.flags & ~known) != 0)
+    return unknown_bits("kvc_attention_extra.flags", extra.flags & ~known, nullptr);
+  if (extra.dropout_seed != 0 && (extra.flags & KVC_EXTRA_DROPOUT) == 0) {
+    return fail(
+        Status::invalid_argument,
+        "kvc_attention_extra.dropout_seed is %llu, but flags lack KVC_EXTRA_DROPOUT: set it to 0",
+        static_cast<unsigned long long>(extra.dropout_seed));
   }
-  if (extra.dropout_seed != 0 && (extra.flags & KVC_EXTRA_DROPOUT) == 0)
-    return fail(Status::invalid_argument, "a dropout_seed without KVC_EXTRA_DROPOUT");
   struct Reserved {
     bool is_used;
     const char* name;
   };
   for (const Reserved& reserved :
-       {Reserved{(extra.flags & KVC_EXTRA_DROPOUT) != 0, "KVC_EXTRA_DROPOUT"},
-        Reserved{(extra.flags & KVC_EXTRA_NO_SINKS) != 0, "KVC_EXTRA_NO_SINKS"},
-        Reserved{(extra.flags & KVC_EXTRA_BY_POSITION) != 0, "KVC_EXTRA_BY_POSITION"},
-        Reserved{(extra.flags & KVC_EXTRA_MASK_ALONE) != 0, "KVC_EXTRA_MASK_ALONE"},
-        Reserved{extra.first_position != nullptr, "first_position"},
-        Reserved{extra.constants != nullptr, "constants"},
-        Reserved{extra.alibi_slopes != nullptr, "alibi_slopes"},
-        Reserved{extra.sinks != nullptr, "sinks"}}) {
-    if (reserved.is_used) {
-      return fail(Status::not_supported, "kvc_attention_extra: %s is not built in this version",
-                  reserved.name);
-    }
+       {Reserved{(extra.flags & KVC_EXTRA_DROPOUT) != 0, "the flag KVC_EXTRA_DROPOUT"},
+        Reserved{(extra.flags & KVC_EXTRA_NO_SINKS) != 0, "the flag KVC_EXTRA_NO_SINKS"},
+        Reserved{(extra.flags & KVC_EXTRA_BY_POSITION) != 0, "the flag KVC_EXTRA_BY_POSITION"},
+        Reserved{(extra.flags & KVC_EXTRA_MASK_ALONE) != 0, "the flag KVC_EXTRA_MASK_ALONE"},
+        Reserved{extra.first_position != nullptr, "kvc_attention_extra.first_position"},
+        Reserved{extra.constants != nullptr, "kvc_attention_extra.constants"},
+        Reserved{extra.alibi_slopes != nullptr, "kvc_attention_extra.alibi_slopes"},
+        Reserved{extra.sinks != nullptr, "kvc_attention_extra.sinks"}}) {
+    if (reserved.is_used) return not_implemented(reserved.name);
   }
   return Status::ok;
 }
@@ -236,14 +270,20 @@ Status read_columns(KeyValues& cache, int32_t layer, const kvc_attention_extra& 
   if (extra.bias == nullptr && extra.mask == nullptr && extra.weights == nullptr) return Status::ok;
   int32_t first = 0, history = 0;
   if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
-  const Expected shape = {3, {a->q.shape[1], cache.n_tokens(), history}};
+  const Expected shape = {
+      3, {a->q.shape[1], cache.n_tokens(), history}, "n_q_heads, n_tokens, history"};
+  const Expected broadcast = {
+      3,
+      {a->q.shape[1], cache.n_tokens(), history},
+      "n_q_heads, n_tokens, history; any may be 1, leading ones may be missing"};
   const DeviceInfo& device = cache.device();
   if (extra.bias != nullptr) {
-    const Status s = read_broadcast("bias", extra.bias, shape, device, &a->bias);
+    const Status s = read_broadcast("bias", extra.bias, broadcast, device, &a->bias);
     if (s != Status::ok) return s;
   }
   if (extra.mask != nullptr && !(planted(Bug::mask_ignored_with_bias) && extra.bias != nullptr)) {
-    const Status s = read_broadcast("mask", extra.mask, shape, device, &a->mask, Elements::boolean);
+    const Status s = read_broadcast("mask", extra.mask, broadcast, device, &a->mask,
+                                    Elements::boolean);
     if (s != Status::ok) return s;
   }
   if (extra.weights == nullptr) return Status::ok;
@@ -261,7 +301,7 @@ Status read_extra(KeyValues& cache, int32_t layer, const kvc_attention_extra* fr
     if (Status s = read_columns(cache, layer, extra, a); s != Status::ok) return s;
   }
   if (extra.lse != nullptr) {
-    const Expected shape = {2, {cache.n_tokens(), a->q.shape[1]}};
+    const Expected shape = {2, {cache.n_tokens(), a->q.shape[1]}, "n_tokens, n_q_heads"};
     const Status s = read_tensor("lse", extra.lse, shape, Direction::out, cache.device(), &a->lse,
                                  Elements::f32);
     if (s != Status::ok) return s;
@@ -280,7 +320,7 @@ Status read_attention(KeyValues& cache, int32_t layer, const kvc_tensor* q, cons
 
 Status mask(KeyValues& cache, int32_t layer, kvc_tensor* into) {
   if (Status s = cache.ready_for_layer(layer, false); s != Status::ok) return s;
-  if (into == nullptr) return fail(Status::invalid_argument, "into is null");
+  if (into == nullptr) return is_null("into");
   int32_t first = 0, history = 0;
   if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
   if (into->data == nullptr) {
@@ -292,7 +332,7 @@ Status mask(KeyValues& cache, int32_t layer, kvc_tensor* into) {
     return s;
   }
   Tensor tensor;
-  const Expected shape = {2, {cache.n_tokens(), history}};
+  const Expected shape = {2, {cache.n_tokens(), history}, "n_tokens, history"};
   const Status s = read_tensor("into", into, shape, Direction::out, cache.device(), &tensor,
                                Elements::mask);
   return s == Status::ok ? cache.mask(layer, tensor) : s;
@@ -303,12 +343,11 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
   const CacheBounds& bounds = cache.bounds();
   SequenceInfo info = {};
   if (Status s = cache.sequence_info(sequence, &info); s != Status::ok) return s;
-  if (layer < 0 || layer >= bounds.n_layers) {
-    return fail(Status::invalid_argument, "layer %d out of range [0, %d)", layer, bounds.n_layers);
-  }
+  if (layer < 0 || layer >= bounds.n_layers) return no_index("layer", layer, bounds.n_layers);
   Tensor to_k, to_v;
   if (k != nullptr) {
-    const Expected shape = {3, {info.count, bounds.n_kv_heads, bounds.head_dim_k}};
+    const Expected shape = {
+        3, {info.count, bounds.n_kv_heads, bounds.head_dim_k}, "count, n_kv_heads, head_dim_k"};
     if (Status s = read_tensor("k", k, shape, Direction::out, cache.device(), &to_k); s != Status::ok)
       return s;
   }
@@ -316,8 +355,11 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
     kvc_tensor plain = *v;
     const bool transposed = v->flags == KVC_TENSOR_TRANSPOSED;
     if (transposed) plain.flags = 0;
-    const Expected rows = {3, {info.count, bounds.n_kv_heads, bounds.head_dim_v}};
-    const Expected columns = {3, {bounds.n_kv_heads, bounds.head_dim_v, info.count}};
+    const Expected rows = {
+        3, {info.count, bounds.n_kv_heads, bounds.head_dim_v}, "count, n_kv_heads, head_dim_v"};
+    const Expected columns = {3,
+                              {bounds.n_kv_heads, bounds.head_dim_v, info.count},
+                              "n_kv_heads, head_dim_v, count with KVC_TENSOR_TRANSPOSED"};
     const Status s = read_tensor("v", &plain, transposed ? columns : rows, Direction::out,
                                  cache.device(), &to_v);
     if (s != Status::ok) return s;
@@ -329,15 +371,14 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
       }
     }
   }
-  if (k != nullptr && v != nullptr && overlap(to_k, to_v))
-    return fail(Status::invalid_argument, "k overlaps v");
+  if (k != nullptr && v != nullptr && overlap(to_k, to_v)) return overlaps("k", "v");
   return cache.gather(layer, sequence, to_k, to_v);
 }
 
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::fail, kvc::KeyValues, kvc::Status;
+using kvc::KeyValues, kvc::Status;
 using kvc::capi::with_key_values;
 
 kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
@@ -412,8 +453,8 @@ kvc_status kvc_history(kvc_cache* cache, int32_t layer, int32_t* first_cell,
                        int32_t* n_cells) noexcept {
   return with_key_values(cache, [&](KeyValues& c) -> Status {
     if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
-    if (first_cell == nullptr || n_cells == nullptr)
-      return fail(Status::invalid_argument, "first_cell or n_cells is null");
+    if (first_cell == nullptr) return kvc::is_null("first_cell");
+    if (n_cells == nullptr) return kvc::is_null("n_cells");
     return c.history(layer, first_cell, n_cells);
   });
 }
@@ -432,9 +473,9 @@ kvc_status kvc_runs(const kvc_cache* cache, int32_t layer, int32_t sequence, int
                     kvc_run* runs, int32_t* n) noexcept {
   static_assert(sizeof(kvc_run) == sizeof(kvc::Run));
   return with_key_values(cache, [&](const KeyValues& c) -> Status {
-    if (n == nullptr) return fail(Status::invalid_argument, "n is null");
-    if (capacity < 0 || (capacity > 0 && runs == nullptr))
-      return fail(Status::invalid_argument, "capacity %d, no runs", capacity);
+    if (n == nullptr) return kvc::is_null("n");
+    if (Status s = kvc::check_arrays("capacity", capacity, {{"runs", runs}}); s != Status::ok)
+      return s;
     return c.runs(layer, sequence, capacity, reinterpret_cast<kvc::Run*>(runs), n);
   });
 }

@@ -1,7 +1,9 @@
 #include <cstdio>
 #include <cstring>
 
+#include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
+#include "capi/src/words.hpp"
 #include "core/base/checked.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 
@@ -52,23 +54,25 @@ kvc_status kvc_tensor_dense(void* data, uint32_t dtype, int32_t ndim, const int6
                             kvc_tensor* out) noexcept {
   return kvc::capi::guard([&]() -> kvc::Status {
     using kvc::fail, kvc::Status;
-    if (out == nullptr || shape == nullptr)
-      return fail(Status::invalid_argument, "shape or out is null");
-    if (ndim < 1 || ndim > KVC_MAX_DIMS)
-      return fail(Status::invalid_argument, "ndim %d out of range [1, %d]", ndim, KVC_MAX_DIMS);
+    if (out == nullptr) return kvc::is_null("out");
+    if (shape == nullptr) return kvc::is_null("shape");
+    if (ndim < 1 || ndim > KVC_MAX_DIMS) return kvc::out_of_range("ndim", ndim, 1, KVC_MAX_DIMS);
     if (dtype != KVC_F32 && dtype != KVC_F16 && dtype != KVC_BF16 && dtype != KVC_I32 &&
-        dtype != KVC_BOOL) {
-      return fail(Status::dtype, "dtype 0x%x", dtype);
-    }
+        dtype != KVC_BOOL)
+      return kvc::capi::wrong_dtype("dtype", dtype, "f32, f16, bf16, i32 or bool");
     kvc_tensor tensor = {};
     kvc::CheckedSize stride(1);
     for (int32_t d = ndim - 1; d >= 0; --d) {
-      if (shape[d] < 0) return fail(Status::invalid_argument, "dimension %d is negative", d);
+      if (shape[d] < 0) {
+        return fail(Status::invalid_argument, "shape is %s, and shape[%d] is negative",
+                    kvc::capi::words_for_list(shape, ndim).text, d);
+      }
       tensor.shape[d] = shape[d];
       tensor.strides[d] = static_cast<int64_t>(stride.value());
       stride = stride * kvc::CheckedSize(static_cast<uint64_t>(shape[d] > 0 ? shape[d] : 1));
       if (stride.overflowed() || stride.value() > static_cast<uint64_t>(INT64_MAX) / 4) {
-        return fail(Status::overflow, "the shape has too many elements");
+        return fail(Status::overflow, "shape is %s: more than 2^61 elements",
+                    kvc::capi::words_for_list(shape, ndim).text);
       }
     }
     tensor.data = data;

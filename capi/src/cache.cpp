@@ -3,6 +3,7 @@
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
+#include "capi/src/words.hpp"
 #include "core/caches/create.hpp"
 
 namespace kvc::capi {
@@ -21,11 +22,11 @@ Status check_reserved(const kvc_cache_desc& d) {
     const char* name;
   };
   for (const Reserved& reserved :
-       {Reserved{KVC_CACHE_ROTATE_K, "ROTATE_K"}, Reserved{KVC_CACHE_ROTATE_V, "ROTATE_V"},
-        Reserved{KVC_CACHE_INTERLEAVED, "INTERLEAVED"}, Reserved{KVC_CACHE_V_IN_K, "V_IN_K"}}) {
-    if ((d.flags & reserved.flag) != 0) {
-      return fail(Status::not_supported, "KVC_CACHE_%s is not built in this version", reserved.name);
-    }
+       {Reserved{KVC_CACHE_ROTATE_K, "the flag KVC_CACHE_ROTATE_K"},
+        Reserved{KVC_CACHE_ROTATE_V, "the flag KVC_CACHE_ROTATE_V"},
+        Reserved{KVC_CACHE_INTERLEAVED, "the flag KVC_CACHE_INTERLEAVED"},
+        Reserved{KVC_CACHE_V_IN_K, "the flag KVC_CACHE_V_IN_K"}}) {
+    if ((d.flags & reserved.flag) != 0) return not_implemented(reserved.name);
   }
   return Status::ok;
 }
@@ -33,16 +34,21 @@ Status check_reserved(const kvc_cache_desc& d) {
 Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   CacheBounds* bounds = &request->bounds;
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
-    return fail(Status::invalid_argument, "kind %u is none", d.kind);
+    return fail(Status::invalid_argument,
+                "kind %u is none of KVC_CAUSAL (%d) to KVC_LIGHTNING (%d); this version creates "
+                "KVC_CAUSAL",
+                d.kind, KVC_CAUSAL, KVC_LIGHTNING);
   request->kind = static_cast<CacheKind>(d.kind);
   if (d.block_k != 0 || d.block_v != 0 || d.v_first != 0) {
-    return fail(Status::invalid_argument,
-                "block_k %d, block_v %d, v_first %d: no storage type of this version uses them",
-                d.block_k, d.block_v, d.v_first);
+    return fail(
+        Status::invalid_argument,
+        "block_k %d, block_v %d, v_first %d: no storage type of this version uses them, so all "
+        "must be 0",
+        d.block_k, d.block_v, d.v_first);
   }
   if (const uint64_t unknown = d.flags & ~(cache_flags | reserved_flags); unknown != 0) {
-    return fail(Status::invalid_argument, "kvc_cache_desc.flags: unknown bits 0x%llx",
-                static_cast<unsigned long long>(unknown));
+    return unknown_bits("kvc_cache_desc.flags", unknown,
+                        "KVC_CACHE_STRICT, KVC_CACHE_ZERO_ON_FREE and KVC_CACHE_PREFAULT");
   }
   if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
     return s;
@@ -63,18 +69,6 @@ Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   return Status::ok;
 }
 
-const char* kind_name(uint32_t kind) {
-  switch (kind) {
-    case KVC_CAUSAL: return "causal";
-    case KVC_ENCODER: return "encoder";
-    case KVC_RECURRENT: return "recurrent";
-    case KVC_WRAPPER: return "wrapper";
-    case KVC_TRANSFORMER: return "transformer";
-    case KVC_LIGHTNING: return "lightning";
-    default: return "unknown";
-  }
-}
-
 /// The kind says which struct a kind descriptor is, so it is checked before the size of that struct.
 Status check_kind(const void* kind_desc, uint32_t kind) {
   struct {
@@ -82,14 +76,15 @@ Status check_kind(const void* kind_desc, uint32_t kind) {
   } head = {};
   std::memcpy(&head.struct_size, kind_desc, sizeof head.struct_size);
   if (head.struct_size < sizeof head) {
-    return fail(Status::invalid_argument, "the kind descriptor's struct_size %u is below %zu",
-                head.struct_size, sizeof head);
+    return wrong_struct_size("kvc_causal_desc", head.struct_size, "below", sizeof head);
   }
   std::memcpy(&head, kind_desc, sizeof head);
   if (head.kind == kind) return Status::ok;
-  return fail(Status::invalid_argument,
-              "the kind descriptor is of kind %s (%u), the cache of kind %s (%u)",
-              kind_name(head.kind), head.kind, kind_name(kind), kind);
+  return fail(
+      Status::invalid_argument,
+      "kind_desc is of kind %s (%u), the cache of kind %s (%u): pass the descriptor of that kind "
+      "with its field kind set, or null for the defaults",
+      kind_name(head.kind), head.kind, kind_name(kind), kind);
 }
 
 Status read_causal(const void* desc, CausalRequest* request) {
@@ -99,16 +94,14 @@ Status read_causal(const void* desc, CausalRequest* request) {
   if (Status s = read_descriptor("kvc_causal_desc", static_cast<const kvc_causal_desc*>(desc), &d);
       s != Status::ok)
     return s;
-  if ((d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}) != 0) {
-    return fail(Status::invalid_argument, "kvc_causal_desc.flags: unknown bits 0x%x",
-                d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE});
-  }
+  if (const uint32_t unknown = d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}; unknown != 0)
+    return unknown_bits("kvc_causal_desc.flags", unknown, "KVC_CAUSAL_POSITION_FREE");
   switch (d.mask_dtype) {
     case 0:
     case KVC_F32: request->mask_dtype = DType::f32; break;
     case KVC_F16: request->mask_dtype = DType::f16; break;
     case KVC_BOOL: request->mask_dtype = DType::boolean; break;
-    default: return fail(Status::dtype, "mask_dtype is not f32, f16 or bool");
+    default: return wrong_dtype("mask_dtype", d.mask_dtype, "f32, f16 or bool");
   }
   request->reach = d.reach;
   request->memory = d.memory;
@@ -142,7 +135,8 @@ Status device_of(const kvc_device* handle, std::shared_ptr<Device>* device) {
 
 Status create(const std::shared_ptr<Device>& device, const CacheRequest& request, kvc_cache** out) {
   std::unique_ptr<CacheObject> object(new (std::nothrow) CacheObject());
-  if (!object) return fail(Status::out_of_memory, "no memory for a cache");
+  if (!object)
+    return fail(Status::out_of_memory, "the process has no memory for the handle of a cache");
   const Status made = create_cache(device, request, &object->cache);
   if (made != Status::ok) return made;
   *out = static_cast<kvc_cache*>(handles::add(Kind::cache, object.get(), object->cache->stats()));
@@ -152,8 +146,8 @@ Status create(const std::shared_ptr<Device>& device, const CacheRequest& request
 }
 
 Status read_batch(const int32_t* position, const int32_t* sequence, Batch* batch) {
-  if (position == nullptr || sequence == nullptr)
-    return fail(Status::invalid_argument, "%s is null", position == nullptr ? "position" : "sequence");
+  if (position == nullptr) return is_null("position");
+  if (sequence == nullptr) return is_null("sequence");
   batch->position = position;
   batch->sequence = sequence;
   return Status::ok;
@@ -170,7 +164,7 @@ kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc
   return kvc::capi::guard_lifetime([&]() -> Status {
     std::shared_ptr<kvc::Device> on;
     if (Status s = kvc::capi::device_of(device, &on); s != Status::ok) return s;
-    if (out_bytes == nullptr) return fail(Status::invalid_argument, "out_bytes is null");
+    if (out_bytes == nullptr) return kvc::is_null("out_bytes");
     kvc::CacheRequest request;
     if (Status s = kvc::capi::read_request(desc, kind_desc, &request); s != Status::ok) return s;
     return kvc::cache_memory_bytes(on, request, out_bytes);
@@ -183,7 +177,7 @@ kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, cons
     std::shared_ptr<kvc::Device> on;
     if (out != nullptr) *out = nullptr;
     if (Status s = kvc::capi::device_of(device, &on); s != Status::ok) return s;
-    if (out == nullptr) return fail(Status::invalid_argument, "out is null");
+    if (out == nullptr) return kvc::is_null("out");
     kvc::CacheRequest request;
     if (Status s = kvc::capi::read_request(desc, kind_desc, &request); s != Status::ok) return s;
     return kvc::capi::create(on, request, out);
@@ -209,9 +203,10 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
     constexpr uint32_t known = KVC_BEGIN_RESERVE | KVC_BEGIN_REPLAY;
     if ((flags & ~known) != 0)
-      return fail(Status::invalid_argument, "unknown flags of begin: bits 0x%x", flags & ~known);
+      return kvc::unknown_bits("flags", flags & ~known, "KVC_BEGIN_RESERVE");
     if (stream != nullptr && !c.device().takes_stream)
-      return fail(Status::invalid_argument, "a CPU cache takes no stream");
+      return fail(Status::invalid_argument,
+                  "stream is set, but the device of the cache takes none: pass null");
     kvc::Batch batch;
     if (!reserve) {
       if (Status s = kvc::capi::read_batch(position, sequence, &batch); s != Status::ok) return s;
@@ -257,7 +252,7 @@ kvc_status kvc_abort(kvc_cache* cache) noexcept {
 kvc_status kvc_can_resume(const kvc_cache* cache, int32_t sequence, int32_t want,
                           int32_t* best) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
-    if (best == nullptr) return fail(Status::invalid_argument, "best is null");
+    if (best == nullptr) return kvc::is_null("best");
     return c.can_resume(sequence, want, best);
   });
 }
@@ -313,7 +308,7 @@ kvc_status kvc_cache_stats(const kvc_cache* cache, kvc_stats* out) noexcept {
 
 kvc_status kvc_state_digest(const kvc_cache* cache, uint64_t out[2]) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
-    if (out == nullptr) return fail(Status::invalid_argument, "out is null");
+    if (out == nullptr) return kvc::is_null("out");
     return c.digest(out);
   });
 }

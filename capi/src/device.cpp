@@ -1,8 +1,11 @@
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <new>
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
+#include "capi/src/words.hpp"
 #include "core/device_registry.hpp"
 #include "kernels/cpu/cpu_device.hpp"
 #include "kvc/experimental.h"
@@ -18,48 +21,85 @@ void register_built_in() {
   (void)registered;
 }
 
+int32_t n_devices() {
+  int32_t n = 0;
+  while (registered_device(n) != nullptr) ++n;
+  return n;
+}
+
+/// "cpu, fake"
+Words device_names() {
+  Words names = {};
+  size_t used = 0;
+  for (int32_t i = 0; const DeviceEntry* entry = registered_device(i); ++i) {
+    const int length = std::snprintf(names.text + used, sizeof names.text - used, "%s%s",
+                                     i > 0 ? ", " : "", entry->name);
+    used = std::min(used + static_cast<size_t>(length), sizeof names.text - 1);
+  }
+  return names;
+}
+
+/// A caller's name as far as a line of a log can hold it.
+Words quoted(const char* name) {
+  Words quoted = {"\""};
+  size_t n = 1;
+  for (; name[n - 1] != '\0' && n < 33; ++n)
+    quoted.text[n] = name[n - 1] >= ' ' && name[n - 1] <= '~' ? name[n - 1] : '?';
+  std::snprintf(quoted.text + n, sizeof quoted.text - n, "%s\"", name[n - 1] != '\0' ? "…" : "");
+  return quoted;
+}
+
 Status device_name(int32_t index, char* name, size_t capacity) {
-  if (index < 0) return fail(Status::invalid_argument, "index %d is negative", index);
-  if (name == nullptr) return fail(Status::invalid_argument, "name is null");
+  if (index < 0)
+    return fail(Status::invalid_argument,
+                "index is %d; it must be 0 or more (count up until NOT_FOUND)", index);
+  if (name == nullptr) return is_null("name");
   register_built_in();
   const DeviceEntry* entry = registered_device(index);
-  if (entry == nullptr) return fail(Status::not_found, "there is no device %d", index);
+  if (entry == nullptr)
+    return fail(Status::not_found, "index %d is past the last of the %d devices", index, n_devices());
   const size_t needed = std::strlen(entry->name) + 1;
   if (capacity < needed)
-    return fail(Status::invalid_argument, "capacity %zu, the name takes %zu bytes", capacity, needed);
+    return fail(Status::invalid_argument, "capacity %zu is too small: the name takes %zu bytes",
+                capacity, needed);
   std::memcpy(name, entry->name, needed);
   return Status::ok;
 }
 
 Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator,
                    kvc_device** out) {
-  if (out == nullptr) return fail(Status::invalid_argument, "out is null");
+  if (out == nullptr) return is_null("out");
   *out = nullptr;
-  if (name == nullptr) return fail(Status::invalid_argument, "name is null");
+  if (name == nullptr) return is_null("name");
   kvc_device_desc settings = {};
   if (desc != nullptr) {
     if (Status s = read_descriptor("kvc_device_desc", desc, &settings); s != Status::ok) return s;
   }
-  if (settings.flags != 0)
-    return fail(Status::invalid_argument, "unknown flags of kvc_device_desc");
-  if (settings.n_threads < 0 || settings.n_threads > most_threads) {
-    return fail(Status::invalid_argument, "n_threads %d out of range [0, %d]", settings.n_threads,
-                most_threads);
-  }
+  if (settings.flags != 0) return unknown_bits("kvc_device_desc.flags", settings.flags, nullptr);
+  if (settings.n_threads < 0 || settings.n_threads > most_threads)
+    return out_of_range("n_threads", settings.n_threads, 0, most_threads);
   if (allocator != nullptr && (allocator->alloc == nullptr || allocator->free == nullptr)) {
-    return fail(Status::invalid_argument, "the allocator needs both functions");
+    return fail(
+        Status::invalid_argument,
+        "allocator.%s is null: an allocator has both functions, and without one allocator is null",
+        allocator->alloc == nullptr ? "alloc" : "free");
   }
   register_built_in();
   const DeviceEntry* entry = find_device(name);
   if (entry == nullptr && std::strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':'))
-    return fail(Status::backend_unavailable, "no CUDA backend is installed");
-  if (entry == nullptr)
-    return fail(Status::invalid_argument, "no device has this name; known: cpu, cuda:N");
+    return fail(Status::backend_unavailable,
+                "name is %s, but no CUDA backend (libkvc_cuda) is installed; there are: %s",
+                quoted(name).text, device_names().text);
+  if (entry == nullptr) {
+    return fail(Status::invalid_argument, "name is %s, not one of: %s (or cuda:N with libkvc_cuda)",
+                quoted(name).text, device_names().text);
+  }
 
   Allocator hook;
   if (allocator != nullptr) hook = {allocator->user, allocator->alloc, allocator->free};
   std::unique_ptr<DeviceObject> object(new (std::nothrow) DeviceObject());
-  if (!object) return fail(Status::out_of_memory, "no memory for a device");
+  if (!object)
+    return fail(Status::out_of_memory, "the process has no memory for the handle of a device");
   const DeviceOptions options = {.n_threads = settings.n_threads,
                                  .allocator = allocator != nullptr ? &hook : nullptr};
   if (Status s = entry->open(options, &object->device); s != Status::ok) return s;

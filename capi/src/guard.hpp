@@ -19,9 +19,10 @@ kvc_status guard(Body body) noexcept {
   try {
     status = body();
   } catch (const std::bad_alloc&) {
-    status = fail(Status::out_of_memory, "no memory");
+    status = fail(Status::out_of_memory, "the process has no memory left");
   } catch (...) {
-    status = fail(Status::internal, "an unexpected exception");
+    status = fail(Status::internal,
+                  "a C++ exception reached the boundary of kvc, which is a bug of kvc");
   }
   asm volatile("" : "+r"(status));  // what it depends on is computed before the environment ends
   return static_cast<kvc_status>(status);
@@ -59,7 +60,9 @@ template <class Body>
 kvc_status with_cache(kvc_cache* handle, Access access, Body body) noexcept {
   return inside_cache(handle, access, [&](Cache& cache) -> Status {
     if (Status s = cache.health().status(); s != Status::ok)
-      return fail(s, "the cache is poisoned by an earlier failure");
+      return fail(s,
+                  "the cache is poisoned by an earlier failure: only kvc_cache_destroy and "
+                  "kvc_cache_stats still work");
     try {
       return body(cache);
     } catch (...) {  // nothing in a call on a cache throws or allocates: what it left undone is unknown
@@ -86,7 +89,8 @@ kvc_status with_key_values(Handle* handle, Body body) noexcept {
   return with_cache(handle, [&](auto& cache) -> Status {
     auto* key_values = cache.key_values();
     if (key_values == nullptr)
-      return fail(Status::not_supported, "this kind of cache holds no keys and values");
+      return fail(Status::not_supported,
+                  "this call needs keys and values, which a cache of this kind does not hold");
     return body(*key_values);
   });
 }

@@ -82,7 +82,8 @@ Table* map_table() {
   void* memory = mmap(nullptr, sizeof(Table), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
-    (void)fail(Status::out_of_memory, "no memory for the table of handles: errno %d", errno);
+    (void)fail(Status::out_of_memory, "the system refuses to map the table of handles: errno %d",
+               errno);
     return nullptr;
   }
   if (madvise(memory, sizeof(Table), MADV_WIPEONFORK) != 0) {
@@ -120,23 +121,39 @@ struct Key {
 
 StatsBoard& board_of(Table& table, const Slot& slot) { return table.boards[&slot - table.slots]; }
 
+const char* name_of(Kind kind) { return kind == Kind::cache ? "cache" : "device"; }
+
+Status not_live(Kind kind) {
+  return fail(Status::handle, "%s was closed or destroyed already, or is no handle of kvc",
+              name_of(kind));
+}
+
 Status decode(const void* handle, Kind kind, Key* key) {
-  if (handle == nullptr) return fail(Status::handle, "the handle is null");
+  if (handle == nullptr) {
+    return fail(Status::handle,
+                "%s is null: it was not created, or is closed or moved away already", name_of(kind));
+  }
   const uint64_t value = reinterpret_cast<uintptr_t>(handle);
   Table* table = shared_table.load(std::memory_order_acquire);
   const uint64_t secret = table == nullptr ? 0 : table->secret.load(std::memory_order_acquire);
   if ((value & ~payload_mask) != pattern || secret == 0)
-    return fail(Status::handle, "no handle of this process");
+    return fail(
+        Status::handle,
+        "%s is no handle of this process: it was not set, or it was made before a fork (a child "
+        "opens and creates its own)",
+        name_of(kind));
   const uint64_t payload = (((value & payload_mask) ^ secret) * inverse(multiplier)) & payload_mask;
   Slot& slot = table->slots[payload >> 4 & (n_slots - 1)];
   const auto generation = static_cast<uint32_t>(payload >> 20);
   const bool live = slot.word.load(std::memory_order_acquire) >> 32 == generation &&
                     (generation & 1u) != 0;
-  if (!live) return fail(Status::handle, "the handle was destroyed, or never made");
+  if (!live) return not_live(kind);
   const uint32_t slot_kind = slot.kind.load(std::memory_order_relaxed);
-  if (slot_kind != (payload & 15u)) return fail(Status::handle, "the handle was never made");
-  if (slot_kind != static_cast<uint32_t>(kind))
-    return fail(Status::handle, "a handle of another kind");
+  if (slot_kind != (payload & 15u)) return not_live(kind);
+  if (slot_kind != static_cast<uint32_t>(kind)) {
+    return fail(Status::handle, "%s is the handle of a %s", name_of(kind),
+                name_of(static_cast<Kind>(slot_kind)));
+  }
   *key = {&slot, generation};
   return Status::ok;
 }
@@ -163,7 +180,10 @@ void* add(Kind kind, void* object, const CacheStats& stats) noexcept {
   } else if (table->n_begun < n_slots) {
     index = table->n_begun++;
   } else {
-    (void)fail(Status::out_of_memory, "all %u handles are in use", n_slots);
+    (void)fail(
+        Status::out_of_memory,
+        "all %u handles are in use: destroy caches or close devices that are no longer needed",
+        n_slots);
     return nullptr;
   }
   Slot& slot = table->slots[index];
@@ -182,11 +202,17 @@ Status enter(const void* handle, Kind kind, Access access, void** object) noexce
   if (Status s = decode(handle, kind, &key); s != Status::ok) return s;
   uint64_t word = key.slot->word.load(std::memory_order_relaxed);
   while (true) {
-    if (word >> 32 != key.generation)
-      return fail(Status::handle, "the handle was destroyed, or never made");
+    if (word >> 32 != key.generation) return not_live(kind);
     const uint64_t inside = word & inside_mask;
     if (access == Access::exclusive ? inside != 0 : (inside & exclusive_bit) != 0) {
-      return fail(Status::busy, "another thread is inside a call");
+      return fail(
+          Status::busy,
+          "another call is inside this %s, and %s: let calls on one %s follow each other, or "
+          "repeat this one",
+          name_of(kind),
+          (inside & exclusive_bit) != 0 ? "that call excludes all others"
+                                        : "this call, which is not const, needs it alone",
+          name_of(kind));
     }
     const uint64_t entered = access == Access::exclusive ? word | exclusive_bit : word + 1;
     if (key.slot->word.compare_exchange_weak(word, entered, std::memory_order_acquire)) break;
@@ -222,7 +248,7 @@ Status read_stats(const void* handle, CacheStats* stats) noexcept {
   if (Status s = decode(handle, Kind::cache, &key); s != Status::ok) return s;
   *stats = board_of(*shared_table.load(std::memory_order_acquire), *key.slot).read();
   if (key.slot->word.load(std::memory_order_acquire) >> 32 == key.generation) return Status::ok;
-  return fail(Status::handle, "the handle was destroyed, or never made");
+  return not_live(Kind::cache);
 }
 
 Status remove(const void* handle, Kind kind, void** object) noexcept {

@@ -57,7 +57,7 @@ FeatureSet needed_features(const AttentionParams& params, const Visibility& visi
 Status check_operator(const AttentionOperator& op, FeatureSet needed, const LayerStorage& storage) {
   for (const StorageType type : {storage.k.type, storage.v.type}) {
     if ((op.storage & storage_bit(type)) == 0) {
-      return fail(Status::not_supported, "the operator %s does not read %s", op.name,
+      return fail(Status::not_supported, "the attention operator %s does not read %s", op.name,
                   format_of(type).name);
     }
   }

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <new>
 
+#include "core/base/messages.hpp"
+
 namespace kvc {
 namespace {
 
@@ -11,8 +13,7 @@ constexpr int32_t max_count = 1 << 30;  // sequences, positions, tokens, cells: 
 constexpr uint64_t page_bytes = 4096;
 
 Status in_range(const char* name, int32_t value, int32_t low, int32_t high) {
-  if (value >= low && value <= high) return Status::ok;
-  return fail(Status::invalid_argument, "%s %d out of range [%d, %d]", name, value, low, high);
+  return value >= low && value <= high ? Status::ok : out_of_range(name, value, low, high);
 }
 
 /// Heads of a layer lie this far apart: off powers of two, so that the streams of several heads, and K's and V's of one
@@ -103,8 +104,9 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
   if (bounds.head_dim_v == 0) bounds.head_dim_v = bounds.head_dim_k;
   if (bounds.max_q_heads == 0) bounds.max_q_heads = bounds.n_kv_heads * 16;
   if (bounds.max_q_heads < bounds.n_kv_heads) {
-    return fail(Status::invalid_argument, "max_q_heads %d below n_kv_heads %d", bounds.max_q_heads,
-                bounds.n_kv_heads);
+    return fail(Status::invalid_argument,
+                "max_q_heads %d is below n_kv_heads %d: each KV head serves a query head or more",
+                bounds.max_q_heads, bounds.n_kv_heads);
   }
   settings->visibility = {request.reach, request.chunk, request.keep_first};
   settings->position_free = request.position_free;
@@ -112,21 +114,27 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
   settings->mask_dtype = request.mask_dtype;
   resolve_memory(bounds, request, settings);
   if (sequence_limit(bounds, *settings) > max_count) {
-    return fail(Status::overflow,
-                "memory %d, keep_first %d and two batches of %d: more than %d positions",
-                settings->memory, request.keep_first, bounds.max_batch, max_count);
+    return fail(
+        Status::overflow,
+        "memory %d + keep_first %d + 2 * max_batch %d are more positions than the %d that a "
+        "sequence may hold",
+        settings->memory, request.keep_first, bounds.max_batch, max_count);
   }
   const CheckedSize cells = needed_cells(bounds, *settings);
   const auto padding = static_cast<uint64_t>(settings->cell_padding);
   if (bounds.cells == 0) {
     if (cells.overflowed() || cells.value() > static_cast<uint64_t>(max_count)) {
-      return fail(Status::overflow, "the bounds need more than %d cells", max_count);
+      return fail(Status::overflow,
+                  "max_sequences %d * %s %d need more than %d cells: lower them, or choose cells",
+                  bounds.max_sequences, settings->limited ? "(memory + keep_first)" : "capacity",
+                  settings->limited ? settings->memory + request.keep_first : bounds.capacity,
+                  max_count);
     }
     bounds.cells = static_cast<int32_t>(cells.value());
   }
   if (static_cast<uint64_t>(bounds.cells) + padding > static_cast<uint64_t>(max_count) + 1) {
-    return fail(Status::overflow, "%d cells and a padding of %d", bounds.cells,
-                settings->cell_padding);
+    return fail(Status::overflow, "cells %d, rounded up to cell_padding %d, are more than %d",
+                bounds.cells, settings->cell_padding, max_count);
   }
   return Status::ok;
 }
@@ -159,7 +167,12 @@ Status CausalCache::measure() {
   const CheckedSize device_bytes = device.used().rounded_up(page_bytes);
   const CheckedSize total = host_bytes + device_bytes;
   if (total.overflowed() || total.value() > static_cast<uint64_t>(PTRDIFF_MAX)) {
-    return fail(Status::overflow, "the cache's memory does not fit the address space");
+    return fail(
+        Status::overflow,
+        "n_layers %d, n_kv_heads %d, head_dim_k %d, head_dim_v %d, max_batch %d and %d cells need "
+        "more bytes than the address space has",
+        bounds_.n_layers, bounds_.n_kv_heads, bounds_.head_dim_k, bounds_.head_dim_v,
+        bounds_.max_batch, bounds_.cells);
   }
   host_block_.bytes = host_bytes.value();
   device_block_.bytes = device_bytes.value();
@@ -170,8 +183,12 @@ Status CausalCache::take_blocks() {
   const auto take = [this](Place place, Block& block) {
     block.data = device_->allocate(place, block.bytes, bounds_.prefault);
     if (block.data != nullptr) return Status::ok;
-    return fail(Status::out_of_memory, "no block of %llu bytes",
-                static_cast<unsigned long long>(block.bytes));
+    return fail(
+        Status::out_of_memory,
+        "the allocator has no block of %llu bytes for %s; fewer cells, layers or sequences need "
+        "less (kvc_cache_memory_bytes)",
+        static_cast<unsigned long long>(block.bytes),
+        place == Place::device ? "K, V and workspace" : "the bookkeeping");
   };
   if (Status s = take(Place::device, device_block_); s != Status::ok) return s;
   return take(Place::host, host_block_);
@@ -188,7 +205,7 @@ Status CausalCache::memory_bytes(const std::shared_ptr<Device>& device, const Ca
 Status CausalCache::create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                            const CausalSettings& settings, std::shared_ptr<Cache>* out) {
   std::shared_ptr<CausalCache> cache(new (std::nothrow) CausalCache(device, bounds, settings));
-  if (!cache) return fail(Status::out_of_memory, "no memory for a cache");
+  if (!cache) return fail(Status::out_of_memory, "the process has no memory for a cache's object");
   if (Status s = cache->measure(); s != Status::ok) return s;
   if (Status s = cache->take_blocks(); s != Status::ok) return s;
   Carver host(cache->host_block_.data), on_device(cache->device_block_.data);

@@ -119,6 +119,7 @@ class CausalCache final : public Cache, public KeyValues {
   Status measure();
   Status take_blocks();
   Status check_layer(int32_t layer) const;
+  Status check_keys_may_rotate() const;  // not if the cache was created position-free
 
   // A pass (causal_pass.cpp).
   Status plan_batch(const Batch& batch) const;

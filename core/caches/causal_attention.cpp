@@ -7,6 +7,12 @@ namespace kvc {
 
 // ---- Constants of the model -----------------------------------------------------------------------------------------------
 
+Status CausalCache::check_keys_may_rotate() const {
+  if (!settings_.position_free) return Status::ok;
+  return fail(Status::not_supported,
+              "the cache was created with KVC_CAUSAL_POSITION_FREE: its keys carry no rotation");
+}
+
 Status CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
                                    const AttentionConstants& constants) {
   if (Status s = pass_.need_no_pass("constants are bound"); s != Status::ok) return s;
@@ -26,10 +32,20 @@ Status CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
 
 Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) {
   if (Status s = pass_.need_no_pass("RoPE is bound"); s != Status::ok) return s;
-  if (!book_.is_empty()) return fail(Status::bad_state, "RoPE is bound while the cache is empty");
-  if (settings_.position_free)
-    return fail(Status::not_supported, "the cache was declared position-free");
-  if (shift_.run != nullptr) return fail(Status::not_supported, "the cache has a shift function");
+  if (!book_.is_empty()) {
+    return fail(
+        Status::bad_state,
+        "the cache holds tokens in %d cells: call kvc_bind_rope while it is empty, right after "
+        "kvc_cache_create, or empty every sequence with kvc_remove first",
+        book_.rules().n_cells - book_.pool().n_free());
+  }
+  if (Status s = check_keys_may_rotate(); s != Status::ok) return s;
+  if (shift_.run != nullptr) {
+    return fail(
+        Status::not_supported,
+        "the cache has a shift function, which moves keys instead of RoPE: unbind it first, with "
+        "kvc_bind_shift and a null function");
+  }
   for (int32_t index = layer_begin; index < layer_end; ++index) {
     Layer& layer = layers_[index];
     for (int32_t i = 0; i < settings.n_dims / 2; ++i) {

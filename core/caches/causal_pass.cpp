@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
 
@@ -7,7 +8,7 @@ namespace kvc {
 
 Status CausalCache::check_layer(int32_t layer) const {
   if (layer >= 0 && layer < bounds_.n_layers) return Status::ok;
-  return fail(Status::invalid_argument, "layer %d out of range [0, %d)", layer, bounds_.n_layers);
+  return no_index("layer", layer, bounds_.n_layers);
 }
 
 Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
@@ -21,7 +22,7 @@ Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
 Status CausalCache::plan_batch(const Batch& batch) const {
   if (Status s = book_.check_batch(batch); s != Status::ok) return s;
   if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-  if (Status s = CellBook::check_reserved(batch); s != Status::ok) return s;
+  if (Status s = check_reserved(batch); s != Status::ok) return s;
   return book_.check_room(batch);
 }
 
@@ -32,15 +33,12 @@ Status CausalCache::fits(const Batch& batch) const {
 
 Status CausalCache::begin(const Batch& batch, bool reserve) {
   if (reserve) {
-    if (batch.n_tokens < 1 || batch.n_tokens > bounds_.max_batch) {
-      return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens,
-                  bounds_.max_batch);
-    }
+    if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
     for (int32_t token = 0; token < batch.n_tokens; ++token) {
-      if (Status s = CellBook::check_flags(batch, token); s != Status::ok) return s;
+      if (Status s = check_token_flags(batch, token); s != Status::ok) return s;
     }
     if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-    if (Status s = CellBook::check_reserved(batch); s != Status::ok) return s;
+    if (Status s = check_reserved(batch); s != Status::ok) return s;
     if (Status s = keep_pass(); s != Status::ok) return s;
     pass_.open_reserve(batch.n_tokens);
     return Status::ok;
@@ -73,15 +71,11 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
 
 Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (n_except < 0 || (n_except > 0 && except == nullptr)) {
-    return fail(Status::invalid_argument, "%d indexes of the except set%s", n_except,
-                n_except > 0 ? ", and none given" : "");
-  }
+  if (Status s = check_arrays("n_except", n_except, {{"except", except}}); s != Status::ok)
+    return s;
   for (int32_t i = 0; i < n_except; ++i) {
-    if (except[i] < 0 || except[i] >= pass_.n_tokens()) {
-      return fail(Status::invalid_argument, "index %d out of range [0, %d)", except[i],
-                  pass_.n_tokens());
-    }
+    if (except[i] < 0 || except[i] >= pass_.n_tokens())
+      return no_index("except", i, except[i], pass_.n_tokens());
   }
   if (pass_.is_open()) plan_.set_except(n_except, except);
   return Status::ok;
@@ -130,14 +124,15 @@ Status CausalCache::commit() {
 
 Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (n < 0 || (n > 0 && (sequence == nullptr || keep == nullptr))) {
-    return fail(Status::invalid_argument, "%d sequences to keep a prefix of%s", n,
-                n > 0 ? ", and none given" : "");
-  }
+  if (Status s = check_arrays("n_sequences", n, {{"sequence", sequence}, {"keep", keep}});
+      s != Status::ok)
+    return s;
   if (Status s = book_.check_distinct(n, sequence); s != Status::ok) return s;
   for (int32_t i = 0; i < n; ++i) {
-    if (keep[i] < 0)
-      return fail(Status::invalid_argument, "%d tokens of sequence %d", keep[i], sequence[i]);
+    if (keep[i] < 0) {
+      return fail(Status::invalid_argument, "keep of sequence %d is %d; it must be 0 or more",
+                  sequence[i], keep[i]);
+    }
     if (pass_.is_reserve()) continue;
     if (Status s = check_kept(sequence[i], keep[i]); s != Status::ok) return s;
   }
@@ -149,8 +144,8 @@ Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int3
 Status CausalCache::check_kept(int32_t index, int32_t n) const {
   const CellBook::Sequence& sequence = book_.sequence(index);
   if (n > sequence.n_added) {
-    return fail(Status::invalid_argument, "%d tokens of sequence %d, which has %d in the pass", n,
-                index, sequence.n_added);
+    return fail(Status::invalid_argument, "keep %d of sequence %d, which has %d tokens in the pass",
+                n, index, sequence.n_added);
   }
   if (n == sequence.n_added) return Status::ok;
   int32_t order = 0, saw_dropped = -1;
@@ -158,8 +153,11 @@ Status CausalCache::check_kept(int32_t index, int32_t n) const {
     if (order++ < n && plan_.sees_later(token) && saw_dropped < 0) saw_dropped = token;
   });
   if (saw_dropped < 0) return Status::ok;
-  return fail(Status::invalid_argument, "token %d of the except set saw a token that is dropped",
-              saw_dropped);
+  return fail(Status::invalid_argument,
+              "keep %d of sequence %d keeps token %d of the batch, which sees later tokens and saw "
+              "one that "
+              "would be dropped: keep all %d, or drop it too",
+              n, index, saw_dropped, sequence.n_added);
 }
 
 Status CausalCache::abort() {

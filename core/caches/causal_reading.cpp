@@ -97,9 +97,11 @@ Status CausalCache::rotate_pending() {
   for_each_pending([&](int32_t, int32_t, Token token) { book_.return_owner(token.cell); });
   if (pending == 0) return Status::ok;
   if (copies > book_.pool().n_free()) {
-    return fail(Status::cache_full,
-                "%d shared cells have a pending rotation and %d are free to copy them to", copies,
-                book_.pool().n_free());
+    return fail(
+        Status::cache_full,
+        "%d shared cells have a pending rotation and must be copied, and %d of %d cells are free: "
+        "remove tokens of other sequences first",
+        copies, book_.pool().n_free(), book_.rules().n_cells);
   }
   Moves moves;
   for_each_pending([&](int32_t sequence, int32_t index, Token token) {

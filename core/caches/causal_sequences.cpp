@@ -5,7 +5,7 @@ namespace kvc {
 
 Status CausalCache::can_resume(int32_t sequence, int32_t want, int32_t* best) const {
   if (Status s = book_.check_sequence(sequence); s != Status::ok) return s;
-  if (want < 0) return fail(Status::invalid_argument, "position %d is negative", want);
+  if (want < 0) return fail(Status::invalid_argument, "want is %d; it must be 0 or more", want);
   *best = book_.best_continuation(sequence, want);
   return Status::ok;
 }
@@ -21,11 +21,13 @@ Status CausalCache::resume(int32_t sequence, int32_t want, int32_t* got) {
 }
 
 Status CausalCache::copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) {
-  if (Status s = book_.check_sequence(source); s != Status::ok) return s;
-  if (Status s = book_.check_sequence(destination); s != Status::ok) return s;
-  if (source == destination)
-    return fail(Status::invalid_argument, "sequence %d cannot be copied to itself", source);
-  if (length < 0) return fail(Status::invalid_argument, "length %d is negative", length);
+  if (Status s = book_.check_sequence(source, "src"); s != Status::ok) return s;
+  if (Status s = book_.check_sequence(destination, "dst"); s != Status::ok) return s;
+  if (source == destination) {
+    return fail(Status::invalid_argument, "src and dst are both sequence %d; they must differ",
+                source);
+  }
+  if (length < 0) return fail(Status::invalid_argument, "len is %d; it must be 0 or more", length);
   if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
   if (Status s = keep_pass(); s != Status::ok) return s;
   const int32_t best = book_.best_continuation(source, length);
@@ -50,8 +52,13 @@ Status CausalCache::plan_removal(int32_t sequence, int32_t begin, int32_t end, R
   if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
   if (Status s = book_.plan_removal(sequence, begin, end, removal); s != Status::ok) return s;
   if (removal->moves && !book_.keys_rotate() && !settings_.position_free && shift_.run == nullptr) {
-    return fail(Status::not_supported,
-                "positions from %d would move, and nothing says how keys rotate", end);
+    return fail(
+        Status::not_supported,
+        "positions from %d of sequence %d would move down by %d, and kvc does not know how their "
+        "keys rotate: bind RoPE while the cache is empty (kvc_bind_rope), bind a shift function "
+        "(kvc_bind_shift), or create the cache with KVC_CAUSAL_POSITION_FREE if keys carry no "
+        "rotation",
+        end, sequence, end - begin);
   }
   return shift_.run != nullptr ? check_shift_room(*removal) : Status::ok;
 }

@@ -9,9 +9,11 @@ namespace kvc {
 Status CausalCache::bind_shift(const KeyShift& shift) {
   if (Status s = pass_.need_no_pass("a shift function is bound"); s != Status::ok) return s;
   if (shift.run != nullptr && book_.keys_rotate())
-    return fail(Status::not_supported, "the cache has RoPE, which shifts by itself");
-  if (shift.run != nullptr && settings_.position_free)
-    return fail(Status::not_supported, "the cache was declared position-free");
+    return fail(Status::not_supported,
+                "the cache has RoPE (kvc_bind_rope), which moves keys without a function");
+  if (shift.run != nullptr) {
+    if (Status s = check_keys_may_rotate(); s != Status::ok) return s;
+  }
   shift_ = shift;
   return Status::ok;
 }
@@ -21,8 +23,11 @@ Status CausalCache::check_shift_room(const Removal& removal) const {
   const TokenSequence& tokens = book_.sequence(removal.sequence).tokens;
   const int32_t n_moved = tokens.count() - tokens.rank(removal.end);
   if (n_moved <= book_.pool().n_free()) return Status::ok;
-  return fail(Status::cache_full, "%d keys would be shifted in copies, and %d cells are free",
-              n_moved, book_.pool().n_free());
+  return fail(
+      Status::cache_full,
+      "sequence %d: the shift function works on copies of the %d tokens that move, and %d of %d "
+      "cells are free (cells that slid out in an open pass are free after kvc_commit)",
+      removal.sequence, n_moved, book_.pool().n_free(), book_.rules().n_cells);
 }
 
 /// Copies the tokens behind the removed range and lets the function rotate the copies' keys, layer by layer.

@@ -20,7 +20,9 @@ Status with_kind(const CacheRequest& request, Use use) {
     case CacheKind::transformer:
     case CacheKind::lightning: break;
   }
-  return fail(Status::not_supported, "this version creates causal caches only");
+  return fail(Status::not_supported,
+              "kind %u is reserved: this version creates causal caches only (KVC_CAUSAL, %u)",
+              static_cast<uint32_t>(request.kind), static_cast<uint32_t>(CacheKind::causal));
 }
 
 }  // namespace

@@ -26,21 +26,27 @@ class PassState {
 
   Status need_pass() const {
     if (state_ != CacheState::idle) return Status::ok;
-    return fail(Status::bad_state, "no pass is open");
+    return fail(Status::bad_state, "no pass is open: call kvc_begin first");
   }
   Status need_no_pass(const char* what) const {
     if (state_ == CacheState::idle) return Status::ok;
-    return fail(Status::bad_state, "%s while no pass is open", what);
+    return fail(Status::bad_state,
+                "a pass is open: %s between passes; end it with kvc_commit or kvc_abort first", what);
   }
   /// A reserve pass holds nothing: in it every layer counts as put.
   Status need_put(int32_t layer) const {
     if (!is_open() || was_put(layer)) return Status::ok;
-    return fail(Status::bad_state, "layer %d was not put in this pass", layer);
+    return fail(Status::bad_state, "layer %d was not put in this pass: call kvc_put for it first",
+                layer);
   }
   /// What a call needs that ends an open pass on the side: a runner that died half-way must not leave zeros behind.
   Status need_fully_put() const {
     if (!is_open() || is_fully_put()) return Status::ok;
-    return fail(Status::bad_state, "the open pass has %d of %d layers put", n_put_, n_layers_);
+    return fail(
+        Status::bad_state,
+        "%d of %d layers were put in the open pass, which this call would end: put the others, or "
+        "end the pass with kvc_abort, or with kvc_commit, which fills them with zeros",
+        n_put_, n_layers_);
   }
 
   bool was_put(int32_t layer) const { return was_put_[layer] != 0; }

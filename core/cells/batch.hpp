@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/base/status.hpp"
+
 namespace kvc {
 
 /// Flags of a token of a batch, with the numbers of the ABI.
@@ -19,5 +21,11 @@ struct Batch {
   void* stream = nullptr;             // that the device's work is ordered on
   bool replay = false;                // the caller asks for KVC_BEGIN_REPLAY, which is not built
 };
+
+Status check_n_tokens(const Batch& batch, int32_t max_batch);
+/// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
+Status check_token_flags(const Batch& batch, int32_t token);
+/// Refuses options that are known and not built: token types, replay.
+Status check_reserved(const Batch& batch);
 
 }  // namespace kvc

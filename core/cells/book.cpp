@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 
 namespace kvc {
@@ -56,15 +57,15 @@ int32_t CellBook::home_block(int32_t sequence) const {
 
 // ---- Planning -----------------------------------------------------------------------------------------------------------
 
-Status CellBook::check_sequence(int32_t sequence) const {
+Status CellBook::check_sequence(int32_t sequence, const char* name) const {
   if (sequence >= 0 && sequence < rules_.max_sequences) return Status::ok;
-  return fail(Status::invalid_argument, "sequence %d out of range [0, %d)", sequence,
-              rules_.max_sequences);
+  return no_index(name, sequence, rules_.max_sequences);
 }
 
 Status CellBook::check_distinct(int32_t n, const int32_t* sequence) const {
   if (n > rules_.max_sequences)
-    return fail(Status::invalid_argument, "%d sequences of %d named", n, rules_.max_sequences);
+    return fail(Status::invalid_argument, "n_sequences %d is above max_sequences %d", n,
+                rules_.max_sequences);
   begin_plan();
   for (int32_t i = 0; i < n; ++i) {
     if (Status s = check_sequence(sequence[i]); s != Status::ok) return s;
@@ -84,43 +85,25 @@ void CellBook::begin_plan() const {
   plan_stamp_ = 1;
 }
 
-Status CellBook::check_flags(const Batch& batch, int32_t token) {
-  const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
-  if ((flags & ~(token_sees_later | token_type)) != 0)
-    return fail(Status::invalid_argument, "token %d has the unknown flags 0x%x", token,
-                flags & ~(token_sees_later | token_type));
-  const bool is_padding = batch.sequence != nullptr && batch.sequence[token] == no_sequence;
-  if (flags != 0 && is_padding)
-    return fail(Status::invalid_argument, "token %d is padding and has flags", token);
-  return Status::ok;
-}
-
 Status CellBook::check_batch(const Batch& batch) const {
-  if (batch.n_tokens < 1 || batch.n_tokens > rules_.max_batch) {
-    return fail(Status::invalid_argument, "%d tokens out of range [1, %d]", batch.n_tokens,
-                rules_.max_batch);
-  }
+  if (Status s = check_n_tokens(batch, rules_.max_batch); s != Status::ok) return s;
   begin_plan();
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t position = batch.position[i], sequence = batch.sequence[i];
-    if (Status s = check_flags(batch, i); s != Status::ok) return s;
+    if (Status s = check_token_flags(batch, i); s != Status::ok) return s;
     if (sequence == no_sequence) continue;
     ++n_planned_tokens_;
-    if (sequence < 0 || sequence >= rules_.max_sequences) {
-      return fail(Status::invalid_argument, "token %d: sequence %d out of range [0, %d)", i,
-                  sequence, rules_.max_sequences);
-    }
-    if (position < 0 || position >= INT32_MAX - 1) {
-      return fail(Status::invalid_argument, "token %d: position %d out of range [0, %d)", i,
-                  position, INT32_MAX - 1);
-    }
+    if (sequence < 0 || sequence >= rules_.max_sequences)
+      return no_index("sequence", i, sequence, rules_.max_sequences);
+    if (position < 0 || position >= INT32_MAX - 1)
+      return no_index("position", i, position, INT32_MAX - 1);
     SequencePlan& plan = plan_[sequence];
     const bool first = plan.stamp != plan_stamp_;
     const int32_t next = first ? sequences_[sequence].next : plan.last + 1;
     if (position < next || (rules_.strict && position != next)) {
-      return fail(Status::invalid_argument,
-                  "token %d: position %d of sequence %d, which continues at %d%s", i, position,
-                  sequence, next, rules_.strict ? " (strict)" : "");
+      return fail(Status::invalid_argument, "position[%d] is %d, but sequence %d continues at %d%s",
+                  i, position, sequence, next,
+                  rules_.strict ? ", and KVC_CACHE_STRICT allows no gap" : " or above");
     }
     if (first) {
       plan.stamp = plan_stamp_;
@@ -134,17 +117,6 @@ Status CellBook::check_batch(const Batch& batch) const {
   return Status::ok;
 }
 
-Status CellBook::check_reserved(const Batch& batch) {
-  if (batch.replay)
-    return fail(Status::not_supported, "KVC_BEGIN_REPLAY is not built in this version");
-  for (int32_t i = 0; batch.flags != nullptr && i < batch.n_tokens; ++i) {
-    if ((batch.flags[i] & token_type) != 0)
-      return fail(Status::not_supported, "token %d has a type; types are not built in this version",
-                  i);
-  }
-  return Status::ok;
-}
-
 Status CellBook::check_room(const Batch& batch) const {
   for (int32_t i = 0; i < n_planned_; ++i) {
     const Sequence& sequence = sequences_[plan_order_[i]];
@@ -153,9 +125,12 @@ Status CellBook::check_room(const Batch& batch) const {
                   sequence.tokens.n_hidden();  // those hidden go with the open pass
     const int64_t held = int64_t{sequence.tokens.count()} - plan.slides;
     if (held + plan.count > rules_.sequence_limit) {
-      return fail(Status::cache_full,
-                  "sequence %d holds %d positions of at most %d, the batch brings %d",
-                  plan_order_[i], static_cast<int32_t>(held), rules_.sequence_limit, plan.count);
+      return fail(
+          Status::cache_full,
+          "sequence %d holds %d positions of at most %d (%s), and the batch brings %d: remove "
+          "positions with kvc_remove first",
+          plan_order_[i], static_cast<int32_t>(held), rules_.sequence_limit,
+          rules_.limited ? "memory + keep_first + 2 * max_batch" : "capacity", plan.count);
     }
   }
   const int32_t room = pool_.n_free() + pool_.n_free_at_commit();
@@ -164,8 +139,11 @@ Status CellBook::check_room(const Batch& batch) const {
   for (int32_t placed = 0;; ++first_without) {
     if (batch.sequence[first_without] != no_sequence && placed++ == room) break;
   }
-  return fail(Status::cache_full, "sequence %d: %d free cells of %d, the batch brings %d tokens",
-              batch.sequence[first_without], room, rules_.n_cells, n_planned_tokens_);
+  return fail(
+      Status::cache_full,
+      "sequence %d finds no cell: there are %d free cells of %d, and the batch brings %d tokens; "
+      "remove tokens of any sequence with kvc_remove first",
+      batch.sequence[first_without], room, rules_.n_cells, n_planned_tokens_);
 }
 
 // ---- Sliding -------------------------------------------------------------------------------------------------------------

@@ -95,13 +95,9 @@ class CellBook {
   }
 
   // ---- A pass (book.cpp) ----
-  Status check_sequence(int32_t sequence) const;
+  Status check_sequence(int32_t sequence, const char* name = "sequence") const;
   /// Whether the n sequences exist and none is named twice.
   Status check_distinct(int32_t n, const int32_t* sequence) const;
-  /// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
-  static Status check_flags(const Batch& batch, int32_t token);
-  /// Refuses options that are known and not built: token types, replay.
-  static Status check_reserved(const Batch& batch);
   /// The batch against the bounds. Leaves in the plan what check_room() and open_pass() need.
   Status check_batch(const Batch& batch) const;
   Status check_room(const Batch& batch) const;

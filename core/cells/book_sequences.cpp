@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 #include "core/cells/book.hpp"
 
@@ -69,9 +70,8 @@ void CellBook::copy_prefix(int32_t source, int32_t destination, int32_t position
 }
 
 Status CellBook::check_reorder(int32_t n, const int32_t* destination, const int32_t* source) {
-  if (n < 0 || (n > 0 && (destination == nullptr || source == nullptr))) {
-    return fail(Status::invalid_argument, "%d copies%s", n, n > 0 ? ", and none given" : "");
-  }
+  if (Status s = check_arrays("n", n, {{"dst", destination}, {"src", source}}); s != Status::ok)
+    return s;
   begin_plan();
   const auto planned = [this](int32_t sequence) -> SequencePlan& {
     SequencePlan& plan = plan_[sequence];
@@ -83,11 +83,12 @@ Status CellBook::check_reorder(int32_t n, const int32_t* destination, const int3
     return plan;
   };
   for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence(destination[i]); s != Status::ok) return s;
-    if (Status s = check_sequence(source[i]); s != Status::ok) return s;
+    if (Status s = check_sequence(destination[i], "dst"); s != Status::ok) return s;
+    if (Status s = check_sequence(source[i], "src"); s != Status::ok) return s;
     SequencePlan& plan = planned(destination[i]);
     if (plan.source >= 0)
-      return fail(Status::invalid_argument, "destination %d is named twice", destination[i]);
+      return fail(Status::invalid_argument,
+                  "dst names sequence %d twice, the second time in dst[%d]", destination[i], i);
     plan.source = source[i];
     if (source[i] != destination[i]) ++planned(source[i]).uses;
   }
@@ -139,7 +140,10 @@ void CellBook::rotate_cycle(int32_t start) {
 Status CellBook::check_range(int32_t sequence, int32_t begin, int32_t end) const {
   if (Status s = check_sequence(sequence); s != Status::ok) return s;
   if (begin >= 0 && end >= begin) return Status::ok;
-  return fail(Status::invalid_argument, "positions [%d, %d) are no range", begin, end);
+  return fail(
+      Status::invalid_argument,
+      "begin %d, end %d are no range of positions: 0 <= begin <= end (KVC_SEQ_END: to the end)",
+      begin, end);
 }
 
 /// The new lost_below for a range that ends before `next` (semantics §2, remove), or WINDOW_LOST.
@@ -152,9 +156,11 @@ Status CellBook::check_middle_removal(const Sequence& sequence, int32_t begin, i
   const int32_t before = sequence.lost_below;
   if (begin < keep_first && before > 0) {
     if (end < before) {
-      return fail(Status::window_lost,
-                  "positions from %d move below %d, but those up to %d have slid out", end,
-                  keep_first, before);
+      return fail(
+          Status::window_lost,
+          "positions from %d would move below keep_first %d, but those below %d have slid out: "
+          "remove only positions from %d on, or compute the sequence anew",
+          end, keep_first, before, keep_first);
     }
   } else {
     *lost_below = before <= begin || planted(Bug::removal_keeps_lost_below)
@@ -163,9 +169,11 @@ Status CellBook::check_middle_removal(const Sequence& sequence, int32_t begin, i
   }
   const int32_t next = sequence.next - distance;
   if (next > keep_first && rules_.visibility.low(next) < *lost_below) {
-    return fail(Status::window_lost,
-                "a token at %d would need positions from %d, but those below %d have slid out",
-                next, rules_.visibility.low(next), *lost_below);
+    return fail(
+        Status::window_lost,
+        "the next token, at %d, would need positions from %d, but those below %d have slid out: "
+        "remove fewer positions, or compute the sequence anew",
+        next, rules_.visibility.low(next), *lost_below);
   }
   return Status::ok;
 }
@@ -181,10 +189,11 @@ Status CellBook::plan_removal(int32_t index, int32_t begin, int32_t end, Removal
     return check_middle_removal(sequence, begin, end, &removal->lost_below);
   }
   if (can_continue(sequence, begin)) return Status::ok;
-  return fail(Status::window_lost,
-              "a token at %d of sequence %d would need positions from %d, but those below %d "
-              "have slid out",
-              begin, index, rules_.visibility.low(begin), sequence.lost_below);
+  return fail(
+      Status::window_lost,
+      "a token at %d of sequence %d would need positions from %d, but those below %d have slid "
+      "out: kvc_can_resume finds where the sequence can continue",
+      begin, index, rules_.visibility.low(begin), sequence.lost_below);
 }
 
 void CellBook::remove_middle(Sequence& sequence, const Removal& removal) {

@@ -7,7 +7,8 @@
 
 namespace support {
 
-/// Calls that must fail: each with its status and a message, and leaves digest and check alone.
+/// Calls that must fail: each with its status and a message that keeps to the rules (message_rules.hpp), and leaves digest and
+/// check alone.
 class BadInput {
  public:
   /// `cache` is watched; null: only status and message.
