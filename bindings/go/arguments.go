@@ -53,6 +53,9 @@ func tokens(positions, sequences []int32, flags []TokenFlags) (C.int32_t, *C.uin
 	if err == nil && flags != nil {
 		_, err = together("positions and flags", len(positions), len(flags))
 	}
+	if err == nil && n == 0 {
+		err = &Error{InvalidArgument, "positions is empty: a pass has at least one token"}
+	}
 	return n, (*C.uint32_t)(pointer(flags)), err
 }
 
