@@ -34,7 +34,7 @@ func TestReservedAndUnknownFieldsAreRefused(t *testing.T) {
 		{func(d *CacheDesc) { d.DTypeK = Q8_0 }, NotSupported, "q8_0"},
 		{func(d *CacheDesc) { d.DTypeV = NF4 }, NotSupported, "nf4"},
 		{func(d *CacheDesc) { d.DTypeK = Bool8 }, Dtype, "bool"},
-		{func(d *CacheDesc) { d.DTypeV = 77 }, Dtype, "0x4d"},
+		{func(d *CacheDesc) { d.DTypeV = 77 }, Dtype, "code 77"},
 		{func(d *CacheDesc) { d.Flags = RotateK }, NotSupported, ""},
 		{func(d *CacheDesc) { d.Flags = Strict | VInK }, NotSupported, ""},
 		{func(d *CacheDesc) { d.Flags = 1 << 40 }, InvalidArgument, ""},

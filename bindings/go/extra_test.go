@@ -170,10 +170,10 @@ func TestBiasOfMinusInfinityIsAMask(t *testing.T) {
 
 	q, out := rows(2, qHeads, tokens), make([]float32, len(tokens)*qHeads*headDim)
 	with := func(extra AttentionExtra) error { return cache.AttentionWith(0, qo(q, 3), qo(out, 3), extra) }
-	is(t, with(AttentionExtra{Mask: Bool(mask[:0], 0)}), Shape, "mask: dimension 0 is 0")
+	is(t, with(AttentionExtra{Mask: Bool(mask[:0], 0)}), Shape, "mask has shape [0], not [3]")
 	is(t, with(AttentionExtra{Bias: Bool(mask, columns)}), Dtype, "bias")
 	is(t, with(AttentionExtra{Mask: Bool(mask, 3, columns)}), Shape, "slice has 3")
-	is(t, with(AttentionExtra{LSE: Float32(nil, 0)}), Shape, "lse has 1 dimensions, not 2")
+	is(t, with(AttentionExtra{LSE: Float32(nil, 0)}), Shape, "lse has shape [0], not [3, 4]")
 	is(t, with(AttentionExtra{LSE: Float32(nil)}), Shape, "LSE has 0 dimensions")
 	must(t, cache.Abort())
 	_, _, err = cache.History(0)

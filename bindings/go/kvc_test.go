@@ -152,8 +152,8 @@ func TestGatherIntoEmptySlices(t *testing.T) {
 	fill(t, cache, 0, 0, 3)
 	must(t, cache.Commit())
 	k := make([]float32, 3*kvHeads*headDim)
-	is(t, cache.Gather(0, 0, kv(k, 3), kv(nil, 0)), Shape, "v: dimension 0 is 0, not 3")
-	is(t, cache.Gather(0, 0, kv(k[:0], 0), kv(k, 3)), Shape, "k: dimension 0 is 0, not 3")
+	is(t, cache.Gather(0, 0, kv(k, 3), kv(nil, 0)), Shape, "v has shape [0, 2, 16], not [3, 2, 16]")
+	is(t, cache.Gather(0, 0, kv(k[:0], 0), kv(k, 3)), Shape, "k has shape [0, 2, 16], not [3, 2, 16]")
 	is(t, cache.Gather(0, 0, Float32(nil), Tensor{}), Shape, "0 dimensions")
 	must(t, cache.Gather(0, 0, Tensor{}, Tensor{}))
 	if k[0] != 0 {
@@ -165,8 +165,8 @@ func TestGatherIntoEmptySlices(t *testing.T) {
 func TestMaskIntoAnEmptySlice(t *testing.T) {
 	cache := open(t)
 	fill(t, cache, 0, 0, 3)
-	is(t, cache.Mask(0, Float32(nil, 3, 0)), Shape, "dimension 1 is 0, not 3")
-	is(t, cache.Mask(0, Float32(nil, 0)), Shape, "1 dimensions, not 2")
+	is(t, cache.Mask(0, Float32(nil, 3, 0)), Shape, "into has shape [3, 0], not [3, 3]")
+	is(t, cache.Mask(0, Float32(nil, 0)), Shape, "into has shape [0], not [3, 3]")
 	is(t, cache.Mask(0, Tensor{}), Shape, "into is Tensor{}")
 }
 
@@ -265,7 +265,7 @@ func TestQueriesReturnTheErrorOfTheCall(t *testing.T) {
 	for _, test := range []struct {
 		flags []TokenFlags
 		part  string
-	}{{[]TokenFlags{0}, "2 and 1"}, {[]TokenFlags{0, 1 << 9}, "token 1"}} {
+	}{{[]TokenFlags{0}, "2 and 1"}, {[]TokenFlags{0, 1 << 9}, "token_flags[1]"}} {
 		is(t, cache.FitsFlagged(positions, sequences, test.flags), InvalidArgument, test.part)
 		is(t, cache.BeginFlagged(positions, sequences, test.flags), InvalidArgument, test.part)
 	}

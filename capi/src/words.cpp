@@ -52,8 +52,8 @@ Words words_for_dtype(uint32_t dtype) {
   } else if (dtype == 0) {
     std::snprintf(words.text, sizeof words.text, "not set (0)");
   } else if (prefix == nullptr || bits == 0 || lanes == 0) {
-    std::snprintf(words.text, sizeof words.text,
-                  "no element type (DLPack's code %u, %u bits, %u lanes)", code, bits, lanes);
+    std::snprintf(words.text, sizeof words.text, "unknown (DLPack's code %u, %u bits, %u lanes)",
+                  code, bits, lanes);
   } else if (lanes == 1) {
     std::snprintf(words.text, sizeof words.text, "%s%u", prefix, bits);
   } else {
