@@ -62,6 +62,7 @@ from .errors import (
     OutOfMemory,
     ShapeError,
     SizeOverflow,
+    Status,
     VersionMismatch,
     WindowLost,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "ShapeError",
     "SizeOverflow",
     "Stats",
+    "Status",
     "UNLIMITED",
     "VersionMismatch",
     "View",

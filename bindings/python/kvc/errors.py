@@ -6,23 +6,59 @@ Each is an `Error`, and also the matching built-in exception if there is one (`S
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from enum import IntEnum
+from typing import Any, Optional, Tuple, Type
 
 from . import kvc_capi as _capi
+
+
+class Status(IntEnum):
+    """The library's statuses, as numbers of kvc/base.h (KVC_OK, KVC_E_…)."""
+
+    OK = _capi.KVC_OK
+    INVALID_ARGUMENT = _capi.KVC_E_INVALID_ARGUMENT
+    HANDLE = _capi.KVC_E_HANDLE
+    OUT_OF_MEMORY = _capi.KVC_E_OUT_OF_MEMORY
+    NOT_SUPPORTED = _capi.KVC_E_NOT_SUPPORTED
+    BAD_STATE = _capi.KVC_E_BAD_STATE
+    BUSY = _capi.KVC_E_BUSY
+    SHAPE = _capi.KVC_E_SHAPE
+    DTYPE = _capi.KVC_E_DTYPE
+    OVERFLOW = _capi.KVC_E_OVERFLOW
+    VERSION = _capi.KVC_E_VERSION
+    CACHE_FULL = _capi.KVC_E_CACHE_FULL
+    WINDOW_LOST = _capi.KVC_E_WINDOW_LOST
+    NOT_FOUND = _capi.KVC_E_NOT_FOUND
+    INVALID_RECURRENT_SHAPE = _capi.KVC_E_INVALID_RECURRENT_SHAPE
+    DEVICE = _capi.KVC_E_DEVICE
+    DEVICE_MISMATCH = _capi.KVC_E_DEVICE_MISMATCH
+    BACKEND_UNAVAILABLE = _capi.KVC_E_BACKEND_UNAVAILABLE
+    IO = _capi.KVC_E_IO
+    CORRUPT = _capi.KVC_E_CORRUPT
+    INTERNAL = _capi.KVC_E_INTERNAL
+
+    @classmethod
+    def _missing_(cls, value: object) -> Optional[Status]:
+        """A number that a newer library returns, as a status named UNKNOWN."""
+        if not isinstance(value, int):
+            return None
+        unknown = int.__new__(cls, value)
+        unknown._name_, unknown._value_ = "UNKNOWN", value
+        return unknown
 
 
 class Error(RuntimeError):
     """Raised by a failing call, which has changed nothing (except DeviceFailure, InternalError).
 
-    status  the library's number, negative (KVC_E_… in kvc/base.h)
+    status  a kvc.Status; as an int it is the library's number
     """
 
-    status: int = 0
+    status: Status = Status.OK
 
     def __init__(self, message: str = "", status: Optional[int] = None) -> None:
         super().__init__(message)
         if status is not None:
-            self.status = status
+            self.status = Status(status)
 
     def __reduce__(self) -> Any:
         return type(self), (str(self), self.status)
@@ -31,122 +67,123 @@ class Error(RuntimeError):
 class InvalidArgument(Error, ValueError):
     """A number is outside its bounds, or arguments contradict each other."""
 
-    status = _capi.KVC_E_INVALID_ARGUMENT
+    status = Status.INVALID_ARGUMENT
 
 
 class InvalidHandle(Error):
     """The cache or device is closed, or is from before a fork."""
 
-    status = _capi.KVC_E_HANDLE
+    status = Status.HANDLE
 
 
 class OutOfMemory(Error, MemoryError):
     """The system has no more memory, or the library no more handles."""
 
-    status = _capi.KVC_E_OUT_OF_MEMORY
+    status = Status.OUT_OF_MEMORY
 
 
 class NotSupported(Error, NotImplementedError):
     """The request is well formed, but this cache cannot do it."""
 
-    status = _capi.KVC_E_NOT_SUPPORTED
+    status = Status.NOT_SUPPORTED
 
 
 class BadState(Error):
     """The call came at the wrong time: no pass is open, or a layer was not put."""
 
-    status = _capi.KVC_E_BAD_STATE
+    status = Status.BAD_STATE
 
 
 class Busy(Error):
     """Another thread is inside a call on this cache that excludes this one."""
 
-    status = _capi.KVC_E_BUSY
+    status = Status.BUSY
 
 
 class ShapeError(Error, ValueError):
     """An array has the wrong number of dimensions, extent or strides."""
 
-    status = _capi.KVC_E_SHAPE
+    status = Status.SHAPE
 
 
 class DtypeError(Error, TypeError):
     """An array has an element type that this argument does not take."""
 
-    status = _capi.KVC_E_DTYPE
+    status = Status.DTYPE
 
 
 class SizeOverflow(Error, OverflowError):
     """A product of sizes does not fit."""
 
-    status = _capi.KVC_E_OVERFLOW
+    status = Status.OVERFLOW
 
 
 class VersionMismatch(Error):
     """The library does not know a setting, or an array uses a newer DLPack."""
 
-    status = _capi.KVC_E_VERSION
+    status = Status.VERSION
 
 
 class CacheFull(Error):
     """There are fewer free cells than tokens, or a sequence would hold too many positions."""
 
-    status = _capi.KVC_E_CACHE_FULL
+    status = Status.CACHE_FULL
 
 
 class WindowLost(Error):
     """The window has moved on: tokens that the continuation needs were released."""
 
-    status = _capi.KVC_E_WINDOW_LOST
+    status = Status.WINDOW_LOST
 
 
 class NotFound(Error, LookupError):
     """There is no such thing."""
 
-    status = _capi.KVC_E_NOT_FOUND
+    status = Status.NOT_FOUND
 
 
 class InvalidRecurrentShape(Error, ValueError):
     """The product of the dimensions is not the size of the recurrent state."""
 
-    status = _capi.KVC_E_INVALID_RECURRENT_SHAPE
+    status = Status.INVALID_RECURRENT_SHAPE
 
 
 class DeviceFailure(Error):
     """The device failed. The cache is poisoned and can only be closed."""
 
-    status = _capi.KVC_E_DEVICE
+    status = Status.DEVICE
 
 
 class DeviceMismatch(Error):
     """An array is on another device than the cache."""
 
-    status = _capi.KVC_E_DEVICE_MISMATCH
+    status = Status.DEVICE_MISMATCH
 
 
 class BackendUnavailable(Error):
     """There is no such device on this machine, or its backend is not installed."""
 
-    status = _capi.KVC_E_BACKEND_UNAVAILABLE
+    status = Status.BACKEND_UNAVAILABLE
 
 
 class IoFailure(Error):
     """Reading or writing a file or a connection failed."""
 
-    status = _capi.KVC_E_IO
+    status = Status.IO
 
 
 class CorruptData(Error):
     """Stored data is damaged."""
 
-    status = _capi.KVC_E_CORRUPT
+    status = Status.CORRUPT
 
 
 class InternalError(Error):
     """A broken invariant inside kvc: a bug. The cache is poisoned and can only be closed."""
 
-    status = _capi.KVC_E_INTERNAL
+    status = Status.INTERNAL
 
 
 # What the wrapper raises, by status. Error itself has status 0 and stands for unknown numbers.
-_capi.set_errors({kind.status: kind for kind in (Error, *Error.__subclasses__())})
+_KINDS: Tuple[Type[Error], ...] = (Error, *Error.__subclasses__())
+_capi.set_errors({kind.status: kind for kind in _KINDS})

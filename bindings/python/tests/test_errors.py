@@ -27,6 +27,19 @@ def test_every_status_has_an_exception():
     assert not kinds
 
 
+def test_statuses_are_an_enum_and_still_numbers():
+    assert {status.name: int(status) for status in kvc.Status} == {"OK": 0, **statuses()}
+    with pytest.raises(kvc.InvalidArgument) as caught:
+        kvc.Device(n_threads=-1)
+    status = caught.value.status
+    assert status is kvc.Status.INVALID_ARGUMENT
+    assert status == kvc_capi.KVC_E_INVALID_ARGUMENT and status < 0
+    assert {-1234: "by number"}[kvc.Error("of a newer library", -1234).status] == "by number"
+    assert kvc.Status(-1234).name == "UNKNOWN"
+    with pytest.raises(ValueError):
+        kvc.Status("BUSY")
+
+
 @pytest.mark.parametrize(
     "kind, builtin",
     [
@@ -46,7 +59,9 @@ def test_exceptions_are_built_in_ones_too(kind, builtin):
 def test_exceptions_travel_between_processes():
     error = pickle.loads(pickle.dumps(kvc.CacheFull("no room")))
     assert type(error) is kvc.CacheFull and str(error) == "no room" and error.status == -20
-    assert kvc.Error("new", -1234).status == -1234
+    assert error.status is kvc.Status.CACHE_FULL
+    unknown = pickle.loads(pickle.dumps(kvc.Error("new", -1234)))
+    assert unknown.status == -1234 and type(unknown.status) is kvc.Status
 
 
 def raised(kind, call, *arguments, **options):
