@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 
-from setuptools import Extension, setup
+from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
@@ -30,6 +30,12 @@ LIBRARY_SOURCES = ("CMakeLists.txt", "LICENSE", "capi", "core", "kernels", "pkgc
 
 def fail(message):
     sys.exit(f"kvc: {message}")
+
+
+if (
+    int(__version__.split(".")[0]) < 77
+):  # would read neither name nor modules, and build an empty package
+    fail(f"setuptools {__version__} is too old for pyproject.toml: pip install 'setuptools>=77'")
 
 
 def find_tree():
