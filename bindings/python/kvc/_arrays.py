@@ -1,16 +1,45 @@
-"""Element types by name and by number."""
+"""Arrays that a caller passes and gets, and element types by name and by number."""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+import sys
+from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 
 from . import kvc_capi as _capi
 from .errors import DtypeError
 
-Array = Any
-"""An object with the buffer protocol, `__array_interface__` or `__dlpack__`."""
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+    from .views import View
+
+    Dtype = Optional[npt.DTypeLike]
+    Integers = Union[Sequence[int], npt.NDArray[np.integer[Any]]]
+
+
+class InterfaceArray(Protocol):
+    """An object with `__array_interface__`."""
+
+    @property
+    def __array_interface__(self) -> Dict[str, Any]: ...
+
+
+class DLPackArray(Protocol):
+    """An object with DLPack's two methods."""
+
+    def __dlpack__(self) -> Any: ...
+
+    def __dlpack_device__(self) -> Tuple[Any, Any]: ...
+
+
+HostArray = Union["np.ndarray[Any, Any]", "View", "Buffer", InterfaceArray]
+"""An array for whose kind a call returns NumPy's."""
+
+Array = Union["Buffer", InterfaceArray, DLPackArray]
+"""An object with the buffer protocol, `__array_interface__` or DLPack."""
 
 Description = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 """Address, shape, strides in bytes and element type of memory that the library lends."""
@@ -26,8 +55,10 @@ STORED = (*FLOATS, "f8_e4m3", "f8_e5m2", "q8_0", "q4_0", "int8", "nf4")
 
 _NUMPY_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "bool": "bool"}
 
+_JAX_ALIGNMENT = 64  # of memory that JAX takes without a copy
 
-def dtype_code(dtype: Any, argument: str = "dtype", among: Tuple[str, ...] = FLOATS) -> int:
+
+def dtype_code(dtype: Dtype, argument: str = "dtype", among: Tuple[str, ...] = FLOATS) -> int:
     """The number of a type that is given by name, as a NumPy dtype or as its scalar type."""
     if isinstance(dtype, str):
         name = _NUMPY_NAMES.get(dtype, dtype)
@@ -55,9 +86,39 @@ def numpy_dtype(code: int) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         return np.dtype(np.uint16)
-    return np.dtype(ml_dtypes.bfloat16)
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
 
 
-def with_dtype(array: Array, dtype: Optional[Any]) -> Any:
+def with_dtype(array: Any, dtype: Dtype) -> Any:
     """The argument that passes `dtype` to the wrapper as the type of bare 16-bit values."""
     return array if array is None or dtype is None else (array, dtype_code(dtype))
+
+
+def new_result(q: Array, head_dim: int) -> npt.NDArray[np.float32]:
+    """A float32 array for the result of a query."""
+    shape = getattr(q, "shape", None)
+    if shape is None:
+        shape = _capi.describe_array(q)[1]
+    rows = tuple(shape[:-1])
+    if isinstance(q, np.ndarray):
+        return np.empty((*rows, head_dim), dtype=np.float32)
+    memory = np.empty(4 * int(np.prod(rows)) * head_dim + _JAX_ALIGNMENT, dtype=np.uint8)
+    begin = -memory.ctypes.data % _JAX_ALIGNMENT
+    return (
+        memory[begin : begin + memory.size - _JAX_ALIGNMENT]
+        .view(np.float32)
+        .reshape(*rows, head_dim)
+    )
+
+
+def kind_of(q: Array, result: npt.NDArray[np.float32]) -> Any:
+    """A result as an array of the library that q is of, over the same memory; NumPy's own for an
+    object of no such library."""
+    if isinstance(q, np.ndarray):
+        return result
+    torch = sys.modules.get("torch")
+    if isinstance(q, getattr(torch, "Tensor", ())):
+        return torch.from_numpy(result)  # type: ignore[union-attr]
+    namespace = getattr(q, "__array_namespace__", None)  # of the array API standard: JAX …
+    return result if namespace is None else namespace().from_dlpack(result)

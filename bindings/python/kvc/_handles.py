@@ -1,11 +1,74 @@
-"""Filling descriptors in and destroying handles."""
+"""Objects that stand for something in the library, and filling its descriptors in."""
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import operator
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, NoReturn, TypeVar, cast
 
 from .errors import Error, InvalidArgument
+
+if TYPE_CHECKING:
+    from typing_extensions import Concatenate, ParamSpec
+
+    P = ParamSpec("P")
+
+Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class OwnsHandle:
+    """Refuses to be copied and pickled: a copy would be a second owner of one handle."""
+
+    __slots__ = ()
+    _instead_of_a_copy: ClassVar[str]
+    _instead_of_pickling: ClassVar[str]
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"a kvc.{type(self).__name__} cannot be copied: {self._instead_of_a_copy}")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"a kvc.{type(self).__name__} cannot be pickled: {self._instead_of_pickling}"
+        )
+
+
+class CacheHandle(OwnsHandle):
+    """What the parts of kvc.Cache share."""
+
+    _instead_of_a_copy = (
+        "it owns memory of the library. Use the same object everywhere; copy_prefix() continues a "
+        "sequence as another one, gather() copies what a sequence holds"
+    )
+    _instead_of_pickling = (
+        "it owns memory of this process. Create a cache in each process; gather() copies what a "
+        "sequence holds into arrays, which can be sent"
+    )
+    _handle: Any
+    """a capsule that destroys the cache with its last reference; None: closed"""
+    _pass: int
+    """changes whenever a pass may have ended, which invalidates its views"""
+    _dtype_k: int
+    _dtype_v: int
+    max_sequences: int
+    n_layers: int
+    n_kv_heads: int
+    head_dim_k: int
+    head_dim_v: int
+
+    _watcher: ClassVar[Any] = None
+    """kvc.inspect sets it: called when a pass has ended and before a cache is closed."""
+
+    def _end_pass(self) -> None:
+        self._pass += 1
+        watcher = type(self)._watcher
+        if watcher is not None:
+            watcher(self)
 
 
 def set_integers(desc: Any, **values: Any) -> None:
@@ -19,7 +82,7 @@ def set_integers(desc: Any, **values: Any) -> None:
         try:
             setattr(desc, name, number)
         except (OverflowError, TypeError):
-            raise InvalidArgument(f"{name} {number} does not fit its field") from None
+            raise InvalidArgument(f"{name} {number} is no integer of 32 bits") from None
 
 
 def destroy_quietly(destroy: Callable[[Any], None], handle: Any) -> None:
@@ -28,3 +91,63 @@ def destroy_quietly(destroy: Callable[[Any], None], handle: Any) -> None:
         destroy(handle)
     except Error:
         pass
+
+
+# ---- Functions that take many arguments by name --------------------------------------------------
+
+
+def checks_names(function: Function) -> Function:
+    """A wrong name of an argument raises an error that suggests the right one."""
+    return cast(Function, _checked(function, inspect.signature(function), function))
+
+
+def takes_what(
+    init: Callable[Concatenate[Any, P], None],
+) -> Callable[[Callable[[Dict[str, Any]], Result]], Callable[P, Result]]:
+    """Gives a function of a dict the arguments of a constructor: names, types and defaults."""
+    parameters = [*inspect.signature(init).parameters.values()][1:]  # without self
+
+    def decorate(function: Callable[[Dict[str, Any]], Result]) -> Callable[P, Result]:
+        signature = inspect.Signature(parameters, return_annotation="int")
+
+        def call(**arguments: Any) -> Result:
+            bound = signature.bind(**arguments)
+            bound.apply_defaults()
+            return function(bound.arguments)
+
+        return cast("Callable[P, Result]", _checked(function, signature, call))
+
+    return decorate
+
+
+def _checked(
+    named: Callable[..., Any], signature: inspect.Signature, call: Callable[..., Any]
+) -> Callable[..., Any]:
+    parameters = signature.parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.name != "self"]
+    by_name = [
+        parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    by_position = len(parameters) - len(by_name)
+    required = [name for name in by_name if signature.parameters[name].default is signature.empty]
+    label = "kvc." + named.__qualname__.replace(".__init__", "")
+
+    @functools.wraps(named)
+    def checked(*positional: Any, **arguments: Any) -> Any:
+        if len(positional) > by_position:
+            raise TypeError(
+                f"{label}() takes its arguments by name: "
+                + ", ".join(f"{name}=…" for name in by_name[:4])
+            )
+        for name in arguments:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1, 0.5)
+                advice = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+                raise TypeError(f"{label}() has no argument {name!r}: {advice}")
+        missing = [name for name in required if name not in arguments]
+        if missing:
+            raise TypeError(f"{label}() needs {', '.join(missing)}")
+        return call(*positional, **arguments)
+
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    return checked

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    ClassVar,
-    Iterable,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
 
 import numpy as np
 
 from . import kvc_capi as _capi
-from ._arrays import Array, dtype_code, numpy_dtype, with_dtype
-from ._descriptors import UNLIMITED, Geometry, cache_descriptor, causal_descriptor, descriptors
-from ._handles import set_integers
+from ._arrays import Array
+from ._descriptors import UNLIMITED, Kind, descriptors
+from ._handles import checks_names, set_integers, takes_what
+from .contents import Contents
 from .device import Device, default_device
-from .errors import CacheFull, Error, InvalidArgument, NotSupported, WindowLost
-from .info import Run, SequenceInfo, Stats
-from .views import View
+from .errors import Busy, InvalidArgument, InvalidHandle
+from .info import Stats
+from .passes import PADDING, Pass, Passes
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    import numpy.typing as npt
+
+    from ._arrays import Dtype
 
 __all__ = ["PADDING", "UNLIMITED", "Cache", "Pass"]
 
-Integers = Union[Sequence[int], np.ndarray]
 Layers = Union[None, int, range, Tuple[int, int]]
-
-PADDING = _capi.KVC_NONE
-"""As the sequence of a token: padding, which belongs to no sequence and is not stored."""
 
 _STATES = {
     _capi.KVC_STATE_IDLE: "idle",
@@ -47,7 +34,7 @@ _STATES = {
 _PAIRS = {"neighbours": _capi.KVC_ROPE_NEIGHBOURS, "halves": _capi.KVC_ROPE_HALVES}
 
 
-class Cache:
+class Cache(Passes, Contents):
     """Keys and values of the tokens that a transformer has processed, and attention over them.
 
     Shapes; all are required, and all are hard bounds:
@@ -105,28 +92,56 @@ class Cache:
     Raises InvalidArgument, DtypeError, NotSupported, SizeOverflow, OutOfMemory.
     """
 
-    _watcher: ClassVar[Optional[Callable[[Cache], None]]] = None
-    """kvc.inspect sets it: called when a pass has ended and before a cache is closed."""
-
-    def __init__(self, *, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> None:
-        desc, kind_desc = descriptors(**geometry)
+    @checks_names
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        kind: Kind = "causal",
+        head_dim_v: Optional[int] = None,
+        dtype: Dtype = "f32",
+        dtype_k: Dtype = None,
+        dtype_v: Dtype = None,
+        max_sequences: int = 1,
+        max_batch: int = 512,
+        cells: int = 0,
+        max_q_heads: int = 0,
+        strict: bool = False,
+        zero_on_free: bool = False,
+        prefault: bool = False,
+        reach: Optional[int] = None,
+        sliding_window: Optional[int] = None,
+        memory: Optional[int] = None,
+        chunk: Optional[int] = None,
+        keep_first: int = 0,
+        position_free: bool = False,
+        cell_padding: int = 1,
+        mask_dtype: Dtype = "f32",
+        device: Optional[Device] = None,
+    ) -> None:
+        desc, kind_desc = descriptors(locals())
         owner = default_device() if device is None else device
-        self._handle: Any = None  # a capsule that destroys the cache with its last reference
-        self._pass = 0  # changes whenever a pass may have ended, which invalidates its views
+        self._handle = None
+        self._pass = 0
         self._handle = _capi.kvc_cache_create(owner._handle, desc, kind_desc)
-        self.max_sequences: int = desc.max_sequences
-        self.n_layers: int = desc.n_layers
-        self.n_kv_heads: int = desc.n_kv_heads
-        self.head_dim_k: int = desc.head_dim_k
-        self.head_dim_v: int = desc.head_dim_v
-        self._dtype_k: int = desc.dtype_k
-        self._dtype_v: int = desc.dtype_v
+        self.max_sequences = desc.max_sequences
+        self.n_layers = desc.n_layers
+        self.n_kv_heads = desc.n_kv_heads
+        self.head_dim_k = desc.head_dim_k
+        self.head_dim_v = desc.head_dim_v
+        self._dtype_k = desc.dtype_k
+        self._dtype_v = desc.dtype_v
 
     @staticmethod
-    def memory_bytes(*, device: Optional[Device] = None, **geometry: Unpack[Geometry]) -> int:
+    @takes_what(__init__)
+    def memory_bytes(arguments: Dict[str, Any]) -> int:
         """The bytes that a cache with these arguments would reserve. Allocates nothing."""
+        device = arguments["device"]
         owner = default_device() if device is None else device
-        return _capi.kvc_cache_memory_bytes(owner._handle, *descriptors(**geometry))
+        return _capi.kvc_cache_memory_bytes(owner._handle, *descriptors(arguments))
 
     def close(self) -> None:
         """Frees the memory, in any state. Closing twice is allowed.
@@ -135,8 +150,9 @@ class Cache:
         and no other thread is inside a call.
         """
         try:
-            if Cache._watcher is not None and not self.closed:
-                Cache._watcher(self)
+            watcher = type(self)._watcher
+            if watcher is not None and not self.closed:
+                watcher(self)
         finally:
             self._pass += 1
             self._handle = None
@@ -153,14 +169,24 @@ class Cache:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else self.stats().state
         return (
             f"<kvc.Cache {self.n_layers} layers, {self.n_kv_heads} KV heads of "
-            f"{self.head_dim_k}/{self.head_dim_v}, {state}>"
+            f"{self.head_dim_k}/{self.head_dim_v}, {self._state()}>"
         )
+
+    def _state(self) -> str:
+        if self.closed:
+            return "closed"
+        try:
+            return self.stats().state
+        except Busy:
+            return "busy"
+        except InvalidHandle:  # in a child of a fork
+            return "of another process"
 
     # ---- Constants of the model ------------------------------------------------------------------
 
+    @checks_names
     def bind_attention(
         self,
         n_q_heads: int,
@@ -194,6 +220,7 @@ class Cache:
             _constants(sinks, n_q_heads, "sinks"),
         )
 
+    @checks_names
     def bind_rope(
         self,
         *,
@@ -245,349 +272,7 @@ class Cache:
             return begin, end
         return layers, layers + 1
 
-    # ---- A pass ----------------------------------------------------------------------------------
-
-    def begin(
-        self,
-        positions: Integers,
-        sequences: Union[int, Integers] = 0,
-        *,
-        sees_later: Optional[Iterable[int]] = None,
-    ) -> None:
-        """Opens a pass of n_tokens tokens. If a pass is open and every layer was put, commits it.
-
-        positions   [n_tokens], within a sequence strictly ascending, from its next on. Anything
-                    that holds integers; an int32 array is copied fastest
-        sequences   [n_tokens], or one sequence for all. kvc.PADDING makes a token padding: it takes
-                    no cell, its position is ignored, its rows of k, v, q, bias and mask are never
-                    read, and its result is 0 (minus infinity in lse)
-        sees_later  indexes of tokens that also see later tokens of their sequence; not of padding
-
-        Raises CacheFull, BadState (the open pass is not fully put).
-        """
-        flags = _token_flags(sees_later, positions)
-        _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
-        self._end_pass()
-
-    def begin_reserve(self, n_tokens: int) -> None:
-        """Opens a pass that plans nothing, to size a graph for the worst case.
-
-        get() and mask() have their largest shapes, put() and attention() check their arguments and
-        do nothing. Any call may end the pass, and ending it changes nothing.
-        """
-        _capi.kvc_begin_reserve(self._handle, n_tokens)
-        self._end_pass()
-
-    def forward(
-        self,
-        positions: Integers,
-        sequences: Union[int, Integers] = 0,
-        *,
-        sees_later: Optional[Iterable[int]] = None,
-    ) -> Pass:
-        """begin() for a `with` block: commits when the block ends, aborts when it raises."""
-        self.begin(positions, sequences, sees_later=sees_later)
-        return Pass(self)
-
-    def fits(
-        self,
-        positions: Integers,
-        sequences: Union[int, Integers] = 0,
-        *,
-        sees_later: Optional[Iterable[int]] = None,
-    ) -> bool:
-        """Whether begin() would find room for this batch: False where it would raise CacheFull.
-
-        Raises any other exception that begin() would raise. Changes nothing.
-        """
-        flags = _token_flags(sees_later, positions)
-        try:
-            _capi.kvc_fits(self._handle, positions, sequences, flags)
-        except CacheFull:
-            return False
-        return True
-
-    def put(self, layer: int, k: Array, v: Array, *, dtype: Any = None) -> None:
-        """Stores one layer's keys and values for the open pass, converted to the storage type.
-
-        k      [n_tokens, n_kv_heads, head_dim_k]; the caller rotates keys, if the model does
-        v      [n_tokens, n_kv_heads, head_dim_v]
-        dtype  element type of uint16 arrays ("bf16" or "f16")
-
-        Raises BadState (no pass), ShapeError, DtypeError.
-        """
-        if dtype is not None:
-            k, v = with_dtype(k, dtype), with_dtype(v, dtype)
-        _capi.kvc_put(self._handle, layer, k, v)
-
-    def attention(
-        self,
-        layer: int,
-        q: Array,
-        out: Optional[Array] = None,
-        *,
-        bias: Optional[Array] = None,
-        mask: Optional[Array] = None,
-        weights: Optional[Array] = None,
-        lse: Optional[Array] = None,
-        dtype: Any = None,
-    ) -> Array:
-        """Computes attention of the pass's queries over what each may see, in a layer that was put.
-
-        q        [n_tokens, n_q_heads, head_dim_k]
-        out      [n_tokens, n_q_heads, head_dim_v], written; None: a new float32 array
-        bias     [n_q_heads, n_tokens, history], added to the scores; minus infinity hides
-        mask     bool [n_q_heads, n_tokens, history]: False hides. It can hide more than the cache's
-                 own rules do, never less. (A mask of 0 and minus infinity is a bias.)
-        weights  float32 [n_q_heads, n_tokens, history], written if given: the weight of each value.
-                 For analysis, not for speed
-        lse      float32 [n_tokens, n_q_heads], written if given: natural log of the sum of
-                 exponentials over visible keys
-        dtype    element type of uint16 arrays ("bf16" or "f16")
-
-        Column i of bias, mask and weights is cell history(layer)[i], as runs() numbers cells. Bias
-        and mask are broadcast: an extent may be 1, and leading dimensions may be missing
-        ([n_tokens, history], [history]). A mask must be bool: pass uint8 as array.view(bool), which
-        copies nothing.
-
-        Returns out. A row that sees nothing is 0 (minus infinity in lse).
-        Raises BadState (no pass, or no put of this layer), ShapeError, DtypeError.
-        """
-        result = self._new_out(q) if out is None else out
-        out = result
-        if dtype is not None:
-            q, out, bias = with_dtype(q, dtype), with_dtype(out, dtype), with_dtype(bias, dtype)
-        _capi.kvc_attention(self._handle, layer, q, out, bias, mask, weights, lse)
-        return result
-
-    def put_attention(
-        self,
-        layer: int,
-        k: Array,
-        v: Array,
-        q: Array,
-        out: Optional[Array] = None,
-        *,
-        bias: Optional[Array] = None,
-        mask: Optional[Array] = None,
-        weights: Optional[Array] = None,
-        lse: Optional[Array] = None,
-        dtype: Any = None,
-    ) -> Array:
-        """put() and attention() in one call. Checks all arguments before it stores anything.
-
-        Returns out.
-        """
-        result = self._new_out(q) if out is None else out
-        out = result
-        if dtype is not None:
-            k, v, bias = with_dtype(k, dtype), with_dtype(v, dtype), with_dtype(bias, dtype)
-            q, out = with_dtype(q, dtype), with_dtype(out, dtype)
-        _capi.kvc_put_attention(self._handle, layer, k, v, q, out, bias, mask, weights, lse)
-        return result
-
-    def _new_out(self, q: Array) -> np.ndarray:
-        shape = q.shape if hasattr(q, "shape") else _capi.describe_array(q)[1]
-        return np.empty((*shape[:-1], self.head_dim_v), dtype=np.float32)
-
-    def set_causal(self, sees_later: Iterable[int] = ()) -> None:
-        """Replaces the set of tokens of the open pass that also see later tokens of their sequence.
-
-        sees_later  indexes into the batch; a repeated one counts once, padding has no effect; none:
-                    all tokens are causal
-
-        Raises BadState (no pass), InvalidArgument (an index outside the batch).
-        """
-        _capi.kvc_set_causal(self._handle, _listed(sees_later))
-
-    def commit(self) -> None:
-        """Keeps the pass. Layers that were not put hold zeros. Raises BadState (no pass)."""
-        _capi.kvc_commit(self._handle)
-        self._end_pass()
-
-    def commit_prefix(self, sequences: Integers, keep: Integers) -> None:
-        """Keeps the first tokens of each named sequence in this pass (speculative decoding).
-
-        sequences  [n] sequences, each named once; those that are not named keep all their tokens
-        keep       [n] how many tokens to keep, counted in batch order
-
-        Raises BadState (no pass), InvalidArgument. After an error the pass stays open.
-        """
-        _capi.kvc_commit_prefix(self._handle, sequences, keep)
-        self._end_pass()
-
-    def abort(self) -> None:
-        """Discards the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
-        _capi.kvc_abort(self._handle)
-        self._end_pass()
-
-    def _end_pass(self) -> None:
-        self._pass += 1
-        if Cache._watcher is not None:
-            Cache._watcher(self)
-
-    # ---- Sequences -------------------------------------------------------------------------------
-
-    def can_resume(self, sequence: int, want: int) -> int:
-        """The largest position up to `want` at which the sequence can continue. Changes nothing."""
-        return _capi.kvc_can_resume(self._handle, sequence, want)
-
-    def resume(self, sequence: int, want: int) -> int:
-        """Drops everything at or behind the position that can_resume() returns, and returns it.
-
-        Never fails for lack of history, but may return 0: call can_resume() first if that is too
-        expensive. Raises BadState (the open pass is not fully put).
-        """
-        got = _capi.kvc_resume(self._handle, sequence, want)
-        self._end_pass()
-        return got
-
-    def copy_prefix(self, src: int, dst: int, length: Optional[int] = None) -> int:
-        """Makes dst a copy of the first positions of src. Copies no K or V: both share the cells.
-
-        length  positions wanted; None: all
-
-        Returns how many positions dst has: what resume(src, length) would return.
-        Raises InvalidArgument (src is dst, length < 0), BadState.
-        """
-        wanted = _capi.KVC_SEQ_END if length is None else length
-        got = _capi.kvc_copy_prefix(self._handle, src, dst, wanted)
-        self._end_pass()
-        return got
-
-    def reorder(self, dst: Integers, src: Integers) -> None:
-        """Makes each dst[i] a copy of what src[i] was before the call (beam search).
-
-        Raises InvalidArgument (a dst is named twice), BadState.
-        """
-        _capi.kvc_reorder(self._handle, dst, src)
-        self._end_pass()
-
-    def remove(self, sequence: int, begin: int = 0, end: Optional[int] = None) -> None:
-        """Releases the positions [begin, end) of a sequence; later positions move down.
-
-        end  None: to the end
-
-        Removing a middle part moves no K or V. Later keys then have a pending rotation, which
-        attention applies to the query instead. If later positions must move, the cache needs
-        bind_rope() or must be position-free.
-
-        Raises InvalidArgument, BadState, WindowLost, NotSupported (nothing says how keys rotate).
-        """
-        _capi.kvc_remove(self._handle, sequence, begin, _capi.KVC_SEQ_END if end is None else end)
-        self._end_pass()
-
-    def can_remove(self, sequence: int, begin: int = 0, end: Optional[int] = None) -> bool:
-        """Whether remove() would succeed: False where it would raise WindowLost or NotSupported.
-
-        Raises any other exception that remove() would raise. Changes nothing.
-        """
-        last = _capi.KVC_SEQ_END if end is None else end
-        try:
-            _capi.kvc_can_remove(self._handle, sequence, begin, last)
-        except (WindowLost, NotSupported):
-            return False
-        return True
-
-    def query(self, sequence: int) -> SequenceInfo:
-        """What a sequence holds."""
-        info = _capi.kvc_sequence_info()
-        _capi.kvc_sequence_query(self._handle, sequence, info)
-        return SequenceInfo(info.first, info.next, info.count, info.room, info.lost_below)
-
-    # ---- Reading ---------------------------------------------------------------------------------
-
-    def get(self, layer: int) -> Tuple[View, View]:
-        """Read-only views of a layer's K and V over the cells that the pass may see.
-
-        Returns (k [history, n_kv_heads, head_dim_k], v [history, n_kv_heads, head_dim_v]) in the
-        storage type. Cells that no token of the pass sees may hold anything: apply mask() before
-        you multiply. See kvc.View for how NumPy, PyTorch and JAX read them without a copy, and for
-        how long.
-
-        Raises BadState (no pass, or no put of this layer), CacheFull.
-        """
-        k, v = _capi.kvc_get(self._handle, layer)
-        return View(self, k), View(self, v)
-
-    def history(self, layer: int) -> range:
-        """The cells that the columns of get(), mask() and of a bias, mask or weights stand for.
-
-        Column i is cell history(layer)[i], as runs() numbers cells. get() may change the range,
-        because it copies shared cells whose keys it rotates. In a causal cache all layers have the
-        same history. A pass of padding alone has none. Raises BadState (no pass).
-        """
-        first, count = _capi.kvc_history(self._handle, layer)
-        return range(first, first + count)
-
-    def mask(self, layer: int, into: Optional[Array] = None) -> Array:
-        """The mask that belongs to get(): 0 where a token sees a cell and minus infinity elsewhere,
-        or, as bool, True and False.
-
-        into  [n_tokens, history], float32, float16 or bool, written; None: a new array of
-              mask_dtype
-
-        Returns into. Raises BadState (no pass), ShapeError, DtypeError.
-        """
-        if into is None:
-            _, shape, _, code = _capi.kvc_mask_shape(self._handle, layer)
-            into = np.empty(shape, dtype=numpy_dtype(code))
-        _capi.kvc_mask(self._handle, layer, into)
-        return into
-
-    def gather(
-        self,
-        layer: int,
-        sequence: int,
-        k: Optional[Array] = None,
-        v: Optional[Array] = None,
-        *,
-        transpose_v: bool = False,
-        dtype: Any = None,
-    ) -> Tuple[Array, Array]:
-        """Copies what a sequence holds in a layer, in order of position, with keys rotated for
-        their present positions.
-
-        k      [count, n_kv_heads, head_dim_k], written; None: a new array; False: not wanted
-        v      [count, n_kv_heads, head_dim_v], or [n_kv_heads, head_dim_v, count] with transpose_v;
-               written; None: a new array; False: not wanted
-        dtype  element type of new arrays (None: the storage type) and of uint16 arrays
-
-        count is query(sequence).count. Returns (k, v), with None for what was not wanted.
-        Raises ShapeError, DtypeError.
-        """
-        if k is None or v is None:
-            count = self.query(sequence).count
-            shape = (count, self.n_kv_heads, self.head_dim_v)
-            code_k = self._dtype_k if dtype is None else dtype_code(dtype)
-            code_v = self._dtype_v if dtype is None else dtype_code(dtype)
-            if k is None:
-                k = np.empty((*shape[:2], self.head_dim_k), dtype=numpy_dtype(code_k))
-            if v is None:
-                v = np.empty((*shape[1:], count) if transpose_v else shape, numpy_dtype(code_v))
-        k, v = (None if part is False else part for part in (k, v))
-        _capi.kvc_gather(
-            self._handle,
-            layer,
-            sequence,
-            int(transpose_v),
-            _stored(k, dtype, self._dtype_k),
-            _stored(v, dtype, self._dtype_v),
-        )
-        return k, v
-
-    def runs(self, layer: int, sequence: int) -> List[Run]:
-        """Where a sequence's tokens are in a layer, in order of position, as the fewest runs of
-        cells. In a causal cache all layers have the same runs."""
-        count = _capi.kvc_runs(self._handle, layer, sequence, None)
-        while True:
-            table = np.empty((count, 4), dtype=np.int32)
-            found = _capi.kvc_runs(self._handle, layer, sequence, table)
-            if found <= count:
-                return [Run(*row) for row in table[:found].tolist()]
-            count = found
-
-    # ---- Watching --------------------------------------------------------------------------------
+    # ---- Watching ---------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
         """What the cache holds, at one moment between two calls. Never raises Busy and makes no
@@ -617,45 +302,7 @@ class Cache:
         _capi.kvc_check(self._handle)
 
 
-# help() and editors show the arguments by name.
-_OPTIONS = [
-    parameter
-    for function in (cache_descriptor, causal_descriptor)
-    for parameter in inspect.signature(function).parameters.values()
-]
-_DEVICE = inspect.Parameter(
-    "device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Optional[Device]"
-)
-Cache.__signature__ = inspect.Signature([*_OPTIONS, _DEVICE])  # type: ignore[attr-defined]
-
-
-class Pass:
-    """An open pass of Cache.forward(), for a `with` block.
-
-    Commits the pass when the block ends, or aborts it when the block raises. If the block has ended
-    the pass itself, does nothing: a pass that was opened later stays open.
-    """
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self._pass = cache._pass
-
-    def __enter__(self) -> Pass:
-        return self
-
-    def __exit__(self, kind: object, *exception: object) -> None:
-        if self.cache._pass != self._pass:
-            return  # the block has ended the pass
-        if kind is None:
-            self.cache.commit()
-            return
-        try:
-            self.cache.abort()
-        except Error:
-            pass  # the exception of the block matters more than a failed abort
-
-
-def _constants(values: Optional[Array], count: int, name: str) -> Optional[np.ndarray]:
+def _constants(values: Optional[Array], count: int, name: str) -> Optional[npt.NDArray[np.float32]]:
     """Small constants of the model as dense float32; the library copies them."""
     if values is None:
         return None
@@ -663,27 +310,3 @@ def _constants(values: Optional[Array], count: int, name: str) -> Optional[np.nd
     if constants.shape != (count,):
         raise InvalidArgument(f"{name} has shape {constants.shape}, not ({count},)")
     return constants
-
-
-def _listed(values: Iterable[int]) -> Any:
-    return values if hasattr(values, "__len__") else list(values)
-
-
-def _token_flags(sees_later: Optional[Iterable[int]], positions: Integers) -> Optional[np.ndarray]:
-    """Flags of a batch's tokens; None if there are none."""
-    if sees_later is None:
-        return None
-    count = len(positions)
-    indexes = np.array(_listed(sees_later), dtype=np.int64).reshape(-1)
-    if len(indexes) and (indexes.min() < 0 or indexes.max() >= count):
-        raise InvalidArgument(f"sees_later names tokens outside [0, {count})")
-    flags = np.zeros(count, dtype=np.int32)
-    flags[indexes] = _capi.KVC_TOKEN_SEES_LATER
-    return flags
-
-
-def _stored(array: Array, dtype: Any, code: int) -> Any:
-    """An array that gather() writes. If dtype is None, bare 16-bit values are the storage type."""
-    if array is None or dtype is not None:
-        return with_dtype(array, dtype)
-    return array, code

@@ -8,11 +8,11 @@ import weakref
 from typing import Any, Optional
 
 from . import kvc_capi as _capi
-from ._handles import destroy_quietly, set_integers
+from ._handles import OwnsHandle, checks_names, destroy_quietly, set_integers
 from .errors import Busy
 
 
-class Device:
+class Device(OwnsHandle):
     """A device to create caches on. It may be closed first: caches keep what they need of it.
 
     name       "cpu"
@@ -23,6 +23,10 @@ class Device:
     OutOfMemory. A device may be used from any thread.
     """
 
+    _instead_of_a_copy = "it owns threads of the library. Use the same object everywhere"
+    _instead_of_pickling = "it owns threads of this process. Open a device in each process"
+
+    @checks_names
     def __init__(self, name: str = "cpu", *, n_threads: int = 0) -> None:
         desc = _capi.kvc_device_desc()
         set_integers(desc, n_threads=n_threads)

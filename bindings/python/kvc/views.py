@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
 from . import kvc_capi as _capi
 from ._arrays import Description, numpy_dtype
+from ._handles import CacheHandle, OwnsHandle
 from .errors import BadState, InvalidArgument
-
-if TYPE_CHECKING:
-    from .cache import Cache
 
 _CPU = (1, 0)  # DLPack's type and number of the device that holds the memory of a cache
 _BITS = {_capi.KVC_F32: "<f4", _capi.KVC_F16: "<f2", _capi.KVC_BF16: "<u2"}
 
 
-class View:
+class View(OwnsHandle):
     """Keys or values of a layer, in place in the memory of the cache and read-only.
 
     `np.asarray(view)`, `np.from_dlpack(view)` and `torch.from_dlpack(view)` return arrays over the
@@ -38,9 +36,12 @@ class View:
     Do not write through an array that is not marked read-only (PyTorch's tensors cannot be).
     """
 
+    _instead_of_a_copy = "it shows memory of a cache. numpy.array(view) copies its elements"
+    _instead_of_pickling = "it shows memory of this process. numpy.array(view) can be pickled"
+
     __slots__ = ("_cache", "_pass", "_description", "__weakref__")
 
-    def __init__(self, cache: Cache, description: Description) -> None:
+    def __init__(self, cache: CacheHandle, description: Description) -> None:
         self._cache = cache
         self._pass = cache._pass
         self._description = description

@@ -291,3 +291,61 @@ def test_results_are_written_to_the_callers_memory(cache, kvq):
         np.testing.assert_array_equal(out, cache.attention(0, q))
         assert lse.all()
         cache.put(1, k, v)
+
+
+class Tensor(Producer):
+    """An array of a library that follows the array API standard."""
+
+    def __array_namespace__(self):
+        return Library
+
+    @property
+    def shape(self):
+        return self.array.shape
+
+
+class Library:
+    @staticmethod
+    def from_dlpack(array):
+        return Tensor(array)
+
+
+def test_results_are_of_the_kind_of_the_query_over_the_same_memory(cache, kvq):
+    k, v, q = kvq(3)
+    with cache.forward(range(3)):
+        expected = cache.put_attention(0, k, v, q)
+        cache.put(1, k, v)
+        for result in (cache.attention(0, Tensor(q)), cache.put_attention(0, k, v, Tensor(q))):
+            assert type(result) is Tensor
+            np.testing.assert_array_equal(result.array, expected)
+            assert result.array.ctypes.data % 64 == 0  # or JAX would copy it
+        for result in (
+            cache.attention(0, Tensor(q), numpy=True),
+            cache.put_attention(0, k, v, Tensor(q), numpy=True),
+            cache.attention(0, memoryview(q)),
+            cache.attention(0, Producer(q)),  # names no library
+        ):
+            assert type(result) is np.ndarray and result.dtype == np.float32
+            np.testing.assert_array_equal(result, expected)
+
+
+def test_a_view_as_query_gives_an_array(make, kvq):
+    cache = make(n_kv_heads=4)
+    k, v, _ = kvq(3, n_kv_heads=4)
+    with cache.forward(range(3)):
+        for layer in range(2):
+            cache.put(layer, k, v)
+        assert type(cache.attention(0, cache.get(0)[0])) is np.ndarray
+
+
+def test_a_writable_array_of_any_library_takes_the_result(cache, kvq):
+    k, v, q = kvq(3)
+    with cache.forward(range(3)):
+        expected = cache.put_attention(0, k, v, q)
+        cache.put(1, k, v)
+        for wrap in (lambda array: array, memoryview, Producer, OnlyInterface):
+            memory = np.zeros_like(expected)
+            out = wrap(memory)
+            assert cache.attention(0, q, out) is out
+            np.testing.assert_array_equal(memory, expected)
+            assert cache.attention(0, Tensor(q), out, numpy=True) is out

@@ -181,10 +181,11 @@ def test_get_and_mask_with_a_textbook_attention(make, kvq, setup, mask_dtype):
 def test_a_boolean_mask_may_be_proposed(make, fill, mask_dtype):
     cache = make(mask_dtype=mask_dtype)
     fill(cache, 3)
-    with cache.forward([3, 4]):
-        mask = cache.mask(0)
-        assert mask.dtype == np.bool_
-        np.testing.assert_array_equal(mask, reference.mask([3, 4], range(5)))
+    cache.begin([3, 4])
+    mask = cache.mask(0)
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, reference.mask([3, 4], range(5)))
+    cache.abort()
 
 
 def test_hugging_faces_window_counts_the_token_itself(make, kvq):

@@ -1,8 +1,10 @@
 """Objects may be closed or collected in any order, also in forked children."""
 
+import copy
 import ctypes
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -92,6 +94,29 @@ def test_a_cache_is_closed_even_if_its_watcher_raises(monkeypatch):
     del view
     assert cache.closed and not mapped(address)
     cache.close()
+
+
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_owns_a_handle_is_neither_copied_nor_pickled(copying):
+    """A copy would be a second owner of the handle, and the first to be closed would end both."""
+    with kvc.Device(n_threads=1) as device, kvc.Cache(device=device, **SMALL) as cache:
+        block = cache.forward([0])
+        row = np.ones((1, 1, 8), np.float32)
+        cache.put(0, row, row)
+        view = cache.get(0)[0]
+        verb = "pickled" if copying is pickle.dumps else "copied"
+        for owner, instead in (
+            (cache, "gather"),
+            (device, "device in each process|same object"),
+            (block, "a cache of this process|as it is"),
+            (view, "numpy.array"),
+        ):
+            message = f"kvc.{type(owner).__name__} cannot be {verb}: .*({instead})"
+            for holder in (owner, [owner]) if copying is not copy.copy else (owner,):
+                with pytest.raises(TypeError, match=message):
+                    copying(holder)
+        cache.commit()
+        assert cache.query(0).next == 1
 
 
 def test_a_device_outlives_its_caches():

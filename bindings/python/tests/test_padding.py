@@ -88,5 +88,6 @@ def test_padding_sees_nothing_later(cache):
     for call in (cache.begin, cache.fits):
         with pytest.raises(kvc.InvalidArgument):
             call([0, 1, 2], [0, kvc.PADDING, 0], sees_later=[1])
-    with cache.forward([0, 1, 2], [0, kvc.PADDING, 0], sees_later=[0]):
-        cache.set_causal([1])  # has no effect
+    cache.begin([0, 1, 2], [0, kvc.PADDING, 0], sees_later=[0])
+    cache.set_causal([1])  # has no effect
+    cache.abort()

@@ -76,3 +76,18 @@ def test_heads_of_a_view_become_arrays_without_a_copy(make, arrays, storage):
     del cache, view
     gc.collect()
     assert np.isfinite(np.asarray(seen[1], np.float32)).all()
+
+
+def test_results_are_arrays_of_jax_without_a_copy(cache, arrays, monkeypatch):
+    k, v, q = arrays(3)
+    made = []
+    from_dlpack = jnp.from_dlpack
+    monkeypatch.setattr(jnp, "from_dlpack", lambda array: made.append(array) or from_dlpack(array))
+    with cache.forward(range(3)):
+        for layer in range(2):
+            out = cache.put_attention(layer, k, v, q)
+        array = cache.attention(1, q, numpy=True)
+    assert isinstance(out, jax.Array) and out.dtype == jnp.float32
+    assert out.unsafe_buffer_pointer() == made[-1].ctypes.data
+    assert type(array) is np.ndarray
+    np.testing.assert_array_equal(out, array)

@@ -85,3 +85,15 @@ def test_what_torch_refuses_is_refused(cache, tensors):
     with pytest.raises(ValueError, match="meta"):
         cache.put(0, k.detach().to("meta"), v)
     cache.abort()
+
+
+def test_results_are_tensors_over_the_librarys_own_memory(cache, tensors):
+    k, v, q = tensors(3)
+    with cache.forward(range(3)):
+        for layer in range(2):
+            out = cache.put_attention(layer, k, v, q)
+        array = cache.attention(1, q, numpy=True)
+        again = cache.attention(1, torch.nn.Parameter(q, requires_grad=False))
+    assert type(out) is torch.Tensor and out.dtype == torch.float32
+    assert type(array) is np.ndarray
+    assert torch.equal(out, torch.from_numpy(array)) and torch.equal(out, again)

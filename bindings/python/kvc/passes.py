@@ -1,0 +1,358 @@
+"""Passes: a batch of tokens goes through the layers of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Iterable, Literal, Optional, TypeVar, Union, cast, overload
+
+import numpy as np
+
+from . import kvc_capi as _capi
+from ._arrays import Array, DLPackArray, HostArray, kind_of, new_result, with_dtype
+from ._handles import CacheHandle, OwnsHandle
+from .errors import BadState, CacheFull, Error, InvalidArgument
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from typing_extensions import TypedDict, Unpack
+
+    from ._arrays import Dtype, Integers
+    from .cache import Cache
+
+    class Extra(TypedDict, total=False):
+        """The options of attention()."""
+
+        bias: Optional[Array]
+        mask: Optional[Array]
+        weights: Optional[Array]
+        lse: Optional[Array]
+        dtype: Dtype
+
+    Out = TypeVar("Out", bound=Array)
+    Other = TypeVar("Other", bound=DLPackArray)
+
+PADDING: int = _capi.KVC_NONE
+"""As the sequence of a token: padding, which belongs to no sequence and is not stored."""
+
+
+class Pass(OwnsHandle):
+    """An open pass of Cache.forward(), for a `with` block.
+
+    Commits the pass when the block ends, or aborts it when the block raises. If the block has put
+    no K and V into some layer, aborts the pass and raises BadState, as begin() would: call commit()
+    in the block to keep zeros there. If the block has ended the pass itself, does nothing: a pass
+    that was opened later stays open.
+    """
+
+    _instead_of_a_copy = "it ends the pass that it was made for, once. Pass it on as it is"
+    _instead_of_pickling = "it belongs to a cache of this process"
+
+    def __init__(self, cache: Cache, n_tokens: int) -> None:
+        self.cache = cache
+        self.n_tokens = n_tokens
+        self._pass = cache._pass
+
+    @property
+    def open(self) -> bool:
+        """Whether the pass has not ended yet."""
+        return self.cache._pass == self._pass
+
+    def __enter__(self) -> Pass:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if not self.open:
+            return  # the block has ended the pass
+        if kind is None:
+            self._commit()
+            return
+        try:
+            self.cache.abort()
+        except Error:
+            pass  # the exception of the block matters more than a failed abort
+
+    def _commit(self) -> None:
+        try:
+            # Finds room for a padding token in any cache, so it fails only if begin() would refuse
+            # to commit this pass.
+            _capi.kvc_fits(self.cache._handle, [0], [PADDING], None)
+        except BadState as error:
+            self.cache.abort()
+            raise BadState(
+                f"{error}, so this block aborted it: put every layer, or call commit() in the block "
+                "to keep zeros"
+            ) from None
+        self.cache.commit()
+
+    def __repr__(self) -> str:
+        tokens = "1 token" if self.n_tokens == 1 else f"{self.n_tokens} tokens"
+        return f"<kvc.Pass of {tokens}, {'open' if self.open else 'ended'}>"
+
+
+class Passes(CacheHandle):
+    """The part of kvc.Cache that runs passes."""
+
+    def begin(
+        self,
+        positions: Integers,
+        sequences: Union[int, Integers] = 0,
+        *,
+        sees_later: Optional[Iterable[int]] = None,
+    ) -> None:
+        """Opens a pass of n_tokens tokens. If a pass is open and every layer was put, commits it.
+
+        positions   [n_tokens], within a sequence strictly ascending, from its next on. Anything
+                    that holds integers; an int32 array is copied fastest
+        sequences   [n_tokens], or one sequence for all. kvc.PADDING makes a token padding: it takes
+                    no cell, its position is ignored, its rows of k, v, q, bias and mask are never
+                    read, and its result is 0 (minus infinity in lse)
+        sees_later  indexes of tokens that also see later tokens of their sequence; not of padding
+
+        Raises CacheFull, BadState (the open pass is not fully put).
+        """
+        flags = _token_flags(sees_later, positions)
+        _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
+        self._end_pass()
+
+    def begin_reserve(self, n_tokens: int) -> None:
+        """Opens a pass that plans nothing, to size a graph for the worst case.
+
+        get() and mask() have their largest shapes, put() and attention() check their arguments and
+        do nothing. Any call may end the pass, and ending it changes nothing.
+        """
+        _capi.kvc_begin_reserve(self._handle, n_tokens)
+        self._end_pass()
+
+    def forward(
+        self,
+        positions: Integers,
+        sequences: Union[int, Integers] = 0,
+        *,
+        sees_later: Optional[Iterable[int]] = None,
+    ) -> Pass:
+        """begin() for a `with` block: commits when the block ends, aborts when it raises or has not
+        put every layer, which then raises BadState."""
+        positions = _listed(positions)
+        self.begin(positions, sequences, sees_later=sees_later)
+        return Pass(cast("Cache", self), len(positions))
+
+    def fits(
+        self,
+        positions: Integers,
+        sequences: Union[int, Integers] = 0,
+        *,
+        sees_later: Optional[Iterable[int]] = None,
+    ) -> bool:
+        """Whether begin() would find room for this batch: False where it would raise CacheFull.
+
+        Raises any other exception that begin() would raise. Changes nothing.
+        """
+        flags = _token_flags(sees_later, positions)
+        try:
+            _capi.kvc_fits(self._handle, positions, sequences, flags)
+        except CacheFull:
+            return False
+        return True
+
+    def put(self, layer: int, k: Array, v: Array, *, dtype: Dtype = None) -> None:
+        """Stores one layer's keys and values for the open pass, converted to the storage type.
+
+        k      [n_tokens, n_kv_heads, head_dim_k]; the caller rotates keys, if the model does
+        v      [n_tokens, n_kv_heads, head_dim_v]
+        dtype  element type of uint16 arrays ("bf16" or "f16")
+
+        Raises BadState (no pass), ShapeError, DtypeError.
+        """
+        if dtype is not None:
+            k, v = with_dtype(k, dtype), with_dtype(v, dtype)
+        _capi.kvc_put(self._handle, layer, k, v)
+
+    @overload
+    def attention(
+        self, layer: int, q: Array, out: Out, *, numpy: bool = ..., **extra: Unpack[Extra]
+    ) -> Out: ...
+    @overload
+    def attention(
+        self, layer: int, q: Array, out: None = ..., *, numpy: Literal[True], **extra: Unpack[Extra]
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def attention(
+        self,
+        layer: int,
+        q: HostArray,
+        out: None = ...,
+        *,
+        numpy: bool = ...,
+        **extra: Unpack[Extra],
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def attention(
+        self, layer: int, q: Other, out: None = ..., *, numpy: bool = ..., **extra: Unpack[Extra]
+    ) -> Other: ...
+    def attention(
+        self,
+        layer: int,
+        q: Array,
+        out: Optional[Array] = None,
+        *,
+        bias: Optional[Array] = None,
+        mask: Optional[Array] = None,
+        weights: Optional[Array] = None,
+        lse: Optional[Array] = None,
+        dtype: Dtype = None,
+        numpy: bool = False,
+    ) -> Array:
+        """Computes attention of the pass's queries over what each may see, in a layer that was put.
+
+        q        [n_tokens, n_q_heads, head_dim_k]
+        out      [n_tokens, n_q_heads, head_dim_v], written: any array that may be; None: a new
+                 float32 array of the kind of q, a PyTorch tensor for a tensor, JAX's for JAX's
+        bias     [n_q_heads, n_tokens, history], added to the scores; minus infinity hides
+        mask     bool [n_q_heads, n_tokens, history]: False hides. It can hide more than the cache's
+                 own rules do, never less. (A mask of 0 and minus infinity is a bias.)
+        weights  float32 [n_q_heads, n_tokens, history], written if given: the weight of each value.
+                 For analysis, not for speed
+        lse      float32 [n_tokens, n_q_heads], written if given: natural log of the sum of
+                 exponentials over visible keys
+        dtype    element type of uint16 arrays ("bf16" or "f16")
+        numpy    True: a new array is NumPy's, whatever the kind of q
+
+        Column i of bias, mask and weights is cell history(layer)[i], as runs() numbers cells. Bias
+        and mask are broadcast: an extent may be 1, and leading dimensions may be missing
+        ([n_tokens, history], [history]). A mask must be bool: pass uint8 as array.view(bool), which
+        copies nothing.
+
+        Returns out. A row that sees nothing is 0 (minus infinity in lse).
+        Raises BadState (no pass, or no put of this layer), ShapeError, DtypeError.
+        """
+        result: Any = new_result(q, self.head_dim_v) if out is None else out
+        given = q, result, bias
+        if dtype is not None:
+            given = tuple(with_dtype(array, dtype) for array in given)
+        _capi.kvc_attention(self._handle, layer, *given, mask, weights, lse)
+        returned: Array = result if numpy or out is not None else kind_of(q, result)
+        return returned
+
+    @overload
+    def put_attention(
+        self,
+        layer: int,
+        k: Array,
+        v: Array,
+        q: Array,
+        out: Out,
+        *,
+        numpy: bool = ...,
+        **extra: Unpack[Extra],
+    ) -> Out: ...
+    @overload
+    def put_attention(
+        self,
+        layer: int,
+        k: Array,
+        v: Array,
+        q: Array,
+        out: None = ...,
+        *,
+        numpy: Literal[True],
+        **extra: Unpack[Extra],
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def put_attention(
+        self,
+        layer: int,
+        k: Array,
+        v: Array,
+        q: HostArray,
+        out: None = ...,
+        *,
+        numpy: bool = ...,
+        **extra: Unpack[Extra],
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def put_attention(
+        self,
+        layer: int,
+        k: Array,
+        v: Array,
+        q: Other,
+        out: None = ...,
+        *,
+        numpy: bool = ...,
+        **extra: Unpack[Extra],
+    ) -> Other: ...
+    def put_attention(
+        self,
+        layer: int,
+        k: Array,
+        v: Array,
+        q: Array,
+        out: Optional[Array] = None,
+        *,
+        bias: Optional[Array] = None,
+        mask: Optional[Array] = None,
+        weights: Optional[Array] = None,
+        lse: Optional[Array] = None,
+        dtype: Dtype = None,
+        numpy: bool = False,
+    ) -> Array:
+        """put() and attention() in one call. Checks all arguments before it stores anything.
+
+        Returns out.
+        """
+        result: Any = new_result(q, self.head_dim_v) if out is None else out
+        given = k, v, q, result, bias
+        if dtype is not None:
+            given = tuple(with_dtype(array, dtype) for array in given)
+        _capi.kvc_put_attention(self._handle, layer, *given, mask, weights, lse)
+        returned: Array = result if numpy or out is not None else kind_of(q, result)
+        return returned
+
+    def set_causal(self, sees_later: Iterable[int] = ()) -> None:
+        """Replaces the set of tokens of the open pass that also see later tokens of their sequence.
+
+        sees_later  indexes into the batch; a repeated one counts once, padding has no effect; none:
+                    all tokens are causal
+
+        Raises BadState (no pass), InvalidArgument (an index outside the batch).
+        """
+        _capi.kvc_set_causal(self._handle, _listed(sees_later))
+
+    def commit(self) -> None:
+        """Keeps the pass. Layers that were not put hold zeros. Raises BadState (no pass)."""
+        _capi.kvc_commit(self._handle)
+        self._end_pass()
+
+    def commit_prefix(self, sequences: Integers, keep: Integers) -> None:
+        """Keeps the first tokens of each named sequence in this pass (speculative decoding).
+
+        sequences  [n] sequences, each named once; those that are not named keep all their tokens
+        keep       [n] how many tokens to keep, counted in batch order
+
+        Raises BadState (no pass), InvalidArgument. After an error the pass stays open.
+        """
+        _capi.kvc_commit_prefix(self._handle, sequences, keep)
+        self._end_pass()
+
+    def abort(self) -> None:
+        """Discards the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
+        _capi.kvc_abort(self._handle)
+        self._end_pass()
+
+
+def _listed(values: Iterable[int]) -> Any:
+    return values if hasattr(values, "__len__") else list(values)
+
+
+def _token_flags(
+    sees_later: Optional[Iterable[int]], positions: Integers
+) -> Optional[npt.NDArray[np.int32]]:
+    """Flags of a batch's tokens; None if there are none."""
+    if sees_later is None:
+        return None
+    count = len(positions)
+    indexes = np.array(_listed(sees_later), dtype=np.int64).reshape(-1)
+    if len(indexes) and (indexes.min() < 0 or indexes.max() >= count):
+        raise InvalidArgument(f"sees_later names tokens outside [0, {count})")
+    flags = np.zeros(count, dtype=np.int32)
+    flags[indexes] = _capi.KVC_TOKEN_SEES_LATER
+    return flags

@@ -1,0 +1,153 @@
+"""What the package shows of itself: versions, arguments, names, and nothing of SWIG."""
+
+import inspect
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+
+import kvc
+from kvc import kvc_capi
+from kvc._descriptors import _CAUSAL
+
+PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
+
+
+def test_versions():
+    assert kvc.__version__.count(".") == 2
+    assert kvc.__version__ in kvc.build_info()
+
+
+@pytest.mark.parametrize("library, error", [("0, 1", "libkvc 0.1"), ("1, 2", "libkvc 1.2")])
+def test_a_library_of_another_version_is_refused(library, error):
+    program = f"""
+import sys, types
+capi = types.ModuleType("kvc.kvc_capi")
+capi.KVC_VERSION_MAJOR, capi.KVC_VERSION_MINOR, capi.KVC_VERSION_PATCH = 0, 2, 0
+capi.kvc_build_info = None
+major, minor = {library}
+capi.kvc_version_number = lambda: major << 16 | minor << 8
+sys.modules["kvc.kvc_capi"] = capi
+import kvc
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "ImportError" in result.stderr and f"built for libkvc 0.2, but {error}" in result.stderr
+
+
+def test_no_proxy_reaches_a_caller(cache, fill):
+    """Methods return types of Python, NumPy or this package."""
+    fill(cache, 3)
+    cache.begin([3])
+    for layer in range(2):
+        cache.put(layer, *[np.zeros((1, 2, 16), np.float32)] * 2)
+    results = [
+        cache.stats(),
+        *astuple(cache.stats()),
+        cache.query(0),
+        *astuple(cache.query(0)),
+        cache.runs(0, 0),
+        *astuple(cache.runs(0, 0)[0]),
+        cache.digest(),
+        cache.get(0)[0],
+        cache.mask(0),
+        cache.can_resume(0, 1),
+        cache.fits([4]),
+        cache.can_remove(0),
+        cache.history(0),
+    ]
+    for result in results:
+        kind = type(result)
+        assert kind.__module__ in ("builtins", "numpy", "kvc.info", "kvc.views"), kind
+    cache.abort()
+
+
+def test_arguments_are_shown_by_name_with_types_and_defaults():
+    signature = inspect.signature(kvc.Cache)
+    required = [each.name for each in signature.parameters.values() if each.default is each.empty]
+    assert required == ["n_layers", "n_kv_heads", "head_dim", "capacity"]
+    for parameter in signature.parameters.values():
+        assert parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation != parameter.empty
+        assert re.search(rf"\b{parameter.name}\b", kvc.Cache.__doc__), parameter
+    assert inspect.signature(kvc.Cache.memory_bytes).parameters == signature.parameters
+    defaults = {name: signature.parameters[name].default for name in _CAUSAL}
+    assert defaults == _CAUSAL
+
+
+@pytest.mark.parametrize(
+    "call, arguments, message",
+    [
+        (kvc.Cache, dict(n_layer=1), r"kvc.Cache\(\) has no argument 'n_layer': .* n_layers\?"),
+        (kvc.Cache, dict(num_layers=1), "did you mean n_layers"),
+        (kvc.Cache, dict(window=1), "did you mean sliding_window"),
+        (kvc.Cache, dict(colour=1), "it takes n_layers, n_kv_heads, head_dim, capacity, kind"),
+        (kvc.Cache, dict(n_layers=1), r"kvc.Cache\(\) needs n_kv_heads, head_dim, capacity"),
+        (kvc.Cache.memory_bytes, dict(n_layer=1), r"kvc.Cache.memory_bytes\(\) .* n_layers\?"),
+        (kvc.Cache.memory_bytes, dict(n_layers=1), "needs n_kv_heads, head_dim"),
+        (kvc.Device, dict(threads=1), r"kvc.Device\(\) .* did you mean n_threads"),
+        (kvc.Cache.bind_rope, dict(theta=1.0), r"kvc.Cache.bind_rope\(\) has no argument 'theta'"),
+        (kvc.Cache.bind_attention, dict(sink=1), "did you mean sinks"),
+    ],
+)
+def test_a_wrong_name_of_an_argument_suggests_the_right_one(call, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        call(**arguments)
+
+
+@pytest.mark.parametrize("call", [kvc.Cache, kvc.Cache.memory_bytes])
+def test_shapes_are_never_taken_by_position(call):
+    with pytest.raises(
+        TypeError, match="by name: n_layers=…, n_kv_heads=…, head_dim=…, capacity=…"
+    ):
+        call(2, 2, 16, 64)
+
+
+def test_every_public_name_is_documented():
+    for name in kvc.__all__:
+        assert getattr(kvc, name).__doc__, name
+    for name, member in inspect.getmembers(kvc.Cache):
+        assert name.startswith("_") or member.__doc__, name
+
+
+def test_every_function_of_the_library_is_wrapped():
+    """Except those that Python does not need."""
+    folder = pathlib.Path(__file__).resolve().parents[3] / "capi" / "include" / "kvc"
+    if not folder.is_dir():
+        pytest.skip("outside the source tree")
+    headers = "".join(
+        path.read_text() for path in folder.glob("*.h") if path.name != "experimental.h"
+    )
+    declared = set(re.findall(r"^KVC_API [^(]*?\b(kvc_\w+)\(", headers, re.M))
+    assert len(declared) > 30
+    the_wrapper_makes_tensors = {"kvc_tensor_dense"}
+    would_call_back_into_python = {"kvc_bind_shift"}
+    left_out = the_wrapper_makes_tensors | would_call_back_into_python
+    assert declared - left_out <= set(dir(kvc_capi))
+
+
+def test_a_source_folder_without_its_compiled_part_says_what_to_do(tmp_path):
+    (tmp_path / "kvc").mkdir()
+    for module in pathlib.Path(kvc.__file__).parent.glob("*.py"):
+        if module.name != "kvc_capi.py":
+            shutil.copy(module, tmp_path / "kvc")
+    result = subprocess.run(
+        [sys.executable, "-c", "import kvc"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "No module named 'kvc.kvc_capi'" in result.stderr
+    assert "pip install -e ./bindings/python" in result.stderr

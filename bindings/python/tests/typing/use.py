@@ -1,0 +1,58 @@
+"""What a type checker must know about the package. It is checked (`mypy --strict`), not run: a wrong
+type fails, and so does a `type: ignore` that hides nothing."""
+
+from typing import Any, List, Tuple, Union
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import assert_type
+
+import kvc
+
+Floats = npt.NDArray[np.float32]
+Stored = npt.NDArray[Union[np.float32, np.float16, np.uint16]]
+
+
+class Tensor:
+    """An array of another library."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any: ...
+
+    def __dlpack_device__(self) -> Tuple[int, int]:
+        return 1, 0
+
+
+def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q: Tensor) -> None:
+    assert_type(cache.attention(0, floats), Floats)
+    assert_type(cache.attention(0, halves), Floats)
+    assert_type(cache.attention(0, memoryview(b"")), Floats)
+    assert_type(cache.attention(0, q), Tensor)
+    assert_type(cache.attention(0, q, numpy=True), Floats)
+    assert_type(cache.attention(0, q, halves, bias=floats, dtype="bf16"), npt.NDArray[np.float16])
+    assert_type(cache.put_attention(0, floats, floats, floats), Floats)
+    assert_type(cache.put_attention(0, q, q, q, lse=floats), Tensor)
+    assert_type(cache.put_attention(0, q, q, q, numpy=True), Floats)
+    assert_type(cache.put_attention(0, q, q, q, floats), Floats)
+    assert_type(cache.gather(0, 0), Tuple[Stored, Stored])
+    assert_type(cache.gather(0, 0, floats, q), Tuple[Floats, Tensor])
+    assert_type(cache.mask(0, floats), Floats)
+    view, _ = cache.get(0)
+    assert_type(view[:, 0], kvc.View)
+    assert_type(cache.attention(0, view), Floats)
+    cache.attention(0, 3.0)  # type: ignore[call-overload]
+    cache.put(0, [1.0], floats)  # type: ignore[arg-type]
+
+
+def arguments(device: kvc.Device) -> None:
+    cache = kvc.Cache(
+        n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, dtype=np.float16, device=device
+    )
+    assert_type(
+        kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, reach=4), int
+    )
+    kvc.Cache(n_layer=1)  # type: ignore[call-arg]
+    kvc.Cache.memory_bytes(n_layers=1)  # type: ignore[call-arg]
+    with cache.forward(range(3), np.zeros(3, np.int32)) as block:
+        assert_type(block.cache, kvc.Cache)
+    assert_type(cache.runs(0, 0), List[kvc.Run])
+    assert_type(kvc.CacheFull("").status, kvc.Status)
