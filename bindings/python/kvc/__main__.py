@@ -1,16 +1,21 @@
-"""The command line: `python -m kvc inspect`, or `kvc inspect` once the package is installed."""
+"""The command line: `python -m kvc …`, or `kvc …` once the package is installed."""
 
 from __future__ import annotations
 
 import argparse
 import pathlib
+import platform
 import runpy
 import sys
 import weakref
 from typing import List, Optional, Tuple
 
+import numpy as np
+
+from . import __version__, build_info
 from .cache import Cache
 from .inspect import History, Snapshot, draw
+from .kvc_capi import kvc_version_number
 
 DESCRIPTION = """Runs a Python program and draws the caches that it creates: cells, sequences, and
 memory over the run, sampled whenever a pass ends. A cache is drawn as it was before it was closed;
@@ -34,9 +39,25 @@ class Recorder:
         latest[:] = [Snapshot.of(cache)]
 
 
+def versions() -> str:
+    """What a report of a bug needs: the versions of everything that works together."""
+    number = kvc_version_number()
+    library = f"{number >> 16}.{number >> 8 & 0xFF}.{number & 0xFF}"
+    return (
+        f"kvc {__version__} (Python package), in {pathlib.Path(__file__).parent}\n"
+        f"libkvc {library}: {build_info()}\n"
+        f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.platform()}"
+    )
+
+
 def main(arguments: Optional[List[str]] = None) -> int:
     """Runs the command and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="kvc", description="Tools around a KV cache.")
+    parser = argparse.ArgumentParser(
+        prog="kvc",
+        description="Tools around a KV cache.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     inspect = commands.add_parser(
         "inspect", help="draw the caches of a program", description=DESCRIPTION

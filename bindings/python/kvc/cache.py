@@ -174,6 +174,12 @@ class Cache(Passes, Contents):
             f"{self.head_dim_k}/{self.head_dim_v}, {self._state()}>"
         )
 
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the numbers of stats(), and a map of the cells."""
+        from ._html import html_of
+
+        return html_of(self)
+
     def _state(self) -> str:
         if self.closed:
             return "closed"

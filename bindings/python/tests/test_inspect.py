@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import kvc
+from kvc import kvc_capi
 
 pytest.importorskip("matplotlib")
 
@@ -67,6 +68,37 @@ def test_an_empty_cache(cache, tmp_path):
     draw(cache, History()).savefig(tmp_path / "cache.png")
     owner, pending = Snapshot.of(cache).cells()
     assert (owner == FREE).all() and not pending.any()
+
+
+def test_notebooks_show_a_small_map(busy, make, fill):
+    before = busy.digest()
+    shown = busy._repr_html_()
+    stats = busy.stats()
+    assert f"{stats.cells_used} of {stats.cells} cells used, 8 shared" in shown
+    assert shown.count("<rect") == stats.cells <= 512
+    assert "sequence 2: " in shown and len(shown) < 80_000
+    assert busy.digest() == before
+    large = make(cells=100_000)
+    fill(large, 20)
+    assert "a square is 196 cells" in large._repr_html_()
+    assert large._repr_html_().count("<rect") == -(-100_000 // 196) <= 512
+    many = make(max_sequences=40)
+    for sequence in range(12):
+        fill(many, 1, sequence=sequence)
+    assert "4 more" in many._repr_html_()
+
+
+def test_notebooks_show_what_cannot_be_read_too(cache, monkeypatch):
+    def busy(handle, *arguments):
+        raise kvc.Busy("another thread is inside")
+
+    for name in ("kvc_sequence_query", "kvc_cache_stats"):
+        monkeypatch.setattr(kvc_capi, name, busy)
+    assert "busy" in repr(cache)
+    assert "busy" in cache._repr_html_() and "another thread is inside" in cache._repr_html_()
+    monkeypatch.undo()
+    cache.close()
+    assert "closed" in cache._repr_html_() and "<rect" not in cache._repr_html_()
 
 
 # ---- The command ---------------------------------------------------------------------------------
@@ -141,3 +173,14 @@ def test_what_cannot_be_drawn_is_reported(inspect, tmp_path):
 def test_the_programs_own_errors_stay_its_own(inspect):
     result = inspect("raise ValueError('mine')")
     assert result.returncode == 1 and "ValueError: mine" in result.stderr
+
+
+def test_versions_are_shown_for_reports():
+    command = [sys.executable, "-m", "kvc", "--version"]
+    environment = {**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"}
+    shown = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    for part in (f"kvc {kvc.__version__} ", PACKAGES, kvc.build_info(), "Python 3.", "NumPy "):
+        assert part in shown
+    assert len(shown.splitlines()) == 3
