@@ -30,22 +30,26 @@ void CellBook::carve(Carver& carver) {
   changes_ = carver.take<TokenRange>(rules_.notes_changes ? sequences : 0, 64);
   freed_ = carver.take<int32_t>(rules_.notes_freed ? static_cast<uint64_t>(rules_.n_cells) : 0, 64);
 
-  const bool keeps_first = rules_.limited && !planted(Bug::keep_first_slides);
-  const int32_t head = keeps_first ? rules_.visibility.keep_first : 0;
-  const int32_t ring = rules_.sequence_limit - head;
-  const CheckedSize entries = CheckedSize(static_cast<uint64_t>(rules_.sequence_limit)) *
+  const TokenSequence::Extent extent = sequence_extent();
+  const CheckedSize entries = CheckedSize(static_cast<uint64_t>(extent.entries())) *
                               CheckedSize(sequences);
   token_cell_ = carver.take<int32_t>(entries, 64);
   token_position_ = carver.take<int32_t>(entries, 64);
   for (int32_t index = 0; sequences_ != nullptr && index < rules_.max_sequences; ++index) {
     Sequence& sequence = *new (&sequences_[index]) Sequence();
-    sequence.tokens.attach(token_cell_, token_position_, int64_t{rules_.sequence_limit} * index,
-                           head, ring);
+    sequence.tokens.attach(token_cell_, token_position_, extent.entries() * index, extent);
     sequence.home = home_block(index);
   }
 }
 
 void CellBook::reset() { pool_.reset(); }
+
+TokenSequence::Extent CellBook::sequence_extent() const {
+  const bool keeps_first = rules_.limited && !planted(Bug::keep_first_slides);
+  const int32_t head_end = keeps_first ? rules_.visibility.keep_first : 0;
+  return {head_end, std::min(head_end, rules_.n_cells),
+          std::min(rules_.sequence_limit - head_end, rules_.n_cells)};
+}
 
 /// Each sequence has a part of the pool to begin in, so that sequences that grow together stay in long runs.
 int32_t CellBook::home_block(int32_t sequence) const {
@@ -263,9 +267,9 @@ void CellBook::place(const Batch& batch, int32_t begin, int32_t end) {
     sequence.first_added = begin;
   for (int32_t i = begin; i < end;) {
     // As many at a time as lie in a row and go to the same part of the sequence.
-    const bool to_head = batch.position[i] < sequence.tokens.head_capacity();
+    const bool to_head = sequence.tokens.belongs_in_head(batch.position[i]);
     int32_t stop = to_head ? i + 1 : end;
-    while (stop < end && to_head && batch.position[stop] < sequence.tokens.head_capacity()) ++stop;
+    while (stop < end && to_head && sequence.tokens.belongs_in_head(batch.position[stop])) ++stop;
     if (stop - i > sequence.tokens.room(to_head))  // a write beyond it would hit its neighbour
       return health_.poison("a part of a sequence has no room left");
     const CellPool::Stretch cells = pool_.take(sequence.tokens.last_cell(), sequence.home, stop - i,

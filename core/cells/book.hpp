@@ -178,7 +178,7 @@ class CellBook {
 
   /// The tokens of all sequences, as lists name them, and what changed in them since the last call.
   TokenArrays token_arrays() const { return {token_cell_, token_position_}; }
-  int64_t n_token_entries() const { return int64_t{rules_.sequence_limit} * rules_.max_sequences; }
+  int64_t n_token_entries() const { return sequence_extent().entries() * rules_.max_sequences; }
   TokenChanges take_changes();
 
   /// Cells that became free since forget_freed(), when the rules ask for that.
@@ -202,6 +202,7 @@ class CellBook {
   };
 
   void begin_plan() const;
+  TokenSequence::Extent sequence_extent() const;
   int64_t slide_bound(int32_t lowest) const;
   int32_t tokens_to_slide(const Sequence& sequence, int32_t lowest) const;
   int32_t home_block(int32_t sequence) const;

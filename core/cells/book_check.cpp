@@ -32,8 +32,7 @@ Status CellBook::check_sequence_invariants(int32_t index, bool pass_is_open) con
       return broken("names a cell outside the pool");
     if (token.position <= previous) return broken("positions do not ascend");
     const bool in_head = i < tokens.n_head();
-    if (tokens.head_capacity() > 0 && in_head != (token.position < tokens.head_capacity()))
-      return broken("kept-first tokens");
+    if (in_head != tokens.belongs_in_head(token.position)) return broken("kept-first tokens");
     if (!sequence.may_be_pending && keys_rotate_ && pool_.rotated_for(token.cell) != token.position)
       return broken("a key has a pending rotation that was not noted");
     previous = token.position;

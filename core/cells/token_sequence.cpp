@@ -5,17 +5,17 @@
 
 namespace kvc {
 
-void TokenSequence::attach(int32_t* cells, int32_t* positions, int64_t offset,
-                           int32_t head_capacity, int32_t ring_capacity) {
+void TokenSequence::attach(int32_t* cells, int32_t* positions, int64_t offset, const Extent& extent) {
   cells_ = cells;
   positions_ = positions;
   offset_ = offset;
-  head_capacity_ = head_capacity;
-  ring_capacity_ = ring_capacity;
+  head_end_ = extent.head_end;
+  head_capacity_ = extent.head;
+  ring_capacity_ = extent.ring;
   head_cell_ = cells + offset;
   head_position_ = positions + offset;
-  ring_cell_ = head_cell_ + head_capacity;
-  ring_position_ = head_position_ + head_capacity;
+  ring_cell_ = head_cell_ + head_capacity_;
+  ring_position_ = head_position_ + head_capacity_;
 }
 
 int32_t TokenSequence::rank(int32_t position) const {

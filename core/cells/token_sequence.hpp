@@ -23,9 +23,18 @@ struct Token {
 /// changed is noted as one range, so that a device can follow.
 class TokenSequence {
  public:
-  /// Gives it entries [offset, offset + head_capacity + ring_capacity) of the arrays: the head, then the ring.
-  void attach(int32_t* cells, int32_t* positions, int64_t offset, int32_t head_capacity,
-              int32_t ring_capacity);
+  /// How many entries a sequence has. Each of its tokens lies in a cell of its own, so neither part can need more than there
+  /// are cells.
+  struct Extent {
+    int32_t head_end;  // positions below it go to the head
+    int32_t head;
+    int32_t ring;
+
+    int64_t entries() const { return int64_t{head} + ring; }
+  };
+
+  /// Gives it entries [offset, offset + extent.entries()) of the arrays: the head, then the ring.
+  void attach(int32_t* cells, int32_t* positions, int64_t offset, const Extent& extent);
 
   int32_t count() const { return n_head_ + n_ring_ - n_hidden_; }
   int32_t n_hidden() const { return n_hidden_; }
@@ -34,7 +43,7 @@ class TokenSequence {
   int32_t room(bool in_head) const {
     return in_head ? head_capacity_ - n_head_ : ring_capacity_ - n_ring_;
   }
-  int32_t head_capacity() const { return head_capacity_; }
+  bool belongs_in_head(int32_t position) const { return position < head_end_; }
   int32_t n_head() const { return n_head_; }
 
   Token at(int32_t index) const {
@@ -136,6 +145,7 @@ class TokenSequence {
   int32_t* head_position_ = nullptr;  // [head_capacity]
   int32_t* ring_cell_ = nullptr;      // [ring_capacity]
   int32_t* ring_position_ = nullptr;  // [ring_capacity]
+  int32_t head_end_ = 0;
   int32_t head_capacity_ = 0;
   int32_t ring_capacity_ = 0;
   int32_t n_head_ = 0;

@@ -149,7 +149,8 @@ void memory_cost() {
   constexpr int32_t more = 1 << 20;
   const double per_cell = (bytes(2 * more, more) - bytes(more, more)) / more -
                           8;  // K and V take 8 bytes of each cell here
-  const double per_position = (bytes(more, 2 * more) - bytes(more, more)) / more / 16;
+  // A sequence has entries for as many positions as there are cells, at most.
+  const double per_position = (bytes(2 * more, 2 * more) - bytes(2 * more, more)) / more / 16;
   report({"bookkeeping", "metadata per cell", "B", Better::lower, 16, 0}, per_cell, 0);
   report({"bookkeeping", "metadata per (sequence, position)", "B", Better::lower, 8, 0},
          per_position, 0);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 namespace {
@@ -143,15 +144,22 @@ TEST(Book, NamesWhatChanges) {
   const auto below = [&](int32_t n) {
     return static_cast<int32_t>(random() % static_cast<uint32_t>(n));
   };
-  for (const bool limited : {false, true}) {
+  struct Case {
+    bool limited;
+    int32_t keep_first, n_cells;
+  };
+  for (const auto [limited, keep_first, n_cells] :
+       {Case{false, 0, 200}, Case{true, 3, 200}, Case{false, 0, 30}, Case{true, 3, 30},
+        Case{true, 60, 30}}) {  // from here on fewer cells than a sequence may hold, or keeps first
+    SCOPED_TRACE("cells " + std::to_string(n_cells) + " keep_first " + std::to_string(keep_first));
     kvc::BookRules rules = small();
     rules.notes_changes = true;
     rules.limited = limited;
     rules.visibility.reach = limited ? 10 : 0;
-    rules.visibility.keep_first = limited ? 3 : 0;
+    rules.visibility.keep_first = keep_first;
     rules.memory = 12;
-    rules.sequence_limit = 12 + 3 + 2 * rules.max_batch;
-    rules.n_cells = 200;
+    rules.sequence_limit = 12 + keep_first + 2 * rules.max_batch;
+    rules.n_cells = n_cells;
     Fixture f(rules);
     Mirror mirror(f.book);
     int32_t succeeded = 0;
@@ -199,6 +207,40 @@ TEST(Book, NamesWhatChanges) {
     }
     EXPECT_GT(succeeded, 1000);
   }
+}
+
+// Entries for more tokens than there are cells would never be used. What a sequence may hold, and what is said when it
+// holds too much, is as before.
+TEST(Book, HasNoMoreEntriesThanCells) {
+  kvc::BookRules rules = small();
+  rules.sequence_limit = 1 << 30;
+  rules.n_cells = 24;
+  EXPECT_EQ(Fixture(rules).book.n_token_entries(), 4 * 24);
+  rules.limited = true;
+  rules.memory = 1 << 28;
+  rules.visibility = {1 << 28, 0, 5};
+  EXPECT_EQ(Fixture(rules).book.n_token_entries(), 4 * (5 + 24));
+  rules.visibility.keep_first = 1 << 20;
+  Fixture f(rules);
+  EXPECT_EQ(f.book.n_token_entries(), 4 * (24 + 24));
+  ASSERT_EQ(f.add(0, 16), Status::ok);
+  ASSERT_EQ(f.add(0, 8), Status::ok);  // all cells, all in the head
+  f.book.copy_prefix(0, 1, 24);        // and all of them shared
+  f.book.copy_prefix(0, 2, 24);
+  EXPECT_EQ(f.book.info(1).room, 0);
+  EXPECT_EQ(f.add(1, 1), Status::cache_full);
+  EXPECT_NE(std::string(kvc::last_message()).find("0 free cells of 24"), std::string::npos)
+      << kvc::last_message();
+  EXPECT_EQ(f.book.check(false), Status::ok) << kvc::last_message();
+
+  rules = small();
+  rules.n_cells = 41;  // more than the limit of 40: the limit counts
+  Fixture limited(rules);
+  EXPECT_EQ(limited.book.n_token_entries(), 4 * 40);
+  for (int32_t i = 0; i < 5; ++i) ASSERT_EQ(limited.add(0, 8), Status::ok);
+  EXPECT_EQ(limited.add(0, 1), Status::cache_full);
+  EXPECT_NE(std::string(kvc::last_message()).find("40 positions of at most 40"), std::string::npos)
+      << kvc::last_message();
 }
 
 TEST(Book, NamesNoMoreThanATokenOfDecode) {

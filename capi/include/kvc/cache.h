@@ -126,6 +126,20 @@ typedef struct kvc_causal_desc {
 
 /* Computes the bytes that kvc_cache_create() would take from this device with these descriptors, in host and device memory
  * together. The result depends on the device: each of its threads has a workspace in every cache. Allocates nothing.
+ *
+ *   K and V    cells * n_layers * n_kv_heads * (bytes of a row of K and of a row of V), some KiB per layer and head besides
+ *   the book   per cell 12 bytes and some bits (16 with ZERO_ON_FREE); per sequence about 200 bytes, and 8 for each position
+ *              that it can hold: min(capacity, cells), or, with limited memory, min(keep_first, cells) +
+ *              min(memory + 2 * max_batch, cells)
+ *   the rest   workspace and constants: depends on max_batch, max_q_heads, head_dim, n_layers and threads, not on cells
+ *
+ * Sharing lets every sequence hold every cell, so each has entries for all that it can hold: with 1024 sequences 8 KiB per
+ * cell, beside 128 KiB of K and V in a model of 32 layers with 8 KV heads of 128 in f16.
+ *
+ * Without a caller's allocator all of this is only address space until it is written, and sequences that are never used cost
+ * nothing (the system may give it in pages of 2 MiB); KVC_CACHE_PREFAULT takes all at once. An allocator of the caller
+ * (kvc_device_open) is asked for all of it, and kvc writes zeros to all of it.
+ *
  * Errors: INVALID_ARGUMENT, DTYPE, NOT_SUPPORTED, OVERFLOW, VERSION. Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_cache_memory_bytes(const kvc_device *device, const kvc_cache_desc *desc, const void *kind_desc,
                                           uint64_t *out_bytes) KVC_NOEXCEPT;
