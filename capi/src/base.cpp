@@ -1,5 +1,4 @@
 #include <cstdio>
-#include <cstring>
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
@@ -40,14 +39,7 @@ const char* kvc_status_name(kvc_status status) noexcept {
 }
 
 size_t kvc_last_error_copy(char* buffer, size_t capacity) noexcept {
-  const char* message = kvc::last_message();
-  const size_t length = std::strlen(message);
-  if (buffer != nullptr && capacity > 0) {
-    const size_t copied = length < capacity ? length : capacity - 1;
-    std::memcpy(buffer, message, copied);
-    buffer[copied] = '\0';
-  }
-  return length;
+  return kvc::copy_last_message(buffer, capacity);
 }
 
 kvc_status kvc_tensor_dense(void* data, uint32_t dtype, int32_t ndim, const int64_t* shape,

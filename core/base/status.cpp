@@ -2,24 +2,39 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
+
+#include "core/base/message_slots.hpp"
 
 namespace kvc {
-namespace {
-
-/// Lies in the room that a thread has from its start: other models allocate it at the first failure of each thread when
-/// the library came by dlopen.
-[[gnu::tls_model("initial-exec")]] thread_local char message[message_capacity];
-
-}  // namespace
 
 Status fail(Status status, const char* format, ...) noexcept {
+  MessageSlot* slot = MessageSlot::take();
+  if (slot == nullptr) return status;
   va_list arguments;
   va_start(arguments, format);
-  std::vsnprintf(message, sizeof message, format, arguments);
+  std::vsnprintf(slot->text, sizeof slot->text, format, arguments);
   va_end(arguments);
+  slot->done();
   return status;
 }
 
-const char* last_message() noexcept { return message; }
+const char* last_message() noexcept {
+  const MessageSlot* slot = MessageSlot::find();
+  return slot == nullptr ? "" : slot->text;
+}
+
+size_t copy_last_message(char* buffer, size_t capacity) noexcept {
+  MessageSlot* slot = MessageSlot::find();
+  const char* text = slot == nullptr ? "" : slot->text;
+  const size_t length = std::strlen(text);
+  if (buffer != nullptr && capacity > 0) {
+    const size_t copied = length < capacity ? length : capacity - 1;
+    std::memcpy(buffer, text, copied);
+    buffer[copied] = '\0';
+  }
+  if (slot != nullptr) slot->done();
+  return length;
+}
 
 }  // namespace kvc

@@ -33,10 +33,14 @@ enum class [[nodiscard]] Status : int32_t{
 inline constexpr size_t message_capacity = 512;
 
 /// Writes the calling thread's message and returns `status`, so that a check reads `return fail(...)`.
-/// Messages add facts ("layer 40 out of range [0, 32)"), never addresses or tensor values. Allocates nothing.
+/// Messages add facts ("layer 40 out of range [0, 32)"), never addresses or tensor values. Allocates nothing. The message is
+/// lost when more threads have one than there is room for (message_slots.cpp).
 [[gnu::format(printf, 2, 3)]] Status fail(Status status, const char* format, ...) noexcept;
 
 /// The calling thread's last message; empty before its first failure. Valid until the next failure on this thread.
 const char* last_message() noexcept;
+
+/// Copies it, cut to `capacity` and terminated (if capacity > 0). Returns its whole length.
+size_t copy_last_message(char* buffer, size_t capacity) noexcept;
 
 }  // namespace kvc

@@ -1,11 +1,13 @@
-/* Loads and unloads the library a thousand times, with a device, a cache and a pass in between: it goes away each time, and
- * neither mappings nor threads stay behind. The pass is wide enough to wake the thread pool and to enter the kernels for
+/* Loads and unloads the library more often than a process has keys for thread-specific values (1024), with a device, a cache, a
+ * pass and a failure in between: it goes away each time, and neither mappings nor threads nor messages stay behind. The pass is wide enough to wake the thread pool and to enter the kernels for
  * many rows (with AMX, where the process asks the system for its registers). */
 #define _POSIX_C_SOURCE 200809L
 #include <dlfcn.h>
 #include <kvc/kvc.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { TOKENS = 64, KV_HEADS = 2, QUERY_HEADS = 4, HEAD_DIM = 64 };
 
@@ -20,6 +22,7 @@ static struct {
   kvc_status (*put)(kvc_cache *, int32_t, const kvc_tensor *, const kvc_tensor *);
   kvc_status (*attention)(kvc_cache *, int32_t, const kvc_tensor *, kvc_tensor *, kvc_tensor *);
   kvc_status (*commit)(kvc_cache *);
+  size_t (*last_error_copy)(char *, size_t);
 } kvc;
 
 static int find(void *library, const char *name, void *function, size_t size) {
@@ -32,7 +35,7 @@ static int find(void *library, const char *name, void *function, size_t size) {
 
 static int find_all(void *library) {
   return FIND(device_open) && FIND(device_close) && FIND(cache_create) && FIND(cache_destroy) && FIND(tensor_dense) &&
-         FIND(begin) && FIND(put) && FIND(attention) && FIND(commit);
+         FIND(begin) && FIND(put) && FIND(attention) && FIND(commit) && FIND(last_error_copy);
 }
 
 /* The name of the call that failed, or null. */
@@ -83,6 +86,12 @@ static const char *use_device(void) {
   return NULL;
 }
 
+static const char *fail_once(void) {
+  if (kvc.last_error_copy(NULL, 0) != 0) return "a message before the first failure";
+  if (kvc.commit(NULL) != KVC_E_HANDLE) return "commit of null";
+  return kvc.last_error_copy(NULL, 0) == 0 ? "no message" : NULL;
+}
+
 /* Lines of a file in /proc/self that hold `word`. */
 static int count_lines(const char *path, const char *word) {
   char line[4096];
@@ -93,6 +102,14 @@ static int count_lines(const char *path, const char *word) {
   return count;
 }
 
+/* The status of a child that does nothing. */
+static int fork_once(void) {
+  int status = 1;
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  return child > 0 && waitpid(child, &status, 0) == child ? status : 1;
+}
+
 #if defined(__SANITIZE_ADDRESS__)
 enum { SPARE_MAPPINGS = 1000 }; /* the sanitizer keeps freed memory for a while */
 #else
@@ -100,7 +117,7 @@ enum { SPARE_MAPPINGS = 4 };
 #endif
 
 int main(int argc, char **argv) {
-  enum { ROUNDS = 1000, WARM = 10 };
+  enum { ROUNDS = 1100, WARM = 10 };
   const char *path = argc > 1 ? argv[1] : "libkvc.so.0";
   int round, maps = 0;
   for (round = 0; round < ROUNDS; round++) {
@@ -109,11 +126,13 @@ int main(int argc, char **argv) {
     if (library == NULL) return fprintf(stderr, "round %d: %s\n", round, dlerror()), 1;
     if (!find_all(library)) return 1;
     failed = use_device();
+    if (failed == NULL) failed = fail_once();
     if (failed != NULL) return fprintf(stderr, "round %d: %s\n", round, failed), 1;
     if (dlclose(library) != 0) return fprintf(stderr, "round %d: %s\n", round, dlerror()), 1;
     if (count_lines("/proc/self/maps", "libkvc") != 0) return fprintf(stderr, "round %d: still mapped\n", round), 1;
     if (round == WARM) maps = count_lines("/proc/self/maps", "");
   }
+  if (fork_once() != 0) return fprintf(stderr, "a forked child ends with what the library left behind\n"), 1;
   if (count_lines("/proc/self/status", "Threads:\t1\n") != 1) return fprintf(stderr, "a thread stayed\n"), 1;
   if (count_lines("/proc/self/maps", "") > maps + SPARE_MAPPINGS)
     return fprintf(stderr, "mappings grew from %d to %d\n", maps, count_lines("/proc/self/maps", "")), 1;
