@@ -71,6 +71,8 @@ const KernelTable* runnable_kernels(int32_t index) noexcept {
   if (avx2 && avx512 && may_use_amx()) found[n_found++] = &amx_kernels;
   if (avx2 && avx512) found[n_found++] = &avx512_kernels;
   if (avx2) found[n_found++] = &avx2_kernels;
+#elif defined(__aarch64__)
+  found[n_found++] = &neon_kernels;
 #endif
   found[n_found++] = &portable_kernels;
   return index >= 0 && index < n_found ? found[index] : nullptr;

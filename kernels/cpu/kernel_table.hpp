@@ -23,7 +23,7 @@ inline constexpr int32_t medium_tile_rows_max = 64;
 inline constexpr int32_t tile_cells_max = 1536;
 
 struct KernelTable {
-  const char* name;  // "portable", "avx2", "avx512", "amx"
+  const char* name;  // "portable", "avx2", "avx512", "amx", "neon"
 
   /// A tile of up to tile_rows_max rows, any head dimension, every option.
   void (*process_narrow_tile)(const Tile& tile);
@@ -67,10 +67,12 @@ namespace amx {
 void process_matrix_tile(const Tile& tile);
 size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v);
 }  // namespace amx
+#elif defined(__aarch64__)
+extern const KernelTable neon_kernels;
 #endif
 
 /// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names
-/// (portable, avx2, avx512, amx) when the machine can run it. The first call chooses it for the
+/// (portable, avx2, avx512, amx, neon) when the machine can run it. The first call chooses it for the
 /// life of the process.
 const KernelTable& kernels() noexcept;
 

@@ -4,6 +4,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(KVC_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "core/base/storage.hpp"
@@ -315,14 +317,14 @@ KVC_INLINE void store_unaligned(float* p, Vec x) { __builtin_memcpy(p, &x, sizeo
 KVC_INLINE void store(float* p, Vec x) {
   store_unaligned(static_cast<float*>(__builtin_assume_aligned(p, 16)), x);
 }
+#if defined(KVC_NEON)
 KVC_INLINE Vec fma(Vec a, Vec b, Vec c) {
-#if defined(__aarch64__)
-  for (int32_t i = 0; i < 4; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);  // becomes one fmla
-  return c;
-#else
-  return a * b + c;
-#endif
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
+#else
+/// Rounds the product, too: not every machine fuses.
+KVC_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+#endif
 KVC_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 KVC_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
 KVC_INLINE Vec absolute(Vec x) { return (Vec)((QuadBits)x & 0x7fffffffu); }
@@ -340,6 +342,16 @@ KVC_INLINE void store_halves(uint16_t* p, QuadBits bits) {
 }
 
 KVC_INLINE Vec load_elements(F32, const float* p) { return load_unaligned(p); }
+#if defined(KVC_NEON)
+KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
+  return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
+  // Zeros go below each half, so widening and shifting are one instruction.
+  const uint16x4_t halves = vld1_u16(p);
+  return (Vec)vzip1q_u16(vdupq_n_u16(0), vcombine_u16(halves, halves));
+}
+#else
 KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   const QuadBits half = load_halves(p);
   const QuadBits magnitude = half & 0x7fffu;
@@ -352,8 +364,14 @@ KVC_INLINE Vec load_elements(F16, const uint16_t* p) {
   return (Vec)(bits | (half & 0x8000u) << 16);
 }
 KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) { return (Vec)(load_halves(p) << 16); }
+#endif
 
 KVC_INLINE void store_elements(F32, float* p, Vec x) { store_unaligned(p, x); }
+#if defined(KVC_NEON)
+KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
+  vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
+}
+#else
 KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
   const QuadBits magnitude = (QuadBits)x & 0x7fffffffu;
   const QuadBits rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
@@ -365,6 +383,7 @@ KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
   bits = magnitude > 0x7f800000u ? (magnitude >> 13 & 0x3ffu) | 0x7e00u : bits;
   store_halves(p, bits | ((QuadBits)x >> 16 & 0x8000u));
 }
+#endif
 KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
   const QuadBits bits = (QuadBits)x;
   const QuadBits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;

@@ -36,7 +36,7 @@ std::string set_with(
 
 /// The best that the processor can run.
 std::string best() {
-  for (const char* set : {"amx", "avx512", "avx2"}) {
+  for (const char* set : {"amx", "avx512", "avx2", "neon"}) {
     if (support::processor_has(set)) return set;
   }
   return "portable";
@@ -45,12 +45,12 @@ std::string best() {
 TEST(InstructionSet, WithoutAWishTheBest) { EXPECT_EQ(set_with(nullptr), best()); }
 
 TEST(InstructionSet, TheOneThatIsNamedWhereTheProcessorHasIt) {
-  for (const char* set : {"portable", "avx2", "avx512", "amx"})
+  for (const char* set : {"portable", "avx2", "avx512", "amx", "neon"})
     EXPECT_EQ(set_with(set), support::processor_has(set) ? set : best()) << set;
 }
 
 TEST(InstructionSet, AnUnknownNameIsNoReasonToFail) {
-  for (const char* name : {"", "avx", "AVX2", "avx2 ", "avx512,avx2", "neon"}) {
+  for (const char* name : {"", "avx", "AVX2", "avx2 ", "avx512,avx2", "sve"}) {
     EXPECT_EQ(set_with(name), best()) << name;
   }
 }

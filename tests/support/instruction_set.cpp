@@ -10,6 +10,8 @@
 #include "kvc/kvc.h"
 
 namespace support {
+
+#if defined(__x86_64__)
 namespace {
 
 /// The words behind "flags" of the first processor.
@@ -38,6 +40,11 @@ bool processor_has(const std::string& set) {
   }
   return true;
 }
+#elif defined(__aarch64__)
+bool processor_has(const std::string& set) { return set == "portable" || set == "neon"; }
+#else
+bool processor_has(const std::string& set) { return set == "portable"; }
+#endif
 
 std::string set_in(const std::string& build_info) {
   const std::string before = "cpu kernels: ";
@@ -48,7 +55,7 @@ std::string set_in(const std::string& build_info) {
 int wrong_instruction_set() {
   const char* wanted = std::getenv("KVC_CPU_ISA");
   if (wanted == nullptr || set_in(kvc_build_info()) == wanted) return 0;
-  const std::set<std::string> known = {"portable", "avx2", "avx512", "amx"};
+  const std::set<std::string> known = {"portable", "avx2", "avx512", "amx", "neon"};
   if (known.count(wanted) == 1 && !processor_has(wanted)) {
     std::cout << "NOT RUN: this processor has no " << wanted << std::endl;
     return 77;

@@ -3,8 +3,8 @@
 
 namespace support {
 
-/// Whether the processor has what the kernels of a set (portable, avx2, avx512, amx) need, as the system says. Of a name that
-/// it does not know: no.
+/// Whether the processor has what the kernels of a set (portable, avx2, avx512, amx, neon) need, as the system says. Of a name
+/// that it does not know: no.
 bool processor_has(const std::string& set);
 
 /// "avx2" of "kvc 0.2.0, gcc 12.2.0, cpu kernels: avx2".
