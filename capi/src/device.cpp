@@ -81,7 +81,7 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   if (allocator != nullptr && (allocator->alloc == nullptr || allocator->free == nullptr)) {
     return fail(
         Status::invalid_argument,
-        "allocator.%s is null: an allocator has both functions, and without one allocator is null",
+        "allocator.%s is null; it must be a function (pass no allocator for the system's memory)",
         allocator->alloc == nullptr ? "alloc" : "free");
   }
   register_built_in();

@@ -50,10 +50,10 @@ Words words_for_dtype(uint32_t dtype) {
   if (const char* name = dtype_name(dtype)) {
     std::snprintf(words.text, sizeof words.text, "%s", name);
   } else if (dtype == 0) {
-    std::snprintf(words.text, sizeof words.text, "not set (0)");
+    std::snprintf(words.text, sizeof words.text, "untyped (0)");
   } else if (prefix == nullptr || bits == 0 || lanes == 0) {
-    std::snprintf(words.text, sizeof words.text, "unknown (DLPack's code %u, %u bits, %u lanes)",
-                  code, bits, lanes);
+    std::snprintf(words.text, sizeof words.text,
+                  "of an unknown type (DLPack's code %u, %u bits, %u lanes)", code, bits, lanes);
   } else if (lanes == 1) {
     std::snprintf(words.text, sizeof words.text, "%s%u", prefix, bits);
   } else {

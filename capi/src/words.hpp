@@ -13,7 +13,7 @@ struct Words {
 /// A storage or element type that the header names, "bf16"; null if it names none.
 const char* dtype_name(uint32_t dtype);
 
-/// Any element type: "f64", "u16", "f32 in 4 lanes", "not set (0)".
+/// Any element type: "f64", "u16", "f32 in 4 lanes", "untyped (0)".
 Words words_for_dtype(uint32_t dtype);
 
 /// A list of extents or strides: "[2, 4, 8]".

@@ -144,7 +144,7 @@ Status CpuDevice::create(const DeviceOptions& options, std::shared_ptr<Device>* 
   std::unique_ptr<Device> device(new (std::nothrow) CpuDevice(pool, allocator));
   if (!device) {
     ThreadPool::destroy(pool);
-    return fail(Status::out_of_memory, "no memory for a device");
+    return fail(Status::out_of_memory, "the process has no memory for the object of a device");
   }
   *out = std::move(device);
   return Status::ok;
@@ -191,7 +191,9 @@ size_t CpuDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept 
 Status CpuDevice::attach(const AttentionBounds&, std::byte* workspace,
                          std::unique_ptr<CacheDevice>* out) noexcept {
   out->reset(new (std::nothrow) CpuCacheDevice(*pool_, workspace));
-  return *out ? Status::ok : fail(Status::out_of_memory, "no memory for a cache");
+  return *out ? Status::ok
+              : fail(Status::out_of_memory,
+                     "the process has no memory for a cache's part of the device");
 }
 
 }  // namespace kvc::cpu

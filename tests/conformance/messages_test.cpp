@@ -62,12 +62,12 @@ TEST_F(Messages, ElementTypesAreNamedOnBothSides) {
   of(KVC_F64, "f64");
   of(KVC_BOOL, "bool");
   of(KVC_Q8_0, "q8_0");
-  of(0, "not set (0)");
+  of(0, "untyped (0)");
   of(0 | 64 << 8 | 1 << 16, "i64");
   of(1 | 16 << 8 | 1 << 16, "u16");
   of(5u | 128u << 8 | 1 << 16, "complex128");
   of(2 | 32 << 8 | 4 << 16, "f32 in 4 lanes");
-  of(200u | 8 << 8 | 1 << 16, "unknown (DLPack's code 200, 8 bits, 1 lanes)");
+  of(200u | 8 << 8 | 1 << 16, "of an unknown type (DLPack's code 200, 8 bits, 1 lanes)");
   expect(KVC_E_DTYPE, [&] { return create([](auto& d, auto&) { d.dtype_v = KVC_I8; }); },
          {"dtype_v is i8, not f32, f16 or bf16"});
   expect(KVC_E_DTYPE, [&] { return create([](auto&, auto& c) { c.mask_dtype = KVC_BF16; }); },
