@@ -36,7 +36,8 @@ _HEADER = (KVC_VERSION_MAJOR, KVC_VERSION_MINOR)
 _LIBRARY = (kvc_version_number() >> 16, kvc_version_number() >> 8 & 0xFF)
 if _HEADER != _LIBRARY:
     raise ImportError(
-        "this kvc package was built for libkvc %d.%d, but libkvc %d.%d was loaded"
+        "this kvc package was built for libkvc %d.%d, but libkvc %d.%d was loaded: install the package "
+        "again, or set LD_LIBRARY_PATH to the folder of the library that it was built for"
         % (_HEADER + _LIBRARY)
     )
 

@@ -60,16 +60,16 @@ _JAX_ALIGNMENT = 64  # of memory that JAX takes without a copy
 
 def dtype_code(dtype: Dtype, argument: str = "dtype", among: Tuple[str, ...] = FLOATS) -> int:
     """The number of a type that is given by name, as a NumPy dtype or as its scalar type."""
-    if isinstance(dtype, str):
-        name = _NUMPY_NAMES.get(dtype, dtype)
-    else:
+    shown: object = dtype
+    if not isinstance(dtype, str):
         try:
-            name = _NUMPY_NAMES.get(np.dtype(dtype).name, "")
+            shown = np.dtype(dtype).name
         except TypeError:
-            name = ""
+            pass
+    name = _NUMPY_NAMES.get(shown, shown) if isinstance(shown, str) and dtype is not None else ""
     if name not in among:
-        raise DtypeError(f"{argument} {dtype!r} is not one of {', '.join(among)}")
-    return int(getattr(_capi, f"KVC_{name.upper()}"))
+        raise DtypeError(f"{argument} {shown!r} is not one of {', '.join(among)}")
+    return int(getattr(_capi, f"KVC_{str(name).upper()}"))
 
 
 def numpy_dtype(code: int) -> np.dtype[Any]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Mapping, Optional, Tuple
 
 from . import kvc_capi as _capi
 from ._arrays import MASKS, STORED, dtype_code
-from ._handles import set_integers
+from ._handles import integer, set_integers
 from .errors import InvalidArgument
 
 UNLIMITED: int = _capi.KVC_NONE
@@ -22,6 +22,8 @@ _KINDS = {
     "transformer": _capi.KVC_TRANSFORMER,
     "lightning": _capi.KVC_LIGHTNING,
 }
+
+_STORED = ("dtype_k", "dtype_v")  # dtype gives them their defaults
 
 # What only causal caches take, with its defaults.
 _CAUSAL = {
@@ -40,7 +42,7 @@ def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
     """The descriptor of a cache and that of its kind (None for a kind that has no arguments), from
     all arguments of kvc.Cache by name."""
     kind = arguments["kind"]
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise InvalidArgument(f"kind {kind!r} is not one of {', '.join(_KINDS)}")
     if kind == "causal":
         return _cache_descriptor(arguments), _causal_descriptor(arguments)
@@ -52,10 +54,7 @@ def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
 
 def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
     """The descriptor that every kind of cache needs."""
-    dtypes = {
-        name: arguments["dtype"] if arguments[name] is None else arguments[name]
-        for name in ("dtype_k", "dtype_v")
-    }
+    named = {name: name if arguments[name] is not None else "dtype" for name in _STORED}
     desc = _capi.kvc_cache_desc()
     set_integers(
         desc,
@@ -65,7 +64,7 @@ def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
         | (_capi.KVC_CACHE_PREFAULT if arguments["prefault"] else 0),
         head_dim_k=arguments["head_dim"],
         head_dim_v=0 if arguments["head_dim_v"] is None else arguments["head_dim_v"],
-        **{name: dtype_code(dtype, name, STORED) for name, dtype in dtypes.items()},
+        **{field: dtype_code(arguments[name], name, STORED) for field, name in named.items()},
         **{
             name: arguments[name]
             for name in ("n_layers", "n_kv_heads", "max_sequences", "capacity")
@@ -99,11 +98,11 @@ def _reach(reach: Optional[int], sliding_window: Optional[int]) -> int:
     if reach is not None and sliding_window is not None:
         raise InvalidArgument("reach and sliding_window mean the same: pass one of them")
     if sliding_window is not None:
-        if sliding_window < 2:
+        if integer("sliding_window", sliding_window) < 2:
             raise InvalidArgument(
                 f"sliding_window {sliding_window} is below 2: a token sees the one before it"
             )
         return sliding_window - 1
-    if reach is not None and reach < 1:
+    if reach is not None and integer("reach", reach) < 1:
         raise InvalidArgument(f"reach {reach} is below 1; None sees everything")
     return 0 if reach is None else reach

@@ -71,18 +71,31 @@ class CacheHandle(OwnsHandle):
             watcher(self)
 
 
+def integer(name: str, value: Any) -> int:
+    """An argument that must be an integer, NumPy's included."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+
+
+def number(name: str, value: Any) -> float:
+    """An argument that must be a real number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, not {value!r}") from None
+
+
 def set_integers(desc: Any, **values: Any) -> None:
     """Sets fields of a descriptor. Raises an error that names a value which is not an integer or
     does not fit its field."""
     for name, value in values.items():
+        index = integer(name, value)
         try:
-            number = operator.index(value)
-        except TypeError:
-            raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
-        try:
-            setattr(desc, name, number)
+            setattr(desc, name, index)
         except (OverflowError, TypeError):
-            raise InvalidArgument(f"{name} {number} is no integer of 32 bits") from None
+            raise InvalidArgument(f"{name} {index} is no integer of 32 bits") from None
 
 
 def destroy_quietly(destroy: Callable[[Any], None], handle: Any) -> None:

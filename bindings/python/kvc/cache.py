@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
 
 import numpy as np
@@ -9,12 +10,13 @@ import numpy as np
 from . import kvc_capi as _capi
 from ._arrays import Array
 from ._descriptors import UNLIMITED, Kind, descriptors
-from ._handles import checks_names, set_integers, takes_what
+from ._handles import checks_names, integer, number, set_integers, takes_what
 from .contents import Contents
-from .device import Device, default_device
+from .device import Device, device_of
 from .errors import Busy, InvalidArgument, InvalidHandle
 from .info import Stats
 from .passes import PADDING, Pass, Passes
+from .sequences import Sequences
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -123,7 +125,7 @@ class Cache(Passes, Contents):
         device: Optional[Device] = None,
     ) -> None:
         desc, kind_desc = descriptors(locals())
-        owner = default_device() if device is None else device
+        owner = device_of(device)
         self._handle = None
         self._pass = 0
         self._handle = _capi.kvc_cache_create(owner._handle, desc, kind_desc)
@@ -139,8 +141,7 @@ class Cache(Passes, Contents):
     @takes_what(__init__)
     def memory_bytes(arguments: Dict[str, Any]) -> int:
         """The bytes that a cache with these arguments would reserve. Allocates nothing."""
-        device = arguments["device"]
-        owner = default_device() if device is None else device
+        owner = device_of(arguments["device"])
         return _capi.kvc_cache_memory_bytes(owner._handle, *descriptors(arguments))
 
     def close(self) -> None:
@@ -217,7 +218,7 @@ class Cache(Passes, Contents):
         """
         desc = _capi.kvc_attention_desc()
         set_integers(desc, n_q_heads=n_q_heads)
-        desc.scale, desc.softcap = float(scale), float(softcap)
+        desc.scale, desc.softcap = number("scale", scale), number("softcap", softcap)
         _capi.kvc_bind_attention(
             self._handle,
             *self._layer_range(layers),
@@ -257,7 +258,7 @@ class Cache(Passes, Contents):
             raise InvalidArgument(f'pairs {pairs!r} is neither "neighbours" nor "halves"')
         desc = _capi.kvc_rope_desc()
         set_integers(desc, pairs=_PAIRS[pairs], n_dims=n_dims, first_dim=first_dim)
-        desc.base, desc.scale = float(base), float(scale)
+        desc.base, desc.scale = number("base", base), number("scale", scale)
         rotated = n_dims if n_dims else (self.head_dim_k - first_dim) // 2 * 2
         _capi.kvc_bind_rope(
             self._handle,
@@ -274,9 +275,11 @@ class Cache(Passes, Contents):
                 raise InvalidArgument(f"layers {layers!r} has a step")
             return layers.start, layers.stop
         if isinstance(layers, tuple):
-            begin, end = layers
-            return begin, end
-        return layers, layers + 1
+            if len(layers) != 2:
+                raise InvalidArgument(f"layers {layers!r} is no (begin, end)")
+            return integer("layers[0]", layers[0]), integer("layers[1]", layers[1])
+        layer = integer("layers", layers)
+        return layer, layer + 1
 
     # ---- Watching ---------------------------------------------------------------------------------
 
@@ -312,7 +315,17 @@ def _constants(values: Optional[Array], count: int, name: str) -> Optional[npt.N
     """Small constants of the model as dense float32; the library copies them."""
     if values is None:
         return None
-    constants = np.ascontiguousarray(values, dtype=np.float32)
+    try:
+        constants = np.ascontiguousarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must hold {count} numbers: {error}") from None
     if constants.shape != (count,):
         raise InvalidArgument(f"{name} has shape {constants.shape}, not ({count},)")
     return constants
+
+
+# An error about a call names the class that users know.
+for _part in (Passes, Sequences, Contents):
+    for _method in vars(_part).values():
+        if inspect.isfunction(_method):
+            _method.__qualname__ = f"Cache.{_method.__name__}"

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from . import kvc_capi as _capi
 from ._handles import OwnsHandle, checks_names, destroy_quietly, set_integers
-from .errors import Busy
+from .errors import Busy, InvalidHandle
 
 
 class Device(OwnsHandle):
@@ -28,6 +28,8 @@ class Device(OwnsHandle):
 
     @checks_names
     def __init__(self, name: str = "cpu", *, n_threads: int = 0) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f'name must be a string such as "cpu", not {type(name).__name__}')
         desc = _capi.kvc_device_desc()
         set_integers(desc, n_threads=n_threads)
         self.name = name
@@ -78,6 +80,17 @@ def default_device() -> Device:
         if _default is None or _default_process != os.getpid():
             _default, _default_process = Device(), os.getpid()
         return _default
+
+
+def device_of(device: Optional[Device]) -> Device:
+    """The device for a cache, from its argument."""
+    if device is None:
+        return default_device()
+    if not isinstance(device, Device):
+        raise TypeError(f"device must be a kvc.Device or None, not {type(device).__name__}")
+    if device.closed:
+        raise InvalidHandle("the device is closed: open another, or leave out `device`")
+    return device
 
 
 def _renew_lock() -> None:

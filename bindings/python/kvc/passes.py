@@ -315,7 +315,10 @@ class Passes(CacheHandle):
 
         Raises BadState (no pass), InvalidArgument (an index outside the batch).
         """
-        _capi.kvc_set_causal(self._handle, _listed(sees_later))
+        try:
+            _capi.kvc_set_causal(self._handle, _listed(sees_later))
+        except InvalidArgument as error:  # in C the argument is named after what it excepts
+            raise InvalidArgument(str(error).replace("except", "sees_later", 1)) from None
 
     def commit(self) -> None:
         """Keeps the pass. Layers that were not put hold zeros. Raises BadState (no pass)."""
@@ -340,7 +343,10 @@ class Passes(CacheHandle):
 
 
 def _listed(values: Iterable[int]) -> Any:
-    return values if hasattr(values, "__len__") else list(values)
+    """The same, with a length. What is no list either is refused where it is read."""
+    if hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        return values
+    return list(values)
 
 
 def _token_flags(
@@ -350,9 +356,14 @@ def _token_flags(
     if sees_later is None:
         return None
     count = len(positions)
-    indexes = np.array(_listed(sees_later), dtype=np.int64).reshape(-1)
-    if len(indexes) and (indexes.min() < 0 or indexes.max() >= count):
-        raise InvalidArgument(f"sees_later names tokens outside [0, {count})")
+    indexes = np.asarray(_listed(sees_later))
+    if indexes.ndim != 1:
+        raise TypeError(f"sees_later must be a list or array of integers, not {sees_later!r}")
+    if indexes.dtype.kind not in "iu" and indexes.size:
+        raise TypeError(f"sees_later must hold integers, not {indexes.dtype}")
+    outside = indexes[(indexes < 0) | (indexes >= count)]
+    if outside.size:
+        raise InvalidArgument(f"sees_later names token {outside[0]} of a batch of {count}")
     flags = np.zeros(count, dtype=np.int32)
-    flags[indexes] = _capi.KVC_TOKEN_SEES_LATER
+    flags[indexes.astype(np.intp)] = _capi.KVC_TOKEN_SEES_LATER
     return flags

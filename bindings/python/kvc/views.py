@@ -90,7 +90,10 @@ class View(OwnsHandle):
         cache in between."""
         handle = self._cache._handle
         if not self.valid:
-            raise BadState("the pass of this view has ended")
+            raise BadState(
+                "the pass of this view has ended: call get() in the next pass, or copy in time what "
+                "you need later"
+            )
         return handle
 
     def _bits(self) -> Tuple[_Loan, np.ndarray[Any, Any]]:
@@ -136,7 +139,9 @@ class View(OwnsHandle):
         """A DLPack capsule: of version 1.0 and marked read-only if max_version allows it; else of
         the older kind, which cannot be marked read-only."""
         if stream is not None:
-            raise InvalidArgument("the CPU has no streams")
+            raise InvalidArgument(
+                f"stream {stream!r}: the memory is on the CPU, which has no streams"
+            )
         if dl_device is not None and tuple(map(int, dl_device)) != _CPU:
             raise BufferError("the memory of this cache is on the CPU")
         memory, description = self._memory(), self._description

@@ -7,7 +7,7 @@
 #define KVC_PYTHON_ARRAYS_H
 
 #include "dlpack.h"
-#include "support.h"
+#include "refusals.h"
 
 typedef struct kvc_py_array {
   kvc_tensor tensor;
@@ -45,17 +45,13 @@ static int kvc_py_itemsize(uint32_t dtype) {
   return 0;
 }
 
-/* Converts a stride from bytes to elements. The library refuses negative ones. */
+/* Converts a stride from bytes to elements. */
 static int kvc_py_array_set_stride(kvc_tensor* tensor, int dim, Py_ssize_t bytes,
-                                   Py_ssize_t itemsize, const char* name) {
-  if (tensor->shape[dim] <= 1 && (bytes < 0 || bytes % itemsize != 0))
-    bytes = 0; /* the stride of an extent of 0 or 1 is never used */
-  if (bytes % itemsize != 0) {
-    kvc_py_raise_format(KVC_E_SHAPE,
-                        "%s: a stride of %zd bytes is not a multiple of the element size %zd", name,
-                        bytes, itemsize);
-    return 0;
-  }
+                                   Py_ssize_t itemsize, const kvc_py_argument* argument) {
+  if (tensor->shape[dim] <= 1) bytes = 0; /* the stride of an extent of 0 or 1 is never used */
+  if (bytes < 0) return kvc_py_refuse_stride(argument, bytes, "which runs backwards");
+  if (bytes % itemsize != 0)
+    return kvc_py_refuse_stride(argument, bytes, "which is not a whole number of elements");
   tensor->strides[dim] = bytes / itemsize;
   return 1;
 }
@@ -70,8 +66,9 @@ static int kvc_py_array_set_ndim(kvc_tensor* tensor, Py_ssize_t ndim, const char
 }
 
 /* Returns 1 if the object was read, 0 with an exception set, or -1 if it has no usable buffer. */
-static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const char* name,
-                                    int writable, uint32_t meaning_of_bits) {
+static int kvc_py_array_from_buffer(kvc_py_array* array, const kvc_py_argument* argument) {
+  PyObject* object = argument->object;
+  const int writable = argument->written;
   Py_buffer* view = &array->view;
   kvc_tensor* tensor = &array->tensor;
   const char* format;
@@ -85,7 +82,7 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const
     if (writable && PyObject_GetBuffer(object, view, PyBUF_STRIDES) == 0) {
       const int read_only = view->readonly;
       PyBuffer_Release(view);
-      if (read_only) return kvc_py_refuse_to_write(name);
+      if (read_only) return kvc_py_refuse_to_write(argument);
     }
     PyErr_Clear();
     return -1; /* an element type that a buffer cannot name */
@@ -97,16 +94,19 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, PyObject* object, const
          : strcmp(format, "?") == 0                           ? 'b'
          : strcmp(format, "H") == 0                           ? 'u'
                                                               : '?';
-  tensor->dtype = kvc_py_dtype(code, view->itemsize, meaning_of_bits);
-  if (tensor->dtype == 0)
-    return kvc_py_refuse_dtype(name, view->format ? view->format : "B", code == 'u');
-  if (!kvc_py_array_set_ndim(tensor, view->ndim, name)) return 0;
+  tensor->dtype = kvc_py_dtype(code, view->itemsize, argument->meaning_of_bits);
+  if (tensor->dtype == 0 || !kvc_py_takes(argument, tensor->dtype)) {
+    char type[64];
+    PyOS_snprintf(type, sizeof type, "a buffer of format '%.40s'", view->format ? view->format : "B");
+    return kvc_py_refuse_dtype(argument, type, code == 'u');
+  }
+  if (!kvc_py_array_set_ndim(tensor, view->ndim, argument->name)) return 0;
   dense = view->itemsize;
   for (dim = view->ndim - 1; dim >= 0; --dim) {
     /* ctypes omits strides even if they are requested: its rows are dense. */
     Py_ssize_t bytes = view->strides ? view->strides[dim] : dense;
     tensor->shape[dim] = view->shape[dim];
-    if (!kvc_py_array_set_stride(tensor, dim, bytes, view->itemsize, name)) return 0;
+    if (!kvc_py_array_set_stride(tensor, dim, bytes, view->itemsize, argument)) return 0;
     dense *= view->shape[dim];
   }
   tensor->data = view->buf;
@@ -127,7 +127,8 @@ static int kvc_py_is_bfloat16(PyObject* object) {
 
 /* Reads shape and strides of an __array_interface__. Null strides mean dense rows. */
 static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObject* strides,
-                                    Py_ssize_t itemsize, const char* name) {
+                                    Py_ssize_t itemsize, const kvc_py_argument* argument) {
+  const char* name = argument->name;
   Py_ssize_t dense = itemsize;
   int dim;
   if (shape == NULL || !PyTuple_Check(shape)) {
@@ -146,7 +147,7 @@ static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObjec
     Py_ssize_t bytes = strides ? PyLong_AsSsize_t(PyTuple_GET_ITEM(strides, dim)) : dense;
     if (PyErr_Occurred()) return 0;
     tensor->shape[dim] = extent;
-    if (!kvc_py_array_set_stride(tensor, dim, bytes, itemsize, name)) return 0;
+    if (!kvc_py_array_set_stride(tensor, dim, bytes, itemsize, argument)) return 0;
     if (extent > 0 && dense > PY_SSIZE_T_MAX / extent) {
       kvc_py_raise_format(KVC_E_OVERFLOW, "%s: its shape overflows", name);
       return 0;
@@ -157,8 +158,9 @@ static int kvc_py_array_set_extents(kvc_tensor* tensor, PyObject* shape, PyObjec
 }
 
 /* Returns 1 if the object was read, 0 with an exception set, or -1 if it has no such interface. */
-static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, const char* name,
-                                       int writable, uint32_t meaning_of_bits) {
+static int kvc_py_array_from_interface(kvc_py_array* array, const kvc_py_argument* argument) {
+  PyObject* object = argument->object;
+  const char* name = argument->name;
   kvc_tensor* tensor = &array->tensor;
   PyObject *data, *type;
   const char* typestr;
@@ -186,48 +188,41 @@ static int kvc_py_array_from_interface(kvc_py_array* array, PyObject* object, co
   }
   read_only = PyObject_IsTrue(PyTuple_GET_ITEM(data, 1));
   if (read_only < 0) return 0;
-  if (read_only && writable) return kvc_py_refuse_to_write(name);
+  if (read_only && argument->written) return kvc_py_refuse_to_write(argument);
   itemsize = atoi(typestr + 2);
   code = typestr[0] == '>' ? '?' : typestr[1];
   if (code == 'V' && kvc_py_is_bfloat16(object)) code = 'B';
-  tensor->dtype = kvc_py_dtype(code, itemsize, meaning_of_bits);
-  if (tensor->dtype == 0) {
-    return kvc_py_refuse_dtype(name, typestr, (code == 'u' || code == 'V') && itemsize == 2);
-  }
+  tensor->dtype = kvc_py_dtype(code, itemsize, argument->meaning_of_bits);
+  if (tensor->dtype == 0 || !kvc_py_takes(argument, tensor->dtype))
+    return kvc_py_refuse_dtype(argument, typestr, (code == 'u' || code == 'V') && itemsize == 2);
   tensor->data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(data, 0));
   if (PyErr_Occurred()) return 0;
   return kvc_py_array_set_extents(tensor, PyDict_GetItemString(array->lender, "shape"),
-                                  PyDict_GetItemString(array->lender, "strides"), itemsize, name);
+                                  PyDict_GetItemString(array->lender, "strides"), itemsize,
+                                  argument);
 }
 
 /* Opens an argument as a view. Returns 0 with an exception set if it fails. The caller closes the
  * array in either case. */
-static int kvc_py_array_open(kvc_py_array* array, PyObject* object, const char* name, int writable) {
-  uint32_t meaning_of_bits = 0;
+static int kvc_py_array_open(kvc_py_array* array, kvc_py_argument argument) {
   int taken;
   memset(array, 0, sizeof *array);
   array->tensor.device_type = KVC_CPU;
-  if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
-    const unsigned long dtype = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(object, 1));
+  if (PyTuple_Check(argument.object) && PyTuple_GET_SIZE(argument.object) == 2) {
+    const unsigned long dtype = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(argument.object, 1));
     if (PyErr_Occurred()) return 0;
     /* Any other type has another size, and would be read beyond the end of the array. */
-    if (dtype == KVC_F16 || dtype == KVC_BF16) meaning_of_bits = (uint32_t)dtype;
-    object = PyTuple_GET_ITEM(object, 0);
+    if (dtype == KVC_F16 || dtype == KVC_BF16) argument.meaning_of_bits = (uint32_t)dtype;
+    argument.object = PyTuple_GET_ITEM(argument.object, 0);
   }
-  taken = kvc_py_array_from_buffer(array, object, name, writable, meaning_of_bits);
-  if (taken < 0) taken = kvc_py_array_from_interface(array, object, name, writable, meaning_of_bits);
+  taken = kvc_py_array_from_buffer(array, &argument);
+  if (taken < 0) taken = kvc_py_array_from_interface(array, &argument);
   /* An object whose buffer is not writable (a bfloat16 array of JAX) is not written through DLPack
    * either: older DLPack capsules cannot be marked read-only. */
-  if (taken < 0 && writable && PyObject_CheckBuffer(object)) return kvc_py_refuse_to_write(name);
-  if (taken < 0) {
-    taken = kvc_py_dlpack_open(object, name, writable, meaning_of_bits, &array->lender,
-                               &array->tensor);
-  }
-  if (taken >= 0) return taken;
-  PyErr_Format(PyExc_TypeError,
-               "%s must be an array (buffer protocol, __array_interface__ or __dlpack__), not %.100s",
-               name, Py_TYPE(object)->tp_name);
-  return 0;
+  if (taken < 0 && argument.written && PyObject_CheckBuffer(argument.object))
+    return kvc_py_refuse_to_write(&argument);
+  if (taken < 0) taken = kvc_py_dlpack_open(&argument, &array->lender, &array->tensor);
+  return taken >= 0 ? taken : kvc_py_refuse_object(&argument);
 }
 
 /* A view as (address, shape, strides in bytes, dtype). */

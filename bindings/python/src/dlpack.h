@@ -4,7 +4,7 @@
 #define KVC_PYTHON_DLPACK_H
 
 #include "dlpack_layout.h"
-#include "support.h"
+#include "refusals.h"
 
 #include <kvc/kvc_dlpack.h>
 
@@ -14,8 +14,8 @@
 /* ---- In -------------------------------------------------------------------------------------- */
 
 /* Called before __dlpack__(), in which a producer may have to wait for its device. */
-static int kvc_py_dlpack_is_on_cpu(PyObject* object, const char* name) {
-  PyObject* device = PyObject_CallMethod(object, "__dlpack_device__", NULL);
+static int kvc_py_dlpack_is_on_cpu(const kvc_py_argument* argument) {
+  PyObject* device = PyObject_CallMethod(argument->object, "__dlpack_device__", NULL);
   PyObject* type;
   long number = -1;
   if (device == NULL) return 0;
@@ -25,9 +25,7 @@ static int kvc_py_dlpack_is_on_cpu(PyObject* object, const char* name) {
   Py_DECREF(device);
   if (PyErr_Occurred()) return 0;
   if (number == kDLCPU || number == kDLCUDAHost) return 1;
-  kvc_py_raise_format(KVC_E_DEVICE_MISMATCH,
-                      "%s is on a device of DLPack type %ld, the cache is on the CPU", name, number);
-  return 0;
+  return kvc_py_refuse_device(argument, number);
 }
 
 /* A capsule of DLPack 1.0, or of the older kind if the producer does not know max_version. */
@@ -43,21 +41,50 @@ static PyObject* kvc_py_dlpack_request(PyObject* method) {
   return capsule;
 }
 
+/* Refuses a tensor of several rows whose strides are negative. */
+static int kvc_py_dlpack_runs_forward(const DLTensor* lent, const kvc_py_argument* argument) {
+  int dim;
+  for (dim = 0; lent->strides != NULL && dim < lent->ndim; ++dim) {
+    if (lent->strides[dim] < 0 && lent->shape[dim] > 1)
+      return kvc_py_refuse_stride(
+          argument, (Py_ssize_t)((uint64_t)lent->strides[dim] * (lent->dtype.bits / 8)),
+          "which runs backwards");
+  }
+  return 1;
+}
+
+static int kvc_py_dlpack_refuse_dtype(const DLDataType* type, const kvc_py_argument* argument) {
+  static const char* const codes[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  char text[64];
+  const char* code = type->code < 7 ? codes[type->code] : "a type of DLPack's number ";
+  if (type->code >= 7)
+    PyOS_snprintf(text, sizeof text, "%s%u with %u bits", code, type->code, type->bits);
+  else if (type->code == 6)
+    PyOS_snprintf(text, sizeof text, "%s", code);
+  else
+    PyOS_snprintf(text, sizeof text, "%s%u", code, type->bits);
+  if (type->lanes != 1)
+    PyOS_snprintf(text + strlen(text), sizeof text - strlen(text), " in vectors of %u", type->lanes);
+  return kvc_py_refuse_dtype(argument, text, 0);
+}
+
 /* Reads the tensor in a capsule, which keeps it alive. Returns 0 with an exception set if it fails. */
-static int kvc_py_dlpack_read(PyObject* capsule, const char* name, int writable,
-                              uint32_t meaning_of_bits, kvc_tensor* out) {
+static int kvc_py_dlpack_read(PyObject* capsule, const kvc_py_argument* argument, kvc_tensor* out) {
+  const char* name = argument->name;
   DLTensor lent;
   kvc_status status;
   if (PyCapsule_IsValid(capsule, KVC_PY_DLPACK_VERSIONED)) {
     DLManagedTensorVersioned* managed =
         (DLManagedTensorVersioned*)PyCapsule_GetPointer(capsule, KVC_PY_DLPACK_VERSIONED);
     if (managed->version.major > 1) {
-      kvc_py_raise_format(KVC_E_VERSION, "%s uses DLPack %u, which is too new", name,
-                          managed->version.major);
+      kvc_py_raise_format(KVC_E_VERSION,
+                          "%s comes as DLPack %u, but this kvc reads DLPack 1 and older: pass it as an "
+                          "array of NumPy",
+                          name, managed->version.major);
       return 0;
     }
-    if (writable && (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY))
-      return kvc_py_refuse_to_write(name);
+    if (argument->written && (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY))
+      return kvc_py_refuse_to_write(argument);
     lent = managed->dl_tensor;
   } else if (PyCapsule_IsValid(capsule, KVC_PY_DLPACK_LEGACY)) {
     lent = ((DLManagedTensor*)PyCapsule_GetPointer(capsule, KVC_PY_DLPACK_LEGACY))->dl_tensor;
@@ -66,38 +93,39 @@ static int kvc_py_dlpack_read(PyObject* capsule, const char* name, int writable,
     return 0;
   }
   if (lent.dtype.code == kDLUInt && lent.dtype.bits == 16 && lent.dtype.lanes == 1) {
-    if (meaning_of_bits == 0) return kvc_py_refuse_dtype(name, "uint16", 1);
-    lent.dtype.code = (uint8_t)(meaning_of_bits & 0xff); /* kDLFloat or kDLBfloat */
+    if (argument->meaning_of_bits == 0) return kvc_py_refuse_dtype(argument, "uint16", 1);
+    lent.dtype.code = (uint8_t)(argument->meaning_of_bits & 0xff); /* kDLFloat or kDLBfloat */
+  }
+  if (lent.ndim < 0 || lent.ndim > KVC_MAX_DIMS) {
+    kvc_py_raise_format(KVC_E_SHAPE, "%s has %d dimensions, not 0 to %d", name, (int)lent.ndim,
+                        KVC_MAX_DIMS);
+    return 0;
   }
   status = kvc_tensor_from_dlpack(&lent, out);
+  if (status == KVC_E_DTYPE || (status == KVC_OK && !kvc_py_takes(argument, out->dtype)))
+    return kvc_py_dlpack_refuse_dtype(&lent.dtype, argument);
   if (status == KVC_OK) return 1;
-  if (status == KVC_E_DTYPE) {
-    char type[64];
-    PyOS_snprintf(type, sizeof type, "%u of %u bits and %u lanes (DLPack)", lent.dtype.code,
-                  lent.dtype.bits, lent.dtype.lanes);
-    kvc_py_refuse_dtype(name, type, 0);
-  } else if (status == KVC_E_SHAPE) {
-    kvc_py_raise_format(status, "%s has a negative stride, or %d dimensions are not 0 to %d", name,
-                        (int)lent.ndim, KVC_MAX_DIMS);
-  } else {
-    kvc_py_raise_format(status, "%s: its DLPack tensor cannot be used", name);
-  }
+  if (status == KVC_E_SHAPE && lent.shape != NULL && !kvc_py_dlpack_runs_forward(&lent, argument))
+    return 0;
+  if (status == KVC_E_OVERFLOW)
+    kvc_py_raise_format(status, "%s: its shape overflows", name);
+  else
+    kvc_py_raise_format(status, "%s: its DLPack tensor is malformed (%s)", name, kvc_status_name(status));
   return 0;
 }
 
 /* Returns 1 if the object was read (`capsule` keeps its memory alive), 0 with an exception set, or
  * -1 if it has no __dlpack__(). */
-static int kvc_py_dlpack_open(PyObject* object, const char* name, int writable,
-                              uint32_t meaning_of_bits, PyObject** capsule, kvc_tensor* out) {
-  PyObject* method = PyObject_GetAttrString(object, "__dlpack__");
+static int kvc_py_dlpack_open(const kvc_py_argument* argument, PyObject** capsule, kvc_tensor* out) {
+  PyObject* method = PyObject_GetAttrString(argument->object, "__dlpack__");
   if (method == NULL) {
     if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return 0;
     PyErr_Clear();
     return -1;
   }
-  if (kvc_py_dlpack_is_on_cpu(object, name)) *capsule = kvc_py_dlpack_request(method);
+  if (kvc_py_dlpack_is_on_cpu(argument)) *capsule = kvc_py_dlpack_request(method);
   Py_DECREF(method);
-  return *capsule != NULL && kvc_py_dlpack_read(*capsule, name, writable, meaning_of_bits, out);
+  return *capsule != NULL && kvc_py_dlpack_read(*capsule, argument, out);
 }
 
 /* ---- Out ------------------------------------------------------------------------------------- */

@@ -130,11 +130,11 @@ static void kvc_py_set_errors(PyObject *errors) {
 
 /* ---- Lists of integers ----------------------------------------------------------------------- */
 
-/* Count and list are one argument. KVC_PY_EMPTY is required: after a failure SWIG frees every
+/* Count and list are one argument, which the package names NAME. KVC_PY_EMPTY is required: after a failure SWIG frees every
  * argument, opened or not. */
-%define KVC_COUNTED(COUNT, LIST)
+%define KVC_COUNTED(COUNT, LIST, NAME)
 %typemap(in) (int32_t COUNT, const int32_t *LIST) (kvc_py_ints ints = KVC_PY_EMPTY) {
-  if (!kvc_py_ints_open(&ints, $input, #LIST, -1)) SWIG_fail;
+  if (!kvc_py_ints_open(&ints, $input, NAME, -1, NULL)) SWIG_fail;
   $1 = ints.count;
   $2 = ints.data;
 }
@@ -142,24 +142,24 @@ static void kvc_py_set_errors(PyObject *errors) {
 %enddef
 
 /* A list of the same length as the counted one, which is argument 2 of every such function. */
-%define KVC_BESIDE(TYPE, LIST)
+%define KVC_BESIDE(TYPE, LIST, NAME, BESIDE)
 %typemap(in) const TYPE *LIST (kvc_py_ints ints = KVC_PY_EMPTY) {
   if ($input != Py_None) {
-    if (!kvc_py_ints_open(&ints, $input, #LIST, arg2)) SWIG_fail;
+    if (!kvc_py_ints_open(&ints, $input, NAME, arg2, BESIDE)) SWIG_fail;
     $1 = (TYPE *)ints.data;
   }
 }
 %typemap(freearg) const TYPE *LIST "kvc_py_ints_close(&ints$argnum);"
 %enddef
 
-KVC_COUNTED(n_tokens, position)
-KVC_COUNTED(n_except, except)
-KVC_COUNTED(n_sequences, sequence)
-KVC_COUNTED(n, dst)
-KVC_BESIDE(int32_t, sequence)
-KVC_BESIDE(int32_t, keep)
-KVC_BESIDE(int32_t, src)
-KVC_BESIDE(uint32_t, token_flags)
+KVC_COUNTED(n_tokens, position, "positions")
+KVC_COUNTED(n_except, except, "sees_later")
+KVC_COUNTED(n_sequences, sequence, "sequences")
+KVC_COUNTED(n, dst, "dst")
+KVC_BESIDE(int32_t, sequence, "sequences", "positions")
+KVC_BESIDE(int32_t, keep, "keep", "sequences")
+KVC_BESIDE(int32_t, src, "src", "dst")
+KVC_BESIDE(uint32_t, token_flags, "token_flags", "positions")
 
 /* Runs are written into an array of int32 [capacity, 4]; with None only their number is returned. */
 %typemap(in) (int32_t capacity, kvc_run *runs) (Py_buffer view = KVC_PY_EMPTY) {
@@ -185,28 +185,40 @@ KVC_BESIDE(uint32_t, token_flags)
 
 /* ---- Tensors --------------------------------------------------------------------------------- */
 
-%define KVC_ARRAY(DECLARATION, NAME, WRITABLE)
+/* TAKES are the element types, WRITTEN is 1 if the call writes to the array. */
+%define KVC_ARRAY(DECLARATION, NAME, TAKES, WRITTEN)
+%typemap(in) DECLARATION (kvc_py_array array = KVC_PY_EMPTY) {
+  const kvc_py_argument argument = {$input, NAME, TAKES, WRITTEN, 0};
+  if (!kvc_py_array_open(&array, argument)) SWIG_fail;
+  $1 = &array.tensor;
+}
+%typemap(freearg) DECLARATION "kvc_py_array_close(&array$argnum);"
+%enddef
+
+/* None stands for an array that the call does not need. */
+%define KVC_OPTIONAL_ARRAY(DECLARATION, NAME, TAKES, WRITTEN)
 %typemap(in) DECLARATION (kvc_py_array array = KVC_PY_EMPTY) {
   if ($input != Py_None) {
-    if (!kvc_py_array_open(&array, $input, NAME, WRITABLE)) SWIG_fail;
+    const kvc_py_argument argument = {$input, NAME, TAKES, WRITTEN, 0};
+    if (!kvc_py_array_open(&array, argument)) SWIG_fail;
     $1 = &array.tensor;
   }
 }
 %typemap(freearg) DECLARATION "kvc_py_array_close(&array$argnum);"
 %enddef
 
-KVC_ARRAY(const kvc_tensor *described, "it", 0)
-KVC_ARRAY(const kvc_tensor *k, "k", 0)
-KVC_ARRAY(const kvc_tensor *v, "v", 0)
-KVC_ARRAY(const kvc_tensor *q, "q", 0)
-KVC_ARRAY(const kvc_tensor *bias, "bias", 0)
-KVC_ARRAY(const kvc_tensor *mask, "mask", 0)
-KVC_ARRAY(kvc_tensor *weights, "weights", 1)
-KVC_ARRAY(kvc_tensor *out, "out", 1)
-KVC_ARRAY(kvc_tensor *lse, "lse", 1)
-KVC_ARRAY(kvc_tensor *into, "into", 1)
-KVC_ARRAY(kvc_tensor *k, "k", 1)
-KVC_ARRAY(kvc_tensor *v, "v", 1)
+KVC_ARRAY(const kvc_tensor *described, "q", KVC_PY_ANY, 0)
+KVC_ARRAY(const kvc_tensor *k, "k", KVC_PY_FLOATS, 0)
+KVC_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
+KVC_ARRAY(const kvc_tensor *q, "q", KVC_PY_FLOATS, 0)
+KVC_ARRAY(kvc_tensor *out, "out", KVC_PY_FLOATS, 1)
+KVC_ARRAY(kvc_tensor *into, "into", KVC_PY_MASK, 1)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *bias, "bias", KVC_PY_FLOATS, 0)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *mask, "mask", KVC_PY_BOOL, 0)
+KVC_OPTIONAL_ARRAY(kvc_tensor *weights, "weights", KVC_PY_FLOAT32, 1)
+KVC_OPTIONAL_ARRAY(kvc_tensor *lse, "lse", KVC_PY_FLOAT32, 1)
+KVC_OPTIONAL_ARRAY(kvc_tensor *k, "k", KVC_PY_FLOATS, 1)
+KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 
 %typemap(in, numinputs=0) kvc_tensor *VIEW (kvc_tensor view),
                           kvc_tensor *SECOND_VIEW (kvc_tensor view) "$1 = &view;"

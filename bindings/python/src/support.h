@@ -57,43 +57,36 @@ static void kvc_py_raise_format(kvc_status status, const char* format, ...) {
   Py_DECREF(text);
 }
 
-/* Always returns 0, which a reader returns when it fails. */
-static int kvc_py_refuse_dtype(const char* name, const char* found, int is_bits) {
-  if (is_bits) {
-    kvc_py_raise_format(
-        KVC_E_DTYPE, "%s holds bare 16-bit values: pass their type (dtype=\"bf16\" or \"f16\")", name);
-  } else {
-    kvc_py_raise_format(KVC_E_DTYPE,
-                        "%s has element type %s, not float32, float16 or bfloat16, or bool for a mask "
-                        "(uint8: array.view(bool))",
-                        name, found);
-  }
-  return 0;
-}
-
-static int kvc_py_refuse_to_write(const char* name) {
-  PyErr_Format(PyExc_ValueError, "%s is read-only, but the call writes to it", name);
-  return 0;
-}
-
-/* Converts any integer object (NumPy's too) to int32_t. Returns 0 with an exception set if it fails. */
-static int kvc_py_int32(PyObject* object, const char* name, int32_t* out) {
+/* Converts any integer object (NumPy's too) to int32_t. It is argument `name`, or its entry `index` if
+ * that is 0 or more. Returns 0 with an exception set if it fails. */
+static int kvc_py_entry(PyObject* object, const char* name, Py_ssize_t index, int32_t* out) {
   PyObject* number = PyNumber_Index(object);
   long long value;
   int overflow = 0;
-  if (number == NULL) {
-    PyErr_Format(PyExc_TypeError, "%s must be an integer, not %.100s", name, Py_TYPE(object)->tp_name);
-    return 0;
+  char entry[80];
+  if (number != NULL) {
+    value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    if (!overflow && value >= INT32_MIN && value <= INT32_MAX) {
+      Py_DECREF(number);
+      *out = (int32_t)value;
+      return 1;
+    }
   }
-  value = PyLong_AsLongLongAndOverflow(number, &overflow);
-  if (overflow || value < INT32_MIN || value > INT32_MAX) {
-    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s %S does not fit 32 bits", name, number);
-    Py_DECREF(number);
-    return 0;
+  if (index < 0)
+    PyOS_snprintf(entry, sizeof entry, "%s", name);
+  else
+    PyOS_snprintf(entry, sizeof entry, "%s[%zd]", name, index);
+  if (number != NULL) {
+    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s %S is no integer of 32 bits", entry, number);
+  } else if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+    PyErr_Format(PyExc_TypeError, "%s must be an integer, not %.100s", entry, Py_TYPE(object)->tp_name);
   }
-  Py_DECREF(number);
-  *out = (int32_t)value;
-  return 1;
+  Py_XDECREF(number);
+  return 0;
+}
+
+static int kvc_py_int32(PyObject* object, const char* name, int32_t* out) {
+  return kvc_py_entry(object, name, -1, out);
 }
 
 /* ---- Lists of integers: positions, sequences ------------------------------------------------- */
@@ -116,7 +109,8 @@ static void kvc_py_ints_close(kvc_py_ints* ints) {
 
 static int kvc_py_ints_reserve(kvc_py_ints* ints, Py_ssize_t count, const char* name) {
   if (count > INT32_MAX) {
-    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s has %zd entries", name, count);
+    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s has %zd entries, more than %d", name, count,
+                        INT32_MAX);
     return 0;
   }
   ints->count = (int32_t)count;
@@ -168,7 +162,7 @@ static int kvc_py_ints_from_buffer(kvc_py_ints* ints, PyObject* object, const ch
       memcpy(&value, at, sizeof value);
     }
     if (value < INT32_MIN || value > INT32_MAX) {
-      kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s[%zd] = %lld does not fit 32 bits", name, i,
+      kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s[%zd] %lld is no integer of 32 bits", name, i,
                           (long long)value);
       PyBuffer_Release(&view);
       return 0;
@@ -179,9 +173,11 @@ static int kvc_py_ints_from_buffer(kvc_py_ints* ints, PyObject* object, const ch
   return 1;
 }
 
-/* Copies any sequence of integers. If `expected` >= 0 it must have that many entries, or be one
- * integer, which is then repeated. Returns 0 with an exception set if it fails. */
-static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* name, int32_t expected) {
+/* Copies any sequence of integers. If `expected` >= 0 it must have that many entries, as the argument
+ * named `beside` has, or be one integer, which is then repeated. Returns 0 with an exception set if it
+ * fails. */
+static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* name, int32_t expected,
+                            const char* beside) {
   int taken;
   ints->data = ints->inside;
   ints->count = 0;
@@ -198,20 +194,20 @@ static int kvc_py_ints_open(kvc_py_ints* ints, PyObject* object, const char* nam
     PyObject* items = PySequence_Tuple(object); /* an entry's __index__() may shrink the list */
     if (items == NULL) {
       if (!PyErr_ExceptionMatches(PyExc_TypeError)) return 0;
-      PyErr_Format(PyExc_TypeError, "%s must be a sequence of integers, not %.100s", name,
-                   Py_TYPE(object)->tp_name);
+      PyErr_Format(PyExc_TypeError, "%s must be a list or array of integers%s, not %.100s", name,
+                   expected >= 0 ? ", or one integer for all" : "", Py_TYPE(object)->tp_name);
       return 0;
     }
     taken = kvc_py_ints_reserve(ints, PyTuple_GET_SIZE(items), name);
     for (i = 0; taken && i < ints->count; ++i) {
-      taken = kvc_py_int32(PyTuple_GET_ITEM(items, i), name, &ints->data[i]);
+      taken = kvc_py_entry(PyTuple_GET_ITEM(items, i), name, i, &ints->data[i]);
     }
     Py_DECREF(items);
     if (!taken) return 0;
   }
   if (expected >= 0 && ints->count != expected) {
-    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s has %d entries, not %d", name, (int)ints->count,
-                        (int)expected);
+    kvc_py_raise_format(KVC_E_INVALID_ARGUMENT, "%s has %d entries, but %s has %d", name,
+                        (int)ints->count, beside, (int)expected);
     return 0;
   }
   return 1;

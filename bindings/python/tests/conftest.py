@@ -41,7 +41,7 @@ def make(device):
     made = []
 
     def create(**changes):
-        made.append(kvc.Cache(device=device, **{**GEOMETRY, **changes}))
+        made.append(kvc.Cache(**{"device": device, **GEOMETRY, **changes}))
         return made[-1]
 
     yield create

@@ -1,0 +1,184 @@
+"""Messages about arguments name what came, what is taken and what to do, in the words of Python. (The
+library's own messages have tests of their own.)"""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+import kvc
+from dlpack_producer import BFLOAT, INT, Producer
+
+FLOATS = "float32, float16 or bfloat16"
+K = np.zeros((2, 2, 16), np.float32)
+Q = np.zeros((2, 4, 16), np.float32)
+WRONG_ARRAYS = [
+    (K.astype(float), kvc.DtypeError, f"k is float64; kvc takes {FLOATS}: convert with k.astype"),
+    (K.astype(np.int64), kvc.DtypeError, "k is int64; kvc takes"),
+    (K.astype(">f4"), kvc.DtypeError, "k is >f4; kvc takes"),
+    (K.astype(bool), kvc.DtypeError, "k is bool; kvc takes"),
+    (K.astype(complex), kvc.DtypeError, "k is complex128; kvc takes"),
+    (K.astype(object), kvc.DtypeError, "k is object; kvc takes"),
+    (K.astype("M8[s]"), kvc.DtypeError, r"k is datetime64\[s\]; kvc takes"),
+    (K.astype(np.uint16), kvc.DtypeError, 'k is uint16, .* dtype="bf16" or dtype="f16"'),
+    (memoryview(K.astype(float)), kvc.DtypeError, r"a buffer of format 'd'; .* numpy.asarray\(k,"),
+    ((ctypes.c_double * 4)(), kvc.DtypeError, "a buffer of format '<d'; kvc takes"),
+    (Producer(K.astype(float)), kvc.DtypeError, "k is float64; kvc takes"),
+    (Producer(K.view(np.int32), INT), kvc.DtypeError, "k is int32; kvc takes"),
+    (Producer(K.astype(bool), 6), kvc.DtypeError, "k is bool; kvc takes"),
+    (Producer(K, BFLOAT), kvc.DtypeError, "k is bfloat32; kvc takes"),
+    (Producer(K, 9), kvc.DtypeError, "k is a type of DLPack's number 9 with 32 bits; kvc takes"),
+    (Producer(K, device=8), kvc.DeviceMismatch, "a Metal device, but .* on the CPU: copy it there"),
+    (Producer(K, device=99), kvc.DeviceMismatch, "a device of DLPack's type 99"),
+    (Producer(K, major=2), kvc.VersionMismatch, "DLPack 2, but this kvc reads DLPack 1 and older"),
+    (K[::-1], kvc.ShapeError, r"-128 bytes, which runs backwards: .*ascontiguousarray\(k\)"),
+    (
+        K.tolist(),
+        TypeError,
+        r"k must be an array .*, not list: pass numpy.asarray\(k, numpy.float32\)",
+    ),
+    (None, TypeError, "k must be an array .*, not None$"),
+    (3.0, TypeError, "k must be an array .*, not float$"),
+]
+
+
+@pytest.mark.parametrize(
+    "array, error, message", WRONG_ARRAYS, ids=[each[2] for each in WRONG_ARRAYS]
+)
+def test_a_wrong_array(cache, array, error, message):
+    cache.begin([0, 1])
+    for _ in range(2):  # the second time nothing of the first is left
+        with pytest.raises(error, match=message):
+            cache.put(0, array, K)
+    cache.abort()
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (
+            dict(mask=np.zeros((2, 2), np.uint8)),
+            kvc.DtypeError,
+            r"mask is uint8; .* mask.view\(bool\)",
+        ),
+        (dict(mask=np.zeros((2, 2), np.float32)), kvc.DtypeError, "kvc takes bool: .* are a bias"),
+        (dict(mask=np.zeros((2, 2), np.int64)), kvc.DtypeError, r"mask.astype\(bool\)"),
+        (dict(bias=np.zeros((2, 2), bool)), kvc.DtypeError, f"bias is bool; kvc takes {FLOATS}"),
+        (
+            dict(lse=np.zeros((2, 4), np.float16)),
+            kvc.DtypeError,
+            "lse is float16; kvc writes float32:",
+        ),
+        (dict(weights=np.zeros(1)), kvc.DtypeError, "weights is float64; kvc writes float32:"),
+        (dict(out=np.zeros((2, 4, 16))), kvc.DtypeError, f"out is float64; kvc writes {FLOATS}:"),
+        (dict(out=np.zeros((2, 4, 16), np.float32)[::-1]), kvc.ShapeError, "runs backwards$"),
+        (dict(out=b"bytes"), ValueError, "out is read-only, but the call writes to it"),
+        (dict(q=None), TypeError, "q must be an array .*, not None"),
+        (dict(q=[1.0]), TypeError, r"q must be an array .*, not list: pass numpy.asarray\(q,"),
+    ],
+)
+def test_a_wrong_array_of_attention(cache, options, error, message):
+    cache.begin([0, 1])
+    cache.put(0, K, K)
+    with pytest.raises(error, match=message):
+        cache.attention(0, **{"q": Q, **options})
+    with pytest.raises(
+        kvc.DtypeError, match="into is float64; kvc writes float32, float16 or bool"
+    ):
+        cache.mask(0, np.zeros((2, 2)))
+    cache.abort()
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda c: c.put("0", K, K), TypeError, "layer must be an integer, not str"),
+        (
+            lambda c: c.put(2**40, K, K),
+            kvc.InvalidArgument,
+            "layer 1099511627776 is no integer of 32",
+        ),
+        (lambda c: c.begin([0, 0.5]), TypeError, r"positions\[1\] must be an integer, not float"),
+        (lambda c: c.begin(3), TypeError, "positions must be a list or array of integers, not int"),
+        (lambda c: c.begin([0, 2**40]), kvc.InvalidArgument, r"positions\[1\] 1099511627776 is no"),
+        (
+            lambda c: c.begin(np.array([0, 2**40])),
+            kvc.InvalidArgument,
+            r"positions\[1\] 1099511627776",
+        ),
+        (lambda c: c.begin([0, 1], [0]), kvc.InvalidArgument, "sequences has 1 .* positions has 2"),
+        (
+            lambda c: c.begin([0], 0.5),
+            TypeError,
+            "sequences must be .* one integer for all, not float",
+        ),
+        (lambda c: c.begin([0], sees_later=[3]), kvc.InvalidArgument, "token 3 of a batch of 1"),
+        (lambda c: c.begin([0], sees_later=[0.0]), TypeError, "sees_later must hold integers"),
+        (lambda c: c.begin([0], sees_later=[True]), TypeError, "must hold integers, not bool"),
+        (lambda c: c.begin([0], sees_later=3), TypeError, "sees_later must be a list .*, not 3"),
+        (lambda c: c.set_causal(3), TypeError, "sees_later must be a list or array of integers"),
+        (lambda c: c.set_causal(["a"]), TypeError, r"sees_later\[0\] must be an integer, not str"),
+        (lambda c: c.begin([0]) or c.set_causal([7]), kvc.InvalidArgument, r"sees_later\[0\] 7"),
+        (
+            lambda c: c.commit_prefix([0], [1, 2]),
+            kvc.InvalidArgument,
+            "keep has 2 .* sequences has 1",
+        ),
+        (lambda c: c.reorder([0, 1], [1]), kvc.InvalidArgument, "src has 1 entries, but dst has 2"),
+        (lambda c: c.begin(sequence=0), TypeError, r"^Cache.begin\(\) got an unexpected"),
+        (
+            lambda c: c.bind_attention(4, layers="a"),
+            TypeError,
+            "layers must be an integer, not str",
+        ),
+        (
+            lambda c: c.bind_attention(4, layers=(0, 1, 2)),
+            kvc.InvalidArgument,
+            r"no \(begin, end\)",
+        ),
+        (lambda c: c.bind_attention(4, scale=None), TypeError, "scale must be a number, not None"),
+        (lambda c: c.bind_attention(4, sinks="abcd"), TypeError, "sinks must hold 4 numbers"),
+        (lambda c: c.bind_rope(base="x"), TypeError, "base must be a number, not 'x'"),
+        (lambda c: kvc.Device(7), TypeError, 'name must be a string such as "cpu", not int'),
+    ],
+)
+def test_a_wrong_number_or_list(cache, call, error, message):
+    with pytest.raises(error, match=message):
+        call(cache)
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        (dict(n_layers="a"), TypeError, "n_layers must be an integer, not str"),
+        (
+            dict(capacity=2**40),
+            kvc.InvalidArgument,
+            "capacity 1099511627776 is no integer of 32 bits",
+        ),
+        (dict(dtype=np.float64), kvc.DtypeError, "^dtype 'float64' is not one of f32, f16, bf16"),
+        (dict(dtype_v="f8"), kvc.DtypeError, "^dtype_v 'f8' is not one of"),
+        (dict(sliding_window="a"), TypeError, "sliding_window must be an integer, not str"),
+        (dict(reach=1.5), TypeError, "reach must be an integer, not float"),
+        (dict(kind=[]), kvc.InvalidArgument, r"kind \[\] is not one of causal"),
+        (dict(device="cpu"), TypeError, "device must be a kvc.Device or None, not str"),
+    ],
+)
+def test_a_wrong_argument_of_a_cache(make, changes, error, message):
+    with pytest.raises(error, match=message):
+        make(**changes)
+
+
+def test_what_has_ended(make, fill):
+    cache = make()
+    k, v, _ = fill(cache, 1)
+    cache.begin([1])
+    cache.put(0, k, v)
+    view = cache.get(0)[0]
+    cache.abort()
+    with pytest.raises(kvc.BadState, match=r"call get\(\) in the next pass, or copy"):
+        np.asarray(view)
+    with kvc.Device(n_threads=1) as device:
+        pass
+    with pytest.raises(kvc.InvalidHandle, match="the device is closed: open another"):
+        make(device=device)
