@@ -76,8 +76,8 @@ KVC_API const char *kvc_status_name(kvc_status status) KVC_NOEXCEPT;
  * Every failing call replaces the message of the thread that made it. A successful call leaves the
  * previous message in place. A message is one line of UTF-8 of at most 511 bytes that adds facts to the
  * status: "layer 40 out of range [0, 32)". It names arguments as these headers do, and contains no addresses
- * and no values of tensors. A thread has no message before its first failure, nor in a forked child. kvc keeps the messages of 4096 threads at a time; a
- * further thread that fails has none.
+ * and no values of tensors. A thread has no message before its first failure, nor in a forked child. kvc
+ * keeps the messages of 4096 threads at a time; a further thread that fails has none.
  *
  * A binding should copy the message within the same foreign call that failed: a goroutine may run on
  * another thread afterwards. Threads: any; a signal handler may call it. Allocates nothing. Since 0.1. */
