@@ -183,12 +183,11 @@ Status CausalCache::take_blocks() {
   const auto take = [this](Place place, Block& block) {
     block.data = device_->allocate(place, block.bytes, bounds_.prefault);
     if (block.data != nullptr) return Status::ok;
-    return fail(
-        Status::out_of_memory,
-        "the allocator has no block of %llu bytes for %s; fewer cells, layers or sequences need "
-        "less (kvc_cache_memory_bytes)",
-        static_cast<unsigned long long>(block.bytes),
-        place == Place::device ? "K, V and workspace" : "the bookkeeping");
+    return fail(Status::out_of_memory,
+                "there is no block of %llu bytes for %s; fewer cells, layers or sequences need "
+                "less (kvc_cache_memory_bytes)",
+                static_cast<unsigned long long>(block.bytes),
+                place == Place::device ? "K, V and workspace" : "the bookkeeping");
   };
   if (Status s = take(Place::device, device_block_); s != Status::ok) return s;
   return take(Place::host, host_block_);
