@@ -6,12 +6,14 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <new>
 
 #include "core/base/float_environment.hpp"
+#include "core/base/thread_start.hpp"
 
 namespace kvc {
 namespace {
@@ -298,18 +300,24 @@ Status ThreadPool::create(int32_t n_threads, ThreadPool** out) noexcept {
   sigset_t before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // a thread inherits the mask of the one that starts it
+  const ThreadStart start_thread;
   int error = 0;
   for (int32_t i = 1; i < n_threads && error == 0; ++i) {
     workers[i].state = state;
     workers[i].thread = i;
-    error = pthread_create(&workers[i].handle, nullptr, State::start, &workers[i]);
+    error = start_thread(&workers[i].handle, State::start, &workers[i]);
     if (error == 0) state->n_started = i;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (error != 0) {
     const int32_t n_started = state->n_started;
     destroy(pool);
-    return fail(Status::out_of_memory, "started %d of %d threads", n_started + 1, n_threads);
+    return fail(
+        Status::out_of_memory, "%d of %d threads started, then the system refused one: errno %d%s",
+        n_started + 1, n_threads, error,
+        error == EAGAIN ? " (EAGAIN: a limit on threads or memory, see ulimit -u, ulimit -v "
+                          "and pids.max of the cgroup)"
+                        : "");
   }
   // What a runtime allocates for a thread that starts (sanitizers do) falls into create too.
   state->await_arrivals();
