@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <sstream>
 
+#include "message_rules.hpp"
+
 /// Which operation comes next, and with which arguments.
 namespace fuzz {
 namespace {
@@ -211,7 +213,11 @@ void World::judge(Call& call, kvc_status status, kvc_status expected) {
     if (status != KVC_OK) message += " (" + support::last_message() + ")";
     differ(message + ", expected " + support::name(expected));
   }
-  if (status != KVC_OK && support::last_message().empty()) differ("failed without a message");
+  if (status != KVC_OK) {
+    const std::string message = support::last_message();
+    const std::string fault = support::fault_of(status, message);
+    if (!fault.empty()) differ("the message \"" + message + "\": " + fault);
+  }
   call.met.full = call.met.full || status == KVC_E_CACHE_FULL;
   ++coverage_.operations;
   coverage_.record(call.op, status == KVC_OK, call.met);
