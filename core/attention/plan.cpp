@@ -40,13 +40,14 @@ int32_t first_cell(const TokenArrays& tokens, const TokenList& list) {
 void PassPlan::carve(Carver& carver) {
   const auto batch = static_cast<uint64_t>(max_batch_);
   except_ = carver.take<uint64_t>(batch / 64 + 1, 64);
+  type_ = carver.take<uint16_t>(batch, 64);
   rows_ = carver.take<AttentionRow>(batch, 64);
   lists_ = carver.take<TokenList>(batch, 64);
   shared_ = carver.take<SharedPrefix>(batch, 64);
   padding_ = carver.take<int32_t>(batch, 64);
 }
 
-// ---- The except set ----------------------------------------------------------------------------------------------------
+// ---- The except set and types -------------------------------------------------------------------------------------------
 
 void PassPlan::open(int32_t n_tokens, const uint32_t* flags) {
   n_tokens_ = n_tokens;
@@ -54,11 +55,22 @@ void PassPlan::open(int32_t n_tokens, const uint32_t* flags) {
   for (int32_t i = 0; flags != nullptr && i < n_tokens; ++i) {
     if ((flags[i] & token_sees_later) != 0) except_[i / 64] |= uint64_t{1} << (i % 64);
   }
+  has_types_ = flags != nullptr && std::any_of(flags, flags + n_tokens, type_of_flags);
+  for (int32_t i = 0; has_types_ && i < n_tokens; ++i)
+    type_[i] = static_cast<uint16_t>(type_of_flags(flags[i]));
   forget();
 }
 
 bool PassPlan::any_sees_later() const {
-  return std::any_of(except_, except_ + n_tokens_ / 64 + 1, [](uint64_t word) { return word != 0; });
+  return has_types_ ||
+         std::any_of(except_, except_ + n_tokens_ / 64 + 1, [](uint64_t word) { return word != 0; });
+}
+
+bool PassPlan::same_block(int32_t token, int32_t other) const {
+  if (!has_types_ || type_[token] == 0 || type_[token] != type_[other]) return false;
+  const Visibility& visibility = book_.rules().visibility;
+  const int32_t* position = book_.batch_position();
+  return visibility.chunk_start(position[token]) == visibility.chunk_start(position[other]);
 }
 
 void PassPlan::set_except(int32_t n_except, const int32_t* except) {
@@ -103,6 +115,7 @@ AttentionRow PassPlan::row_of(const CellBook::Sequence& sequence, int32_t token,
 /// [chunk, keep_first) and its window, so its list begins with its chunk.
 void PassPlan::add_sequence(const CellBook::Sequence& sequence) {
   const Visibility& visibility = book_.rules().visibility;
+  const int32_t first_row = plan_.n_rows;
   int32_t list_start = -1;
   int32_t order = 0;
   book_.for_each_added(sequence, [&](int32_t token) {
@@ -120,6 +133,24 @@ void PassPlan::add_sequence(const CellBook::Sequence& sequence) {
     row = row_of(sequence, token, order++, start);
     row.list = plan_.n_lists - 1;
   });
+  if (has_types_) widen_blocks(first_row);
+}
+
+/// The rows from `first_row` on are those of one sequence, in its order. Rows of a block (tokens of one type, in one chunk) see
+/// the whole block: it is next to what each of them sees anyway, so every row keeps its two ranges.
+void PassPlan::widen_blocks(int32_t first_row) {
+  for (int32_t begin = first_row; begin < plan_.n_rows;) {
+    int32_t end = begin + 1;
+    while (end < plan_.n_rows && same_block(rows_[begin].token, rows_[end].token)) ++end;
+    // The pass's tokens are the last of their lists.
+    const int32_t own = lists_[rows_[begin].list].total - (plan_.n_rows - begin);
+    for (int32_t r = begin; r < end && end - begin > 1; ++r) {
+      AttentionRow& row = rows_[r];
+      row.begin = std::max(std::min(row.begin, own), row.first_end);
+      if (!planted(Bug::type_stays_causal)) row.end = std::max(row.end, own + end - begin);
+    }
+    begin = end;
+  }
 }
 
 /// Finds neighbouring lists that begin with the same cells.

@@ -32,8 +32,11 @@ constexpr const char* names[] = {
     "removal_next_short",
     "mask_ignored_with_bias",
     "refused_shift_applied",
+    "type_stays_causal",
+    "type_begins_twice",
+    "type_cut_in_two",
 };
-static_assert(std::size(names) == static_cast<size_t>(Bug::refused_shift_applied) + 1);
+static_assert(std::size(names) == static_cast<size_t>(Bug::type_cut_in_two) + 1);
 
 }  // namespace
 

@@ -27,6 +27,9 @@ enum class Bug {
   removal_next_short,
   mask_ignored_with_bias,
   refused_shift_applied,
+  type_stays_causal,
+  type_begins_twice,
+  type_cut_in_two,
 };
 
 #ifdef KVC_PLANTED_BUGS

@@ -148,16 +148,28 @@ Status CausalCache::check_kept(int32_t index, int32_t n) const {
                 n, index, sequence.n_added);
   }
   if (n == sequence.n_added) return Status::ok;
-  int32_t order = 0, saw_dropped = -1;
+  int32_t order = 0, saw_dropped = -1, last_kept = -1, first_dropped = -1;
   book_.for_each_added(sequence, [&](int32_t token) {
-    if (order++ < n && plan_.sees_later(token) && saw_dropped < 0) saw_dropped = token;
+    if (order < n && plan_.sees_later(token) && saw_dropped < 0) saw_dropped = token;
+    if (order == n - 1) last_kept = token;
+    if (order == n) first_dropped = token;
+    ++order;
   });
-  if (saw_dropped < 0) return Status::ok;
-  return fail(Status::invalid_argument,
-              "keep %d of sequence %d keeps token %d of the batch, which sees later tokens and saw "
-              "one that "
-              "would be dropped: keep all %d, or drop it too",
-              n, index, saw_dropped, sequence.n_added);
+  if (saw_dropped >= 0) {
+    return fail(
+        Status::invalid_argument,
+        "keep %d of sequence %d keeps token %d of the batch, which sees later tokens and saw "
+        "one that would be dropped: keep all %d, or drop it too",
+        n, index, saw_dropped, sequence.n_added);
+  }
+  if (last_kept >= 0 && plan_.same_block(last_kept, first_dropped) && !planted(Bug::type_cut_in_two)) {
+    return fail(
+        Status::invalid_argument,
+        "keep %d of sequence %d keeps token %d of the batch, which has the type of token %d "
+        "and saw it: keep or drop tokens of one type together",
+        n, index, last_kept, first_dropped);
+  }
+  return Status::ok;
 }
 
 Status CausalCache::abort() {

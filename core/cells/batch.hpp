@@ -7,7 +7,10 @@ namespace kvc {
 
 /// Flags of a token of a batch, with the numbers of the ABI.
 inline constexpr uint32_t token_sees_later = 1;  // not causal: it sees later tokens of its sequence too
-inline constexpr uint32_t token_type = 0xffff0000u;  // tokens of the same type see each other; not built yet
+/// The type of a token, 0: none. The tokens of one sequence with the same type see each other.
+inline constexpr uint32_t token_type_shift = 16;
+inline constexpr uint32_t token_types = ~uint32_t{0} << token_type_shift;
+constexpr uint32_t type_of_flags(uint32_t flags) { return flags >> token_type_shift; }
 
 /// In the place of a sequence: a padding token, which belongs to none, is never read and gets zeros.
 inline constexpr int32_t no_sequence = -1;
@@ -25,7 +28,7 @@ struct Batch {
 Status check_n_tokens(const Batch& batch, int32_t max_batch);
 /// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
 Status check_token_flags(const Batch& batch, int32_t token);
-/// Refuses options that are known and not built: token types, replay.
+/// Refuses an option that is known and not built: replay.
 Status check_reserved(const Batch& batch);
 
 }  // namespace kvc

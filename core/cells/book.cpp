@@ -21,6 +21,7 @@ void CellBook::carve(Carver& carver) {
   touched_ = carver.take<int32_t>(sequences, 64);
   dirty_ = carver.take<int32_t>(sequences, 64);
   is_dirty_ = carver.take<uint8_t>(sequences, 64);
+  blocks_ = carver.take<uint64_t>(batch, 64);
   batch_position_ = carver.take<int32_t>(batch, 64);
   batch_sequence_ = carver.take<int32_t>(batch, 64);
   batch_cell_ = carver.take<int32_t>(batch, 64);
@@ -92,6 +93,7 @@ void CellBook::begin_plan() const {
 Status CellBook::check_batch(const Batch& batch) const {
   if (Status s = check_n_tokens(batch, rules_.max_batch); s != Status::ok) return s;
   begin_plan();
+  int32_t n_blocks = 0;
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t position = batch.position[i], sequence = batch.sequence[i];
     if (Status s = check_token_flags(batch, i); s != Status::ok) return s;
@@ -113,12 +115,30 @@ Status CellBook::check_batch(const Batch& batch) const {
       plan.stamp = plan_stamp_;
       plan.first = position;
       plan.count = 0;
+      plan.type = 0;
       plan_order_[n_planned_++] = sequence;
     }
     plan.last = position;
     ++plan.count;
+    const uint32_t type = batch.flags != nullptr ? type_of_flags(batch.flags[i]) : 0;
+    if (type != plan.type && type != 0)
+      blocks_[n_blocks++] = uint64_t{type} << 32 | static_cast<uint32_t>(sequence);
+    plan.type = type;
   }
-  return Status::ok;
+  return check_blocks(n_blocks);
+}
+
+/// Each type names one block of consecutive tokens of a sequence: none begins twice.
+Status CellBook::check_blocks(int32_t n_blocks) const {
+  if (planted(Bug::type_begins_twice)) return Status::ok;
+  std::sort(blocks_, blocks_ + n_blocks);
+  const uint64_t* twice = std::adjacent_find(blocks_, blocks_ + n_blocks);
+  if (twice == blocks_ + n_blocks) return Status::ok;
+  return fail(
+      Status::invalid_argument,
+      "sequence %u has tokens of type %u in two places of the batch; tokens of one type must be "
+      "consecutive tokens of their sequence",
+      static_cast<uint32_t>(*twice), static_cast<uint32_t>(*twice >> 32));
 }
 
 Status CellBook::check_room(const Batch& batch) const {

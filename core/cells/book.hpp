@@ -196,6 +196,7 @@ class CellBook {
     int32_t first = 0;    // lowest position
     int32_t last = 0;     // highest so far
     int32_t count = 0;    // tokens
+    uint32_t type = 0;    // of its last token so far
     int32_t slides = 0;   // tokens at the start of its ring that the pass hides
     int32_t source = -1;  // reorder: the sequence it becomes a copy of
     int32_t uses = 0;     // reorder: copies still to be made of it
@@ -203,6 +204,7 @@ class CellBook {
 
   void begin_plan() const;
   TokenSequence::Extent sequence_extent() const;
+  Status check_blocks(int32_t n_blocks) const;
   int64_t slide_bound(int32_t lowest) const;
   int32_t tokens_to_slide(const Sequence& sequence, int32_t lowest) const;
   int32_t home_block(int32_t sequence) const;
@@ -237,6 +239,7 @@ class CellBook {
   // Scratch of planning. Const calls plan too, and may overlap: whoever makes them keeps them apart.
   SequencePlan* plan_ = nullptr;  // [max_sequences]
   int32_t* plan_order_ = nullptr;  // [max_sequences] sequences of the batch, in order of first appearance
+  uint64_t* blocks_ = nullptr;  // [max_batch] type and sequence of each block of typed tokens
   mutable int32_t n_planned_ = 0;
   mutable int32_t n_planned_tokens_ = 0;  // padding left out
   mutable uint32_t plan_stamp_ = 0;

@@ -26,6 +26,7 @@ const std::vector<Option>& all_options() {
       {"chunk", [](auto& o) { o.chunk = 24; }},
       {"keep_first", [](auto& o) { o.keep_first = 3, o.reach = o.reach ? o.reach : 16; }},
       {"except", [](auto& o) { o.except = true; }},
+      {"types", [](auto& o) { o.types = true; }},
       {"scale", [](auto& o) { o.scale = 0.25f; }},
       {"softcap", [](auto& o) { o.softcap = 1.5f; }},
       {"alibi", [](auto& o) { o.slopes = true; }},
@@ -66,6 +67,7 @@ void open_batch(AttentionRig& rig, int32_t n) {
   const bool several = rig.options.mixed || rig.options.shared;
   std::vector<int32_t> next, position, sequence;
   std::vector<uint32_t> flags;
+  uint32_t type[3] = {}, newest = 0;  // of each sequence's last token
   for (const model::Sequence& each : rig.oracle.sequences) next.push_back(each.next);
   for (int32_t i = 0; i < n; ++i) {
     const int32_t s = several ? rig.random.below(3) : 0;
@@ -75,6 +77,9 @@ void open_batch(AttentionRig& rig, int32_t n) {
     sequence.push_back(s);
     const bool sees_later = rig.options.except && rig.random.chance(0.3);
     flags.push_back(sees_later ? uint32_t{KVC_TOKEN_SEES_LATER} : 0u);
+    if (rig.options.types && rig.random.chance(0.1))
+      type[s] = rig.random.chance(0.3) ? 0 : ++newest;
+    flags.back() |= type[s] << KVC_TOKEN_TYPE_SHIFT;
   }
   rig.open(position, sequence, flags);
 }

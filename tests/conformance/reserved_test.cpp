@@ -48,7 +48,7 @@ TEST(Reserved, DescriptorsComeLast) {
   expect_last("KVC_CACHE_ROTATE_V");
 }
 
-/// Token types and replay: behind everything that is wrong with the batch and an unfinished pass, before a lack of room.
+/// Replay: behind everything that is wrong with the batch and an unfinished pass, before a lack of room.
 TEST(Reserved, OptionsOfABatch) {
   const support::Device device(1);
   support::Specimen s(device);
@@ -57,32 +57,23 @@ TEST(Reserved, OptionsOfABatch) {
   s.append(0);
   s.append(0);  // sequence 0 holds 5 of 8 positions
   const int32_t position[] = {5, 6, 7, 8}, backwards[] = {6, 5}, sequence[] = {0, 0, 0, 0};
-  const uint32_t typed[] = {1u << KVC_TOKEN_TYPE_SHIFT, 0, 0, 0};
-  const struct {
-    const char* name;
-    const uint32_t* token_flags;
-    uint32_t flags;
-  } options[] = {{"types", typed, 0}, {"KVC_BEGIN_REPLAY", nullptr, KVC_BEGIN_REPLAY}};
-  for (const auto& option : options) {
-    const std::string name = option.name;
-    const auto begin = [&](int32_t n, const int32_t* at, uint32_t flags) {
-      return kvc_begin(s.cache, n, at, sequence, option.token_flags, option.flags | flags, nullptr);
-    };
-    bad.expect(reserved, name, [&] { return begin(2, position, 0); });
-    EXPECT_NE(support::last_message().find(name), std::string::npos) << support::last_message();
-    bad.expect(reserved, name + " with reserve", [&] { return begin(2, nullptr, KVC_BEGIN_RESERVE); });
-    bad.expect(reserved, name + " and no room", [&] { return begin(4, position, 0); });
-    bad.expect(invalid, name + " in a bad batch", [&] { return begin(2, backwards, 0); });
-    bad.expect(invalid, name + " without positions", [&] { return begin(2, nullptr, 0); });
-    bad.expect(invalid, name + " with reserve, of no token",
-               [&] { return begin(0, nullptr, KVC_BEGIN_RESERVE); });
-    s.open(1);
-    bad.expect(KVC_E_BAD_STATE, name + " behind an unfinished pass",
-               [&] { return begin(1, position + 1, 0); });
-    bad.expect(KVC_E_BAD_STATE, name + " with reserve, behind an unfinished pass",
-               [&] { return begin(1, nullptr, KVC_BEGIN_RESERVE); });
-    EXPECT_EQ(kvc_abort(s.cache), KVC_OK);
-  }
+  const auto begin = [&](int32_t n, const int32_t* at, uint32_t flags) {
+    return kvc_begin(s.cache, n, at, sequence, nullptr, KVC_BEGIN_REPLAY | flags, nullptr);
+  };
+  const std::string name = "KVC_BEGIN_REPLAY";
+  bad.expect(reserved, name, [&] { return begin(2, position, 0); });
+  EXPECT_NE(support::last_message().find(name), std::string::npos) << support::last_message();
+  bad.expect(reserved, "with reserve", [&] { return begin(2, nullptr, KVC_BEGIN_RESERVE); });
+  bad.expect(reserved, "no room", [&] { return begin(4, position, 0); });
+  bad.expect(invalid, "a bad batch", [&] { return begin(2, backwards, 0); });
+  bad.expect(invalid, "without positions", [&] { return begin(2, nullptr, 0); });
+  bad.expect(invalid, "with reserve, of no token",
+             [&] { return begin(0, nullptr, KVC_BEGIN_RESERVE); });
+  s.open(1);
+  bad.expect(KVC_E_BAD_STATE, "behind an unfinished pass", [&] { return begin(1, position + 1, 0); });
+  bad.expect(KVC_E_BAD_STATE, "with reserve, behind an unfinished pass",
+             [&] { return begin(1, nullptr, KVC_BEGIN_RESERVE); });
+  EXPECT_EQ(kvc_abort(s.cache), KVC_OK);
 }
 
 /// Flags and fields of kvc_attention_extra: behind everything that is wrong with its tensors. Only columns by position may have

@@ -8,10 +8,20 @@
 namespace model {
 namespace {
 
-bool has_type(int32_t n, const uint32_t* token_flags) {
-  return token_flags && std::any_of(token_flags, token_flags + n, [](uint32_t flags) {
-           return flags >> KVC_TOKEN_TYPE_SHIFT != 0;
-         });
+uint32_t type_of(const uint32_t* token_flags, int32_t i) {
+  return token_flags ? token_flags[i] >> KVC_TOKEN_TYPE_SHIFT : 0;
+}
+
+/// Tokens of one type must be consecutive tokens of their sequence.
+bool legal_types(int32_t n, const int32_t* sequence, const uint32_t* token_flags) {
+  std::map<int32_t, std::vector<uint32_t>> types;  // of each sequence's tokens
+  for (int32_t i = 0; i < n; ++i)
+    if (sequence[i] != KVC_NONE) types[sequence[i]].push_back(type_of(token_flags, i));
+  for (const auto& [s, list] : types)
+    for (size_t a = 0; a < list.size(); ++a)
+      for (size_t c = a + 2; c < list.size(); ++c)
+        if (list[a] != 0 && list[a] == list[c] && list[c - 1] != list[c]) return false;
+  return true;
 }
 
 }  // namespace
@@ -115,9 +125,19 @@ int32_t Oracle::pending_rotation(const Token& token) const {
 bool Oracle::sees(int32_t batch_index, int32_t j) const {
   const auto i = static_cast<size_t>(batch_index);
   const int64_t p = pass.position[i];
+  for (size_t other = 0; other < pass.position.size(); ++other)
+    if (pass.position[other] == j && same_block(i, other)) return true;
   if (j > p && !pass.except[i]) return false;
   if (causal.chunk > 0 && j < p - p % causal.chunk) return false;
   return causal.reach == 0 || j >= p - causal.reach || j < causal.keep_first;
+}
+
+bool Oracle::same_block(size_t a, size_t b) const {
+  const auto chunk = [this](int32_t position) {
+    return causal.chunk > 0 ? position / causal.chunk : 0;
+  };
+  return pass.sequence[a] == pass.sequence[b] && pass.sequence[a] != KVC_NONE && pass.type[a] != 0 &&
+         pass.type[a] == pass.type[b] && chunk(pass.position[a]) == chunk(pass.position[b]);
 }
 
 std::vector<Token> Oracle::visible(int32_t batch_index) const {
@@ -161,10 +181,10 @@ bool Oracle::legal_flags(int32_t n, const int32_t* sequence, const uint32_t* tok
 
 kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* sequence,
                         const uint32_t* token_flags) const {
-  if (!legal_flags(n, sequence, token_flags) || !legal_batch(n, position, sequence))
+  if (!legal_flags(n, sequence, token_flags) || !legal_batch(n, position, sequence) ||
+      !legal_types(n, sequence, token_flags))
     return KVC_E_INVALID_ARGUMENT;
   if (!closable()) return KVC_E_BAD_STATE;
-  if (has_type(n, token_flags)) return KVC_E_NOT_SUPPORTED;
   // What slides out stays owned until the pass is committed, but no longer counts for its sequence.
   const auto n_padding = std::count(sequence, sequence + n, KVC_NONE);
   if (used() + n - n_padding > pool_) return KVC_E_CACHE_FULL;
@@ -183,7 +203,6 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
   if (reserve) {
     if (!legal_flags(n, nullptr, token_flags)) return KVC_E_INVALID_ARGUMENT;
     if (!closable()) return KVC_E_BAD_STATE;
-    if (has_type(n, token_flags)) return KVC_E_NOT_SUPPORTED;
   } else if (const kvc_status s = fits(n, position, sequence, token_flags); s != KVC_OK) {
     return s;
   }
@@ -194,6 +213,7 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
   pass.n_tokens = n;
   pass.put.assign(static_cast<size_t>(cache.n_layers), 0);
   pass.except.assign(static_cast<size_t>(n), 0);
+  pass.type.assign(static_cast<size_t>(n), 0);
   if (reserve) return KVC_OK;
 
   pass.before = sequences;
@@ -205,6 +225,7 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
       continue;
     }
     pass.except[static_cast<size_t>(i)] = token_flags && (token_flags[i] & KVC_TOKEN_SEES_LATER);
+    pass.type[static_cast<size_t>(i)] = type_of(token_flags, i);
     pass.content.push_back(static_cast<int32_t>(contents.size()));
     Content content;
     content.rotated_for = position[i];

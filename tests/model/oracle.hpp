@@ -64,6 +64,7 @@ struct Pass {
   std::vector<int32_t> position, sequence,
       content;                   // [n_tokens], empty for a reserve pass; padding has no content: -1
   std::vector<char> except;      // [n_tokens]
+  std::vector<uint32_t> type;    // [n_tokens] 0: none
   std::vector<char> put;         // [n_layers]
   std::vector<Sequence> before;  // what abort goes back to
 };
@@ -112,6 +113,7 @@ class Oracle {
   int64_t pool() const { return pool_; }
   int32_t pending_rotation(const Token& token) const;
   bool sees(int32_t batch_index, int32_t position) const;
+  bool same_block(size_t batch_index, size_t other) const;  // see each other because of their type
   std::vector<Token> visible(int32_t batch_index) const;
   bool fully_put() const;
   bool turns() const;  // does any layer rotate its keys?

@@ -52,7 +52,8 @@ kvc_status Oracle::commit_prefix(int32_t n, const int32_t* sequence, const int32
     for (size_t b = 0; b < kept.size(); ++b) {
       const bool saw = pass.sequence[a] == pass.sequence[b] &&
                        sees(static_cast<int32_t>(a), pass.position[b]);
-      if (kept[a] && !kept[b] && pass.except[a] && saw) return KVC_E_INVALID_ARGUMENT;
+      if (kept[a] && !kept[b] && ((pass.except[a] && saw) || same_block(a, b)))
+        return KVC_E_INVALID_ARGUMENT;
     }
   if (!pass.reserve) end_pass_keeping(kept);
   close();

@@ -24,7 +24,7 @@ struct AttentionOptions {
   float scale = 0, softcap = 0;
   bool slopes = false, sinks = false, lse = false;
   bool rope = false, halves = false;
-  bool shifts = false, shared = false, gaps = false, mixed = false, except = false;
+  bool shifts = false, shared = false, gaps = false, mixed = false, except = false, types = false;
   bool strided = false;
   bool bias = false, mask = false, weights = false;
   bool hidden_nan = false;  // every fifth token holds NaN, and bias or mask hides it from everyone

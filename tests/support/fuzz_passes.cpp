@@ -46,9 +46,25 @@ World::Batch World::draw_batch() {
     batch.sequence.push_back(sequence);
     batch.flags.push_back(random_.chance(0.3) ? uint32_t{KVC_TOKEN_SEES_LATER} : 0u);
   }
+  if (random_.chance(0.2)) give_types(batch);
   if (random_.chance(0.2)) pad(batch);
   if (random_.chance(0.03)) spoil(batch);
   return batch;
+}
+
+/// Types for stretches of each sequence's tokens; rarely one that begins twice.
+void World::give_types(Batch& batch) {
+  std::vector<uint32_t> current(oracle_.sequences.size(), 0);
+  uint32_t newest = random_.chance(0.1) ? 0xfff0u : 0;
+  const bool repeats = random_.chance(0.05);
+  for (size_t i = 0; i < batch.sequence.size(); ++i) {
+    uint32_t& type = current[static_cast<size_t>(batch.sequence[i])];
+    if (!random_.chance(0.7)) {
+      if (newest < 0xffffu) ++newest;
+      type = random_.chance(0.3) || newest == 0xffffu ? 0 : repeats ? 1 : newest;
+    }
+    batch.flags[i] |= type << KVC_TOKEN_TYPE_SHIFT;
+  }
 }
 
 /// Makes some tokens padding, whose positions mean nothing; the others keep the places that they have.
@@ -84,7 +100,7 @@ void World::spoil(Batch& batch) {
     case 3:
       batch.n = random_.pick({0, -1, INT32_MIN, INT32_MAX, setup_.cache.max_batch + 1});
       break;
-    case 4: batch.flags[i] |= random_.pick<uint32_t>({4u, 2u, 1u << 15, 1u << 31}); break;
+    case 4: batch.flags[i] |= random_.pick<uint32_t>({4u, 2u, 1u << 15, 7u << 16}); break;
     default: std::reverse(batch.position.begin(), batch.position.end()); break;
   }
 }

@@ -77,6 +77,7 @@ class World {
   };
   Batch draw_batch();
   void spoil(Batch& batch);
+  void give_types(Batch& batch);
   void pad(Batch& batch);
   void spoil_padding(support::Array& array);
   void begin(const Batch& batch, bool with_flags);

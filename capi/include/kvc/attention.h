@@ -8,7 +8,9 @@
  *
  * A batch token at position p of a sequence sees a stored token of that sequence at position j if
  *   j <= p (not required for tokens in the except set), and (j >= p - reach or j < keep_first), and, with a chunk,
- *   j >= p - p % chunk. A hidden token never influences the result, even if it is NaN.
+ *   j >= p - p % chunk.
+ * It also sees the batch tokens of that sequence with the same type (KVC_TOKEN_TYPE) that lie in the same chunk, at any j.
+ * A hidden token never influences the result, even if it is NaN.
  *
  * The same inputs give the same bits whatever the number of threads. Different instruction sets agree up to rounding. */
 #ifndef KVC_ATTENTION_H

@@ -163,9 +163,13 @@ enum { /* kvc_begin token_flags, one per token. Other bits return INVALID_ARGUME
   KVC_TOKEN_SEES_LATER = 1,    /* not causal: the token also sees later tokens of its sequence (the "except" set) */
   KVC_TOKEN_ENCODER_INPUT = 2, /* encoder caches only; a causal cache returns INVALID_ARGUMENT */
   KVC_TOKEN_MASKED = 4,        /* lightning caches only; a causal cache returns INVALID_ARGUMENT */
-  KVC_TOKEN_TYPE_SHIFT = 16    /* reserved: the upper 16 bits are a token's type in the pass. A type other than 0 returns
-                                  NOT_SUPPORTED in this version */
+  KVC_TOKEN_TYPE_SHIFT = 16    /* the upper 16 bits are the token's type, see KVC_TOKEN_TYPE() */
 };
+
+/* Flags of a token of a type, 1 … 65535. Tokens of one sequence that have the same type in a pass see each other, later ones and
+ * ones outside the window too (not in other chunks): the tokens of an image in Gemma 3, for example. They must be consecutive
+ * tokens of their sequence, so every image of a pass has a type of its own. A type means nothing after the pass. Since 0.2. */
+#define KVC_TOKEN_TYPE(type) ((uint32_t)(type) << KVC_TOKEN_TYPE_SHIFT)
 
 enum { /* kvc_begin flags */
   KVC_BEGIN_RESERVE = 1, /* a pass to size a graph for the worst case. position and sequence may be null and nothing is planned.
@@ -184,7 +188,7 @@ enum { /* kvc_begin flags */
  *              flags must be 0. Its rows of K, V, q, bias and mask are never read, even if they hold NaN. Its output is 0, its
  *              log-sum-exp minus infinity, its weights are 0 and its mask is hidden. A pass with padding gives bit for bit the
  *              results of the same pass without it, if it is within max_batch. A pass of padding alone needs no put.
- * token_flags  [n_tokens] KVC_TOKEN_…; null: none.
+ * token_flags  [n_tokens] KVC_TOKEN_…, KVC_TOKEN_TYPE(…); null: none.
  * flags        KVC_BEGIN_…
  * stream       null on KVC_CPU. (On CUDA the device's work is ordered on it, in DLPack's numbering.)
  *
@@ -224,8 +228,8 @@ KVC_API kvc_status kvc_commit(kvc_cache *cache) KVC_NOEXCEPT;
  *
  * sequence, keep  [n_sequences]; n_sequences 0 is the same as commit.
  *
- * Errors: BAD_STATE (no pass); INVALID_ARGUMENT (a sequence is named twice or has fewer tokens in the pass, or a kept token of
- * the except set sees a dropped one). After an error the pass stays open. Since 0.1. */
+ * Errors: BAD_STATE (no pass); INVALID_ARGUMENT (a sequence is named twice or has fewer tokens in the pass, or a kept token
+ * sees a dropped one: of the except set, or because both have the same type). After an error the pass stays open. Since 0.1. */
 KVC_API kvc_status kvc_commit_prefix(kvc_cache *cache, int32_t n_sequences, const int32_t *sequence,
                                      const int32_t *keep) KVC_NOEXCEPT;
 
