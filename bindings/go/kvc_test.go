@@ -3,6 +3,7 @@ package kvc
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -270,6 +271,25 @@ func TestQueriesReturnTheErrorOfTheCall(t *testing.T) {
 		is(t, cache.BeginFlagged(positions, sequences, test.flags), InvalidArgument, test.part)
 	}
 	must(t, cache.FitsFlagged(positions, sequences, []TokenFlags{0, SeesLater}))
+}
+
+func TestTokensOfATypeSeeEachOther(t *testing.T) {
+	cache, err := create(t, CausalDesc{MaskDType: Bool8}, func(*CacheDesc) {})
+	must(t, err)
+	positions, sequences, image := []int32{0, 1, 2, 3}, []int32{0, 0, 0, 0}, TokenType(3)
+	is(t, cache.BeginFlagged(positions, sequences, []TokenFlags{image, 0, image, 0}), InvalidArgument, "type 3")
+	must(t, cache.BeginFlagged(positions, sequences, []TokenFlags{0, image, image, 0}))
+	mask := make([]bool, 16)
+	must(t, cache.Mask(0, Bool(mask, 4, 4)))
+	want := []bool{
+		true, false, false, false,
+		true, true, true, false,
+		true, true, true, false,
+		true, true, true, true,
+	}
+	if !reflect.DeepEqual(mask, want) {
+		t.Errorf("the mask is %v", mask)
+	}
 }
 
 func TestMaskOfBooleansAsTheDefault(t *testing.T) {

@@ -71,8 +71,18 @@ func (f CacheFlags) String() string {
 	return flagNames(uint64(f), "strict", "zero_on_free", "prefault", "rotate_k", "rotate_v", "interleaved", "v_in_k")
 }
 
-// String returns the names of the flags; "0x0": none.
-func (f TokenFlags) String() string { return flagNames(uint64(f), "sees_later") }
+// String returns the names of the flags and the type, for example "sees_later|type 3"; "0x0": none.
+func (f TokenFlags) String() string {
+	number := uint16(f >> tokenTypeShift)
+	if number == 0 {
+		return flagNames(uint64(f), "sees_later")
+	}
+	name := fmt.Sprintf("type %d", number)
+	if rest := f &^ TokenType(number); rest != 0 {
+		return flagNames(uint64(rest), "sees_later") + "|" + name
+	}
+	return name
+}
 
 // flagNames names bits, the lowest first, and prints those that have no name as a number.
 func flagNames(flags uint64, names ...string) string {

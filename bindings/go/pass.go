@@ -11,6 +11,14 @@ type TokenFlags uint32
 // SeesLater marks a token that also sees later tokens of its sequence.
 const SeesLater TokenFlags = C.KVC_TOKEN_SEES_LATER
 
+// TokenType returns the flags of a token of a type; 0 is no type. Tokens of one sequence that have
+// the same type in a pass see each other, later ones and ones outside the window too: an image sees
+// itself whole. They must be consecutive tokens of their sequence, so each image of a pass has a
+// type of its own.
+func TokenType(number uint16) TokenFlags { return TokenFlags(number) << tokenTypeShift }
+
+const tokenTypeShift = C.KVC_TOKEN_TYPE_SHIFT
+
 // Begin opens a pass. positions and sequences have one element per token. A token whose sequence is
 // None is padding: kvc ignores its position and never reads its rows, and its output is 0. See
 // kvc_begin.

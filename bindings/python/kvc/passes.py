@@ -97,6 +97,7 @@ class Passes(CacheHandle):
         sequences: Union[int, Integers] = 0,
         *,
         sees_later: Optional[Iterable[int]] = None,
+        types: Optional[Integers] = None,
     ) -> None:
         """Opens a pass of n_tokens tokens. If a pass is open and every layer was put, commits it.
 
@@ -106,10 +107,14 @@ class Passes(CacheHandle):
                     no cell, its position is ignored, its rows of k, v, q, bias and mask are never
                     read, and its result is 0 (minus infinity in lse)
         sees_later  indexes of tokens that also see later tokens of their sequence; not of padding
+        types       [n_tokens], 0 (none) to 65535. Tokens of one sequence with the same type see each
+                    other, later ones and ones outside the window too: an image sees itself whole.
+                    They must be consecutive tokens of their sequence, so each image of a pass has
+                    a type of its own; padding has none
 
         Raises CacheFull, BadState (the open pass is not fully put).
         """
-        flags = _token_flags(sees_later, positions)
+        flags = _token_flags(sees_later, types, positions)
         _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
         self._end_pass()
 
@@ -128,11 +133,12 @@ class Passes(CacheHandle):
         sequences: Union[int, Integers] = 0,
         *,
         sees_later: Optional[Iterable[int]] = None,
+        types: Optional[Integers] = None,
     ) -> Pass:
         """begin() for a `with` block: commits when the block ends, aborts when it raises or has not
         put every layer, which then raises BadState."""
         positions = _listed(positions)
-        self.begin(positions, sequences, sees_later=sees_later)
+        self.begin(positions, sequences, sees_later=sees_later, types=types)
         return Pass(cast("Cache", self), len(positions))
 
     def fits(
@@ -141,12 +147,13 @@ class Passes(CacheHandle):
         sequences: Union[int, Integers] = 0,
         *,
         sees_later: Optional[Iterable[int]] = None,
+        types: Optional[Integers] = None,
     ) -> bool:
         """Whether begin() would find room for this batch: False where it would raise CacheFull.
 
         Raises any other exception that begin() would raise. Changes nothing.
         """
-        flags = _token_flags(sees_later, positions)
+        flags = _token_flags(sees_later, types, positions)
         try:
             _capi.kvc_fits(self._handle, positions, sequences, flags)
         except CacheFull:
@@ -350,20 +357,34 @@ def _listed(values: Iterable[int]) -> Any:
 
 
 def _token_flags(
-    sees_later: Optional[Iterable[int]], positions: Integers
+    sees_later: Optional[Iterable[int]], types: Optional[Integers], positions: Integers
 ) -> Optional[npt.NDArray[np.int32]]:
     """Flags of a batch's tokens; None if there are none."""
-    if sees_later is None:
+    if sees_later is None and types is None:
         return None
     count = len(positions)
-    indexes = np.asarray(_listed(sees_later))
-    if indexes.ndim != 1:
-        raise TypeError(f"sees_later must be a list or array of integers, not {sees_later!r}")
-    if indexes.dtype.kind not in "iu" and indexes.size:
-        raise TypeError(f"sees_later must hold integers, not {indexes.dtype}")
-    outside = indexes[(indexes < 0) | (indexes >= count)]
-    if outside.size:
-        raise InvalidArgument(f"sees_later names token {outside[0]} of a batch of {count}")
-    flags = np.zeros(count, dtype=np.int32)
-    flags[indexes.astype(np.intp)] = _capi.KVC_TOKEN_SEES_LATER
-    return flags
+    flags = np.zeros(count, dtype=np.uint32)
+    if types is not None:
+        given = _integers("types", types)
+        if len(given) != count:
+            raise InvalidArgument(f"types has {len(given)} elements, positions has {count}")
+        wrong = given[(given < 0) | (given > 0xFFFF)]
+        if wrong.size:
+            raise InvalidArgument(f"types has the element {wrong[0]}; a type is 0 (none) to 65535")
+        flags |= given.astype(np.uint32) << np.uint32(_capi.KVC_TOKEN_TYPE_SHIFT)
+    if sees_later is not None:
+        indexes = _integers("sees_later", sees_later)
+        outside = indexes[(indexes < 0) | (indexes >= count)]
+        if outside.size:
+            raise InvalidArgument(f"sees_later names token {outside[0]} of a batch of {count}")
+        flags[indexes.astype(np.intp)] |= np.uint32(_capi.KVC_TOKEN_SEES_LATER)
+    return flags.view(np.int32)
+
+
+def _integers(name: str, values: Iterable[int]) -> npt.NDArray[Any]:
+    array = np.asarray(_listed(values))
+    if array.ndim != 1:
+        raise TypeError(f"{name} must be a list or array of integers, not {values!r}")
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} must hold integers, not {array.dtype}")
+    return array

@@ -14,6 +14,7 @@ def attention(
     chunk=None,
     keep_first=0,
     sees_later=(),
+    types=None,
     scale=None,
     softcap=0.0,
     slopes=None,
@@ -25,6 +26,7 @@ def attention(
     q           [n_tokens, n_q_heads, head_dim_k] at q_position [n_tokens]
     k, v        [count, n_kv_heads, head_dim_k / head_dim_v] at k_position [count]
     sees_later  indexes of tokens that are not causal
+    types       [n_tokens] of the tokens of the pass, which are the last of k_position
     bias        [n_q_heads, n_tokens, count], added to the scores; minus infinity hides
 
     Returns (out [n_tokens, n_q_heads, head_dim_v], lse [n_tokens, n_q_heads]).
@@ -33,7 +35,7 @@ def attention(
     n_tokens, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]
     scale = head_dim**-0.5 if scale is None else scale
-    visible = mask(q_position, k_position, reach, chunk, keep_first, sees_later)
+    visible = mask(q_position, k_position, reach, chunk, keep_first, sees_later, types)
     out = np.zeros((n_tokens, n_heads, v.shape[2]))
     lse = np.full((n_tokens, n_heads), -np.inf)
     for token in range(n_tokens):
@@ -59,7 +61,7 @@ def attention(
     return out, lse
 
 
-def mask(q_position, k_position, reach=None, chunk=None, keep_first=0, sees_later=()):
+def mask(q_position, k_position, reach=None, chunk=None, keep_first=0, sees_later=(), types=None):
     """Which of k_position each of q_position sees: bool [n_tokens, count]."""
     p = np.asarray(q_position)[:, None]
     j = np.asarray(k_position)[None, :]
@@ -70,6 +72,12 @@ def mask(q_position, k_position, reach=None, chunk=None, keep_first=0, sees_late
         visible = visible & ((j >= p - reach) | (j < keep_first))
     if chunk:
         visible = visible & (j >= p - p % chunk)
+    if types is not None:
+        types = np.asarray(types)
+        same = (types[:, None] == types[None, :]) & (types > 0)
+        if chunk:
+            same &= p // chunk == p[:, 0] // chunk
+        visible[:, -len(types) :] |= same
     return visible
 
 

@@ -137,6 +137,26 @@ def test_tokens_that_see_later_ones(cache, kvq):
         np.testing.assert_allclose(cache.attention(0, q), causal, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("limits", [{}, {"reach": 2}, {"chunk": 4}])
+def test_tokens_of_a_type_see_each_other(make, kvq, limits):
+    cache = make(**limits)
+    k, v, q = kvq(8)
+    positions, types = np.arange(8), [0, 7, 7, 7, 7, 7, 65535, 65535]
+    expected, _ = reference.attention(q, k, v, positions, positions, types=types, **limits)
+    assert cache.fits(positions, types=types)
+    with cache.forward(positions, types=types):
+        for layer in range(2):
+            cache.put(layer, k, v)
+        np.testing.assert_allclose(cache.attention(0, q), expected, rtol=1e-5, atol=1e-6)
+    for wrong, words in (
+        ([1, 0, 1], "type 1"),
+        ([1], "1 elements"),
+        ([0, 0, 65536], "65536"),
+    ):
+        with pytest.raises(kvc.InvalidArgument, match=words):
+            cache.begin([8, 9, 10], types=wrong)
+
+
 def test_sequences_do_not_see_each_other(cache, kvq):
     k, v, q = kvq(8)
     sequences = np.array([0, 1, 0, 2, 1, 0, 1, 2])

@@ -19,6 +19,14 @@ pub const PADDING: i32 = sys::KVC_NONE;
 /// A flag of a token, for [`Cache::begin_with`]: the token also sees later tokens of its sequence.
 pub const TOKEN_SEES_LATER: u32 = sys::KVC_TOKEN_SEES_LATER;
 
+/// Flags of a token of a type, for [`Cache::begin_with`]; 0 is no type. Tokens of one sequence that
+/// have the same type in a pass see each other, later ones and ones outside the window too: an image
+/// sees itself whole. They must be consecutive tokens of their sequence, so each image of a pass has
+/// a type of its own.
+pub const fn token_type(number: u16) -> u32 {
+    (number as u32) << sys::KVC_TOKEN_TYPE_SHIFT
+}
+
 /// Keys and values of several sequences. Methods on `&self` may run at the same time, and a method
 /// on `&mut self` excludes all others: the borrow checker enforces the thread rules of the C
 /// headers, so no call returns BUSY.
@@ -145,7 +153,7 @@ impl Cache {
         self.begin_batch(&Batch::new(positions, sequences, None)?)
     }
 
-    /// [`Cache::begin`] with flags for each token: 0 or [`TOKEN_SEES_LATER`].
+    /// [`Cache::begin`] with flags for each token: [`TOKEN_SEES_LATER`], [`token_type`], or 0.
     pub fn begin_with(
         &mut self,
         positions: &[i32],

@@ -38,7 +38,7 @@ mod pass;
 mod tensor;
 mod watching;
 
-pub use cache::{Cache, PADDING, SEQ_END, TOKEN_SEES_LATER};
+pub use cache::{token_type, Cache, PADDING, SEQ_END, TOKEN_SEES_LATER};
 pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, Kind, RopeDesc, RopePairs, UNLIMITED};
 pub use device::Device;
 pub use elements::{BF16Element, F16Element};

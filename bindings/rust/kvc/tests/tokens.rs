@@ -124,6 +124,31 @@ fn a_flag_opens_a_pass_with_an_except_set() {
 }
 
 #[test]
+fn tokens_of_a_type_see_each_other() {
+    let (positions, sequences) = ([0, 1, 2, 3], [0, 0, 0, 0]);
+    let image = token_type(3);
+    let mut cache = open(CausalDesc::default());
+    let mut pass = cache
+        .begin_with(&positions, &sequences, &[0, image, image, 0])
+        .unwrap();
+    let got = attend(&mut pass, &positions, &sequences).unwrap();
+    let columns = got.sees.len() / 4;
+    let seen = |row: usize| {
+        got.sees[row * columns..][..columns]
+            .iter()
+            .filter(|&&sees| sees)
+    };
+    assert_eq!([0, 1, 2, 3].map(|row| seen(row).count()), [1, 3, 3, 4]);
+    pass.abort().unwrap();
+    let error = cache
+        .begin_with(&positions, &sequences, &[image, 0, image, 0])
+        .err()
+        .unwrap();
+    assert_eq!(error.status, Status::INVALID_ARGUMENT);
+    assert!(error.message.contains("type 3"), "{error}");
+}
+
+#[test]
 fn fits_returns_what_begin_returns() {
     let mut cache = open(CausalDesc::default());
     type Case<'a> = (&'a [i32], &'a [i32], &'a [u32], Status);
@@ -136,7 +161,7 @@ fn fits_returns_what_begin_returns() {
         ),
         (&[0], &[0], &[1 << 15], Status::INVALID_ARGUMENT),
         (&[0], &[-2], &[0], Status::INVALID_ARGUMENT),
-        (&[0], &[0], &[1 << 16], Status::NOT_SUPPORTED),
+        (&[0], &[PADDING], &[token_type(1)], Status::INVALID_ARGUMENT),
     ];
     for (positions, sequences, flags, status) in cases {
         let fits = cache.fits_with(positions, sequences, flags).unwrap_err();
