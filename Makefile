@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall clean
+.PHONY: help demo test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -9,6 +9,8 @@ PREFIX ?= /usr/local
 OPERATIONS ?= 1000000
 # Operations per fuzz program under ASan and UBSan, where each costs about ten times as much.
 SANITIZED_OPERATIONS ?= 50000
+# The same under an emulator.
+EMULATED_OPERATIONS ?= 200000
 # How long each libFuzzer target runs; make test-long takes hours.
 FUZZ_SECONDS ?= 60
 LONG_FUZZ_SECONDS ?= 10800
@@ -24,6 +26,9 @@ cmake = @mkdir -p build/$(1) && { cmake -S . -B build/$(1) -G Ninja $(2) >build/
 optimised = $(call cmake,optimised-$(1)-$(2),-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=$(1) \
   -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=$(2)) && $(call ctest,optimised-$(1)-$(2)) -L short
 python = PYTHONPATH=build/python build/venv/bin/python
+# The library for AArch64 and these of its tests: $(call aarch64,targets)
+aarch64 = $(call cmake,aarch64,-DCMAKE_TOOLCHAIN_FILE=tools/aarch64.cmake -DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF \
+  -DKVC_SHORT_OPERATIONS=$(EMULATED_OPERATIONS),$(1))
 ctest = ctest --test-dir build/$(1) --output-on-failure --no-tests=error --parallel $(JOBS)
 
 help: ## this list
@@ -35,27 +40,30 @@ demo: python ## a real language model generates text through kvc   DEMO='--promp
 
 test: ## everything that CI runs
 	@tools/setup test
-	$(call say,test 1/6: build with warnings as errors)
+	$(call say,test 1/7: build with warnings as errors)
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
-	$(call say,test 2/6: all tests)
+	$(call say,test 2/7: all tests)
 	@$(call ctest,developer) -L short
 	@awk '/ Test: fuzz_operations$$/ { ours = 1 } ours && /^seed /, /^smallest/ { print } ours && /^smallest/ { exit }' \
 	  build/developer/Testing/Temporary/LastTest.log
-	$(call say,test 3/6: the Python package and its tests)
+	$(call say,test 3/7: the Python package and its tests)
 	@tools/build_python build/developer
 	@KVC_ALL_TESTS=1 $(python) -m pytest bindings/python/tests --ignore bindings/python/tests/frameworks
 	@$(python) -m pytest -q -p no:cacheprovider tests/pictures
-	$(call say,test 4/6: all tests under ASan and UBSan)
+	$(call say,test 4/7: all tests under ASan and UBSan)
 	$(call cmake,sanitize,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=address$(comma)undefined \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS))
 	@$(call ctest,sanitize) -L short
-	$(call say,test 5/6: what uses threads under TSan)
+	$(call say,test 5/7: what uses threads under TSan)
 	$(call cmake,threads,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=thread \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS),--target thread_tests)
 	@$(call ctest,threads) -L threads
-	$(call say,test 6/6: libFuzzer on operations and descriptors)
+	$(call say,test 6/7: libFuzzer on operations and descriptors)
 	@if tools/setup has libclang-rt-dev; then $(MAKE) --no-print-directory campaign; \
 	  else echo "libFuzzer: not run, clang is missing (Debian: apt-get install clang libclang-rt-dev)"; fi
+	$(call say,test 7/7: AArch64 under qemu)
+	@if tools/setup has g++-aarch64-linux-gnu && tools/setup has qemu-user; then $(MAKE) --no-print-directory smoke-aarch64; \
+	  else echo "AArch64: not run, tools are missing (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)"; fi
 	$(call say,test: everything passed)
 
 test-long: ## the campaigns that take hours
@@ -68,7 +76,21 @@ test-long: ## the campaigns that take hours
 	$(call optimised,Release,ON)
 	$(call say,test-long: all tests of a small library with link-time optimisation)
 	$(call optimised,MinSizeRel,ON)
+	$(call say,test-long: all tests for AArch64 under qemu)
+	@$(MAKE) --no-print-directory test-aarch64
 	@$(MAKE) --no-print-directory campaign FUZZ_SECONDS=$(LONG_FUZZ_SECONDS)
+
+test-aarch64: ## the library and its tests for AArch64, under qemu
+	@tools/setup aarch64
+	$(call cmake,release,,--target kvc)
+	$(call aarch64)
+	@tests/callers/emulated build/release build/aarch64
+	@$(call ctest,aarch64) -L short
+
+smoke-aarch64: # needs build/developer
+	$(call aarch64,--target smoke_tests)
+	@tests/callers/emulated build/developer build/aarch64
+	@$(call ctest,aarch64) -L smoke
 
 test-frameworks: ## DLPack with PyTorch and JAX themselves (fetches gigabytes)
 	@tools/setup test
