@@ -226,6 +226,23 @@ TEST_F(Refusal, ChangesNothingWhereverItComes) {
   }
 }
 
+// The function's DEVICE and INTERNAL are the function's: nothing in the cache failed, so it is not poisoned.
+TEST_F(Refusal, IsPassedOnWithoutPoisoningWhateverItIs) {
+  open(128);
+  for (const kvc_status refusal :
+       {KVC_E_INTERNAL, KVC_E_DEVICE, KVC_E_BUSY, KVC_E_HANDLE, KVC_E_OUT_OF_MEMORY}) {
+    for (const int32_t fail_at : {0, 1}) {
+      shifter_ = {};
+      shifter_.fail_at = fail_at;
+      shifter_.refusal = refusal;
+      expect_unchanged_by_remove(refusal);
+    }
+  }
+  shifter_ = {};
+  EXPECT_EQ(kvc_remove(cache_, 0, 3, 5), KVC_OK) << support::last_message();
+  EXPECT_EQ(support::stats(cache_).state, uint32_t{KVC_STATE_IDLE});
+}
+
 TEST_F(Refusal, OfANumberThatIsNoStatus) {
   open(128);
   shifter_.fail_at = 0;

@@ -81,6 +81,7 @@ void damage(bool with_rope, std::set<std::string>& met) {
     }
   }
   ASSERT_EQ(cache.check(), Status::ok);
+  ASSERT_TRUE(cache.health().ok()) << "check only looks";
 }
 
 TEST(Check, NamesEveryKindOfDamage) {

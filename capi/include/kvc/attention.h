@@ -85,9 +85,12 @@ KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t 
  * k         [n, n_kv_heads, head_dim_k] with strides, in the storage type: copies of the keys, to be rotated in place. Valid
  *           during the call.
  *
- * Returns KVC_OK, or a status that kvc_remove() then returns. It must not call this cache (BUSY) and must return: an exception
- * poisons the cache, pthread_exit() ends the process, and after longjmp() every call on the cache returns BUSY for ever. It runs
- * with cancellation disabled and in kvc's floating-point environment (round to nearest, subnormal numbers, no traps), and may
+ * Returns KVC_OK, or a status that kvc_remove() then returns (INVALID_ARGUMENT for a number that is no status of kvc). Nothing
+ * has changed then, and the cache is not poisoned, not even by KVC_E_DEVICE and KVC_E_INTERNAL: only copies were rotated.
+ *
+ * It must not call this cache (BUSY; only kvc_cache_stats() works) and must return: an exception poisons the cache (INTERNAL),
+ * pthread_exit() ends the process, and after longjmp() every other call on the cache returns BUSY for ever. It runs with
+ * cancellation disabled and in kvc's floating-point environment (round to nearest, subnormal numbers, no traps), and may
  * change both while it runs. */
 typedef kvc_status (*kvc_shift_function)(void *user, int32_t layer, int32_t n, const int32_t *from, const int32_t *to,
                                          kvc_tensor *k);

@@ -62,7 +62,8 @@ enum {
   KVC_E_IO = -60,              /* reserved */
   KVC_E_CORRUPT = -61,         /* reserved */
   KVC_E_INTERNAL = -99         /* a broken invariant inside kvc: a bug. The cache is poisoned, as after
-                                  KVC_E_DEVICE */
+                                  KVC_E_DEVICE; not by kvc_check(), which only looks, and not by what a
+                                  shift function returned (kvc_bind_shift) */
 };
 
 /* Returns the name of a status without its prefix, for example "CACHE_FULL", or "UNKNOWN" if there is no

@@ -337,7 +337,7 @@ KVC_API kvc_status kvc_cache_stats(const kvc_cache *cache, kvc_stats *out) KVC_N
 KVC_API kvc_status kvc_state_digest(const kvc_cache *cache, uint64_t out[2]) KVC_NOEXCEPT;
 
 /* Verifies every invariant (recounts owners, checks the free set, the order of positions, limits).
- * Errors: INTERNAL (the message names the broken invariant). Threads: const. Since 0.1. */
+ * Errors: INTERNAL (the message names the broken invariant; the cache is not poisoned). Threads: const. Since 0.1. */
 KVC_API kvc_status kvc_check(const kvc_cache *cache) KVC_NOEXCEPT;
 
 #ifdef __cplusplus
