@@ -30,12 +30,6 @@ Status check_q_heads(const KeyValues& cache, const char* name, int64_t n_q_heads
               bounds.max_q_heads);
 }
 
-Status check_finite(const char* name, float value) {
-  if (std::isfinite(value)) return Status::ok;
-  return fail(Status::invalid_argument, "%s is %g; it must be finite", name,
-              static_cast<double>(value));
-}
-
 /// `values[0, n)`; null: there are none.
 Status check_all_finite(const char* name, const float* values, int32_t n) {
   for (int32_t i = 0; values != nullptr && i < n; ++i) {
@@ -46,25 +40,43 @@ Status check_all_finite(const char* name, const float* values, int32_t n) {
   return Status::ok;
 }
 
-/// Kernels compute in units of log2 and divide by the softcap beforehand: what that makes of the constants must be finite
-/// too, or a score of 0 becomes NaN.
-Status check_products(const KeyValues& cache, const kvc_attention_desc& d) {
-  constexpr float log2_e = 1.44269504f;
-  const float scale = d.scale != 0 ? d.scale
-                                   : 1 / std::sqrt(static_cast<float>(cache.bounds().head_dim_k));
-  if (d.softcap == 0) {
-    if (std::isfinite(scale * log2_e)) return Status::ok;
-    return fail(Status::invalid_argument,
-                "scale is %g; it must be finite in f32 when multiplied by log2(e)",
-                static_cast<double>(scale));
-  }
-  if (std::isfinite(1 / d.softcap) && std::isfinite(scale / d.softcap) &&
-      std::isfinite(d.softcap * log2_e))
-    return Status::ok;
+// What constants may be. Kernels compute in f32, in units of log2, so a constant must not take what it meets out of f32:
+// neither the largest distance of two positions nor a score in range (attention.h, Range).
+constexpr int constant_exponent = 100;  // scale and softcap: from 2^-100 to 2^100
+constexpr int rate_exponent = 95;  // per position, slopes and frequencies: with a distance below 2^31 they stay below 2^126
+
+/// 0, or a number whose magnitude is a product of f32 with room on both sides.
+Status check_magnitude(const char* name, float value) {
+  const float most = std::ldexp(1.0f, constant_exponent);
+  const float magnitude = std::fabs(value);
+  if (value == 0 || (magnitude >= 1 / most && magnitude <= most)) return Status::ok;
   return fail(Status::invalid_argument,
-              "softcap is %g and scale %g; 1 / softcap, scale / softcap and softcap * log2(e) must "
-              "be finite in f32",
-              static_cast<double>(d.softcap), static_cast<double>(scale));
+              "%s is %g; it must be 0 or of a magnitude from 2^-%d to 2^%d", name,
+              static_cast<double>(value), constant_exponent, constant_exponent);
+}
+
+Status check_slopes(const float* slopes, int32_t n) {
+  for (int32_t i = 0; slopes != nullptr && i < n; ++i) {
+    if (std::fabs(slopes[i]) <= std::ldexp(1.0f, rate_exponent)) continue;
+    return fail(
+        Status::invalid_argument,
+        "alibi_slopes[%d] is %g; its magnitude must be at most 2^%d, because distances reach "
+        "2^31",
+        i, static_cast<double>(slopes[i]), rate_exponent);
+  }
+  return Status::ok;
+}
+
+Status check_frequencies(const RopeSettings& settings) {
+  for (int32_t i = 0; i < settings.n_dims / 2; ++i) {
+    if (settings.frequency(i) <= std::ldexp(1.0, rate_exponent)) continue;
+    return fail(
+        Status::invalid_argument,
+        "base %g, scale %g and the frequency factor turn pair %d by %g per position; it must be "
+        "at most 2^%d, because positions reach 2^31",
+        settings.base, settings.scale, i, settings.frequency(i), rate_exponent);
+  }
+  return Status::ok;
 }
 
 Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
@@ -74,14 +86,14 @@ Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_at
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
   if (d.flags != 0) return unknown_bits("kvc_attention_desc.flags", d.flags, nullptr);
   if (Status s = check_q_heads(cache, "n_q_heads", d.n_q_heads); s != Status::ok) return s;
-  if (Status s = check_finite("scale", d.scale); s != Status::ok) return s;
   if (!std::isfinite(d.softcap) || d.softcap < 0) {
     return fail(Status::invalid_argument,
                 "softcap is %g; it must be finite and not negative (0: none)",
                 static_cast<double>(d.softcap));
   }
-  if (Status s = check_products(cache, d); s != Status::ok) return s;
-  if (Status s = check_all_finite("alibi_slopes", slopes, d.n_q_heads); s != Status::ok) return s;
+  if (Status s = check_magnitude("scale", d.scale); s != Status::ok) return s;
+  if (Status s = check_magnitude("softcap", d.softcap); s != Status::ok) return s;
+  if (Status s = check_slopes(slopes, d.n_q_heads); s != Status::ok) return s;
   if (Status s = check_all_finite("sinks", sinks, d.n_q_heads); s != Status::ok) return s;
   AttentionConstants constants;
   constants.n_q_heads = d.n_q_heads;
@@ -129,6 +141,7 @@ Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_de
                 static_cast<double>(factors[i]));
   }
   settings.factors = factors;
+  if (Status s = check_frequencies(settings); s != Status::ok) return s;
   return cache.bind_rope(begin, end, settings);
 }
 

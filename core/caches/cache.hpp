@@ -1,4 +1,5 @@
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "core/attention/params.hpp"
@@ -42,6 +43,12 @@ struct RopeSettings {
   double base = 10000;
   double scale = 1;
   const float* factors = nullptr;  // [n_dims / 2], may be null
+
+  /// Radians per position of pair i.
+  double frequency(int32_t i) const {
+    const double factor = factors == nullptr ? 1.0 : static_cast<double>(factors[i]);
+    return scale * std::pow(base, -2.0 * i / n_dims) / factor;
+  }
 };
 
 /// A caller's function that rotates keys for new positions: [n, n_kv_heads, head_dim_k] of one layer, in the storage type.

@@ -48,12 +48,7 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
   }
   for (int32_t index = layer_begin; index < layer_end; ++index) {
     Layer& layer = layers_[index];
-    for (int32_t i = 0; i < settings.n_dims / 2; ++i) {
-      const double factor = settings.factors == nullptr ? 1.0
-                                                        : static_cast<double>(settings.factors[i]);
-      layer.frequency[i] = settings.scale * std::pow(settings.base, -2.0 * i / settings.n_dims) /
-                           factor;
-    }
+    for (int32_t i = 0; i < settings.n_dims / 2; ++i) layer.frequency[i] = settings.frequency(i);
     layer.constants.rope = {.frequency = layer.frequency,
                             .n_dims = settings.n_dims,
                             .halves = settings.halves,

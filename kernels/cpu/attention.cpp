@@ -31,6 +31,10 @@ float in_log2(float bias) {
   return bias > minus_infinity ? std::max(scaled, -std::numeric_limits<float>::max()) : scaled;
 }
 
+/// Whether queries carry the division by a softcap, which then costs nothing. A far smaller one would take products with
+/// keys out of f32 (and their sum to NaN) where the score itself is in range, a far larger one below its normal numbers.
+bool query_carries(float softcap) { return softcap >= 1 && softcap <= 65536; }
+
 }  // namespace
 
 class Call {
@@ -161,7 +165,9 @@ void Call::load_queries(const Item& item) const {
   const Tensor& q = params_.tensors.q;
   const AttentionConstants& constants = params_.constants;
   const int32_t head_dim = params_.storage.k.head_dim;
-  const double unit = constants.softcap != 0 ? 1 / static_cast<double>(constants.softcap) : log2_e;
+  double unit = log2_e;
+  if (constants.softcap != 0)
+    unit = query_carries(constants.softcap) ? 1 / static_cast<double>(constants.softcap) : 1.0;
   const auto factor = static_cast<float>(constants.scale * unit);
   float* to = item.scratch.q;
   for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
@@ -199,6 +205,8 @@ Tile Call::describe(const Item& item) const {
   tile.group = item.n_heads;
   tile.q_stride = q_stride_;
   tile.cap = static_cast<float>(constants.softcap * log2_e);
+  if (constants.softcap != 0 && !query_carries(constants.softcap))
+    tile.cap_inverse = 1 / constants.softcap;
   if (constants.slopes) {
     for (int32_t h = 0; h < item.n_heads; ++h) {
       item.scratch.slope[h] = static_cast<float>(constants.slopes[item.q_head + h] * log2_e);

@@ -353,9 +353,9 @@ KVC_INLINE void advance(const Tile& tile, const Steps& steps, const RowQuad& qua
 }
 
 KVC_INLINE void apply_cap(const Tile& tile, float* scores) {
-  const Vec cap = broadcast(tile.cap);
+  const Vec cap = broadcast(tile.cap), inverse = broadcast(tile.cap_inverse);
   for (int32_t i = 0; i < block_scores; i += lanes)
-    store(scores + i, cap * tanh(load_sums(scores + i)));
+    store(scores + i, cap * tanh(load_sums(scores + i) * inverse));
 }
 
 KVC_INLINE void apply_slopes(const Tile& tile, const RowQuad& quad, int32_t begin, int32_t n_cells,

@@ -82,10 +82,11 @@ struct Scores {
   int32_t first_row;
 };
 
-/// score = cap · tanh(score).
-[[maybe_unused, gnu::noinline]] static void apply_cap(float cap, float* scores, const float* end) {
-  const Vec limit = broadcast(cap);
-  for (; scores < end; scores += lanes) store(scores, limit * tanh(load(scores)));
+/// score = cap · tanh(score · inverse). A product that overflows is an infinity, whose tanh is ±1.
+[[maybe_unused, gnu::noinline]] static void apply_cap(float cap, float inverse, float* scores,
+                                                      const float* end) {
+  const Vec limit = broadcast(cap), shrink = broadcast(inverse);
+  for (; scores < end; scores += lanes) store(scores, limit * tanh(load(scores) * shrink));
 }
 
 /// ALiBi. Cells past the tile's last one get its position; they are hidden later.
@@ -136,7 +137,9 @@ template <int32_t vectors>
 KVC_INLINE void adjust(const Scores& scores, int32_t begin, int32_t end) {
   const Tile& tile = *scores.tile;
   constexpr int32_t width = vectors * lanes;
-  if (tile.cap != 0.0f) apply_cap(tile.cap, scores.at + begin * width, scores.at + end * width);
+  if (tile.cap != 0.0f) {
+    apply_cap(tile.cap, tile.cap_inverse, scores.at + begin * width, scores.at + end * width);
+  }
   if (tile.slope != nullptr) apply_slopes<vectors>(scores, begin, end);
   if (tile.bias != nullptr) apply_bias<vectors>(scores, begin, end);
 }

@@ -43,9 +43,10 @@ struct Tile {
   int32_t group = 0;     // query heads per KV head
   int32_t q_stride = 0;  // floats, head_dim_k rounded up to 16; the padding is zero
 
-  // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or scale / softcap with a
-  // cap.
-  float cap = 0;  // 0: score = x; else softcap · log2(e), score = cap · tanh(x)
+  // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or with a cap scale, or
+  // scale / softcap where that is near enough to scale.
+  float cap = 0;  // 0: score = x; else softcap · log2(e), score = cap · tanh(x · cap_inverse)
+  float cap_inverse = 1;  // 1 / softcap, or 1 where q carries it
   // Then, with a bias, score += bias · log2(e); −infinity hides the cell from the row, whatever
   // score and value are.
   const float* bias = nullptr;  // [n_cells][bias_stride] row in the column, 64-byte aligned; may be null

@@ -12,6 +12,11 @@
  * It also sees the batch tokens of that sequence with the same type (KVC_TOKEN_TYPE) that lie in the same chunk, at any j.
  * A hidden token never influences the result, even if it is NaN.
  *
+ * Range: results are finite and accurate (docs/SEMANTICS.md, section 8) while these numbers stay below 2^126 for every row:
+ * |scale| * sum |q_i k_i| + |ALiBi| + |bias| (before a softcap), |scale * q_i| in each dimension, and the sum of the magnitudes
+ * of the values that the row sees in each dimension. kvc checks constants when they are bound, but never looks into tensors:
+ * data beyond these limits, infinities and NaN included, may give infinities or NaN in the rows that see it.
+ *
  * The same inputs give the same bits whatever the number of threads. Different instruction sets agree up to rounding. */
 #ifndef KVC_ATTENTION_H
 #define KVC_ATTENTION_H
@@ -30,8 +35,8 @@ extern "C" {
 typedef struct kvc_attention_desc {
   uint32_t struct_size;
   int32_t n_q_heads; /* a multiple of n_kv_heads, at most max_q_heads */
-  float scale;       /* 0: 1 / sqrt(head_dim_k) */
-  float softcap;     /* x -> softcap * tanh(x / softcap) after the scale; 0: none */
+  float scale;       /* 0: 1 / sqrt(head_dim_k); else of a magnitude from 2^-100 to 2^100 */
+  float softcap;     /* x -> softcap * tanh(x / softcap) after the scale; 0: none; else from 2^-100 to 2^100 */
   uint64_t flags;    /* 0 */
 } kvc_attention_desc;
 
@@ -40,12 +45,13 @@ typedef struct kvc_attention_desc {
 /* Binds layers [layer_begin, layer_end). A layer that was never bound has the default scale and no options, and takes its
  * number of query heads from q.
  *
- * alibi_slopes  [n_q_heads]; null: none. Adds -slope_h * |p - j| (ALiBi, arXiv 2108.12409).
+ * alibi_slopes  [n_q_heads]; null: none. Adds -slope_h * |p - j| (ALiBi, arXiv 2108.12409). Of a magnitude up to 2^95: times
+ *               the largest distance, just below 2^31, they stay in range.
  * sinks         [n_q_heads]; null: none. One extra logit per query head, which counts in the softmax sum but has no value
- *               vector.
+ *               vector. Any finite number.
  *
- * Errors: INVALID_ARGUMENT (bounds; a scale, softcap, slope or sink that is not finite; softcap < 0; scale, softcap,
- * 1 / softcap or scale / softcap is too small or too large for f32), BAD_STATE (a pass is open), VERSION. Since 0.1. */
+ * Errors: INVALID_ARGUMENT (bounds; a scale, softcap, slope or sink beyond its limit, which the message gives), BAD_STATE (a
+ * pass is open), VERSION. Since 0.1; limits of finite numbers since 0.2. */
 KVC_API kvc_status kvc_bind_attention(kvc_cache *cache, int32_t layer_begin, int32_t layer_end,
                                       const kvc_attention_desc *desc, const float *alibi_slopes,
                                       const float *sinks) KVC_NOEXCEPT;
@@ -73,8 +79,8 @@ typedef struct kvc_rope_desc {
  *
  * frequency_factors  [n_dims / 2]; null: all 1.
  *
- * Errors: INVALID_ARGUMENT (bounds; a base, scale or factor that is not positive and finite), BAD_STATE (a pass is open or
- * the cache is not empty), NOT_SUPPORTED (the cache is position-free or has a shift function), VERSION. Since 0.1. */
+ * Errors: INVALID_ARGUMENT (bounds; a base, scale or factor that is not positive and finite; a pair that turns by more than
+ * 2^95 per position, which positions take out of range), BAD_STATE (a pass is open or the cache is not empty), NOT_SUPPORTED (the cache is position-free or has a shift function), VERSION. Since 0.1. */
 KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc *desc,
                                  const float *frequency_factors) KVC_NOEXCEPT;
 
