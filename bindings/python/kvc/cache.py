@@ -80,8 +80,8 @@ class Cache(Passes, Contents):
 
     The constructor reserves all memory; no later call allocates any in the library. A cache may be
     passed from thread to thread. Reading calls may overlap each other, and stats() any call; any
-    other overlap raises kvc.Busy. Calls that may take long release the GIL. Close the cache (or use `with`) to free its
-    memory at once; otherwise it is freed when the cache is collected.
+    other overlap raises kvc.Busy. Calls that may take long release the GIL. Close the cache (or use
+    `with`) to free its memory at once; otherwise it is freed when the cache is collected.
 
     Arrays are passed through the buffer protocol, `__array_interface__` or DLPack (NumPy, PyTorch,
     JAX) and must be on the CPU. They may be float32, float16 or bfloat16 (uint16 with dtype="bf16"

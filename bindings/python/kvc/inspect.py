@@ -22,8 +22,12 @@ from .cache import Cache
 from .info import Run, SequenceInfo, Stats
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    Owners = npt.NDArray[np.int64]  # of each cell: a sequence, FREE or SHARED
+    Marks = npt.NDArray[np.bool_]
 
 __all__ = ["History", "Snapshot", "draw"]
 
@@ -52,7 +56,7 @@ class Snapshot:
                 sequences[sequence] = (info, cache.runs(layer, sequence))
         return Snapshot(cache.stats(), sequences)
 
-    def cells(self) -> Tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def cells(self) -> Tuple[Owners, Marks]:
         """For each cell of the pool: the sequence that holds it (or FREE, SHARED), and whether its
         keys have a pending rotation in one of its sequences."""
         owner = np.full(self.stats.cells, FREE, dtype=np.int64)
@@ -112,9 +116,7 @@ def _colour(owner: int) -> Any:
     return colormaps["tab20"](owner * 2 % 20 + owner // 10 % 2)
 
 
-def _segments(
-    owner: np.ndarray[Any, Any], pending: np.ndarray[Any, Any], begin: int
-) -> List[_Segment]:
+def _segments(owner: Owners, pending: Marks, begin: int) -> List[_Segment]:
     """Neighbouring cells that are drawn alike, counted from `begin`; free cells are left out."""
     differs = (owner[1:] != owner[:-1]) | (pending[1:] != pending[:-1])
     edges = [0, *(np.flatnonzero(differs) + 1).tolist(), len(owner)]
@@ -137,9 +139,7 @@ def _bar(axes: Axes, row: float, segment: _Segment, height: float) -> None:
     )
 
 
-def _draw_pool(
-    axes: Axes, snapshot: Snapshot, owner: np.ndarray[Any, Any], pending: np.ndarray[Any, Any]
-) -> None:
+def _draw_pool(axes: Axes, snapshot: Snapshot, owner: Owners, pending: Marks) -> None:
     stats = snapshot.stats
     width = max(32, -(-stats.cells // (_ROWS * 32)) * 32)
     for row, begin in enumerate(range(0, stats.cells, width)):
@@ -160,7 +160,7 @@ def _draw_pool(
     )
 
 
-def _draw_sequences(axes: Axes, snapshot: Snapshot, owner: np.ndarray[Any, Any]) -> None:
+def _draw_sequences(axes: Axes, snapshot: Snapshot, owner: Owners) -> None:
     longest = 1
     for row, (info, runs) in enumerate(snapshot.sequences.values()):
         longest = max(longest, info.next, info.lost_below)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from . import kvc_capi as _capi
 from ._arrays import Description, numpy_dtype
 from ._handles import CacheHandle, OwnsHandle
 from .errors import BadState, InvalidArgument
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _CPU = (1, 0)  # DLPack's type and number of the device that holds the memory of a cache
 _BITS = {_capi.KVC_F32: "<f4", _capi.KVC_F16: "<f2", _capi.KVC_BF16: "<u2"}
@@ -96,7 +99,7 @@ class View(OwnsHandle):
             )
         return handle
 
-    def _bits(self) -> Tuple[_Loan, np.ndarray[Any, Any]]:
+    def _bits(self) -> Tuple[_Loan, npt.NDArray[np.generic]]:
         loan = _Loan(self._memory(), self._description)
         return loan, np.asarray(loan)
 
@@ -114,7 +117,7 @@ class View(OwnsHandle):
         self._memory()
         return View(self._cache, description)
 
-    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> npt.NDArray[np.generic]:
         _, bits = self._bits()
         array = bits.view(self.dtype) if self._description[3] == _capi.KVC_BF16 else bits
         if dtype is not None and np.dtype(dtype) != array.dtype:

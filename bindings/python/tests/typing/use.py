@@ -38,6 +38,7 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     assert_type(cache.mask(0, floats), Floats)
     view, _ = cache.get(0)
     assert_type(view[:, 0], kvc.View)
+    assert_type(view.__array__(), npt.NDArray[np.generic])
     assert_type(cache.attention(0, view), Floats)
     cache.attention(0, 3.0)  # type: ignore[call-overload]
     cache.put(0, [1.0], floats)  # type: ignore[arg-type]
