@@ -10,24 +10,14 @@
 #include "core/base/float_environment.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/mask.hpp"
+#include "kernels/cpu/pages.hpp"
 #include "kernels/cpu/rows.hpp"
 
 namespace kvc::cpu {
 namespace {
 
-constexpr size_t page = 4096;
-constexpr size_t huge_page = size_t{2} << 20;
-
-size_t alignment_for(size_t bytes) { return bytes >= huge_page ? huge_page : page; }
-
-/// `bytes` rounded up to pages; 0 when there is no such number.
-size_t whole_pages(size_t bytes) {
-  const size_t rounded = (bytes + page - 1) & ~(page - 1);
-  return rounded < bytes ? 0 : rounded;
-}
-
 /// Makes every page present now, so that the first pass does not pay for it.
-void touch(std::byte* block, size_t bytes) {
+void touch(std::byte* block, size_t bytes, size_t page) {
 #if defined(MADV_POPULATE_WRITE)
   if (madvise(block, bytes, MADV_POPULATE_WRITE) == 0) return;
 #endif
@@ -36,24 +26,23 @@ void touch(std::byte* block, size_t bytes) {
 }
 
 void* map_pages(size_t bytes, bool prefault) {
-  const size_t wanted = whole_pages(bytes);
+  const size_t page = system_page();
   const size_t alignment = alignment_for(bytes);
-  const size_t mapped = wanted + (alignment - page);
-  if (wanted == 0 || mapped < wanted) return nullptr;
-  void* region = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const MappingSize mapping = mapping_for(bytes, alignment, page);
+  if (mapping.bytes == 0) return nullptr;
+  void* region = mmap(nullptr, mapping.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
   if (region == MAP_FAILED) return nullptr;
   auto* begin = static_cast<std::byte*>(region);
-  const auto address = reinterpret_cast<uintptr_t>(begin);
-  const size_t front = (alignment - address % alignment) % alignment;
-  const size_t back = mapped - front - wanted;
+  const auto [front, back] = ends_of(reinterpret_cast<uintptr_t>(begin), mapping, alignment);
   if (front > 0) munmap(begin, front);
-  if (back > 0) munmap(begin + front + wanted, back);
   std::byte* block = begin + front;
+  if (back > 0) munmap(block + mapping.wanted, back);
 #if defined(MADV_HUGEPAGE)
   if (alignment == huge_page)
-    madvise(block, wanted, MADV_HUGEPAGE);  // a wish: without it we are only slower
+    madvise(block, mapping.wanted, MADV_HUGEPAGE);  // a wish: without it we are only slower
 #endif
-  if (prefault) touch(block, wanted);
+  if (prefault) touch(block, mapping.wanted, page);
   return block;
 }
 
@@ -169,7 +158,7 @@ void CpuDevice::release(Place, void* block, size_t bytes) noexcept {
   if (!block) return;
   if (bytes == 0) bytes = 1;
   if (!allocator_.alloc) {
-    munmap(block, whole_pages(bytes));
+    munmap(block, whole_pages(bytes, system_page()));
   } else if (allocator_.free) {
     const FloatEnvironmentAroundCallback around;
     allocator_.free(allocator_.user, block, bytes, alignment_for(bytes));

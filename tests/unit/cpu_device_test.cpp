@@ -1,5 +1,6 @@
 /// The CPU device beside attention: its threads, its memory, rows in and out of cells.
 #include "kernels/cpu/cpu_device.hpp"
+#include "kernels/cpu/pages.hpp"
 
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -324,6 +325,30 @@ TEST(ThreadPool, RefusesWhatItCannotDo) {
   ASSERT_EQ(ThreadPool::create(0, &pool), Status::ok);
   EXPECT_GE(pool->n_threads(), 1);
   ThreadPool::destroy(pool);
+}
+
+/// On a machine with pages of 64 KiB, munmap would refuse addresses that are multiples of 4096 alone, and what lies beyond
+/// a block would stay mapped.
+TEST(CpuDevice, CutsBlocksFromMappingsAtPagesOfAnySize) {
+  for (const size_t page : {size_t{4} << 10, size_t{16} << 10, size_t{64} << 10}) {
+    for (const size_t bytes :
+         {size_t{1}, size_t{5000}, size_t{70000}, size_t{2} << 20, (size_t{3} << 20) + 4096}) {
+      const size_t alignment = cpu::alignment_for(bytes);
+      const cpu::MappingSize mapping = cpu::mapping_for(bytes, alignment, page);
+      EXPECT_GE(mapping.wanted, bytes);
+      EXPECT_LT(mapping.wanted, bytes + page);
+      EXPECT_EQ(mapping.bytes % page, 0u);
+      for (uintptr_t address = uintptr_t{5} << 20; address < uintptr_t{7} << 20; address += page) {
+        const auto [front, back] = cpu::ends_of(address, mapping, alignment);
+        EXPECT_EQ((address + front) % alignment, 0u);
+        EXPECT_EQ(front % page, 0u);
+        EXPECT_EQ(back % page, 0u);
+        EXPECT_EQ(front + mapping.wanted + back, mapping.bytes);
+      }
+    }
+    EXPECT_EQ(cpu::mapping_for(SIZE_MAX - 10, 4096, page).bytes, 0u);
+    EXPECT_EQ(cpu::mapping_for(SIZE_MAX - (size_t{1} << 20), cpu::huge_page, page).bytes, 0u);
+  }
 }
 
 TEST(CpuDevice, AllocatesZerosWhereAskedTo) {

@@ -16,6 +16,7 @@
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/pages.hpp"
 #include "tests/unit/storage.hpp"
 
 namespace {
@@ -361,21 +362,23 @@ class Problem {
 /// Floats of value 0 behind which no memory lies.
 class AtTheEdge {
  public:
-  explicit AtTheEdge(size_t n_floats) : pages_((n_floats * sizeof(float) + page - 1) / page + 1) {
-    memory_ = mmap(nullptr, pages_ * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  explicit AtTheEdge(size_t n_floats) {
+    const size_t page = kvc::cpu::system_page();
+    const size_t floats_bytes = kvc::cpu::whole_pages(n_floats * sizeof(float), page);
+    bytes_ = floats_bytes + page;
+    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     EXPECT_NE(memory_, MAP_FAILED);
-    std::byte* edge = static_cast<std::byte*>(memory_) + (pages_ - 1) * page;
+    std::byte* edge = static_cast<std::byte*>(memory_) + floats_bytes;
     EXPECT_EQ(mprotect(edge, page, PROT_NONE), 0);
     floats_ = reinterpret_cast<float*>(edge) - n_floats;
   }
-  ~AtTheEdge() { munmap(memory_, pages_ * page); }
+  ~AtTheEdge() { munmap(memory_, bytes_); }
   AtTheEdge(const AtTheEdge&) = delete;
   AtTheEdge& operator=(const AtTheEdge&) = delete;
   const float* floats() const { return floats_; }
 
  private:
-  static constexpr size_t page = 4096;
-  size_t pages_;
+  size_t bytes_ = 0;
   void* memory_ = nullptr;
   float* floats_ = nullptr;
 };
