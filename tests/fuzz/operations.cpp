@@ -1,5 +1,6 @@
 // Random operations on a cache and on the oracle, everything compared after each. docs/TESTING.md
 // says what; support/fuzz_world.hpp is where to begin reading.
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
@@ -62,6 +63,9 @@ Options parse(int argc, char** argv) {
     else
       usage("unknown option");
   }
+  const std::vector<std::string>& setups = fuzz::setup_names();
+  if (!options.setup.empty() && std::find(setups.begin(), setups.end(), options.setup) == setups.end())
+    usage("unknown set-up");
   return options;
 }
 
