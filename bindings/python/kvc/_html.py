@@ -37,7 +37,7 @@ def html_of(cache: Cache) -> str:
 
 def _colour(owner: int) -> str:
     """Of a sequence; hues of neighbours lie far apart."""
-    return f"hsl({owner * 137 % 360} 60% 55%)"
+    return f"hsl({owner * 137 % 360}, 60%, 55%)"
 
 
 def _map(snapshot: Snapshot) -> str:
