@@ -223,6 +223,29 @@ Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& 
   return Status::ok;
 }
 
+void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out) {
+  *out = {};
+  out->data = view.data;
+  out->ndim = view.ndim;
+  out->dtype = static_cast<uint32_t>(view.dtype);
+  out->device_type = device.type;
+  out->device_id = device.id;
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    out->shape[d] = view.shape[d];
+    out->strides[d] = view.stride[d];
+  }
+}
+
+Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_heads) {
+  if (n_q_heads >= bounds.n_kv_heads && n_q_heads <= bounds.max_q_heads &&
+      n_q_heads % bounds.n_kv_heads == 0)
+    return Status::ok;
+  return fail(Status::invalid_argument,
+              "%s is %lld; it must be a multiple of n_kv_heads %d, from %d to max_q_heads %d", name,
+              static_cast<long long>(n_q_heads), bounds.n_kv_heads, bounds.n_kv_heads,
+              bounds.max_q_heads);
+}
+
 bool overlap(const Tensor& a, const Tensor& b) {
   const auto bytes = [](const Tensor& t) {
     int64_t span = 1;

@@ -5,6 +5,7 @@
 #include "core/base/status.hpp"
 #include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
+#include "core/caches/cache.hpp"
 #include "core/device.hpp"
 #include "kvc/kvc.h"
 
@@ -98,6 +99,12 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
 /// missing.
 Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected,
                       const DeviceInfo& device, Tensor* to, Elements elements = Elements::floats);
+
+/// A view as callers read it.
+void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out);
+
+/// Whether a cache of these bounds can attend with so many query heads; `name` is where they come from.
+Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_heads);
 
 /// Whether the spans of two tensors, from first to last element, meet.
 bool overlap(const Tensor& a, const Tensor& b);

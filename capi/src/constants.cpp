@@ -1,0 +1,183 @@
+#include <cmath>
+#include <cstring>
+
+#include "capi/src/arguments.hpp"
+#include "capi/src/guard.hpp"
+
+/// The constants of the model: what kvc_bind_attention(), kvc_bind_rope() and kvc_bind_shift() take.
+namespace kvc::capi {
+namespace {
+
+Status check_layers(const KeyValues& cache, int32_t begin, int32_t end) {
+  if (begin >= 0 && begin <= end && end <= cache.bounds().n_layers) return Status::ok;
+  return fail(
+      Status::invalid_argument,
+      "layer_begin %d, layer_end %d are no range of layers: 0 <= layer_begin <= layer_end <= "
+      "n_layers, which is %d",
+      begin, end, cache.bounds().n_layers);
+}
+
+/// `values[0, n)`; null: there are none.
+Status check_all_finite(const char* name, const float* values, int32_t n) {
+  for (int32_t i = 0; values != nullptr && i < n; ++i) {
+    if (std::isfinite(values[i])) continue;
+    return fail(Status::invalid_argument, "%s[%d] is %g; it must be finite", name, i,
+                static_cast<double>(values[i]));
+  }
+  return Status::ok;
+}
+
+// What constants may be. Kernels compute in f32, in units of log2, so a constant must not take what it meets out of f32:
+// neither the largest distance of two positions nor a score in range (attention.h, Range).
+constexpr int constant_exponent = 100;  // scale and softcap: from 2^-100 to 2^100
+constexpr int rate_exponent = 95;  // per position, slopes and frequencies: with a distance below 2^31 they stay below 2^126
+
+/// 0, or a number whose magnitude is a product of f32 with room on both sides.
+Status check_magnitude(const char* name, float value) {
+  const float most = std::ldexp(1.0f, constant_exponent);
+  const float magnitude = std::fabs(value);
+  if (value == 0 || (magnitude >= 1 / most && magnitude <= most)) return Status::ok;
+  return fail(Status::invalid_argument,
+              "%s is %g; it must be 0 or of a magnitude from 2^-%d to 2^%d", name,
+              static_cast<double>(value), constant_exponent, constant_exponent);
+}
+
+Status check_slopes(const float* slopes, int32_t n) {
+  for (int32_t i = 0; slopes != nullptr && i < n; ++i) {
+    if (std::fabs(slopes[i]) <= std::ldexp(1.0f, rate_exponent)) continue;
+    return fail(
+        Status::invalid_argument,
+        "alibi_slopes[%d] is %g; its magnitude must be at most 2^%d, because distances reach "
+        "2^31",
+        i, static_cast<double>(slopes[i]), rate_exponent);
+  }
+  return Status::ok;
+}
+
+Status check_frequencies(const RopeSettings& settings) {
+  for (int32_t i = 0; i < settings.n_dims / 2; ++i) {
+    if (settings.frequency(i) <= std::ldexp(1.0, rate_exponent)) continue;
+    return fail(
+        Status::invalid_argument,
+        "base %g, scale %g and the frequency factor turn pair %d by %g per position; it must be "
+        "at most 2^%d, because positions reach 2^31",
+        settings.base, settings.scale, i, settings.frequency(i), rate_exponent);
+  }
+  return Status::ok;
+}
+
+Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
+                      const float* slopes, const float* sinks) {
+  kvc_attention_desc d;
+  if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
+  if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
+  if (d.flags != 0) return unknown_bits("kvc_attention_desc.flags", d.flags, nullptr);
+  if (Status s = check_q_heads(cache.bounds(), "n_q_heads", d.n_q_heads); s != Status::ok) return s;
+  if (!std::isfinite(d.softcap) || d.softcap < 0) {
+    return fail(Status::invalid_argument,
+                "softcap is %g; it must be finite and not negative (0: none)",
+                static_cast<double>(d.softcap));
+  }
+  if (Status s = check_magnitude("scale", d.scale); s != Status::ok) return s;
+  if (Status s = check_magnitude("softcap", d.softcap); s != Status::ok) return s;
+  if (Status s = check_slopes(slopes, d.n_q_heads); s != Status::ok) return s;
+  if (Status s = check_all_finite("sinks", sinks, d.n_q_heads); s != Status::ok) return s;
+  AttentionConstants constants;
+  constants.n_q_heads = d.n_q_heads;
+  constants.scale = d.scale;
+  constants.softcap = d.softcap;
+  constants.slopes = slopes;
+  constants.sinks = sinks;
+  return cache.bind_attention(begin, end, constants);
+}
+
+Status check_positive(const char* name, double value) {
+  if (std::isfinite(value) && value > 0) return Status::ok;
+  return fail(Status::invalid_argument, "%s is %g; it must be positive and finite", name, value);
+}
+
+Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_desc* desc,
+                 const float* factors) {
+  kvc_rope_desc d;
+  if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
+  if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
+  const int32_t head_dim = cache.bounds().head_dim_k;
+  if (d.pairs != KVC_ROPE_NEIGHBOURS && d.pairs != KVC_ROPE_HALVES)
+    return fail(Status::invalid_argument,
+                "pairs is %u, neither KVC_ROPE_NEIGHBOURS (0) nor KVC_ROPE_HALVES (1)", d.pairs);
+  if (d.first_dim < 0 || d.first_dim >= head_dim)
+    return no_index("first_dim", d.first_dim, head_dim);
+  const int32_t dims_left = head_dim - d.first_dim;
+  RopeSettings settings;
+  settings.halves = d.pairs == KVC_ROPE_HALVES;
+  settings.first_dim = d.first_dim;
+  settings.n_dims = d.n_dims == 0 ? dims_left / 2 * 2 : d.n_dims;
+  if (settings.n_dims < 2 || settings.n_dims > dims_left || settings.n_dims % 2 != 0) {
+    return fail(Status::invalid_argument,
+                "n_dims %d is no even number from 2 to %d, which is head_dim_k %d - first_dim %d",
+                settings.n_dims, dims_left, head_dim, d.first_dim);
+  }
+  settings.base = d.base == 0 ? 10000.0 : static_cast<double>(d.base);
+  settings.scale = d.scale == 0 ? 1.0 : static_cast<double>(d.scale);
+  if (Status s = check_positive("base", settings.base); s != Status::ok) return s;
+  if (Status s = check_positive("scale", settings.scale); s != Status::ok) return s;
+  for (int32_t i = 0; factors != nullptr && i < settings.n_dims / 2; ++i) {
+    if (std::isfinite(factors[i]) && factors[i] > 0) continue;
+    return fail(Status::invalid_argument,
+                "frequency_factors[%d] is %g; it must be positive and finite", i,
+                static_cast<double>(factors[i]));
+  }
+  settings.factors = factors;
+  if (Status s = check_frequencies(settings); s != Status::ok) return s;
+  return cache.bind_rope(begin, end, settings);
+}
+
+/// From the core's side of a shift function to the caller's.
+Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t* from,
+                  const int32_t* to, const Tensor& keys) {
+  kvc_tensor k;
+  write_view(keys, shift.device, &k);
+  const auto function = reinterpret_cast<kvc_shift_function>(shift.function);
+  const kvc_status status = [&] {
+    const NoCancellation until_done;
+    const FloatEnvironmentAroundCallback around;
+    return function(shift.user, layer, n, from, to, &k);
+  }();
+  if (status == KVC_OK) return Status::ok;
+  const char* name = kvc_status_name(status);
+  const bool known = std::strcmp(name, "UNKNOWN") != 0;
+  return fail(
+      known ? static_cast<Status>(status) : Status::invalid_argument,
+      "the shift function (kvc_bind_shift) returned %s (%d) for layer %d, positions %d to %d%s",
+      name, status, layer, from[0], from[n - 1], known ? "" : ": no status of kvc");
+}
+
+}  // namespace
+}  // namespace kvc::capi
+
+using kvc::KeyValues;
+using kvc::capi::with_key_values;
+
+kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
+                              const kvc_attention_desc* desc, const float* alibi_slopes,
+                              const float* sinks) noexcept {
+  return with_key_values(cache, [&](KeyValues& c) {
+    return kvc::capi::bind_attention(c, layer_begin, layer_end, desc, alibi_slopes, sinks);
+  });
+}
+
+kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
+                         const kvc_rope_desc* desc, const float* frequency_factors) noexcept {
+  return with_key_values(cache, [&](KeyValues& c) {
+    return kvc::capi::bind_rope(c, layer_begin, layer_end, desc, frequency_factors);
+  });
+}
+
+kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* user) noexcept {
+  return with_key_values(cache, [&](KeyValues& c) {
+    kvc::KeyShift shift;
+    if (function != nullptr)
+      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user, c.device()};
+    return c.bind_shift(shift);
+  });
+}
