@@ -209,7 +209,13 @@ class FloatEnvironment : public testing::TestWithParam<uint32_t> {};
 TEST_P(FloatEnvironment, NeitherMattersNorChanges) {
   const Session expected({GetParam(), 1}, "default", Session::before_open);
   ASSERT_FALSE(HasFatalFailure());
-  for (const std::string& name : InEnvironment::names()) {
+#ifdef KVC_SANITIZED
+  const std::vector<std::string> names = {"rounding up",
+                                          InEnvironment::names().back()};  // all are slow here
+#else
+  const std::vector<std::string> names = InEnvironment::names();
+#endif
+  for (const std::string& name : names) {
     for (const auto& [n_threads, moment] :
          {std::pair{1, Session::before_open}, {3, Session::before_open}, {3, Session::after_open}}) {
       const Session session({GetParam(), n_threads}, name, moment);
