@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import operator
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, NoReturn, TypeVar, cast
 
@@ -79,12 +80,21 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
 
 
+_F32_LEAST, _F32_MOST = 2.0**-149, (2 - 2.0**-23) * 2.0**127
+
+
 def number(name: str, value: Any) -> float:
-    """An argument that must be a real number."""
+    """An argument that must be a real number of float32. One that float32 rounds to 0 would mean
+    the default."""
     try:
-        return float(value)
+        result = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, not {value!r}") from None
+    except OverflowError:
+        raise InvalidArgument(f"{name} is too large for float32") from None
+    if result and math.isfinite(result) and not _F32_LEAST <= abs(result) <= _F32_MOST:
+        raise InvalidArgument(f"{name} is {result!r}, which float32 does not hold")
+    return result
 
 
 def set_integers(desc: Any, **values: Any) -> None:

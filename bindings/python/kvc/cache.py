@@ -316,7 +316,8 @@ def _constants(values: Optional[Array], count: int, name: str) -> Optional[npt.N
     if values is None:
         return None
     try:
-        constants = np.ascontiguousarray(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # an infinity is refused by the library, with its index
+            constants = np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must hold {count} numbers: {error}") from None
     if constants.shape != (count,):

@@ -137,6 +137,15 @@ def test_a_wrong_array_of_attention(cache, options, error, message):
             r"no \(begin, end\)",
         ),
         (lambda c: c.bind_attention(4, scale=None), TypeError, "scale must be a number, not None"),
+        # float32 would make 0 of it, which is the default
+        (lambda c: c.bind_attention(4, scale=1e-60), kvc.InvalidArgument, "scale is 1e-60, which"),
+        (lambda c: c.bind_attention(4, softcap=1e39), kvc.InvalidArgument, r"softcap is 1e\+39, wh"),
+        (lambda c: c.bind_rope(base=10**400), kvc.InvalidArgument, "base is too large for float32"),
+        (
+            lambda c: c.bind_attention(4, alibi_slopes=[0, 1e39, 0, 0]),
+            kvc.InvalidArgument,
+            r"alibi_slopes\[1\] is inf",
+        ),
         (lambda c: c.bind_attention(4, sinks="abcd"), TypeError, "sinks must hold 4 numbers"),
         (lambda c: c.bind_rope(base="x"), TypeError, "base must be a number, not 'x'"),
         (lambda c: kvc.Device(7), TypeError, 'name must be a string such as "cpu", not int'),
