@@ -5,6 +5,7 @@ set_tests_properties(
   conformance_fork_test             # qemu ignores MADV_WIPEONFORK, and ends a forked child that starts a thread
   conformance_out_of_memory_test    # counts the threads of the process: qemu has one of its own
   conformance_prefault_test         # counts its pages: qemu ignores MADV_POPULATE_WRITE
+  conformance_thread_messages_test  # starts 40000 threads, and threads in forked children: minutes
   conformance_attention_shapes_test # the shapes whose speed is measured: minutes
   PROPERTIES DISABLED ON)
 set_tests_properties(conformance_attention_options_test PROPERTIES ENVIRONMENT "KVC_ONE_PAIR_IN=${thinned}")
