@@ -46,6 +46,10 @@ class Status(IntEnum):
         unknown._name_, unknown._value_ = "UNKNOWN", value
         return unknown
 
+    def __reduce_ex__(self, protocol: object) -> tuple[type[Status], tuple[int]]:
+        """Pickles the number: by name, as Python 3.11 does, an unknown status is not found again."""
+        return Status, (int(self),)
+
 
 class Error(RuntimeError):
     """Raised by a failing call, which has changed nothing (except DeviceFailure, InternalError).
