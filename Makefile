@@ -20,7 +20,8 @@ PEERS ?=
 
 say = @printf '\n== %s\n' "$(1)"
 # Configures quietly (a failure shows all of it), then builds: $(call cmake,directory,options,targets)
-cmake = @mkdir -p build/$(1) && { cmake -S . -B build/$(1) -G Ninja $(2) >build/$(1)/configure.log 2>&1 \
+# A directory that pip or a user configured keeps its generator.
+cmake = @mkdir -p build/$(1) && { cmake -S . -B build/$(1) $(if $(wildcard build/$(1)/CMakeCache.txt),,-G Ninja) $(2) >build/$(1)/configure.log 2>&1 \
   || { cat build/$(1)/configure.log; exit 1; }; } && cmake --build build/$(1) --parallel $(JOBS) $(3)
 # All short tests of another kind of build: $(call optimised,build type,link-time optimisation)
 optimised = $(call cmake,optimised-$(1)-$(2),-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=$(1) \
