@@ -1,7 +1,8 @@
 """Builds the extension from the C headers with SWIG and links it with libkvc.
 
 The library is the first of these that applies:
-  KVC_BUILD_DIR=<folder>   a CMake build of the sources of libkvc; its libkvc.so is shipped
+  KVC_BUILD_DIR=<folder>   a CMake build of the sources of libkvc; its libkvc.so is shipped. A relative
+                           one begins where the user is, not in this folder
   KVC_SYSTEM=1             an installed kvc that pkg-config finds; it is linked, not shipped
   else                     built by CMake from its sources (the tree around this folder, or libkvc/
                            of a source distribution) in their build/release, and shipped
@@ -17,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
@@ -49,17 +51,74 @@ def find_tree():
 TREE = find_tree()
 
 
-def needed(program, package):
-    """The path of a program that the build needs."""
-    path = shutil.which(program)
-    if path is None:
-        fail(f"{program} is missing (Debian: apt-get install {package})")
-    return path
+def builds_library():
+    """Whether libkvc is compiled here; else it exists already."""
+    by_caller = os.environ.get("KVC_BUILD_DIR") or os.environ.get("KVC_SYSTEM") == "1"
+    return TREE is not None and not by_caller
+
+
+def build_folder():
+    """The folder that `make build` uses."""
+    return TREE / "build" / "release"
+
+
+def runs(*programs):
+    return any(shutil.which(program) for program in programs)
+
+
+def compiler_of(variable, *defaults):
+    """The programs of which one must exist: that of the environment variable, else the defaults."""
+    words = shlex.split(os.environ.get(variable, ""))
+    return words[:1] or defaults
+
+
+def finds_python():
+    folders = {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
+    return any(pathlib.Path(folder, "Python.h").is_file() for folder in folders)
+
+
+def finds_xxhash():
+    """Whether CMake will find xxhash.h: where it searches, unless it has found it before."""
+
+    def listed(variable):
+        return filter(None, os.environ.get(variable, "").split(os.pathsep))
+
+    prefixes = ["/usr", "/usr/local", *listed("CMAKE_PREFIX_PATH")]
+    prefixes += [os.path.dirname(os.path.normpath(folder)) for folder in listed("PATH")]
+    folders = [*listed("CMAKE_INCLUDE_PATH"), *(f"{prefix}/include" for prefix in prefixes)]
+    configured = (build_folder() / "CMakeCache.txt").exists()
+    return configured or any(pathlib.Path(folder, "xxhash.h").is_file() for folder in folders)
+
+
+def check_tools():
+    """Names all that is missing in one line, before anything is built."""
+    c = compiler_of("CC", *shlex.split(sysconfig.get_config_var("CC") or "cc")[:1])
+    needs = [  # what, whether it is there, Debian's package
+        (c[0], runs(*c), "g++"),
+        ("swig", runs("swig"), "swig"),
+        ("Python.h", finds_python(), "python3-dev"),
+    ]
+    if builds_library():
+        cxx = compiler_of("CXX", "c++", "g++", "clang++")
+        needs += [
+            (cxx[0], runs(*cxx), "g++"),
+            ("cmake", runs("cmake"), "cmake"),
+            ("ninja", runs("ninja", "make", "gmake"), "ninja-build"),
+            ("xxhash.h", finds_xxhash(), "libxxhash-dev"),
+        ]
+    elif not os.environ.get("KVC_BUILD_DIR"):
+        needs.append(("pkg-config", runs("pkg-config"), "pkg-config"))
+    missing = {what: package for what, found, package in needs if not found}
+    if missing:
+        packages = " ".join(dict.fromkeys(missing.values()))
+        fail(f"missing: {', '.join(missing)} (Debian: apt-get install {packages})")
 
 
 def ask_pkg_config(*query):
     """The words that pkg-config prints about the installed kvc."""
-    command = [needed("pkg-config", "pkg-config"), *query, "kvc"]
+    if not runs("pkg-config"):
+        check_tools()
+    command = ["pkg-config", *query, "kvc"]
     result = subprocess.run(command, capture_output=True, check=False)
     if result.returncode != 0:
         fail(
@@ -92,14 +151,13 @@ def from_build(folder):
 
 
 def build_tree():
-    """Builds libkvc in the folder that `make build` uses."""
-    folder = TREE / "build" / "release"
-    cmake = needed("cmake", "cmake")
-    configure = [cmake, "-S", str(TREE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
+    """Builds libkvc, with the generator that its folder was configured with."""
+    folder = build_folder()
+    configure = ["cmake", "-S", str(TREE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
     if not (folder / "CMakeCache.txt").exists() and shutil.which("ninja"):
         configure += ["-G", "Ninja"]
     jobs = str(os.cpu_count() or 1)
-    build = [cmake, "--build", str(folder), "--target", "kvc", "--parallel", jobs]
+    build = ["cmake", "--build", str(folder), "--target", "kvc", "--parallel", jobs]
     for command in (configure, build):
         if subprocess.run(command, check=False).returncode != 0:
             fail(f"libkvc could not be built; this failed: {shlex.join(command)}")
@@ -108,10 +166,10 @@ def build_tree():
 
 def find_library():
     if os.environ.get("KVC_BUILD_DIR"):
-        return from_build(pathlib.Path(os.environ["KVC_BUILD_DIR"]).resolve())
-    if os.environ.get("KVC_SYSTEM") == "1" or TREE is None:
-        return from_pkg_config()
-    return from_build(build_tree())
+        # pip runs this file in its own folder; the shell's PWD is still where the user is.
+        here = os.environ.get("PWD") or os.getcwd()
+        return from_build(pathlib.Path(here, os.environ["KVC_BUILD_DIR"]).resolve())
+    return from_build(build_tree()) if builds_library() else from_pkg_config()
 
 
 def header_version():
@@ -147,6 +205,7 @@ class BuildExtension(build_ext):
         super().run()
 
     def build_extension(self, ext):
+        check_tools()
         includes, folders, shipped = find_library()
         package = pathlib.Path(self.get_ext_fullpath(ext.name)).parent
         package.mkdir(parents=True, exist_ok=True)
@@ -154,7 +213,7 @@ class BuildExtension(build_ext):
         scratch.mkdir(parents=True, exist_ok=True)
         wrapper = scratch / f"{MODULE}_wrap.c"
         subprocess.run(
-            [needed("swig", "swig"), "-python", "-builtin", "-threads", "-Wall"]
+            ["swig", "-python", "-builtin", "-threads", "-Wall"]
             + [f"-I{folder}" for folder in includes]
             + ["-outdir", str(package), "-o", str(wrapper), str(HERE / "src" / f"{MODULE}.i")],
             check=True,

@@ -1,0 +1,82 @@
+"""What the build of the package says before it builds anything."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+TREE = pathlib.Path(__file__).resolve().parents[3]
+
+pytestmark = pytest.mark.skipif(
+    not (TREE / "bindings" / "python" / "setup.py").exists(), reason="outside the source tree"
+)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Compiles the extension as pip does, in the folder of setup.py; returns what it printed."""
+
+    def run(**environment):
+        result = subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "-t", tmp_path / "t", "-b", tmp_path / "b"],
+            cwd=TREE / "bindings" / "python",
+            env={**os.environ, "PWD": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        return result.stderr.splitlines()[-1]
+
+    return run
+
+
+def test_a_relative_build_folder_begins_where_the_user_is(build, tmp_path):
+    wanted = tmp_path / "build" / "release" / "lib" / "libkvc.so"
+    assert f"there is no {wanted}: build it" in build(KVC_BUILD_DIR="build/release")
+
+
+@pytest.mark.parametrize(
+    "choice, missing, packages",
+    [
+        (
+            dict(KVC_BUILD_DIR="build"),
+            "missing: no-such-cc, swig (",
+            "(Debian: apt-get install g++ swig)",
+        ),
+        (
+            dict(KVC_SYSTEM="1", KVC_BUILD_DIR=""),
+            "missing: no-such-cc, swig, pkg-config (",
+            "(Debian: apt-get install g++ swig pkg-config)",
+        ),
+        (
+            dict(KVC_SYSTEM="", KVC_BUILD_DIR=""),
+            "missing: no-such-cc, swig, c++, cmake, ninja",
+            "(Debian: apt-get install g++ swig cmake ninja-build",
+        ),
+    ],
+)
+def test_all_missing_tools_are_named_in_one_line(build, tmp_path, choice, missing, packages):
+    shown = build(PATH=str(tmp_path), CC="no-such-cc", CXX="", **choice)
+    assert missing in shown and packages in shown
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
+@pytest.mark.parametrize("configured", [False, True])
+def test_make_keeps_the_generator_that_pip_chose(tmp_path, configured):
+    if configured:
+        (tmp_path / "build" / "release").mkdir(parents=True)
+        (tmp_path / "build" / "release" / "CMakeCache.txt").touch()
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    shown = subprocess.run(
+        ["make", "-n", "-C", tmp_path, "-f", TREE / "Makefile", "build"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "cmake -S . -B build/release" in shown
+    assert ("-G Ninja" in shown) is not configured
