@@ -80,16 +80,18 @@ uint32_t kvc_version_number(void) noexcept { return KVC_VERSION_NUMBER; }
 
 const char* kvc_build_info(void) noexcept {
   static const struct Info {
-    char text[160];
+    char text[256];
     Info() {
-      std::snprintf(text, sizeof text, "kvc %d.%d.%d, %s %s, cpu kernels: %s", KVC_VERSION_MAJOR,
-                    KVC_VERSION_MINOR, KVC_VERSION_PATCH,
+      const char* refusal = kvc::cpu::amx_refusal();
+      std::snprintf(text, sizeof text, "kvc %d.%d.%d, %s %s, cpu kernels: %s%s%s",
+                    KVC_VERSION_MAJOR, KVC_VERSION_MINOR, KVC_VERSION_PATCH,
 #if defined(__clang__)
                     "clang", __clang_version__,
 #else
                     "gcc", __VERSION__,
 #endif
-                    kvc::cpu::kernels().name);
+                    kvc::cpu::kernels().name, refusal ? "; AMX refused: " : "",
+                    refusal ? refusal : "");
     }
   } info;
   return info.text;

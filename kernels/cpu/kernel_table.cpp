@@ -7,6 +7,7 @@
 #endif
 
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
@@ -33,20 +34,30 @@ bool has_f16c() noexcept {
 
 /// AMX with bf16. A process has to request it from Linux, because a thread's state grows by 8 KiB,
 /// and with it the stack that a signal needs. Not requested when the environment names another set.
-bool may_use_amx() noexcept {
-  static const bool may = [] {
+struct AmxPermission {
+  bool given = false;
+  int error = 0;  // errno of the request that Linux refused
+
+  AmxPermission() noexcept {
     for (const char* other : {"portable", "avx2", "avx512"}) {
       if (const char* wanted = wanted_set(); wanted != nullptr && std::strcmp(wanted, other) == 0)
-        return false;
+        return;
     }
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, both = amx_bf16 | amx_tile;
-    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & both) != both) return false;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & both) != both) return;
     constexpr long request_permission = 0x1023,
                    tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-  }();
-  return may;
+    const int callers_errno = errno;
+    given = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    if (!given) error = errno;
+    errno = callers_errno;
+  }
+};
+
+const AmxPermission& amx_permission() noexcept {
+  static const AmxPermission permission;
+  return permission;
 }
 #endif
 
@@ -68,7 +79,7 @@ const KernelTable* runnable_kernels(int32_t index) noexcept {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx2 && avx512 && may_use_amx()) found[n_found++] = &amx_kernels;
+  if (avx2 && avx512 && amx_permission().given) found[n_found++] = &amx_kernels;
   if (avx2 && avx512) found[n_found++] = &avx512_kernels;
   if (avx2) found[n_found++] = &avx2_kernels;
 #elif defined(__aarch64__)
@@ -76,6 +87,22 @@ const KernelTable* runnable_kernels(int32_t index) noexcept {
 #endif
   found[n_found++] = &portable_kernels;
   return index >= 0 && index < n_found ? found[index] : nullptr;
+}
+
+const char* amx_refusal() noexcept {
+#if defined(__x86_64__)
+  switch (amx_permission().error) {
+    case 0: return nullptr;
+    case ENOSPC: return "an alternate signal stack is too small";
+    case EINVAL:  // before Linux 5.16
+    case EOPNOTSUPP: return "this Linux does not support it";
+    case EPERM:  // a seccomp filter
+    case ENOSYS: return "this process may not call arch_prctl";
+    default: return "arch_prctl failed";
+  }
+#else
+  return nullptr;
+#endif
 }
 
 const KernelTable& kernels() noexcept {

@@ -80,6 +80,10 @@ const KernelTable& kernels() noexcept;
 /// benchmarks.
 const KernelTable* runnable_kernels(int32_t index) noexcept;
 
+/// Why Linux has refused AMX to this process, for people; null if it has not: AMX is permitted, the
+/// processor lacks it, or KVC_CPU_ISA names another set.
+const char* amx_refusal() noexcept;
+
 /// Overrides kernels() for calls that start later; null restores the default. For tests and
 /// benchmarks.
 void use_kernels(const KernelTable* table) noexcept;

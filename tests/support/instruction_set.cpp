@@ -49,7 +49,9 @@ bool processor_has(const std::string& set) { return set == "portable"; }
 std::string set_in(const std::string& build_info) {
   const std::string before = "cpu kernels: ";
   const size_t at = build_info.find(before);
-  return at == std::string::npos ? "" : build_info.substr(at + before.size());
+  if (at == std::string::npos) return "";
+  const std::string rest = build_info.substr(at + before.size());
+  return rest.substr(0, rest.find(';'));
 }
 
 int wrong_instruction_set() {

@@ -7,7 +7,7 @@ namespace support {
 /// that it does not know: no.
 bool processor_has(const std::string& set);
 
-/// "avx2" of "kvc 0.2.0, gcc 12.2.0, cpu kernels: avx2".
+/// "avx2" of "kvc 0.2.0, gcc 12.2.0, cpu kernels: avx2", also if "; AMX refused: …" follows.
 std::string set_in(const std::string& build_info);
 
 /// A run that KVC_CPU_ISA puts on one instruction set must not pass with another. 0: it is that set, or none is named; 77,

@@ -178,7 +178,8 @@ KVC_API kvc_status kvc_tensor_dense(void *data, uint32_t dtype, int32_t ndim, co
 KVC_API uint32_t kvc_version_number(void) KVC_NOEXCEPT;
 
 /* Returns one line about this build: version, compiler, and the instruction set that the CPU kernels use
- * on this machine. It is meant for people; do not parse it. The string is static and never null.
+ * on this machine. If Linux refused the process the AMX registers of its processor, the line says why
+ * (docs/THREADING.md, AMX). It is meant for people; do not parse it. The string is static and never null.
  * Threads: any. Since 0.1. */
 KVC_API const char *kvc_build_info(void) KVC_NOEXCEPT;
 
