@@ -131,7 +131,7 @@ Status not_live(Kind kind) {
 Status decode(const void* handle, Kind kind, Key* key) {
   if (handle == nullptr) {
     return fail(Status::handle,
-                "%s is null: it was not created, or is closed or moved away already", name_of(kind));
+                "%s is null: it was not created, or its variable no longer holds it", name_of(kind));
   }
   const uint64_t value = reinterpret_cast<uintptr_t>(handle);
   Table* table = shared_table.load(std::memory_order_acquire);

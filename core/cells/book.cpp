@@ -149,12 +149,12 @@ Status CellBook::check_room(const Batch& batch) const {
                   sequence.tokens.n_hidden();  // those hidden go with the open pass
     const int64_t held = int64_t{sequence.tokens.count()} - plan.slides;
     if (held + plan.count > rules_.sequence_limit) {
-      return fail(
-          Status::cache_full,
-          "sequence %d holds %d positions of at most %d (%s), and the batch brings %d: remove "
-          "positions with kvc_remove first",
-          plan_order_[i], static_cast<int32_t>(held), rules_.sequence_limit,
-          rules_.limited ? "memory + keep_first + 2 * max_batch" : "capacity", plan.count);
+      return fail(Status::cache_full,
+                  "sequence %d holds %d positions of at most %d (%s), and the batch brings %d: %s",
+                  plan_order_[i], static_cast<int32_t>(held), rules_.sequence_limit,
+                  rules_.limited ? "memory + keep_first + 2 * max_batch" : "capacity", plan.count,
+                  plan.count > rules_.sequence_limit ? "create the cache with a larger capacity"
+                                                     : "remove positions with kvc_remove first");
     }
   }
   const int32_t room = pool_.n_free() + pool_.n_free_at_commit();
@@ -163,11 +163,13 @@ Status CellBook::check_room(const Batch& batch) const {
   for (int32_t placed = 0;; ++first_without) {
     if (batch.sequence[first_without] != no_sequence && placed++ == room) break;
   }
-  return fail(
-      Status::cache_full,
-      "sequence %d finds no cell: there are %d free cells of %d, and the batch brings %d tokens; "
-      "remove tokens of any sequence with kvc_remove first",
-      batch.sequence[first_without], room, rules_.n_cells, n_planned_tokens_);
+  return fail(Status::cache_full,
+              "sequence %d finds no cell: there are %d free cells of %d, and the batch brings %d "
+              "tokens; %s",
+              batch.sequence[first_without], room, rules_.n_cells, n_planned_tokens_,
+              n_planned_tokens_ > rules_.n_cells
+                  ? "create the cache with more cells, or bring fewer tokens at once"
+                  : "remove tokens of any sequence with kvc_remove first");
 }
 
 // ---- Sliding -------------------------------------------------------------------------------------------------------------

@@ -237,6 +237,40 @@ TEST_F(Messages, FullCachesCountBothSidesAndSayWhatMakesRoom) {
          {"sequence 2", "2 free cells of 12", "4 tokens", "kvc_remove"});
 }
 
+/// Where nothing that is removed would make room, the message asks for a larger cache.
+TEST_F(Messages, ABatchThatNoEmptyCacheHoldsAsksForALargerOne) {
+  kvc_cache_desc desc = support::cache_desc(1, 1, 2, 2);
+  desc.max_sequences = 3;
+  desc.capacity = 8;
+  desc.max_batch = 16;
+  kvc_cache_desc few_cells = desc;
+  few_cells.cells = 12;
+  const support::Cache small(device, desc), shared(device, few_cells);
+  const auto begin_in = [](const support::Cache& cache, const std::vector<int32_t>& sequences) {
+    std::vector<int32_t> positions(sequences.size());
+    for (size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int32_t>(i);
+    return kvc_begin(cache, static_cast<int32_t>(positions.size()), positions.data(),
+                     sequences.data(), nullptr, 0, nullptr);
+  };
+  for (const bool held : {false, true}) {  // what the cache holds changes nothing
+    if (held) {
+      ASSERT_EQ(begin_in(small, {0, 1}), KVC_OK);
+      ASSERT_EQ(kvc_commit(small), KVC_OK);
+      ASSERT_EQ(begin_in(shared, {1, 1}), KVC_OK);
+      ASSERT_EQ(kvc_commit(shared), KVC_OK);
+    }
+    expect(KVC_E_CACHE_FULL, [&] { return begin_in(small, std::vector<int32_t>(10, 2)); },
+           {"sequence 2", "at most 8 (capacity)", "brings 10", "larger capacity"});
+    EXPECT_EQ(support::last_message().find("kvc_remove"), std::string::npos);
+    expect(KVC_E_CACHE_FULL,
+           [&] {
+             return begin_in(shared, {0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2});
+           },
+           {"free cells of 12", "13 tokens", "more cells", "fewer tokens"});
+    EXPECT_EQ(support::last_message().find("kvc_remove"), std::string::npos);
+  }
+}
+
 TEST_F(Messages, StatesNameTheCallToMakeFirst) {
   expect(KVC_E_BAD_STATE, [&] { return kvc_commit(s.cache); }, {"no pass is open", "kvc_begin"});
   kvc_rope_desc rope = KVC_ROPE_DESC_INIT;
