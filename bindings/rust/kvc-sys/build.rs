@@ -40,8 +40,10 @@ fn main() {
     match found {
         Ok(library) => link(&library),
         Err(why) => {
+            // What to do comes last: cargo prints dozens of lines before it.
+            eprintln!("{}\n", why.to_string().trim_end());
             eprintln!("kvc-sys: pkg-config finds no {package} from {OLDEST} to below {TOO_NEW}.");
-            eprintln!("Install kvc, and set PKG_CONFIG_PATH to <prefix>/lib/pkgconfig.\n{why}");
+            eprintln!("Install kvc, and set PKG_CONFIG_PATH to <prefix>/lib/pkgconfig.");
             exit(1);
         }
     }
