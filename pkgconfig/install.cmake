@@ -66,6 +66,11 @@ endforeach()
 
 # ---- uninstall -------------------------------------------------------------------------------------------------------
 
+file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/installed") # now, so that it is not root's after "sudo make install"
+configure_file(pkgconfig/after_install.cmake.in after_install.cmake @ONLY)
+file(READ "${PROJECT_BINARY_DIR}/after_install.cmake" record)
+install(CODE "${record}" ALL_COMPONENTS)
+
 if(PROJECT_IS_TOP_LEVEL)
   add_custom_target(uninstall COMMAND "${PROJECT_SOURCE_DIR}/pkgconfig/uninstall" "${PROJECT_BINARY_DIR}" VERBATIM)
 endif()
