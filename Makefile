@@ -1,10 +1,13 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall clean
+.PHONY: help demo test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
 JOBS := $(shell nproc)
+ifeq ($(origin prefix),command line) # GNU's spelling
+PREFIX := $(prefix)
+endif
 PREFIX ?= /usr/local
 OPERATIONS ?= 1000000
 # Operations per fuzz program under ASan and UBSan, where each costs about ten times as much.
@@ -18,11 +21,11 @@ DEMO ?=
 BENCH ?=
 PEERS ?=
 
+# Stops unless a variable is an absolute path: $(call absolute,variable)
+absolute = $(if $(filter /%,$(firstword $($(1)))),,$(error $(1) is "$($(1))": it must be an absolute path, as in $(1)=$$HOME/kvc))
 say = @printf '\n== %s\n' "$(1)"
-# Configures quietly (a failure shows all of it), then builds: $(call cmake,directory,options,targets)
-# A directory that pip or a user configured keeps its generator.
-cmake = @mkdir -p build/$(1) && { cmake -S . -B build/$(1) $(if $(wildcard build/$(1)/CMakeCache.txt),,-G Ninja) $(2) >build/$(1)/configure.log 2>&1 \
-  || { cat build/$(1)/configure.log; exit 1; }; } && cmake --build build/$(1) --parallel $(JOBS) $(3)
+# Configures, then builds: $(call cmake,directory,options,targets)
+cmake = @tools/configure build/$(1) $(2) && cmake --build build/$(1) --parallel $(JOBS) $(3)
 # All short tests of another kind of build: $(call optimised,build type,link-time optimisation)
 optimised = $(call cmake,optimised-$(1)-$(2),-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=$(1) \
   -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=$(2)) && $(call ctest,optimised-$(1)-$(2)) -L short
@@ -162,11 +165,15 @@ python: ## the Python package, in build/python
 	$(call cmake,release)
 	@tools/build_python build/release
 
-install: build ## into PREFIX=/usr/local
+install: check-places build ## into PREFIX=/usr/local; run make build first if you install with sudo
 	@cmake --install build/release --prefix "$(PREFIX)"
 
-uninstall: ## remove what was installed last into PREFIX=/usr/local
+uninstall: check-places ## remove what was installed into PREFIX=/usr/local
 	@pkgconfig/uninstall build/release "$(PREFIX)"
+
+check-places: # a shell may leave the ~ of PREFIX=~/kvc as it is
+	$(call absolute,PREFIX)
+	$(if $(DESTDIR),$(call absolute,DESTDIR))
 
 clean: ## forget build/ (what was fetched stays in the cache)
 	@rm -rf build
