@@ -76,7 +76,7 @@ def test_another_thread_runs_during_long_calls(slow):
         assert steps_of_another_thread_during(call) > 0, name
 
 
-def test_short_calls_keep_the_gil(cache):
+def test_short_calls_keep_the_gil(cache, device):
     """Reacquiring it costs more than they do: up to a switch interval if other threads compute."""
     cache.begin([0])
 
@@ -87,7 +87,7 @@ def test_short_calls_keep_the_gil(cache):
             cache.can_resume(0, 1)
             cache.history(0)
             cache.set_causal()
-            kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16)
+            kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=16, device=device)
 
     assert steps_of_another_thread_during(calls) == 0
     cache.abort()
