@@ -25,10 +25,19 @@ try:
         kvc_version_number,
     )
 except ImportError as error:
-    raise ImportError(
-        f"{error}: the compiled part of kvc in {__path__[0]} cannot be loaded. If this is the source "
-        "folder, run Python elsewhere, or compile it here: pip install -e ./bindings/python"
-    ) from error
+    if "libkvc.so" in str(error):  # the loader found the extension, but not what it is linked with
+        _advice = (
+            "the library that the package was built for is gone. Add its folder to LD_LIBRARY_PATH, "
+            "or to /etc/ld.so.conf.d and run ldconfig; or install the package again"
+        )
+    elif error.name in ("kvc.kvc_capi", "kvc._kvc_capi"):
+        _advice = (
+            f"{__path__[0]} lacks the compiled part of kvc for this Python. If it is the source "
+            "folder, run Python elsewhere, or compile it here: pip install -e ./bindings/python"
+        )
+    else:
+        _advice = f"the compiled part of kvc in {__path__[0]} cannot be loaded: install it again"
+    raise ImportError(f"{error}: {_advice}") from error
 
 # The extension was compiled with one version of the headers and may be loaded with another library.
 # While the major version is 0, a minor version may change the ABI.

@@ -137,17 +137,39 @@ def test_every_function_of_the_library_is_wrapped():
     assert declared - left_out <= set(dir(kvc_capi))
 
 
-def test_a_source_folder_without_its_compiled_part_says_what_to_do(tmp_path):
-    (tmp_path / "kvc").mkdir()
-    for module in pathlib.Path(kvc.__file__).parent.glob("*.py"):
-        if module.name != "kvc_capi.py":
-            shutil.copy(module, tmp_path / "kvc")
-    result = subprocess.run(
-        [sys.executable, "-c", "import kvc"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "No module named 'kvc.kvc_capi'" in result.stderr
-    assert "pip install -e ./bindings/python" in result.stderr
+@pytest.fixture
+def import_copy(tmp_path):
+    """Imports a copy of the package without the files of a pattern; returns the last line printed."""
+
+    def run(left_out):
+        folder = pathlib.Path(kvc.__file__).parent
+        shutil.copytree(folder, tmp_path / "kvc", ignore=shutil.ignore_patterns(left_out))
+        environment = {**os.environ, "LD_LIBRARY_PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment.pop("PYTHONPATH", None)
+        result = subprocess.run(
+            [sys.executable, "-c", "import kvc"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        return result.stderr.splitlines()[-1]
+
+    return run
+
+
+@pytest.mark.parametrize("part", ["kvc_capi.py", "_kvc_capi*.so"])
+def test_a_source_folder_without_its_compiled_part_says_what_to_do(import_copy, part):
+    shown = import_copy(part)
+    assert "lacks the compiled part" in shown and "pip install -e ./bindings/python" in shown
+    assert "LD_LIBRARY_PATH" not in shown
+
+
+def test_an_extension_without_its_library_says_what_to_do(import_copy):
+    if not list(pathlib.Path(kvc.__file__).parent.glob("libkvc.so*")):
+        pytest.skip("this package is linked with an installed library")
+    shown = import_copy("libkvc.so*")
+    assert "libkvc.so" in shown and "LD_LIBRARY_PATH" in shown and "ldconfig" in shown
+    assert "pip install -e" not in shown
