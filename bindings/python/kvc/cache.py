@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
 
 import numpy as np
@@ -164,6 +165,8 @@ class Cache(Passes, Contents):
         return self._handle is None
 
     def __enter__(self) -> Cache:
+        if self.closed:
+            raise InvalidHandle("the cache is closed: create another")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -272,13 +275,19 @@ class Cache(Passes, Contents):
             return 0, self.n_layers
         if isinstance(layers, range):
             if layers.step != 1:
-                raise InvalidArgument(f"layers {layers!r} has a step")
+                raise InvalidArgument(f"layers {layers!r} has a step: call once for each layer")
             return layers.start, layers.stop
         if isinstance(layers, tuple):
             if len(layers) != 2:
                 raise InvalidArgument(f"layers {layers!r} is no (begin, end)")
             return integer("layers[0]", layers[0]), integer("layers[1]", layers[1])
-        layer = integer("layers", layers)
+        try:
+            layer = operator.index(layers)
+        except TypeError:
+            raise TypeError(
+                "layers must be a layer, a range, a tuple (begin, end) or None for all, not "
+                f"{type(layers).__name__}"
+            ) from None
         return layer, layer + 1
 
     # ---- Watching ---------------------------------------------------------------------------------

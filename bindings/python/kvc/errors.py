@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any, Optional, Tuple, Type
 
 from . import kvc_capi as _capi
+from ._words import in_python
 
 
 class Status(IntEnum):
@@ -190,4 +191,4 @@ class InternalError(Error):
 
 # What the wrapper raises, by status. Error itself has status 0 and stands for unknown numbers.
 _KINDS: Tuple[Type[Error], ...] = (Error, *Error.__subclasses__())
-_capi.set_errors({kind.status: kind for kind in _KINDS})
+_capi.set_errors({kind.status: kind for kind in _KINDS}, in_python)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Iterable, Literal, Optional, TypeVar, Union, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Iterable,
+    Literal,
+    Optional,
+    TypeVar,
+    Union,
+    cast,
+    overload,
+)
 
 import numpy as np
 
 from . import kvc_capi as _capi
 from ._arrays import Array, DLPackArray, HostArray, kind_of, new_result, with_dtype
+from ._batch import listed, token_flags
 from ._handles import CacheHandle, OwnsHandle
-from .errors import BadState, CacheFull, Error, InvalidArgument
+from ._words import layers_in_words
+from .errors import BadState, CacheFull, Error
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -75,13 +87,26 @@ class Pass(OwnsHandle):
             # Finds room for a padding token in any cache, so it fails only if begin() would refuse
             # to commit this pass.
             _capi.kvc_fits(self.cache._handle, [0], [PADDING], None)
-        except BadState as error:
+        except BadState:
+            missing = [layer for layer in range(self.cache.n_layers) if not self._was_put(layer)]
             self.cache.abort()
+            n_put = self.cache.n_layers - len(missing)
             raise BadState(
-                f"{error}, so this block aborted it: put every layer, or call commit() in the block "
-                "to keep zeros"
+                f"{n_put} of {self.cache.n_layers} layers were put, without {layers_in_words(missing)}, so "
+                "this block aborted its pass: put every layer, or call commit() in the block to "
+                "keep zeros"
             ) from None
         self.cache.commit()
+
+    def _was_put(self, layer: int) -> bool:
+        """Whether get() returns the layer. May copy shared cells: for a pass that is lost."""
+        try:
+            _capi.kvc_get(self.cache._handle, layer)
+        except BadState:
+            return False
+        except CacheFull:  # it was put, but there are no cells for copies
+            pass
+        return True
 
     def __repr__(self) -> str:
         tokens = "1 token" if self.n_tokens == 1 else f"{self.n_tokens} tokens"
@@ -114,7 +139,7 @@ class Passes(CacheHandle):
 
         Raises CacheFull, BadState (the open pass is not fully put).
         """
-        flags = _token_flags(sees_later, types, positions)
+        flags = token_flags(sees_later, types, positions)
         _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
         self._end_pass()
 
@@ -137,7 +162,7 @@ class Passes(CacheHandle):
     ) -> Pass:
         """begin() for a `with` block: commits when the block ends, aborts when it raises or has not
         put every layer, which then raises BadState."""
-        positions = _listed(positions)
+        positions = listed(positions)
         self.begin(positions, sequences, sees_later=sees_later, types=types)
         return Pass(cast("Cache", self), len(positions))
 
@@ -153,7 +178,7 @@ class Passes(CacheHandle):
 
         Raises any other exception that begin() would raise. Changes nothing.
         """
-        flags = _token_flags(sees_later, types, positions)
+        flags = token_flags(sees_later, types, positions)
         try:
             _capi.kvc_fits(self._handle, positions, sequences, flags)
         except CacheFull:
@@ -322,10 +347,7 @@ class Passes(CacheHandle):
 
         Raises BadState (no pass), InvalidArgument (an index outside the batch).
         """
-        try:
-            _capi.kvc_set_causal(self._handle, _listed(sees_later))
-        except InvalidArgument as error:  # in C the argument is named after what it excepts
-            raise InvalidArgument(str(error).replace("except", "sees_later", 1)) from None
+        _capi.kvc_set_causal(self._handle, listed(sees_later))
 
     def commit(self) -> None:
         """Keeps the pass. Layers that were not put hold zeros. Raises BadState (no pass)."""
@@ -347,44 +369,3 @@ class Passes(CacheHandle):
         """Discards the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
         _capi.kvc_abort(self._handle)
         self._end_pass()
-
-
-def _listed(values: Iterable[int]) -> Any:
-    """The same, with a length. What is no list either is refused where it is read."""
-    if hasattr(values, "__len__") or not hasattr(values, "__iter__"):
-        return values
-    return list(values)
-
-
-def _token_flags(
-    sees_later: Optional[Iterable[int]], types: Optional[Integers], positions: Integers
-) -> Optional[npt.NDArray[np.int32]]:
-    """Flags of a batch's tokens; None if there are none."""
-    if sees_later is None and types is None:
-        return None
-    count = len(positions)
-    flags = np.zeros(count, dtype=np.uint32)
-    if types is not None:
-        given = _integers("types", types)
-        if len(given) != count:
-            raise InvalidArgument(f"types has {len(given)} elements, positions has {count}")
-        wrong = given[(given < 0) | (given > 0xFFFF)]
-        if wrong.size:
-            raise InvalidArgument(f"types has the element {wrong[0]}; a type is 0 (none) to 65535")
-        flags |= given.astype(np.uint32) << np.uint32(_capi.KVC_TOKEN_TYPE_SHIFT)
-    if sees_later is not None:
-        indexes = _integers("sees_later", sees_later)
-        outside = indexes[(indexes < 0) | (indexes >= count)]
-        if outside.size:
-            raise InvalidArgument(f"sees_later names token {outside[0]} of a batch of {count}")
-        flags[indexes.astype(np.intp)] |= np.uint32(_capi.KVC_TOKEN_SEES_LATER)
-    return flags.view(np.int32)
-
-
-def _integers(name: str, values: Iterable[int]) -> npt.NDArray[Any]:
-    array = np.asarray(_listed(values))
-    if array.ndim != 1:
-        raise TypeError(f"{name} must be a list or array of integers, not {values!r}")
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name} must hold integers, not {array.dtype}")
-    return array

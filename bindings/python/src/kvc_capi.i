@@ -68,9 +68,11 @@ static PyObject *kvc_py_describe_array(const kvc_tensor *described) {
   return kvc_py_describe(described);
 }
 
-static void kvc_py_set_errors(PyObject *errors) {
+static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
   Py_INCREF(errors);
   Py_XSETREF(kvc_py_errors, errors);
+  Py_INCREF(translate);
+  Py_XSETREF(kvc_py_translate, translate);
 }
 %}
 
@@ -318,4 +320,4 @@ kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW);
 kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
 PyObject *kvc_py_describe_array(const kvc_tensor *described);
 PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int copied);
-void kvc_py_set_errors(PyObject *errors);
+void kvc_py_set_errors(PyObject *errors, PyObject *translate);

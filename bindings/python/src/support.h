@@ -13,20 +13,30 @@
 #define KVC_PY_EMPTY \
   { 0 }
 
-/* {status: exception class}. kvc/errors.py sets it when the package is imported. */
+/* {status: exception class}, and the function that puts a message of the library in the words of Python.
+ * kvc/errors.py sets them when the package is imported. */
 static PyObject* kvc_py_errors = NULL;
+static PyObject* kvc_py_translate = NULL;
 
-/* Raises the exception of a status with the message `text`; null: the library's last error message. */
+/* Raises the exception of a status with the message `text`; null: the library's last error message, in
+ * the words of Python. */
 static void kvc_py_raise(kvc_status status, const char* text) {
   char message[512];
-  PyObject *key, *kind, *value;
+  PyObject *key, *kind, *value, *shown;
   /* This must come first: creating an object may run a finalizer that calls kvc on this thread. */
   if (text == NULL) {
     kvc_last_error_copy(message, sizeof message);
-    text = message;
+    shown = kvc_py_translate != NULL ? PyObject_CallFunction(kvc_py_translate, "s", message)
+                                     : PyUnicode_FromString(message);
+  } else {
+    shown = PyUnicode_FromString(text);
   }
+  if (shown == NULL) return;
   key = PyLong_FromLong(status);
-  if (key == NULL) return;
+  if (key == NULL) {
+    Py_DECREF(shown);
+    return;
+  }
   kind = kvc_py_errors ? PyDict_GetItemWithError(kvc_py_errors, key) : NULL;
   if (kind == NULL && kvc_py_errors && !PyErr_Occurred()) {
     PyObject* base = PyLong_FromLong(0); /* kvc.Error, for a status without an exception of its own */
@@ -35,12 +45,13 @@ static void kvc_py_raise(kvc_status status, const char* text) {
   }
   if (kind == NULL) kind = PyExc_RuntimeError;
   Py_INCREF(kind);
-  value = kind == PyExc_RuntimeError ? PyObject_CallFunction(kind, "s", text)
-                                     : PyObject_CallFunction(kind, "sO", text, key);
+  value = kind == PyExc_RuntimeError ? PyObject_CallFunction(kind, "O", shown)
+                                     : PyObject_CallFunction(kind, "OO", shown, key);
   if (value != NULL) PyErr_SetObject(kind, value);
   Py_XDECREF(value);
   Py_DECREF(kind);
   Py_DECREF(key);
+  Py_DECREF(shown);
 }
 
 /* kvc_py_raise() with a format as PyUnicode_FromFormat() takes it. */

@@ -2,12 +2,15 @@
 library's own messages have tests of their own.)"""
 
 import ctypes
+import pathlib
+import re
 
 import numpy as np
 import pytest
 
 import kvc
 from dlpack_producer import BFLOAT, INT, Producer
+from kvc._words import _METHODS, in_python
 
 FLOATS = "float32, float16 or bfloat16"
 K = np.zeros((2, 2, 16), np.float32)
@@ -127,10 +130,11 @@ def test_a_wrong_array_of_attention(cache, options, error, message):
         (lambda c: c.reorder([0, 1], [1]), kvc.InvalidArgument, "src has 1 entries, but dst has 2"),
         (lambda c: c.begin(sequence=0), TypeError, r"^Cache.begin\(\) got an unexpected"),
         (
-            lambda c: c.bind_attention(4, layers="a"),
+            lambda c: c.bind_attention(4, layers=[0, 1]),
             TypeError,
-            "layers must be an integer, not str",
+            r"layers must be a layer, a range, a tuple \(begin, end\) or None for all, not list",
         ),
+        (lambda c: c.bind_rope(layers=range(0, 2, 2)), kvc.InvalidArgument, "once for each layer"),
         (
             lambda c: c.bind_attention(4, layers=(0, 1, 2)),
             kvc.InvalidArgument,
@@ -139,7 +143,11 @@ def test_a_wrong_array_of_attention(cache, options, error, message):
         (lambda c: c.bind_attention(4, scale=None), TypeError, "scale must be a number, not None"),
         # float32 would make 0 of it, which is the default
         (lambda c: c.bind_attention(4, scale=1e-60), kvc.InvalidArgument, "scale is 1e-60, which"),
-        (lambda c: c.bind_attention(4, softcap=1e39), kvc.InvalidArgument, r"softcap is 1e\+39, wh"),
+        (
+            lambda c: c.bind_attention(4, softcap=1e39),
+            kvc.InvalidArgument,
+            r"softcap is 1e\+39, wh",
+        ),
         (lambda c: c.bind_rope(base=10**400), kvc.InvalidArgument, "base is too large for float32"),
         (
             lambda c: c.bind_attention(4, alibi_slopes=[0, 1e39, 0, 0]),
@@ -178,6 +186,83 @@ def test_a_wrong_argument_of_a_cache(make, changes, error, message):
         make(**changes)
 
 
+@pytest.mark.parametrize(
+    "call, shown",
+    [
+        (lambda c: c.put(0, K, K), "no pass is open: call begin() first"),
+        (lambda c: c.begin([2]) or c.attention(1, Q[:1]), "call put() for it first"),
+        (
+            lambda c: c.begin([3]),
+            "positions[0] is 3, but sequence 0 continues at 2, and strict=True",
+        ),
+        (lambda c: c.begin([2], 9), "sequences[0] 9 out of range [0, 4)"),
+        (
+            lambda c: c.begin([2], kvc.PADDING, sees_later=[0]),
+            "sees_later/types[0] is not 0, but seq",
+        ),
+        (lambda c: c.begin([2], kvc.PADDING, sees_later=[0]), "but sequences[0] is kvc.PADDING"),
+        (lambda c: c.begin([2]) or c.set_causal([4]), "sees_later[0] 4 out of range [0, 1)"),
+        (lambda c: c.begin([2]) or c.resume(0, 1), "with abort(), or with commit(), which"),
+        (lambda c: c.copy_prefix(0, 1, -1), "length is -1;"),
+        (lambda c: c.bind_attention(4, layers=(1, 9)), "layers[0] 1, layers[1] 9 are no range"),
+        (lambda c: c.remove(0, 1, 0), "0 <= begin <= end (None: to the end)"),
+        (lambda c: c.remove(0, 0, 1), "(bind_rope()), or create the cache with position_free=True"),
+        (
+            lambda c: c.bind_rope(),
+            "call bind_rope() while it is empty, right after kvc.Cache(), or",
+        ),
+    ],
+)
+def test_the_librarys_messages_name_what_python_has(make, fill, call, shown):
+    cache = make(strict=True)
+    fill(cache, 2)
+    with pytest.raises(kvc.Error) as caught:
+        call(cache)
+    message = str(caught.value)
+    assert shown in message
+    assert "kvc_" not in message and "KVC_" not in message and "shift function" not in message
+
+
+def test_every_message_that_names_c_has_words_of_python():
+    sources = pathlib.Path(__file__).resolve().parents[3]
+    if not (sources / "core").is_dir():
+        pytest.skip("outside the source tree")
+    # Python fills descriptors and flags in itself, and binds no shift function.
+    never_wrong = re.compile(
+        r"kvc_\w+_desc|kvc_attention_extra|kvc_stats|kvc_sequence_info|libkvc_cuda|kvc_bind_shift"
+        r"|KVC_(CACHE|EXTRA|BEGIN|ROPE|TENSOR)_\w+|KVC_(CAUSAL|LIGHTNING)|KVC_TOKEN_\w+"
+        r"|KVC_(CPU_ISA|PLANTED_BUG|COUNT)"
+    )
+    left = {}
+    found = 0
+    for path in [*sources.glob("core/**/*.[ch]pp"), *sources.glob("capi/src/*.[ch]pp")]:
+        text = re.sub(r"^\s*(//.*|#include.*)$", "", path.read_text(encoding="utf-8"), flags=re.M)
+        for literal in re.findall(r'"((?:[^"\\\n]|\\.)*)"', re.sub(r'"\s*\n\s*"', "", text)):
+            names = re.findall(r"\w*(?:kvc_|KVC_)\w+", in_python(literal))
+            found += in_python(literal) != literal
+            unknown = [name for name in names if not never_wrong.fullmatch(name)]
+            if unknown:
+                left[path.name, literal] = unknown
+    assert found > 15 and not left
+
+
+@pytest.mark.parametrize("word", _METHODS)
+def test_the_words_for_methods_are_methods(word):
+    assert callable(getattr(kvc.Cache, word))
+
+
+def test_words_are_replaced_whole():
+    assert in_python("call kvc_put_attention, not kvc_put.") == "call put_attention(), not put()."
+    for same in (
+        "kvc_putting",
+        "xposition[0]",
+        "a position 3",
+        "attention_len issue",
+        "kvc_begin_x",
+    ):
+        assert in_python(same) == same
+
+
 def test_what_has_ended(make, fill):
     cache = make()
     k, v, _ = fill(cache, 1)
@@ -191,3 +276,7 @@ def test_what_has_ended(make, fill):
         pass
     with pytest.raises(kvc.InvalidHandle, match="the device is closed: open another"):
         make(device=device)
+    cache.close()
+    with pytest.raises(kvc.InvalidHandle, match="the cache is closed: create another"):
+        with cache:
+            raise AssertionError("the block of a closed cache ran")

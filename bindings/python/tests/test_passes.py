@@ -92,6 +92,25 @@ def test_a_block_that_forgot_a_layer_raises_as_begin_does_and_aborts(make, fill,
     assert cache.query(0).next == 3
 
 
+@pytest.mark.parametrize(
+    "put, message",
+    [
+        ([], "0 of 6 layers were put, without layers 0-5, so"),
+        ([0, 2, 4, 5], "4 of 6 layers were put, without layers 1, 3, so"),
+        ([1, 2, 3, 4, 5], "5 of 6 layers were put, without layer 0, so"),
+        ([0, 3], "2 of 6 layers were put, without layers 1-2, 4-5, so"),
+    ],
+)
+def test_a_block_names_the_layers_that_it_forgot(make, kvq, put, message):
+    cache = make(n_layers=6)
+    k, v, _ = kvq(1)
+    with pytest.raises(kvc.BadState, match=message) as caught:
+        with cache.forward([0]):
+            for layer in put:
+                cache.put(layer, k, v)
+    assert str(caught.value).count("put every layer") == str(caught.value).count("commit()") == 1
+
+
 def test_a_full_cache_still_commits_its_last_pass(make, fill):
     cache = make(cells=8, capacity=8, strict=True)
     fill(cache, 8)

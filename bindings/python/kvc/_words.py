@@ -1,0 +1,48 @@
+"""The library's messages, which name what C programs call and pass, in the words of Python."""
+
+import re
+from typing import List
+
+_METHODS = """abort attention begin bind_attention bind_rope can_remove can_resume check commit
+commit_prefix copy_prefix fits gather get history mask put put_attention remove reorder resume runs
+set_causal""".split()
+
+_WORDS = {
+    **{f"kvc_{method}": f"{method}()" for method in _METHODS},
+    "kvc_cache_create": "kvc.Cache()",
+    "kvc_cache_destroy": "close()",
+    "kvc_cache_memory_bytes": "memory_bytes()",
+    "kvc_cache_stats": "stats()",
+    "kvc_sequence_query": "query()",
+    "kvc_state_digest": "digest()",
+    "bind a shift function (kvc_bind_shift), ": "",  # Python has none
+    "KVC_CACHE_STRICT": "strict=True",
+    "KVC_CAUSAL_POSITION_FREE": "position_free=True",
+    "KVC_NONE": "kvc.PADDING",
+    "KVC_SEQ_END": "None",
+    "except[": "sees_later[",
+    "layer_begin": "layers[0]",
+    "layer_end": "layers[1]",
+    "len is": "length is",
+    "n_sequences": "the number of sequences",
+    "position[": "positions[",
+    "sequence[": "sequences[",
+    "token_flags[": "sees_later/types[",
+}
+_PATTERN = re.compile(
+    "|".join(rf"\b{re.escape(word)}" + (r"\b" if word[-1].isalpha() else "") for word in _WORDS)
+)
+
+
+def in_python(message: str) -> str:
+    """A message of the library, with the names that users of Python know."""
+    return _PATTERN.sub(lambda found: _WORDS[found[0]], message)
+
+
+def layers_in_words(layers: List[int]) -> str:
+    """Ascending layers in words: "layers 0, 2-4"."""
+    given = set(layers)
+    starts = [layer for layer in layers if layer - 1 not in given]
+    ends = [layer for layer in layers if layer + 1 not in given]
+    spans = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends)]
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(spans)}"
