@@ -26,6 +26,8 @@ absolute = $(if $(filter /%,$(firstword $($(1)))),,$(error $(1) is "$($(1))": it
 say = @printf '\n== %s\n' "$(1)"
 # Configures, then builds: $(call cmake,directory,options,targets)
 cmake = @tools/configure build/$(1) $(2) && cmake --build build/$(1) --parallel $(JOBS) $(3)
+# What root builds and records here belongs to the owner of the tree, who may want to build again.
+give_back = @[ "$$(id -u)" != 0 ] || chown -Rh --reference=Makefile build
 # All short tests of another kind of build: $(call optimised,build type,link-time optimisation)
 optimised = $(call cmake,optimised-$(1)-$(2),-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=$(1) \
   -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=$(2)) && $(call ctest,optimised-$(1)-$(2)) -L short
@@ -159,14 +161,16 @@ format: ## lay out the C++ sources with clang-format
 build: ## libkvc, shared and static, in build/release
 	@tools/setup build
 	$(call cmake,release)
+	$(give_back)
 
 python: ## the Python package, in build/python
 	@tools/setup demo
 	$(call cmake,release)
 	@tools/build_python build/release
 
-install: check-places build ## into PREFIX=/usr/local; run make build first if you install with sudo
+install: check-places build ## into PREFIX=/usr/local
 	@cmake --install build/release --prefix "$(PREFIX)"
+	$(give_back)
 
 uninstall: check-places ## remove what was installed into PREFIX=/usr/local
 	@pkgconfig/uninstall build/release "$(PREFIX)"

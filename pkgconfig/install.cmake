@@ -66,7 +66,7 @@ endforeach()
 
 # ---- uninstall -------------------------------------------------------------------------------------------------------
 
-file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/installed") # now, so that it is not root's after "sudo make install"
+file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/installed") # now, so that it is not root's after "sudo cmake --install"
 configure_file(pkgconfig/after_install.cmake.in after_install.cmake @ONLY)
 file(READ "${PROJECT_BINARY_DIR}/after_install.cmake" record)
 install(CODE "${record}" ALL_COMPONENTS)
