@@ -20,6 +20,16 @@
 // all, and an overlap that breaks this rule returns Busy. Only Stats may overlap any method, a pass
 // in another goroutine or Close too: it never returns Busy and makes none return it. Methods of a nil
 // Cache and a nil Device return InvalidHandle.
+//
+// A position above the one where its sequence continues is legal: it leaves a gap. Set the flag Strict
+// of CacheDesc unless you want gaps; a wrong position is then an error.
+//
+// Messages name functions, flags and fields as the C headers do. The function kvc_copy_prefix is the
+// method CopyPrefix, the field n_q_heads is NQHeads, the flag KVC_CACHE_STRICT is Strict, and the struct
+// kvc_attention_extra is AttentionExtra. These have other names: kvc_cache_create is NewCache,
+// kvc_device_open OpenDevice, kvc_cache_destroy Close, kvc_sequence_query Sequence, kvc_state_digest
+// Digest, KVC_NONE None, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree,
+// KVC_TENSOR_TRANSPOSED GatherTransposed. kvc_bind_shift and strides of tensors have no counterpart.
 package kvc
 
 // #include "shim.h"
@@ -123,7 +133,8 @@ func (c *Cache) Close() error {
 	return err
 }
 
-// BindAttention binds the constants of layers [layerBegin, layerEnd). Slices are copied.
+// BindAttention binds the constants of layers [layerBegin, layerEnd). NQHeads has no default: 0 is
+// refused. Slices are copied.
 func (c *Cache) BindAttention(layerBegin, layerEnd int, desc AttentionDesc) error {
 	var narrow narrowing
 	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)

@@ -16,7 +16,7 @@ type CacheFlags uint64
 
 // The flags of a CacheDesc.
 const (
-	Strict     CacheFlags = C.KVC_CACHE_STRICT       // each position of a batch is its sequence's next: no gaps
+	Strict     CacheFlags = C.KVC_CACHE_STRICT       // each position of a batch is its sequence's next: no gaps. Recommended to begin with
 	ZeroOnFree CacheFlags = C.KVC_CACHE_ZERO_ON_FREE // overwrite cells with zeros when they are freed
 	Prefault   CacheFlags = C.KVC_CACHE_PREFAULT     // touch all memory in NewCache
 )
@@ -90,7 +90,7 @@ func (d CausalDesc) c() (C.uint32_t, unsafe.Pointer) {
 
 // AttentionDesc is bound once per range of layers. See kvc_attention_desc.
 type AttentionDesc struct {
-	NQHeads        int32
+	NQHeads        int32 // required: a multiple of NKVHeads, at most MaxQHeads
 	Scale, Softcap float32
 	ALiBiSlopes    []float32 // [NQHeads], may be nil
 	Sinks          []float32 // [NQHeads], may be nil

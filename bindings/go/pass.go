@@ -159,7 +159,7 @@ func (c *Cache) SetCausal(except []int32) error {
 	return err
 }
 
-// Commit keeps the pass.
+// Commit keeps the pass. In a layer that was not put, its tokens hold zeros.
 func (c *Cache) Commit() error {
 	err := failure(C.go_commit(c.key()))
 	runtime.KeepAlive(c)
@@ -167,7 +167,7 @@ func (c *Cache) Commit() error {
 }
 
 // CommitPrefix keeps the first tokens of each named sequence in this pass; sequences that are not
-// named keep all their tokens.
+// named keep all their tokens. After an error the pass is still open.
 func (c *Cache) CommitPrefix(sequences, keep []int32) error {
 	n, err := together("sequences and keep", len(sequences), len(keep))
 	if err != nil {

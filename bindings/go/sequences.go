@@ -18,7 +18,8 @@ func (c *Cache) CanResume(sequence, want int) (best int, err error) {
 	return int(out.number), failure(out.result)
 }
 
-// Resume drops everything at or behind that position and returns the position.
+// Resume drops everything at or behind the position that CanResume returns, and returns that position:
+// continue there. It may be less than want, even 0, where a window has slid.
 func (c *Cache) Resume(sequence, want int) (got int, err error) {
 	var narrow narrowing
 	of, to := narrow.number("sequence", sequence), narrow.number("want", want)
@@ -30,8 +31,9 @@ func (c *Cache) Resume(sequence, want int) (got int, err error) {
 	return int(out.number), failure(out.result)
 }
 
-// CopyPrefix makes destination share the first tokens of source. It returns where destination
-// continues.
+// CopyPrefix makes destination share the first tokens of source and returns where destination
+// continues: continue there. It may be less than length, even 0, where a window has slid or source
+// holds less.
 func (c *Cache) CopyPrefix(source, destination, length int) (got int, err error) {
 	var narrow narrowing
 	from, into, n := narrow.number("source", source), narrow.number("destination", destination), narrow.number("length", length)

@@ -209,7 +209,7 @@ impl Cache {
     }
 
     /// Drops everything at or behind the position that [`Cache::can_resume`] returns, and returns
-    /// that position.
+    /// that position: continue there. It may be less than `want`, even 0, where a window has slid.
     pub fn resume(&mut self, sequence: i32, want: i32) -> Result<i32> {
         let mut got = 0;
         check(unsafe { sys::kvc_resume(self.handle, sequence, want, &mut got) })?;
@@ -217,7 +217,7 @@ impl Cache {
     }
 
     /// Makes `destination` a copy of the first `length` positions of `source`, or of fewer where a
-    /// window has slid, and returns where it continues. Both share the cells.
+    /// window has slid or `source` holds less, and returns where it continues. Both share the cells.
     pub fn copy_prefix(&mut self, source: i32, destination: i32, length: i32) -> Result<i32> {
         let mut got = 0;
         check(unsafe { sys::kvc_copy_prefix(self.handle, source, destination, length, &mut got) })?;

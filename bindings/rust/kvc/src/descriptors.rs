@@ -22,7 +22,7 @@ pub struct CacheDesc {
     pub dtype_k: DType,
     /// Storage type of V, independent of dtype_k.
     pub dtype_v: DType,
-    /// Sequences are 0 … max_sequences - 1.
+    /// Sequences are 0 … max_sequences - 1; by default there is one.
     pub max_sequences: i32,
     /// Positions that one sequence may hold.
     pub capacity: i32,
@@ -38,7 +38,7 @@ pub struct CacheDesc {
     pub block_v: i32,
     /// Reserved for `v_in_k`: 0
     pub v_first: i32,
-    /// Each position of a batch must be its sequence's next: no gaps.
+    /// Each position of a batch must be its sequence's next: no gaps. Recommended to begin with.
     pub strict: bool,
     /// Overwrites cells with zeros when they are freed: for several tenants in one process.
     pub zero_on_free: bool,
@@ -206,6 +206,7 @@ impl CausalDesc {
 /// The constants of attention for a range of layers. See `kvc_attention_desc`.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionDesc<'a> {
+    /// Required: a multiple of n_kv_heads, at most max_q_heads. 0 is refused.
     pub n_q_heads: i32,
     /// 0: 1 / sqrt(head_dim_k)
     pub scale: f32,

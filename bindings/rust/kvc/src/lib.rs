@@ -29,6 +29,18 @@
 //! overlap of calls does not compile. No call returns BUSY, and BAD_STATE remains for layers that
 //! were not put and constants that are bound too late. A slice must be at least as long as its
 //! shape says. Nothing is `unsafe`.
+//!
+//! A position above the one where its sequence continues is legal: it leaves a gap. Set
+//! [`CacheDesc::strict`] unless you want gaps; a wrong position is then an error.
+//!
+//! Messages name functions, flags and fields as the C headers do. The function `kvc_copy_prefix` is
+//! the method [`Cache::copy_prefix`], fields have the same names, and a flag is a field of type
+//! `bool`: `KVC_CACHE_STRICT` is [`CacheDesc::strict`], `KVC_CAUSAL_POSITION_FREE` is
+//! [`CausalDesc::position_free`]. These have other names: `kvc_cache_create` is [`Cache::new`],
+//! `kvc_cache_destroy` dropping it, `kvc_sequence_query` [`Cache::sequence`], `kvc_state_digest`
+//! [`Cache::digest`], `KVC_NONE` [`PADDING`] as a sequence and [`UNLIMITED`] as a `memory`,
+//! `KVC_TENSOR_TRANSPOSED` [`Cache::gather_transposed`]. `kvc_bind_shift` and strides of tensors
+//! have no counterpart.
 mod cache;
 mod descriptors;
 mod device;
