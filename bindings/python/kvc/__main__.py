@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import platform
+import re
 import runpy
 import sys
 import weakref
@@ -20,6 +22,9 @@ from .kvc_capi import kvc_version_number
 DESCRIPTION = """Runs a Python program and draws the caches that it creates: cells, sequences, and
 memory over the run, sampled whenever a pass ends. A cache is drawn as it was before it was closed;
 one that was never closed, as it was when its last pass ended."""
+
+
+OUTPUT = re.compile(r"-o|--output(=|$)")
 
 
 class Recorder:
@@ -66,19 +71,30 @@ def main(arguments: Optional[List[str]] = None) -> int:
         "-o",
         "--output",
         type=pathlib.Path,
-        default=pathlib.Path("cache.svg"),
         help="picture to write (cache.svg), in the format of its suffix; further caches are "
-        "numbered: cache-2.svg …",
+        "numbered: cache-2.svg … It comes before the program",
     )
     inspect.add_argument("program", type=pathlib.Path, help="Python program to run")
-    inspect.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the program")
+    inspect.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        help="all that is behind the program: its own arguments, if it takes any",
+    )
     options = parser.parse_args(arguments)
     try:
         import matplotlib
     except ImportError:
-        parser.error("drawing needs matplotlib: pip install matplotlib")
+        inspect.error("drawing needs matplotlib: pip install matplotlib")
+    output = (options.output or pathlib.Path("cache.svg")).absolute()  # the program may chdir
+    if reason := unwritable(output):
+        inspect.error(reason)
     if not options.program.is_file():
-        parser.error(f"there is no program {options.program}")
+        inspect.error(f"there is no program {options.program}")
+    if options.output is None and any(OUTPUT.match(each) for each in options.arguments):
+        print(
+            f"kvc: the -o behind {options.program} is the program's; the picture goes to {output}",
+            file=sys.stderr,
+        )
     # The same cache must give the same file, and text must stay text.
     matplotlib.rcParams.update({"svg.hashsalt": "kvc", "svg.fonttype": "none"})
     recorder = Recorder()
@@ -86,13 +102,27 @@ def main(arguments: Optional[List[str]] = None) -> int:
     if not recorder.seen:
         parser.exit(1, f"kvc: {options.program} ended no pass, so there is nothing to draw\n")
     for number, (history, latest) in enumerate(recorder.seen, start=1):
-        path = options.output
+        path = output
         if number > 1:
             path = path.with_name(f"{path.stem}-{number}{path.suffix}")
         metadata = {"Date": None} if path.suffix == ".svg" else None
         draw(latest[0], history).savefig(path, metadata=metadata)
         print(f"kvc: {path}", file=sys.stderr)
     return status
+
+
+def unwritable(output: pathlib.Path) -> Optional[str]:
+    """Why no picture can be written there; None: it can, as far as that is known before."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if output.suffix[1:].lower() not in formats:
+        return f"the suffix of {output.name} must be one of .{' .'.join(formats)}"
+    if not output.parent.is_dir():
+        return f"there is no folder {output.parent}"
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        return f"{output} cannot be written"
+    return None
 
 
 def run(program: pathlib.Path, arguments: List[str], recorder: Recorder) -> int:

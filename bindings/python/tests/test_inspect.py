@@ -115,11 +115,11 @@ def make():
 
 @pytest.fixture
 def inspect(tmp_path):
-    def run(program, *arguments, path=PACKAGES):
+    def run(program, *arguments, path=PACKAGES, output=("-o", tmp_path / "cache.svg")):
         if not isinstance(program, pathlib.Path):
             (tmp_path / "program.py").write_text(ONE_PASS + program)
             program = tmp_path / "program.py"
-        command = [sys.executable, "-m", "kvc", "inspect", "-o", tmp_path / "cache.svg", program]
+        command = [sys.executable, "-m", "kvc", "inspect", *output, program]
         return subprocess.run(
             [*map(str, command), *arguments],
             env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
@@ -168,6 +168,42 @@ def test_what_cannot_be_drawn_is_reported(inspect, tmp_path):
     result = inspect("pass_of(make())", path=f"{tmp_path}{os.pathsep}{PACKAGES}")
     assert result.returncode == 2 and "pip install matplotlib" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("cache", "the suffix of cache must be one of ."),
+        ("cache.txt", "the suffix of cache.txt must be one of ."),
+        ("none/cache.svg", "there is no folder "),
+        ("folder.svg", "folder.svg cannot be written"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_program_runs(
+    inspect, tmp_path, output, message
+):
+    (tmp_path / "folder.svg").mkdir()
+    result = inspect("print('it ran'); pass_of(make())", output=("-o", output))
+    assert result.returncode == 2 and message in result.stderr
+    assert "it ran" not in result.stdout and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("option", [["-o", "b.svg"], ["-ob.svg"], ["--output=b.svg"]])
+def test_an_output_behind_the_program_is_the_programs_and_that_is_said(inspect, tmp_path, option):
+    result = inspect("pass_of(make()); print(sys.argv[1:])", *option, output=())
+    assert result.returncode == 0 and str(option) in result.stdout
+    assert "is the program's; the picture goes to " in result.stderr
+    assert (tmp_path / "cache.svg").exists() and not (tmp_path / "b.svg").exists()
+    result = inspect("pass_of(make())", *option)  # here nobody can expect b.svg
+    assert "is the program's" not in result.stderr
+
+
+def test_a_program_that_changes_its_folder_leaves_the_picture_where_it_was_asked_for(
+    inspect, tmp_path
+):
+    (tmp_path / "other").mkdir()
+    result = inspect("import os; os.chdir('other'); pass_of(make())", output=("-o", "a.svg"))
+    assert result.returncode == 0 and (tmp_path / "a.svg").exists()
 
 
 def test_the_programs_own_errors_stay_its_own(inspect):
