@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, NamedTuple, NoReturn, TypeVar, cast
 
 from .errors import Error, InvalidArgument
 
@@ -39,6 +39,16 @@ class OwnsHandle:
         )
 
 
+class Shape(NamedTuple):
+    """What stays of the arguments of a cache."""
+
+    n_layers: int
+    n_kv_heads: int
+    head_dim_k: int
+    head_dim_v: int
+    max_sequences: int
+
+
 class CacheHandle(OwnsHandle):
     """What the parts of kvc.Cache share."""
 
@@ -56,14 +66,35 @@ class CacheHandle(OwnsHandle):
     """changes whenever a pass may have ended, which invalidates its views"""
     _dtype_k: int
     _dtype_v: int
-    max_sequences: int
-    n_layers: int
-    n_kv_heads: int
-    head_dim_k: int
-    head_dim_v: int
+    _shape: Shape
 
     _watcher: ClassVar[Any] = None
     """kvc.inspect sets it: called when a pass has ended and before a cache is closed."""
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return self._shape.n_layers
+
+    @property
+    def n_kv_heads(self) -> int:
+        """KV heads of a layer."""
+        return self._shape.n_kv_heads
+
+    @property
+    def head_dim_k(self) -> int:
+        """Elements of a key."""
+        return self._shape.head_dim_k
+
+    @property
+    def head_dim_v(self) -> int:
+        """Elements of a value."""
+        return self._shape.head_dim_v
+
+    @property
+    def max_sequences(self) -> int:
+        """Sequences are 0 … max_sequences - 1."""
+        return self._shape.max_sequences
 
     def _end_pass(self) -> None:
         self._pass += 1

@@ -11,7 +11,7 @@ import numpy as np
 from . import kvc_capi as _capi
 from ._arrays import Array
 from ._descriptors import UNLIMITED, Kind, descriptors
-from ._handles import checks_names, integer, number, set_integers, takes_what
+from ._handles import Shape, checks_names, integer, number, set_integers, takes_what
 from .contents import Contents
 from .device import Device, device_of
 from .errors import Busy, InvalidArgument, InvalidHandle
@@ -40,18 +40,21 @@ _PAIRS = {"neighbours": _capi.KVC_ROPE_NEIGHBOURS, "halves": _capi.KVC_ROPE_HALV
 class Cache(Passes, Contents):
     """Keys and values of the tokens that a transformer has processed, and attention over them.
 
-    Shapes; all are required, and all are hard bounds:
+    Shapes; all are required:
 
     n_layers, n_kv_heads  of the model
     head_dim              elements of a key, and of a value unless head_dim_v differs
-    capacity              positions that one sequence may hold
+    capacity              positions that one sequence may hold. If `memory` limits them, see there,
+                          a sequence holds at most memory + keep_first + 2 * max_batch, whatever
+                          the capacity
 
     Every kind of cache:
 
     kind                  "causal". This version raises NotSupported for "encoder", "recurrent",
                           "wrapper", "transformer" and "lightning"
-    dtype                 storage type of K and V: "f32", "f16" or "bf16". dtype_k and dtype_v
-                          override it. Reserved types ("q8_0" …) raise NotSupported
+    dtype                 storage type of K and V: "f32", "f16" or "bf16", or NumPy's, such as
+                          np.float16. dtype_k and dtype_v override it. Reserved types ("q8_0" …)
+                          raise NotSupported
     max_sequences         sequences are 0 … max_sequences - 1
     max_batch             a pass has 1 … max_batch tokens, padding included
     cells                 cells that all sequences share; 0: as many as the bounds can need
@@ -67,8 +70,9 @@ class Cache(Passes, Contents):
     sliding_window        the same as Hugging Face counts it, where a window of W includes the token
                           itself: sliding_window=W is reach=W-1. (Ollama's windowSize is the
                           reach.) Pass at most one of the two; the reach is at least 1
-    memory                positions kept for stepping back, if there is a reach or a chunk; None:
-                          the reach; kvc.UNLIMITED: all
+    memory                positions kept for stepping back; None: the reach; kvc.UNLIMITED, or the
+                          capacity and more: all. A reach limits memory, a chunk only if `memory` is
+                          given
     chunk                 attention restarts every `chunk` positions; None: never
     keep_first            positions below it stay visible whatever the reach
     position_free         keys carry no rotation: positions may move without touching them
@@ -78,6 +82,8 @@ class Cache(Passes, Contents):
     "bool").
 
     device                a Device; None: the CPU device that such caches share
+
+    Attributes, read-only: n_layers, n_kv_heads, head_dim_k, head_dim_v, max_sequences, closed.
 
     The constructor reserves all memory; no later call allocates any in the library. A cache may be
     passed from thread to thread. Reading calls may overlap each other, and stats() any call; any
@@ -130,13 +136,20 @@ class Cache(Passes, Contents):
         self._handle = None
         self._pass = 0
         self._handle = _capi.kvc_cache_create(owner._handle, desc, kind_desc)
-        self.max_sequences = desc.max_sequences
-        self.n_layers = desc.n_layers
-        self.n_kv_heads = desc.n_kv_heads
-        self.head_dim_k = desc.head_dim_k
-        self.head_dim_v = desc.head_dim_v
+        self._shape = Shape(**{name: getattr(desc, name) for name in Shape._fields})
         self._dtype_k = desc.dtype_k
         self._dtype_v = desc.dtype_v
+
+    if not TYPE_CHECKING:  # a type checker would allow any name
+
+        def __setattr__(self, name, value):
+            """A mistyped setting must not be kept in silence. Subclasses have attributes of theirs."""
+            if type(self) is Cache and not name.startswith("_") and not hasattr(Cache, name):
+                raise AttributeError(
+                    f"kvc.Cache has no attribute {name!r} to set: settings are arguments of "
+                    "kvc.Cache(), bind_attention() and bind_rope()"
+                )
+            super().__setattr__(name, value)
 
     @staticmethod
     @takes_what(__init__)

@@ -233,3 +233,36 @@ def test_watching(cache, fill):
 
 def test_zero_on_free_and_prefault_are_accepted(make, fill):
     fill(make(zero_on_free=True, prefault=True), 3)
+
+
+ATTRIBUTES = dict(
+    n_layers=2, n_kv_heads=2, head_dim_k=16, head_dim_v=8, max_sequences=4, closed=False
+)
+
+
+@pytest.mark.parametrize("name, value", ATTRIBUTES.items())
+def test_attributes_are_read_only(make, name, value):
+    cache = make(head_dim_v=8)
+    assert getattr(cache, name) == value
+    with pytest.raises(AttributeError):
+        setattr(cache, name, value)
+
+
+def test_an_unknown_attribute_is_refused_but_not_in_a_subclass(cache):
+    with pytest.raises(AttributeError, match="no attribute 'softcap' to set: settings are arg"):
+        cache.softcap = 30.0
+
+    class Mine(kvc.Cache):
+        pass
+
+    with Mine(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8) as mine:
+        mine.name = "mine"
+        assert mine.name == "mine" and mine.n_layers == 1
+
+
+def test_with_a_reach_memory_bounds_a_sequence_and_capacity_does_not(make, fill):
+    cache = make(capacity=8, reach=4, keep_first=1, max_sequences=1, max_batch=2)
+    for _ in range(12):
+        fill(cache, 2)
+        assert cache.query(0).count <= 4 + 1 + 2 * 2
+    assert cache.query(0).next == 24

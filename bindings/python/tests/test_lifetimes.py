@@ -135,7 +135,7 @@ def test_collected_objects_are_closed():
     cache.put(0, row, row)
     address = np.asarray(cache.get(0)[0]).ctypes.data
     assert mapped(address)
-    cache.me = cache
+    cache._me = cache
     del cache
     gc.collect()
     assert not mapped(address)
@@ -144,7 +144,7 @@ def test_collected_objects_are_closed():
 def test_cycles_are_collected_in_any_order():
     device = kvc.Device(n_threads=1)
     cache = kvc.Cache(device=device, **SMALL)
-    cache.me, cache.device, device.cache = cache, device, cache
+    cache._me, cache._device, device.cache = cache, device, cache
     watch = weakref.ref(cache)
     del cache, device
     gc.collect()
@@ -303,7 +303,7 @@ LENT = (
         "",
         "cache.begin([0])",
         "del device",
-        "import gc; gc.disable(); cache.me = cache",
+        "import gc; gc.disable(); cache._me = cache",
         "import atexit; atexit.register(cache.close)",
         "raise SystemExit(0)",
         LENT + "keep = np.asarray(view)",
