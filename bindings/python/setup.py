@@ -106,7 +106,7 @@ def check_tools():
             ("ninja", runs("ninja", "make", "gmake"), "ninja-build"),
             ("xxhash.h", finds_xxhash(), "libxxhash-dev"),
         ]
-    elif not os.environ.get("KVC_BUILD_DIR"):
+    elif TREE is None or not os.environ.get("KVC_BUILD_DIR"):
         needs.append(("pkg-config", runs("pkg-config"), "pkg-config"))
     missing = {what: package for what, found, package in needs if not found}
     if missing:

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(
 def build(tmp_path):
     """Compiles the extension as pip does, in the folder of setup.py; returns what it printed."""
 
-    def run(**environment):
+    def run(folder=TREE / "bindings" / "python", **environment):
         result = subprocess.run(
             [sys.executable, "setup.py", "build_ext", "-t", tmp_path / "t", "-b", tmp_path / "b"],
-            cwd=TREE / "bindings" / "python",
+            cwd=folder,
             env={**os.environ, "PWD": str(tmp_path), **environment},
             capture_output=True,
             text=True,
@@ -62,6 +62,13 @@ def test_a_relative_build_folder_begins_where_the_user_is(build, tmp_path):
 def test_all_missing_tools_are_named_in_one_line(build, tmp_path, choice, missing, packages):
     shown = build(PATH=str(tmp_path), CC="no-such-cc", CXX="", **choice)
     assert missing in shown and packages in shown
+
+
+def test_outside_the_tree_pkg_config_is_needed_too(build, tmp_path):
+    folder = shutil.copytree(TREE / "bindings" / "python", tmp_path / "alone" / "a" / "python")
+    for choice in (dict(KVC_BUILD_DIR="build"), dict(KVC_BUILD_DIR="")):
+        shown = build(folder, PATH=str(tmp_path), CC="no-such-cc", KVC_SYSTEM="", **choice)
+        assert "missing: no-such-cc, swig, pkg-config (" in shown
 
 
 @pytest.mark.parametrize(
