@@ -44,9 +44,8 @@ class Cache(Passes, Contents):
 
     n_layers, n_kv_heads  of the model
     head_dim              elements of a key, and of a value unless head_dim_v differs
-    capacity              positions that one sequence may hold. If `memory` limits them, see there,
-                          a sequence holds at most memory + keep_first + 2 * max_batch, whatever
-                          the capacity
+    capacity              positions that one sequence may hold. With limited memory (see `memory`)
+                          it holds at most memory + keep_first + 2 * max_batch instead
 
     Every kind of cache:
 
@@ -70,9 +69,9 @@ class Cache(Passes, Contents):
     sliding_window        the same as Hugging Face counts it, where a window of W includes the token
                           itself: sliding_window=W is reach=W-1. (Ollama's windowSize is the
                           reach.) Pass at most one of the two; the reach is at least 1
-    memory                positions kept for stepping back; None: the reach; kvc.UNLIMITED, or the
-                          capacity and more: all. A reach limits memory, a chunk only if `memory` is
-                          given
+    memory                positions kept for stepping back; None: the reach; kvc.UNLIMITED, or any
+                          number from the capacity on: all. A reach limits memory by itself, a chunk
+                          only if `memory` is given
     chunk                 attention restarts every `chunk` positions; None: never
     keep_first            positions below it stay visible whatever the reach
     position_free         keys carry no rotation: positions may move without touching them
