@@ -219,15 +219,17 @@ TEST_F(CppHeader, CanRemoveSaysWhatRemoveWould) {
   EXPECT_EQ(cache.sequence(0).count, prompt);
 }
 
+/// The call throws InvalidArgument with this message.
+void expect(const std::string& message, const std::function<void()>& call) {
+  try {
+    call();
+    ADD_FAILURE() << "not refused: " << message;
+  } catch (const kvc::InvalidArgument& error) {
+    EXPECT_EQ(error.message(), message);
+  }
+}
+
 TEST_F(CppHeader, ArraysOfDifferentLengthsAreNamedWithTheirLengths) {
-  const auto expect = [](const std::string& message, const std::function<void()>& call) {
-    try {
-      call();
-      ADD_FAILURE() << "not refused: " << message;
-    } catch (const kvc::InvalidArgument& error) {
-      EXPECT_EQ(error.message(), message);
-    }
-  };
   const std::string same = ": they must have the same number";
   expect("position has 2 elements, sequence has 1" + same, [&] { cache.begin({3, 4}, {0}); });
   expect("position has 0 elements, sequence has 1" + same, [&] { (void)cache.fits({}, {0}); });
@@ -235,6 +237,54 @@ TEST_F(CppHeader, ArraysOfDifferentLengthsAreNamedWithTheirLengths) {
   expect("destination has 2 elements, source has 3" + same, [&] {
     cache.reorder({0, 1}, {1, 2, 0});
   });
+  const std::vector<int32_t> position = {prompt}, sequence = {0};
+  const std::vector<uint32_t> flags = {0, 0};
+  const std::string flags_differ = "position has 1 elements, token_flags has 2" + same;
+  expect(flags_differ, [&] { kvc::Pass pass(cache, position, sequence, flags); });
+  expect(flags_differ, [&] { (void)cache.fits(position, sequence, flags); });
+}
+
+TEST_F(CppHeader, EmptyVectorsAreNoTokensAndNotNull) {
+  const std::vector<int32_t> none;
+  const std::vector<uint32_t> no_flags;
+  const std::string message = "n_tokens 0 out of range [1, 8], which is max_batch";
+  expect(message, [&] { cache.begin(none, none); });
+  expect(message, [&] { kvc::Pass pass(cache, none, none, no_flags); });
+  expect(message, [&] { (void)cache.fits(none, none); });
+  expect(message, [&] { (void)cache.fits(none, none, no_flags); });
+  std::vector<float> data(1);
+  expect("ndim 0 out of range [1, 8]", [&] { kvc::Tensor(data.data(), {}); });
+  expect("ndim 0 out of range [1, 8]", [&] { kvc::ConstTensor(data, {}); });
+}
+
+TEST_F(CppHeader, TokenFlagsAreAVectorToo) {
+  const std::vector<int32_t> position = {prompt, prompt + 1}, sequence = {0, 0};
+  const std::vector<uint32_t> sees_later = {KVC_TOKEN_SEES_LATER, 0}, unknown = {2, 0};
+  EXPECT_TRUE(cache.fits(position, sequence, sees_later));
+  EXPECT_THROW((void)cache.fits(position, sequence, unknown), kvc::InvalidArgument);
+  EXPECT_THROW(kvc::Pass(cache, position, sequence, unknown), kvc::InvalidArgument);
+  kvc::Pass pass(cache, position, sequence, sees_later);
+  const auto columns = static_cast<size_t>(cache.history(0).n_cells);
+  std::vector<float> mask(2 * columns);
+  cache.mask(0, {mask, {2, static_cast<int64_t>(columns)}});
+  EXPECT_EQ(std::count(mask.begin(), mask.begin() + static_cast<int64_t>(columns), 0.0f), prompt + 2);
+}
+
+TEST_F(CppHeader, VectorsMustHoldTheirShape) {
+  std::vector<float> data(2 * heads * dim);
+  const std::vector<float>& constant = data;
+  EXPECT_EQ(kvc::Tensor(data, {2, heads, dim}).get()->data, data.data());
+  EXPECT_EQ(kvc::ConstTensor(constant, {1, heads, dim}).get()->shape[0], 1);  // longer is fine
+  std::vector<uint16_t> half(4);
+  EXPECT_EQ(kvc::Tensor(half, KVC_F16, {2, 2}).get()->dtype, static_cast<uint32_t>(KVC_F16));
+  const std::string too_short = "the vector has 16 elements, the shape takes 24";
+  expect(too_short, [&] { kvc::Tensor(data, {3, heads, dim}); });
+  expect(too_short, [&] { kvc::ConstTensor(constant, {3, heads, dim}); });
+  expect("the vector has 4 elements, the shape takes 5", [&] { kvc::Tensor(half, KVC_BF16, {5}); });
+  const std::string other_size = "the vector's elements have 2 bytes, those of dtype 4";
+  expect(other_size, [&] { kvc::Tensor(half, KVC_F32, {2}); });
+  expect(other_size, [&] { kvc::ConstTensor(half, KVC_F32, {2}); });
+  expect(too_short, [&] { cache.gather_keys(0, 0, {data, {prompt, heads, dim}}); });
 }
 
 TEST_F(CppHeader, PaddingIsNeitherReadNorSeen) {

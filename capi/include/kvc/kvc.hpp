@@ -7,7 +7,7 @@
 //   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception restores the cache
 //   exceptions  a failing call throws Error, which holds the status and the message. Each status that a program may want to
 //               handle has a type of its own: CacheFull, WindowLost …
-//   tensors     built from a pointer and a shape: {k, {n_tokens, n_kv_heads, head_dim}}
+//   tensors     built from a pointer or a vector, and a shape: {k, {n_tokens, n_kv_heads, head_dim}}
 //
 //   kvc::CacheDesc desc;
 //   desc.n_layers = 30, desc.n_kv_heads = 3, desc.head_dim_k = 64;
@@ -170,16 +170,26 @@ struct RopeDesc : kvc_rope_desc {
 
 // ---- Tensors: views of memory on the CPU that the caller owns -------------------------------------------------------
 
-// A view that kvc writes to. float means KVC_F32; pass 16-bit elements as void with their type. Rows are dense; for strides
-// fill in a kvc_tensor yourself.
+// A view that kvc writes to. float means KVC_F32; pass 16-bit elements with their type. A vector may be longer than the shape
+// asks, not shorter (InvalidArgument), and must not be resized while the view is used. Rows are dense; for strides fill in a
+// kvc_tensor yourself.
 class Tensor {
  public:
-  Tensor(float *data, std::initializer_list<std::int64_t> shape) : Tensor(data, KVC_F32, shape) {}
-  Tensor(bool *data, std::initializer_list<std::int64_t> shape) : Tensor(data, KVC_BOOL, shape) {
+  using Shape = std::initializer_list<std::int64_t>;
+
+  Tensor(float *data, Shape shape) : Tensor(data, KVC_F32, shape) {}
+  Tensor(bool *data, Shape shape) : Tensor(data, KVC_BOOL, shape) {
     static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");
   }
-  Tensor(void *data, std::uint32_t dtype, std::initializer_list<std::int64_t> shape) {
-    check(kvc_tensor_dense(data, dtype, static_cast<std::int32_t>(shape.size()), shape.begin(), &view_));
+  Tensor(void *data, std::uint32_t dtype, Shape shape) {
+    const std::int64_t none = 0;  // the list may be a null pointer when it is empty
+    check(kvc_tensor_dense(data, dtype, static_cast<std::int32_t>(shape.size()), shape.size() > 0 ? shape.begin() : &none,
+                           &view_));
+  }
+  Tensor(std::vector<float> &data, Shape shape) : Tensor(data, KVC_F32, shape) {}
+  template <typename Element>
+  Tensor(std::vector<Element> &data, std::uint32_t dtype, Shape shape) : Tensor(data.data(), dtype, shape) {
+    check_fits(data.size(), sizeof(Element));
   }
   Tensor(const kvc_tensor &view) noexcept : view_(view) {}
 
@@ -187,18 +197,38 @@ class Tensor {
   const kvc_tensor *get() const noexcept { return &view_; }
 
  private:
+  friend class ConstTensor;
+  void check_fits(std::size_t n_elements, std::size_t element_bytes) const {
+    const std::size_t dtype_bytes = (view_.dtype >> 8 & 0xff) / 8;
+    if (element_bytes != dtype_bytes)
+      raise(KVC_E_INVALID_ARGUMENT, "the vector's elements have " + std::to_string(element_bytes) + " bytes, those of dtype " +
+                                        std::to_string(dtype_bytes));
+    std::size_t needed = 1;
+    for (std::int32_t d = 0; d < view_.ndim; ++d) needed *= static_cast<std::size_t>(view_.shape[d]);
+    if (n_elements < needed)
+      raise(KVC_E_INVALID_ARGUMENT, "the vector has " + std::to_string(n_elements) + " elements, the shape takes " +
+                                        std::to_string(needed));
+  }
+
   kvc_tensor view_;
 };
 
 // A view that kvc only reads. A mask is bool, or bytes with the type KVC_BOOL.
 class ConstTensor {
  public:
-  ConstTensor(const float *data, std::initializer_list<std::int64_t> shape) : ConstTensor(data, KVC_F32, shape) {}
-  ConstTensor(const bool *data, std::initializer_list<std::int64_t> shape) : ConstTensor(data, KVC_BOOL, shape) {
+  using Shape = Tensor::Shape;
+
+  ConstTensor(const float *data, Shape shape) : ConstTensor(data, KVC_F32, shape) {}
+  ConstTensor(const bool *data, Shape shape) : ConstTensor(data, KVC_BOOL, shape) {
     static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");
   }
-  ConstTensor(const void *data, std::uint32_t dtype, std::initializer_list<std::int64_t> shape)
+  ConstTensor(const void *data, std::uint32_t dtype, Shape shape)
       : view_(const_cast<void *>(data), dtype, shape) {}  // the C struct has one pointer for both
+  ConstTensor(const std::vector<float> &data, Shape shape) : ConstTensor(data, KVC_F32, shape) {}
+  template <typename Element>
+  ConstTensor(const std::vector<Element> &data, std::uint32_t dtype, Shape shape) : ConstTensor(data.data(), dtype, shape) {
+    view_.check_fits(data.size(), sizeof(Element));
+  }
   ConstTensor(const Tensor &view) noexcept : view_(view) {}
   ConstTensor(const kvc_tensor &view) noexcept : view_(view) {}
 
@@ -316,7 +346,13 @@ class Cache {
 
   // A pass. The guard Pass, below, calls begin and abort; call these yourself to keep a pass open between functions.
   void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) {
-    begin(same_length("position", position, "sequence", sequence), position.data(), sequence.data());
+    begin(same_length("position", position, "sequence", sequence), elements(position), elements(sequence));
+  }
+  void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence,
+             const std::vector<std::uint32_t> &token_flags, std::uint32_t flags = 0, void *stream = nullptr) {
+    same_length("position", position, "token_flags", token_flags);
+    begin(same_length("position", position, "sequence", sequence), elements(position), elements(sequence), token_flags.data(),
+          flags, stream);
   }
   void begin(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
              const std::uint32_t *token_flags = nullptr, std::uint32_t flags = 0, void *stream = nullptr) {
@@ -324,7 +360,13 @@ class Cache {
   }
   // Whether begin() would find room. Throws whatever else begin() would throw.
   bool fits(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) const {
-    return fits(same_length("position", position, "sequence", sequence), position.data(), sequence.data());
+    return fits(same_length("position", position, "sequence", sequence), elements(position), elements(sequence));
+  }
+  bool fits(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence,
+            const std::vector<std::uint32_t> &token_flags) const {
+    same_length("position", position, "token_flags", token_flags);
+    return fits(same_length("position", position, "sequence", sequence), elements(position), elements(sequence),
+                token_flags.data());
   }
   bool fits(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
             const std::uint32_t *token_flags = nullptr) const {
@@ -459,12 +501,18 @@ class Cache {
             std::string(name) + " has " + std::to_string(values.size()) + " elements; at most 2147483647 are taken");
     return static_cast<std::int32_t>(values.size());
   }
+  template <typename Element>
   static std::int32_t same_length(const char *a_name, const std::vector<std::int32_t> &a, const char *b_name,
-                                  const std::vector<std::int32_t> &b) {
+                                  const std::vector<Element> &b) {
     if (a.size() != b.size())
       raise(KVC_E_INVALID_ARGUMENT, std::string(a_name) + " has " + std::to_string(a.size()) + " elements, " + b_name + " has " +
                                         std::to_string(b.size()) + ": they must have the same number");
     return length(a_name, a);
+  }
+  // Not null: the data() of an empty vector may be, and C would then miss the array and not its elements.
+  static const std::int32_t *elements(const std::vector<std::int32_t> &values) {
+    static constexpr std::int32_t none = 0;
+    return values.empty() ? &none : values.data();
   }
   static CacheDesc of_kind(Kind kind, CacheDesc desc) {
     desc.kind = static_cast<std::uint32_t>(kind);
@@ -491,6 +539,11 @@ class Pass {
   Pass(Cache &cache, const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence)
       : cache_(cache) {
     cache.begin(position, sequence);
+  }
+  Pass(Cache &cache, const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence,
+       const std::vector<std::uint32_t> &token_flags, std::uint32_t flags = 0, void *stream = nullptr)
+      : cache_(cache) {
+    cache.begin(position, sequence, token_flags, flags, stream);
   }
   Pass(Cache &cache, std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
        const std::uint32_t *token_flags = nullptr, std::uint32_t flags = 0, void *stream = nullptr)
