@@ -143,9 +143,10 @@ Status check_struct_size(const char* name, const void* descriptor, uint32_t stru
     if (bytes[i] == 0) continue;
     return fail(
         Status::version,
-        "%s.struct_size is %u, and byte %zu is not 0: this library knows %zu bytes. Load the "
-        "newer kvc that the caller was compiled for, or leave its new fields 0",
-        name, struct_size, i, known);
+        "%s.struct_size is %u, and byte %zu is not 0: this library knows %zu bytes. Either another "
+        "struct was passed as %s, or the caller was compiled for a newer kvc: load that, or leave "
+        "its new fields 0",
+        name, struct_size, i, known, name);
   }
   return Status::ok;
 }

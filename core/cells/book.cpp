@@ -73,7 +73,8 @@ Status CellBook::check_distinct(int32_t n, const int32_t* sequence) const {
                 rules_.max_sequences);
   begin_plan();
   for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence(sequence[i]); s != Status::ok) return s;
+    if (sequence[i] < 0 || sequence[i] >= rules_.max_sequences)
+      return no_index("sequence", i, sequence[i], rules_.max_sequences);
     if (plan_[sequence[i]].stamp == plan_stamp_)
       return fail(Status::invalid_argument, "sequence %d is named twice", sequence[i]);
     plan_[sequence[i]].stamp = plan_stamp_;

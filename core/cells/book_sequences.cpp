@@ -83,8 +83,10 @@ Status CellBook::check_reorder(int32_t n, const int32_t* destination, const int3
     return plan;
   };
   for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence(destination[i], "dst"); s != Status::ok) return s;
-    if (Status s = check_sequence(source[i], "src"); s != Status::ok) return s;
+    for (const auto& [name, array] : {std::pair("dst", destination), std::pair("src", source)}) {
+      if (array[i] < 0 || array[i] >= rules_.max_sequences)
+        return no_index(name, i, array[i], rules_.max_sequences);
+    }
     SequencePlan& plan = planned(destination[i]);
     if (plan.source >= 0)
       return fail(Status::invalid_argument,

@@ -297,6 +297,25 @@ TEST_F(Messages, ARemovalThatMustMoveKeysNamesEveryWayToDoIt) {
          {"dst", "sequence 2 twice", "dst[1]"});
 }
 
+TEST_F(Messages, ASequenceOfAnArrayIsNamedWithItsPlace) {
+  const int32_t good[] = {0, 1}, bad[] = {1, 5}, kept[] = {0, 0};
+  expect(invalid, [&] { return kvc_reorder(s.cache, 2, bad, good); },
+         {"dst[1] 5 out of range [0, 3)"});
+  expect(invalid, [&] { return kvc_reorder(s.cache, 2, good, bad); },
+         {"src[1] 5 out of range [0, 3)"});
+  s.open(0);
+  expect(invalid, [&] { return kvc_commit_prefix(s.cache, 2, bad, kept); },
+         {"sequence[1] 5 out of range [0, 3)"});
+}
+
+/// The struct of the cache begins with the same kind as that of the kind, so only its size and its fields tell.
+TEST_F(Messages, AnotherStructAsTheDescriptorOfTheKindIsSuspected) {
+  const kvc_cache_desc desc = support::cache_desc(2, 2, 4, 4);
+  uint64_t bytes = 0;
+  expect(KVC_E_VERSION, [&] { return kvc_cache_memory_bytes(device, &desc, &desc, &bytes); },
+         {"another struct was passed as kvc_causal_desc", "newer kvc"});
+}
+
 TEST_F(Messages, LostWindowsNameWhatIsNeededAndWhatIsGone) {
   kvc_cache_desc desc = support::cache_desc(1, 1, 2, 2);
   kvc_causal_desc causal = support::causal_desc();
