@@ -34,7 +34,7 @@ extern "C" {
 
 typedef struct kvc_attention_desc {
   uint32_t struct_size;
-  int32_t n_q_heads; /* a multiple of n_kv_heads, at most max_q_heads */
+  int32_t n_q_heads; /* a multiple of n_kv_heads, at most max_q_heads; has no default */
   float scale;       /* 0: 1 / sqrt(head_dim_k); else of a magnitude from 2^-100 to 2^100 */
   float softcap;     /* x -> softcap * tanh(x / softcap) after the scale; 0: none; else from 2^-100 to 2^100 */
   uint64_t flags;    /* 0 */
@@ -42,8 +42,8 @@ typedef struct kvc_attention_desc {
 
 #define KVC_ATTENTION_DESC_INIT {sizeof(kvc_attention_desc), 0, 0, 0, 0}
 
-/* Binds layers [layer_begin, layer_end). A layer that was never bound has the default scale and no options, and takes its
- * number of query heads from q.
+/* Binds layers [layer_begin, layer_end); an empty range binds nothing. A layer that was never bound has the default scale and
+ * no options, and takes its number of query heads from q.
  *
  * alibi_slopes  [n_q_heads]; null: none. Adds -slope_h * |p - j| (ALiBi, arXiv 2108.12409). Of a magnitude up to 2^95: times
  *               the largest distance, just below 2^31, they stay in range.
@@ -75,12 +75,14 @@ typedef struct kvc_rope_desc {
 
 #define KVC_ROPE_DESC_INIT {sizeof(kvc_rope_desc), 0, 0, 0, 0, 0}
 
-/* Binds RoPE for layers [layer_begin, layer_end). In a cache with RoPE a layer without it is position-free.
+/* Binds RoPE for layers [layer_begin, layer_end). In a cache with RoPE a layer without it is position-free. An empty range
+ * such as [0, 0) binds nothing: the cache still has no RoPE.
  *
  * frequency_factors  [n_dims / 2]; null: all 1.
  *
  * Errors: INVALID_ARGUMENT (bounds; a base, scale or factor that is not positive and finite; a pair that turns by more than
- * 2^95 per position, which positions take out of range), BAD_STATE (a pass is open or the cache is not empty), NOT_SUPPORTED (the cache is position-free or has a shift function), VERSION. Since 0.1. */
+ * 2^95 per position, which positions take out of range), BAD_STATE (a pass is open or the cache is not empty), NOT_SUPPORTED
+ * (the cache is position-free or has a shift function), VERSION. Since 0.1. */
 KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc *desc,
                                  const float *frequency_factors) KVC_NOEXCEPT;
 

@@ -33,9 +33,9 @@
  *
  * Conventions: scalars have fixed width, ranges are half-open, outputs come last, and every function but the four that return
  * text or a number returns a kvc_status. Descriptors begin with struct_size, which the caller sets to sizeof the struct
- * (KVC_CACHE_DESC_INIT and the like do); zero in any other field means its default, and KVC_NONE (-1) means "off" in fields where 0 cannot. A call that fails has
- * changed nothing (KVC_E_DEVICE and KVC_E_INTERNAL excepted). After kvc_cache_create() has returned, no call on the cache
- * allocates memory, maps memory or starts a thread. */
+ * (KVC_CACHE_DESC_INIT and the like do); zero in any other field means its default, and KVC_NONE (-1) means "off" in fields
+ * where 0 cannot. A call that fails has changed nothing (KVC_E_DEVICE and KVC_E_INTERNAL excepted). After kvc_cache_create()
+ * has returned, no call on the cache allocates memory, maps memory or starts a thread. */
 #ifndef KVC_KVC_H
 #define KVC_KVC_H
 
