@@ -7,6 +7,8 @@
 #include "core/attention/visibility.hpp"
 #include "core/base/health.hpp"
 #include "core/caches/cache.hpp"
+#include "core/caches/kv_layers.hpp"
+#include "core/caches/memory.hpp"
 #include "core/cells/book.hpp"
 #include "core/device.hpp"
 
@@ -48,7 +50,6 @@ class CausalCache final : public Cache, public KeyValues {
 
   static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const CausalSettings& settings, std::shared_ptr<Cache>* out);
-  ~CausalCache() override;
 
   const CacheBounds& bounds() const override { return bounds_; }
   const Health& health() const override { return health_; }
@@ -96,29 +97,12 @@ class CausalCache final : public Cache, public KeyValues {
   const CellBook& book() const { return book_; }
 
  private:
-  struct Layer {
-    LayerStorage storage;
-    AttentionConstants constants;  // n_q_heads 0: never bound
-    float* slopes = nullptr;       // [max_q_heads]
-    float* sinks = nullptr;        // [max_q_heads]
-    double* frequency = nullptr;   // [head_dim_k / 2]
-  };
-
-  /// A block that the cache took from its device.
-  struct Block {
-    void* data = nullptr;
-    uint64_t bytes = 0;
-  };
-
   CausalCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
               const CausalSettings& settings);
   AttentionBounds attention_bounds() const;
   void carve_host(Carver& carver);
   void carve_device(Carver& carver);
-  void carve_slabs(Carver& carver, LayerStorage& storage) const;
   Status measure();
-  Status take_blocks();
-  Status check_layer(int32_t layer) const;
   Status check_keys_may_rotate() const;  // not if the cache was created position-free
 
   // A pass (causal_pass.cpp).
@@ -149,7 +133,6 @@ class CausalCache final : public Cache, public KeyValues {
   Status span(PassPlan::Span* range);
 
   // Watching (causal_watching.cpp).
-  class TokenDigests;
   Status digest_tokens(int32_t sequence, DigestSum& sum) const;
 
   std::shared_ptr<Device> device_;
@@ -157,16 +140,16 @@ class CausalCache final : public Cache, public KeyValues {
   CausalSettings settings_;
   DeviceInfo device_info_;
   const AttentionOperator* operator_;
-  Block host_block_, device_block_;
+  CacheMemory memory_;
   std::unique_ptr<CacheDevice> on_device_;
   Health health_;
   mutable std::mutex planning_;  // const calls plan in the book's scratch, and may overlap
 
+  KvLayers layers_;
   PassState pass_;
   CellBook book_;
   PassPlan plan_;
   void* stream_ = nullptr;          // of the open pass
-  Layer* layers_ = nullptr;         // [n_layers]
   std::byte* workspace_ = nullptr;  // on the device
   KeyShift shift_;
 };

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "core/caches/causal.hpp"
 
@@ -16,17 +15,7 @@ Status CausalCache::check_keys_may_rotate() const {
 Status CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
                                    const AttentionConstants& constants) {
   if (Status s = pass_.need_no_pass("constants are bound"); s != Status::ok) return s;
-  for (int32_t index = layer_begin; index < layer_end; ++index) {
-    Layer& layer = layers_[index];
-    const Rope rope = layer.constants.rope;
-    layer.constants = constants;
-    layer.constants.rope = rope;
-    layer.constants.slopes = constants.slopes == nullptr ? nullptr : layer.slopes;
-    layer.constants.sinks = constants.sinks == nullptr ? nullptr : layer.sinks;
-    if (constants.slopes != nullptr)
-      std::copy_n(constants.slopes, constants.n_q_heads, layer.slopes);
-    if (constants.sinks != nullptr) std::copy_n(constants.sinks, constants.n_q_heads, layer.sinks);
-  }
+  layers_.bind_attention(layer_begin, layer_end, constants);
   return Status::ok;
 }
 
@@ -47,7 +36,7 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
         "kvc_bind_shift and a null function");
   }
   for (int32_t index = layer_begin; index < layer_end; ++index) {
-    Layer& layer = layers_[index];
+    KvLayers::Layer& layer = layers_[index];
     for (int32_t i = 0; i < settings.n_dims / 2; ++i) layer.frequency[i] = settings.frequency(i);
     layer.constants.rope = {.frequency = layer.frequency,
                             .n_dims = settings.n_dims,
@@ -70,20 +59,11 @@ Status CausalCache::make_plan() {
 }
 
 /// Everything that comes before the call of the device, checks included.
-Status CausalCache::prepare(int32_t index, const AttentionTensors& tensors, AttentionParams* params) {
+Status CausalCache::prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params) {
   if (Status s = make_plan(); s != Status::ok) return s;
-  const Layer& layer = layers_[index];
   params->plan = plan_.made();
-  params->storage = layer.storage;
-  params->constants = layer.constants;
-  if (layer.constants.n_q_heads == 0) {
-    params->constants.n_q_heads = static_cast<int32_t>(tensors.q.shape[1]);
-    params->constants.scale = 0;
-  }
-  if (!(params->constants.scale != 0)) {
-    params->constants.scale = static_cast<float>(
-        1.0 / std::sqrt(static_cast<double>(bounds_.head_dim_k)));
-  }
+  params->storage = layers_[layer].storage;
+  params->constants = layers_.constants_for(layer, tensors.q.shape[1]);
   params->tensors = tensors;
   if (tensors.changes_scores() || tensors.weights.data != nullptr) {
     PassPlan::Span range;

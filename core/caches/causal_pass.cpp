@@ -6,14 +6,9 @@
 
 namespace kvc {
 
-Status CausalCache::check_layer(int32_t layer) const {
-  if (layer >= 0 && layer < bounds_.n_layers) return Status::ok;
-  return no_index("layer", layer, bounds_.n_layers);
-}
-
 Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = check_layer(layer); s != Status::ok) return s;
+  if (Status s = layers_.check(layer); s != Status::ok) return s;
   return needs_put ? pass_.need_put(layer) : Status::ok;
 }
 

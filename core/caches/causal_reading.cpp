@@ -122,7 +122,7 @@ Status CausalCache::rotate_pending() {
 
 void CausalCache::apply(Moves& moves) {
   for (int32_t layer = 0; layer < bounds_.n_layers && moves.n > 0; ++layer) {
-    const Layer& l = layers_[layer];
+    const KvLayers::Layer& l = layers_[layer];
     (void)health_.after(on_device_->move(
         {l.storage, l.constants.rope, moves.from, moves.to, moves.offset, moves.n}));
   }
@@ -133,9 +133,9 @@ void CausalCache::apply(Moves& moves) {
 
 Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& k, const Tensor& v) {
   if (Status s = book_.check_sequence(sequence_index); s != Status::ok) return s;
-  if (Status s = check_layer(index); s != Status::ok) return s;
+  if (Status s = layers_.check(index); s != Status::ok) return s;
   const CellBook::Sequence& sequence = book_.sequence(sequence_index);
-  const Layer& layer = layers_[index];
+  const KvLayers::Layer& layer = layers_[index];
   const int32_t count = sequence.tokens.count();
   const bool missing = pass_.is_open() && !pass_.was_put(index);  // of the open pass: zeros
   const int32_t stored = missing ? count - sequence.n_added : count;
@@ -162,7 +162,7 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
 
 Status CausalCache::runs(int32_t layer, int32_t sequence, int32_t capacity, Run* runs,
                          int32_t* n) const {
-  if (Status s = check_layer(layer); s != Status::ok) return s;
+  if (Status s = layers_.check(layer); s != Status::ok) return s;
   if (Status s = book_.check_sequence(sequence); s != Status::ok) return s;
   *n = book_.runs(sequence, capacity, runs);
   return Status::ok;

@@ -1,0 +1,46 @@
+#pragma once
+#include <cstdint>
+
+#include "core/attention/params.hpp"
+#include "core/base/carver.hpp"
+#include "core/base/storage.hpp"
+#include "core/caches/cache.hpp"
+
+namespace kvc {
+
+/// The layers of a cache of keys and values: where K and V lie, and the constants of the model.
+class KvLayers {
+ public:
+  struct Layer {
+    LayerStorage storage;
+    AttentionConstants constants;  // n_q_heads 0: never bound
+    float* slopes = nullptr;       // [max_q_heads]
+    float* sinks = nullptr;        // [max_q_heads]
+    double* frequency = nullptr;   // [head_dim_k / 2]
+  };
+
+  explicit KvLayers(const CacheBounds& bounds) : bounds_(bounds) {}
+
+  // Both run twice (see Carver): what they find out about sizes must not depend on a block being there.
+  void carve_host(Carver& carver);
+  /// `rows`: cells of a slab, those included that only round a dense view up.
+  void carve_device(Carver& carver, int32_t rows);
+
+  Layer& operator[](int32_t index) { return layers_[index]; }
+  const Layer& operator[](int32_t index) const { return layers_[index]; }
+
+  /// Whether there is such a layer.
+  Status check(int32_t layer) const;
+  /// Copies the arrays; RoPE stays as it is.
+  void bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants);
+  /// A layer's constants for a call with this many query heads: defaults where nothing was bound.
+  AttentionConstants constants_for(int32_t layer, int64_t n_q_heads) const;
+
+ private:
+  void carve_slabs(Carver& carver, LayerStorage& storage, int32_t rows) const;
+
+  const CacheBounds& bounds_;
+  Layer* layers_ = nullptr;  // [n_layers]
+};
+
+}  // namespace kvc

@@ -1,0 +1,40 @@
+#include "core/caches/row_digests.hpp"
+
+#include <algorithm>
+
+namespace kvc {
+
+Status RowDigests::add_layer(int32_t layer, const LayerStorage& storage, int32_t n) {
+  for (int32_t i = 0; i < n; ++i) digest_[i].update(&layer, sizeof layer);
+  for (int32_t head = 0; head < storage.k.n_heads; ++head) {
+    for (const Slab* slab : {&storage.k, &storage.v}) {
+      if (Status s = add_rows(*slab, head, n); s != Status::ok) return s;
+    }
+  }
+  return Status::ok;
+}
+
+Status RowDigests::add_rows(const Slab& slab, int32_t head, int32_t n) {
+  const size_t part = std::min(slab.row_bytes, sizeof buffer_);
+  const auto at_once = static_cast<int32_t>(std::min<size_t>(sizeof buffer_ / part, rows_max));
+  for (int32_t first = 0; first < n; first += at_once) {
+    const int32_t rows = std::min(at_once, n - first);
+    for (size_t at = 0; at < slab.row_bytes; at += part) {
+      const size_t bytes = std::min(part, slab.row_bytes - at);
+      const RowBytes read = {slab, head, cell + first, rows, at, bytes, buffer_};
+      if (Status s = health_.after(device_.read_rows(read)); s != Status::ok) return s;
+      for (int32_t i = 0; i < rows; ++i)
+        digest_[first + i].update(buffer_ + static_cast<size_t>(i) * bytes, bytes);
+    }
+  }
+  return Status::ok;
+}
+
+void RowDigests::finish(int32_t n, DigestSum& sum) {
+  for (int32_t i = 0; i < n; ++i) {
+    sum.add(digest_[i]);
+    digest_[i] = Digest();
+  }
+}
+
+}  // namespace kvc
