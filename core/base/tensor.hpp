@@ -23,6 +23,15 @@ struct Tensor {
   int64_t stride[8] = {};
   int32_t ndim = 0;
   DType dtype = DType::f32;
+
+  /// The same tensor from row `row` of its first dimension on; without data it stays as it is.
+  Tensor from_row(int64_t row) const {
+    Tensor rest = *this;
+    if (data != nullptr)
+      rest.data = static_cast<std::byte*>(data) +
+                  row * stride[0] * static_cast<int64_t>(size_of(dtype));
+    return rest;
+  }
 };
 
 }  // namespace kvc

@@ -3,6 +3,7 @@
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
+#include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
 
@@ -30,7 +31,8 @@ Status CausalCache::begin(const Batch& batch, bool reserve) {
   if (reserve) {
     if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
     for (int32_t token = 0; token < batch.n_tokens; ++token) {
-      if (Status s = check_token_flags(batch, token); s != Status::ok) return s;
+      if (Status s = check_token_flags(batch, token, CellBook::known_flags); s != Status::ok)
+        return s;
     }
     if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
     if (Status s = check_reserved(batch); s != Status::ok) return s;
@@ -124,10 +126,7 @@ Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int3
     return s;
   if (Status s = book_.check_distinct(n, sequence); s != Status::ok) return s;
   for (int32_t i = 0; i < n; ++i) {
-    if (keep[i] < 0) {
-      return fail(Status::invalid_argument, "keep of sequence %d is %d; it must be 0 or more",
-                  sequence[i], keep[i]);
-    }
+    if (Status s = check_keep(sequence[i], keep[i]); s != Status::ok) return s;
     if (pass_.is_reserve()) continue;
     if (Status s = check_kept(sequence[i], keep[i]); s != Status::ok) return s;
   }
@@ -138,10 +137,7 @@ Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int3
 /// Whether the first n tokens that the pass added to a sequence make sense without the others.
 Status CausalCache::check_kept(int32_t index, int32_t n) const {
   const CellBook::Sequence& sequence = book_.sequence(index);
-  if (n > sequence.n_added) {
-    return fail(Status::invalid_argument, "keep %d of sequence %d, which has %d tokens in the pass",
-                n, index, sequence.n_added);
-  }
+  if (Status s = check_kept_of(index, n, sequence.n_added); s != Status::ok) return s;
   if (n == sequence.n_added) return Status::ok;
   int32_t order = 0, saw_dropped = -1, last_kept = -1, first_dropped = -1;
   book_.for_each_added(sequence, [&](int32_t token) {

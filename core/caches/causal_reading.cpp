@@ -2,6 +2,7 @@
 
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
+#include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
 namespace {
@@ -132,7 +133,7 @@ void CausalCache::apply(Moves& moves) {
 // ---- Copies out ---------------------------------------------------------------------------------------------------------------
 
 Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& k, const Tensor& v) {
-  if (Status s = book_.check_sequence(sequence_index); s != Status::ok) return s;
+  if (Status s = check_sequence(sequence_index, bounds_.max_sequences); s != Status::ok) return s;
   if (Status s = layers_.check(index); s != Status::ok) return s;
   const CellBook::Sequence& sequence = book_.sequence(sequence_index);
   const KvLayers::Layer& layer = layers_[index];
@@ -147,14 +148,8 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
       cell[i] = start + i < stored ? token.cell : -1;
       offset[i] = book_.offset_of(token);
     }
-    LoadParams load{layer.storage, layer.constants.rope, cell, offset, n, k, v};
-    const auto advance = [start](Tensor& tensor) {
-      if (tensor.data == nullptr) return;
-      tensor.data = static_cast<std::byte*>(tensor.data) +
-                    start * tensor.stride[0] * static_cast<int64_t>(size_of(tensor.dtype));
-    };
-    advance(load.k);
-    advance(load.v);
+    const LoadParams load{layer.storage,     layer.constants.rope, cell, offset, n,
+                          k.from_row(start), v.from_row(start)};
     if (Status s = health_.after(on_device_->load(load)); s != Status::ok) return s;
   }
   return Status::ok;
@@ -163,7 +158,7 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
 Status CausalCache::runs(int32_t layer, int32_t sequence, int32_t capacity, Run* runs,
                          int32_t* n) const {
   if (Status s = layers_.check(layer); s != Status::ok) return s;
-  if (Status s = book_.check_sequence(sequence); s != Status::ok) return s;
+  if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
   *n = book_.runs(sequence, capacity, runs);
   return Status::ok;
 }

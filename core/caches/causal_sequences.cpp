@@ -1,11 +1,11 @@
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
+#include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
 
 Status CausalCache::can_resume(int32_t sequence, int32_t want, int32_t* best) const {
-  if (Status s = book_.check_sequence(sequence); s != Status::ok) return s;
-  if (want < 0) return fail(Status::invalid_argument, "want is %d; it must be 0 or more", want);
+  if (Status s = check_resume(sequence, want, bounds_.max_sequences); s != Status::ok) return s;
   *best = book_.best_continuation(sequence, want);
   return Status::ok;
 }
@@ -21,13 +21,8 @@ Status CausalCache::resume(int32_t sequence, int32_t want, int32_t* got) {
 }
 
 Status CausalCache::copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) {
-  if (Status s = book_.check_sequence(source, "src"); s != Status::ok) return s;
-  if (Status s = book_.check_sequence(destination, "dst"); s != Status::ok) return s;
-  if (source == destination) {
-    return fail(Status::invalid_argument, "src and dst are both sequence %d; they must differ",
-                source);
-  }
-  if (length < 0) return fail(Status::invalid_argument, "len is %d; it must be 0 or more", length);
+  if (Status s = check_copy(source, destination, length, bounds_.max_sequences); s != Status::ok)
+    return s;
   if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
   if (Status s = keep_pass(); s != Status::ok) return s;
   const int32_t best = book_.best_continuation(source, length);
@@ -48,7 +43,8 @@ Status CausalCache::reorder(int32_t n, const int32_t* destination, const int32_t
 
 /// Everything that can refuse a removal, in the order of cache.h.
 Status CausalCache::plan_removal(int32_t sequence, int32_t begin, int32_t end, Removal* removal) const {
-  if (Status s = book_.check_range(sequence, begin, end); s != Status::ok) return s;
+  if (Status s = check_range(sequence, begin, end, bounds_.max_sequences); s != Status::ok)
+    return s;
   if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
   if (Status s = book_.plan_removal(sequence, begin, end, removal); s != Status::ok) return s;
   if (removal->moves && !book_.keys_rotate() && !settings_.position_free && shift_.run == nullptr) {
@@ -91,7 +87,7 @@ Status CausalCache::remove(int32_t sequence, int32_t begin, int32_t end) {
 }
 
 Status CausalCache::sequence_info(int32_t sequence, SequenceInfo* info) const {
-  if (Status s = book_.check_sequence(sequence); s != Status::ok) return s;
+  if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
   *info = book_.info(sequence);
   return Status::ok;
 }

@@ -12,12 +12,12 @@ Status check_n_tokens(const Batch& batch, int32_t max_batch) {
               batch.n_tokens, max_batch);
 }
 
-Status check_token_flags(const Batch& batch, int32_t token) {
+Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& known) {
   const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
-  if (const uint32_t unknown = flags & ~(token_sees_later | token_types); unknown != 0) {
+  if (const uint32_t unknown = flags & ~known.bits; unknown != 0) {
     char name[32];
     std::snprintf(name, sizeof name, "token_flags[%d]", token);
-    return unknown_bits(name, unknown, "KVC_TOKEN_SEES_LATER and KVC_TOKEN_TYPE()");
+    return unknown_bits(name, unknown, known.names);
   }
   const bool is_padding = batch.sequence != nullptr && batch.sequence[token] == no_sequence;
   if (flags != 0 && is_padding)
@@ -26,6 +26,23 @@ Status check_token_flags(const Batch& batch, int32_t token) {
         "token_flags[%d] is not 0, but sequence[%d] is KVC_NONE: a padding token has no flags",
         token, token);
   return Status::ok;
+}
+
+Status check_token(const Batch& batch, int32_t token, int32_t max_sequences) {
+  const int32_t position = batch.position[token], sequence = batch.sequence[token];
+  if (sequence < 0 || sequence >= max_sequences)
+    return no_index("sequence", token, sequence, max_sequences);
+  if (position < 0 || position >= INT32_MAX - 1)
+    return no_index("position", token, position, INT32_MAX - 1);
+  return Status::ok;
+}
+
+Status check_continues(const Batch& batch, int32_t token, int32_t next, bool strict) {
+  const int32_t position = batch.position[token];
+  if (position >= next && (!strict || position == next)) return Status::ok;
+  return fail(Status::invalid_argument, "position[%d] is %d, but sequence %d continues at %d%s",
+              token, position, batch.sequence[token], next,
+              strict ? ", and KVC_CACHE_STRICT allows no gap" : " or above");
 }
 
 Status check_reserved(const Batch& batch) {

@@ -7,6 +7,8 @@ namespace kvc {
 
 /// Flags of a token of a batch, with the numbers of the ABI.
 inline constexpr uint32_t token_sees_later = 1;  // not causal: it sees later tokens of its sequence too
+inline constexpr uint32_t token_encoder_input = 2;  // it carries an input of an encoder cache
+
 /// The type of a token, 0: none. The tokens of one sequence with the same type see each other.
 inline constexpr uint32_t token_type_shift = 16;
 inline constexpr uint32_t token_types = ~uint32_t{0} << token_type_shift;
@@ -26,8 +28,17 @@ struct Batch {
 };
 
 Status check_n_tokens(const Batch& batch, int32_t max_batch);
+/// What token flags a kind of cache knows, and their names for messages.
+struct KnownFlags {
+  uint32_t bits;
+  const char* names;
+};
 /// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
-Status check_token_flags(const Batch& batch, int32_t token);
+Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& known);
+/// A token that is no padding: whether its sequence exists and its position is one.
+Status check_token(const Batch& batch, int32_t token, int32_t max_sequences);
+/// Whether a token continues its sequence, whose next position is `next`. Strict: without a gap.
+Status check_continues(const Batch& batch, int32_t token, int32_t next, bool strict);
 /// Refuses an option that is known and not built: replay.
 Status check_reserved(const Batch& batch);
 

@@ -5,6 +5,7 @@
 
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
+#include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
 
@@ -62,21 +63,14 @@ int32_t CellBook::home_block(int32_t sequence) const {
 
 // ---- Planning -----------------------------------------------------------------------------------------------------------
 
-Status CellBook::check_sequence(int32_t sequence, const char* name) const {
-  if (sequence >= 0 && sequence < rules_.max_sequences) return Status::ok;
-  return no_index(name, sequence, rules_.max_sequences);
-}
-
 Status CellBook::check_distinct(int32_t n, const int32_t* sequence) const {
-  if (n > rules_.max_sequences)
-    return fail(Status::invalid_argument, "n_sequences %d is above max_sequences %d", n,
-                rules_.max_sequences);
+  if (n > rules_.max_sequences) return too_many_named(n, rules_.max_sequences);
   begin_plan();
   for (int32_t i = 0; i < n; ++i) {
-    if (sequence[i] < 0 || sequence[i] >= rules_.max_sequences)
-      return no_index("sequence", i, sequence[i], rules_.max_sequences);
-    if (plan_[sequence[i]].stamp == plan_stamp_)
-      return fail(Status::invalid_argument, "sequence %d is named twice", sequence[i]);
+    if (Status s = check_sequence_at("sequence", i, sequence[i], rules_.max_sequences);
+        s != Status::ok)
+      return s;
+    if (plan_[sequence[i]].stamp == plan_stamp_) return named_twice(sequence[i]);
     plan_[sequence[i]].stamp = plan_stamp_;
   }
   return Status::ok;
@@ -97,21 +91,14 @@ Status CellBook::check_batch(const Batch& batch) const {
   int32_t n_blocks = 0;
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t position = batch.position[i], sequence = batch.sequence[i];
-    if (Status s = check_token_flags(batch, i); s != Status::ok) return s;
+    if (Status s = check_token_flags(batch, i, known_flags); s != Status::ok) return s;
     if (sequence == no_sequence) continue;
     ++n_planned_tokens_;
-    if (sequence < 0 || sequence >= rules_.max_sequences)
-      return no_index("sequence", i, sequence, rules_.max_sequences);
-    if (position < 0 || position >= INT32_MAX - 1)
-      return no_index("position", i, position, INT32_MAX - 1);
+    if (Status s = check_token(batch, i, rules_.max_sequences); s != Status::ok) return s;
     SequencePlan& plan = plan_[sequence];
     const bool first = plan.stamp != plan_stamp_;
     const int32_t next = first ? sequences_[sequence].next : plan.last + 1;
-    if (position < next || (rules_.strict && position != next)) {
-      return fail(Status::invalid_argument, "position[%d] is %d, but sequence %d continues at %d%s",
-                  i, position, sequence, next,
-                  rules_.strict ? ", and KVC_CACHE_STRICT allows no gap" : " or above");
-    }
+    if (Status s = check_continues(batch, i, next, rules_.strict); s != Status::ok) return s;
     if (first) {
       plan.stamp = plan_stamp_;
       plan.first = position;

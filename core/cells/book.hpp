@@ -95,7 +95,9 @@ class CellBook {
   }
 
   // ---- A pass (book.cpp) ----
-  Status check_sequence(int32_t sequence, const char* name = "sequence") const;
+  /// The token flags that causal caches know.
+  static constexpr KnownFlags known_flags = {token_sees_later | token_types,
+                                             "KVC_TOKEN_SEES_LATER and KVC_TOKEN_TYPE()"};
   /// Whether the n sequences exist and none is named twice.
   Status check_distinct(int32_t n, const int32_t* sequence) const;
   /// The batch against the bounds. Leaves in the plan what check_room() and open_pass() need.
@@ -132,7 +134,6 @@ class CellBook {
   void copy_prefix(int32_t source, int32_t destination, int32_t position);
   Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source);
   void reorder(int32_t n, const int32_t* destination, const int32_t* source);
-  Status check_range(int32_t sequence, int32_t begin, int32_t end) const;
   Status plan_removal(int32_t sequence, int32_t begin, int32_t end, Removal* removal) const;
   void remove(const Removal& removal);
   SequenceInfo info(int32_t sequence) const;

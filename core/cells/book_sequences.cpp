@@ -4,6 +4,7 @@
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 #include "core/cells/book.hpp"
+#include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
 
@@ -83,14 +84,13 @@ Status CellBook::check_reorder(int32_t n, const int32_t* destination, const int3
     return plan;
   };
   for (int32_t i = 0; i < n; ++i) {
-    for (const auto& [name, array] : {std::pair("dst", destination), std::pair("src", source)}) {
-      if (array[i] < 0 || array[i] >= rules_.max_sequences)
-        return no_index(name, i, array[i], rules_.max_sequences);
-    }
+    if (Status s = check_sequence_at("dst", i, destination[i], rules_.max_sequences);
+        s != Status::ok)
+      return s;
+    if (Status s = check_sequence_at("src", i, source[i], rules_.max_sequences); s != Status::ok)
+      return s;
     SequencePlan& plan = planned(destination[i]);
-    if (plan.source >= 0)
-      return fail(Status::invalid_argument,
-                  "dst names sequence %d twice, the second time in dst[%d]", destination[i], i);
+    if (plan.source >= 0) return destination_named_twice(i, destination[i]);
     plan.source = source[i];
     if (source[i] != destination[i]) ++planned(source[i]).uses;
   }
@@ -138,15 +138,6 @@ void CellBook::rotate_cycle(int32_t start) {
 }
 
 // ---- Removal -----------------------------------------------------------------------------------------------------------------------
-
-Status CellBook::check_range(int32_t sequence, int32_t begin, int32_t end) const {
-  if (Status s = check_sequence(sequence); s != Status::ok) return s;
-  if (begin >= 0 && end >= begin) return Status::ok;
-  return fail(
-      Status::invalid_argument,
-      "begin %d, end %d are no range of positions: 0 <= begin <= end (KVC_SEQ_END: to the end)",
-      begin, end);
-}
 
 /// The new lost_below for a range that ends before `next` (semantics §2, remove), or WINDOW_LOST.
 Status CellBook::check_middle_removal(const Sequence& sequence, int32_t begin, int32_t end,

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "core/cells/sequence_checks.hpp"
+
 namespace {
 
 using kvc::Status;
@@ -44,7 +46,8 @@ class Fixture {
   }
   Status remove(int32_t sequence, int32_t begin, int32_t end) {
     kvc::Removal removal;
-    if (Status s = book.check_range(sequence, begin, end); s != Status::ok) return s;
+    if (Status s = kvc::check_range(sequence, begin, end, book.rules().max_sequences); s != Status::ok)
+      return s;
     if (Status s = book.plan_removal(sequence, begin, end, &removal); s != Status::ok) return s;
     book.remove(removal);
     return health.status();
