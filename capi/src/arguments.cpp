@@ -247,6 +247,19 @@ Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_he
               bounds.max_q_heads);
 }
 
+int64_t rows_of(const kvc_tensor* k) { return k != nullptr && k->ndim == 3 ? k->shape[0] : 1; }
+
+Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device, int64_t rows,
+                            const kvc_tensor* k, const kvc_tensor* v, KeysAndValues* put) {
+  const Expected k_shape = {
+      3, {rows, bounds.n_kv_heads, bounds.head_dim_k}, "n_tokens, n_kv_heads, head_dim_k"};
+  const Expected v_shape = {
+      3, {rows, bounds.n_kv_heads, bounds.head_dim_v}, "n_tokens, n_kv_heads, head_dim_v"};
+  if (Status s = read_tensor("k", k, k_shape, Direction::in, device, &put->k); s != Status::ok)
+    return s;
+  return read_tensor("v", v, v_shape, Direction::in, device, &put->v);
+}
+
 bool overlap(const Tensor& a, const Tensor& b) {
   const auto bytes = [](const Tensor& t) {
     int64_t span = 1;

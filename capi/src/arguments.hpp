@@ -7,6 +7,7 @@
 #include "core/base/tensor.hpp"
 #include "core/caches/cache.hpp"
 #include "core/device.hpp"
+#include "kvc/encoder.h"
 #include "kvc/kvc.h"
 
 /// Checks of what callers hand in: descriptors and tensors.
@@ -22,6 +23,8 @@ template <>
 inline constexpr size_t first_size<kvc_cache_desc> = 72;
 template <>
 inline constexpr size_t first_size<kvc_causal_desc> = 36;
+template <>
+inline constexpr size_t first_size<kvc_encoder_desc> = 20;
 template <>
 inline constexpr size_t first_size<kvc_attention_desc> = 24;
 template <>
@@ -105,6 +108,16 @@ void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out);
 
 /// Whether a cache of these bounds can attend with so many query heads; `name` is where they come from.
 Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_heads);
+
+struct KeysAndValues {
+  Tensor k, v;
+};
+
+/// How many rows k has for a put; 1 where it has no shape, which read_keys_and_values() refuses.
+int64_t rows_of(const kvc_tensor* k);
+/// The tensors of a put of this many rows.
+Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device, int64_t rows,
+                            const kvc_tensor* k, const kvc_tensor* v, KeysAndValues* put);
 
 /// Whether the spans of two tensors, from first to last element, meet.
 bool overlap(const Tensor& a, const Tensor& b);

@@ -7,21 +7,24 @@ namespace {
 
 // ---- Put and attention ----------------------------------------------------------------------------------------------------------
 
-struct PutArguments {
-  Tensor k, v;
-};
-
-Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v, PutArguments* put) {
-  const CacheBounds& bounds = cache.bounds();
-  const int32_t n = cache.n_tokens();
-  const Expected k_shape = {
-      3, {n, bounds.n_kv_heads, bounds.head_dim_k}, "n_tokens, n_kv_heads, head_dim_k"};
-  const Expected v_shape = {
-      3, {n, bounds.n_kv_heads, bounds.head_dim_v}, "n_tokens, n_kv_heads, head_dim_v"};
-  if (Status s = read_tensor("k", k, k_shape, Direction::in, cache.device(), &put->k); s != Status::ok)
-    return s;
-  return read_tensor("v", v, v_shape, Direction::in, cache.device(), &put->v);
+/// The rows that put() stores.
+Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v, KeysAndValues* put) {
+  int64_t rows = 0;
+  if (Status s = cache.rows_to_put(rows_of(k), &rows); s != Status::ok) return s;
+  return read_keys_and_values(cache.bounds(), cache.device(), rows, k, v, put);
 }
+
+/// While put_attention() is read, and refused or done: attention counts what it will put.
+class ExpectedRows {
+ public:
+  ExpectedRows(KeyValues& cache, int64_t rows) : cache_(cache) { cache.expect_rows(rows); }
+  ~ExpectedRows() { cache_.expect_rows(0); }
+  ExpectedRows(const ExpectedRows&) = delete;
+  ExpectedRows& operator=(const ExpectedRows&) = delete;
+
+ private:
+  KeyValues& cache_;
+};
 
 Status overlaps(const char* written, const char* other) {
   return fail(Status::invalid_argument,
@@ -223,8 +226,8 @@ using kvc::capi::with_key_values;
 
 kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v) noexcept {
   return with_key_values(cache, [&](KeyValues& c) -> Status {
-    if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
-    kvc::capi::PutArguments put;
+    if (Status s = c.ready_to_put(layer); s != Status::ok) return s;
+    kvc::capi::KeysAndValues put;
     if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
     return c.put(layer, put.k, put.v);
   });
@@ -245,10 +248,11 @@ kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* 
                              const kvc_tensor* v, const kvc_tensor* q, kvc_tensor* out,
                              const kvc_attention_extra* extra) noexcept {
   return with_key_values(cache, [&](KeyValues& c) -> Status {
-    if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
-    kvc::capi::PutArguments put;
+    if (Status s = c.ready_to_put(layer); s != Status::ok) return s;
+    kvc::capi::KeysAndValues put;
     kvc::AttentionTensors a;
     if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
+    const kvc::capi::ExpectedRows expected(c, put.k.shape[0]);
     if (Status s = kvc::capi::read_attention(c, layer, q, out, extra, &a); s != Status::ok)
       return s;
     return c.put_attention(layer, put.k, put.v, a);

@@ -5,6 +5,7 @@
 #include "capi/src/guard.hpp"
 #include "capi/src/words.hpp"
 #include "core/caches/create.hpp"
+#include "kvc/encoder.h"
 
 namespace kvc::capi {
 namespace {
@@ -36,7 +37,7 @@ Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
     return fail(Status::invalid_argument,
                 "kind %u is none of KVC_CAUSAL (%d) to KVC_LIGHTNING (%d); this version creates "
-                "KVC_CAUSAL",
+                "KVC_CAUSAL and KVC_ENCODER",
                 d.kind, KVC_CAUSAL, KVC_LIGHTNING);
   request->kind = static_cast<CacheKind>(d.kind);
   if (d.block_k != 0 || d.block_v != 0 || d.v_first != 0) {
@@ -76,7 +77,8 @@ Status check_kind(const void* kind_desc, uint32_t kind) {
   } head = {};
   std::memcpy(&head.struct_size, kind_desc, sizeof head.struct_size);
   if (head.struct_size < sizeof head) {
-    return wrong_struct_size("kvc_causal_desc", head.struct_size, "below", sizeof head);
+    return wrong_struct_size(kind == KVC_ENCODER ? "kvc_encoder_desc" : "kvc_causal_desc",
+                             head.struct_size, "below", sizeof head);
   }
   std::memcpy(&head, kind_desc, sizeof head);
   if (head.kind == kind) return Status::ok;
@@ -85,6 +87,16 @@ Status check_kind(const void* kind_desc, uint32_t kind) {
       "kind_desc is of kind %s (%u), the cache of kind %s (%u): pass the descriptor of that kind "
       "with its field kind set, or null for the defaults",
       kind_name(head.kind), head.kind, kind_name(kind), kind);
+}
+
+Status read_mask_dtype(uint32_t dtype, DType* out) {
+  switch (dtype) {
+    case 0:
+    case KVC_F32: *out = DType::f32; return Status::ok;
+    case KVC_F16: *out = DType::f16; return Status::ok;
+    case KVC_BOOL: *out = DType::boolean; return Status::ok;
+    default: return wrong_dtype("mask_dtype", dtype, "f32, f16 or bool");
+  }
 }
 
 Status read_causal(const void* desc, CausalRequest* request) {
@@ -96,13 +108,7 @@ Status read_causal(const void* desc, CausalRequest* request) {
     return s;
   if (const uint32_t unknown = d.flags & ~uint32_t{KVC_CAUSAL_POSITION_FREE}; unknown != 0)
     return unknown_bits("kvc_causal_desc.flags", unknown, "KVC_CAUSAL_POSITION_FREE");
-  switch (d.mask_dtype) {
-    case 0:
-    case KVC_F32: request->mask_dtype = DType::f32; break;
-    case KVC_F16: request->mask_dtype = DType::f16; break;
-    case KVC_BOOL: request->mask_dtype = DType::boolean; break;
-    default: return wrong_dtype("mask_dtype", d.mask_dtype, "f32, f16 or bool");
-  }
+  if (Status s = read_mask_dtype(d.mask_dtype, &request->mask_dtype); s != Status::ok) return s;
   request->reach = d.reach;
   request->memory = d.memory;
   request->chunk = d.chunk;
@@ -112,6 +118,18 @@ Status read_causal(const void* desc, CausalRequest* request) {
   return Status::ok;
 }
 
+Status read_encoder(const void* desc, EncoderRequest* request) {
+  if (desc == nullptr) return Status::ok;
+  if (Status s = check_kind(desc, KVC_ENCODER); s != Status::ok) return s;
+  kvc_encoder_desc d;
+  if (Status s = read_descriptor("kvc_encoder_desc", static_cast<const kvc_encoder_desc*>(desc), &d);
+      s != Status::ok)
+    return s;
+  if (d.flags != 0) return unknown_bits("kvc_encoder_desc.flags", d.flags, nullptr);
+  request->inputs = d.inputs;
+  return read_mask_dtype(d.mask_dtype, &request->mask_dtype);
+}
+
 /// NOT_SUPPORTED for what is reserved comes behind everything that is wrong, bounds included (cache.h).
 Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequest* request) {
   kvc_cache_desc d;
@@ -119,6 +137,9 @@ Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequ
   if (Status s = read_common(d, request); s != Status::ok) return s;
   if (request->kind == CacheKind::causal) {
     if (Status s = read_causal(kind_desc, &request->causal); s != Status::ok) return s;
+  }
+  if (request->kind == CacheKind::encoder) {
+    if (Status s = read_encoder(kind_desc, &request->encoder); s != Status::ok) return s;
   }
   if (Status s = check_request(*request); s != Status::ok) return s;
   return check_reserved(d);
@@ -157,7 +178,7 @@ Status read_batch(const int32_t* position, const int32_t* sequence, Batch* batch
 }  // namespace kvc::capi
 
 using kvc::Cache, kvc::fail, kvc::Status;
-using kvc::capi::with_cache, kvc::capi::with_key_values;
+using kvc::capi::with_cache;
 
 kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc,
                                   const void* kind_desc, uint64_t* out_bytes) noexcept {
@@ -231,7 +252,9 @@ kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* pos
 }
 
 kvc_status kvc_set_causal(kvc_cache* cache, int32_t n_except, const int32_t* except) noexcept {
-  return with_key_values(cache, [&](kvc::KeyValues& c) { return c.set_causal(n_except, except); });
+  return kvc::capi::with_positioned_keys(cache, [&](kvc::PositionedKeys& keys, kvc::KeyValues&) {
+    return keys.set_causal(n_except, except);
+  });
 }
 
 kvc_status kvc_commit(kvc_cache* cache) noexcept {

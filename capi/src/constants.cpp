@@ -96,8 +96,8 @@ Status check_positive(const char* name, double value) {
   return fail(Status::invalid_argument, "%s is %g; it must be positive and finite", name, value);
 }
 
-Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_desc* desc,
-                 const float* factors) {
+Status bind_rope(PositionedKeys& keys, const KeyValues& cache, int32_t begin, int32_t end,
+                 const kvc_rope_desc* desc, const float* factors) {
   kvc_rope_desc d;
   if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
@@ -129,7 +129,7 @@ Status bind_rope(KeyValues& cache, int32_t begin, int32_t end, const kvc_rope_de
   }
   settings.factors = factors;
   if (Status s = check_frequencies(settings); s != Status::ok) return s;
-  return cache.bind_rope(begin, end, settings);
+  return keys.bind_rope(begin, end, settings);
 }
 
 /// From the core's side of a shift function to the caller's.
@@ -155,8 +155,8 @@ Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::KeyValues;
-using kvc::capi::with_key_values;
+using kvc::KeyValues, kvc::PositionedKeys;
+using kvc::capi::with_key_values, kvc::capi::with_positioned_keys;
 
 kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
                               const kvc_attention_desc* desc, const float* alibi_slopes,
@@ -168,16 +168,16 @@ kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t lay
 
 kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
                          const kvc_rope_desc* desc, const float* frequency_factors) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) {
-    return kvc::capi::bind_rope(c, layer_begin, layer_end, desc, frequency_factors);
+  return with_positioned_keys(cache, [&](PositionedKeys& keys, KeyValues& c) {
+    return kvc::capi::bind_rope(keys, c, layer_begin, layer_end, desc, frequency_factors);
   });
 }
 
 kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* user) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) {
+  return with_positioned_keys(cache, [&](PositionedKeys& keys, KeyValues& c) {
     kvc::KeyShift shift;
     if (function != nullptr)
       shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user, c.device()};
-    return c.bind_shift(shift);
+    return keys.bind_shift(shift);
   });
 }

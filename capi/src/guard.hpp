@@ -95,4 +95,27 @@ kvc_status with_key_values(Handle* handle, Body body) noexcept {
   });
 }
 
+/// Calls `body(PositionedKeys&, KeyValues&)` likewise, of a cache whose keys have positions.
+template <class Body>
+kvc_status with_positioned_keys(kvc_cache* handle, Body body) noexcept {
+  return with_cache(handle, [&](Cache& cache) -> Status {
+    PositionedKeys* keys = cache.positioned_keys();
+    if (keys == nullptr)
+      return fail(Status::not_supported,
+                  "this call needs keys with positions, which a cache of this kind does not hold");
+    return body(*keys, *cache.key_values());
+  });
+}
+
+/// Calls `body(EncoderInputs&, Cache&)` likewise, of a cache that holds encoder inputs.
+template <class Handle, class Body>
+kvc_status with_encoder_inputs(Handle* handle, Body body) noexcept {
+  return with_cache(handle, [&](auto& cache) -> Status {
+    auto* inputs = cache.encoder_inputs();
+    if (inputs == nullptr)
+      return fail(Status::not_supported, "this call is for encoder caches (kind KVC_ENCODER)");
+    return body(*inputs, cache);
+  });
+}
+
 }  // namespace kvc::capi

@@ -53,7 +53,8 @@ struct TokenChanges {
 struct TokenList {
   int64_t start[3] = {};  // offset in the token arrays; positions ascend, a gap is legal
   int32_t count[3] = {};
-  int32_t total = 0;         // sum of count
+  int32_t total = 0;  // sum of count
+  int32_t first_cell = 0;  // added to every cell that the arrays name: lists in different places may share entries
   bool has_pending = false;  // some token's position differs from the one its key was rotated for
 };
 

@@ -16,7 +16,7 @@ void for_each_visible(const AttentionPlan& plan, const AttentionRow& row, Visit 
     const auto walk = [&](int32_t begin, int32_t end) {
       const int32_t last = std::min(end - start, list.count[piece]);
       for (int32_t i = std::max(begin - start, 0); i < last; ++i)
-        visit(start + i, plan.tokens.cell[list.start[piece] + i],
+        visit(start + i, list.first_cell + plan.tokens.cell[list.start[piece] + i],
               plan.tokens.position[list.start[piece] + i]);
     };
     walk(0, row.first_end);

@@ -35,8 +35,20 @@ constexpr const char* names[] = {
     "type_stays_causal",
     "type_begins_twice",
     "type_cut_in_two",
+    "input_seen_early",
+    "dropped_input_kept",
+    "replaced_input_forgotten",
+    "shared_input_not_counted",
+    "unput_input_stale",
+    "replaced_counted_twice",
+    "abort_forgets_held_input",
+    "removal_keeps_first_input",
+    "digest_without_last_layer",
+    "reserve_pass_counted",
+    "refused_put_keeps_length",
+    "share_takes_replaced_input",
 };
-static_assert(std::size(names) == static_cast<size_t>(Bug::type_cut_in_two) + 1);
+static_assert(std::size(names) == static_cast<size_t>(Bug::share_takes_replaced_input) + 1);
 
 }  // namespace
 

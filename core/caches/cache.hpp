@@ -70,20 +70,22 @@ class KeyValues {
   virtual int32_t n_tokens() const = 0;  // of the open pass
   virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
 
-  /// The checks that come before those of arguments.
+  // The checks that come before those of arguments.
   virtual Status ready_for_layer(int32_t layer, bool needs_put) const = 0;
+  virtual Status ready_to_put(int32_t layer) const = 0;
+  /// How many rows put() takes; `offered` is what the caller has.
+  virtual Status rows_to_put(int64_t offered, int64_t* rows) const = 0;
+  /// put_attention() will put this many: what history() returns counts them. 0 takes that back.
+  virtual void expect_rows(int64_t) {}
   virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
   virtual Status attention(int32_t layer, const AttentionTensors& tensors) = 0;
   /// Both, or neither: what attention() would refuse is found before anything is stored.
   virtual Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                                const AttentionTensors& tensors) = 0;
-  virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
 
   // Constants of the model.
   virtual Status bind_attention(int32_t layer_begin, int32_t layer_end,
                                 const AttentionConstants& constants) = 0;
-  virtual Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
-  virtual Status bind_shift(const KeyShift& shift) = 0;
   /// Query heads bound to a layer; 0: never bound.
   virtual int32_t bound_q_heads(int32_t layer) const = 0;
 
@@ -95,6 +97,28 @@ class KeyValues {
   virtual Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) = 0;
   virtual Status runs(int32_t layer, int32_t sequence, int32_t capacity, Run* runs,
                       int32_t* n) const = 0;
+};
+
+/// The facet of a cache whose keys have positions: which of them a token may see, and how keys rotate when they move.
+class PositionedKeys {
+ public:
+  virtual ~PositionedKeys() = default;
+  virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
+  virtual Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
+  virtual Status bind_shift(const KeyShift& shift) = 0;
+};
+
+/// The facet of a cache that holds what an encoder read: an input per sequence.
+class EncoderInputs {
+ public:
+  virtual ~EncoderInputs() = default;
+  // As those of KeyValues, for the input that `sequence` carries.
+  virtual Status ready_to_put_input(int32_t layer, int32_t sequence) const = 0;
+  virtual Status rows_of_input(int32_t sequence, int64_t offered, int64_t* rows) const = 0;
+  virtual Status put_input(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) = 0;
+  virtual Status share(int32_t sequence, int32_t source) = 0;
+  /// Where the input of a sequence was carried (−1: it has none), and its length.
+  virtual Status input_of(int32_t sequence, int32_t* position, int32_t* length) const = 0;
 };
 
 /// What every kind of cache does, as capi/include/kvc documents it. The boundary has checked pointers and tensors (their
@@ -113,6 +137,9 @@ class Cache {
 
   virtual KeyValues* key_values() { return nullptr; }
   virtual const KeyValues* key_values() const { return nullptr; }
+  virtual PositionedKeys* positioned_keys() { return nullptr; }
+  virtual EncoderInputs* encoder_inputs() { return nullptr; }
+  virtual const EncoderInputs* encoder_inputs() const { return nullptr; }
 
   // A pass.
   virtual Status begin(const Batch& batch, bool reserve) = 0;

@@ -39,7 +39,7 @@ struct CausalRequest {
 /// The files: causal.cpp (creation), causal_pass.cpp (begin … abort), causal_sequences.cpp (remove, copies),
 /// causal_shift.cpp (a caller's shift function), causal_attention.cpp (constants, attention), causal_reading.cpp (get, mask,
 /// gather, runs), causal_watching.cpp (stats, digest, check).
-class CausalCache final : public Cache, public KeyValues {
+class CausalCache final : public Cache, public KeyValues, public PositionedKeys {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings);
@@ -56,6 +56,7 @@ class CausalCache final : public Cache, public KeyValues {
   const DeviceInfo& device() const override { return device_info_; }
   KeyValues* key_values() override { return this; }
   const KeyValues* key_values() const override { return this; }
+  PositionedKeys* positioned_keys() override { return this; }
 
   Status begin(const Batch& batch, bool reserve) override;
   Status fits(const Batch& batch) const override;
@@ -73,6 +74,11 @@ class CausalCache final : public Cache, public KeyValues {
   Status sequence_info(int32_t sequence, SequenceInfo* info) const override;
 
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
+  Status ready_to_put(int32_t layer) const override { return ready_for_layer(layer, false); }
+  Status rows_to_put(int64_t, int64_t* rows) const override {
+    *rows = pass_.n_tokens();
+    return Status::ok;
+  }
   Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
   Status attention(int32_t layer, const AttentionTensors& tensors) override;
   Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,

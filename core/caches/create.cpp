@@ -14,15 +14,23 @@ Status with_kind(const CacheRequest& request, Use use) {
         return s;
       return use(static_cast<CausalCache*>(nullptr), bounds, settings);
     }
-    case CacheKind::encoder:
+    case CacheKind::encoder: {
+      EncoderSettings settings;
+      if (Status s = EncoderCache::resolve(bounds, request.encoder, &settings); s != Status::ok)
+        return s;
+      return use(static_cast<EncoderCache*>(nullptr), bounds, settings);
+    }
     case CacheKind::recurrent:
     case CacheKind::wrapper:
     case CacheKind::transformer:
     case CacheKind::lightning: break;
   }
-  return fail(Status::not_supported,
-              "kind %u is reserved: this version creates causal caches only (KVC_CAUSAL, %u)",
-              static_cast<uint32_t>(request.kind), static_cast<uint32_t>(CacheKind::causal));
+  return fail(
+      Status::not_supported,
+      "kind %u is reserved: this version creates causal caches (KVC_CAUSAL, %u) and encoder "
+      "caches (KVC_ENCODER, %u)",
+      static_cast<uint32_t>(request.kind), static_cast<uint32_t>(CacheKind::causal),
+      static_cast<uint32_t>(CacheKind::encoder));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "core/caches/cache.hpp"
 #include "core/caches/causal.hpp"
+#include "core/caches/encoder.hpp"
 #include "core/device.hpp"
 
 namespace kvc {
@@ -16,6 +17,7 @@ struct CacheRequest {
   CacheKind kind = CacheKind::causal;
   CacheBounds bounds;
   CausalRequest causal;
+  EncoderRequest encoder;
 };
 
 /// Checks kind, bounds and what the kind alone needs, as the two functions below do.

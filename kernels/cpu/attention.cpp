@@ -190,9 +190,10 @@ void Call::load_queries(const Item& item) const {
 Tile Call::describe(const Item& item) const {
   const LayerStorage& storage = params_.storage;
   const AttentionConstants& constants = params_.constants;
+  const int32_t first_cell = params_.plan.lists[item.tile->list].first_cell;
   Tile tile;
-  tile.k = storage.k.head(item.kv_head);
-  tile.v = storage.v.head(item.kv_head);
+  tile.k = storage.k.row(item.kv_head, first_cell);
+  tile.v = storage.v.row(item.kv_head, first_cell);
   tile.k_row_bytes = storage.k.row_bytes;
   tile.v_row_bytes = storage.v.row_bytes;
   tile.type_k = storage.k.type;
@@ -256,10 +257,11 @@ void Call::place_bias(const Item& item, Tile& tile) const {
   tile.bias = item.scratch.bias;
   tile.bias_stride = padded(tile.n_rows);
   const int64_t n_columns = (tensors.bias.data ? tensors.bias : tensors.mask).shape[2];
+  const int32_t first_column = params_.first_column - params_.plan.lists[item.tile->list].first_cell;
   for (int32_t i = 0; i < tile.n_cells; ++i) {
     float* to = item.scratch.bias + static_cast<size_t>(i) * static_cast<size_t>(tile.bias_stride);
     std::fill(to, to + tile.bias_stride, minus_infinity);
-    const int64_t column = tile.cell[i] - params_.first_column;
+    const int64_t column = tile.cell[i] - first_column;
     if (column < 0 || column >= n_columns) continue;  // of another row's history: not seen here
     for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
       const int64_t token = params_.plan.rows[item.tile->row + t].token;

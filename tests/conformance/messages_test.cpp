@@ -159,8 +159,8 @@ TEST_F(Messages, KindsAndReservedThingsAreNamed) {
          {"kind 0", "KVC_CAUSAL (1)", "KVC_LIGHTNING (6)"});
   expect(invalid, [&] { return create([](auto&, auto& c) { c.kind = KVC_RECURRENT; }); },
          {"kind_desc", "recurrent (3)", "causal (1)"});
-  expect(KVC_E_NOT_SUPPORTED, [&] { return create([](auto& d, auto&) { d.kind = KVC_ENCODER; }); },
-         {"kind 2", "KVC_CAUSAL"});
+  expect(KVC_E_NOT_SUPPORTED, [&] { return create([](auto& d, auto&) { d.kind = KVC_WRAPPER; }); },
+         {"kind 4", "KVC_CAUSAL", "KVC_ENCODER"});
   expect(KVC_E_NOT_SUPPORTED,
          [&] { return create([](auto& d, auto&) { d.flags = KVC_CACHE_V_IN_K; }); },
          {"KVC_CACHE_V_IN_K", "reserved"});

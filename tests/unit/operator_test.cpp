@@ -69,7 +69,7 @@ void attend(kvc::FeatureSet lacking, uint32_t storage, std::string* message, kvc
   ASSERT_EQ(kv.bind_attention(0, 1, constants), Status::ok);
   kvc::RopeSettings rope;
   rope.n_dims = 4;
-  ASSERT_EQ(kv.bind_rope(0, 1, rope), Status::ok);
+  ASSERT_EQ(cache.positioned_keys()->bind_rope(0, 1, rope), Status::ok);
 
   std::vector<float> numbers(64, 0.5f);
   std::vector<uint8_t> seen(64, 1);

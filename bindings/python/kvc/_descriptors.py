@@ -7,7 +7,7 @@ from typing import Any, Literal, Mapping, Optional, Tuple
 from . import kvc_capi as _capi
 from ._arrays import MASKS, STORED, dtype_code
 from ._handles import integer, set_integers
-from .errors import InvalidArgument
+from .errors import InvalidArgument, NotSupported
 
 UNLIMITED: int = _capi.KVC_NONE
 """For `memory`: keep every position, however short the reach."""
@@ -49,6 +49,8 @@ def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
     of_causal = [name for name, default in _CAUSAL.items() if arguments[name] != default]
     if of_causal:
         raise InvalidArgument(f"only causal caches take {', '.join(of_causal)}")
+    if kind == "encoder":
+        raise NotSupported("kind 'encoder' is experimental, and in C alone so far (kvc/encoder.h)")
     return _cache_descriptor(arguments), None
 
 

@@ -127,7 +127,9 @@ def test_every_function_of_the_library_is_wrapped():
     if not folder.is_dir():
         pytest.skip("outside the source tree")
     headers = "".join(
-        path.read_text() for path in folder.glob("*.h") if path.name != "experimental.h"
+        path.read_text()
+        for path in folder.glob("*.h")
+        if path.name not in ("experimental.h", "encoder.h")  # may change in any version
     )
     declared = set(re.findall(r"^KVC_API [^(]*?\b(kvc_\w+)\(", headers, re.M))
     assert len(declared) > 30

@@ -9,8 +9,8 @@
  *   cache.h      creating a cache, the forward pass, sequences, watching
  *   attention.h  constants of the model, attention, reading K, V and the mask for kernels of your own
  *
- * Three more are included on request: kvc.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a copy;
- * experimental.h, calls that may still change.
+ * Four more are included on request: kvc.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a copy;
+ * encoder.h, a cache for cross attention, and experimental.h: calls that may still change.
  *
  * The shortest use, batch by batch (statuses unchecked for brevity):
  *

@@ -1,0 +1,256 @@
+#include <algorithm>
+
+#include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
+#include "core/caches/encoder.hpp"
+#include "core/cells/sequence_checks.hpp"
+
+namespace kvc {
+
+// ---- Begin --------------------------------------------------------------------------------------------------------------
+
+Status EncoderCache::plan_batch(const Batch& batch) const {
+  if (Status s = book_.check_batch(batch); s != Status::ok) return s;
+  if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
+  if (Status s = check_reserved(batch); s != Status::ok) return s;
+  return book_.check_room();
+}
+
+Status EncoderCache::fits(const Batch& batch) const {
+  const std::lock_guard lock(planning_);
+  return plan_batch(batch);
+}
+
+Status EncoderCache::begin(const Batch& batch, bool reserve) {
+  if (reserve) {
+    if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
+    for (int32_t token = 0; token < batch.n_tokens; ++token) {
+      if (Status s = check_token_flags(batch, token, InputBook::known_flags); s != Status::ok)
+        return s;
+    }
+    if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
+    if (Status s = check_reserved(batch); s != Status::ok) return s;
+    if (Status s = keep_pass(); s != Status::ok) return s;
+    pass_.open_reserve(batch.n_tokens);
+    return Status::ok;
+  }
+  if (Status s = plan_batch(batch); s != Status::ok) return s;
+  if (Status s = keep_pass(); s != Status::ok) return s;
+  book_.open_pass(batch);
+  if (!health_.ok()) return health_.status();
+  n_carrying_ = 0;
+  book_.for_each_carrying([this](int32_t sequence) {
+    carrying_[sequence] = n_carrying_;
+    carrying_slot_[n_carrying_++] = book_.sequence(sequence).then.slot;
+  });
+  std::fill_n(was_put_, int64_t{n_carrying_} * bounds_.n_layers, uint8_t{0});
+  std::fill_n(missing_, bounds_.n_layers, n_carrying_);
+  pass_.open(batch.n_tokens, n_carrying_ == 0);
+  stream_ = batch.stream;
+  is_planned_ = false;
+  return device_info_.plans_ahead ? make_plan() : Status::ok;
+}
+
+// ---- Put ----------------------------------------------------------------------------------------------------------------
+
+Status EncoderCache::ready_for_layer(int32_t layer, bool needs_put) const {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (Status s = layers_.check(layer); s != Status::ok) return s;
+  return needs_put ? pass_.need_put(layer) : Status::ok;
+}
+
+/// The sequence whose input put() stores: the only one that carries one.
+Status EncoderCache::ready_to_put(int32_t layer) const {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (pass_.is_open() && n_carrying_ == 0)
+    return fail(Status::bad_state,
+                "no token of the pass carries an encoder input: flag one with "
+                "KVC_TOKEN_ENCODER_INPUT in kvc_begin");
+  if (Status s = layers_.check(layer); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  if (n_carrying_ > 1) {
+    return fail(Status::invalid_argument,
+                "%d sequences carry an encoder input in this pass; for kvc_put it must be one: put "
+                "each with kvc_encoder_put",
+                n_carrying_);
+  }
+  return ready_to_put_input(layer, only_carrying());
+}
+
+Status EncoderCache::ready_to_put_input(int32_t layer, int32_t index) const {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (Status s = layers_.check(layer); s != Status::ok) return s;
+  if (Status s = check_sequence(index, bounds_.max_sequences); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  const InputBook::Sequence& sequence = book_.sequence(index);
+  if (sequence.carrier < 0)
+    return fail(Status::invalid_argument,
+                "sequence %d carries no encoder input in this pass: one of its tokens must be "
+                "flagged with KVC_TOKEN_ENCODER_INPUT in kvc_begin",
+                index);
+  if (sequence.shares) {
+    return fail(
+        Status::invalid_argument,
+        "sequence %d shares the input of another (kvc_encoder_share): what is put must be its own",
+        index);
+  }
+  return Status::ok;
+}
+
+int32_t EncoderCache::only_carrying() const {
+  int32_t only = -1;
+  book_.for_each_carrying([&only](int32_t sequence) { only = sequence; });
+  return only;
+}
+
+Status EncoderCache::rows_to_put(int64_t offered, int64_t* rows) const {
+  return rows_of_input(pass_.is_reserve() ? 0 : only_carrying(), offered, rows);
+}
+
+/// The first put of an input sets its length.
+Status EncoderCache::rows_of_input(int32_t sequence, int64_t offered, int64_t* rows) const {
+  *rows = offered;
+  if (!pass_.is_reserve() && any_put(sequence)) {
+    *rows = book_.length(book_.sequence(sequence).then.slot);
+    return Status::ok;
+  }
+  if (offered >= 1 && offered <= bounds_.capacity) return Status::ok;
+  return fail(Status::shape, "k has %lld positions, not 1 to %d, which is capacity",
+              static_cast<long long>(offered), bounds_.capacity);
+}
+
+bool EncoderCache::any_put(int32_t sequence) const {
+  const uint8_t* first = &was_put(carrying_[sequence], 0);
+  return std::any_of(first, first + bounds_.n_layers, [](uint8_t put) { return put != 0; });
+}
+
+LayerStorage EncoderCache::storage_at(int32_t layer, int32_t slot) const {
+  LayerStorage storage = layers_[layer].storage;
+  for (Slab* slab : {&storage.k, &storage.v}) {
+    slab->data = slab->row(0, slot * bounds_.capacity);
+    slab->n_cells = bounds_.capacity;
+  }
+  return storage;
+}
+
+/// One more input of the pass has its K and V in the layer, or needs none.
+void EncoderCache::note_one_less_missing(int32_t layer) {
+  if (--missing_[layer] == 0) pass_.note_put(layer);
+}
+
+Status EncoderCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
+  if (Status s = ready_to_put(layer); s != Status::ok) return s;
+  return pass_.is_reserve() ? Status::ok : put_input(layer, only_carrying(), k, v);
+}
+
+Status EncoderCache::put_input(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) {
+  if (Status s = ready_to_put_input(layer, sequence); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  const int32_t slot = book_.sequence(sequence).then.slot;
+  const auto rows = static_cast<int32_t>(k.shape[0]);
+  if (book_.length(slot) != rows) set_length(slot, rows);
+  const StoreParams store = {storage_at(layer, slot), entries_, rows, k, v};
+  if (Status s = health_.after(on_device_->store(store)); s != Status::ok) return s;
+  uint8_t& put = was_put(carrying_[sequence], layer);
+  if (put == 0) note_one_less_missing(layer);
+  put = 1;
+  return Status::ok;
+}
+
+void EncoderCache::set_length(int32_t slot, int32_t length) {
+  book_.set_length(slot, length);
+  is_planned_ = false;
+}
+
+Status EncoderCache::share(int32_t sequence, int32_t source) {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (pass_.is_reserve()) {
+    if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
+    if (Status s = check_sequence(source, bounds_.max_sequences); s != Status::ok) return s;
+    if (sequence != source) return Status::ok;
+    return fail(Status::invalid_argument, "sequence and source are both %d; they must differ",
+                sequence);
+  }
+  const bool is_known = sequence >= 0 && sequence < bounds_.max_sequences;
+  const bool put = is_known && book_.sequence(sequence).carrier >= 0 && any_put(sequence);
+  if (Status s = book_.check_share(sequence, source, put); s != Status::ok) return s;
+  book_.share(sequence, source);
+  carrying_slot_[carrying_[sequence]] = -1;
+  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) note_one_less_missing(layer);
+  is_planned_ = false;
+  return clear_freed();
+}
+
+// ---- The end of a pass ---------------------------------------------------------------------------------------------------------
+
+/// The first n positions of a slot become zeros in a layer.
+Status EncoderCache::clear(int32_t layer, int32_t slot, int32_t n) {
+  if (n == 0) return Status::ok;
+  return health_.after(on_device_->clear({storage_at(layer, slot), entries_, n}));
+}
+
+/// With zero_on_free the slots that became free become zeros.
+Status EncoderCache::clear_freed() {
+  for (int32_t i = 0; bounds_.zero_on_free && i < book_.n_freed(); ++i) {
+    for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
+      if (Status s = clear(layer, book_.freed()[i], bounds_.capacity); s != Status::ok) return s;
+    }
+  }
+  book_.forget_freed();
+  return health_.status();
+}
+
+/// In a layer that was not put, an input that stays holds zeros.
+Status EncoderCache::clear_missing_layers() {
+  if (pass_.is_fully_put() || planted(Bug::unput_input_stale)) return Status::ok;
+  for (int32_t i = 0; i < n_carrying_; ++i) {
+    const int32_t slot = carrying_slot_[i];
+    if (slot < 0 || book_.is_free(slot)) continue;
+    for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
+      if (was_put(i, layer) != 0) continue;
+      if (Status s = clear(layer, slot, book_.length(slot)); s != Status::ok) return s;
+    }
+  }
+  return Status::ok;
+}
+
+Status EncoderCache::keep_pass() {
+  if (!pass_.is_open()) {
+    pass_.close(pass_.is_reserve() && planted(Bug::reserve_pass_counted));
+    return Status::ok;
+  }
+  if (Status s = clear_missing_layers(); s != Status::ok) return s;
+  book_.commit_pass();
+  pass_.close(true);
+  return clear_freed();
+}
+
+Status EncoderCache::commit() {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  return keep_pass();
+}
+
+Status EncoderCache::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (Status s = check_arrays("n_sequences", n, {{"sequence", sequence}, {"keep", keep}});
+      s != Status::ok)
+    return s;
+  if (Status s = book_.check_distinct(n, sequence); s != Status::ok) return s;
+  for (int32_t i = 0; i < n; ++i) {
+    if (Status s = check_keep(sequence[i], keep[i]); s != Status::ok) return s;
+    if (pass_.is_reserve()) continue;
+    const int32_t n_added = book_.sequence(sequence[i]).n_added;
+    if (Status s = check_kept_of(sequence[i], keep[i], n_added); s != Status::ok) return s;
+  }
+  for (int32_t i = 0; i < n && pass_.is_open(); ++i) book_.keep_added(sequence[i], keep[i]);
+  return keep_pass();
+}
+
+Status EncoderCache::abort() {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (pass_.is_open()) book_.abort_pass();
+  pass_.close(false);
+  return clear_freed();
+}
+
+}  // namespace kvc
