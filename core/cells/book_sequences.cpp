@@ -84,8 +84,7 @@ Status CellBook::check_reorder(int32_t n, const int32_t* destination, const int3
     return plan;
   };
   for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence_at("dst", i, destination[i], rules_.max_sequences);
-        s != Status::ok)
+    if (Status s = check_sequence_at("dst", i, destination[i], rules_.max_sequences); s != Status::ok)
       return s;
     if (Status s = check_sequence_at("src", i, source[i], rules_.max_sequences); s != Status::ok)
       return s;

@@ -46,9 +46,9 @@ Status InputBook::check_reorder(int32_t n, const int32_t* destination, const int
     return s;
   begin_plan();
   for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence(destination[i], rules_.max_sequences, "dst"); s != Status::ok)
+    if (Status s = check_sequence_at("dst", i, destination[i], rules_.max_sequences); s != Status::ok)
       return s;
-    if (Status s = check_sequence(source[i], rules_.max_sequences, "src"); s != Status::ok)
+    if (Status s = check_sequence_at("src", i, source[i], rules_.max_sequences); s != Status::ok)
       return s;
     if (!mark(destination[i])) return destination_named_twice(i, destination[i]);
   }
@@ -75,7 +75,9 @@ Status InputBook::check_distinct(int32_t n, const int32_t* sequence) const {
   if (n > rules_.max_sequences) return too_many_named(n, rules_.max_sequences);
   begin_plan();
   for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence(sequence[i], rules_.max_sequences); s != Status::ok) return s;
+    if (Status s = check_sequence_at("sequence", i, sequence[i], rules_.max_sequences);
+        s != Status::ok)
+      return s;
     if (!mark(sequence[i])) return named_twice(sequence[i]);
   }
   return Status::ok;

@@ -1,7 +1,5 @@
 #pragma once
-#include <array>
-#include <cstdint>
-#include <iosfwd>
+#include "fuzz_counts.hpp"
 
 namespace fuzz {
 
@@ -51,27 +49,10 @@ struct Circumstances {
 };
 
 /// How often each operation succeeded, and what it met.
-class Coverage {
+class Coverage : public Counts {
  public:
+  Coverage();
   void record(Op op, bool succeeded, const Circumstances& met);
-  void print(std::ostream& out) const;
-  /// The smallest number of the table.
-  uint64_t least() const;
-  uint64_t operations = 0;     // performed
-  uint64_t rows_compared = 0;  // attention rows that were compared with double
-  uint64_t rows_wild = 0;      // left out: they see a key or value too large to compare
-  uint64_t rebuilt = 0;        // states built a second time in other cells: equal digests
-  uint64_t poisonings = 0;     // free cells filled with NaN
-
-  /// Adds what the library returned to the run's fingerprint: the same seed has the same one as long as nothing that a
-  /// caller can observe changes, cells and the bits of attention included.
-  void trace(uint64_t value) { fingerprint_ = (fingerprint_ ^ value) * 0x100000001b3u; }
-  uint64_t fingerprint() const { return fingerprint_; }
-
- private:
-  static constexpr size_t columns = 5;
-  std::array<std::array<uint64_t, columns>, static_cast<size_t>(Op::count)> table_{};
-  uint64_t fingerprint_ = 0xcbf29ce484222325u;
 };
 
 }  // namespace fuzz

@@ -3,29 +3,11 @@
 #include <algorithm>
 #include <sstream>
 
+#include "fuzz_choice.hpp"
 #include "message_rules.hpp"
 
 /// Which operation comes next, and with which arguments.
 namespace fuzz {
-namespace {
-
-struct Choice {
-  int32_t weight;
-  std::function<void()> perform;
-};
-
-void perform_one(support::Random& random, const std::vector<Choice>& choices) {
-  int32_t total = 0;
-  for (const Choice& choice : choices) total += choice.weight;
-  int32_t drawn = random.below(total);
-  for (const Choice& choice : choices) {
-    if (drawn < choice.weight) return choice.perform();
-    drawn -= choice.weight;
-  }
-}
-
-}  // namespace
-
 World::World(kvc_device* device, const Setup& setup, const support::Random& random, Coverage& coverage)
     : setup_(setup),
       random_(random),

@@ -3,23 +3,18 @@
 #include <functional>
 #include <map>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "abi.hpp"
 #include "array.hpp"
 #include "fuzz_coverage.hpp"
+#include "fuzz_program.hpp"
 #include "fuzz_setup.hpp"
 #include "fuzz_state.hpp"
 #include "model/attention.hpp"
 
 namespace fuzz {
-
-/// The library and the oracle differ.
-struct Difference : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 /// How far the rounding of logits moves a weight at most, given the log-sum-exp, which is about as large as they are.
 double logit_rounding(double sum);
@@ -31,15 +26,15 @@ double logit_rounding(double sum);
 /// function), fuzz_reading.cpp (attention, mask, gather),
 /// fuzz_extra.cpp (what one attention call adds), fuzz_get.cpp (views and keys that are rewritten),
 /// fuzz_checks.cpp (what is compared after every operation), fuzz_poison.cpp (NaN in free cells).
-class World {
+class World : public Steps {
  public:
   World(kvc_device* device, const Setup& setup, const support::Random& random, Coverage& coverage);
 
   /// One operation, and all comparisons. Throws Difference.
-  void step();
+  void step() override;
   /// What is compared once, at the end.
-  void finish();
-  std::string history() const;
+  void finish() override;
+  std::string history() const override;
   /// Of the stream that its choices are read from.
   size_t bytes_left() const { return random_.bytes_left(); }
 

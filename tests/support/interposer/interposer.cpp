@@ -11,7 +11,7 @@
 #include <cstdarg>
 #include <cstddef>
 
-#include "kvc/kvc.h"
+#include "kvc/encoder.h"
 
 namespace {
 
@@ -169,6 +169,9 @@ WATCHED(kvc_mask, (kvc_cache * c, int32_t l, Out i), c, l, i)
 WATCHED(kvc_gather, (kvc_cache * c, int32_t l, int32_t s, Out k, Out v), c, l, s, k, v)
 WATCHED(kvc_runs, (const kvc_cache* c, int32_t l, int32_t s, int32_t m, kvc_run* r, int32_t* n), c,
         l, s, m, r, n)
+WATCHED(kvc_encoder_put, (kvc_cache * c, int32_t l, int32_t s, In k, In v), c, l, s, k, v)
+WATCHED(kvc_encoder_share, (kvc_cache * c, int32_t s, int32_t f), c, s, f)
+WATCHED(kvc_encoder_query, (const kvc_cache* c, int32_t s, int32_t* p, int32_t* l), c, s, p, l)
 
 }  // extern "C"
 

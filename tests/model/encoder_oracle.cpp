@@ -1,0 +1,255 @@
+#include "encoder_oracle.hpp"
+
+#include <algorithm>
+#include <limits>
+
+namespace model {
+
+EncoderOracle::EncoderOracle(const kvc_cache_desc& cache_desc, const kvc_encoder_desc& encoder)
+    : cache(cache_desc) {
+  if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
+  if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
+  if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
+  constants.resize(static_cast<size_t>(cache.n_layers));
+  sequences.resize(static_cast<size_t>(cache.max_sequences));
+  n_slots_ = encoder.inputs > 0
+                 ? encoder.inputs
+                 : cache.max_sequences + std::min(cache.max_sequences, cache.max_batch);
+}
+
+// ---- Who holds what ---------------------------------------------------------------------------------------
+
+/// The inputs that sequences hold, as if the open pass were committed.
+std::set<int32_t> EncoderOracle::held() const {
+  std::set<int32_t> result;
+  for (const EncoderSequence& sequence : sequences)
+    if (sequence.input >= 0) result.insert(sequence.input);
+  return result;
+}
+
+int64_t EncoderOracle::used() const {
+  int64_t result = 0;
+  for (const int32_t input : held()) result += inputs[static_cast<size_t>(input)].length;
+  return result;
+}
+
+int64_t EncoderOracle::shared() const {
+  int64_t result = 0;
+  for (const int32_t input : held()) {
+    const auto n = std::count_if(sequences.begin(), sequences.end(),
+                                 [&](const EncoderSequence& s) { return s.input == input; });
+    if (n > 1) result += inputs[static_cast<size_t>(input)].length;
+  }
+  return result;
+}
+
+int32_t EncoderOracle::length(int32_t s) const {
+  return at(s).input < 0 ? 0 : inputs[static_cast<size_t>(at(s).input)].length;
+}
+
+Info EncoderOracle::info(int32_t s) const {
+  const EncoderSequence& sequence = at(s);
+  return {sequence.input < 0 ? sequence.next : sequence.at, sequence.next, length(s),
+          std::numeric_limits<int32_t>::max() - 1 - sequence.next, 0};
+}
+
+bool EncoderOracle::any_put(int32_t input) const {
+  const std::vector<char>& put = inputs[static_cast<size_t>(input)].put;
+  return std::find(put.begin(), put.end(), 1) != put.end();
+}
+
+// ---- A pass ----------------------------------------------------------------------------------------------------
+
+bool EncoderOracle::legal_flags(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const {
+  if (n < 1 || n > cache.max_batch) return false;
+  for (int32_t i = 0; token_flags && i < n; ++i) {
+    const bool padding = sequence && sequence[i] == KVC_NONE;
+    if (token_flags[i] & ~(padding ? 0u : uint32_t{KVC_TOKEN_ENCODER_INPUT})) return false;
+  }
+  return true;
+}
+
+bool EncoderOracle::legal_batch(int32_t n, const int32_t* position, const int32_t* sequence,
+                                const uint32_t* token_flags) const {
+  std::vector<int32_t> next;
+  for (const EncoderSequence& each : sequences) next.push_back(each.next);
+  std::set<int32_t> carrying;
+  for (int32_t i = 0; i < n; ++i) {
+    if (sequence[i] == KVC_NONE) continue;  // padding
+    if (!is_sequence(sequence[i])) return false;
+    if (position[i] < 0 || position[i] >= std::numeric_limits<int32_t>::max() - 1) return false;
+    int32_t& expected = next[static_cast<size_t>(sequence[i])];
+    if (position[i] < expected) return false;
+    if ((cache.flags & KVC_CACHE_STRICT) && position[i] != expected) return false;
+    expected = position[i] + 1;
+    if (token_flags && token_flags[i] && !carrying.insert(sequence[i]).second) return false;
+  }
+  return true;
+}
+
+kvc_status EncoderOracle::fits(int32_t n, const int32_t* position, const int32_t* sequence,
+                               const uint32_t* token_flags) const {
+  if (!legal_flags(n, sequence, token_flags) || !legal_batch(n, position, sequence, token_flags))
+    return KVC_E_INVALID_ARGUMENT;
+  if (!closable()) return KVC_E_BAD_STATE;
+  const auto carried = token_flags ? n - std::count(token_flags, token_flags + n, 0u) : 0;
+  return slots_used() + carried > n_slots_ ? KVC_E_CACHE_FULL : KVC_OK;
+}
+
+kvc_status EncoderOracle::begin(int32_t n, const int32_t* position, const int32_t* sequence,
+                                const uint32_t* token_flags, uint32_t flags) {
+  const bool reserve = flags & KVC_BEGIN_RESERVE;
+  if (reserve) {
+    if (!legal_flags(n, nullptr, token_flags)) return KVC_E_INVALID_ARGUMENT;
+    if (!closable()) return KVC_E_BAD_STATE;
+  } else if (const kvc_status status = fits(n, position, sequence, token_flags); status != KVC_OK) {
+    return status;
+  }
+  close(true);
+  pass_open = true;
+  pass = {};
+  pass.reserve = reserve;
+  pass.n_tokens = n;
+  if (reserve) return KVC_OK;
+  pass.before = sequences;
+  pass.position.assign(position, position + n);
+  pass.sequence.assign(sequence, sequence + n);
+  for (int32_t i = 0; i < n; ++i) {
+    if (sequence[i] == KVC_NONE) continue;
+    EncoderSequence& s = at(sequence[i]);
+    s.next = position[i] + 1;
+    if (!token_flags || !token_flags[i]) continue;
+    if (s.input < 0) s.first = position[i];
+    s.at = position[i];
+    s.input = static_cast<int32_t>(inputs.size());
+    inputs.emplace_back().put.resize(static_cast<size_t>(cache.n_layers));
+    pass.carries[sequence[i]] = false;
+  }
+  return KVC_OK;
+}
+
+kvc_status EncoderOracle::needs_pass(int32_t layer) const {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  return layer >= 0 && layer < cache.n_layers ? KVC_OK : KVC_E_INVALID_ARGUMENT;
+}
+
+kvc_status EncoderOracle::needs_put(int32_t layer) const {
+  if (const kvc_status status = needs_pass(layer); status != KVC_OK) return status;
+  for (const auto& [s, shares] : pass.carries)
+    if (!shares && !inputs[static_cast<size_t>(at(s).input)].put[static_cast<size_t>(layer)])
+      return KVC_E_BAD_STATE;
+  return KVC_OK;
+}
+
+bool EncoderOracle::fully_put() const {
+  for (int32_t layer = 0; layer < cache.n_layers; ++layer)
+    if (needs_put(layer) != KVC_OK) return false;
+  return true;
+}
+
+int32_t EncoderOracle::only_carrying() const {
+  return pass.carries.size() == 1 ? pass.carries.begin()->first : -1;
+}
+
+kvc_status EncoderOracle::may_put_input(int32_t layer, int32_t s, int64_t n) const {
+  if (const kvc_status status = needs_pass(layer); status != KVC_OK) return status;
+  if (!is_sequence(s)) return KVC_E_INVALID_ARGUMENT;
+  const bool any_length = n >= 1 && n <= cache.capacity;
+  if (pass.reserve) return any_length ? KVC_OK : KVC_E_SHAPE;
+  const auto carried = pass.carries.find(s);
+  if (carried == pass.carries.end() || carried->second) return KVC_E_INVALID_ARGUMENT;
+  return (any_put(at(s).input) ? n == length(s) : any_length) ? KVC_OK : KVC_E_SHAPE;
+}
+
+kvc_status EncoderOracle::may_put(int32_t layer, int64_t n) const {
+  if (!pass_open || (!pass.reserve && pass.carries.empty())) return KVC_E_BAD_STATE;
+  return may_put_input(layer, pass.reserve ? 0 : only_carrying(), n);
+}
+
+void EncoderOracle::put_input(int32_t layer, int32_t s, int64_t n, const std::vector<float>& k,
+                              const std::vector<float>& v) {
+  if (pass.reserve) return;
+  EncoderInput& input = inputs[static_cast<size_t>(at(s).input)];
+  const auto store = [&](const std::vector<float>& from, uint32_t dtype, std::vector<float>& to) {
+    to.resize(from.size() * static_cast<size_t>(cache.n_layers));
+    for (size_t i = 0; i < from.size(); ++i)
+      to[static_cast<size_t>(layer) * from.size() + i] = static_cast<float>(round_to(dtype, from[i]));
+  };
+  store(k, cache.dtype_k, input.k);
+  store(v, cache.dtype_v, input.v);
+  input.length = static_cast<int32_t>(n);
+  input.put[static_cast<size_t>(layer)] = 1;
+}
+
+kvc_status EncoderOracle::share(int32_t s, int32_t source) {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  if (!is_sequence(s) || !is_sequence(source) || s == source) return KVC_E_INVALID_ARGUMENT;
+  if (pass.reserve) return KVC_OK;
+  const auto carried = pass.carries.find(s);
+  if (carried == pass.carries.end()) return KVC_E_INVALID_ARGUMENT;
+  const int32_t own = at(s).input;
+  const auto holders = std::count_if(sequences.begin(), sequences.end(),
+                                     [&](const EncoderSequence& each) { return each.input == own; });
+  if (carried->second || any_put(own) || holders > 1) return KVC_E_BAD_STATE;
+  if (at(source).input < 0) return KVC_E_NOT_FOUND;
+  at(s).input = at(source).input;
+  carried->second = true;
+  return KVC_OK;
+}
+
+int32_t EncoderOracle::seen(int32_t token) const {
+  const auto t = static_cast<size_t>(token);
+  const int32_t s = pass.sequence[t];
+  if (s == KVC_NONE) return -1;
+  const bool before = pass.carries.count(s) != 0 && pass.position[t] < at(s).at;
+  const int32_t input = before ? pass.before[static_cast<size_t>(s)].input : at(s).input;
+  return input >= 0 && inputs[static_cast<size_t>(input)].length > 0 ? input : -1;
+}
+
+// ---- The end of a pass --------------------------------------------------------------------------------------------
+
+/// What was not put reads as zeros from here on.
+void EncoderOracle::close(bool keep) {
+  for (EncoderInput& input : inputs) std::fill(input.put.begin(), input.put.end(), 1);
+  if (pass_open && !pass.reserve && keep) ++passes;
+  pass_open = false;
+  pass = {};
+}
+
+kvc_status EncoderOracle::commit() {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  close(true);
+  return KVC_OK;
+}
+
+kvc_status EncoderOracle::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  if (n < 0 || (n > 0 && (!sequence || !keep))) return KVC_E_INVALID_ARGUMENT;
+  std::set<int32_t> named;
+  for (int32_t i = 0; i < n; ++i) {
+    if (!is_sequence(sequence[i]) || !named.insert(sequence[i]).second || keep[i] < 0)
+      return KVC_E_INVALID_ARGUMENT;
+    const auto tokens = std::count(pass.sequence.begin(), pass.sequence.end(), sequence[i]);
+    if (keep[i] > tokens && !pass.reserve) return KVC_E_INVALID_ARGUMENT;
+  }
+  for (int32_t i = 0; i < n && !pass.reserve; ++i) {
+    EncoderSequence& s = at(sequence[i]);
+    const EncoderSequence& before = pass.before[static_cast<size_t>(sequence[i])];
+    int32_t next = before.next, kept = 0;
+    for (size_t t = 0; t < pass.sequence.size(); ++t)
+      if (pass.sequence[t] == sequence[i] && kept++ < keep[i]) next = pass.position[t] + 1;
+    if (pass.carries.count(sequence[i]) != 0 && s.at >= next) s = before;
+    s.next = next;
+  }
+  close(true);
+  return KVC_OK;
+}
+
+kvc_status EncoderOracle::abort() {
+  if (!pass_open) return KVC_E_BAD_STATE;
+  if (!pass.reserve) sequences = pass.before;
+  close(false);
+  return KVC_OK;
+}
+
+}  // namespace model

@@ -1,0 +1,160 @@
+#include <algorithm>
+#include <cmath>
+
+#include "encoder_oracle.hpp"
+
+/// Stepping back, copies and removals; what inputs hold, and attention over them.
+namespace model {
+
+bool EncoderOracle::can_continue(const EncoderSequence& sequence, int32_t g) const {
+  if (g == 0) return true;
+  return g <= sequence.next && (sequence.input < 0 || g > sequence.at || g <= sequence.first);
+}
+
+int32_t EncoderOracle::largest_continuation(const EncoderSequence& sequence, int32_t want) const {
+  int32_t g = std::min(want, sequence.next);
+  if (!can_continue(sequence, g))
+    g = sequence.first;  // nothing between the first input and the newest
+  return g;
+}
+
+EncoderSequence EncoderOracle::cut(EncoderSequence sequence, int32_t g) {
+  if (sequence.input >= 0 && g <= sequence.first) sequence = {};
+  sequence.next = g;
+  return sequence;
+}
+
+kvc_status EncoderOracle::can_resume(int32_t s, int32_t want, int32_t* best) const {
+  if (!is_sequence(s) || want < 0) return KVC_E_INVALID_ARGUMENT;
+  *best = largest_continuation(at(s), want);
+  return KVC_OK;
+}
+
+kvc_status EncoderOracle::resume(int32_t s, int32_t want, int32_t* got) {
+  if (!is_sequence(s) || want < 0) return KVC_E_INVALID_ARGUMENT;
+  if (!closable()) return KVC_E_BAD_STATE;
+  close(true);
+  *got = largest_continuation(at(s), want);
+  at(s) = cut(at(s), *got);
+  return KVC_OK;
+}
+
+kvc_status EncoderOracle::copy_prefix(int32_t src, int32_t dst, int32_t len, int32_t* got) {
+  if (!is_sequence(src) || !is_sequence(dst) || src == dst || len < 0)
+    return KVC_E_INVALID_ARGUMENT;
+  if (!closable()) return KVC_E_BAD_STATE;
+  close(true);
+  *got = largest_continuation(at(src), len);
+  at(dst) = cut(at(src), *got);
+  return KVC_OK;
+}
+
+kvc_status EncoderOracle::reorder(int32_t n, const int32_t* dst, const int32_t* src) {
+  if (n < 0) return KVC_E_INVALID_ARGUMENT;
+  std::set<int32_t> named;
+  for (int32_t i = 0; i < n; ++i)
+    if (!is_sequence(dst[i]) || !is_sequence(src[i]) || !named.insert(dst[i]).second)
+      return KVC_E_INVALID_ARGUMENT;
+  if (!closable()) return KVC_E_BAD_STATE;
+  close(true);
+  const std::vector<EncoderSequence> before = sequences;
+  for (int32_t i = 0; i < n; ++i) at(dst[i]) = before[static_cast<size_t>(src[i])];
+  return KVC_OK;
+}
+
+kvc_status EncoderOracle::can_remove(int32_t s, int32_t b, int32_t e) const {
+  if (!is_sequence(s) || b < 0 || e < b) return KVC_E_INVALID_ARGUMENT;
+  if (!closable()) return KVC_E_BAD_STATE;
+  const EncoderSequence& sequence = at(s);
+  if (b == e || b >= sequence.next) return KVC_OK;
+  if (e >= sequence.next) return can_continue(sequence, b) ? KVC_OK : KVC_E_WINDOW_LOST;
+  const bool takes_input = sequence.input >= 0 && b <= sequence.at && sequence.at < e;
+  return takes_input && sequence.first < b ? KVC_E_WINDOW_LOST : KVC_OK;
+}
+
+kvc_status EncoderOracle::remove(int32_t s, int32_t b, int32_t e) {
+  if (const kvc_status status = can_remove(s, b, e); status != KVC_OK) return status;
+  close(true);
+  EncoderSequence& sequence = at(s);
+  if (b == e || b >= sequence.next) return KVC_OK;
+  if (e >= sequence.next) {
+    sequence = cut(sequence, b);
+    return KVC_OK;
+  }
+  const int32_t d = e - b, next = sequence.next - d;
+  if (sequence.input >= 0 && sequence.at >= e) {
+    sequence.at -= d;
+    if (sequence.first >= b) sequence.first = std::max(b, sequence.first - d);
+  } else if (sequence.input >= 0 && sequence.at >= b) {
+    sequence = {};
+  }
+  sequence.next = next;
+  return KVC_OK;
+}
+
+// ---- Contents ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::vector<double> row_of(const std::vector<float>& all, int32_t layer, int32_t length,
+                           int32_t row, int32_t width) {
+  const float* from = all.data() + static_cast<size_t>((int64_t{layer} * length + row) * width);
+  return std::vector<double>(from, from + width);
+}
+
+}  // namespace
+
+std::vector<double> EncoderOracle::key(int32_t layer, int32_t index, int32_t row) const {
+  const EncoderInput& input = inputs[static_cast<size_t>(index)];
+  return row_of(input.k, layer, input.length, row, cache.n_kv_heads * cache.head_dim_k);
+}
+
+std::vector<double> EncoderOracle::value(int32_t layer, int32_t index, int32_t row) const {
+  const EncoderInput& input = inputs[static_cast<size_t>(index)];
+  return row_of(input.v, layer, input.length, row, cache.n_kv_heads * cache.head_dim_v);
+}
+
+AttentionResult EncoderOracle::attend(int32_t layer, int32_t n_q_heads,
+                                      const std::vector<double>& q, const Bias& bias) const {
+  const int32_t n = pass.n_tokens, dk = cache.head_dim_k, dv = cache.head_dim_v;
+  const Constants& constant = constants[static_cast<size_t>(layer)];
+  const double scale = constant.scale != 0 ? constant.scale : 1 / std::sqrt(static_cast<double>(dk));
+  AttentionResult result;
+  result.out.resize(static_cast<size_t>(n * n_q_heads * dv));
+  for (int32_t t = 0; t < n; ++t) {
+    const int32_t input = seen(t);
+    const int32_t rows = input < 0 ? 0 : inputs[static_cast<size_t>(input)].length;
+    std::vector<std::vector<double>> keys, values;
+    for (int32_t row = 0; row < rows; ++row) {
+      keys.push_back(key(layer, input, row));
+      values.push_back(value(layer, input, row));
+    }
+    for (int32_t h = 0; h < n_q_heads; ++h) {
+      const int32_t kv_head = h / (n_q_heads / cache.n_kv_heads);
+      const double* query = q.data() + (t * n_q_heads + h) * dk;
+      std::vector<Seen> visible;
+      std::vector<std::pair<int32_t, double>> weights;
+      double largest = 0;
+      for (int32_t row = 0; row < rows; ++row) {
+        const double added = bias ? bias(h, t, row) : 0;
+        if (added == -HUGE_VAL) continue;
+        const double* k = keys[static_cast<size_t>(row)].data() + kv_head * dk;
+        const double* v = values[static_cast<size_t>(row)].data() + kv_head * dv;
+        double dot = 0;
+        for (int32_t d = 0; d < dk; ++d) dot += query[d] * k[d];
+        for (int32_t d = 0; d < dv; ++d) largest = std::max(largest, std::fabs(v[d]));
+        visible.push_back({dot, 0, v, added});
+        weights.emplace_back(row, 0);
+      }
+      double* out = result.out.data() + (t * n_q_heads + h) * dv;
+      std::vector<double> weight(visible.size());
+      result.lse.push_back(attend_row(constant, h, scale, visible, dv, out, weight.data()));
+      for (size_t i = 0; i < weight.size(); ++i) weights[i].second = weight[i];
+      result.weights.push_back(weights);
+      result.largest.push_back(largest);
+    }
+  }
+  return result;
+}
+
+}  // namespace model

@@ -1,0 +1,238 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "encoder_world.hpp"
+#include "fuzz_world.hpp"
+
+/// attention, put_attention and what they add, compared with double.
+namespace fuzz {
+namespace {
+
+constexpr double too_large = 50;  // beyond it a logit's f32 rounding alone outgrows the tolerance
+
+bool wild(const std::vector<double>& values) {
+  return std::any_of(values.begin(), values.end(),
+                     [](double value) { return !(std::fabs(value) <= too_large); });
+}
+
+/// A shape that is broadcast to [heads, tokens, columns].
+std::vector<int64_t> some_shape(support::Random& random, int64_t heads, int64_t tokens,
+                                int64_t columns) {
+  std::vector<int64_t> shape = {random.chance(0.3) ? 1 : heads, random.chance(0.3) ? 1 : tokens,
+                                random.chance(0.1) ? 1 : columns};
+  while (shape.size() > 1 && shape[0] == 1 && random.chance(0.5)) shape.erase(shape.begin());
+  return shape;
+}
+
+}  // namespace
+
+kvc_attention_extra EncoderWorld::Extra::describe() {
+  return support::extra(bias ? bias->tensor() : nullptr, mask ? mask->tensor() : nullptr,
+                        weights ? weights->tensor() : nullptr);
+}
+
+bool EncoderWorld::is_wild(int32_t layer, int32_t token) const {
+  const int32_t input = oracle_.seen(token);
+  const int32_t rows = input < 0 ? 0 : oracle_.inputs[static_cast<size_t>(input)].length;
+  for (int32_t row = 0; row < rows; ++row)
+    if (wild(oracle_.key(layer, input, row)) || wild(oracle_.value(layer, input, row))) return true;
+  return false;
+}
+
+/// NaN in the rows of padding tokens: they are never read.
+void EncoderWorld::spoil_padding(support::Array& array) {
+  if (!oracle_.pass_open) return;
+  const int64_t row = array.count() / oracle_.pass.n_tokens;
+  for (size_t t = 0; t < oracle_.pass.sequence.size(); ++t)
+    for (int64_t i = 0; oracle_.pass.sequence[t] == KVC_NONE && i < row; ++i)
+      array.set(static_cast<int64_t>(t) * row + i, std::nan(""));
+}
+
+EncoderWorld::Queries EncoderWorld::draw_queries(int32_t heads) {
+  const auto dtype = [&] { return random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BF16}); };
+  Queries drawn = {support::Array(dtype(), {n_tokens(), heads, oracle_.cache.head_dim_k}, random_),
+                   support::Array(dtype(), {n_tokens(), heads, oracle_.cache.head_dim_v}, random_),
+                   support::Array(KVC_F32, {n_tokens(), heads}, random_)};
+  drawn.q.fill(random_);
+  spoil_padding(drawn.q);
+  return drawn;
+}
+
+EncoderWorld::Extra EncoderWorld::draw_extra(int64_t heads, int32_t first, int32_t columns,
+                                             bool where_known) {
+  Extra extra;
+  extra.first = first;
+  extra.columns = columns;
+  const int64_t n = n_tokens();
+  if (random_.chance(0.4)) {
+    const uint32_t dtype = random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BF16});
+    extra.bias.emplace(dtype, some_shape(random_, heads, n, columns), random_);
+    extra.bias->fill(random_);
+    const kvc_tensor& t = *extra.bias->tensor();
+    const int64_t last = t.shape[t.ndim - 1], rows = t.ndim > 1 ? t.shape[t.ndim - 2] : 1;
+    for (int64_t i = 0; i < extra.bias->count(); ++i) {
+      const auto token = static_cast<int32_t>(i / last % rows);
+      const bool hidden = where_known && rows == n && last == columns &&
+                          !sees(token, first + static_cast<int32_t>(i % last));
+      if (hidden) extra.bias->set(i, std::nan(""));
+      if (!hidden && random_.chance(0.05)) extra.bias->set(i, -HUGE_VAL);
+    }
+  }
+  if (random_.chance(0.4)) {
+    extra.mask.emplace(KVC_BOOL, some_shape(random_, heads, n, columns), random_);
+    const double hidden = random_.pick({0.05, 0.5, 0.95});
+    for (int64_t i = 0; i < extra.mask->count(); ++i) extra.mask->set(i, !random_.chance(hidden));
+  }
+  if (random_.chance(0.4)) {
+    extra.weights.emplace(KVC_F32, std::vector<int64_t>{heads, n, columns}, random_);
+    extra.weights->fill(3);
+  }
+  return extra;
+}
+
+/// What the oracle adds to the score of a token and a row of the input that it sees.
+model::Bias EncoderWorld::oracle_bias(const Extra& extra) const {
+  if (!extra.bias && !extra.mask) return {};
+  return [this, &extra](int32_t head, int32_t token, int32_t row) {
+    const int32_t at = cell_of_.at(oracle_.seen(token)) + row - extra.first;
+    if (extra.mask && support::broadcast_get(*extra.mask, head, token, at) == 0) return -HUGE_VAL;
+    return extra.bias ? support::broadcast_get(*extra.bias, head, token, at) : 0.0;
+  };
+}
+
+/// Makes the call one that is refused, rarely; its status.
+kvc_status EncoderWorld::spoil(Queries& queries, kvc_attention_extra& desc) {
+  const auto with_wrong_rows = [&](const support::Array& array) {
+    queries.wrong = *array.tensor();
+    ++queries.wrong.shape[0];
+    return &queries.wrong;
+  };
+  switch (random_.below(40)) {
+    case 0: *queries.q.tensor() = *with_wrong_rows(queries.q); return KVC_E_SHAPE;
+    case 1: desc.lse = with_wrong_rows(queries.lse); return KVC_E_SHAPE;
+    case 2: desc.flags = KVC_EXTRA_DROPOUT; return KVC_E_NOT_SUPPORTED;
+    case 3: desc.flags = 1u << 20; return KVC_E_INVALID_ARGUMENT;
+    case 4: desc.weights = queries.lse.tensor(); return KVC_E_SHAPE;
+    default: return KVC_OK;
+  }
+}
+
+void EncoderWorld::compare_attention(int32_t layer, const Queries& queries, bool with_lse,
+                                     const Extra& extra) {
+  const support::Array &out = queries.out, &lse = queries.lse;
+  if (!out.gaps_intact() || !lse.gaps_intact() || (extra.weights && !extra.weights->gaps_intact()))
+    differ("attention wrote beside its output");
+  const auto heads = static_cast<int32_t>(queries.q.tensor()->shape[1]);
+  const model::AttentionResult expected = oracle_.attend(layer, heads, queries.q.doubles(),
+                                                         oracle_bias(extra));
+  const int64_t dv = oracle_.cache.head_dim_v;
+  for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
+    if (is_wild(layer, t)) {
+      ++coverage_.rows_wild;
+      continue;
+    }
+    ++coverage_.rows_compared;
+    for (int32_t h = 0; h < heads; ++h) {
+      const int64_t row = t * heads + h;
+      const double largest = expected.largest[static_cast<size_t>(row)];
+      const double sum = expected.lse[static_cast<size_t>(row)];
+      for (int64_t d = 0; d < dv; ++d) {
+        const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
+        const double got = out.get(row * dv + d);
+        coverage_.trace(std::bit_cast<uint64_t>(got));
+        const double tolerance = (4e-5 + logit_rounding(sum)) * largest +
+                                 0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
+        if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
+          differ("attention of batch token " + std::to_string(t) + " head " + std::to_string(h) +
+                 " dimension " + std::to_string(d) + " is " + std::to_string(got) + ", expected " +
+                 std::to_string(wanted));
+      }
+      if (with_lse && lse.get(row) != sum &&
+          !(std::fabs(lse.get(row) - sum) <= 4e-5 * std::max(1.0, std::fabs(sum))))
+        differ("log-sum-exp is " + std::to_string(lse.get(row)) + ", expected " + std::to_string(sum));
+      if (extra.weights) compare_weights(t, h, extra, expected, heads);
+    }
+  }
+}
+
+/// A weight where the row sees something, 0 everywhere else.
+void EncoderWorld::compare_weights(int32_t token, int32_t head, const Extra& extra,
+                                   const model::AttentionResult& expected, int32_t heads) const {
+  std::vector<double> wanted(static_cast<size_t>(extra.columns));
+  const auto row = static_cast<size_t>(token * heads + head);
+  for (const auto& [position, weight] : expected.weights[row])
+    wanted[static_cast<size_t>(cell_of_.at(oracle_.seen(token)) + position - extra.first)] = weight;
+  const double slack = 4e-5 + logit_rounding(expected.lse[row]);
+  for (int32_t c = 0; c < extra.columns; ++c) {
+    const double got = support::broadcast_get(*extra.weights, head, token, c);
+    const double exact = wanted[static_cast<size_t>(c)];
+    if (!(exact == 0 ? got == 0 : std::fabs(got - exact) <= slack))
+      differ("the weight of batch token " + std::to_string(token) + " column " + std::to_string(c) +
+             " is " + std::to_string(got) + ", expected " + std::to_string(exact));
+  }
+}
+
+void EncoderWorld::attention() {
+  const int32_t layer = some_put_layer();
+  const kvc_status expected = oracle_.needs_put(layer);
+  Extra extra;
+  const int32_t heads = q_heads(layer);
+  if (expected == KVC_OK) {
+    Span history;
+    if (kvc_history(cache_, layer, &history.first, &history.cells) != KVC_OK)
+      differ("history: " + support::last_message());
+    extra = draw_extra(heads, history.first, history.cells, !oracle_.pass.reserve);
+  }
+  Queries queries = draw_queries(heads);
+  kvc_attention_extra desc = extra.describe();
+  const bool with_lse = random_.chance(0.5);
+  if (with_lse) desc.lse = queries.lse.tensor();
+  const kvc_status spoilt = spoil(queries, desc);
+  Call made = call(EncoderOp::attention, "layer " + std::to_string(layer));
+  state_may_change_ = false;
+  const kvc_status status = kvc_attention(cache_, layer, queries.q.tensor(), queries.out.tensor(),
+                                          &desc);
+  if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
+    compare_attention(layer, queries, with_lse, extra);
+  judge(made, status, expected == KVC_OK ? spoilt : expected);
+}
+
+/// The columns are known when the input has its length already, and else when the batch sees no other input.
+void EncoderWorld::put_attention() {
+  const int32_t sequence = oracle_.only_carrying();
+  const int32_t layer = missing_layer(sequence), n = some_length(sequence);
+  const int32_t heads = q_heads(layer);
+  const kvc_status may_put = oracle_.may_put(layer, n);
+  KeysAndValues put = draw_keys_and_values(n);
+  Extra extra;
+  if (may_put == KVC_OK) {
+    const bool is_first = !oracle_.pass.reserve && oracle_.length(sequence) == 0;
+    Span history;
+    if (kvc_history(cache_, layer, &history.first, &history.cells) != KVC_OK)
+      differ("history: " + support::last_message());
+    if (!is_first)
+      extra = draw_extra(heads, history.first, history.cells, !oracle_.pass.reserve);
+    else if (history.cells == 0)
+      extra = draw_extra(heads, 0, n, false);
+  }
+  Queries queries = draw_queries(heads);
+  kvc_attention_extra desc = extra.describe();
+  const bool with_lse = random_.chance(0.5);
+  if (with_lse) desc.lse = queries.lse.tensor();
+  const kvc_status spoilt = spoil(queries, desc);
+  Call made = call(EncoderOp::put_attention,
+                   "layer " + std::to_string(layer) + " n " + std::to_string(n));
+  const kvc_status status = kvc_put_attention(cache_, layer, put.k.tensor(), put.v.tensor(),
+                                              queries.q.tensor(), queries.out.tensor(), &desc);
+  const kvc_status expected = may_put == KVC_OK ? spoilt : may_put;
+  if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve) {
+    oracle_.put_input(layer, sequence, n, put.k.floats(), put.v.floats());
+    compare_places();
+    extra.first = span().first;
+    compare_attention(layer, queries, with_lse, extra);
+  }
+  judge(made, status, expected);
+}
+
+}  // namespace fuzz

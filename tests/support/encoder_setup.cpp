@@ -1,0 +1,84 @@
+#include "encoder_setup.hpp"
+
+#include <algorithm>
+#include <iterator>
+#include <sstream>
+
+namespace fuzz {
+namespace {
+
+// clang-format off
+constexpr const char* names[] = {
+    "begin", "begin_reserve", "fits", "put", "encoder_put", "put_attention", "encoder_share", "attention", "get", "mask",
+    "history", "gather", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix", "reorder", "remove_tail",
+    "remove_middle", "can_remove", "bind_attention", "lacking", "state"};
+// clang-format on
+static_assert(std::size(names) == static_cast<size_t>(EncoderOp::count));
+
+LayerAttention draw_attention(const kvc_cache_desc& cache, support::Random& random) {
+  LayerAttention layer;
+  layer.bound = random.chance(0.7);
+  layer.desc.struct_size = sizeof layer.desc;
+  layer.desc.n_q_heads = cache.n_kv_heads * random.between(1, cache.max_q_heads / cache.n_kv_heads);
+  layer.desc.scale = random.pick({0.0f, 0.0f, 0.3f, 1.5f});
+  layer.desc.softcap = random.pick({0.0f, 0.0f, 2.0f, 15.0f});
+  if (random.chance(0.3))
+    for (int32_t h = 0; h < layer.desc.n_q_heads; ++h) layer.sinks.push_back(random.value());
+  return layer;
+}
+
+}  // namespace
+
+const char* name(EncoderOp op) { return names[static_cast<size_t>(op)]; }
+
+EncoderCoverage::EncoderCoverage()
+    : Counts({std::begin(names), std::end(names)}, {"succeeded", "shared", "full", "pass open"}) {}
+
+void EncoderCoverage::record(EncoderOp op, bool succeeded, const EncoderCircumstances& met) {
+  Counts::record(static_cast<size_t>(op), {succeeded, met.shared, met.full, met.open});
+}
+
+const std::vector<std::string>& encoder_setup_names() {
+  static const std::vector<std::string> all = {"any", "few", "strict"};
+  return all;
+}
+
+EncoderSetup draw_encoder_setup(const std::string& name, support::Random& random) {
+  EncoderSetup setup;
+  setup.name = name;
+  kvc_cache_desc& cache = setup.cache;
+  cache = support::cache_desc(random.between(1, 3), random.between(1, 2),
+                              random.pick({2, 3, 4, 6, 8}), random.pick({0, 1, 2, 3, 5, 8}));
+  cache.kind = KVC_ENCODER;
+  cache.dtype_k = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_F16});
+  cache.dtype_v = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_BF16});
+  cache.max_sequences = random.between(1, 4);
+  // The library reads contents for digests 16 positions at a time, and 256 for gather.
+  const int32_t size = random.below(100);
+  cache.capacity = size < 2    ? random.between(257, 270)
+                   : size < 20 ? random.between(17, 40)
+                               : random.between(1, 9);
+  cache.max_batch = random.between(1, 8);
+  cache.max_q_heads = cache.n_kv_heads * random.between(1, 4);
+  if (name == "strict") cache.flags |= KVC_CACHE_STRICT;
+  if (random.chance(0.3)) cache.flags |= KVC_CACHE_ZERO_ON_FREE;
+  if (random.chance(0.1)) cache.flags |= KVC_CACHE_PREFAULT;
+  setup.encoder = KVC_ENCODER_DESC_INIT;
+  setup.encoder.mask_dtype = random.pick<uint32_t>({0u, KVC_F32, KVC_F16});
+  if (name == "few") setup.encoder.inputs = random.between(1, cache.max_sequences);
+  for (int32_t layer = 0; layer < cache.n_layers; ++layer)
+    setup.attention.push_back(draw_attention(cache, random));
+  return setup;
+}
+
+std::string EncoderSetup::describe() const {
+  std::ostringstream text;
+  text << name << ": layers " << cache.n_layers << " kv_heads " << cache.n_kv_heads << " dk "
+       << cache.head_dim_k << " dv " << cache.head_dim_v << std::hex << " dtype_k 0x"
+       << cache.dtype_k << " dtype_v 0x" << cache.dtype_v << std::dec << " sequences "
+       << cache.max_sequences << " capacity " << cache.capacity << " max_batch " << cache.max_batch
+       << " inputs " << encoder.inputs << " flags " << cache.flags;
+  return text.str();
+}
+
+}  // namespace fuzz
