@@ -68,7 +68,7 @@ void EncoderWorld::spoil(Batch& batch) {
   switch (random_.below(6)) {
     case 0: batch.sequence[i] = odd_number(); break;
     case 1: batch.position[i] = odd_number(); break;
-    case 2: batch.position[i] = std::max(0, batch.position[i] - 1); break;
+    case 2: batch.position[i] = std::max(batch.position[i], 1) - 1; break;
     case 3:
       batch.n = random_.pick({0, -1, INT32_MIN, INT32_MAX, setup_.cache.max_batch + 1});
       break;
