@@ -64,12 +64,7 @@ Status EncoderCache::measure() {
   Carver host, on_device;
   carve_host(host);
   carve_device(on_device);
-  if (memory_.measure(host, on_device)) return Status::ok;
-  return fail(Status::overflow,
-              "n_layers %d, n_kv_heads %d, head_dim_k %d, head_dim_v %d, max_batch %d and %d cells "
-              "need more bytes than the address space has",
-              bounds_.n_layers, bounds_.n_kv_heads, bounds_.head_dim_k, bounds_.head_dim_v,
-              bounds_.max_batch, bounds_.cells);
+  return memory_.measure(host, on_device, bounds_);
 }
 
 Status EncoderCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,

@@ -8,15 +8,22 @@ CacheMemory::~CacheMemory() {
     device_->release(Place::device, on_device_.data, on_device_.bytes);
 }
 
-bool CacheMemory::measure(const Carver& host, const Carver& on_device) {
+Status CacheMemory::measure(const Carver& host, const Carver& on_device, const CacheBounds& bounds) {
   constexpr uint64_t page_bytes = 4096;
   const CheckedSize host_bytes = host.used().rounded_up(page_bytes);
   const CheckedSize device_bytes = on_device.used().rounded_up(page_bytes);
   const CheckedSize total = host_bytes + device_bytes;
-  if (total.overflowed() || total.value() > static_cast<uint64_t>(PTRDIFF_MAX)) return false;
+  if (total.overflowed() || total.value() > static_cast<uint64_t>(PTRDIFF_MAX)) {
+    return fail(
+        Status::overflow,
+        "n_layers %d, n_kv_heads %d, head_dim_k %d, head_dim_v %d, max_batch %d and %d cells need "
+        "more bytes than the address space has",
+        bounds.n_layers, bounds.n_kv_heads, bounds.head_dim_k, bounds.head_dim_v, bounds.max_batch,
+        bounds.cells);
+  }
   host_.bytes = host_bytes.value();
   on_device_.bytes = device_bytes.value();
-  return true;
+  return Status::ok;
 }
 
 Status CacheMemory::take(bool prefault) {

@@ -4,6 +4,7 @@
 
 #include "core/base/carver.hpp"
 #include "core/base/status.hpp"
+#include "core/caches/cache.hpp"
 #include "core/device.hpp"
 
 namespace kvc {
@@ -16,8 +17,9 @@ class CacheMemory {
   CacheMemory(const CacheMemory&) = delete;
   CacheMemory& operator=(const CacheMemory&) = delete;
 
-  /// Notes the sizes of a cache that was laid out over no blocks; false if the address space is too small for them.
-  bool measure(const Carver& host, const Carver& on_device);
+  /// Notes the sizes of a cache that was laid out over no blocks; OVERFLOW if the address space is too small for what its bounds
+  /// need.
+  Status measure(const Carver& host, const Carver& on_device, const CacheBounds& bounds);
   /// Takes blocks of the sizes that were measured.
   Status take(bool prefault);
 
