@@ -76,7 +76,7 @@ from .errors import (
     VersionMismatch,
     WindowLost,
 )
-from .info import Run, SequenceInfo, Stats
+from .info import EncoderInput, Run, SequenceInfo, Stats
 from .views import View
 
 __version__ = "%d.%d.%d" % (*_HEADER, KVC_VERSION_PATCH)
@@ -99,6 +99,7 @@ __all__ = [
     "DeviceFailure",
     "DeviceMismatch",
     "DtypeError",
+    "EncoderInput",
     "Error",
     "InternalError",
     "InvalidArgument",

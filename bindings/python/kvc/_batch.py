@@ -23,10 +23,13 @@ def listed(values: Iterable[int]) -> Any:
 
 
 def token_flags(
-    sees_later: Optional[Iterable[int]], types: Optional[Integers], positions: Integers
+    positions: Integers,
+    sees_later: Optional[Iterable[int]],
+    types: Optional[Integers],
+    carries_input: Optional[Iterable[int]],
 ) -> Optional[npt.NDArray[np.int32]]:
     """Flags of a batch's tokens; None if there are none."""
-    if sees_later is None and types is None:
+    if sees_later is None and types is None and carries_input is None:
         return None
     count = len(positions)
     flags = np.zeros(count, dtype=np.uint32)
@@ -38,12 +41,17 @@ def token_flags(
         if wrong.size:
             raise InvalidArgument(f"types has the element {wrong[0]}; a type is 0 (none) to 65535")
         flags |= given.astype(np.uint32) << np.uint32(_capi.KVC_TOKEN_TYPE_SHIFT)
-    if sees_later is not None:
-        indexes = _integers("sees_later", sees_later)
+    for name, tokens, flag in (
+        ("sees_later", sees_later, _capi.KVC_TOKEN_SEES_LATER),
+        ("carries_input", carries_input, _capi.KVC_TOKEN_ENCODER_INPUT),
+    ):
+        if tokens is None:
+            continue
+        indexes = _integers(name, tokens)
         outside = indexes[(indexes < 0) | (indexes >= count)]
         if outside.size:
-            raise InvalidArgument(f"sees_later names token {outside[0]} of a batch of {count}")
-        flags[indexes.astype(np.intp)] |= np.uint32(_capi.KVC_TOKEN_SEES_LATER)
+            raise InvalidArgument(f"{name} names token {outside[0]} of a batch of {count}")
+        flags[indexes.astype(np.intp)] |= np.uint32(flag)
     return flags.view(np.int32)
 
 

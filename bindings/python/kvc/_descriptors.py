@@ -7,14 +7,14 @@ from typing import Any, Literal, Mapping, Optional, Tuple
 from . import kvc_capi as _capi
 from ._arrays import MASKS, STORED, dtype_code
 from ._handles import integer, set_integers
-from .errors import InvalidArgument, NotSupported
+from .errors import InvalidArgument
 
 UNLIMITED: int = _capi.KVC_NONE
 """For `memory`: keep every position, however short the reach."""
 
 Kind = Literal["causal", "encoder", "recurrent", "wrapper", "transformer", "lightning"]
 
-_KINDS = {
+KINDS = {
     "causal": _capi.KVC_CAUSAL,
     "encoder": _capi.KVC_ENCODER,
     "recurrent": _capi.KVC_RECURRENT,
@@ -25,33 +25,47 @@ _KINDS = {
 
 _STORED = ("dtype_k", "dtype_v")  # dtype gives them their defaults
 
-# What only causal caches take, with its defaults.
+# What only some kinds take, with its defaults. (The library refuses the kinds of later versions.)
 _CAUSAL = {
     "reach": None,
     "sliding_window": None,
     "memory": None,
     "chunk": None,
     "keep_first": 0,
-    "cell_padding": 1,
-    "mask_dtype": "f32",
     "position_free": False,
+    "cell_padding": 1,
+    "cells": 0,
 }
+_ENCODER = {"inputs": 0}
+_CAUSAL_AND_ENCODER = {"mask_dtype": "f32"}
 
 
 def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
     """The descriptor of a cache and that of its kind (None for a kind that has no arguments), from
     all arguments of kvc.Cache by name."""
     kind = arguments["kind"]
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise InvalidArgument(f"kind {kind!r} is not one of {', '.join(_KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InvalidArgument(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+    _refuse_others(arguments)
+    kind_desc = None
     if kind == "causal":
-        return _cache_descriptor(arguments), _causal_descriptor(arguments)
-    of_causal = [name for name, default in _CAUSAL.items() if arguments[name] != default]
-    if of_causal:
-        raise InvalidArgument(f"only causal caches take {', '.join(of_causal)}")
-    if kind == "encoder":
-        raise NotSupported("kind 'encoder' is experimental, and in C alone so far (kvc/encoder.h)")
-    return _cache_descriptor(arguments), None
+        kind_desc = _causal_descriptor(arguments)
+    elif kind == "encoder":
+        kind_desc = _encoder_descriptor(arguments)
+    return _cache_descriptor(arguments), kind_desc
+
+
+def _refuse_others(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments that the kind of the cache does not take."""
+    kind = arguments["kind"]
+    for names, kinds in (
+        (_CAUSAL, ("causal",)),
+        (_ENCODER, ("encoder",)),
+        (_CAUSAL_AND_ENCODER, ("causal", "encoder")),
+    ):
+        given = [name for name, default in names.items() if arguments[name] != default]
+        if given and kind not in kinds:
+            raise InvalidArgument(f"only {' and '.join(kinds)} caches take {', '.join(given)}")
 
 
 def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
@@ -60,7 +74,7 @@ def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
     desc = _capi.kvc_cache_desc()
     set_integers(
         desc,
-        kind=_KINDS[arguments["kind"]],
+        kind=KINDS[arguments["kind"]],
         flags=(_capi.KVC_CACHE_STRICT if arguments["strict"] else 0)
         | (_capi.KVC_CACHE_ZERO_ON_FREE if arguments["zero_on_free"] else 0)
         | (_capi.KVC_CACHE_PREFAULT if arguments["prefault"] else 0),
@@ -93,6 +107,18 @@ def _causal_descriptor(arguments: Mapping[str, Any]) -> Any:
         mask_dtype=dtype_code(arguments["mask_dtype"], "mask_dtype", MASKS),
     )
     return causal
+
+
+def _encoder_descriptor(arguments: Mapping[str, Any]) -> Any:
+    """The descriptor that an encoder cache needs besides."""
+    encoder = _capi.kvc_encoder_desc()
+    set_integers(
+        encoder,
+        kind=_capi.KVC_ENCODER,
+        inputs=arguments["inputs"],
+        mask_dtype=dtype_code(arguments["mask_dtype"], "mask_dtype", MASKS),
+    )
+    return encoder
 
 
 def _reach(reach: Optional[int], sliding_window: Optional[int]) -> int:

@@ -42,6 +42,7 @@ class OwnsHandle:
 class Shape(NamedTuple):
     """What stays of the arguments of a cache."""
 
+    kind: str
     n_layers: int
     n_kv_heads: int
     head_dim_k: int
@@ -70,6 +71,11 @@ class CacheHandle(OwnsHandle):
 
     _watcher: ClassVar[Any] = None
     """kvc.inspect sets it: called when a pass has ended and before a cache is closed."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of the cache, as kvc.Cache() takes it."""
+        return self._shape.kind
 
     @property
     def n_layers(self) -> int:

@@ -4,8 +4,8 @@ import re
 from typing import List
 
 _METHODS = """abort attention begin bind_attention bind_rope can_remove can_resume check commit
-commit_prefix copy_prefix fits gather get history mask put put_attention remove reorder resume runs
-set_causal""".split()
+commit_prefix copy_prefix encoder_put encoder_query encoder_share fits gather get history mask put
+put_attention remove reorder resume runs set_causal""".split()
 
 _WORDS = {
     **{f"kvc_{method}": f"{method}()" for method in _METHODS},
@@ -20,6 +20,10 @@ _WORDS = {
     "KVC_CAUSAL_POSITION_FREE": "position_free=True",
     "KVC_NONE": "kvc.PADDING",
     "KVC_SEQ_END": "None",
+    "an encoder cache (KVC_ENCODER)": "an encoder cache",
+    "KVC_TOKEN_ENCODER_INPUT": "carries_input",
+    "KVC_TOKEN_SEES_LATER": "sees_later",
+    "KVC_TOKEN_TYPE()": "types",
     "except[": "sees_later[",
     "layer_begin": "layers[0]",
     "layer_end": "layers[1]",
@@ -27,15 +31,27 @@ _WORDS = {
     "n_sequences": "the number of sequences",
     "position[": "positions[",
     "sequence[": "sequences[",
-    "token_flags[": "sees_later/types[",
+    "token_flags[": "sees_later/types/carries_input[",
 }
 _PATTERN = re.compile(
     "|".join(rf"\b{re.escape(word)}" + (r"\b" if word[-1].isalpha() else "") for word in _WORDS)
 )
 
 
+# The flags of a token come from three arguments, which the bits tell apart.
+_UNKNOWN_FLAGS = re.compile(r"\btoken_flags\[(\d+)\] has the unknown bits 0x([0-9a-f]+); it takes ")
+_FLAGS = {1: "sees_later", 2: "carries_input", 0xFFFF0000: "types"}
+
+
+def _unknown_flags(found: "re.Match[str]") -> str:
+    bits = int(found[2], 16)
+    names = " and ".join(name for flag, name in _FLAGS.items() if bits & flag)
+    return f"token {found[1]} of the batch has {names}, but this cache takes only "
+
+
 def in_python(message: str) -> str:
     """A message of the library, with the names that users of Python know."""
+    message = _UNKNOWN_FLAGS.sub(_unknown_flags, message)
     return _PATTERN.sub(lambda found: _WORDS[found[0]], message)
 
 

@@ -14,6 +14,7 @@ from ._descriptors import UNLIMITED, Kind, descriptors
 from ._handles import Shape, checks_names, integer, number, set_integers, takes_what
 from .contents import Contents
 from .device import Device, device_of
+from .encoder import Encoder
 from .errors import Busy, InvalidArgument, InvalidHandle
 from .info import Stats
 from .passes import PADDING, Pass, Passes
@@ -37,7 +38,7 @@ _STATES = {
 _PAIRS = {"neighbours": _capi.KVC_ROPE_NEIGHBOURS, "halves": _capi.KVC_ROPE_HALVES}
 
 
-class Cache(Passes, Contents):
+class Cache(Passes, Contents, Encoder):
     """Keys and values of the tokens that a transformer has processed, and attention over them.
 
     Shapes; all are required:
@@ -45,18 +46,19 @@ class Cache(Passes, Contents):
     n_layers, n_kv_heads  of the model
     head_dim              elements of a key, and of a value unless head_dim_v differs
     capacity              positions that one sequence may hold. With limited memory (see `memory`)
-                          it holds at most memory + keep_first + 2 * max_batch instead
+                          it holds at most memory + keep_first + 2 * max_batch instead. In an encoder
+                          cache: positions of one input
 
     Every kind of cache:
 
-    kind                  "causal". This version raises NotSupported for "encoder", "recurrent",
-                          "wrapper", "transformer" and "lightning"
+    kind                  "causal", or "encoder": for cross attention (see below). This version
+                          raises NotSupported for "recurrent", "wrapper", "transformer" and
+                          "lightning"
     dtype                 storage type of K and V: "f32", "f16" or "bf16", or NumPy's, such as
                           np.float16. dtype_k and dtype_v override it. Reserved types ("q8_0" …)
                           raise NotSupported
     max_sequences         sequences are 0 … max_sequences - 1
     max_batch             a pass has 1 … max_batch tokens, padding included
-    cells                 cells that all sequences share; 0: as many as the bounds can need
     max_q_heads           query heads that an attention call may have; 0: 16 * n_kv_heads
     strict                each position of a batch must be its sequence's next: no gaps
     zero_on_free          overwrite cells with zeros when they are freed: for several tenants in
@@ -76,13 +78,24 @@ class Cache(Passes, Contents):
     keep_first            positions below it stay visible whatever the reach
     position_free         keys carry no rotation: positions may move without touching them
 
-    Causal caches only, for callers with kernels of their own: cell_padding (the range that get()
-    and mask() span is rounded outward to a multiple of it) and mask_dtype ("f32", "f16" or
-    "bool").
+    Causal caches only: cells that all sequences share (0: as many as the bounds can need), and, for
+    callers with kernels of their own, cell_padding: the range that get() and mask() span is rounded
+    outward to a multiple of it. mask_dtype ("f32", "f16" or "bool") is the type of the masks that
+    mask() makes, in encoder caches too.
+
+    Encoder caches only. They hold the keys and values of what an encoder read (an image, 30 seconds
+    of audio, a source sentence), for cross attention. A token of a pass carries a new input
+    (`carries_input` of begin); encoder_put() stores it once for each layer, or encoder_share() takes
+    that of another sequence. This token and all later ones of its sequence see the whole of it,
+    until another token carries the next. A sequence holds one input, its newest.
+
+    inputs                that the cache holds at a time, those that the open pass replaces
+                          included; 0: enough that begin() never raises CacheFull
 
     device                a Device; None: the CPU device that such caches share
 
-    Attributes, read-only: n_layers, n_kv_heads, head_dim_k, head_dim_v, max_sequences, closed.
+    Attributes, read-only: kind, n_layers, n_kv_heads, head_dim_k, head_dim_v, max_sequences,
+    closed.
 
     The constructor reserves all memory; no later call allocates any in the library. A cache may be
     passed from thread to thread. Reading calls may overlap each other, and stats() any call; any
@@ -128,6 +141,7 @@ class Cache(Passes, Contents):
         position_free: bool = False,
         cell_padding: int = 1,
         mask_dtype: Dtype = "f32",
+        inputs: int = 0,
         device: Optional[Device] = None,
     ) -> None:
         desc, kind_desc = descriptors(locals())
@@ -135,7 +149,7 @@ class Cache(Passes, Contents):
         self._handle = None
         self._pass = 0
         self._handle = _capi.kvc_cache_create(owner._handle, desc, kind_desc)
-        self._shape = Shape(**{name: getattr(desc, name) for name in Shape._fields})
+        self._shape = Shape(kind, *(getattr(desc, name) for name in Shape._fields[1:]))
         self._dtype_k = desc.dtype_k
         self._dtype_v = desc.dtype_v
 
@@ -185,8 +199,9 @@ class Cache(Passes, Contents):
         self.close()
 
     def __repr__(self) -> str:
+        kind = "" if self.kind == "causal" else f"{self.kind}, "
         return (
-            f"<kvc.Cache {self.n_layers} layers, {self.n_kv_heads} KV heads of "
+            f"<kvc.Cache {kind}{self.n_layers} layers, {self.n_kv_heads} KV heads of "
             f"{self.head_dim_k}/{self.head_dim_v}, {self._state()}>"
         )
 
@@ -347,7 +362,7 @@ def _constants(values: Optional[Array], count: int, name: str) -> Optional[npt.N
 
 
 # An error about a call names the class that users know.
-for _part in (Passes, Sequences, Contents):
+for _part in (Passes, Sequences, Contents, Encoder):
     for _method in vars(_part).values():
         if inspect.isfunction(_method):
             _method.__qualname__ = f"Cache.{_method.__name__}"

@@ -40,6 +40,16 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class EncoderInput:
+    """What a sequence of an encoder cache sees."""
+
+    position: int
+    """of the token that carried it"""
+    length: int
+    """its positions; 0: no layer of it was put, so cross attention can be skipped"""
+
+
+@dataclass(frozen=True)
 class Run:
     """Neighbouring cells that hold consecutive positions of a sequence."""
 

@@ -123,6 +123,7 @@ class Passes(CacheHandle):
         *,
         sees_later: Optional[Iterable[int]] = None,
         types: Optional[Integers] = None,
+        carries_input: Optional[Iterable[int]] = None,
     ) -> None:
         """Opens a pass of n_tokens tokens. If a pass is open and every layer was put, commits it.
 
@@ -136,10 +137,14 @@ class Passes(CacheHandle):
                     other, later ones and ones outside the window too: an image sees itself whole.
                     They must be consecutive tokens of their sequence, so each image of a pass has
                     a type of its own; padding has none
+        carries_input
+                    encoder caches: indexes of tokens that carry a new input, at most one for each
+                    sequence. These and all later tokens of their sequence see the whole of it,
+                    until another token carries the next
 
         Raises CacheFull, BadState (the open pass is not fully put).
         """
-        flags = token_flags(sees_later, types, positions)
+        flags = token_flags(positions, sees_later, types, carries_input)
         _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
         self._end_pass()
 
@@ -159,11 +164,14 @@ class Passes(CacheHandle):
         *,
         sees_later: Optional[Iterable[int]] = None,
         types: Optional[Integers] = None,
+        carries_input: Optional[Iterable[int]] = None,
     ) -> Pass:
         """begin() for a `with` block: commits when the block ends, aborts when it raises or has not
         put every layer, which then raises BadState."""
         positions = listed(positions)
-        self.begin(positions, sequences, sees_later=sees_later, types=types)
+        self.begin(
+            positions, sequences, sees_later=sees_later, types=types, carries_input=carries_input
+        )
         return Pass(cast("Cache", self), len(positions))
 
     def fits(
@@ -173,12 +181,13 @@ class Passes(CacheHandle):
         *,
         sees_later: Optional[Iterable[int]] = None,
         types: Optional[Integers] = None,
+        carries_input: Optional[Iterable[int]] = None,
     ) -> bool:
         """Whether begin() would find room for this batch: False where it would raise CacheFull.
 
         Raises any other exception that begin() would raise. Changes nothing.
         """
-        flags = token_flags(sees_later, types, positions)
+        flags = token_flags(positions, sees_later, types, carries_input)
         try:
             _capi.kvc_fits(self._handle, positions, sequences, flags)
         except CacheFull:
@@ -191,6 +200,9 @@ class Passes(CacheHandle):
         k      [n_tokens, n_kv_heads, head_dim_k]; the caller rotates keys, if the model does
         v      [n_tokens, n_kv_heads, head_dim_v]
         dtype  element type of uint16 arrays ("bf16" or "f16")
+
+        In an encoder cache these are the [length, …] of the only input that the pass carries (see
+        encoder_put).
 
         Raises BadState (no pass), ShapeError, DtypeError.
         """

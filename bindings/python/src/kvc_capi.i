@@ -9,6 +9,8 @@
 %module(package="kvc") kvc_capi
 
 %{
+#include <kvc/encoder.h>
+
 #include "arrays.h"
 #include "handles.h"
 
@@ -93,8 +95,10 @@ static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
 }
 %typemap(in, numinputs=0) int32_t *best (int32_t value = 0), int32_t *got (int32_t value = 0),
                           int32_t *n (int32_t value = 0), int32_t *first_cell (int32_t value = 0),
-                          int32_t *n_cells (int32_t value = 0) "$1 = &value;"
-%typemap(argout) int32_t *best, int32_t *got, int32_t *n, int32_t *first_cell, int32_t *n_cells {
+                          int32_t *n_cells (int32_t value = 0), int32_t *position (int32_t value = 0),
+                          int32_t *length (int32_t value = 0) "$1 = &value;"
+%typemap(argout) int32_t *best, int32_t *got, int32_t *n, int32_t *first_cell, int32_t *n_cells,
+                 int32_t *position, int32_t *length {
   $result = SWIG_Python_AppendOutput($result, PyLong_FromLong(*$1));
 }
 %typemap(in, numinputs=0) uint64_t *out_bytes (uint64_t value = 0) "$1 = &value;"
@@ -271,6 +275,7 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %threadallow kvc_runs;
 %threadallow kvc_state_digest;
 %threadallow kvc_check;
+%threadallow kvc_encoder_put;
 
 /* Constructors set struct_size, and every other field to zero. */
 %define KVC_SIZED(STRUCT)
@@ -285,6 +290,7 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 KVC_SIZED(kvc_device_desc)
 KVC_SIZED(kvc_cache_desc)
 KVC_SIZED(kvc_causal_desc)
+KVC_SIZED(kvc_encoder_desc)
 KVC_SIZED(kvc_attention_desc)
 KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
@@ -296,6 +302,7 @@ KVC_SIZED(kvc_stats)
 %include "kvc/device.h"
 %include "kvc/cache.h"
 %include "kvc/attention.h"
+%include "kvc/encoder.h"
 
 %rename(kvc_attention) kvc_py_attention;
 %rename(kvc_put_attention) kvc_py_put_attention;

@@ -36,7 +36,7 @@ def test_caches_are_causal(make, fill):
     assert named.stats().bytes == unnamed.stats().bytes
 
 
-@pytest.mark.parametrize("kind", ["encoder", "recurrent", "wrapper", "transformer", "lightning"])
+@pytest.mark.parametrize("kind", ["recurrent", "wrapper", "transformer", "lightning"])
 def test_kinds_of_later_versions(make, kind):
     with pytest.raises(kvc.NotSupported):
         make(kind=kind)
@@ -236,7 +236,13 @@ def test_zero_on_free_and_prefault_are_accepted(make, fill):
 
 
 ATTRIBUTES = dict(
-    n_layers=2, n_kv_heads=2, head_dim_k=16, head_dim_v=8, max_sequences=4, closed=False
+    kind="causal",
+    n_layers=2,
+    n_kv_heads=2,
+    head_dim_k=16,
+    head_dim_v=8,
+    max_sequences=4,
+    closed=False,
 )
 
 

@@ -1,7 +1,7 @@
 """What a type checker must know about the package. It is checked (`mypy --strict`), not run: a wrong
 type fails, and so does a `type: ignore` that hides nothing."""
 
-from typing import Any, List, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     assert_type(cache.put_attention(0, q, q, q, lse=floats), Tensor)
     assert_type(cache.put_attention(0, q, q, q, numpy=True), Floats)
     assert_type(cache.put_attention(0, q, q, q, floats), Floats)
+    assert_type(cache.encoder_query(0), Optional[kvc.EncoderInput])
+    cache.encoder_put(0, 0, floats, q)
+    cache.encoder_put(0, 0, halves, [1.0])  # type: ignore[arg-type]
     assert_type(cache.gather(0, 0), Tuple[Stored, Stored])
     assert_type(cache.gather(0, 0, floats, q), Tuple[Floats, Tensor])
     assert_type(cache.mask(0, floats), Floats)
@@ -51,6 +54,8 @@ def arguments(device: kvc.Device) -> None:
     assert_type(
         kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, reach=4), int
     )
+    kvc.Cache(kind="encoder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, inputs=2)
+    kvc.Cache(kind="coder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)  # type: ignore[arg-type]
     kvc.Cache(n_layer=1)  # type: ignore[call-arg]
     kvc.Cache.memory_bytes(n_layers=1)  # type: ignore[call-arg]
     with cache.forward(range(3), np.zeros(3, np.int32)) as block:
