@@ -11,7 +11,7 @@ namespace {
 Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v, KeysAndValues* put) {
   int64_t rows = 0;
   if (Status s = cache.rows_to_put(rows_of(k), &rows); s != Status::ok) return s;
-  return read_keys_and_values(cache.bounds(), cache.device(), rows, k, v, put);
+  return read_keys_and_values(cache.holder().bounds(), cache.holder().device(), rows, k, v, put);
 }
 
 /// While put_attention() is read, and refused or done: attention counts what it will put.
@@ -34,8 +34,8 @@ Status overlaps(const char* written, const char* other) {
 
 Status read_queries(const KeyValues& cache, int32_t layer, const kvc_tensor* q,
                     const kvc_tensor* out, AttentionTensors* a) {
-  const CacheBounds& bounds = cache.bounds();
-  const int32_t n = cache.n_tokens();
+  const CacheBounds& bounds = cache.holder().bounds();
+  const int32_t n = cache.holder().n_tokens();
   if (q == nullptr) return is_null("q");
   int64_t heads = cache.bound_q_heads(layer);
   if (heads == 0) {
@@ -43,13 +43,15 @@ Status read_queries(const KeyValues& cache, int32_t layer, const kvc_tensor* q,
       return fail(Status::shape, "q has %d dimensions, not 3 (n_tokens, n_q_heads, head_dim_k)",
                   q->ndim);
     heads = q->shape[1];
-    if (check_q_heads(cache.bounds(), "q.shape[1]", heads) != Status::ok) return Status::shape;
+    if (check_q_heads(cache.holder().bounds(), "q.shape[1]", heads) != Status::ok)
+      return Status::shape;
   }
   const Expected q_shape = {3, {n, heads, bounds.head_dim_k}, "n_tokens, n_q_heads, head_dim_k"};
   const Expected out_shape = {3, {n, heads, bounds.head_dim_v}, "n_tokens, n_q_heads, head_dim_v"};
-  if (Status s = read_tensor("q", q, q_shape, Direction::in, cache.device(), &a->q); s != Status::ok)
+  if (Status s = read_tensor("q", q, q_shape, Direction::in, cache.holder().device(), &a->q);
+      s != Status::ok)
     return s;
-  if (Status s = read_tensor("out", out, out_shape, Direction::out, cache.device(), &a->out);
+  if (Status s = read_tensor("out", out, out_shape, Direction::out, cache.holder().device(), &a->out);
       s != Status::ok)
     return s;
   return overlap(a->q, a->out) ? overlaps("out", "q") : Status::ok;
@@ -114,12 +116,12 @@ Status read_columns(KeyValues& cache, int32_t layer, const kvc_attention_extra& 
   int32_t first = 0, history = 0;
   if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
   const Expected shape = {
-      3, {a->q.shape[1], cache.n_tokens(), history}, "n_q_heads, n_tokens, history"};
+      3, {a->q.shape[1], cache.holder().n_tokens(), history}, "n_q_heads, n_tokens, history"};
   const Expected broadcast = {
       3,
-      {a->q.shape[1], cache.n_tokens(), history},
+      {a->q.shape[1], cache.holder().n_tokens(), history},
       "n_q_heads, n_tokens, history; any may be 1, leading ones may be missing"};
-  const DeviceInfo& device = cache.device();
+  const DeviceInfo& device = cache.holder().device();
   if (extra.bias != nullptr) {
     const Status s = read_broadcast("bias", extra.bias, broadcast, device, &a->bias);
     if (s != Status::ok) return s;
@@ -144,9 +146,9 @@ Status read_extra(KeyValues& cache, int32_t layer, const kvc_attention_extra* fr
     if (Status s = read_columns(cache, layer, extra, a); s != Status::ok) return s;
   }
   if (extra.lse != nullptr) {
-    const Expected shape = {2, {cache.n_tokens(), a->q.shape[1]}, "n_tokens, n_q_heads"};
-    const Status s = read_tensor("lse", extra.lse, shape, Direction::out, cache.device(), &a->lse,
-                                 Elements::f32);
+    const Expected shape = {2, {cache.holder().n_tokens(), a->q.shape[1]}, "n_tokens, n_q_heads"};
+    const Status s = read_tensor("lse", extra.lse, shape, Direction::out, cache.holder().device(),
+                                 &a->lse, Elements::f32);
     if (s != Status::ok) return s;
   }
   if (Status s = check_overlaps(*a); s != Status::ok) return s;
@@ -167,31 +169,32 @@ Status mask(KeyValues& cache, int32_t layer, kvc_tensor* into) {
   int32_t first = 0, history = 0;
   if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
   if (into->data == nullptr) {
-    const int64_t shape[] = {cache.n_tokens(), history};
+    const int64_t shape[] = {cache.holder().n_tokens(), history};
     const Status s = static_cast<Status>(
         kvc_tensor_dense(nullptr, static_cast<uint32_t>(cache.mask_dtype()), 2, shape, into));
-    into->device_type = cache.device().type;
-    into->device_id = cache.device().id;
+    into->device_type = cache.holder().device().type;
+    into->device_id = cache.holder().device().id;
     return s;
   }
   Tensor tensor;
-  const Expected shape = {2, {cache.n_tokens(), history}, "n_tokens, history"};
-  const Status s = read_tensor("into", into, shape, Direction::out, cache.device(), &tensor,
-                               Elements::mask);
+  const Expected shape = {2, {cache.holder().n_tokens(), history}, "n_tokens, history"};
+  const Status s = read_tensor("into", into, shape, Direction::out, cache.holder().device(),
+                               &tensor, Elements::mask);
   return s == Status::ok ? cache.mask(layer, tensor) : s;
 }
 
 Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tensor* k,
               const kvc_tensor* v) {
-  const CacheBounds& bounds = cache.bounds();
+  const CacheBounds& bounds = cache.holder().bounds();
   SequenceInfo info = {};
-  if (Status s = cache.sequence_info(sequence, &info); s != Status::ok) return s;
+  if (Status s = cache.holder().sequence_info(sequence, &info); s != Status::ok) return s;
   if (layer < 0 || layer >= bounds.n_layers) return no_index("layer", layer, bounds.n_layers);
   Tensor to_k, to_v;
   if (k != nullptr) {
     const Expected shape = {
         3, {info.count, bounds.n_kv_heads, bounds.head_dim_k}, "count, n_kv_heads, head_dim_k"};
-    if (Status s = read_tensor("k", k, shape, Direction::out, cache.device(), &to_k); s != Status::ok)
+    if (Status s = read_tensor("k", k, shape, Direction::out, cache.holder().device(), &to_k);
+        s != Status::ok)
       return s;
   }
   if (v != nullptr) {
@@ -204,7 +207,7 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
                               {bounds.n_kv_heads, bounds.head_dim_v, info.count},
                               "n_kv_heads, head_dim_v, count with KVC_TENSOR_TRANSPOSED"};
     const Status s = read_tensor("v", &plain, transposed ? columns : rows, Direction::out,
-                                 cache.device(), &to_v);
+                                 cache.holder().device(), &to_v);
     if (s != Status::ok) return s;
     if (transposed) {  // the same elements named in the order of rows
       const Tensor given = to_v;
@@ -263,8 +266,8 @@ kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v
   return with_key_values(cache, [&](KeyValues& c) -> Status {
     kvc::Tensor view_k, view_v;
     if (Status s = c.get(layer, &view_k, &view_v); s != Status::ok) return s;
-    if (k != nullptr) kvc::capi::write_view(view_k, c.device(), k);
-    if (v != nullptr) kvc::capi::write_view(view_v, c.device(), v);
+    if (k != nullptr) kvc::capi::write_view(view_k, c.holder().device(), k);
+    if (v != nullptr) kvc::capi::write_view(view_v, c.holder().device(), v);
     return Status::ok;
   });
 }

@@ -9,12 +9,12 @@ namespace kvc::capi {
 namespace {
 
 Status check_layers(const KeyValues& cache, int32_t begin, int32_t end) {
-  if (begin >= 0 && begin <= end && end <= cache.bounds().n_layers) return Status::ok;
+  if (begin >= 0 && begin <= end && end <= cache.holder().bounds().n_layers) return Status::ok;
   return fail(
       Status::invalid_argument,
       "layer_begin %d, layer_end %d are no range of layers: 0 <= layer_begin <= layer_end <= "
       "n_layers, which is %d",
-      begin, end, cache.bounds().n_layers);
+      begin, end, cache.holder().bounds().n_layers);
 }
 
 /// `values[0, n)`; null: there are none.
@@ -72,7 +72,8 @@ Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_at
   if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
   if (d.flags != 0) return unknown_bits("kvc_attention_desc.flags", d.flags, nullptr);
-  if (Status s = check_q_heads(cache.bounds(), "n_q_heads", d.n_q_heads); s != Status::ok) return s;
+  if (Status s = check_q_heads(cache.holder().bounds(), "n_q_heads", d.n_q_heads); s != Status::ok)
+    return s;
   if (!std::isfinite(d.softcap) || d.softcap < 0) {
     return fail(Status::invalid_argument,
                 "softcap is %g; it must be finite and not negative (0: none)",
@@ -101,7 +102,7 @@ Status bind_rope(PositionedKeys& keys, const KeyValues& cache, int32_t begin, in
   kvc_rope_desc d;
   if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
   if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
-  const int32_t head_dim = cache.bounds().head_dim_k;
+  const int32_t head_dim = cache.holder().bounds().head_dim_k;
   if (d.pairs != KVC_ROPE_NEIGHBOURS && d.pairs != KVC_ROPE_HALVES)
     return fail(Status::invalid_argument,
                 "pairs is %u, neither KVC_ROPE_NEIGHBOURS (0) nor KVC_ROPE_HALVES (1)", d.pairs);
@@ -177,7 +178,8 @@ kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* u
   return with_positioned_keys(cache, [&](PositionedKeys& keys, KeyValues& c) {
     kvc::KeyShift shift;
     if (function != nullptr)
-      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user, c.device()};
+      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user,
+               c.holder().device()};
     return keys.bind_shift(shift);
   });
 }

@@ -60,15 +60,14 @@ struct KeyShift {
   DeviceInfo device;  // where the keys are
 };
 
+class Cache;
+
 /// The facet of a cache that holds keys and values, with attention over them.
 class KeyValues {
  public:
   virtual ~KeyValues() = default;
-
-  virtual const CacheBounds& bounds() const = 0;
-  virtual const DeviceInfo& device() const = 0;
-  virtual int32_t n_tokens() const = 0;  // of the open pass
-  virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
+  /// The cache that this is a facet of.
+  virtual const Cache& holder() const = 0;
 
   // The checks that come before those of arguments.
   virtual Status ready_for_layer(int32_t layer, bool needs_put) const = 0;
@@ -121,9 +120,25 @@ class EncoderInputs {
   virtual Status input_of(int32_t sequence, int32_t* position, int32_t* length) const = 0;
 };
 
+/// The facet of a cache that keeps states of a sequence to step back to.
+class Checkpoints {
+ public:
+  virtual ~Checkpoints() = default;
+  /// Whether take_checkpoint() may follow; the sequence exists.
+  virtual Status check_checkpoint(int32_t sequence) const = 0;
+  virtual Status take_checkpoint(int32_t sequence) = 0;
+  /// The first `capacity` places where checkpoints of a sequence continue, ascending; `n` receives how many there are.
+  virtual Status list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at,
+                                  int32_t* n) const = 0;
+};
+
 /// What every kind of cache does, as capi/include/kvc documents it. The boundary has checked pointers and tensors (their
 /// shapes against bounds() and n_tokens()); a cache checks states, ranges and room, in the order that cache.h states.
 /// Const members may run at the same time as each other; any other member runs alone.
+///
+/// A call that moves sequences or begins or ends a pass comes in two parts: asking, which is const and finds whatever can
+/// refuse the call, and doing, which only a broken invariant or a failed device can stop. So a cache that consists of others
+/// asks all of them before any does. The public calls put the parts together, once for all kinds.
 ///
 /// What only some kinds do is a facet: a kind that lacks it returns null, and the boundary returns NOT_SUPPORTED.
 class Cache {
@@ -140,29 +155,67 @@ class Cache {
   virtual PositionedKeys* positioned_keys() { return nullptr; }
   virtual EncoderInputs* encoder_inputs() { return nullptr; }
   virtual const EncoderInputs* encoder_inputs() const { return nullptr; }
+  virtual Checkpoints* checkpoints() { return nullptr; }
+  virtual const Checkpoints* checkpoints() const { return nullptr; }
 
   // A pass.
-  virtual Status begin(const Batch& batch, bool reserve) = 0;
+  Status begin(const Batch& batch, bool reserve);
+  /// Const calls overlap, also where planning needs scratch: what fits() plans with is the kind's to protect.
   virtual Status fits(const Batch& batch) const = 0;
   virtual int32_t n_tokens() const = 0;  // of the open pass
-  virtual Status commit() = 0;
-  virtual Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) = 0;
-  virtual Status abort() = 0;
+  Status commit();
+  Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep);
+  Status abort();
 
   // Sequences.
-  virtual Status can_resume(int32_t sequence, int32_t want, int32_t* best) const = 0;
-  virtual Status resume(int32_t sequence, int32_t want, int32_t* got) = 0;
-  virtual Status copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) = 0;
-  virtual Status reorder(int32_t n, const int32_t* destination, const int32_t* source) = 0;
+  Status can_resume(int32_t sequence, int32_t want, int32_t* best) const;
+  Status resume(int32_t sequence, int32_t want, int32_t* got);
+  Status copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got);
+  Status reorder(int32_t n, const int32_t* destination, const int32_t* source);
   /// What remove() would return, except what a caller's shift function would.
-  virtual Status can_remove(int32_t sequence, int32_t begin, int32_t end) const = 0;
-  virtual Status remove(int32_t sequence, int32_t begin, int32_t end) = 0;
-  virtual Status sequence_info(int32_t sequence, SequenceInfo* info) const = 0;
+  Status can_remove(int32_t sequence, int32_t begin, int32_t end) const;
+  Status remove(int32_t sequence, int32_t begin, int32_t end);
+  Status sequence_info(int32_t sequence, SequenceInfo* info) const;
+  /// Only of a cache with checkpoints().
+  Status take_checkpoint(int32_t sequence);
 
   // Watching.
   virtual CacheStats stats() const = 0;
   virtual Status digest(uint64_t out[2]) const = 0;
   virtual Status check() const = 0;
+
+  // ---- Asking. Sequences and positions are in range where there is no check of them ----
+  virtual Status need_pass() const = 0;
+  /// What a call needs that ends an open pass on the side.
+  virtual Status need_fully_put() const = 0;
+  virtual KnownFlags known_flags() const = 0;
+  virtual Status can_begin(const Batch& batch, bool reserve) const = 0;
+  /// Whether the n sequences exist and none is named twice.
+  virtual Status check_distinct(int32_t n, const int32_t* sequence) const = 0;
+  /// Whether the open pass can end with the first `keep` tokens of a sequence.
+  virtual Status check_kept(int32_t sequence, int32_t keep) const = 0;
+  /// The largest place at or below `want` where a sequence can continue, as if the open pass were committed.
+  virtual int32_t best_continuation(int32_t sequence, int32_t want) const = 0;
+  virtual Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const = 0;
+  virtual Status check_removal(int32_t sequence, int32_t begin, int32_t end) const = 0;
+  virtual SequenceInfo info(int32_t sequence) const = 0;
+
+  // ---- Doing, right after asking ----
+  /// Opens the pass that can_begin() has just planned. No pass is open.
+  virtual Status open(const Batch& batch, bool reserve) = 0;
+  virtual void keep_added(int32_t sequence, int32_t keep) = 0;
+  /// Keeps the open pass, if there is one.
+  virtual Status end_pass() = 0;
+  /// Forgets the open pass.
+  virtual Status drop_pass() = 0;
+  virtual Status cut(int32_t sequence, int32_t position) = 0;
+  virtual Status copy(int32_t source, int32_t destination, int32_t position) = 0;
+  virtual Status apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) = 0;
+  /// Asks like check_removal() and lets a caller's function work on copies. After ok either of the two must follow; end_pass()
+  /// may come between.
+  virtual Status prepare_removal(int32_t sequence, int32_t begin, int32_t end) = 0;
+  virtual Status apply_removal() = 0;
+  virtual Status cancel_removal() = 0;
 };
 
 }  // namespace kvc

@@ -1,7 +1,5 @@
 #include "core/caches/causal.hpp"
 
-#include <new>
-
 #include "core/caches/bounds.hpp"
 
 namespace kvc {
@@ -101,48 +99,25 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
 
 CausalCache::CausalCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                          const CausalSettings& settings)
-    : device_(device),
-      bounds_(bounds),
+    : BookedCache(device, bounds, rules_of(bounds, settings, device->info())),
       settings_(settings),
-      device_info_(device->info()),
       operator_(device->attention_operator(0)),
-      memory_(device),
       layers_(bounds_),
-      pass_(bounds.n_layers),
-      book_(rules_of(bounds, settings, device_info_), health_),
-      plan_(book_, bounds.max_batch) {}
-
-/// Lays the cache out over no blocks, which touches nothing.
-Status CausalCache::measure() {
-  Carver host, on_device;
-  carve_host(host);
-  carve_device(on_device);
-  return memory_.measure(host, on_device, bounds_);
-}
+      plan_(book_, bounds.max_batch),
+      copies_(book_) {}
 
 Status CausalCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                  const CausalSettings& settings, uint64_t* bytes) {
-  CausalCache cache(device, bounds, settings);
-  if (Status s = cache.measure(); s != Status::ok) return s;
-  *bytes = cache.memory_.bytes();
-  return Status::ok;
+  return memory_bytes_of<CausalCache>(device, bounds, settings, bytes);
 }
 
 Status CausalCache::create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                            const CausalSettings& settings, std::shared_ptr<Cache>* out) {
-  std::shared_ptr<CausalCache> cache(new (std::nothrow) CausalCache(device, bounds, settings));
-  if (!cache) return fail(Status::out_of_memory, "the process has no memory for a cache's object");
-  if (Status s = cache->measure(); s != Status::ok) return s;
-  if (Status s = cache->memory_.take(bounds.prefault); s != Status::ok) return s;
-  Carver host(cache->memory_.host()), on_device(cache->memory_.on_device());
-  cache->carve_host(host);
-  cache->carve_device(on_device);
-  cache->book_.reset();
-  const Status attached = device->attach(cache->attention_bounds(), cache->workspace_,
-                                         &cache->on_device_);
-  if (attached != Status::ok) return attached;
-  *out = std::move(cache);
-  return Status::ok;
+  return create_of<CausalCache>(device, bounds, settings, out);
+}
+
+Status CausalCache::attach() {
+  return device_->attach(attention_bounds(), workspace_, &on_device_);
 }
 
 AttentionBounds CausalCache::attention_bounds() const {

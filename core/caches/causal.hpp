@@ -1,14 +1,11 @@
 #pragma once
 #include <cstdint>
 #include <memory>
-#include <mutex>
 
 #include "core/attention/plan.hpp"
 #include "core/attention/visibility.hpp"
-#include "core/base/health.hpp"
-#include "core/caches/cache.hpp"
+#include "core/caches/booked_cache.hpp"
 #include "core/caches/kv_layers.hpp"
-#include "core/caches/memory.hpp"
 #include "core/cells/book.hpp"
 #include "core/device.hpp"
 
@@ -39,7 +36,7 @@ struct CausalRequest {
 /// The files: causal.cpp (creation), causal_pass.cpp (begin … abort), causal_sequences.cpp (remove, copies),
 /// causal_shift.cpp (a caller's shift function), causal_attention.cpp (constants, attention), causal_reading.cpp (get, mask,
 /// gather, runs), causal_watching.cpp (stats, digest, check).
-class CausalCache final : public Cache, public KeyValues, public PositionedKeys {
+class CausalCache final : public BookedCache<CellBook>, public KeyValues, public PositionedKeys {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings);
@@ -51,28 +48,16 @@ class CausalCache final : public Cache, public KeyValues, public PositionedKeys 
   static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const CausalSettings& settings, std::shared_ptr<Cache>* out);
 
-  const CacheBounds& bounds() const override { return bounds_; }
-  const Health& health() const override { return health_; }
-  const DeviceInfo& device() const override { return device_info_; }
   KeyValues* key_values() override { return this; }
   const KeyValues* key_values() const override { return this; }
   PositionedKeys* positioned_keys() override { return this; }
 
-  Status begin(const Batch& batch, bool reserve) override;
-  Status fits(const Batch& batch) const override;
-  int32_t n_tokens() const override { return pass_.n_tokens(); }
-  Status commit() override;
-  Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) override;
-  Status abort() override;
+  Status check_removal(int32_t sequence, int32_t begin, int32_t end) const override;
+  Status prepare_removal(int32_t sequence, int32_t begin, int32_t end) override;
+  Status apply_removal() override;
+  Status cancel_removal() override;
 
-  Status can_resume(int32_t sequence, int32_t want, int32_t* best) const override;
-  Status resume(int32_t sequence, int32_t want, int32_t* got) override;
-  Status copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) override;
-  Status reorder(int32_t n, const int32_t* destination, const int32_t* source) override;
-  Status can_remove(int32_t sequence, int32_t begin, int32_t end) const override;
-  Status remove(int32_t sequence, int32_t begin, int32_t end) override;
-  Status sequence_info(int32_t sequence, SequenceInfo* info) const override;
-
+  const Cache& holder() const override { return *this; }
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
   Status ready_to_put(int32_t layer) const override { return ready_for_layer(layer, false); }
   Status rows_to_put(int64_t, int64_t* rows) const override {
@@ -98,31 +83,31 @@ class CausalCache final : public Cache, public KeyValues, public PositionedKeys 
 
   CacheStats stats() const override;
   Status digest(uint64_t out[2]) const override;
-  Status check() const override;
 
   const CellBook& book() const { return book_; }
 
  private:
+  friend BookedCache<CellBook>;  // creates it
   CausalCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
               const CausalSettings& settings);
   AttentionBounds attention_bounds() const;
   void carve_host(Carver& carver);
   void carve_device(Carver& carver);
-  Status measure();
+  Status attach();
   Status check_keys_may_rotate() const;  // not if the cache was created position-free
 
   // A pass (causal_pass.cpp).
-  Status plan_batch(const Batch& batch) const;
-  Status check_kept(int32_t sequence, int32_t n) const;
-  Status clear_missing_layers();
-  Status keep_pass();  // ends the open pass, if there is one
-  Status clear_freed();
+  Status open_pass(const Batch& batch) override;
+  Status check_kept_tokens(int32_t sequence, int32_t n) const override;
+  Status settle_unput() override;
+  Status clear_freed() override;
 
   // Sequences (causal_sequences.cpp, causal_shift.cpp).
   Status plan_removal(int32_t sequence, int32_t begin, int32_t end, Removal* removal) const;
   Status check_shift_room(const Removal& removal) const;
-  Status make_shifted_copies(const Removal& removal, CellBook::Copies& copies);
-  Status shift_copies(int32_t layer, const Removal& removal, const CellBook::Copies& copies);
+  Status make_shifted_copies(const Removal& removal);
+  Status shift_copies(int32_t layer, const Removal& removal);
+  void use_copies();
 
   // Reading (causal_reading.cpp).
   static constexpr int32_t tokens_per_move = 256;
@@ -141,23 +126,17 @@ class CausalCache final : public Cache, public KeyValues, public PositionedKeys 
   // Watching (causal_watching.cpp).
   Status digest_tokens(int32_t sequence, DigestSum& sum) const;
 
-  std::shared_ptr<Device> device_;
-  CacheBounds bounds_;
-  CausalSettings settings_;
-  DeviceInfo device_info_;
+  const CausalSettings settings_;
   const AttentionOperator* operator_;
-  CacheMemory memory_;
   std::unique_ptr<CacheDevice> on_device_;
-  Health health_;
-  mutable std::mutex planning_;  // const calls plan in the book's scratch, and may overlap
 
   KvLayers layers_;
-  PassState pass_;
-  CellBook book_;
   PassPlan plan_;
-  void* stream_ = nullptr;          // of the open pass
   std::byte* workspace_ = nullptr;  // on the device
   KeyShift shift_;
+  // Of a removal that is prepared.
+  Removal removal_;
+  CellBook::Copies copies_;
 };
 
 }  // namespace kvc

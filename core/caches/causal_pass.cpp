@@ -13,44 +13,9 @@ Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
   return needs_put ? pass_.need_put(layer) : Status::ok;
 }
 
-// ---- Begin --------------------------------------------------------------------------------------------------------------
-
-Status CausalCache::plan_batch(const Batch& batch) const {
-  if (Status s = book_.check_batch(batch); s != Status::ok) return s;
-  if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-  if (Status s = check_reserved(batch); s != Status::ok) return s;
-  return book_.check_room(batch);
-}
-
-Status CausalCache::fits(const Batch& batch) const {
-  const std::lock_guard lock(planning_);
-  return plan_batch(batch);
-}
-
-Status CausalCache::begin(const Batch& batch, bool reserve) {
-  if (reserve) {
-    if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
-    for (int32_t token = 0; token < batch.n_tokens; ++token) {
-      if (Status s = check_token_flags(batch, token, CellBook::known_flags); s != Status::ok)
-        return s;
-    }
-    if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-    if (Status s = check_reserved(batch); s != Status::ok) return s;
-    if (Status s = keep_pass(); s != Status::ok) return s;
-    pass_.open_reserve(batch.n_tokens);
-    return Status::ok;
-  }
-  if (Status s = plan_batch(batch); s != Status::ok) {
-    if (planted(Bug::failed_begin_commits) && s == Status::cache_full && keep_pass() != Status::ok)
-      return Status::internal;
-    return s;
-  }
-  if (Status s = keep_pass(); s != Status::ok) return s;
-  book_.open_pass(batch);
+Status CausalCache::open_pass(const Batch& batch) {
   plan_.open(batch.n_tokens, batch.flags);
   pass_.open(batch.n_tokens, book_.n_in_batch() == 0);
-  stream_ = batch.stream;
-  if (!health_.ok()) return health_.status();
   return device_info_.plans_ahead ? make_plan() : Status::ok;
 }
 
@@ -93,7 +58,7 @@ Status CausalCache::clear_freed() {
 }
 
 /// In a layer that was not put, the kept tokens hold zeros.
-Status CausalCache::clear_missing_layers() {
+Status CausalCache::settle_unput() {
   if (pass_.is_fully_put() || planted(Bug::stale_layer)) return Status::ok;
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
     if (pass_.was_put(layer)) continue;
@@ -103,41 +68,8 @@ Status CausalCache::clear_missing_layers() {
   return Status::ok;
 }
 
-Status CausalCache::keep_pass() {
-  if (!pass_.is_open()) {
-    pass_.close(false);
-    return Status::ok;
-  }
-  if (Status s = clear_missing_layers(); s != Status::ok) return s;
-  book_.commit_pass();
-  pass_.close(true);
-  return clear_freed();
-}
-
-Status CausalCache::commit() {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  return keep_pass();
-}
-
-Status CausalCache::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = check_arrays("n_sequences", n, {{"sequence", sequence}, {"keep", keep}});
-      s != Status::ok)
-    return s;
-  if (Status s = book_.check_distinct(n, sequence); s != Status::ok) return s;
-  for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_keep(sequence[i], keep[i]); s != Status::ok) return s;
-    if (pass_.is_reserve()) continue;
-    if (Status s = check_kept(sequence[i], keep[i]); s != Status::ok) return s;
-  }
-  for (int32_t i = 0; i < n && pass_.is_open(); ++i) book_.keep_added(sequence[i], keep[i]);
-  return keep_pass();
-}
-
-/// Whether the first n tokens that the pass added to a sequence make sense without the others.
-Status CausalCache::check_kept(int32_t index, int32_t n) const {
+Status CausalCache::check_kept_tokens(int32_t index, int32_t n) const {
   const CellBook::Sequence& sequence = book_.sequence(index);
-  if (Status s = check_kept_of(index, n, sequence.n_added); s != Status::ok) return s;
   if (n == sequence.n_added) return Status::ok;
   int32_t order = 0, saw_dropped = -1, last_kept = -1, first_dropped = -1;
   book_.for_each_added(sequence, [&](int32_t token) {
@@ -161,13 +93,6 @@ Status CausalCache::check_kept(int32_t index, int32_t n) const {
         n, index, last_kept, first_dropped);
   }
   return Status::ok;
-}
-
-Status CausalCache::abort() {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (pass_.is_open()) book_.abort_pass();
-  pass_.close(false);
-  return clear_freed();
 }
 
 }  // namespace kvc

@@ -31,27 +31,26 @@ Status CausalCache::check_shift_room(const Removal& removal) const {
 }
 
 /// Copies the tokens behind the removed range and lets the function rotate the copies' keys, layer by layer.
-Status CausalCache::make_shifted_copies(const Removal& removal, CellBook::Copies& copies) {
+Status CausalCache::make_shifted_copies(const Removal& removal) {
   const CellBook::Sequence& sequence = book_.sequence(removal.sequence);
-  copies.take(sequence.tokens.count() - sequence.tokens.rank(removal.end), sequence.home);
+  copies_.take(sequence.tokens.count() - sequence.tokens.rank(removal.end), sequence.home);
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
-    if (Status s = shift_copies(layer, removal, copies); s != Status::ok) return s;
+    if (Status s = shift_copies(layer, removal); s != Status::ok) return s;
   }
   return Status::ok;
 }
 
-Status CausalCache::shift_copies(int32_t layer, const Removal& removal,
-                                 const CellBook::Copies& copies) {
+Status CausalCache::shift_copies(int32_t layer, const Removal& removal) {
   const TokenSequence& tokens = book_.sequence(removal.sequence).tokens;
   const LayerStorage& storage = layers_[layer].storage;
   const int32_t distance = removal.end - removal.begin;
-  int32_t cell = copies.first();
+  int32_t cell = copies_.first();
   for (int32_t at = tokens.rank(removal.end); at < tokens.count();) {
     // As many at a time as fit the stack.
     int32_t from[tokens_per_move], to[tokens_per_move], offset[tokens_per_move] = {};
     int32_t old_position[tokens_per_move], new_position[tokens_per_move];
     int32_t n = 0;
-    for (; n < tokens_per_move && at < tokens.count(); ++n, ++at, cell = copies.next_of(cell)) {
+    for (; n < tokens_per_move && at < tokens.count(); ++n, ++at, cell = copies_.next_of(cell)) {
       const Token token = tokens.at(at);
       from[n] = token.cell;
       to[n] = cell;

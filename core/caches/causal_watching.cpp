@@ -9,7 +9,7 @@ namespace kvc {
 CacheStats CausalCache::stats() const {
   const CellPool& pool = book_.pool();
   CacheStats stats;
-  stats.state = health_.ok() ? pass_.state() : CacheState::poisoned;
+  stats.state = state();
   stats.cells = static_cast<uint64_t>(bounds_.cells);
   stats.cells_used = static_cast<uint64_t>(bounds_.cells - pool.n_free() - pool.n_free_at_commit());
   stats.cells_shared = static_cast<uint64_t>(pool.n_shared());
@@ -64,7 +64,5 @@ Status CausalCache::digest(uint64_t out[2]) const {
   sum.copy_to(out);
   return Status::ok;
 }
-
-Status CausalCache::check() const { return book_.check(pass_.is_open()); }
 
 }  // namespace kvc

@@ -1,7 +1,6 @@
 #include "core/caches/encoder.hpp"
 
 #include <algorithm>
-#include <new>
 #include <numeric>
 
 #include "core/base/digest.hpp"
@@ -46,51 +45,28 @@ Status EncoderCache::resolve(CacheBounds& bounds, const EncoderRequest& request,
 
 EncoderCache::EncoderCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                            const EncoderSettings& settings)
-    : device_(device),
-      bounds_(bounds),
+    : BookedCache(device, bounds,
+                  InputRules{.max_sequences = bounds.max_sequences,
+                             .max_batch = bounds.max_batch,
+                             .n_slots = settings.n_slots,
+                             .strict = bounds.strict}),
       settings_(settings),
-      device_info_(device->info()),
       operator_(device->attention_operator(0)),
-      memory_(device),
-      pass_(bounds.n_layers),
-      book_({.max_sequences = bounds.max_sequences,
-             .max_batch = bounds.max_batch,
-             .n_slots = settings.n_slots,
-             .strict = bounds.strict},
-            health_),
       layers_(bounds_) {}
-
-Status EncoderCache::measure() {
-  Carver host, on_device;
-  carve_host(host);
-  carve_device(on_device);
-  return memory_.measure(host, on_device, bounds_);
-}
 
 Status EncoderCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                   const EncoderSettings& settings, uint64_t* bytes) {
-  EncoderCache cache(device, bounds, settings);
-  if (Status s = cache.measure(); s != Status::ok) return s;
-  *bytes = cache.memory_.bytes();
-  return Status::ok;
+  return memory_bytes_of<EncoderCache>(device, bounds, settings, bytes);
 }
 
 Status EncoderCache::create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                             const EncoderSettings& settings, std::shared_ptr<Cache>* out) {
-  std::shared_ptr<EncoderCache> cache(new (std::nothrow) EncoderCache(device, bounds, settings));
-  if (!cache) return fail(Status::out_of_memory, "the process has no memory for a cache's object");
-  if (Status s = cache->measure(); s != Status::ok) return s;
-  if (Status s = cache->memory_.take(bounds.prefault); s != Status::ok) return s;
-  Carver host(cache->memory_.host()), on_device(cache->memory_.on_device());
-  cache->carve_host(host);
-  cache->carve_device(on_device);
-  cache->book_.reset();
-  std::iota(cache->entries_, cache->entries_ + bounds.capacity, 0);
-  const Status attached = device->attach(cache->attention_bounds(), cache->workspace_,
-                                         &cache->on_device_);
-  if (attached != Status::ok) return attached;
-  *out = std::move(cache);
-  return Status::ok;
+  return create_of<EncoderCache>(device, bounds, settings, out);
+}
+
+Status EncoderCache::attach() {
+  std::iota(entries_, entries_ + bounds_.capacity, 0);
+  return device_->attach(attention_bounds(), workspace_, &on_device_);
 }
 
 AttentionBounds EncoderCache::attention_bounds() const {
@@ -126,63 +102,18 @@ void EncoderCache::carve_device(Carver& carver) {
 
 // ---- Sequences ----------------------------------------------------------------------------------------------------------
 
-Status EncoderCache::can_resume(int32_t sequence, int32_t want, int32_t* best) const {
-  if (Status s = check_resume(sequence, want, bounds_.max_sequences); s != Status::ok) return s;
-  *best = book_.best_continuation(sequence, want);
-  return Status::ok;
-}
-
-Status EncoderCache::resume(int32_t sequence, int32_t want, int32_t* got) {
-  int32_t best = 0;
-  if (Status s = can_resume(sequence, want, &best); s != Status::ok) return s;
-  if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-  if (Status s = keep_pass(); s != Status::ok) return s;
-  book_.cut(sequence, best);
-  if (got != nullptr) *got = best;
-  return clear_freed();
-}
-
-Status EncoderCache::copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) {
-  if (Status s = check_copy(source, destination, length, bounds_.max_sequences); s != Status::ok)
-    return s;
-  if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-  if (Status s = keep_pass(); s != Status::ok) return s;
-  const int32_t best = book_.best_continuation(source, length);
-  book_.copy_prefix(source, destination, best);
-  if (got != nullptr) *got = best;
-  return clear_freed();
-}
-
-Status EncoderCache::reorder(int32_t n, const int32_t* destination, const int32_t* source) {
-  if (Status s = book_.check_reorder(n, destination, source); s != Status::ok) return s;
-  if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-  if (Status s = keep_pass(); s != Status::ok) return s;
-  book_.reorder(n, destination, source);
-  return clear_freed();
-}
-
 Status EncoderCache::check_removal(int32_t sequence, int32_t begin, int32_t end) const {
-  const Status status = kvc::check_range(sequence, begin, end, bounds_.max_sequences);
-  if (status != Status::ok) return status;
-  if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
   return book_.check_removal(sequence, begin, end);
 }
 
-Status EncoderCache::can_remove(int32_t sequence, int32_t begin, int32_t end) const {
-  return check_removal(sequence, begin, end);
+Status EncoderCache::prepare_removal(int32_t sequence, int32_t begin, int32_t end) {
+  removal_ = {sequence, begin, end};
+  return book_.check_removal(sequence, begin, end);
 }
 
-Status EncoderCache::remove(int32_t sequence, int32_t begin, int32_t end) {
-  if (Status s = check_removal(sequence, begin, end); s != Status::ok) return s;
-  if (Status s = keep_pass(); s != Status::ok) return s;
-  book_.remove(sequence, begin, end);
+Status EncoderCache::apply_removal() {
+  book_.remove(removal_.sequence, removal_.begin, removal_.end);
   return clear_freed();
-}
-
-Status EncoderCache::sequence_info(int32_t sequence, SequenceInfo* info) const {
-  if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
-  *info = book_.info(sequence);
-  return Status::ok;
 }
 
 Status EncoderCache::input_of(int32_t sequence, int32_t* position, int32_t* length) const {
@@ -197,7 +128,7 @@ Status EncoderCache::input_of(int32_t sequence, int32_t* position, int32_t* leng
 
 CacheStats EncoderCache::stats() const {
   CacheStats stats;
-  stats.state = health_.ok() ? pass_.state() : CacheState::poisoned;
+  stats.state = state();
   stats.cells = static_cast<uint64_t>(bounds_.cells);
   stats.cells_used = static_cast<uint64_t>(book_.used());
   stats.cells_shared = static_cast<uint64_t>(book_.shared());
@@ -254,7 +185,5 @@ Status EncoderCache::digest(uint64_t out[2]) const {
   sum.copy_to(out);
   return Status::ok;
 }
-
-Status EncoderCache::check() const { return book_.check(pass_.is_open()); }
 
 }  // namespace kvc

@@ -1,12 +1,9 @@
 #pragma once
 #include <cstdint>
 #include <memory>
-#include <mutex>
 
-#include "core/base/health.hpp"
-#include "core/caches/cache.hpp"
+#include "core/caches/booked_cache.hpp"
 #include "core/caches/kv_layers.hpp"
-#include "core/caches/memory.hpp"
 #include "core/cells/input_book.hpp"
 #include "core/device.hpp"
 
@@ -30,7 +27,7 @@ struct EncoderSettings {
 ///
 /// The files: encoder.cpp (creation, sequences, watching), encoder_pass.cpp (begin … abort, put, share),
 /// encoder_attention.cpp (the plan, attention, reading).
-class EncoderCache final : public Cache, public KeyValues, public EncoderInputs {
+class EncoderCache final : public BookedCache<InputBook>, public KeyValues, public EncoderInputs {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const EncoderRequest& request, EncoderSettings* settings);
@@ -39,29 +36,17 @@ class EncoderCache final : public Cache, public KeyValues, public EncoderInputs 
   static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const EncoderSettings& settings, std::shared_ptr<Cache>* out);
 
-  const CacheBounds& bounds() const override { return bounds_; }
-  const Health& health() const override { return health_; }
-  const DeviceInfo& device() const override { return device_info_; }
   KeyValues* key_values() override { return this; }
   const KeyValues* key_values() const override { return this; }
   EncoderInputs* encoder_inputs() override { return this; }
   const EncoderInputs* encoder_inputs() const override { return this; }
 
-  Status begin(const Batch& batch, bool reserve) override;
-  Status fits(const Batch& batch) const override;
-  int32_t n_tokens() const override { return pass_.n_tokens(); }
-  Status commit() override;
-  Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) override;
-  Status abort() override;
+  Status check_removal(int32_t sequence, int32_t begin, int32_t end) const override;
+  Status prepare_removal(int32_t sequence, int32_t begin, int32_t end) override;
+  Status apply_removal() override;
+  Status cancel_removal() override { return Status::ok; }
 
-  Status can_resume(int32_t sequence, int32_t want, int32_t* best) const override;
-  Status resume(int32_t sequence, int32_t want, int32_t* got) override;
-  Status copy_prefix(int32_t source, int32_t destination, int32_t length, int32_t* got) override;
-  Status reorder(int32_t n, const int32_t* destination, const int32_t* source) override;
-  Status can_remove(int32_t sequence, int32_t begin, int32_t end) const override;
-  Status remove(int32_t sequence, int32_t begin, int32_t end) override;
-  Status sequence_info(int32_t sequence, SequenceInfo* info) const override;
-
+  const Cache& holder() const override { return *this; }
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
   Status ready_to_put(int32_t layer) const override;
   Status rows_to_put(int64_t offered, int64_t* rows) const override;
@@ -88,18 +73,20 @@ class EncoderCache final : public Cache, public KeyValues, public EncoderInputs 
 
   CacheStats stats() const override;
   Status digest(uint64_t out[2]) const override;
-  Status check() const override;
 
  private:
+  friend BookedCache<InputBook>;  // creates it
   EncoderCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                const EncoderSettings& settings);
   AttentionBounds attention_bounds() const;
   void carve_host(Carver& carver);
   void carve_device(Carver& carver);
-  Status measure();
+  Status attach();
 
   // A pass (encoder_pass.cpp).
-  Status plan_batch(const Batch& batch) const;
+  Status open_pass(const Batch& batch) override;
+  Status settle_unput() override;
+  Status clear_freed() override;
   int32_t only_carrying() const;
   uint8_t& was_put(int32_t carrying, int32_t layer) const {
     return was_put_[int64_t{carrying} * bounds_.n_layers + layer];
@@ -109,10 +96,6 @@ class EncoderCache final : public Cache, public KeyValues, public EncoderInputs 
   void set_length(int32_t slot, int32_t length);
   LayerStorage storage_at(int32_t layer, int32_t slot) const;
   Status clear(int32_t layer, int32_t slot, int32_t n);
-  Status clear_missing_layers();
-  Status clear_freed();
-  Status keep_pass();  // ends the open pass, if there is one
-  Status check_removal(int32_t sequence, int32_t begin, int32_t end) const;
 
   // The plan and what reads it (encoder_attention.cpp).
   Status make_plan();
@@ -121,20 +104,11 @@ class EncoderCache final : public Cache, public KeyValues, public EncoderInputs 
   bool is_stored(int32_t layer, int32_t slot) const;
   Status digest_input(int32_t sequence, const Input& input, int32_t tag, DigestSum& sum) const;
 
-  std::shared_ptr<Device> device_;
-  const CacheBounds bounds_;
   const EncoderSettings settings_;
-  const DeviceInfo device_info_;
   const AttentionOperator* operator_;
-  CacheMemory memory_;
   std::unique_ptr<CacheDevice> on_device_;
-  Health health_;
-  mutable std::mutex planning_;  // const calls plan in the book's scratch, and may overlap
 
-  PassState pass_;
-  InputBook book_;
   KvLayers layers_;
-  void* stream_ = nullptr;          // of the open pass
   std::byte* workspace_ = nullptr;  // on the device
 
   // What was put in the open pass, per input that a sequence carries and does not share.
@@ -154,6 +128,11 @@ class EncoderCache final : public Cache, public KeyValues, public EncoderInputs 
   AttentionPlan plan_;
   bool is_planned_ = false;
   bool entries_are_told_ = false;  // to a device that follows them
+
+  // Of a removal that is prepared.
+  struct {
+    int32_t sequence, begin, end;
+  } removal_ = {};
 };
 
 }  // namespace kvc

@@ -9,35 +9,7 @@ namespace kvc {
 
 // ---- Begin --------------------------------------------------------------------------------------------------------------
 
-Status EncoderCache::plan_batch(const Batch& batch) const {
-  if (Status s = book_.check_batch(batch); s != Status::ok) return s;
-  if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-  if (Status s = check_reserved(batch); s != Status::ok) return s;
-  return book_.check_room();
-}
-
-Status EncoderCache::fits(const Batch& batch) const {
-  const std::lock_guard lock(planning_);
-  return plan_batch(batch);
-}
-
-Status EncoderCache::begin(const Batch& batch, bool reserve) {
-  if (reserve) {
-    if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
-    for (int32_t token = 0; token < batch.n_tokens; ++token) {
-      if (Status s = check_token_flags(batch, token, InputBook::known_flags); s != Status::ok)
-        return s;
-    }
-    if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-    if (Status s = check_reserved(batch); s != Status::ok) return s;
-    if (Status s = keep_pass(); s != Status::ok) return s;
-    pass_.open_reserve(batch.n_tokens);
-    return Status::ok;
-  }
-  if (Status s = plan_batch(batch); s != Status::ok) return s;
-  if (Status s = keep_pass(); s != Status::ok) return s;
-  book_.open_pass(batch);
-  if (!health_.ok()) return health_.status();
+Status EncoderCache::open_pass(const Batch& batch) {
   n_carrying_ = 0;
   book_.for_each_carrying([this](int32_t sequence) {
     carrying_[sequence] = n_carrying_;
@@ -46,7 +18,6 @@ Status EncoderCache::begin(const Batch& batch, bool reserve) {
   std::fill_n(was_put_, int64_t{n_carrying_} * bounds_.n_layers, uint8_t{0});
   std::fill_n(missing_, bounds_.n_layers, n_carrying_);
   pass_.open(batch.n_tokens, n_carrying_ == 0);
-  stream_ = batch.stream;
   is_planned_ = false;
   return device_info_.plans_ahead ? make_plan() : Status::ok;
 }
@@ -201,7 +172,7 @@ Status EncoderCache::clear_freed() {
 }
 
 /// In a layer that was not put, an input that stays holds zeros.
-Status EncoderCache::clear_missing_layers() {
+Status EncoderCache::settle_unput() {
   if (pass_.is_fully_put() || planted(Bug::unput_input_stale)) return Status::ok;
   for (int32_t i = 0; i < n_carrying_; ++i) {
     const int32_t slot = carrying_slot_[i];
@@ -212,45 +183,6 @@ Status EncoderCache::clear_missing_layers() {
     }
   }
   return Status::ok;
-}
-
-Status EncoderCache::keep_pass() {
-  if (!pass_.is_open()) {
-    pass_.close(pass_.is_reserve() && planted(Bug::reserve_pass_counted));
-    return Status::ok;
-  }
-  if (Status s = clear_missing_layers(); s != Status::ok) return s;
-  book_.commit_pass();
-  pass_.close(true);
-  return clear_freed();
-}
-
-Status EncoderCache::commit() {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  return keep_pass();
-}
-
-Status EncoderCache::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = check_arrays("n_sequences", n, {{"sequence", sequence}, {"keep", keep}});
-      s != Status::ok)
-    return s;
-  if (Status s = book_.check_distinct(n, sequence); s != Status::ok) return s;
-  for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_keep(sequence[i], keep[i]); s != Status::ok) return s;
-    if (pass_.is_reserve()) continue;
-    const int32_t n_added = book_.sequence(sequence[i]).n_added;
-    if (Status s = check_kept_of(sequence[i], keep[i], n_added); s != Status::ok) return s;
-  }
-  for (int32_t i = 0; i < n && pass_.is_open(); ++i) book_.keep_added(sequence[i], keep[i]);
-  return keep_pass();
-}
-
-Status EncoderCache::abort() {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (pass_.is_open()) book_.abort_pass();
-  pass_.close(false);
-  return clear_freed();
 }
 
 }  // namespace kvc

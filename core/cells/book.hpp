@@ -132,7 +132,7 @@ class CellBook {
   void cut(int32_t sequence, int32_t position);
   /// The destination becomes a copy of the source cut to `position`, at which that can continue.
   void copy_prefix(int32_t source, int32_t destination, int32_t position);
-  Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source);
+  Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const;
   void reorder(int32_t n, const int32_t* destination, const int32_t* source);
   Status plan_removal(int32_t sequence, int32_t begin, int32_t end, Removal* removal) const;
   void remove(const Removal& removal);
@@ -141,19 +141,18 @@ class CellBook {
   int32_t runs(int32_t sequence, int32_t capacity, Run* runs) const;
 
   /// Free cells taken for copies of tokens, in their order: each names the next one where it will later say for which
-  /// position its key was rotated. Given back unless kept.
+  /// position its key was rotated. They wait to be used or given back.
   class Copies {
    public:
     explicit Copies(CellBook& book) : book_(book) {}
     Copies(const Copies&) = delete;
     Copies& operator=(const Copies&) = delete;
-    ~Copies() { give_back(); }
 
     void take(int32_t count, int32_t home);
     void give_back();
     int32_t first() const { return first_; }
     int32_t next_of(int32_t cell) const { return book_.pool_.rotated_for(cell); }
-    void keep() { first_ = -1; }
+    void keep() { first_ = last_ = -1; }
 
    private:
     CellBook& book_;

@@ -70,7 +70,7 @@ void CellBook::copy_prefix(int32_t source, int32_t destination, int32_t position
   mark_dirty(destination);
 }
 
-Status CellBook::check_reorder(int32_t n, const int32_t* destination, const int32_t* source) {
+Status CellBook::check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {
   if (Status s = check_arrays("n", n, {{"dst", destination}, {"src", source}}); s != Status::ok)
     return s;
   begin_plan();
@@ -220,6 +220,7 @@ void CellBook::Copies::give_back() {
     book_.pool_.drop_owners(&cell, 1, [this](int32_t freed) { book_.note_freed(freed); });
     cell = next;
   }
+  last_ = -1;
 }
 
 void CellBook::Copies::take(int32_t count, int32_t home) {

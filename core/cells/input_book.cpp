@@ -117,7 +117,7 @@ Status InputBook::check_batch(const Batch& batch) const {
   return Status::ok;
 }
 
-Status InputBook::check_room() const {
+Status InputBook::check_room(const Batch&) const {
   const int32_t room = n_free_ + n_free_at_commit_ * (planted(Bug::replaced_counted_twice) ? 2 : 1);
   if (n_carriers_ <= room) return Status::ok;
   return fail(Status::cache_full, "the batch carries %d encoder inputs, %d of %d slots are free",

@@ -69,7 +69,7 @@ class InputBook {
 
   // ---- A pass ----
   Status check_batch(const Batch& batch) const;
-  Status check_room() const;
+  Status check_room(const Batch& batch) const;
   void open_pass(const Batch& batch);
   /// Whether `sequence` may share what `source` carries or holds; `was_put`: a layer of its own input was.
   Status check_share(int32_t sequence, int32_t source, bool was_put) const;

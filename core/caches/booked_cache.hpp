@@ -1,0 +1,181 @@
+#pragma once
+#include <memory>
+#include <mutex>
+#include <new>
+
+#include "core/base/health.hpp"
+#include "core/base/planted.hpp"
+#include "core/caches/cache.hpp"
+#include "core/caches/memory.hpp"
+#include "core/caches/pass_state.hpp"
+#include "core/cells/batch.hpp"
+#include "core/cells/sequence_checks.hpp"
+#include "core/device.hpp"
+
+namespace kvc {
+
+/// What the kinds of cache share that keep a book of their sequences over memory of their own: the state of the pass, the book
+/// behind every call that moves sequences, and creation. `Book` decides and remembers; the kind stores what it is told to.
+///
+/// The kind provides carve_host() and carve_device(), attach(), and the members that are pure here.
+template <class Book>
+class BookedCache : public Cache {
+ public:
+  const CacheBounds& bounds() const final { return bounds_; }
+  const DeviceInfo& device() const final { return device_info_; }
+  const Health& health() const final { return health_; }
+  int32_t n_tokens() const final { return pass_.n_tokens(); }
+
+  Status fits(const Batch& batch) const final {
+    const std::lock_guard lock(planning_);
+    return can_begin(batch, false);
+  }
+
+  // Asking.
+  Status need_pass() const final { return pass_.need_pass(); }
+  Status need_fully_put() const final { return pass_.need_fully_put(); }
+  KnownFlags known_flags() const final { return Book::known_flags; }
+  Status can_begin(const Batch& batch, bool reserve) const final {
+    const Status valid = reserve ? check_reserve(batch) : book_.check_batch(batch);
+    if (valid != Status::ok) return valid;
+    if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
+    if (Status s = check_reserved(batch); s != Status::ok) return s;
+    return reserve ? Status::ok : book_.check_room(batch);
+  }
+  Status check_distinct(int32_t n, const int32_t* sequence) const final {
+    return book_.check_distinct(n, sequence);
+  }
+  Status check_kept(int32_t sequence, int32_t keep) const final {
+    if (pass_.is_reserve()) return Status::ok;
+    const Status s = check_kept_of(sequence, keep, book_.sequence(sequence).n_added);
+    return s == Status::ok ? check_kept_tokens(sequence, keep) : s;
+  }
+  int32_t best_continuation(int32_t sequence, int32_t want) const final {
+    return book_.best_continuation(sequence, want);
+  }
+  Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const final {
+    return book_.check_reorder(n, destination, source);
+  }
+  SequenceInfo info(int32_t sequence) const final { return book_.info(sequence); }
+  Status check() const override { return book_.check(pass_.is_open()); }
+
+  // Doing.
+  Status open(const Batch& batch, bool reserve) final {
+    if (reserve) {
+      pass_.open_reserve(batch.n_tokens);
+      return Status::ok;
+    }
+    book_.open_pass(batch);
+    stream_ = batch.stream;
+    return health_.ok() ? open_pass(batch) : health_.status();
+  }
+  void keep_added(int32_t sequence, int32_t keep) final {
+    if (pass_.is_open()) book_.keep_added(sequence, keep);
+  }
+  Status end_pass() final {
+    if (!pass_.is_open()) {
+      pass_.close(pass_.is_reserve() && planted(Bug::reserve_pass_counted));
+      return Status::ok;
+    }
+    if (Status s = settle_unput(); s != Status::ok) return s;
+    book_.commit_pass();
+    pass_.close(true);
+    return clear_freed();
+  }
+  Status drop_pass() final {
+    if (pass_.is_open()) book_.abort_pass();
+    pass_.close(false);
+    return clear_freed();
+  }
+  Status cut(int32_t sequence, int32_t position) final {
+    book_.cut(sequence, position);
+    return clear_freed();
+  }
+  Status copy(int32_t source, int32_t destination, int32_t position) final {
+    book_.copy_prefix(source, destination, position);
+    return clear_freed();
+  }
+  Status apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) final {
+    book_.reorder(n, destination, source);
+    return clear_freed();
+  }
+
+ protected:
+  template <class Rules>
+  BookedCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds, const Rules& rules)
+      : device_(device),
+        bounds_(bounds),
+        device_info_(device->info()),
+        memory_(device),
+        pass_(bounds.n_layers),
+        book_(rules, health_) {}
+
+  /// Bytes of the two blocks that a cache of this kind takes from its device.
+  template <class Kind, class Settings>
+  static Status memory_bytes_of(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                                const Settings& settings, uint64_t* bytes) {
+    Kind cache(device, bounds, settings);
+    if (Status s = measure(cache); s != Status::ok) return s;
+    *bytes = cache.memory_.bytes();
+    return Status::ok;
+  }
+
+  template <class Kind, class Settings>
+  static Status create_of(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                          const Settings& settings, std::shared_ptr<Cache>* out) {
+    std::shared_ptr<Kind> cache(new (std::nothrow) Kind(device, bounds, settings));
+    if (!cache)
+      return fail(Status::out_of_memory, "the process has no memory for a cache's object");
+    if (Status s = measure(*cache); s != Status::ok) return s;
+    if (Status s = cache->memory_.take(bounds.prefault); s != Status::ok) return s;
+    Carver host(cache->memory_.host()), on_device(cache->memory_.on_device());
+    cache->carve_host(host);
+    cache->carve_device(on_device);
+    cache->book_.reset();
+    if (Status s = cache->attach(); s != Status::ok) return s;
+    *out = std::move(cache);
+    return Status::ok;
+  }
+
+  CacheState state() const { return health_.ok() ? pass_.state() : CacheState::poisoned; }
+
+  // What a kind adds to a pass.
+  virtual Status open_pass(const Batch& batch) = 0;  // the book's is open
+  /// Whether the first n tokens that the pass added to a sequence make sense without the others.
+  virtual Status check_kept_tokens(int32_t, int32_t) const { return Status::ok; }
+  /// What was not put gets its meaning, before the book commits.
+  virtual Status settle_unput() = 0;
+  /// With zero_on_free what became free becomes zeros.
+  virtual Status clear_freed() = 0;
+
+  std::shared_ptr<Device> device_;
+  CacheBounds bounds_;
+  DeviceInfo device_info_;
+  CacheMemory memory_;
+  Health health_;
+  mutable std::mutex planning_;  // const calls plan in the book's scratch, and may overlap
+  PassState pass_;
+  Book book_;
+  void* stream_ = nullptr;  // of the open pass
+
+ private:
+  /// Lays the cache out over no blocks, which touches nothing.
+  template <class Kind>
+  static Status measure(Kind& cache) {
+    Carver host, on_device;
+    cache.carve_host(host);
+    cache.carve_device(on_device);
+    return cache.memory_.measure(host, on_device, cache.bounds_);
+  }
+
+  /// A batch of which only the number and the flags of its tokens count.
+  Status check_reserve(const Batch& batch) const {
+    if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
+    for (int32_t token = 0; token < batch.n_tokens; ++token) {
+      if (Status s = check_token_flags(batch, token, Book::known_flags); s != Status::ok) return s;
+    }
+    return Status::ok;
+  }
+};
+
+}  // namespace kvc
