@@ -6,12 +6,11 @@
 namespace model {
 
 EncoderOracle::EncoderOracle(const kvc_cache_desc& cache_desc, const kvc_encoder_desc& encoder)
-    : cache(cache_desc) {
+    : ListKind(cache_desc) {
   if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
   if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
   if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
   constants.resize(static_cast<size_t>(cache.n_layers));
-  sequences.resize(static_cast<size_t>(cache.max_sequences));
   n_slots_ = encoder.inputs > 0
                  ? encoder.inputs
                  : cache.max_sequences + std::min(cache.max_sequences, cache.max_batch);
@@ -60,57 +59,25 @@ bool EncoderOracle::any_put(int32_t input) const {
 
 // ---- A pass ----------------------------------------------------------------------------------------------------
 
-bool EncoderOracle::legal_flags(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const {
-  if (n < 1 || n > cache.max_batch) return false;
-  for (int32_t i = 0; token_flags && i < n; ++i) {
-    const bool padding = sequence && sequence[i] == KVC_NONE;
-    if (token_flags[i] & ~(padding ? 0u : uint32_t{KVC_TOKEN_ENCODER_INPUT})) return false;
-  }
-  return true;
-}
-
-bool EncoderOracle::legal_batch(int32_t n, const int32_t* position, const int32_t* sequence,
-                                const uint32_t* token_flags) const {
-  std::vector<int32_t> next;
-  for (const EncoderSequence& each : sequences) next.push_back(each.next);
+/// A sequence carries one input at most.
+bool EncoderOracle::legal_tokens(int32_t n, const int32_t* sequence,
+                                 const uint32_t* token_flags) const {
   std::set<int32_t> carrying;
-  for (int32_t i = 0; i < n; ++i) {
-    if (sequence[i] == KVC_NONE) continue;  // padding
-    if (!is_sequence(sequence[i])) return false;
-    if (position[i] < 0 || position[i] >= std::numeric_limits<int32_t>::max() - 1) return false;
-    int32_t& expected = next[static_cast<size_t>(sequence[i])];
-    if (position[i] < expected) return false;
-    if ((cache.flags & KVC_CACHE_STRICT) && position[i] != expected) return false;
-    expected = position[i] + 1;
-    if (token_flags && token_flags[i] && !carrying.insert(sequence[i]).second) return false;
-  }
+  for (int32_t i = 0; token_flags && i < n; ++i)
+    if (token_flags[i] && !carrying.insert(sequence[i]).second) return false;
   return true;
 }
 
-kvc_status EncoderOracle::fits(int32_t n, const int32_t* position, const int32_t* sequence,
-                               const uint32_t* token_flags) const {
-  if (!legal_flags(n, sequence, token_flags) || !legal_batch(n, position, sequence, token_flags))
-    return KVC_E_INVALID_ARGUMENT;
-  if (!closable()) return KVC_E_BAD_STATE;
+kvc_status EncoderOracle::room(int32_t n, const int32_t*, const uint32_t* token_flags) const {
   const auto carried = token_flags ? n - std::count(token_flags, token_flags + n, 0u) : 0;
   return slots_used() + carried > n_slots_ ? KVC_E_CACHE_FULL : KVC_OK;
 }
 
-kvc_status EncoderOracle::begin(int32_t n, const int32_t* position, const int32_t* sequence,
-                                const uint32_t* token_flags, uint32_t flags) {
-  const bool reserve = flags & KVC_BEGIN_RESERVE;
-  if (reserve) {
-    if (!legal_flags(n, nullptr, token_flags)) return KVC_E_INVALID_ARGUMENT;
-    if (!closable()) return KVC_E_BAD_STATE;
-  } else if (const kvc_status status = fits(n, position, sequence, token_flags); status != KVC_OK) {
-    return status;
-  }
-  close(true);
-  pass_open = true;
-  pass = {};
+void EncoderOracle::open(int32_t n, const int32_t* position, const int32_t* sequence,
+                         const uint32_t* token_flags, bool reserve) {
   pass.reserve = reserve;
   pass.n_tokens = n;
-  if (reserve) return KVC_OK;
+  if (reserve) return;
   pass.before = sequences;
   pass.position.assign(position, position + n);
   pass.sequence.assign(sequence, sequence + n);
@@ -125,7 +92,6 @@ kvc_status EncoderOracle::begin(int32_t n, const int32_t* position, const int32_
     inputs.emplace_back().put.resize(static_cast<size_t>(cache.n_layers));
     pass.carries[sequence[i]] = false;
   }
-  return KVC_OK;
 }
 
 kvc_status EncoderOracle::needs_pass(int32_t layer) const {
@@ -209,47 +175,26 @@ int32_t EncoderOracle::seen(int32_t token) const {
 // ---- The end of a pass --------------------------------------------------------------------------------------------
 
 /// What was not put reads as zeros from here on.
-void EncoderOracle::close(bool keep) {
+void EncoderOracle::mark_put() {
   for (EncoderInput& input : inputs) std::fill(input.put.begin(), input.put.end(), 1);
-  if (pass_open && !pass.reserve && keep) ++passes;
-  pass_open = false;
-  pass = {};
 }
 
-kvc_status EncoderOracle::commit() {
-  if (!pass_open) return KVC_E_BAD_STATE;
-  close(true);
-  return KVC_OK;
-}
-
-kvc_status EncoderOracle::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep) {
-  if (!pass_open) return KVC_E_BAD_STATE;
-  if (n < 0 || (n > 0 && (!sequence || !keep))) return KVC_E_INVALID_ARGUMENT;
-  std::set<int32_t> named;
-  for (int32_t i = 0; i < n; ++i) {
-    if (!is_sequence(sequence[i]) || !named.insert(sequence[i]).second || keep[i] < 0)
-      return KVC_E_INVALID_ARGUMENT;
-    const auto tokens = std::count(pass.sequence.begin(), pass.sequence.end(), sequence[i]);
-    if (keep[i] > tokens && !pass.reserve) return KVC_E_INVALID_ARGUMENT;
-  }
-  for (int32_t i = 0; i < n && !pass.reserve; ++i) {
-    EncoderSequence& s = at(sequence[i]);
-    const EncoderSequence& before = pass.before[static_cast<size_t>(sequence[i])];
-    int32_t next = before.next, kept = 0;
-    for (size_t t = 0; t < pass.sequence.size(); ++t)
-      if (pass.sequence[t] == sequence[i] && kept++ < keep[i]) next = pass.position[t] + 1;
-    if (pass.carries.count(sequence[i]) != 0 && s.at >= next) s = before;
+void EncoderOracle::keep(const std::vector<char>& kept) {
+  for (int32_t index = 0; index < cache.max_sequences; ++index) {
+    if (tokens_of(index) == 0) continue;
+    EncoderSequence& s = at(index);
+    const EncoderSequence& before = pass.before[static_cast<size_t>(index)];
+    int32_t next = before.next;
+    for (size_t t = 0; t < kept.size(); ++t)
+      if (pass.sequence[t] == index && kept[t]) next = pass.position[t] + 1;
+    if (pass.carries.count(index) != 0 && s.at >= next) s = before;
     s.next = next;
   }
-  close(true);
-  return KVC_OK;
 }
 
-kvc_status EncoderOracle::abort() {
-  if (!pass_open) return KVC_E_BAD_STATE;
-  if (!pass.reserve) sequences = pass.before;
-  close(false);
-  return KVC_OK;
+void EncoderOracle::forget() {
+  sequences = pass.before;
+  mark_put();
 }
 
 }  // namespace model

@@ -6,81 +6,31 @@
 /// Stepping back, copies and removals; what inputs hold, and attention over them.
 namespace model {
 
-bool EncoderOracle::can_continue(const EncoderSequence& sequence, int32_t g) const {
+bool EncoderOracle::can_continue(int32_t s, int32_t g) const {
   if (g == 0) return true;
-  return g <= sequence.next && (sequence.input < 0 || g > sequence.at || g <= sequence.first);
+  return g <= at(s).next && (at(s).input < 0 || g > at(s).at || g <= at(s).first);
 }
 
-int32_t EncoderOracle::largest_continuation(const EncoderSequence& sequence, int32_t want) const {
-  int32_t g = std::min(want, sequence.next);
-  if (!can_continue(sequence, g))
-    g = sequence.first;  // nothing between the first input and the newest
-  return g;
+int32_t EncoderOracle::best(int32_t s, int32_t want) const {
+  const int32_t most = std::min(want, at(s).next);
+  // Nothing lies between the first input and the newest.
+  return can_continue(s, most) ? most : at(s).first;
 }
 
-EncoderSequence EncoderOracle::cut(EncoderSequence sequence, int32_t g) {
+EncoderSequence EncoderOracle::cut_to(EncoderSequence sequence, int32_t g) const {
   if (sequence.input >= 0 && g <= sequence.first) sequence = {};
   sequence.next = g;
   return sequence;
 }
 
-kvc_status EncoderOracle::can_resume(int32_t s, int32_t want, int32_t* best) const {
-  if (!is_sequence(s) || want < 0) return KVC_E_INVALID_ARGUMENT;
-  *best = largest_continuation(at(s), want);
-  return KVC_OK;
-}
-
-kvc_status EncoderOracle::resume(int32_t s, int32_t want, int32_t* got) {
-  if (!is_sequence(s) || want < 0) return KVC_E_INVALID_ARGUMENT;
-  if (!closable()) return KVC_E_BAD_STATE;
-  close(true);
-  *got = largest_continuation(at(s), want);
-  at(s) = cut(at(s), *got);
-  return KVC_OK;
-}
-
-kvc_status EncoderOracle::copy_prefix(int32_t src, int32_t dst, int32_t len, int32_t* got) {
-  if (!is_sequence(src) || !is_sequence(dst) || src == dst || len < 0)
-    return KVC_E_INVALID_ARGUMENT;
-  if (!closable()) return KVC_E_BAD_STATE;
-  close(true);
-  *got = largest_continuation(at(src), len);
-  at(dst) = cut(at(src), *got);
-  return KVC_OK;
-}
-
-kvc_status EncoderOracle::reorder(int32_t n, const int32_t* dst, const int32_t* src) {
-  if (n < 0) return KVC_E_INVALID_ARGUMENT;
-  std::set<int32_t> named;
-  for (int32_t i = 0; i < n; ++i)
-    if (!is_sequence(dst[i]) || !is_sequence(src[i]) || !named.insert(dst[i]).second)
-      return KVC_E_INVALID_ARGUMENT;
-  if (!closable()) return KVC_E_BAD_STATE;
-  close(true);
-  const std::vector<EncoderSequence> before = sequences;
-  for (int32_t i = 0; i < n; ++i) at(dst[i]) = before[static_cast<size_t>(src[i])];
-  return KVC_OK;
-}
-
-kvc_status EncoderOracle::can_remove(int32_t s, int32_t b, int32_t e) const {
-  if (!is_sequence(s) || b < 0 || e < b) return KVC_E_INVALID_ARGUMENT;
-  if (!closable()) return KVC_E_BAD_STATE;
+kvc_status EncoderOracle::may_remove_middle(int32_t s, int32_t b, int32_t e) const {
   const EncoderSequence& sequence = at(s);
-  if (b == e || b >= sequence.next) return KVC_OK;
-  if (e >= sequence.next) return can_continue(sequence, b) ? KVC_OK : KVC_E_WINDOW_LOST;
   const bool takes_input = sequence.input >= 0 && b <= sequence.at && sequence.at < e;
   return takes_input && sequence.first < b ? KVC_E_WINDOW_LOST : KVC_OK;
 }
 
-kvc_status EncoderOracle::remove(int32_t s, int32_t b, int32_t e) {
-  if (const kvc_status status = can_remove(s, b, e); status != KVC_OK) return status;
-  close(true);
+void EncoderOracle::remove_middle(int32_t s, int32_t b, int32_t e) {
   EncoderSequence& sequence = at(s);
-  if (b == e || b >= sequence.next) return KVC_OK;
-  if (e >= sequence.next) {
-    sequence = cut(sequence, b);
-    return KVC_OK;
-  }
   const int32_t d = e - b, next = sequence.next - d;
   if (sequence.input >= 0 && sequence.at >= e) {
     sequence.at -= d;
@@ -89,7 +39,6 @@ kvc_status EncoderOracle::remove(int32_t s, int32_t b, int32_t e) {
     sequence = {};
   }
   sequence.next = next;
-  return KVC_OK;
 }
 
 // ---- Contents ---------------------------------------------------------------------------------------------------------

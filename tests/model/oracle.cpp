@@ -12,26 +12,13 @@ uint32_t type_of(const uint32_t* token_flags, int32_t i) {
   return token_flags ? token_flags[i] >> KVC_TOKEN_TYPE_SHIFT : 0;
 }
 
-/// Tokens of one type must be consecutive tokens of their sequence.
-bool legal_types(int32_t n, const int32_t* sequence, const uint32_t* token_flags) {
-  std::map<int32_t, std::vector<uint32_t>> types;  // of each sequence's tokens
-  for (int32_t i = 0; i < n; ++i)
-    if (sequence[i] != KVC_NONE) types[sequence[i]].push_back(type_of(token_flags, i));
-  for (const auto& [s, list] : types)
-    for (size_t a = 0; a < list.size(); ++a)
-      for (size_t c = a + 2; c < list.size(); ++c)
-        if (list[a] != 0 && list[a] == list[c] && list[c - 1] != list[c]) return false;
-  return true;
-}
-
 }  // namespace
 
 Oracle::Oracle(const kvc_cache_desc& cache_desc, const kvc_causal_desc& causal_desc)
-    : cache(cache_desc), causal(causal_desc) {
+    : ListKind(cache_desc), causal(causal_desc) {
   if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
   if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
   if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
-  sequences.resize(static_cast<size_t>(cache.max_sequences));
   rope.resize(static_cast<size_t>(cache.n_layers));
   constants.resize(static_cast<size_t>(cache.n_layers));
 
@@ -72,14 +59,14 @@ int64_t Oracle::low(int64_t g) const {
   return lowest;
 }
 
-bool Oracle::can_continue(const Sequence& sequence, int32_t g) const {
+bool Oracle::can_continue(int32_t s, int32_t g) const {
   if (g == 0) return true;
-  return g <= sequence.next && (!limited || g <= causal.keep_first || low(g) >= sequence.lost_below);
+  return g <= at(s).next && (!limited || g <= causal.keep_first || low(g) >= at(s).lost_below);
 }
 
-int32_t Oracle::largest_continuation(const Sequence& sequence, int32_t want) const {
-  const int32_t most = std::min(want, sequence.next);
-  if (can_continue(sequence, most)) return most;
+int32_t Oracle::best(int32_t s, int32_t want) const {
+  const int32_t most = std::min(want, at(s).next);
+  if (can_continue(s, most)) return most;
   // low() never falls as g grows, so when `most` fails, all above keep_first do.
   return std::min(most, causal.keep_first);
 }
@@ -93,7 +80,7 @@ bool Oracle::fully_put() const {
 }
 
 Info Oracle::info(int32_t s) const {
-  const Sequence& sequence = sequences[static_cast<size_t>(s)];
+  const Sequence& sequence = at(s);
   const auto count = static_cast<int32_t>(sequence.tokens.size());
   const int64_t room = std::min<int64_t>(limit() - count, pool_ - used());
   return {sequence.tokens.empty() ? sequence.next : sequence.tokens.front().position, sequence.next,
@@ -152,69 +139,39 @@ std::vector<Token> Oracle::visible(int32_t batch_index) const {
 // ---- A pass
 // ------------------------------------------------------------------------------------------------------------
 
-bool Oracle::legal_batch(int32_t n, const int32_t* position, const int32_t* sequence) const {
-  if (n < 1 || n > cache.max_batch || !position || !sequence) return false;
-  std::vector<int32_t> next;
-  for (const Sequence& each : sequences) next.push_back(each.next);
-  for (int32_t i = 0; i < n; ++i) {
-    if (sequence[i] == KVC_NONE) continue;  // padding
-    if (!is_sequence(sequence[i])) return false;
-    if (position[i] < 0 || position[i] >= std::numeric_limits<int32_t>::max() - 1) return false;
-    int32_t& expected = next[static_cast<size_t>(sequence[i])];
-    if (position[i] < expected) return false;
-    if ((cache.flags & KVC_CACHE_STRICT) && position[i] != expected) return false;
-    expected = position[i] + 1;
-  }
+/// Tokens of one type must be consecutive tokens of their sequence.
+bool Oracle::legal_tokens(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const {
+  std::map<int32_t, std::vector<uint32_t>> types;  // of each sequence's tokens
+  for (int32_t i = 0; i < n; ++i)
+    if (sequence[i] != KVC_NONE) types[sequence[i]].push_back(type_of(token_flags, i));
+  for (const auto& [s, list] : types)
+    for (size_t a = 0; a < list.size(); ++a)
+      for (size_t c = a + 2; c < list.size(); ++c)
+        if (list[a] != 0 && list[a] == list[c] && list[c - 1] != list[c]) return false;
   return true;
 }
 
-/// Padding has no flags. In a reserve pass there are no sequences.
-bool Oracle::legal_flags(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const {
-  if (n < 1 || n > cache.max_batch) return false;
-  for (int32_t i = 0; token_flags && i < n; ++i) {
-    const bool padding = sequence && sequence[i] == KVC_NONE;
-    const uint32_t known = padding ? 0 : 0xffff0000u | KVC_TOKEN_SEES_LATER;
-    if (token_flags[i] & ~known) return false;
-  }
-  return true;
-}
-
-kvc_status Oracle::fits(int32_t n, const int32_t* position, const int32_t* sequence,
-                        const uint32_t* token_flags) const {
-  if (!legal_flags(n, sequence, token_flags) || !legal_batch(n, position, sequence) ||
-      !legal_types(n, sequence, token_flags))
-    return KVC_E_INVALID_ARGUMENT;
-  if (!closable()) return KVC_E_BAD_STATE;
+kvc_status Oracle::room(int32_t n, const int32_t* sequence, const uint32_t*) const {
   // What slides out stays owned until the pass is committed, but no longer counts for its sequence.
   const auto n_padding = std::count(sequence, sequence + n, KVC_NONE);
   if (used() + n - n_padding > pool_) return KVC_E_CACHE_FULL;
   if (limited) return KVC_OK;
   for (int32_t s = 0; s < cache.max_sequences; ++s) {
     const auto more = std::count(sequence, sequence + n, s);
-    const auto held = static_cast<int64_t>(sequences[static_cast<size_t>(s)].tokens.size());
+    const auto held = static_cast<int64_t>(at(s).tokens.size());
     if (held + more > cache.capacity) return KVC_E_CACHE_FULL;
   }
   return KVC_OK;
 }
 
-kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequence,
-                         const uint32_t* token_flags, uint32_t flags) {
-  const bool reserve = flags & KVC_BEGIN_RESERVE;
-  if (reserve) {
-    if (!legal_flags(n, nullptr, token_flags)) return KVC_E_INVALID_ARGUMENT;
-    if (!closable()) return KVC_E_BAD_STATE;
-  } else if (const kvc_status s = fits(n, position, sequence, token_flags); s != KVC_OK) {
-    return s;
-  }
-  close();
-  pass = Pass();
-  pass_open = true;
+void Oracle::open(int32_t n, const int32_t* position, const int32_t* sequence,
+                  const uint32_t* token_flags, bool reserve) {
   pass.reserve = reserve;
   pass.n_tokens = n;
   pass.put.assign(static_cast<size_t>(cache.n_layers), 0);
   pass.except.assign(static_cast<size_t>(n), 0);
   pass.type.assign(static_cast<size_t>(n), 0);
-  if (reserve) return KVC_OK;
+  if (reserve) return;
 
   pass.before = sequences;
   for (int32_t i = 0; i < n; ++i) {
@@ -237,16 +194,15 @@ kvc_status Oracle::begin(int32_t n, const int32_t* position, const int32_t* sequ
   }
   if (std::count(sequence, sequence + n, KVC_NONE) == n)  // nothing to put
     pass.put.assign(pass.put.size(), 1);
-  end_pass_keeping(std::vector<char>(static_cast<size_t>(n), 1));
-  return KVC_OK;
+  keep(std::vector<char>(static_cast<size_t>(n), 1));
 }
 
 /// The sequences as they are when these tokens of the batch are kept: all slide, then the kept
 /// tokens are appended.
-void Oracle::end_pass_keeping(const std::vector<char>& kept) {
+void Oracle::keep(const std::vector<char>& kept) {
   sequences = pass.before;
   for (int32_t s = 0; s < cache.max_sequences; ++s) {
-    Sequence& sequence = sequences[static_cast<size_t>(s)];
+    Sequence& sequence = at(s);
     int64_t p = sequence.next;
     for (size_t i = pass.position.size(); i-- > 0;)
       if (pass.sequence[i] == s && kept[i])

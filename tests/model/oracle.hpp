@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "formats.hpp"
+#include "kind.hpp"
 
 /// The oracle: what a causal cache must do, written as lists. A sequence is a list of tokens; a
 /// token is a position and the number of a content; a content is what was put. It knows no cells
@@ -58,42 +59,21 @@ struct Content {
   std::vector<float> k, v;  // [n_layers, n_kv_heads, head_dim], as the storage type holds them
 };
 
-struct Pass {
-  bool reserve = false;
-  int32_t n_tokens = 0;
-  std::vector<int32_t> position, sequence,
-      content;                   // [n_tokens], empty for a reserve pass; padding has no content: -1
+struct Pass : Batch {
+  std::vector<int32_t> content;  // [n_tokens], empty for a reserve pass; padding has no content: -1
   std::vector<char> except;      // [n_tokens]
   std::vector<uint32_t> type;    // [n_tokens] 0: none
   std::vector<char> put;         // [n_layers]
   std::vector<Sequence> before;  // what abort goes back to
 };
 
-struct Info {
-  int32_t first, next, count, room, lost_below;
-};
-
-class Oracle {
+class Oracle : public ListKind<Sequence> {
  public:
   Oracle(const kvc_cache_desc& cache, const kvc_causal_desc& causal);
 
-  kvc_status begin(int32_t n, const int32_t* position, const int32_t* sequence,
-                   const uint32_t* token_flags, uint32_t flags);
-  kvc_status fits(int32_t n, const int32_t* position, const int32_t* sequence,
-                  const uint32_t* token_flags) const;
   /// k, v: what the caller's tensors hold, [n_tokens, n_kv_heads, head_dim].
   kvc_status put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v);
-  kvc_status set_causal(int32_t n, const int32_t* except);
-  kvc_status commit();
-  kvc_status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep);
-  kvc_status abort();
-  kvc_status can_resume(int32_t sequence, int32_t want, int32_t* best) const;
-  kvc_status resume(int32_t sequence, int32_t want, int32_t* got);
-  kvc_status copy_prefix(int32_t src, int32_t dst, int32_t len, int32_t* got);
-  kvc_status reorder(int32_t n, const int32_t* dst, const int32_t* src);
-  kvc_status remove(int32_t sequence, int32_t begin, int32_t end);
-  /// What remove() would return when a shift function does not refuse.
-  kvc_status can_remove(int32_t sequence, int32_t begin, int32_t end) const;
+  kvc_status set_causal(int32_t n, const int32_t* except) override;
 
   /// The status of binding constants; binding itself is to set `rope` or `shift.turn`.
   kvc_status may_bind_rope() const;
@@ -107,7 +87,7 @@ class Oracle {
     return layer >= 0 && layer < cache.n_layers ? KVC_OK : KVC_E_INVALID_ARGUMENT;
   }
 
-  Info info(int32_t sequence) const;
+  Info info(int32_t sequence) const override;
   int64_t used() const;    // cells held by at least one sequence
   int64_t shared() const;  // cells held by more than one
   int64_t pool() const { return pool_; }
@@ -115,7 +95,8 @@ class Oracle {
   bool sees(int32_t batch_index, int32_t position) const;
   bool same_block(size_t batch_index, size_t other) const;  // see each other because of their type
   std::vector<Token> visible(int32_t batch_index) const;
-  bool fully_put() const;
+  bool fully_put() const override;
+  const Batch& batch() const override { return pass; }
   bool turns() const;  // does any layer rotate its keys?
 
   /// The key of a token as it must look now: with its pending rotation applied. [n_kv_heads, head_dim_k]
@@ -133,7 +114,6 @@ class Oracle {
   /// head_dim_k] are the rounded keys. It stays so when the pass is aborted.
   void pay(int32_t sequence, int32_t position, const std::vector<float>& k);
 
-  kvc_cache_desc cache;
   kvc_causal_desc causal;
   bool limited = false;    // is memory limited?
   int32_t memory = 0;      // when it is
@@ -141,29 +121,35 @@ class Oracle {
   Shift shift;
   std::vector<Constants> constants;  // [n_layers]
 
-  std::vector<Sequence> sequences;  // as if an open pass were committed
   std::vector<Content> contents;    // only grows
-  bool pass_open = false;
   Pass pass;
-  uint64_t passes = 0;  // committed
 
  private:
-  bool legal_batch(int32_t n, const int32_t* position, const int32_t* sequence) const;
-  bool legal_flags(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const;
-  bool closable() const { return !pass_open || pass.reserve || fully_put(); }
-  void close();
-  void end_pass_keeping(const std::vector<char>& kept);
-  void cut(Sequence& sequence, int32_t g) const;
+  uint32_t known_flags() const override { return 0xffff0000u | KVC_TOKEN_SEES_LATER; }
+  bool legal_tokens(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const override;
+  kvc_status room(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const override;
+  kvc_status may_keep(const std::vector<char>& kept) const override;
+  bool can_continue(int32_t sequence, int32_t g) const override;
+  int32_t best(int32_t sequence, int32_t want) const override;
+  kvc_status may_remove_middle(int32_t sequence, int32_t begin, int32_t end) const override;
+  kvc_status refusal(int32_t sequence, int32_t end) const override;
+  void open(int32_t n, const int32_t* position, const int32_t* sequence,
+            const uint32_t* token_flags, bool reserve) override;
+  void keep(const std::vector<char>& kept) override;
+  void settle() override;
+  void forget() override { sequences = pass.before; }
+  void clear_pass() override { pass = {}; }
+  Sequence cut_to(Sequence sequence, int32_t g) const override;
+  void remove_middle(int32_t sequence, int32_t begin, int32_t end) override;
+
   int64_t low(int64_t g) const;
-  bool can_continue(const Sequence& sequence, int32_t g) const;
-  int32_t largest_continuation(const Sequence& sequence, int32_t want) const;
   int32_t limit() const;
-  kvc_status remove_middle(Sequence& sequence, int32_t b, int32_t e);
-  kvc_status may_shift(int64_t n_moved) const;
+  /// What lost_below of a sequence becomes when [begin, end) is removed; -1: that lies too far back.
+  int32_t lost_after_removal(const Sequence& sequence, int32_t begin, int32_t end) const;
+  int64_t n_moved(const Sequence& sequence, int32_t end) const;
   int32_t shifted(const Token& token, int32_t to);
   std::map<int32_t, std::set<int32_t>> holders() const;
   int64_t free_now() const;
-  bool is_sequence(int32_t s) const { return s >= 0 && s < cache.max_sequences; }
 
   int64_t pool_ = 0;
 };
