@@ -1,5 +1,5 @@
 #include "capi/src/arguments.hpp"
-#include "capi/src/guard.hpp"
+#include "capi/src/inside.hpp"
 #include "core/base/planted.hpp"
 
 namespace kvc::capi {
@@ -224,81 +224,91 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::KeyValues, kvc::Status;
-using kvc::capi::with_key_values;
+using kvc::Cache, kvc::KeyValues, kvc::Status;
+using kvc::capi::When;
 
 kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) -> Status {
-    if (Status s = c.ready_to_put(layer); s != Status::ok) return s;
-    kvc::capi::KeysAndValues put;
-    if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
-    return c.put(layer, put.k, put.v);
-  });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+        if (Status s = c.ready_to_put(own); s != Status::ok) return s;
+        kvc::capi::KeysAndValues put;
+        if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
+        return c.put(own, put.k, put.v);
+      });
 }
 
 kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
                          const kvc_attention_extra* extra) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) -> Status {
-    if (Status s = c.ready_for_layer(layer, true); s != Status::ok) return s;
-    kvc::AttentionTensors a;
-    if (Status s = kvc::capi::read_attention(c, layer, q, out, extra, &a); s != Status::ok)
-      return s;
-    return c.attention(layer, a);
-  });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+        if (Status s = c.ready_for_layer(own, true); s != Status::ok) return s;
+        kvc::AttentionTensors a;
+        if (Status s = kvc::capi::read_attention(c, own, q, out, extra, &a); s != Status::ok)
+          return s;
+        return c.attention(own, a);
+      });
 }
 
 kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k,
                              const kvc_tensor* v, const kvc_tensor* q, kvc_tensor* out,
                              const kvc_attention_extra* extra) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) -> Status {
-    if (Status s = c.ready_to_put(layer); s != Status::ok) return s;
-    kvc::capi::KeysAndValues put;
-    kvc::AttentionTensors a;
-    if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
-    const kvc::capi::ExpectedRows expected(c, put.k.shape[0]);
-    if (Status s = kvc::capi::read_attention(c, layer, q, out, extra, &a); s != Status::ok)
-      return s;
-    return c.put_attention(layer, put.k, put.v, a);
-  });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+        if (Status s = c.ready_to_put(own); s != Status::ok) return s;
+        kvc::capi::KeysAndValues put;
+        kvc::AttentionTensors a;
+        if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
+        const kvc::capi::ExpectedRows expected(c, put.k.shape[0]);
+        if (Status s = kvc::capi::read_attention(c, own, q, out, extra, &a); s != Status::ok)
+          return s;
+        return c.put_attention(own, put.k, put.v, a);
+      });
 }
 
 kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) -> Status {
-    kvc::Tensor view_k, view_v;
-    if (Status s = c.get(layer, &view_k, &view_v); s != Status::ok) return s;
-    if (k != nullptr) kvc::capi::write_view(view_k, c.holder().device(), k);
-    if (v != nullptr) kvc::capi::write_view(view_v, c.holder().device(), v);
-    return Status::ok;
-  });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+        kvc::Tensor view_k, view_v;
+        if (Status s = c.get(own, &view_k, &view_v); s != Status::ok) return s;
+        if (k != nullptr) kvc::capi::write_view(view_k, c.holder().device(), k);
+        if (v != nullptr) kvc::capi::write_view(view_v, c.holder().device(), v);
+        return Status::ok;
+      });
 }
 
 kvc_status kvc_history(kvc_cache* cache, int32_t layer, int32_t* first_cell,
                        int32_t* n_cells) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) -> Status {
-    if (Status s = c.ready_for_layer(layer, false); s != Status::ok) return s;
-    if (first_cell == nullptr) return kvc::is_null("first_cell");
-    if (n_cells == nullptr) return kvc::is_null("n_cells");
-    return c.history(layer, first_cell, n_cells);
-  });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+        if (Status s = c.ready_for_layer(own, false); s != Status::ok) return s;
+        if (first_cell == nullptr) return kvc::is_null("first_cell");
+        if (n_cells == nullptr) return kvc::is_null("n_cells");
+        return c.history(own, first_cell, n_cells);
+      });
 }
 
 kvc_status kvc_mask(kvc_cache* cache, int32_t layer, kvc_tensor* into) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) { return kvc::capi::mask(c, layer, into); });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::in_pass, {},
+      [&](KeyValues& c, Cache&, int32_t own) { return kvc::capi::mask(c, own, into); });
 }
 
 kvc_status kvc_gather(kvc_cache* cache, int32_t layer, int32_t sequence, kvc_tensor* k,
                       kvc_tensor* v) noexcept {
-  return with_key_values(cache,
-                         [&](KeyValues& c) { return kvc::capi::gather(c, layer, sequence, k, v); });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::always, {sequence},
+      [&](KeyValues& c, Cache&, int32_t own) { return kvc::capi::gather(c, own, sequence, k, v); });
 }
 
 kvc_status kvc_runs(const kvc_cache* cache, int32_t layer, int32_t sequence, int32_t capacity,
                     kvc_run* runs, int32_t* n) noexcept {
   static_assert(sizeof(kvc_run) == sizeof(kvc::Run));
-  return with_key_values(cache, [&](const KeyValues& c) -> Status {
-    if (n == nullptr) return kvc::is_null("n");
-    if (Status s = kvc::check_arrays("capacity", capacity, {{"runs", runs}}); s != Status::ok)
-      return s;
-    return c.runs(layer, sequence, capacity, reinterpret_cast<kvc::Run*>(runs), n);
-  });
+  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
+      cache, layer, When::always, {sequence},
+      [&](const KeyValues& c, const Cache&, int32_t own) -> Status {
+        if (n == nullptr) return kvc::is_null("n");
+        if (Status s = kvc::check_arrays("capacity", capacity, {{"runs", runs}}); s != Status::ok)
+          return s;
+        return c.runs(own, sequence, capacity, reinterpret_cast<kvc::Run*>(runs), n);
+      });
 }

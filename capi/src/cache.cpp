@@ -2,7 +2,7 @@
 #include <new>
 
 #include "capi/src/arguments.hpp"
-#include "capi/src/guard.hpp"
+#include "capi/src/inside.hpp"
 #include "capi/src/words.hpp"
 #include "core/caches/create.hpp"
 #include "kvc/encoder.h"
@@ -166,6 +166,34 @@ Status create(const std::shared_ptr<Device>& device, const CacheRequest& request
   return Status::ok;
 }
 
+/// A wrapper lets its children go as they are; those whose handles were destroyed end with it.
+Status let_go(const Children& children) {
+  ChildrenInside inside(children, Access::exclusive);
+  if (Status s = inside.enter_all(); s != Status::ok) return s;
+  inside.forget();
+  for (int32_t child = 0; child < children.n(); ++child) {
+    inside.object(child).is_wrapped = false;
+    delete static_cast<CacheObject*>(handles::unpin(children.pins[child]));
+  }
+  return Status::ok;
+}
+
+Status destroy(kvc_cache* handle) {
+  void* entered = nullptr;
+  if (Status s = handles::enter(handle, Kind::cache, Access::exclusive, &entered); s != Status::ok)
+    return s;
+  const CacheObject& object = *static_cast<CacheObject*>(entered);
+  if (object.children) {
+    if (Status s = let_go(*object.children); s != Status::ok) {
+      handles::leave(handle, Access::exclusive);
+      return s;
+    }
+  }
+  handles::erase(handle, &entered);
+  delete static_cast<CacheObject*>(entered);
+  return Status::ok;
+}
+
 Status read_batch(const int32_t* position, const int32_t* sequence, Batch* batch) {
   if (position == nullptr) return is_null("position");
   if (sequence == nullptr) return is_null("sequence");
@@ -178,7 +206,7 @@ Status read_batch(const int32_t* position, const int32_t* sequence, Batch* batch
 }  // namespace kvc::capi
 
 using kvc::Cache, kvc::fail, kvc::Status;
-using kvc::capi::with_cache;
+using kvc::capi::with_cache, kvc::capi::with_sequences;
 
 kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc,
                                   const void* kind_desc, uint64_t* out_bytes) noexcept {
@@ -207,12 +235,7 @@ kvc_status kvc_cache_create(kvc_device* device, const kvc_cache_desc* desc, cons
 
 kvc_status kvc_cache_destroy(kvc_cache* cache) noexcept {
   if (cache == nullptr) return KVC_OK;
-  return kvc::capi::guard_lifetime([&]() -> Status {
-    void* object = nullptr;
-    const Status removed = kvc::capi::handles::remove(cache, kvc::capi::Kind::cache, &object);
-    if (removed == Status::ok) delete static_cast<kvc::capi::CacheObject*>(object);
-    return removed;
-  });
+  return kvc::capi::guard_lifetime([&]() -> Status { return kvc::capi::destroy(cache); });
 }
 
 // ---- A pass ---------------------------------------------------------------------------------------------------------------
@@ -220,7 +243,7 @@ kvc_status kvc_cache_destroy(kvc_cache* cache) noexcept {
 kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position,
                      const int32_t* sequence, const uint32_t* token_flags, uint32_t flags,
                      void* stream) noexcept {
-  return with_cache(cache, [&](Cache& c) -> Status {
+  return with_sequences(cache, [&](Cache& c) -> Status {
     const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
     constexpr uint32_t known = KVC_BEGIN_RESERVE | KVC_BEGIN_REPLAY;
     if ((flags & ~known) != 0)
@@ -252,22 +275,21 @@ kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* pos
 }
 
 kvc_status kvc_set_causal(kvc_cache* cache, int32_t n_except, const int32_t* except) noexcept {
-  return kvc::capi::with_positioned_keys(cache, [&](kvc::PositionedKeys& keys, kvc::KeyValues&) {
-    return keys.set_causal(n_except, except);
-  });
+  return kvc::capi::with_facet<kvc::capi::OfCausality>(
+      cache, [&](kvc::Causality& c, Cache&) { return c.set_causal(n_except, except); });
 }
 
 kvc_status kvc_commit(kvc_cache* cache) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.commit(); });
+  return with_sequences(cache, [&](Cache& c) { return c.commit(); });
 }
 
 kvc_status kvc_commit_prefix(kvc_cache* cache, int32_t n_sequences, const int32_t* sequence,
                              const int32_t* keep) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.commit_prefix(n_sequences, sequence, keep); });
+  return with_sequences(cache, [&](Cache& c) { return c.commit_prefix(n_sequences, sequence, keep); });
 }
 
 kvc_status kvc_abort(kvc_cache* cache) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.abort(); });
+  return with_sequences(cache, [&](Cache& c) { return c.abort(); });
 }
 
 // ---- Sequences ----------------------------------------------------------------------------------------------------------------
@@ -281,20 +303,20 @@ kvc_status kvc_can_resume(const kvc_cache* cache, int32_t sequence, int32_t want
 }
 
 kvc_status kvc_resume(kvc_cache* cache, int32_t sequence, int32_t want, int32_t* got) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.resume(sequence, want, got); });
+  return with_sequences(cache, [&](Cache& c) { return c.resume(sequence, want, got); });
 }
 
 kvc_status kvc_copy_prefix(kvc_cache* cache, int32_t src, int32_t dst, int32_t len,
                            int32_t* got) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.copy_prefix(src, dst, len, got); });
+  return with_sequences(cache, [&](Cache& c) { return c.copy_prefix(src, dst, len, got); });
 }
 
 kvc_status kvc_reorder(kvc_cache* cache, int32_t n, const int32_t* dst, const int32_t* src) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.reorder(n, dst, src); });
+  return with_sequences(cache, [&](Cache& c) { return c.reorder(n, dst, src); });
 }
 
 kvc_status kvc_remove(kvc_cache* cache, int32_t sequence, int32_t begin, int32_t end) noexcept {
-  return with_cache(cache, [&](Cache& c) { return c.remove(sequence, begin, end); });
+  return with_sequences(cache, [&](Cache& c) { return c.remove(sequence, begin, end); });
 }
 
 kvc_status kvc_can_remove(const kvc_cache* cache, int32_t sequence, int32_t begin,
@@ -309,7 +331,7 @@ kvc_status kvc_sequence_query(const kvc_cache* cache, int32_t sequence,
     kvc::SequenceInfo info = {};
     if (Status s = c.sequence_info(sequence, &info); s != Status::ok) return s;
     kvc::capi::write_output<kvc_sequence_info>(
-        {0, 0, info.first, info.next, info.count, info.room, info.lost_below, 0}, out);
+        {0, info.flags, info.first, info.next, info.count, info.room, info.lost_below, 0}, out);
     return Status::ok;
   });
 }

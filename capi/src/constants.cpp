@@ -2,20 +2,11 @@
 #include <cstring>
 
 #include "capi/src/arguments.hpp"
-#include "capi/src/guard.hpp"
+#include "capi/src/inside.hpp"
 
 /// The constants of the model: what kvc_bind_attention(), kvc_bind_rope() and kvc_bind_shift() take.
 namespace kvc::capi {
 namespace {
-
-Status check_layers(const KeyValues& cache, int32_t begin, int32_t end) {
-  if (begin >= 0 && begin <= end && end <= cache.holder().bounds().n_layers) return Status::ok;
-  return fail(
-      Status::invalid_argument,
-      "layer_begin %d, layer_end %d are no range of layers: 0 <= layer_begin <= layer_end <= "
-      "n_layers, which is %d",
-      begin, end, cache.holder().bounds().n_layers);
-}
 
 /// `values[0, n)`; null: there are none.
 Status check_all_finite(const char* name, const float* values, int32_t n) {
@@ -66,14 +57,9 @@ Status check_frequencies(const RopeSettings& settings) {
   return Status::ok;
 }
 
-Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_attention_desc* desc,
-                      const float* slopes, const float* sinks) {
-  kvc_attention_desc d;
-  if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
-  if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
-  if (d.flags != 0) return unknown_bits("kvc_attention_desc.flags", d.flags, nullptr);
-  if (Status s = check_q_heads(cache.holder().bounds(), "n_q_heads", d.n_q_heads); s != Status::ok)
-    return s;
+/// What does not depend on the layers.
+Status read_constants(const kvc_attention_desc& d, const float* slopes, const float* sinks,
+                      AttentionConstants* constants) {
   if (!std::isfinite(d.softcap) || d.softcap < 0) {
     return fail(Status::invalid_argument,
                 "softcap is %g; it must be finite and not negative (0: none)",
@@ -83,13 +69,41 @@ Status bind_attention(KeyValues& cache, int32_t begin, int32_t end, const kvc_at
   if (Status s = check_magnitude("softcap", d.softcap); s != Status::ok) return s;
   if (Status s = check_slopes(slopes, d.n_q_heads); s != Status::ok) return s;
   if (Status s = check_all_finite("sinks", sinks, d.n_q_heads); s != Status::ok) return s;
+  constants->n_q_heads = d.n_q_heads;
+  constants->scale = d.scale;
+  constants->softcap = d.softcap;
+  constants->slopes = slopes;
+  constants->sinks = sinks;
+  return Status::ok;
+}
+
+/// A layer of a kind that lacks the facet is NOT_SUPPORTED, before anything but the range is looked at.
+template <class Facet>
+Status check_owners(const LayerRange& layers) {
+  return layers.each_owner([](Cache& cache) {
+    return on_facet<Facet>(cache, [](auto&, Cache&) { return Status::ok; });
+  });
+}
+
+Status bind_attention(const LayerRange& layers, const kvc_attention_desc* desc, const float* slopes,
+                      const float* sinks) {
+  if (Status s = check_owners<OfKeyValues>(layers); s != Status::ok) return s;
+  kvc_attention_desc d;
+  if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
+  if (Status s = layers.check(); s != Status::ok) return s;
+  if (d.flags != 0) return unknown_bits("kvc_attention_desc.flags", d.flags, nullptr);
+  const Status heads = layers.each_owner(
+      [&](const Cache& cache) { return check_q_heads(cache.bounds(), "n_q_heads", d.n_q_heads); });
+  if (heads != Status::ok) return heads;
   AttentionConstants constants;
-  constants.n_q_heads = d.n_q_heads;
-  constants.scale = d.scale;
-  constants.softcap = d.softcap;
-  constants.slopes = slopes;
-  constants.sinks = sinks;
-  return cache.bind_attention(begin, end, constants);
+  if (Status s = read_constants(d, slopes, sinks, &constants); s != Status::ok) return s;
+  const Status refused = layers.each_owner(
+      [&](const Cache& cache) { return cache.key_values()->check_binding(constants); });
+  if (refused != Status::ok) return refused;
+  layers.each_part([&](Cache& cache, int32_t begin, int32_t end) {
+    cache.key_values()->bind_attention(begin, end, constants);
+  });
+  return Status::ok;
 }
 
 Status check_positive(const char* name, double value) {
@@ -97,12 +111,8 @@ Status check_positive(const char* name, double value) {
   return fail(Status::invalid_argument, "%s is %g; it must be positive and finite", name, value);
 }
 
-Status bind_rope(PositionedKeys& keys, const KeyValues& cache, int32_t begin, int32_t end,
-                 const kvc_rope_desc* desc, const float* factors) {
-  kvc_rope_desc d;
-  if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
-  if (Status s = check_layers(cache, begin, end); s != Status::ok) return s;
-  const int32_t head_dim = cache.holder().bounds().head_dim_k;
+/// For a cache whose heads have this many dimensions.
+Status read_rope(const kvc_rope_desc& d, const float* factors, int32_t head_dim, RopeSettings* out) {
   if (d.pairs != KVC_ROPE_NEIGHBOURS && d.pairs != KVC_ROPE_HALVES)
     return fail(Status::invalid_argument,
                 "pairs is %u, neither KVC_ROPE_NEIGHBOURS (0) nor KVC_ROPE_HALVES (1)", d.pairs);
@@ -129,8 +139,29 @@ Status bind_rope(PositionedKeys& keys, const KeyValues& cache, int32_t begin, in
                 static_cast<double>(factors[i]));
   }
   settings.factors = factors;
-  if (Status s = check_frequencies(settings); s != Status::ok) return s;
-  return keys.bind_rope(begin, end, settings);
+  *out = settings;
+  return check_frequencies(settings);
+}
+
+Status bind_rope(const LayerRange& layers, const kvc_rope_desc* desc, const float* factors) {
+  if (Status s = check_owners<OfPositionedKeys>(layers); s != Status::ok) return s;
+  kvc_rope_desc d;
+  if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
+  if (Status s = layers.check(); s != Status::ok) return s;
+  RopeSettings settings;
+  const Status invalid = layers.each_owner([&](const Cache& cache) {
+    return read_rope(d, factors, cache.bounds().head_dim_k, &settings);
+  });
+  if (invalid != Status::ok) return invalid;
+  const Status refused = layers.each_owner(
+      [](Cache& cache) { return cache.positioned_keys()->check_rope_may_be_bound(); });
+  if (refused != Status::ok) return refused;
+  layers.each_part([&](Cache& cache, int32_t begin, int32_t end) {
+    // The number of dimensions may be the owner's; it was read above without a refusal.
+    if (read_rope(d, factors, cache.bounds().head_dim_k, &settings) == Status::ok)
+      cache.positioned_keys()->bind_rope(begin, end, settings);
+  });
+  return Status::ok;
 }
 
 /// From the core's side of a shift function to the caller's.
@@ -156,30 +187,30 @@ Status call_shift(const KeyShift& shift, int32_t layer, int32_t n, const int32_t
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::KeyValues, kvc::PositionedKeys;
-using kvc::capi::with_key_values, kvc::capi::with_positioned_keys;
+using kvc::Cache, kvc::PositionedKeys;
+using kvc::capi::CacheObject, kvc::capi::LayerRange;
 
 kvc_status kvc_bind_attention(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
                               const kvc_attention_desc* desc, const float* alibi_slopes,
                               const float* sinks) noexcept {
-  return with_key_values(cache, [&](KeyValues& c) {
-    return kvc::capi::bind_attention(c, layer_begin, layer_end, desc, alibi_slopes, sinks);
+  return kvc::capi::with_object(cache, [&](CacheObject& object, Cache&) {
+    return kvc::capi::bind_attention(LayerRange(object, layer_begin, layer_end), desc, alibi_slopes,
+                                     sinks);
   });
 }
 
 kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
                          const kvc_rope_desc* desc, const float* frequency_factors) noexcept {
-  return with_positioned_keys(cache, [&](PositionedKeys& keys, KeyValues& c) {
-    return kvc::capi::bind_rope(keys, c, layer_begin, layer_end, desc, frequency_factors);
+  return kvc::capi::with_object(cache, [&](CacheObject& object, Cache&) {
+    return kvc::capi::bind_rope(LayerRange(object, layer_begin, layer_end), desc, frequency_factors);
   });
 }
 
 kvc_status kvc_bind_shift(kvc_cache* cache, kvc_shift_function function, void* user) noexcept {
-  return with_positioned_keys(cache, [&](PositionedKeys& keys, KeyValues& c) {
+  return kvc::capi::with_facet<kvc::capi::OfPositionedKeys>(cache, [&](PositionedKeys& keys, Cache& c) {
     kvc::KeyShift shift;
     if (function != nullptr)
-      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user,
-               c.holder().device()};
+      shift = {kvc::capi::call_shift, reinterpret_cast<void (*)()>(function), user, c.device()};
     return keys.bind_shift(shift);
   });
 }

@@ -5,6 +5,7 @@
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
+#include "capi/src/objects.hpp"
 #include "capi/src/words.hpp"
 #include "core/device_registry.hpp"
 #include "kernels/cpu/cpu_device.hpp"

@@ -7,6 +7,7 @@
 #include <cerrno>
 
 #include "capi/src/stats_board.hpp"
+#include "core/caches/wrapper.hpp"
 
 namespace kvc::capi::handles {
 namespace {
@@ -37,6 +38,9 @@ struct Slot {
   void* object;
   std::atomic<uint32_t> kind;  // a stale handle may be looked up while its slot begins a new life
   uint32_t next_free;          // index + 1 of the next free slot; 0: none
+  bool is_pinned;              // only changed by who is alone inside
+  std::atomic<uint16_t> n_children;
+  std::atomic<uint16_t> children[WrapperCache::max_children];  // slots
 };
 
 struct Table {
@@ -166,9 +170,42 @@ Slot& entered_slot(Table& table, const void* handle) {
   return table.slots[payload >> 4 & (n_slots - 1)];
 }
 
+/// BUSY when a call of this kind may not be inside beside those that are.
+Status check_access(uint64_t word, Kind kind, Access access) {
+  const uint64_t inside = word & inside_mask;
+  if (access == Access::exclusive ? inside == 0 : (inside & exclusive_bit) == 0) return Status::ok;
+  return fail(Status::busy,
+              "another call is inside this %s, and %s: let calls on one %s follow each other, or "
+              "repeat this one",
+              name_of(kind),
+              (inside & exclusive_bit) != 0 ? "that call excludes all others"
+                                            : "this call, which is not const, needs it alone",
+              name_of(kind));
+}
+
+uint64_t entered(uint64_t word, Access access) {
+  return access == Access::exclusive ? word | exclusive_bit : word + 1;
+}
+
+void leave(Slot& slot, Access access) {
+  if (access == Access::exclusive)
+    slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
+  else
+    slot.word.fetch_sub(1, std::memory_order_release);
+}
+
+/// Its generation must be even. A slot whose generations are used up is retired.
+void let_go(Table& table, Slot& slot) {
+  slot.object = nullptr;
+  if (slot.word.load() >> 32 >= last_generation) return;
+  slot.next_free = table.first_free;
+  table.first_free = static_cast<uint32_t>(&slot - table.slots) + 1;
+}
+
 }  // namespace
 
-void* add(Kind kind, void* object, const CacheStats& stats) noexcept {
+void* add(Kind kind, void* object, const CacheStats& stats, const Pin* children,
+          int32_t n_children) noexcept {
   Table* table = map_table();
   if (table == nullptr) return nullptr;
   const Lock lock(*table);
@@ -191,6 +228,9 @@ void* add(Kind kind, void* object, const CacheStats& stats) noexcept {
   slot.object = object;
   slot.kind.store(static_cast<uint32_t>(kind), std::memory_order_relaxed);
   if (kind == Kind::cache) board_of(*table, slot).begin(stats);
+  slot.n_children.store(static_cast<uint16_t>(n_children), std::memory_order_relaxed);
+  for (int32_t i = 0; i < n_children; ++i)
+    slot.children[i].store(static_cast<uint16_t>(children[i].slot), std::memory_order_relaxed);
   slot.word.store(uint64_t{generation} << 32, std::memory_order_release);
   ++table->n_live;
   return reinterpret_cast<void*>(
@@ -201,39 +241,24 @@ Status enter(const void* handle, Kind kind, Access access, void** object) noexce
   Key key = {};
   if (Status s = decode(handle, kind, &key); s != Status::ok) return s;
   uint64_t word = key.slot->word.load(std::memory_order_relaxed);
-  while (true) {
+  do {
     if (word >> 32 != key.generation) return not_live(kind);
-    const uint64_t inside = word & inside_mask;
-    if (access == Access::exclusive ? inside != 0 : (inside & exclusive_bit) != 0) {
-      return fail(
-          Status::busy,
-          "another call is inside this %s, and %s: let calls on one %s follow each other, or "
-          "repeat this one",
-          name_of(kind),
-          (inside & exclusive_bit) != 0 ? "that call excludes all others"
-                                        : "this call, which is not const, needs it alone",
-          name_of(kind));
-    }
-    const uint64_t entered = access == Access::exclusive ? word | exclusive_bit : word + 1;
-    if (key.slot->word.compare_exchange_weak(word, entered, std::memory_order_acquire)) break;
-  }
+    if (Status s = check_access(word, kind, access); s != Status::ok) return s;
+  } while (!key.slot->word.compare_exchange_weak(word, entered(word, access),
+                                                 std::memory_order_acquire));
   *object = key.slot->object;
   return Status::ok;
 }
 
 void leave(const void* handle, Access access) noexcept {
-  Slot& slot = entered_slot(*shared_table.load(std::memory_order_acquire), handle);
-  if (access == Access::exclusive)
-    slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
-  else
-    slot.word.fetch_sub(1, std::memory_order_release);
+  leave(entered_slot(*shared_table.load(std::memory_order_acquire), handle), access);
 }
 
 void leave(const void* handle, const CacheStats& stats) noexcept {
   Table& table = *shared_table.load(std::memory_order_acquire);
   Slot& slot = entered_slot(table, handle);
   board_of(table, slot).post(stats);
-  slot.word.fetch_and(~exclusive_bit, std::memory_order_release);
+  leave(slot, Access::exclusive);
 }
 
 void post_poison(const void* handle) noexcept {
@@ -242,29 +267,97 @@ void post_poison(const void* handle) noexcept {
 }
 
 /// Whoever reads a post of the slot's next cache finds out: that cache was added, and its first post made, after the
-/// generation had moved on, and posts are releases.
+/// generation had moved on, and posts are releases. While a wrapper lives, its children's slots are theirs.
 Status read_stats(const void* handle, CacheStats* stats) noexcept {
   Key key = {};
   if (Status s = decode(handle, Kind::cache, &key); s != Status::ok) return s;
-  *stats = board_of(*shared_table.load(std::memory_order_acquire), *key.slot).read();
+  Table& table = *shared_table.load(std::memory_order_acquire);
+  *stats = board_of(table, *key.slot).read();
+  const int32_t n_children = key.slot->n_children.load(std::memory_order_relaxed);
+  for (int32_t i = 0; i < n_children; ++i) {
+    const CacheStats of_child = table.boards[key.slot->children[i].load(std::memory_order_relaxed)].read();
+    if (of_child.state == CacheState::poisoned) stats->state = CacheState::poisoned;
+    stats->cells += of_child.cells;
+    stats->cells_used += of_child.cells_used;
+    stats->cells_shared += of_child.cells_shared;
+    stats->bytes += of_child.bytes;
+  }
   if (key.slot->word.load(std::memory_order_acquire) >> 32 == key.generation) return Status::ok;
   return not_live(Kind::cache);
 }
 
+void erase(const void* handle, void** object) noexcept {
+  Table& table = *shared_table.load(std::memory_order_acquire);
+  Slot& slot = entered_slot(table, handle);
+  const Lock lock(table);
+  *object = slot.is_pinned ? nullptr : slot.object;
+  const uint64_t generation = (slot.word.load() >> 32) + 1;
+  slot.word.store(generation << 32, std::memory_order_release);
+  --table.n_live;
+  if (!slot.is_pinned) let_go(table, slot);
+}
+
 Status remove(const void* handle, Kind kind, void** object) noexcept {
   if (Status s = enter(handle, kind, Access::exclusive, object); s != Status::ok) return s;
-  Table* table = shared_table.load(std::memory_order_acquire);
-  Key key = {};
-  if (Status s = decode(handle, kind, &key); s != Status::ok) return s;
-  const Lock lock(*table);
-  key.slot->object = nullptr;
-  key.slot->word.store(uint64_t{key.generation + 1} << 32, std::memory_order_release);
-  --table->n_live;
-  if (key.generation + 1 < last_generation) {  // a slot whose generations are used up is retired
-    key.slot->next_free = table->first_free;
-    table->first_free = static_cast<uint32_t>(key.slot - table->slots) + 1;
-  }
+  erase(handle, object);
   return Status::ok;
+}
+
+// ---- Pins ---------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Slot& pinned_slot(const Pin& pin) {
+  return shared_table.load(std::memory_order_acquire)->slots[pin.slot];
+}
+
+}  // namespace
+
+Pin pin_of(void* handle) noexcept {
+  Table& table = *shared_table.load(std::memory_order_acquire);
+  return {static_cast<uint32_t>(&entered_slot(table, handle) - table.slots), handle};
+}
+
+void pin(const Pin& pin) noexcept { pinned_slot(pin).is_pinned = true; }
+
+Status enter(const Pin& pin, Access access, void** object) noexcept {
+  Slot& slot = pinned_slot(pin);
+  uint64_t word = slot.word.load(std::memory_order_relaxed);
+  do {
+    if (Status s = check_access(word, Kind::cache, access); s != Status::ok) return s;
+  } while (!slot.word.compare_exchange_weak(word, entered(word, access), std::memory_order_acquire));
+  *object = slot.object;
+  return Status::ok;
+}
+
+void leave(const Pin& pin, Access access) noexcept { leave(pinned_slot(pin), access); }
+
+void leave(const Pin& pin, const CacheStats& stats) noexcept {
+  Table& table = *shared_table.load(std::memory_order_acquire);
+  table.boards[pin.slot].post(stats);
+  leave(table.slots[pin.slot], Access::exclusive);
+}
+
+void post_poison(const Pin& pin) noexcept {
+  shared_table.load(std::memory_order_acquire)->boards[pin.slot].poison();
+}
+
+void* unpin(const Pin& pin) noexcept {
+  Table& table = *shared_table.load(std::memory_order_acquire);
+  Slot& slot = table.slots[pin.slot];
+  const Lock lock(table);
+  slot.is_pinned = false;
+  void* object = nullptr;
+  if (!is_live(pin)) {
+    object = slot.object;
+    let_go(table, slot);
+  }
+  leave(slot, Access::exclusive);
+  return object;
+}
+
+bool is_live(const Pin& pin) noexcept {
+  return (pinned_slot(pin).word.load(std::memory_order_acquire) >> 32 & 1u) != 0;
 }
 
 }  // namespace kvc::capi::handles

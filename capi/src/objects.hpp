@@ -1,7 +1,9 @@
 #pragma once
 #include <memory>
 
+#include "capi/src/handle_table.hpp"
 #include "core/caches/cache.hpp"
+#include "core/caches/wrapper.hpp"
 #include "core/device.hpp"
 
 namespace kvc::capi {
@@ -11,8 +13,18 @@ struct DeviceObject {
   std::shared_ptr<Device> device;
 };
 
+/// The children of a wrapper as handles: each stays, wherever its own handle goes, until the wrapper is destroyed.
+struct Children {
+  WrapperCache* wrapper = nullptr;
+  handles::Pin pins[WrapperCache::max_children];
+
+  int32_t n() const { return wrapper->n_children(); }
+};
+
 struct CacheObject {
-  std::shared_ptr<Cache> cache;  // wrappers keep their children, whatever happens to the handle
+  std::shared_ptr<Cache> cache;
+  std::unique_ptr<Children> children;  // null: no wrapper
+  bool is_wrapped = false;             // a wrapper moves its sequences
 };
 
 }  // namespace kvc::capi

@@ -82,9 +82,10 @@ class KeyValues {
   virtual Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                                const AttentionTensors& tensors) = 0;
 
-  // Constants of the model.
-  virtual Status bind_attention(int32_t layer_begin, int32_t layer_end,
-                                const AttentionConstants& constants) = 0;
+  // Constants of the model. What is bound was checked first.
+  virtual Status check_binding(const AttentionConstants& constants) const = 0;
+  virtual void bind_attention(int32_t layer_begin, int32_t layer_end,
+                              const AttentionConstants& constants) = 0;
   /// Query heads bound to a layer; 0: never bound.
   virtual int32_t bound_q_heads(int32_t layer) const = 0;
 
@@ -98,12 +99,19 @@ class KeyValues {
                       int32_t* n) const = 0;
 };
 
-/// The facet of a cache whose keys have positions: which of them a token may see, and how keys rotate when they move.
+/// The facet of a cache in which a token sees earlier ones, and later ones if it is in the except set.
+class Causality {
+ public:
+  virtual ~Causality() = default;
+  virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
+};
+
+/// The facet of a cache whose keys have positions: how they rotate when they move.
 class PositionedKeys {
  public:
   virtual ~PositionedKeys() = default;
-  virtual Status set_causal(int32_t n_except, const int32_t* except) = 0;
-  virtual Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
+  virtual Status check_rope_may_be_bound() const = 0;
+  virtual void bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
   virtual Status bind_shift(const KeyShift& shift) = 0;
 };
 
@@ -152,6 +160,7 @@ class Cache {
 
   virtual KeyValues* key_values() { return nullptr; }
   virtual const KeyValues* key_values() const { return nullptr; }
+  virtual Causality* causality() { return nullptr; }
   virtual PositionedKeys* positioned_keys() { return nullptr; }
   virtual EncoderInputs* encoder_inputs() { return nullptr; }
   virtual const EncoderInputs* encoder_inputs() const { return nullptr; }

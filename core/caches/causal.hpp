@@ -36,7 +36,10 @@ struct CausalRequest {
 /// The files: causal.cpp (creation), causal_pass.cpp (begin … abort), causal_sequences.cpp (remove, copies),
 /// causal_shift.cpp (a caller's shift function), causal_attention.cpp (constants, attention), causal_reading.cpp (get, mask,
 /// gather, runs), causal_watching.cpp (stats, digest, check).
-class CausalCache final : public BookedCache<CellBook>, public KeyValues, public PositionedKeys {
+class CausalCache final : public BookedCache<CellBook>,
+                          public KeyValues,
+                          public Causality,
+                          public PositionedKeys {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings);
@@ -50,6 +53,7 @@ class CausalCache final : public BookedCache<CellBook>, public KeyValues, public
 
   KeyValues* key_values() override { return this; }
   const KeyValues* key_values() const override { return this; }
+  Causality* causality() override { return this; }
   PositionedKeys* positioned_keys() override { return this; }
 
   Status check_removal(int32_t sequence, int32_t begin, int32_t end) const override;
@@ -69,9 +73,11 @@ class CausalCache final : public BookedCache<CellBook>, public KeyValues, public
   Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                        const AttentionTensors& tensors) override;
   Status set_causal(int32_t n_except, const int32_t* except) override;
-  Status bind_attention(int32_t layer_begin, int32_t layer_end,
-                        const AttentionConstants& constants) override;
-  Status bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) override;
+  Status check_binding(const AttentionConstants& constants) const override;
+  void bind_attention(int32_t layer_begin, int32_t layer_end,
+                      const AttentionConstants& constants) override;
+  Status check_rope_may_be_bound() const override;
+  void bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) override;
   Status bind_shift(const KeyShift& shift) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
   Status get(int32_t layer, Tensor* k, Tensor* v) override;

@@ -12,14 +12,16 @@ Status CausalCache::check_keys_may_rotate() const {
               "the cache was created with KVC_CAUSAL_POSITION_FREE: its keys carry no rotation");
 }
 
-Status CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
-                                   const AttentionConstants& constants) {
-  if (Status s = pass_.need_no_pass("constants are bound"); s != Status::ok) return s;
-  layers_.bind_attention(layer_begin, layer_end, constants);
-  return Status::ok;
+Status CausalCache::check_binding(const AttentionConstants&) const {
+  return pass_.need_no_pass("constants are bound");
 }
 
-Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) {
+void CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
+                                 const AttentionConstants& constants) {
+  layers_.bind_attention(layer_begin, layer_end, constants);
+}
+
+Status CausalCache::check_rope_may_be_bound() const {
   if (Status s = pass_.need_no_pass("RoPE is bound"); s != Status::ok) return s;
   if (!book_.is_empty()) {
     return fail(
@@ -35,6 +37,10 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
         "the cache has a shift function, which moves keys instead of RoPE: unbind it first, with "
         "kvc_bind_shift and a null function");
   }
+  return Status::ok;
+}
+
+void CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) {
   for (int32_t index = layer_begin; index < layer_end; ++index) {
     KvLayers::Layer& layer = layers_[index];
     for (int32_t i = 0; i < settings.n_dims / 2; ++i) layer.frequency[i] = settings.frequency(i);
@@ -44,7 +50,6 @@ Status CausalCache::bind_rope(int32_t layer_begin, int32_t layer_end, const Rope
                             .first_dim = settings.first_dim};
   }
   if (layer_begin < layer_end) book_.rotate_keys();
-  return Status::ok;
 }
 
 // ---- Attention --------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,13 @@ Status with_kind(const CacheRequest& request, Use use) {
         return s;
       return use(static_cast<EncoderCache*>(nullptr), bounds, settings);
     }
-    case CacheKind::recurrent:
     case CacheKind::wrapper:
+      return fail(
+          Status::not_supported,
+          "kind %u (KVC_WRAPPER) has no memory of its own: kvc_cache_wrap makes it of other "
+          "caches",
+          static_cast<uint32_t>(request.kind));
+    case CacheKind::recurrent:
     case CacheKind::transformer:
     case CacheKind::lightning: break;
   }

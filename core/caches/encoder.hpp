@@ -55,8 +55,9 @@ class EncoderCache final : public BookedCache<InputBook>, public KeyValues, publ
   Status attention(int32_t layer, const AttentionTensors& tensors) override;
   Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                        const AttentionTensors& tensors) override;
-  Status bind_attention(int32_t layer_begin, int32_t layer_end,
-                        const AttentionConstants& constants) override;
+  Status check_binding(const AttentionConstants& constants) const override;
+  void bind_attention(int32_t layer_begin, int32_t layer_end,
+                      const AttentionConstants& constants) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
   Status history(int32_t layer, int32_t* first, int32_t* cells) override;

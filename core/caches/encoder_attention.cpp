@@ -62,16 +62,19 @@ Status EncoderCache::make_plan() {
 
 // ---- Constants and attention ----------------------------------------------------------------------------------------------
 
-Status EncoderCache::bind_attention(int32_t layer_begin, int32_t layer_end,
-                                    const AttentionConstants& constants) {
+Status EncoderCache::check_binding(const AttentionConstants& constants) const {
   if (Status s = pass_.need_no_pass("kvc_bind_attention"); s != Status::ok) return s;
   if (constants.slopes != nullptr) {
     return fail(Status::not_supported,
                 "an encoder cache (KVC_ENCODER) takes no alibi_slopes: its keys have no positions, "
                 "so no distance");
   }
-  layers_.bind_attention(layer_begin, layer_end, constants);
   return Status::ok;
+}
+
+void EncoderCache::bind_attention(int32_t layer_begin, int32_t layer_end,
+                                  const AttentionConstants& constants) {
+  layers_.bind_attention(layer_begin, layer_end, constants);
 }
 
 /// Everything that comes before the call of the device, checks included.

@@ -14,7 +14,7 @@ Status check_n_tokens(const Batch& batch, int32_t max_batch) {
 
 Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& known) {
   const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
-  if (const uint32_t unknown = flags & ~known.bits; unknown != 0) {
+  if (const uint32_t unknown = flags & ~(known.bits | batch.others_flags); unknown != 0) {
     char name[32];
     std::snprintf(name, sizeof name, "token_flags[%d]", token);
     return unknown_bits(name, unknown, known.names);

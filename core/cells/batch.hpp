@@ -24,7 +24,8 @@ struct Batch {
   const int32_t* sequence = nullptr;  // [n_tokens]
   const uint32_t* flags = nullptr;    // [n_tokens], may be null: none
   void* stream = nullptr;             // that the device's work is ordered on
-  bool replay = false;                // the caller asks for KVC_BEGIN_REPLAY, which is not built
+  uint32_t others_flags = 0;  // token flags for other caches that get the same batch: known, and not looked at
+  bool replay = false;  // the caller asks for KVC_BEGIN_REPLAY, which is not built
 };
 
 Status check_n_tokens(const Batch& batch, int32_t max_batch);

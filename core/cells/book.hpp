@@ -27,6 +27,7 @@ struct BookRules {
 
 struct SequenceInfo {
   int32_t first, next, count, room, lost_below;
+  uint32_t flags = 0;
 };
 
 /// Cells next to each other that hold consecutive positions whose keys have the same pending rotation.

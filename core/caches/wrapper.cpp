@@ -1,0 +1,294 @@
+#include "core/caches/wrapper.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "core/base/digest.hpp"
+
+namespace kvc {
+namespace {
+
+/// The order in which errors are looked for (semantics §1): the lower one counts when children refuse for several reasons.
+int order_of(Status status) {
+  switch (status) {
+    case Status::invalid_argument: return 1;
+    case Status::bad_state: return 2;
+    case Status::window_lost: return 3;
+    case Status::not_found: return 4;
+    case Status::not_supported: return 5;
+    case Status::cache_full: return 6;
+    default: return 0;  // a child is broken
+  }
+}
+
+}  // namespace
+
+WrapperCache::WrapperCache(std::vector<std::shared_ptr<Cache>> children, std::vector<LayerPlace> layers)
+    : children_(std::move(children)), layers_(std::move(layers)) {
+  bounds_ = {};
+  bounds_.n_layers = static_cast<int32_t>(layers_.size());
+  bounds_.max_sequences = bounds_.max_batch = INT32_MAX;
+  for (int32_t i = 0; i < n_children(); ++i) {
+    const CacheBounds& of_child = child(i).bounds();
+    if (of_child.max_sequences < bounds_.max_sequences) narrowest_ = i;
+    bounds_.max_sequences = std::min(bounds_.max_sequences, of_child.max_sequences);
+    bounds_.max_batch = std::min(bounds_.max_batch, of_child.max_batch);
+    const KnownFlags known = child(i).known_flags();
+    if ((known.bits & ~flag_bits_) == 0) continue;
+    flag_bits_ |= known.bits;
+    const size_t used = std::strlen(flag_names_);
+    std::snprintf(flag_names_ + used, sizeof flag_names_ - used, "%s%s", used > 0 ? ", " : "",
+                  known.names);
+  }
+}
+
+const Health& WrapperCache::health() const {
+  for (const std::shared_ptr<Cache>& c : children_) {
+    if (!c->health().ok()) return c->health();
+  }
+  return health_;
+}
+
+// ---- Asking -------------------------------------------------------------------------------------------------------------
+
+/// Asks every child. Of several refusals the first in the order of errors counts, of equals the first child's; the message
+/// names the child.
+template <class Ask>
+Status WrapperCache::ask_all(Ask ask) const {
+  Status worst = Status::ok;
+  int32_t who = -1;
+  char message[message_capacity];
+  for (int32_t i = 0; i < n_children(); ++i) {
+    const Status status = ask(std::as_const(child(i)));
+    if (status == Status::ok || (who >= 0 && order_of(status) >= order_of(worst))) continue;
+    worst = status;
+    who = i;
+    copy_last_message(message, sizeof message);
+  }
+  return who < 0 ? Status::ok : fail(worst, "child %d of the wrapper: %s", who, message);
+}
+
+Status WrapperCache::need_fully_put() const {
+  return ask_all([](const Cache& c) { return c.need_fully_put(); });
+}
+
+/// A flag must be known to some child.
+Status WrapperCache::check_flags(const Batch& batch) const {
+  if (batch.flags == nullptr || batch.n_tokens > bounds_.max_batch) return Status::ok;
+  for (int32_t token = 0; token < batch.n_tokens; ++token) {
+    if (Status s = check_token_flags(batch, token, known_flags()); s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+Status WrapperCache::can_begin(const Batch& batch, bool reserve) const {
+  if (Status s = check_flags(batch); s != Status::ok) return s;
+  Batch for_child = batch;
+  for_child.others_flags = flag_bits_;
+  return ask_all([&](const Cache& c) { return c.can_begin(for_child, reserve); });
+}
+
+Status WrapperCache::fits(const Batch& batch) const {
+  if (Status s = check_flags(batch); s != Status::ok) return s;
+  Batch for_child = batch;
+  for_child.others_flags = flag_bits_;
+  return ask_all([&](const Cache& c) { return c.fits(for_child); });
+}
+
+Status WrapperCache::check_distinct(int32_t n, const int32_t* sequence) const {
+  return child(narrowest_).check_distinct(n, sequence);
+}
+
+Status WrapperCache::check_kept(int32_t sequence, int32_t keep) const {
+  return ask_all([&](const Cache& c) { return c.check_kept(sequence, keep); });
+}
+
+/// Not the least of the children's places: that may be none for another child. Each is asked with what the last one returned,
+/// until nobody returns less.
+int32_t WrapperCache::best_continuation(int32_t sequence, int32_t want) const {
+  int32_t best = want;
+  for (int32_t n_agreed = 0, i = 0; n_agreed < n_children(); i = (i + 1) % n_children()) {
+    const int32_t of_child = child(i).best_continuation(sequence, best);
+    n_agreed = of_child == best ? n_agreed + 1 : 1;
+    best = of_child;
+  }
+  return best;
+}
+
+Status WrapperCache::check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {
+  return ask_all([&](const Cache& c) { return c.check_reorder(n, destination, source); });
+}
+
+Status WrapperCache::check_removal(int32_t sequence, int32_t begin, int32_t end) const {
+  return ask_all([&](const Cache& c) { return c.check_removal(sequence, begin, end); });
+}
+
+SequenceInfo WrapperCache::info(int32_t sequence) const {
+  SequenceInfo all = {};
+  all.next = child(0).info(sequence).next;
+  all.room = INT32_MAX;
+  bool any_causal = false;
+  for (const std::shared_ptr<Cache>& c : children_) {
+    const SequenceInfo of_child = c->info(sequence);
+    all.flags |= of_child.flags;
+    all.room = std::min(all.room, of_child.room);
+    if (c->causality() == nullptr) continue;
+    all.first = std::max(all.first, of_child.first);
+    all.lost_below = std::max(all.lost_below, of_child.lost_below);
+    all.count = any_causal ? std::min(all.count, of_child.count) : of_child.count;
+    any_causal = true;
+  }
+  if (!any_causal) all.first = all.next;
+  return all;
+}
+
+// ---- Doing --------------------------------------------------------------------------------------------------------------
+
+/// Every child does it, also when one of them broke: it says so ever after, and the others stay in step.
+template <class Do>
+Status WrapperCache::do_all(Do work) {
+  Status first = Status::ok;
+  for (const std::shared_ptr<Cache>& c : children_) {
+    const Status status = work(*c);
+    if (first == Status::ok) first = status;
+  }
+  return first;
+}
+
+Status WrapperCache::open(const Batch& batch, bool reserve) {
+  state_ = reserve ? CacheState::reserve : CacheState::pass;
+  return do_all([&](Cache& c) { return c.open(batch, reserve); });
+}
+
+void WrapperCache::keep_added(int32_t sequence, int32_t keep) {
+  for (const std::shared_ptr<Cache>& c : children_) c->keep_added(sequence, keep);
+}
+
+Status WrapperCache::end_pass() {
+  n_committed_ += state_ == CacheState::pass;
+  state_ = CacheState::idle;
+  return do_all([](Cache& c) { return c.end_pass(); });
+}
+
+Status WrapperCache::drop_pass() {
+  state_ = CacheState::idle;
+  return do_all([](Cache& c) { return c.drop_pass(); });
+}
+
+Status WrapperCache::cut(int32_t sequence, int32_t position) {
+  return do_all([&](Cache& c) { return c.cut(sequence, position); });
+}
+
+Status WrapperCache::copy(int32_t source, int32_t destination, int32_t position) {
+  return do_all([&](Cache& c) { return c.copy(source, destination, position); });
+}
+
+Status WrapperCache::apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) {
+  return do_all([&](Cache& c) { return c.apply_reorder(n, destination, source); });
+}
+
+/// The callers' shift functions are asked last: each works on copies, which all children give back when one refuses.
+Status WrapperCache::prepare_removal(int32_t sequence, int32_t begin, int32_t end) {
+  if (Status s = check_removal(sequence, begin, end); s != Status::ok) return s;
+  for (int32_t i = 0; i < n_children(); ++i) {
+    const Status refused = child(i).prepare_removal(sequence, begin, end);
+    if (refused == Status::ok) continue;
+    char message[message_capacity];
+    copy_last_message(message, sizeof message);
+    for (int32_t before = 0; before < i; ++before) {
+      if (Status s = child(before).cancel_removal(); s != Status::ok) return s;
+    }
+    return fail(refused, "child %d of the wrapper: %s", i, message);
+  }
+  return Status::ok;
+}
+
+Status WrapperCache::apply_removal() {
+  return do_all([](Cache& c) { return c.apply_removal(); });
+}
+
+Status WrapperCache::cancel_removal() {
+  return do_all([](Cache& c) { return c.cancel_removal(); });
+}
+
+// ---- Facets -------------------------------------------------------------------------------------------------------------
+
+Causality* WrapperCache::causality() {
+  const auto has = [](const std::shared_ptr<Cache>& c) { return c->causality() != nullptr; };
+  return std::any_of(children_.begin(), children_.end(), has) ? this : nullptr;
+}
+
+/// The batch is the same for all, so what one child refuses the first refuses.
+Status WrapperCache::set_causal(int32_t n_except, const int32_t* except) {
+  return do_all([&](Cache& c) {
+    return c.causality() == nullptr ? Status::ok : c.causality()->set_causal(n_except, except);
+  });
+}
+
+bool WrapperCache::has_checkpoints() const {
+  return std::any_of(children_.begin(), children_.end(),
+                     [](const std::shared_ptr<Cache>& c) { return c->checkpoints() != nullptr; });
+}
+
+Status WrapperCache::check_checkpoint(int32_t sequence) const {
+  return ask_all([&](const Cache& c) {
+    return c.checkpoints() == nullptr ? Status::ok : c.checkpoints()->check_checkpoint(sequence);
+  });
+}
+
+Status WrapperCache::take_checkpoint(int32_t sequence) {
+  return do_all([&](Cache& c) {
+    return c.checkpoints() == nullptr ? Status::ok : c.checkpoints()->take_checkpoint(sequence);
+  });
+}
+
+/// The boundary asks only a wrapper of which one child keeps checkpoints.
+Status WrapperCache::list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at,
+                                      int32_t* n) const {
+  for (const std::shared_ptr<Cache>& c : children_) {
+    const Cache& of_child = *c;
+    if (of_child.checkpoints() != nullptr)
+      return of_child.checkpoints()->list_checkpoints(sequence, capacity, at, n);
+  }
+  return Status::ok;
+}
+
+// ---- Watching -----------------------------------------------------------------------------------------------------------
+
+CacheStats WrapperCache::stats() const {
+  CacheStats stats = {};
+  stats.state = health().ok() ? state_ : CacheState::poisoned;
+  stats.passes = n_committed_;
+  return stats;
+}
+
+Status WrapperCache::digest(uint64_t out[2]) const {
+  DigestSum sum;
+  for (int32_t i = 0; i < n_children(); ++i) {
+    struct {
+      uint64_t child, of_child[2];
+    } part = {static_cast<uint64_t>(i), {}};
+    if (Status s = child(i).digest(part.of_child); s != Status::ok) return s;
+    sum.add(Digest().update(&part, sizeof part));
+  }
+  sum.copy_to(out);
+  return Status::ok;
+}
+
+Status WrapperCache::check() const {
+  if (Status s = ask_all([](const Cache& c) { return c.check(); }); s != Status::ok) return s;
+  for (int32_t sequence = 0; sequence < bounds_.max_sequences; ++sequence) {
+    const int32_t next = child(0).info(sequence).next;
+    for (int32_t i = 1; i < n_children(); ++i) {
+      const int32_t of_child = child(i).info(sequence).next;
+      if (of_child == next) continue;
+      return fail(Status::internal, "sequence %d continues at %d in child 0 and at %d in child %d",
+                  sequence, next, of_child, i);
+    }
+  }
+  return Status::ok;
+}
+
+}  // namespace kvc
