@@ -19,6 +19,7 @@
 #include <iostream>
 #include <thread>
 
+#include "kvc/wrapper.h"
 #include "support/abi.hpp"
 
 #ifdef KVC_SANITIZED
@@ -118,7 +119,7 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
 
 namespace {
 
-/// Opens a device of three threads, asks what a cache takes, creates it, ends both. OK, or what failed.
+/// Opens a device of three threads, asks what a cache takes, creates it, wraps it, ends all. OK, or what failed.
 kvc_status live_once() {
   kvc_device_desc settings{};
   settings.struct_size = sizeof settings;
@@ -129,6 +130,7 @@ kvc_status live_once() {
   uint64_t bytes = 0;
   kvc_device* device = reinterpret_cast<kvc_device*>(&settings);
   kvc_cache* cache = nullptr;
+  const int32_t layer = 0;
   const Inside library;
   kvc_status status = kvc_device_open("cpu", &settings, nullptr, &device);
   if (status != KVC_OK) return device ? KVC_E_INTERNAL : status;
@@ -136,9 +138,16 @@ kvc_status live_once() {
   cache = reinterpret_cast<kvc_cache*>(&settings);
   const kvc_status created = kvc_cache_create(device, &desc, nullptr, &cache);
   if (created != KVC_OK && cache) return KVC_E_INTERNAL;
+  kvc_cache* wrapper = reinterpret_cast<kvc_cache*>(&settings);
+  const kvc_status wrapped = created != KVC_OK
+                                 ? KVC_OK
+                                 : kvc_cache_wrap(&cache, 1, &layer, &layer, 1, &wrapper);
+  if (wrapped != KVC_OK && wrapper) return KVC_E_INTERNAL;
+  if (created == KVC_OK && wrapped == KVC_OK && kvc_cache_destroy(wrapper) != KVC_OK)
+    return KVC_E_INTERNAL;
   const kvc_status destroyed = kvc_cache_destroy(cache);
   const kvc_status closed = kvc_device_close(device);
-  for (const kvc_status each : {status, created, destroyed, closed})
+  for (const kvc_status each : {status, created, wrapped, destroyed, closed})
     if (each != KVC_OK) return each;
   return KVC_OK;
 }

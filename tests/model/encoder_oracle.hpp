@@ -66,8 +66,8 @@ class EncoderOracle : public ListKind<EncoderSequence> {
   AttentionResult attend(int32_t layer, int32_t n_q_heads, const std::vector<double>& q,
                          const Bias& bias) const;
 
-  std::vector<Constants> constants;        // [n_layers]
-  std::vector<EncoderInput> inputs;        // only grows
+  std::vector<Constants> constants;  // [n_layers]
+  std::vector<EncoderInput> inputs;  // only grows
   EncoderPass pass;
 
  private:

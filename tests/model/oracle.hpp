@@ -121,7 +121,7 @@ class Oracle : public ListKind<Sequence> {
   Shift shift;
   std::vector<Constants> constants;  // [n_layers]
 
-  std::vector<Content> contents;    // only grows
+  std::vector<Content> contents;  // only grows
   Pass pass;
 
  private:
