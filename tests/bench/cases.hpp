@@ -13,5 +13,7 @@ void token_count_cases(Limits& limits);
 void mixed_cases(Limits& limits);
 void interrupted_cases(Limits& limits);
 void bookkeeping_cases();
+void encoder_cases(Limits& limits);
+void wrapper_cases(Limits& limits);
 
 }  // namespace bench

@@ -42,6 +42,8 @@ constexpr Group groups[] = {
     {"mixed", mixed_cases},
     {"interrupted", interrupted_cases},
     {"bookkeeping", [](Limits&) { bookkeeping_cases(); }},
+    {"encoder", encoder_cases},
+    {"wrapper", wrapper_cases},
     {"limits", measure_limits},
 };
 
