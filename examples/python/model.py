@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from weights import DemoError
+from demo import DemoError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import jinja2.sandbox
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from weights import DemoError
+from demo import DemoError
 
 _MARK = "\x00answer\x00"  # replaces an answer while a template is rendered
 _CONTROL = 3  # GGUF token type of <|im_start|> and similar tokens

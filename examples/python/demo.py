@@ -1,0 +1,100 @@
+"""What the demos' commands share: options, and one line of advice instead of a traceback."""
+
+import argparse
+import os
+import sys
+
+
+class DemoError(Exception):
+    """A message for the user, with advice. It is printed without a traceback."""
+
+
+def run(command, options, memory):
+    """Runs `command(options)` and returns the exit code of the program.
+
+    command  a function that returns an exit code. It imports NumPy, kvc and whatever imports them
+    options  of its parser; options.threads is the number of threads of NumPy's BLAS
+    memory   what the model takes, for the message of a machine that has less: "0.8 GB"
+    """
+    # NumPy's BLAS reads this when NumPy is first imported.
+    os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
+    try:
+        return command(options)
+    except DemoError as error:
+        return _failed(str(error))
+    except ImportError as error:
+        return _failed(_not_importable(error))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has closed the pipe. Python must not fail once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError as error:
+        return _failed(
+            f"not enough memory for the model ({memory}) and the cache ({error}): free some"
+        )
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        return _failed(f"{error.strerror or error}{place}")
+
+
+def _failed(message):
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _not_importable(error):
+    if error.name == "kvc":
+        return "the kvc package is not installed: `make python`, or `pip install ./bindings/python`"
+    if isinstance(error, ModuleNotFoundError):
+        install = "pip install -r tools/requirements-demo.txt"
+        return f"the Python package {error.name} is missing: {install}"
+    return f"{error}: install it again"
+
+
+def integer(low, high):
+    """The type of an option: a whole number from low to high."""
+
+    def checked(text):
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is outside {low} … {high}")
+        return value
+
+    checked.__name__ = "integer"  # argparse names it in its message
+    return checked
+
+
+def add_threads(parser):
+    """Adds the option --threads: as many as the program may use cores."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    parser.add_argument(
+        "--threads",
+        type=integer(1, 256),
+        default=min(cores, 256),
+        help="threads of NumPy's BLAS and of kvc (%(default)s)",
+    )
+
+
+class Progress:
+    """A line on a terminal that counts; elsewhere one line for the whole."""
+
+    def __init__(self, what):
+        self._what = what
+        self._terminal = sys.stderr.isatty()
+        end = "" if self._terminal else " …\n"
+        print(what, end=end, file=sys.stderr, flush=True)
+
+    def __call__(self, part):
+        """Shows how far it is: a part like "layer 3 of 30"."""
+        if self._terminal:
+            print(f"\r{self._what}: {part}", end="", file=sys.stderr, flush=True)
+
+    def done(self, result):
+        """Replaces the line by what became of it."""
+        start = "\r\x1b[K" if self._terminal else ""
+        print(f"{start}{result}", file=sys.stderr)
