@@ -1,17 +1,13 @@
 #include "kernels/cpu/rows.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/base/half.hpp"
-#include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/convert.hpp"
 #include "kernels/cpu/rotation.hpp"
 
 namespace kvc::cpu {
 namespace {
-
-/// Elements converted at a time, in a buffer on the stack.
-constexpr int32_t chunk_elements = 256;
 
 /// Pairs rotated at a time, with a table on the stack.
 constexpr int32_t chunk_pairs = 128;
@@ -22,13 +18,6 @@ constexpr size_t parallel_bytes = size_t{256} << 10;
 /// Work is handed out in items of one head and this many tokens.
 constexpr int32_t item_tokens = 64;
 
-/// One row, wherever it lies. The stride is in elements.
-struct Row {
-  std::byte* data = nullptr;
-  int64_t stride = 1;
-  DType dtype = DType::f32;
-};
-
 Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
   const int64_t element = token * tensor.stride[0] + head * tensor.stride[1];
   auto* data = static_cast<std::byte*>(tensor.data) +
@@ -38,54 +27,6 @@ Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
 
 Row row_at(const Slab& slab, int32_t cell, int32_t head) {
   return {.data = slab.row(head, cell), .stride = 1, .dtype = slab.element()};
-}
-
-template <class Element>
-void copy_elements(const Row& to, const Row& from, int32_t n) {
-  auto* target = reinterpret_cast<Element*>(to.data);
-  const auto* source = reinterpret_cast<const Element*>(from.data);
-  for (int32_t i = 0; i < n; ++i) target[i * to.stride] = source[i * from.stride];
-}
-
-/// Copies a row of n elements; the same type bit for bit, else rounded to nearest even.
-void convert_row(const Row& to, const Row& from, int32_t n) {
-  if (to.dtype == from.dtype) {
-    if (to.stride == 1 && from.stride == 1) {
-      std::memcpy(to.data, from.data, size_of(to.dtype) * static_cast<size_t>(n));
-    } else if (size_of(to.dtype) == 2) {
-      copy_elements<uint16_t>(to, from, n);
-    } else {
-      copy_elements<float>(to, from, n);
-    }
-    return;
-  }
-  const KernelTable& table = kernels();
-  alignas(64) float buffer[chunk_elements];
-  for (int32_t begin = 0; begin < n; begin += chunk_elements) {
-    const int32_t count = std::min(n - begin, chunk_elements);
-    if (from.stride == 1) {
-      table.to_f32(buffer, from.data + size_of(from.dtype) * static_cast<size_t>(begin), from.dtype,
-                   count);
-    } else {
-      for (int32_t i = 0; i < count; ++i)
-        buffer[i] = load_element(from.data, from.dtype, (begin + i) * from.stride);
-    }
-    if (to.stride == 1) {
-      table.from_f32(to.data + size_of(to.dtype) * static_cast<size_t>(begin), to.dtype, buffer,
-                     count);
-    } else {
-      for (int32_t i = 0; i < count; ++i)
-        store_element(to.data, to.dtype, (begin + i) * to.stride, buffer[i]);
-    }
-  }
-}
-
-void zero_row(const Row& to, int32_t n) {
-  if (to.stride == 1) {
-    std::memset(to.data, 0, size_of(to.dtype) * static_cast<size_t>(n));
-    return;
-  }
-  for (int32_t i = 0; i < n; ++i) store_element(to.data, to.dtype, i * to.stride, 0.0f);
 }
 
 /// The rotation of one chunk of pairs, kept while the offset stays: neighbours mostly have the same
