@@ -17,7 +17,8 @@ namespace kvc {
 /// What the kinds of cache share that keep a book of their sequences over memory of their own: the state of the pass, the book
 /// behind every call that moves sequences, and creation. `Book` decides and remembers; the kind stores what it is told to.
 ///
-/// The kind provides carve_host() and carve_device(), attach(), and the members that are pure here.
+/// The kind provides carve_host() and carve_device(), attach(), and the members that are pure here; too_large() where it has
+/// other bounds than keys and values have.
 template <class Book>
 class BookedCache : public Cache {
  public:
@@ -101,13 +102,15 @@ class BookedCache : public Cache {
   }
 
  protected:
+  /// `unput`: what kvc_commit() does with layers that were not put, for messages.
   template <class Rules>
-  BookedCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds, const Rules& rules)
+  BookedCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds, const Rules& rules,
+              const char* unput = "fills them with zeros")
       : device_(device),
         bounds_(bounds),
         device_info_(device->info()),
         memory_(device),
-        pass_(bounds.n_layers),
+        pass_(bounds.n_layers, unput),
         book_(rules, health_) {}
 
   /// Bytes of the two blocks that a cache of this kind takes from its device.
@@ -135,6 +138,16 @@ class BookedCache : public Cache {
     if (Status s = cache->attach(); s != Status::ok) return s;
     *out = std::move(cache);
     return Status::ok;
+  }
+
+  /// Refuses bounds for which no address space has room.
+  Status too_large() const {
+    return fail(
+        Status::overflow,
+        "n_layers %d, n_kv_heads %d, head_dim_k %d, head_dim_v %d, max_batch %d and %d cells need "
+        "more bytes than the address space has",
+        bounds_.n_layers, bounds_.n_kv_heads, bounds_.head_dim_k, bounds_.head_dim_v,
+        bounds_.max_batch, bounds_.cells);
   }
 
   CacheState state() const { return health_.ok() ? pass_.state() : CacheState::poisoned; }
@@ -165,7 +178,7 @@ class BookedCache : public Cache {
     Carver host, on_device;
     cache.carve_host(host);
     cache.carve_device(on_device);
-    return cache.memory_.measure(host, on_device, cache.bounds_);
+    return cache.memory_.measure(host, on_device) ? Status::ok : cache.too_large();
   }
 
   /// A batch of which only the number and the flags of its tokens count.
@@ -176,6 +189,32 @@ class BookedCache : public Cache {
     }
     return Status::ok;
   }
+};
+
+/// A cache whose removals change the book alone: what the book allows cannot fail.
+template <class Book>
+class LabelledCache : public BookedCache<Book> {
+ public:
+  Status check_removal(int32_t sequence, int32_t begin, int32_t end) const final {
+    return this->book_.check_removal(sequence, begin, end);
+  }
+  Status prepare_removal(int32_t sequence, int32_t begin, int32_t end) final {
+    removal_ = {sequence, begin, end};
+    return this->book_.check_removal(sequence, begin, end);
+  }
+  Status apply_removal() final {
+    this->book_.remove(removal_.sequence, removal_.begin, removal_.end);
+    return this->clear_freed();
+  }
+  Status cancel_removal() final { return Status::ok; }
+
+ protected:
+  using BookedCache<Book>::BookedCache;
+
+ private:
+  struct {
+    int32_t sequence, begin, end;
+  } removal_ = {};  // that is prepared
 };
 
 }  // namespace kvc

@@ -45,11 +45,11 @@ Status EncoderCache::resolve(CacheBounds& bounds, const EncoderRequest& request,
 
 EncoderCache::EncoderCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                            const EncoderSettings& settings)
-    : BookedCache(device, bounds,
-                  InputRules{.max_sequences = bounds.max_sequences,
-                             .max_batch = bounds.max_batch,
-                             .n_slots = settings.n_slots,
-                             .strict = bounds.strict}),
+    : LabelledCache(device, bounds,
+                    InputRules{.max_sequences = bounds.max_sequences,
+                               .max_batch = bounds.max_batch,
+                               .n_slots = settings.n_slots,
+                               .strict = bounds.strict}),
       settings_(settings),
       operator_(device->attention_operator(0)),
       layers_(bounds_) {}
@@ -101,20 +101,6 @@ void EncoderCache::carve_device(Carver& carver) {
 }
 
 // ---- Sequences ----------------------------------------------------------------------------------------------------------
-
-Status EncoderCache::check_removal(int32_t sequence, int32_t begin, int32_t end) const {
-  return book_.check_removal(sequence, begin, end);
-}
-
-Status EncoderCache::prepare_removal(int32_t sequence, int32_t begin, int32_t end) {
-  removal_ = {sequence, begin, end};
-  return book_.check_removal(sequence, begin, end);
-}
-
-Status EncoderCache::apply_removal() {
-  book_.remove(removal_.sequence, removal_.begin, removal_.end);
-  return clear_freed();
-}
 
 Status EncoderCache::input_of(int32_t sequence, int32_t* position, int32_t* length) const {
   if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;

@@ -27,7 +27,7 @@ struct EncoderSettings {
 ///
 /// The files: encoder.cpp (creation, sequences, watching), encoder_pass.cpp (begin … abort, put, share),
 /// encoder_attention.cpp (the plan, attention, reading).
-class EncoderCache final : public BookedCache<InputBook>, public KeyValues, public EncoderInputs {
+class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, public EncoderInputs {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const EncoderRequest& request, EncoderSettings* settings);
@@ -40,11 +40,6 @@ class EncoderCache final : public BookedCache<InputBook>, public KeyValues, publ
   const KeyValues* key_values() const override { return this; }
   EncoderInputs* encoder_inputs() override { return this; }
   const EncoderInputs* encoder_inputs() const override { return this; }
-
-  Status check_removal(int32_t sequence, int32_t begin, int32_t end) const override;
-  Status prepare_removal(int32_t sequence, int32_t begin, int32_t end) override;
-  Status apply_removal() override;
-  Status cancel_removal() override { return Status::ok; }
 
   const Cache& holder() const override { return *this; }
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
@@ -129,11 +124,6 @@ class EncoderCache final : public BookedCache<InputBook>, public KeyValues, publ
   AttentionPlan plan_;
   bool is_planned_ = false;
   bool entries_are_told_ = false;  // to a device that follows them
-
-  // Of a removal that is prepared.
-  struct {
-    int32_t sequence, begin, end;
-  } removal_ = {};
 };
 
 }  // namespace kvc

@@ -8,22 +8,15 @@ CacheMemory::~CacheMemory() {
     device_->release(Place::device, on_device_.data, on_device_.bytes);
 }
 
-Status CacheMemory::measure(const Carver& host, const Carver& on_device, const CacheBounds& bounds) {
+bool CacheMemory::measure(const Carver& host, const Carver& on_device) {
   constexpr uint64_t page_bytes = 4096;
   const CheckedSize host_bytes = host.used().rounded_up(page_bytes);
   const CheckedSize device_bytes = on_device.used().rounded_up(page_bytes);
   const CheckedSize total = host_bytes + device_bytes;
-  if (total.overflowed() || total.value() > static_cast<uint64_t>(PTRDIFF_MAX)) {
-    return fail(
-        Status::overflow,
-        "n_layers %d, n_kv_heads %d, head_dim_k %d, head_dim_v %d, max_batch %d and %d cells need "
-        "more bytes than the address space has",
-        bounds.n_layers, bounds.n_kv_heads, bounds.head_dim_k, bounds.head_dim_v, bounds.max_batch,
-        bounds.cells);
-  }
+  if (total.overflowed() || total.value() > static_cast<uint64_t>(PTRDIFF_MAX)) return false;
   host_.bytes = host_bytes.value();
   on_device_.bytes = device_bytes.value();
-  return Status::ok;
+  return true;
 }
 
 Status CacheMemory::take(bool prefault) {
@@ -34,11 +27,12 @@ Status CacheMemory::take(bool prefault) {
 Status CacheMemory::take(Place place, bool prefault, Block* block) {
   block->data = device_->allocate(place, block->bytes, prefault);
   if (block->data != nullptr) return Status::ok;
-  return fail(Status::out_of_memory,
-              "there is no block of %llu bytes for %s; fewer cells, layers or sequences need less "
-              "(kvc_cache_memory_bytes)",
-              static_cast<unsigned long long>(block->bytes),
-              place == Place::device ? "K, V and workspace" : "the bookkeeping");
+  return fail(
+      Status::out_of_memory,
+      "there is no block of %llu bytes for %s; fewer cells or checkpoints, layers or sequences "
+      "need less (kvc_cache_memory_bytes)",
+      static_cast<unsigned long long>(block->bytes),
+      place == Place::device ? "K, V, states and workspace" : "the bookkeeping");
 }
 
 }  // namespace kvc

@@ -4,7 +4,6 @@
 
 #include "core/base/carver.hpp"
 #include "core/base/status.hpp"
-#include "core/caches/cache.hpp"
 #include "core/device.hpp"
 
 namespace kvc {
@@ -17,9 +16,8 @@ class CacheMemory {
   CacheMemory(const CacheMemory&) = delete;
   CacheMemory& operator=(const CacheMemory&) = delete;
 
-  /// Notes the sizes of a cache that was laid out over no blocks; OVERFLOW if the address space is too small for what its bounds
-  /// need.
-  Status measure(const Carver& host, const Carver& on_device, const CacheBounds& bounds);
+  /// Notes the sizes of a cache that was laid out over no blocks; false if the address space is too small for it.
+  bool measure(const Carver& host, const Carver& on_device);
   /// Takes blocks of the sizes that were measured.
   Status take(bool prefault);
 

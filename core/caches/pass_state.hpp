@@ -13,7 +13,8 @@ enum class CacheState : uint32_t { idle = 0, pass = 1, reserve = 2, poisoned = 3
 /// check of one column of the table.
 class PassState {
  public:
-  explicit PassState(int32_t n_layers) : n_layers_(n_layers) {}
+  /// `unput`: what kvc_commit() does with layers that were not put, for messages.
+  PassState(int32_t n_layers, const char* unput) : n_layers_(n_layers), unput_(unput) {}
   void carve(Carver& carver) {
     was_put_ = carver.take<uint8_t>(static_cast<uint64_t>(n_layers_), 64);
   }
@@ -45,8 +46,8 @@ class PassState {
     return fail(
         Status::bad_state,
         "%d of %d layers were put in the open pass, which this call would end: put the others, or "
-        "end the pass with kvc_abort, or with kvc_commit, which fills them with zeros",
-        n_put_, n_layers_);
+        "end the pass with kvc_abort, or with kvc_commit, which %s",
+        n_put_, n_layers_, unput_);
   }
 
   bool was_put(int32_t layer) const { return was_put_[layer] != 0; }
@@ -75,6 +76,7 @@ class PassState {
 
  private:
   int32_t n_layers_;
+  const char* unput_;
   CacheState state_ = CacheState::idle;
   int32_t n_tokens_ = 0;        // of the open pass
   int32_t n_put_ = 0;           // layers

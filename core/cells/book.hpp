@@ -7,6 +7,7 @@
 #include "core/base/status.hpp"
 #include "core/cells/batch.hpp"
 #include "core/cells/cell_pool.hpp"
+#include "core/cells/sequence_info.hpp"
 #include "core/cells/token_sequence.hpp"
 
 namespace kvc {
@@ -23,11 +24,6 @@ struct BookRules {
   bool strict = false;         // a batch leaves no gaps
   bool notes_freed = false;    // cells that become free are listed, see freed()
   bool notes_changes = false;  // what changes in the token arrays is listed, see take_changes()
-};
-
-struct SequenceInfo {
-  int32_t first, next, count, room, lost_below;
-  uint32_t flags = 0;
 };
 
 /// Cells next to each other that hold consecutive positions whose keys have the same pending rotation.

@@ -6,7 +6,7 @@
 #include "core/base/health.hpp"
 #include "core/base/status.hpp"
 #include "core/cells/batch.hpp"
-#include "core/cells/book.hpp"
+#include "core/cells/sequence_info.hpp"
 
 namespace kvc {
 

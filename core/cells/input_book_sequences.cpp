@@ -3,6 +3,7 @@
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 #include "core/cells/input_book.hpp"
+#include "core/cells/scattered.hpp"
 #include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
@@ -134,13 +135,6 @@ SequenceInfo InputBook::info(int32_t index) const {
 // ---- Check ---------------------------------------------------------------------------------------------------------------------
 
 Status InputBook::check(bool pass_is_open) const {
-  // Scattered slot numbers, so that sums of them tell different multisets apart without memory.
-  const auto mixed = [](int32_t slot) {
-    uint64_t value = static_cast<uint64_t>(slot) + 1;
-    value = (value ^ (value >> 31)) * 0x9e3779b97f4a7c15u;
-    value = (value ^ (value >> 29)) * 0xbf58476d1ce4e5b9u;
-    return value ^ (value >> 32);
-  };
   uint64_t then = 0, held = 0, free_slots = 0;
   for (int32_t index = 0; index < rules_.max_sequences; ++index) {
     const Sequence& sequence = sequences_[index];
@@ -159,8 +153,8 @@ Status InputBook::check(bool pass_is_open) const {
     if (carries && !pass_is_open) return broken("carries an input while no pass is open");
     if (!carries && sequence.held.slot != sequence.then.slot)
       return broken("has two inputs and carries none");
-    if (sequence.then.exists()) then += mixed(sequence.then.slot);
-    if (carries && sequence.held.exists()) held += mixed(sequence.held.slot);
+    if (sequence.then.exists()) then += scattered(sequence.then.slot);
+    if (carries && sequence.held.exists()) held += scattered(sequence.held.slot);
   }
   int64_t used = 0, shared = 0;
   int32_t n_free = 0, n_free_at_commit = 0;
@@ -170,14 +164,14 @@ Status InputBook::check(bool pass_is_open) const {
       return fail(Status::internal, "slot %d has fewer holders than none", index);
     if (is_free(index) && slot.length != 0)
       return fail(Status::internal, "slot %d is free and has a length", index);
-    then -= mixed(index) * static_cast<uint64_t>(slot.n_then);
-    held -= mixed(index) * static_cast<uint64_t>(slot.n_held);
+    then -= scattered(index) * static_cast<uint64_t>(slot.n_then);
+    held -= scattered(index) * static_cast<uint64_t>(slot.n_held);
     used += weight(slot, 1);
     shared += weight(slot, 2);
     n_free_at_commit += slot.n_then == 0 && slot.n_held > 0;
     if (!is_free(index)) continue;
     ++n_free;
-    free_slots += mixed(index);
+    free_slots += scattered(index);
   }
   if (then != 0 || held != 0)
     return fail(Status::internal, "holders of slots differ from what the sequences hold");
@@ -186,7 +180,7 @@ Status InputBook::check(bool pass_is_open) const {
   for (int32_t i = 0; i < n_free_; ++i) {
     if (free_[i] < 0 || free_[i] >= rules_.n_slots)
       return fail(Status::internal, "the list of free slots names one that does not exist");
-    free_slots -= mixed(free_[i]);
+    free_slots -= scattered(free_[i]);
   }
   if (free_slots != 0) return fail(Status::internal, "the list of free slots names others");
   if (used != used_ || shared != shared_)
