@@ -5,12 +5,13 @@
 
 #include "core/attention/operator.hpp"
 #include "core/attention/params.hpp"
+#include "core/base/states.hpp"
 #include "core/base/status.hpp"
 
 namespace kvc {
 
-/// Where memory is. A cache has a block in each place: the book, the plan and constants of the model on the host; K, V and the
-/// workspace of attention on the device. Core never reads or writes the second: it computes addresses in it.
+/// Where memory is. A cache has a block in each place: the book, the plan and constants of the model on the host; K, V, states
+/// and the workspace of attention on the device. Core never reads or writes the second: it computes addresses in it.
 enum class Place : uint8_t { host, device };
 
 struct DeviceInfo {
@@ -48,6 +49,13 @@ class CacheDevice {
   virtual Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept = 0;
   virtual Status write_mask(const MaskParams& params) noexcept = 0;
 
+  // States of recurrent caches.
+  virtual Status store_states(const StateRows& params) noexcept = 0;
+  virtual Status load_states(const StateRows& params) noexcept = 0;
+  virtual Status store_conv(const ConvRows& params) noexcept = 0;
+  virtual Status copy_states(const StateCopies& params) noexcept = 0;
+  virtual Status clear_states(const StateClears& params) noexcept = 0;
+
   /// Copies stored bytes to or from the host. Returns when they are there.
   virtual Status read_rows(const RowBytes& rows) const noexcept = 0;
   virtual Status write_rows(const RowBytes& rows) noexcept = 0;
@@ -71,7 +79,8 @@ class Device {
   /// Bytes of device memory that any of them needs at most under these bounds.
   virtual size_t workspace_bytes(const AttentionBounds& bounds) const noexcept = 0;
 
-  /// The device's side of a cache with these bounds. `workspace`, workspace_bytes() of it, outlives it.
+  /// The device's side of a cache with these bounds. `workspace`, workspace_bytes() of it, outlives it. A cache without attention
+  /// has bounds of zeros; its workspace is an address in its block without a byte.
   virtual Status attach(const AttentionBounds& bounds, std::byte* workspace,
                         std::unique_ptr<CacheDevice>* out) noexcept = 0;
 };

@@ -173,16 +173,19 @@ Status check_stored(const char* name, uint32_t dtype) {
               dtype_name(dtype));
 }
 
+Status check_tensor_flags(const char* name, const kvc_tensor& tensor) {
+  if (tensor.flags == 0 && tensor.reserved == 0) return Status::ok;
+  return fail(
+      Status::invalid_argument,
+      "%s has flags %u and reserved %u: both must be 0 (only v of kvc_gather takes the flag "
+      "KVC_TENSOR_TRANSPOSED, %d)",
+      name, tensor.flags, tensor.reserved, KVC_TENSOR_TRANSPOSED);
+}
+
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,
                    Direction direction, const DeviceInfo& device, Tensor* to, Elements elements) {
   if (from == nullptr) return is_null(name);
-  if (from->flags != 0 || from->reserved != 0) {
-    return fail(
-        Status::invalid_argument,
-        "%s has flags %u and reserved %u: both must be 0 (only v of kvc_gather takes the flag "
-        "KVC_TENSOR_TRANSPOSED, %d)",
-        name, from->flags, from->reserved, KVC_TENSOR_TRANSPOSED);
-  }
+  if (Status s = check_tensor_flags(name, *from); s != Status::ok) return s;
   if (Status s = check_shape(name, *from, expected, direction); s != Status::ok) return s;
   if (Status s = check_elements(name, from->dtype, elements); s != Status::ok) return s;
   if (from->device_type != device.type || from->device_id != device.id) {

@@ -9,6 +9,7 @@
 #include "core/device.hpp"
 #include "kvc/encoder.h"
 #include "kvc/kvc.h"
+#include "kvc/recurrent.h"
 
 /// Checks of what callers hand in: descriptors and tensors.
 namespace kvc::capi {
@@ -25,6 +26,8 @@ template <>
 inline constexpr size_t first_size<kvc_causal_desc> = 36;
 template <>
 inline constexpr size_t first_size<kvc_encoder_desc> = 20;
+template <>
+inline constexpr size_t first_size<kvc_recurrent_desc> = 56;
 template <>
 inline constexpr size_t first_size<kvc_attention_desc> = 24;
 template <>
@@ -86,12 +89,15 @@ enum class Direction { in, out };
 
 struct Expected {
   int32_t ndim;
-  int64_t shape[4];
+  int64_t shape[KVC_MAX_DIMS];
   const char* axes;  // what the extents are, for messages
 };
 
 /// Element types that an argument takes.
 enum class Elements { floats, f32, boolean, mask };
+
+/// Flags that no function takes but kvc_gather().
+Status check_tensor_flags(const char* name, const kvc_tensor& tensor);
 
 /// A tensor of the caller's as kernels read it, against the shape it must have and the device that it must be on.
 Status read_tensor(const char* name, const kvc_tensor* from, const Expected& expected,

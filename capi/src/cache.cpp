@@ -6,6 +6,7 @@
 #include "capi/src/words.hpp"
 #include "core/caches/create.hpp"
 #include "kvc/encoder.h"
+#include "kvc/recurrent.h"
 
 namespace kvc::capi {
 namespace {
@@ -32,12 +33,30 @@ Status check_reserved(const kvc_cache_desc& d) {
   return Status::ok;
 }
 
+/// A recurrent cache holds states: whatever describes keys and values must be 0.
+Status check_no_keys(const kvc_cache_desc& d) {
+  struct Field {
+    const char* name;
+    int64_t value;
+  };
+  for (const Field& field : {Field{"n_kv_heads", d.n_kv_heads}, Field{"head_dim_k", d.head_dim_k},
+                             Field{"head_dim_v", d.head_dim_v}, Field{"dtype_k", d.dtype_k},
+                             Field{"dtype_v", d.dtype_v}, Field{"capacity", d.capacity},
+                             Field{"cells", d.cells}, Field{"max_q_heads", d.max_q_heads}}) {
+    if (field.value == 0) continue;
+    return fail(Status::invalid_argument,
+                "%s is %lld; it must be 0: a recurrent cache holds no keys and values", field.name,
+                static_cast<long long>(field.value));
+  }
+  return Status::ok;
+}
+
 Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   CacheBounds* bounds = &request->bounds;
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
     return fail(Status::invalid_argument,
                 "kind %u is none of KVC_CAUSAL (%d) to KVC_LIGHTNING (%d); this version creates "
-                "KVC_CAUSAL and KVC_ENCODER",
+                "KVC_CAUSAL, KVC_ENCODER and KVC_RECURRENT",
                 d.kind, KVC_CAUSAL, KVC_LIGHTNING);
   request->kind = static_cast<CacheKind>(d.kind);
   if (d.block_k != 0 || d.block_v != 0 || d.v_first != 0) {
@@ -50,6 +69,9 @@ Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   if (const uint64_t unknown = d.flags & ~(cache_flags | reserved_flags); unknown != 0) {
     return unknown_bits("kvc_cache_desc.flags", unknown,
                         "KVC_CACHE_STRICT, KVC_CACHE_ZERO_ON_FREE and KVC_CACHE_PREFAULT");
+  }
+  if (d.kind == KVC_RECURRENT) {
+    if (Status s = check_no_keys(d); s != Status::ok) return s;
   }
   if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
     return s;
@@ -77,7 +99,9 @@ Status check_kind(const void* kind_desc, uint32_t kind) {
   } head = {};
   std::memcpy(&head.struct_size, kind_desc, sizeof head.struct_size);
   if (head.struct_size < sizeof head) {
-    return wrong_struct_size(kind == KVC_ENCODER ? "kvc_encoder_desc" : "kvc_causal_desc",
+    return wrong_struct_size(kind == KVC_ENCODER     ? "kvc_encoder_desc"
+                             : kind == KVC_RECURRENT ? "kvc_recurrent_desc"
+                                                     : "kvc_causal_desc",
                              head.struct_size, "below", sizeof head);
   }
   std::memcpy(&head, kind_desc, sizeof head);
@@ -130,6 +154,49 @@ Status read_encoder(const void* desc, EncoderRequest* request) {
   return read_mask_dtype(d.mask_dtype, &request->mask_dtype);
 }
 
+/// States are stored as f32, f16 or bf16, in every version.
+Status read_state_type(const char* name, uint32_t dtype, StorageType* out) {
+  switch (dtype) {
+    case 0:
+    case KVC_F32: *out = StorageType::f32; return Status::ok;
+    case KVC_F16: *out = StorageType::f16; return Status::ok;
+    case KVC_BF16: *out = StorageType::bf16; return Status::ok;
+    default: return wrong_dtype(name, dtype, "f32, f16 or bf16");
+  }
+}
+
+Status read_recurrent(const void* desc, RecurrentRequest* request) {
+  if (desc == nullptr)
+    return fail(Status::invalid_argument,
+                "kind_desc is null: a recurrent cache needs a kvc_recurrent_desc, which says how "
+                "large a state is");
+  if (Status s = check_kind(desc, KVC_RECURRENT); s != Status::ok) return s;
+  kvc_recurrent_desc d;
+  const auto* given = static_cast<const kvc_recurrent_desc*>(desc);
+  if (Status s = read_descriptor("kvc_recurrent_desc", given, &d); s != Status::ok) return s;
+  constexpr uint32_t known = KVC_RECURRENT_APPROXIMATE | KVC_RECURRENT_HOST_CHECKPOINTS;
+  if ((d.flags & ~known) != 0) {
+    return unknown_bits("kvc_recurrent_desc.flags", d.flags & ~known,
+                        "KVC_RECURRENT_APPROXIMATE and KVC_RECURRENT_HOST_CHECKPOINTS");
+  }
+  if (d.reserved != 0)
+    return fail(Status::invalid_argument, "kvc_recurrent_desc.reserved is %u; it must be 0",
+                d.reserved);
+  if (Status s = read_state_type("dtype_state", d.dtype_state, &request->type_state); s != Status::ok)
+    return s;
+  if (Status s = read_state_type("dtype_conv", d.dtype_conv, &request->type_conv); s != Status::ok)
+    return s;
+  request->approximate = (d.flags & KVC_RECURRENT_APPROXIMATE) != 0;
+  request->state_size = d.state_size;
+  request->conv_channels = d.conv_channels;
+  request->conv_dim = d.conv_dim;
+  request->checkpoints = d.checkpoints;
+  request->checkpoint_interval = d.checkpoint_interval;
+  request->checkpoint_min_pos = d.checkpoint_min_pos;
+  request->draft_states = d.draft_states;
+  return Status::ok;
+}
+
 /// NOT_SUPPORTED for what is reserved comes behind everything that is wrong, bounds included (cache.h).
 Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequest* request) {
   kvc_cache_desc d;
@@ -140,6 +207,9 @@ Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequ
   }
   if (request->kind == CacheKind::encoder) {
     if (Status s = read_encoder(kind_desc, &request->encoder); s != Status::ok) return s;
+  }
+  if (request->kind == CacheKind::recurrent) {
+    if (Status s = read_recurrent(kind_desc, &request->recurrent); s != Status::ok) return s;
   }
   if (Status s = check_request(*request); s != Status::ok) return s;
   return check_reserved(d);

@@ -130,6 +130,10 @@ struct OfEncoderInputs {
   static auto* in(auto& cache) { return cache.encoder_inputs(); }
   static constexpr const char* lacking = "this call is for encoder caches (kind KVC_ENCODER)";
 };
+struct OfRecurrentStates {
+  static auto* in(auto& cache) { return cache.recurrent_states(); }
+  static constexpr const char* lacking = "this call is for recurrent caches (kind KVC_RECURRENT)";
+};
 struct OfCheckpoints {
   static auto* in(auto& cache) { return cache.checkpoints(); }
   static constexpr const char* lacking = "this call is for recurrent caches (kind KVC_RECURRENT)";

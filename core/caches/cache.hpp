@@ -3,12 +3,14 @@
 #include <cstdint>
 
 #include "core/attention/params.hpp"
+#include "core/base/states.hpp"
 #include "core/base/status.hpp"
 #include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
 #include "core/caches/pass_state.hpp"
 #include "core/cells/batch.hpp"
 #include "core/cells/book.hpp"
+#include "core/cells/state_book.hpp"
 #include "core/device.hpp"
 
 namespace kvc {
@@ -128,6 +130,36 @@ class EncoderInputs {
   virtual Status input_of(int32_t sequence, int32_t* position, int32_t* length) const = 0;
 };
 
+/// The facet of a cache that holds states of recurrent layers, [n_sequences or n_rows, …] a part.
+class RecurrentStates {
+ public:
+  virtual ~RecurrentStates() = default;
+
+  virtual const Cache& holder() const = 0;
+  virtual Status check_part(int32_t layer, int32_t part) const = 0;
+  /// check_part() in an open pass.
+  virtual Status ready_for_part(int32_t layer, int32_t part) const = 0;
+  virtual StateShape part_shape(int32_t part) const = 0;
+  virtual int32_t n_batch_sequences() const = 0;
+  virtual int32_t n_batch_rows() const = 0;
+
+  /// The first `capacity` sequences of the batch; `n` receives how many there are. `order` may be null.
+  virtual Status layout(int32_t capacity, StateSequence* sequences, int32_t* n,
+                        int32_t* order) const = 0;
+  virtual Status row_slots(int32_t capacity, int32_t* slot, int32_t* n) const = 0;
+  virtual Status get_states(int32_t layer, int32_t part, const Tensor& into) = 0;
+  virtual Status put_states(int32_t layer, int32_t part, const Tensor& from) = 0;
+  virtual Status put_conv(int32_t layer, const Tensor& x) = 0;
+  /// All slots of a part, with the dims of `dims`.
+  virtual Status view_states(int32_t layer, int32_t part, const StateShape& dims, Tensor* slots) = 0;
+  virtual Status states_done(int32_t layer, int32_t part) = 0;
+  /// Whether there may be a state of a sequence at a position, and whether there is one (else NOT_FOUND).
+  virtual Status check_place(int32_t sequence, int32_t at) const = 0;
+  virtual Status find_state(int32_t sequence, int32_t at) const = 0;
+  virtual Status gather_state(int32_t layer, int32_t part, int32_t sequence, int32_t at,
+                              const Tensor& into) = 0;
+};
+
 /// The facet of a cache that keeps states of a sequence to step back to.
 class Checkpoints {
  public:
@@ -164,6 +196,8 @@ class Cache {
   virtual PositionedKeys* positioned_keys() { return nullptr; }
   virtual EncoderInputs* encoder_inputs() { return nullptr; }
   virtual const EncoderInputs* encoder_inputs() const { return nullptr; }
+  virtual RecurrentStates* recurrent_states() { return nullptr; }
+  virtual const RecurrentStates* recurrent_states() const { return nullptr; }
   virtual Checkpoints* checkpoints() { return nullptr; }
   virtual const Checkpoints* checkpoints() const { return nullptr; }
 

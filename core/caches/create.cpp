@@ -26,16 +26,21 @@ Status with_kind(const CacheRequest& request, Use use) {
           "kind %u (KVC_WRAPPER) has no memory of its own: kvc_cache_wrap makes it of other "
           "caches",
           static_cast<uint32_t>(request.kind));
-    case CacheKind::recurrent:
+    case CacheKind::recurrent: {
+      RecurrentSettings settings;
+      if (Status s = RecurrentCache::resolve(bounds, request.recurrent, &settings); s != Status::ok)
+        return s;
+      return use(static_cast<RecurrentCache*>(nullptr), bounds, settings);
+    }
     case CacheKind::transformer:
     case CacheKind::lightning: break;
   }
   return fail(
       Status::not_supported,
-      "kind %u is reserved: this version creates causal caches (KVC_CAUSAL, %u) and encoder "
-      "caches (KVC_ENCODER, %u)",
+      "kind %u is reserved: this version creates causal, encoder and recurrent caches (KVC_CAUSAL, "
+      "%u; KVC_ENCODER, %u; KVC_RECURRENT, %u)",
       static_cast<uint32_t>(request.kind), static_cast<uint32_t>(CacheKind::causal),
-      static_cast<uint32_t>(CacheKind::encoder));
+      static_cast<uint32_t>(CacheKind::encoder), static_cast<uint32_t>(CacheKind::recurrent));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "core/caches/cache.hpp"
 #include "core/caches/causal.hpp"
 #include "core/caches/encoder.hpp"
+#include "core/caches/recurrent.hpp"
 #include "core/device.hpp"
 
 namespace kvc {
@@ -18,6 +19,7 @@ struct CacheRequest {
   CacheBounds bounds;
   CausalRequest causal;
   EncoderRequest encoder;
+  RecurrentRequest recurrent;
 };
 
 /// Checks kind, bounds and what the kind alone needs, as the two functions below do.

@@ -12,6 +12,7 @@
 #include "kernels/cpu/mask.hpp"
 #include "kernels/cpu/pages.hpp"
 #include "kernels/cpu/rows.hpp"
+#include "kernels/cpu/states.hpp"
 
 namespace kvc::cpu {
 namespace {
@@ -79,6 +80,26 @@ class CpuCacheDevice final : public CacheDevice {
   }
   Status write_mask(const MaskParams& params) noexcept override {
     cpu::write_mask(params);
+    return Status::ok;
+  }
+  Status store_states(const StateRows& params) noexcept override {
+    cpu::store_states(params, pool_);
+    return Status::ok;
+  }
+  Status load_states(const StateRows& params) noexcept override {
+    cpu::load_states(params, pool_);
+    return Status::ok;
+  }
+  Status store_conv(const ConvRows& params) noexcept override {
+    cpu::store_conv(params, pool_);
+    return Status::ok;
+  }
+  Status copy_states(const StateCopies& params) noexcept override {
+    cpu::copy_states(params, pool_);
+    return Status::ok;
+  }
+  Status clear_states(const StateClears& params) noexcept override {
+    cpu::clear_states(params, pool_);
     return Status::ok;
   }
   Status read_rows(const RowBytes& rows) const noexcept override {

@@ -38,8 +38,8 @@ TEST(Reserved, DescriptorsComeLast) {
     desc.dtype_v = KVC_I32;
     expect(KVC_E_DTYPE, desc, "i32");
     desc = reserved;
-    desc.kind = KVC_RECURRENT;
-    expect(KVC_E_NOT_SUPPORTED, desc, "kind 3");
+    desc.kind = KVC_TRANSFORMER;
+    expect(KVC_E_NOT_SUPPORTED, desc, "kind 5");
   };
   reserved.dtype_k = KVC_Q4_0;
   expect_last("q4_0");

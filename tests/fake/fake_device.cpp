@@ -95,6 +95,7 @@ class DeviceBlock {
 class TokenMirror {
  public:
   bool map(int64_t n_entries) {
+    if (n_entries == 0) return true;  // a cache without attention
     bytes_ = static_cast<size_t>(n_entries) * sizeof(int32_t);
     cell_ = map_one();
     position_ = map_one();
@@ -165,6 +166,21 @@ class FakeCacheDevice final : public kvc::CacheDevice {
     kvc::MaskParams here = params;
     here.plan = tokens_.over(params.plan);
     return inside([&] { return cpu_->write_mask(here); });
+  }
+  Status store_states(const kvc::StateRows& params) noexcept override {
+    return inside([&] { return cpu_->store_states(params); });
+  }
+  Status load_states(const kvc::StateRows& params) noexcept override {
+    return inside([&] { return cpu_->load_states(params); });
+  }
+  Status store_conv(const kvc::ConvRows& params) noexcept override {
+    return inside([&] { return cpu_->store_conv(params); });
+  }
+  Status copy_states(const kvc::StateCopies& params) noexcept override {
+    return inside([&] { return cpu_->copy_states(params); });
+  }
+  Status clear_states(const kvc::StateClears& params) noexcept override {
+    return inside([&] { return cpu_->clear_states(params); });
   }
   Status read_rows(const kvc::RowBytes& rows) const noexcept override {
     return inside([&] { return cpu_->read_rows(rows); });

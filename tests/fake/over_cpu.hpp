@@ -38,6 +38,21 @@ class CacheDeviceOver final : public kvc::CacheDevice {
   kvc::Status write_mask(const kvc::MaskParams& params) noexcept override {
     return around_([&] { return cpu_->write_mask(params); });
   }
+  kvc::Status store_states(const kvc::StateRows& params) noexcept override {
+    return around_([&] { return cpu_->store_states(params); });
+  }
+  kvc::Status load_states(const kvc::StateRows& params) noexcept override {
+    return around_([&] { return cpu_->load_states(params); });
+  }
+  kvc::Status store_conv(const kvc::ConvRows& params) noexcept override {
+    return around_([&] { return cpu_->store_conv(params); });
+  }
+  kvc::Status copy_states(const kvc::StateCopies& params) noexcept override {
+    return around_([&] { return cpu_->copy_states(params); });
+  }
+  kvc::Status clear_states(const kvc::StateClears& params) noexcept override {
+    return around_([&] { return cpu_->clear_states(params); });
+  }
   kvc::Status read_rows(const kvc::RowBytes& rows) const noexcept override {
     return around_([&] { return cpu_->read_rows(rows); });
   }

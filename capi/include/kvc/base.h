@@ -51,10 +51,11 @@ enum {
                                   not know */
   KVC_E_CACHE_FULL = -20,      /* the batch has more tokens than there are free cells, or a sequence
                                   would hold more positions than it may */
-  KVC_E_WINDOW_LOST = -21,     /* the window has moved on: tokens that the continuation needs were
-                                  released */
+  KVC_E_WINDOW_LOST = -21,     /* the sequence cannot continue there: what it would need was released
+                                  (tokens that slid out, an input or a state that was replaced) */
   KVC_E_NOT_FOUND = -22,       /* nothing has this index */
-  KVC_E_INVALID_RECURRENT_SHAPE = -23, /* reserved */
+  KVC_E_INVALID_RECURRENT_SHAPE = -23, /* the dimensions of a tensor do not make the size of a state
+                                          (recurrent.h) */
   KVC_E_DEVICE = -40,          /* the device failed. The cache is poisoned: only kvc_cache_destroy()
                                   and kvc_cache_stats() still work */
   KVC_E_DEVICE_MISMATCH = -41, /* a tensor is not on the device of the cache */

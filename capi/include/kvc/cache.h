@@ -15,20 +15,25 @@
  *   attention, get                          BAD_STATE       need a put of that layer in this pass, else BAD_STATE
  *   put_attention                           BAD_STATE       put, then attention
  *   mask, history, set_causal               BAD_STATE       work; set_causal holds until the pass ends
- *   commit, commit_prefix, abort            BAD_STATE       end the pass; layers that were not put then hold zeros
- *   remove, copy_prefix, reorder, resume    work            as if the open pass were committed, and commit it
- *   fits, can_resume, can_remove, runs, gather, sequence_query, cache_stats, state_digest, check
- *                                           work            as if the open pass were committed
+ *   encoder_put, encoder_share (encoder.h)  BAD_STATE       work
+ *   state_layout, _get, _put, _conv, _view, _slots, _done (recurrent.h)
+ *                                           BAD_STATE       work
+ *   commit, commit_prefix, abort            BAD_STATE       end the pass; layers that were not put then hold zeros, and their
+ *                                                           states stay as they were
+ *   remove, copy_prefix, reorder, resume, checkpoint_take
+ *                                           work            as if the open pass were committed, and commit it
+ *   fits, can_resume, can_remove, runs, gather, encoder_query, state_gather, checkpoint_list, sequence_query, cache_stats,
+ *   state_digest, check                     work            as if the open pass were committed
  *   bind_attention, bind_rope, bind_shift   work            BAD_STATE
  *
- * begin, remove, copy_prefix, reorder and resume end an open pass implicitly: only if the call succeeds, and only if every
- * layer was put. If a layer was not put, they return BAD_STATE. abort, commit and commit_prefix end any pass.
+ * begin, remove, copy_prefix, reorder, resume and checkpoint_take end an open pass implicitly: only if the call succeeds, and
+ * only if every layer was put. If a layer was not put, they return BAD_STATE. abort, commit and commit_prefix end any pass.
  *
  * Errors are checked in this order, over the whole batch: HANDLE, BUSY, NOT_SUPPORTED for a call that this kind of cache lacks,
  * BAD_STATE for a missing pass or put, INVALID_ARGUMENT, BAD_STATE for an open pass with a layer that was not put (for bind_…:
- * for any open pass), WINDOW_LOST, NOT_SUPPORTED, CACHE_FULL. Where this list says INVALID_ARGUMENT, arguments are checked one
- * after the other: a descriptor's size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and its
- * address range (OVERFLOW). Every function may return HANDLE and, kvc_cache_stats() apart, BUSY; the comments below do not
+ * for any open pass), WINDOW_LOST, NOT_FOUND, NOT_SUPPORTED, CACHE_FULL. Where this list says INVALID_ARGUMENT, arguments are
+ * checked one after the other: a descriptor's size (VERSION) before its fields; a tensor's SHAPE, then DTYPE, DEVICE_MISMATCH and
+ * its address range (OVERFLOW). Every function may return HANDLE and, kvc_cache_stats() apart, BUSY; the comments below do not
  * repeat them. A call that fails has changed nothing.
  *
  * Threads: functions that take `const kvc_cache *` may overlap each other ("Threads: const"); all others are exclusive
@@ -48,8 +53,8 @@ typedef struct kvc_cache kvc_cache; /* a handle, see base.h */
 
 /* ---- Creating -------------------------------------------------------------------------------------------------------- */
 
-enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL and, experimentally, KVC_ENCODER (encoder.h); kvc_cache_wrap() makes
-          wrappers of them (wrapper.h). The other kinds return NOT_SUPPORTED */
+enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL and, experimentally, KVC_ENCODER (encoder.h) and KVC_RECURRENT
+          (recurrent.h); kvc_cache_wrap() makes wrappers (wrapper.h). The other kinds return NOT_SUPPORTED */
   KVC_CAUSAL = 1,
   KVC_ENCODER,
   KVC_RECURRENT,
@@ -221,7 +226,8 @@ KVC_API kvc_status kvc_put(kvc_cache *cache, int32_t layer, const kvc_tensor *k,
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT (an index outside the batch). Since 0.1. */
 KVC_API kvc_status kvc_set_causal(kvc_cache *cache, int32_t n_except, const int32_t *except) KVC_NOEXCEPT;
 
-/* Keeps the pass. In a layer that was not put, the tokens of the pass hold zeros. Errors: BAD_STATE (no pass). Since 0.1. */
+/* Keeps the pass. In a layer that was not put, the tokens of the pass hold zeros; in a recurrent cache its states stay as they
+ * were. Errors: BAD_STATE (no pass). Since 0.1. */
 KVC_API kvc_status kvc_commit(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* Keeps the first `keep` tokens of each named sequence in this pass, counted in batch order; sequences that are not named keep
@@ -230,7 +236,8 @@ KVC_API kvc_status kvc_commit(kvc_cache *cache) KVC_NOEXCEPT;
  * sequence, keep  [n_sequences]; n_sequences 0 is the same as commit.
  *
  * Errors: BAD_STATE (no pass); INVALID_ARGUMENT (a sequence is named twice or has fewer tokens in the pass, or a kept token
- * sees a dropped one: of the except set, or because both have the same type). After an error the pass stays open. Since 0.1. */
+ * sees a dropped one: of the except set, or because both have the same type); NOT_SUPPORTED (a recurrent cache has no state for
+ * the last token kept, see draft_states). After an error the pass stays open. Since 0.1. */
 KVC_API kvc_status kvc_commit_prefix(kvc_cache *cache, int32_t n_sequences, const int32_t *sequence,
                                      const int32_t *keep) KVC_NOEXCEPT;
 
@@ -240,7 +247,8 @@ KVC_API kvc_status kvc_abort(kvc_cache *cache) KVC_NOEXCEPT;
 
 /* ---- Sequences ------------------------------------------------------------------------------------------------------------
  *
- * A sequence can continue at position g if g = 0, or if g <= next and everything that a token at g may see is still stored. */
+ * A sequence can continue at position g if g = 0, or if g <= next and everything that a token at g may see is still stored. In an
+ * encoder cache that is the input that was seen there, in a recurrent cache a state: of next or of a checkpoint. */
 
 /* Finds the largest g <= want at which the sequence can continue; best == want means that it can continue at `want`. Changes
  * nothing. Errors: INVALID_ARGUMENT (want < 0). Threads: const. Since 0.1. */
@@ -268,9 +276,12 @@ KVC_API kvc_status kvc_reorder(kvc_cache *cache, int32_t n, const int32_t *dst, 
  * must be position-free, or must have a shift function (kvc_bind_shift), which works on copies instead. Cells that slid out in
  * a pass that this call ends are not free for those copies yet: commit first.
  *
- * Errors: INVALID_ARGUMENT (begin < 0, end < begin); BAD_STATE; WINDOW_LOST (what a token at the new next would need has slid
- * out); NOT_SUPPORTED (positions must move in a cache with none of the three); with a shift function also CACHE_FULL (no room
- * for the copies) and the status that the function returns.
+ * In a recurrent cache a middle part can only be removed if it was created with KVC_RECURRENT_APPROXIMATE.
+ *
+ * Errors: INVALID_ARGUMENT (begin < 0, end < begin); BAD_STATE; WINDOW_LOST (to the end: the sequence cannot continue at `begin`;
+ * of a middle part: what a token at the new next would need has slid out, or an input that was replaced would have to come
+ * back); NOT_SUPPORTED (positions must move in a cache with none of the three; a middle part of a recurrent cache); with a shift
+ * function also CACHE_FULL (no room for the copies) and the status that the function returns.
  * Cost: O(tokens of the sequence). Since 0.1. */
 KVC_API kvc_status kvc_remove(kvc_cache *cache, int32_t sequence, int32_t begin, int32_t end) KVC_NOEXCEPT;
 
@@ -310,7 +321,7 @@ enum { /* kvc_stats.state */
 typedef struct kvc_stats {
   uint32_t struct_size;  /* in: sizeof the caller's struct */
   uint32_t state;        /* KVC_STATE_… */
-  uint64_t cells;        /* in the pool */
+  uint64_t cells;        /* in the pool; of an encoder cache positions of inputs, of a recurrent cache slots, of a wrapper sums */
   uint64_t cells_used;   /* held by at least one sequence */
   uint64_t cells_shared; /* held by more than one */
   uint64_t bytes;        /* memory of this cache, host and device together */

@@ -9,8 +9,9 @@
  *   cache.h      creating a cache, the forward pass, sequences, watching
  *   attention.h  constants of the model, attention, reading K, V and the mask for kernels of your own
  *
- * Four more are included on request: kvc.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a copy;
- * encoder.h, a cache for cross attention, and experimental.h: calls that may still change.
+ * More are included on request: kvc.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a copy; and with
+ * calls that may still change encoder.h, a cache for cross attention, recurrent.h, a cache for the states of recurrent layers,
+ * wrapper.h, several caches that move as one, and experimental.h.
  *
  * The shortest use, batch by batch (statuses unchecked for brevity):
  *
