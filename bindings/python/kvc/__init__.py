@@ -76,7 +76,8 @@ from .errors import (
     VersionMismatch,
     WindowLost,
 )
-from .info import EncoderInput, Run, SequenceInfo, Stats
+from .info import EncoderInput, Run, SequenceInfo, StateSequence, Stats
+from .layers import Layer
 from .views import View
 
 __version__ = "%d.%d.%d" % (*_HEADER, KVC_VERSION_PATCH)
@@ -106,6 +107,7 @@ __all__ = [
     "InvalidHandle",
     "InvalidRecurrentShape",
     "IoFailure",
+    "Layer",
     "NotFound",
     "NotSupported",
     "OutOfMemory",
@@ -115,6 +117,7 @@ __all__ = [
     "SequenceInfo",
     "ShapeError",
     "SizeOverflow",
+    "StateSequence",
     "Stats",
     "Status",
     "UNLIMITED",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Mapping, Optional, Tuple
+import math
+from typing import Any, Dict, Literal, Mapping, Optional, Tuple
 
 from . import kvc_capi as _capi
 from ._arrays import MASKS, STORED, dtype_code
-from ._handles import integer, set_integers
-from .errors import InvalidArgument
+from ._handles import Shape, integer, set_integers
+from .errors import InvalidArgument, NotSupported
 
 UNLIMITED: int = _capi.KVC_NONE
 """For `memory`: keep every position, however short the reach."""
@@ -25,7 +26,7 @@ KINDS = {
 
 _STORED = ("dtype_k", "dtype_v")  # dtype gives them their defaults
 
-# What only some kinds take, with its defaults. (The library refuses the kinds of later versions.)
+# What only some kinds take, with its defaults.
 _CAUSAL = {
     "reach": None,
     "sliding_window": None,
@@ -37,40 +38,92 @@ _CAUSAL = {
     "cells": 0,
 }
 _ENCODER = {"inputs": 0}
-_CAUSAL_AND_ENCODER = {"mask_dtype": "f32"}
+_CAUSAL_AND_ENCODER = {
+    "n_kv_heads": None,
+    "head_dim": None,
+    "head_dim_v": None,
+    "capacity": None,
+    "dtype": None,
+    "dtype_k": None,
+    "dtype_v": None,
+    "max_q_heads": 0,
+    "mask_dtype": "f32",
+}
+_RECURRENT = {
+    "state_shape": None,
+    "conv_channels": 0,
+    "conv_dim": 0,
+    "dtype_state": "f32",
+    "dtype_conv": "f32",
+    "checkpoints": 24,
+    "checkpoint_interval": 1664,
+    "checkpoint_min_pos": 16,
+    "draft_states": 0,
+    "approximate": False,
+}
+_ONLY = (
+    (_CAUSAL, ("causal",)),
+    (_ENCODER, ("encoder",)),
+    (_CAUSAL_AND_ENCODER, ("causal", "encoder")),
+    (_RECURRENT, ("recurrent",)),
+)
+_NEEDED = ("n_kv_heads", "head_dim", "capacity")  # by causal and encoder caches
+_LATER = ("transformer", "lightning")  # the library refuses them
+
+_MOST_ELEMENTS = 2**40  # of a state
 
 
 def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
-    """The descriptor of a cache and that of its kind (None for a kind that has no arguments), from
-    all arguments of kvc.Cache by name."""
+    """The descriptor of a cache and that of its kind (None for a kind of later versions), from all
+    arguments of kvc.Cache by name."""
     kind = arguments["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidArgument(f"kind {kind!r} is not one of {', '.join(KINDS)}")
-    _refuse_others(arguments)
-    kind_desc = None
+    if kind == "wrapper":
+        raise NotSupported("kvc.Cache.wrap() and kvc.Cache.from_layers() make wrappers")
+    _check_names(kind, arguments)
+    if kind == "recurrent":
+        raise NotSupported("kind 'recurrent' is not implemented in this version")
     if kind == "causal":
-        kind_desc = _causal_descriptor(arguments)
-    elif kind == "encoder":
-        kind_desc = _encoder_descriptor(arguments)
-    return _cache_descriptor(arguments), kind_desc
+        return _keys_and_values(arguments), _causal_descriptor(arguments)
+    if kind == "encoder":
+        return _keys_and_values(arguments), _encoder_descriptor(arguments)
+    return _keys_and_values(arguments), None
 
 
-def _refuse_others(arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments that the kind of the cache does not take."""
-    kind = arguments["kind"]
-    for names, kinds in (
-        (_CAUSAL, ("causal",)),
-        (_ENCODER, ("encoder",)),
-        (_CAUSAL_AND_ENCODER, ("causal", "encoder")),
-    ):
+def shape_of(arguments: Mapping[str, Any], desc: Any, kind_desc: Any) -> Shape:
+    """What a cache remembers of its arguments."""
+    fields: Dict[str, Any] = {
+        name: getattr(desc, name)
+        for name in ("n_layers", "n_kv_heads", "head_dim_k", "head_dim_v", "max_sequences")
+        + ("max_batch", "capacity", "dtype_k", "dtype_v")
+    }
+    is_recurrent = arguments["kind"] == "recurrent"
+    has_conv = is_recurrent and kind_desc.conv_channels and kind_desc.conv_dim
+    return Shape(
+        kind=arguments["kind"],
+        **fields,
+        dtype_conv=kind_desc.dtype_conv if is_recurrent else 0,
+        dtype_state=kind_desc.dtype_state if is_recurrent else 0,
+        conv_shape=(kind_desc.conv_channels, kind_desc.conv_dim) if has_conv else (),
+        state_shape=_state_shape(arguments["state_shape"]),
+    )
+
+
+def _check_names(kind: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments that the kind of the cache does not take, and a lack of those it needs."""
+    for names, kinds in _ONLY:
         given = [name for name, default in names.items() if arguments[name] != default]
-        if given and kind not in kinds:
+        allowed = kinds + _LATER if names is _CAUSAL_AND_ENCODER else kinds
+        if given and kind not in allowed:
             raise InvalidArgument(f"only {' and '.join(kinds)} caches take {', '.join(given)}")
+    missing = [name for name in _NEEDED if arguments[name] is None]
+    if missing and kind != "recurrent":
+        raise TypeError(f"kvc.Cache() of kind {kind!r} needs {', '.join(missing)}")
 
 
 def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
     """The descriptor that every kind of cache needs."""
-    named = {name: name if arguments[name] is not None else "dtype" for name in _STORED}
     desc = _capi.kvc_cache_desc()
     set_integers(
         desc,
@@ -78,14 +131,27 @@ def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
         flags=(_capi.KVC_CACHE_STRICT if arguments["strict"] else 0)
         | (_capi.KVC_CACHE_ZERO_ON_FREE if arguments["zero_on_free"] else 0)
         | (_capi.KVC_CACHE_PREFAULT if arguments["prefault"] else 0),
+        **{name: arguments[name] for name in ("n_layers", "max_sequences", "max_batch")},
+    )
+    return desc
+
+
+def _keys_and_values(arguments: Mapping[str, Any]) -> Any:
+    """The descriptor of a cache that stores keys and values."""
+    dtype = "f32" if arguments["dtype"] is None else arguments["dtype"]
+    given = {name: arguments[name] for name in _STORED}
+    desc = _cache_descriptor(arguments)
+    set_integers(
+        desc,
         head_dim_k=arguments["head_dim"],
         head_dim_v=0 if arguments["head_dim_v"] is None else arguments["head_dim_v"],
-        **{field: dtype_code(arguments[name], name, STORED) for field, name in named.items()},
         **{
-            name: arguments[name]
-            for name in ("n_layers", "n_kv_heads", "max_sequences", "capacity")
-            + ("max_batch", "cells", "max_q_heads")
+            name: dtype_code(dtype, "dtype", STORED)
+            if own is None
+            else dtype_code(own, name, STORED)
+            for name, own in given.items()
         },
+        **{name: arguments[name] for name in ("n_kv_heads", "capacity", "cells", "max_q_heads")},
     )
     if desc.head_dim_v == 0:  # the library's default, which kvc.Cache needs to size arrays
         desc.head_dim_v = desc.head_dim_k
@@ -119,6 +185,48 @@ def _encoder_descriptor(arguments: Mapping[str, Any]) -> Any:
         mask_dtype=dtype_code(arguments["mask_dtype"], "mask_dtype", MASKS),
     )
     return encoder
+
+
+def _recurrent_descriptor(arguments: Mapping[str, Any]) -> Any:
+    """The descriptor that a recurrent cache needs besides."""
+    recurrent = _capi.kvc_recurrent_desc()
+    interval = arguments["checkpoint_interval"]
+    set_integers(
+        recurrent,
+        kind=_capi.KVC_RECURRENT,
+        flags=_capi.KVC_RECURRENT_APPROXIMATE if arguments["approximate"] else 0,
+        dtype_state=dtype_code(arguments["dtype_state"], "dtype_state"),
+        dtype_conv=dtype_code(arguments["dtype_conv"], "dtype_conv"),
+        checkpoints=_or_none("checkpoints", arguments["checkpoints"]),
+        checkpoint_interval=_capi.KVC_NONE if interval is None else interval,
+        checkpoint_min_pos=_or_none("checkpoint_min_pos", arguments["checkpoint_min_pos"]),
+        **{name: arguments[name] for name in ("conv_channels", "conv_dim", "draft_states")},
+    )
+    shape = _state_shape(arguments["state_shape"])
+    elements = math.prod(shape) if shape else 0
+    if elements > _MOST_ELEMENTS:
+        raise InvalidArgument(f"state_shape {shape} has {elements} elements, more than 2^40")
+    recurrent.state_size = elements
+    return recurrent
+
+
+def _state_shape(given: Any) -> Tuple[int, ...]:
+    """The shape of a layer's recurrent state; empty: it has none."""
+    if given is None:
+        return ()
+    listed = given if isinstance(given, (tuple, list)) else (given,)
+    shape = tuple(integer(f"state_shape[{i}]", extent) for i, extent in enumerate(listed))
+    if not shape or len(shape) > 7 or min(shape) < 1:
+        raise InvalidArgument(f"state_shape {given!r} is not 1 to 7 numbers of at least 1")
+    return shape
+
+
+def _or_none(name: str, value: Any) -> int:
+    """A number as the library takes it, where 0 means the default and KVC_NONE means 0."""
+    number = integer(name, value)
+    if number < 0:
+        raise InvalidArgument(f"{name} is {number}; it must be 0 or more")
+    return number or int(_capi.KVC_NONE)
 
 
 def _reach(reach: Optional[int], sliding_window: Optional[int]) -> int:

@@ -7,12 +7,27 @@ import functools
 import inspect
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, NamedTuple, NoReturn, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    cast,
+)
 
 from .errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
     from typing_extensions import Concatenate, ParamSpec
+
+    from .cache import Cache
 
     P = ParamSpec("P")
 
@@ -40,7 +55,7 @@ class OwnsHandle:
 
 
 class Shape(NamedTuple):
-    """What stays of the arguments of a cache."""
+    """What stays of the arguments of a cache. What its kind does not have is 0."""
 
     kind: str
     n_layers: int
@@ -48,6 +63,14 @@ class Shape(NamedTuple):
     head_dim_k: int
     head_dim_v: int
     max_sequences: int
+    max_batch: int
+    capacity: int
+    dtype_k: int
+    dtype_v: int
+    dtype_conv: int
+    dtype_state: int
+    conv_shape: Tuple[int, ...]
+    state_shape: Tuple[int, ...]
 
 
 class CacheHandle(OwnsHandle):
@@ -65,9 +88,15 @@ class CacheHandle(OwnsHandle):
     """a capsule that destroys the cache with its last reference; None: closed"""
     _pass: int
     """changes whenever a pass may have ended, which invalidates its views"""
-    _dtype_k: int
-    _dtype_v: int
     _shape: Shape
+    _children: Tuple[Cache, ...] = ()
+    """of a wrapper"""
+    _owns_children: bool = False
+    """whether they close with it"""
+    _wrapper: Callable[[], Optional[CacheHandle]] = staticmethod(lambda: None)
+    """of a child: a weak reference to the last wrapper that took it"""
+    _owners: Sequence[Tuple[Cache, int]] = ()
+    """of a wrapper: for each layer the child that owns it, and its number there"""
 
     _watcher: ClassVar[Any] = None
     """kvc.inspect sets it: called when a pass has ended and before a cache is closed."""
@@ -102,8 +131,27 @@ class CacheHandle(OwnsHandle):
         """Sequences are 0 … max_sequences - 1."""
         return self._shape.max_sequences
 
+    def _is_wrapped(self) -> bool:
+        wrapper = self._wrapper()
+        return wrapper is not None and wrapper._handle is not None
+
+    def _owner_of(self, layer: Any) -> CacheHandle:
+        """The cache that a layer belongs to; the library refuses a layer that there is not."""
+        try:
+            return self._owners[layer][0] if self._owners else self
+        except (IndexError, TypeError):
+            return self
+
+    def _lender_of(self, layer: Any) -> CacheHandle:
+        """The cache whose memory a view of a layer shows: a wrapper lends that of its child, so that
+        closing the wrapper frees the child for other use."""
+        owner = self._owner_of(layer)
+        return self if owner._handle is None else owner
+
     def _end_pass(self) -> None:
         self._pass += 1
+        for child in self._children:
+            child._pass += 1
         watcher = type(self)._watcher
         if watcher is not None:
             watcher(self)
@@ -184,16 +232,16 @@ def _checked(
     named: Callable[..., Any], signature: inspect.Signature, call: Callable[..., Any]
 ) -> Callable[..., Any]:
     parameters = signature.parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.name != "self"]
+    known = [each.name for each in parameters if each.name not in ("self", "cls")]
     by_name = [
         parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
     ]
     by_position = len(parameters) - len(by_name)
     required = [name for name in by_name if signature.parameters[name].default is signature.empty]
-    label = "kvc." + named.__qualname__.replace(".__init__", "")
 
     @functools.wraps(named)
     def checked(*positional: Any, **arguments: Any) -> Any:
+        label = "kvc." + checked.__qualname__.replace(".__init__", "")
         if len(positional) > by_position:
             raise TypeError(
                 f"{label}() takes its arguments by name: "

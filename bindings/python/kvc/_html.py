@@ -1,4 +1,4 @@
-"""A cache as HTML, for notebooks: its numbers, and a map of its cells."""
+"""A cache as HTML, for notebooks: its numbers, a map of its cells, and what sequences hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FREE_COLOUR, _SHARED_COLOUR = "#eeeeee", "#444444"
 
 
 def html_of(cache: Cache) -> str:
-    """A heading, and below it the map and the sequences, unless the cache cannot be read now."""
+    """A heading, and below it what the cache holds, unless it cannot be read now."""
     from .inspect import Snapshot
 
     heading = f"<b>{escape(repr(cache)[1:-1])}</b>"
@@ -27,12 +27,25 @@ def html_of(cache: Cache) -> str:
         snapshot = Snapshot.of(cache)
     except Error as error:
         return f"<div>{heading}: {escape(str(error))}</div>"
+    return f"<div>{heading}<br>{_body(snapshot)}</div>"
+
+
+def _body(snapshot: Snapshot) -> str:
     stats = snapshot.stats
-    return (
-        f"<div>{heading}<br>{stats.cells_used} of {stats.cells} cells used, {stats.cells_shared} "
+    unit = "slots" if snapshot.kind == "recurrent" else "cells"
+    numbers = (
+        f"{stats.cells_used} of {stats.cells} {unit} used, {stats.cells_shared} "
         f"shared; {stats.bytes / 1e6:.1f} MB; {stats.passes} passes"
-        f"<br>{_map(snapshot)}<br>{_legend(snapshot)}</div>"
     )
+    if snapshot.kind == "wrapper":
+        children = [
+            f"<li>child {i}, {child.kind}: {_body(child)}</li>"
+            for i, child in enumerate(snapshot.children)
+        ]
+        return f"{numbers}<ul>{''.join(children)}</ul>{_legend(snapshot)}"
+    if snapshot.kind == "recurrent":
+        return f"{numbers}<br>{_legend(snapshot)}"
+    return f"{numbers}<br>{_map(snapshot)}<br>{_legend(snapshot)}"
 
 
 def _colour(owner: int) -> str:
@@ -72,15 +85,32 @@ def _map(snapshot: Snapshot) -> str:
 
 
 def _legend(snapshot: Snapshot) -> str:
-    shown = [*snapshot.sequences.items()][:8]
+    shown = [*snapshot.sequences][:8]
     parts = [
         f'<span style="color:{_colour(sequence)}">■</span> sequence {sequence}: '
-        f"{info.count} positions"
-        for sequence, (info, _) in shown
+        f"{_held(snapshot, sequence)}"
+        for sequence in shown
     ]
     if len(snapshot.sequences) > len(shown):
         parts.append(f"{len(snapshot.sequences) - len(shown)} more")
-    return (
-        ", ".join([*parts, f'<span style="color:{_SHARED_COLOUR}">■</span> shared'])
-        + f', <span style="color:{_FREE_COLOUR}">■</span> free'
-    )
+    if snapshot.kind in ("causal", "encoder"):
+        parts.append(f'<span style="color:{_SHARED_COLOUR}">■</span> shared')
+        parts.append(f'<span style="color:{_FREE_COLOUR}">■</span> free')
+    return ", ".join(parts)
+
+
+def _held(snapshot: Snapshot, sequence: int) -> str:
+    """What a sequence holds, in words."""
+    info, _ = snapshot.sequences[sequence]
+    if snapshot.kind == "causal":
+        return f"{info.count} positions"
+    if snapshot.kind == "encoder":
+        seen = snapshot.inputs.get(sequence)
+        return f"an input of {seen.length} at {seen.position}" if seen else "no input"
+    if snapshot.kind == "recurrent":
+        places = ", ".join(map(str, snapshot.checkpoints[sequence]))
+        approximate = ", approximate" if info.approximate else ""
+        return f"{info.next} positions{approximate}, checkpoints at {places or 'none'}"
+    holders = ", ".join(map(str, snapshot.holders(sequence)))
+    back = snapshot.back.get(sequence, 0)
+    return f"{info.next} positions, back to {back}" + (f" (child {holders})" if holders else "")

@@ -3,9 +3,10 @@
 import re
 from typing import List
 
-_METHODS = """abort attention begin bind_attention bind_rope can_remove can_resume check commit
-commit_prefix copy_prefix encoder_put encoder_query encoder_share fits gather get history mask put
+_METHODS = """abort attention begin bind_attention bind_rope can_remove can_resume check
+commit commit_prefix copy_prefix encoder_put encoder_query encoder_share fits gather get history mask put
 put_attention remove reorder resume runs set_causal""".split()
+_KINDS = ("causal", "encoder", "recurrent", "transformer", "lightning")
 
 _WORDS = {
     **{f"kvc_{method}": f"{method}()" for method in _METHODS},
@@ -13,6 +14,7 @@ _WORDS = {
     "kvc_cache_destroy": "close()",
     "kvc_cache_memory_bytes": "memory_bytes()",
     "kvc_cache_stats": "stats()",
+    "kvc_cache_wrap": "kvc.Cache.wrap()",
     "kvc_sequence_query": "query()",
     "kvc_state_digest": "digest()",
     "bind a shift function (kvc_bind_shift), ": "",  # Python has none
@@ -21,6 +23,8 @@ _WORDS = {
     "KVC_NONE": "kvc.PADDING",
     "KVC_SEQ_END": "None",
     "an encoder cache (KVC_ENCODER)": "an encoder cache",
+    **{f"kind KVC_{kind.upper()}": f'kind="{kind}"' for kind in _KINDS},
+    "KVC_WRAPPER": '"wrapper"',
     "KVC_TOKEN_ENCODER_INPUT": "carries_input",
     "KVC_TOKEN_SEES_LATER": "sees_later",
     "KVC_TOKEN_TYPE()": "types",

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
 
-import numpy as np
-
 from . import kvc_capi as _capi
-from ._arrays import Array
-from ._descriptors import UNLIMITED, Kind, descriptors
-from ._handles import Shape, checks_names, integer, number, set_integers, takes_what
+from ._descriptors import UNLIMITED, Kind, descriptors, shape_of
+from ._handles import checks_names, takes_what
+from .constants import Constants
 from .contents import Contents
 from .device import Device, device_of
 from .encoder import Encoder
-from .errors import Busy, InvalidArgument, InvalidHandle
+from .errors import Busy, InvalidHandle
 from .info import Stats
 from .passes import PADDING, Pass, Passes
 from .sequences import Sequences
+from .wrapper import Wrapping
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from ._arrays import Dtype
 
 __all__ = ["PADDING", "UNLIMITED", "Cache", "Pass"]
-
-Layers = Union[None, int, range, Tuple[int, int]]
 
 _STATES = {
     _capi.KVC_STATE_IDLE: "idle",
@@ -35,13 +29,14 @@ _STATES = {
     _capi.KVC_STATE_RESERVE: "reserve",
     _capi.KVC_STATE_POISONED: "poisoned",
 }
-_PAIRS = {"neighbours": _capi.KVC_ROPE_NEIGHBOURS, "halves": _capi.KVC_ROPE_HALVES}
 
 
-class Cache(Passes, Contents, Encoder):
-    """Keys and values of the tokens that a transformer has processed, and attention over them.
+class Cache(Constants, Passes, Contents, Encoder, Wrapping):
+    """Keys and values of the tokens that a transformer has processed, and attention over them; or what
+    takes their place in other layers: inputs of an encoder, states of a recurrence. wrap() and
+    from_layers() make one cache of several, for models that mix them.
 
-    Shapes; all are required:
+    Shapes; all are required (of a recurrent cache n_layers alone):
 
     n_layers, n_kv_heads  of the model
     head_dim              elements of a key, and of a value unless head_dim_v differs
@@ -51,9 +46,8 @@ class Cache(Passes, Contents, Encoder):
 
     Every kind of cache:
 
-    kind                  "causal", or "encoder": for cross attention (see below). This version
-                          raises NotSupported for "recurrent", "wrapper", "transformer" and
-                          "lightning"
+    kind                  "causal" or "encoder". This version raises NotSupported for "recurrent",
+                          "transformer" and "lightning"; wrap() makes a "wrapper"
     dtype                 storage type of K and V: "f32", "f16" or "bf16", or NumPy's, such as
                           np.float16. dtype_k and dtype_v override it. Reserved types ("q8_0" …)
                           raise NotSupported
@@ -92,10 +86,29 @@ class Cache(Passes, Contents, Encoder):
     inputs                that the cache holds at a time, those that the open pass replaces
                           included; 0: enough that begin() never raises CacheFull
 
+    Recurrent caches only. They hold states of fixed size in place of keys and values: of state-space
+    models, gated delta rules, short convolutions. kvc computes no recurrence. It keeps states
+    (state_get, state_put, state_conv …), copies sequences without copying states, and takes them
+    back. A sequence can continue at its next, at a checkpoint and at 0, and nowhere else.
+
+    state_shape           of a layer's recurrent state, such as (32, 128, 128); None: it has none
+    conv_channels,        of its convolution state [conv_channels, conv_dim], the last inputs of a
+    conv_dim              causal convolution that is conv_dim + 1 wide; 0: it has none
+    dtype_state,          storage types of the two: "f32", "f16" or "bf16". Below f32, long sequences
+    dtype_conv            drift
+    checkpoints           states that a sequence keeps, to continue there again; 0: none
+    checkpoint_interval   positions from one automatic checkpoint to the next, taken when a pass ends;
+                          None: only checkpoint_take() takes any
+    checkpoint_min_pos    the last position of a pass that leaves the first automatic one
+    draft_states          a pass with up to draft_states + 1 tokens of a sequence keeps a state for
+                          each, from which commit_prefix() chooses
+    approximate           middle parts may be removed. States then still contain what was removed,
+                          and query() says so
+
     device                a Device; None: the CPU device that such caches share
 
     Attributes, read-only: kind, n_layers, n_kv_heads, head_dim_k, head_dim_v, max_sequences,
-    closed.
+    children, closed.
 
     The constructor reserves all memory; no later call allocates any in the library. A cache may be
     passed from thread to thread. Reading calls may overlap each other, and stats() any call; any
@@ -118,12 +131,12 @@ class Cache(Passes, Contents, Encoder):
         self,
         *,
         n_layers: int,
-        n_kv_heads: int,
-        head_dim: int,
-        capacity: int,
+        n_kv_heads: Optional[int] = None,
+        head_dim: Optional[int] = None,
+        capacity: Optional[int] = None,
         kind: Kind = "causal",
         head_dim_v: Optional[int] = None,
-        dtype: Dtype = "f32",
+        dtype: Dtype = None,
         dtype_k: Dtype = None,
         dtype_v: Dtype = None,
         max_sequences: int = 1,
@@ -142,16 +155,25 @@ class Cache(Passes, Contents, Encoder):
         cell_padding: int = 1,
         mask_dtype: Dtype = "f32",
         inputs: int = 0,
+        state_shape: Union[None, int, Tuple[int, ...]] = None,
+        conv_channels: int = 0,
+        conv_dim: int = 0,
+        dtype_state: Dtype = "f32",
+        dtype_conv: Dtype = "f32",
+        checkpoints: int = 24,
+        checkpoint_interval: Optional[int] = 1664,
+        checkpoint_min_pos: int = 16,
+        draft_states: int = 0,
+        approximate: bool = False,
         device: Optional[Device] = None,
     ) -> None:
-        desc, kind_desc = descriptors(locals())
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        desc, kind_desc = descriptors(arguments)
         owner = device_of(device)
         self._handle = None
         self._pass = 0
         self._handle = _capi.kvc_cache_create(owner._handle, desc, kind_desc)
-        self._shape = Shape(kind, *(getattr(desc, name) for name in Shape._fields[1:]))
-        self._dtype_k = desc.dtype_k
-        self._dtype_v = desc.dtype_v
+        self._shape = shape_of(arguments, desc, kind_desc)
 
     if not TYPE_CHECKING:  # a type checker would allow any name
 
@@ -179,11 +201,15 @@ class Cache(Passes, Contents, Encoder):
         """
         try:
             watcher = type(self)._watcher
-            if watcher is not None and not self.closed:
+            if watcher is not None and not self.closed and not self._is_wrapped():
                 watcher(self)
         finally:
             self._pass += 1
             self._handle = None
+            if self._owns_children:
+                for child in self._children:
+                    child._handle = None
+                    child._pass += 1
 
     @property
     def closed(self) -> bool:
@@ -200,10 +226,17 @@ class Cache(Passes, Contents, Encoder):
 
     def __repr__(self) -> str:
         kind = "" if self.kind == "causal" else f"{self.kind}, "
-        return (
-            f"<kvc.Cache {kind}{self.n_layers} layers, {self.n_kv_heads} KV heads of "
-            f"{self.head_dim_k}/{self.head_dim_v}, {self._state()}>"
-        )
+        return f"<kvc.Cache {kind}{self.n_layers} layers, {self._contents()}, {self._state()}>"
+
+    def _contents(self) -> str:
+        """What it stores, in words."""
+        if self.kind == "wrapper":
+            return " + ".join(f"{each.n_layers} {each.kind}" for each in self.children)
+        if self.kind != "recurrent":
+            return f"{self.n_kv_heads} KV heads of {self.head_dim_k}/{self.head_dim_v}"
+        shapes = {"states": self._shape.state_shape, "convolutions": self._shape.conv_shape}
+        given = {name: "x".join(map(str, shape)) for name, shape in shapes.items() if shape}
+        return ", ".join(f"{name} of {shape}" for name, shape in given.items())
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: the numbers of stats(), and a map of the cells."""
@@ -220,102 +253,6 @@ class Cache(Passes, Contents, Encoder):
             return "busy"
         except InvalidHandle:  # in a child of a fork
             return "of another process"
-
-    # ---- Constants of the model ------------------------------------------------------------------
-
-    @checks_names
-    def bind_attention(
-        self,
-        n_q_heads: int,
-        *,
-        layers: Layers = None,
-        scale: float = 0.0,
-        softcap: float = 0.0,
-        alibi_slopes: Optional[Array] = None,
-        sinks: Optional[Array] = None,
-    ) -> None:
-        """Binds the constants of attention. A layer that was never bound has the default scale and
-        no options.
-
-        n_q_heads     a multiple of n_kv_heads, at most max_q_heads
-        layers        None: all; a layer, a range, or (begin, end)
-        scale         0: 1 / sqrt(head_dim_k)
-        softcap       x -> softcap * tanh(x / softcap) after the scale; 0: none
-        alibi_slopes  [n_q_heads]: adds -slope * |distance|
-        sinks         [n_q_heads]: one extra logit per query head, without a value
-
-        Raises BadState (a pass is open).
-        """
-        desc = _capi.kvc_attention_desc()
-        set_integers(desc, n_q_heads=n_q_heads)
-        desc.scale, desc.softcap = number("scale", scale), number("softcap", softcap)
-        _capi.kvc_bind_attention(
-            self._handle,
-            *self._layer_range(layers),
-            desc,
-            _constants(alibi_slopes, n_q_heads, "alibi_slopes"),
-            _constants(sinks, n_q_heads, "sinks"),
-        )
-
-    @checks_names
-    def bind_rope(
-        self,
-        *,
-        base: float = 10000.0,
-        layers: Layers = None,
-        first_dim: int = 0,
-        n_dims: int = 0,
-        scale: float = 1.0,
-        pairs: str = "neighbours",
-        frequency_factors: Optional[Array] = None,
-    ) -> None:
-        """Binds how the caller rotates keys and queries, so that positions can move afterwards.
-
-        Pair i is rotated by position * scale * base^(-2i / n_dims) / factor_i. kvc rotates nothing
-        on put.
-
-        layers             None: all; a layer, a range, or (begin, end)
-        first_dim, n_dims  dimensions [first_dim, first_dim + n_dims) are rotated. n_dims is even;
-                           0: all from first_dim on
-        pairs              "neighbours": (0, 1) (2, 3) …; "halves": (0, n_dims/2) …; both counted
-                           from first_dim
-        frequency_factors  [n_dims / 2]; None: all 1
-
-        Raises BadState (a pass is open or the cache is not empty), NotSupported (the cache is
-        position-free).
-        """
-        if pairs not in _PAIRS:
-            raise InvalidArgument(f'pairs {pairs!r} is neither "neighbours" nor "halves"')
-        desc = _capi.kvc_rope_desc()
-        set_integers(desc, pairs=_PAIRS[pairs], n_dims=n_dims, first_dim=first_dim)
-        desc.base, desc.scale = number("base", base), number("scale", scale)
-        rotated = n_dims if n_dims else (self.head_dim_k - first_dim) // 2 * 2
-        _capi.kvc_bind_rope(
-            self._handle,
-            *self._layer_range(layers),
-            desc,
-            _constants(frequency_factors, rotated // 2, "frequency_factors"),
-        )
-
-    def _layer_range(self, layers: Layers) -> Tuple[int, int]:
-        if layers is None:
-            return 0, self.n_layers
-        if isinstance(layers, range):
-            if layers.step != 1:
-                raise InvalidArgument(f"layers {layers!r} has a step: call once for each layer")
-            return layers.start, layers.stop
-        if isinstance(layers, tuple):
-            if len(layers) != 2:
-                raise InvalidArgument(f"layers {layers!r} is no (begin, end)")
-            return integer("layers[0]", layers[0]), integer("layers[1]", layers[1])
-        try:
-            layer = operator.index(layers)
-        except TypeError:
-            raise TypeError(
-                "layers must be a layer, a range, a tuple (begin, end) or None for all, not "
-                f"{type(layers).__name__}"
-            ) from None
-        return layer, layer + 1
 
     # ---- Watching ---------------------------------------------------------------------------------
 
@@ -347,22 +284,9 @@ class Cache(Passes, Contents, Encoder):
         _capi.kvc_check(self._handle)
 
 
-def _constants(values: Optional[Array], count: int, name: str) -> Optional[npt.NDArray[np.float32]]:
-    """Small constants of the model as dense float32; the library copies them."""
-    if values is None:
-        return None
-    try:
-        with np.errstate(over="ignore"):  # an infinity is refused by the library, with its index
-            constants = np.ascontiguousarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must hold {count} numbers: {error}") from None
-    if constants.shape != (count,):
-        raise InvalidArgument(f"{name} has shape {constants.shape}, not ({count},)")
-    return constants
-
-
 # An error about a call names the class that users know.
-for _part in (Passes, Sequences, Contents, Encoder):
+for _part in (Constants, Passes, Sequences, Contents, Encoder, Wrapping):
     for _method in vars(_part).values():
-        if inspect.isfunction(_method):
-            _method.__qualname__ = f"Cache.{_method.__name__}"
+        _function = getattr(_method, "__func__", _method)  # of a class method
+        if inspect.isfunction(_function):
+            _function.__qualname__ = f"Cache.{_function.__name__}"

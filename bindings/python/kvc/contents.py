@@ -44,7 +44,8 @@ class Contents(Sequences):
         Raises BadState (no pass, or no put of this layer), CacheFull.
         """
         k, v = _capi.kvc_get(self._handle, layer)
-        return View(self, k), View(self, v)
+        lender = self._lender_of(layer)
+        return View(lender, k), View(lender, v)
 
     def history(self, layer: int) -> range:
         """The cells that the columns of get(), mask() and of a bias, mask or weights stand for.
@@ -116,16 +117,17 @@ class Contents(Sequences):
                likewise
         dtype  element type of new arrays (None: the storage type) and of uint16 arrays
 
-        count is query(sequence).count. Returns (k, v), with None for what was not wanted.
+        count is query(sequence).count, in a wrapper that of the child that owns the layer. Returns (k, v), with None for what was not wanted.
         Raises ShapeError, DtypeError.
         """
+        owner = self._owner_of(layer)._shape
         if k is None or v is None:
-            count = self.query(sequence).count
-            shape = (count, self.n_kv_heads, self.head_dim_v)
-            code_k = self._dtype_k if dtype is None else dtype_code(dtype)
-            code_v = self._dtype_v if dtype is None else dtype_code(dtype)
+            count = sum(run.length for run in self.runs(layer, sequence))
+            shape = (count, owner.n_kv_heads, owner.head_dim_v)
+            code_k = owner.dtype_k if dtype is None else dtype_code(dtype)
+            code_v = owner.dtype_v if dtype is None else dtype_code(dtype)
             if k is None:
-                k = np.empty((*shape[:2], self.head_dim_k), dtype=numpy_dtype(code_k))
+                k = np.empty((*shape[:2], owner.head_dim_k), dtype=numpy_dtype(code_k))
             if v is None:
                 v = np.empty((*shape[1:], count) if transpose_v else shape, numpy_dtype(code_v))
         k, v = (None if part is False else part for part in (k, v))
@@ -134,8 +136,8 @@ class Contents(Sequences):
             layer,
             sequence,
             int(transpose_v),
-            _stored(k, dtype, self._dtype_k),
-            _stored(v, dtype, self._dtype_v),
+            _stored(k, dtype, owner.dtype_k),
+            _stored(v, dtype, owner.dtype_v),
         )
         return k, v
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class SequenceInfo:
     """tokens that it could take now"""
     lost_below: int
     """one more than the highest position that sliding has released; 0: none"""
+    approximate: bool = False
+    """recurrent caches: its state still contains tokens that were removed from its middle"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,32 @@ class Stats:
     """memory of this cache, in bytes"""
     passes: int
     """passes committed since it was created"""
+
+
+@dataclass(frozen=True, eq=False)
+class StateSequence:
+    """A sequence of the batch of a recurrent cache."""
+
+    sequence: int
+    """its number"""
+    tokens: npt.NDArray[np.int32]
+    """which tokens of the batch are its: x[each.tokens] are its inputs, in order"""
+    rows: slice
+    """its rows for state_put(): one for each token if n_tokens <= draft_states + 1, else one for
+    the last"""
+    read_slot: int
+    """where state_view() has its state from before the pass; 0, the slot of zeros, for a new one"""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens of the batch are its."""
+        return len(self.tokens)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows it has."""
+        rows: int = self.rows.stop - self.rows.start
+        return rows
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ._arrays import Array, DLPackArray, HostArray, kind_of, new_result, with_dt
 from ._batch import listed, token_flags
 from ._handles import CacheHandle, OwnsHandle
 from ._words import layers_in_words
-from .errors import BadState, CacheFull, Error
+from .errors import BadState, CacheFull, Error, NotSupported
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -87,24 +87,32 @@ class Pass(OwnsHandle):
             # Finds room for a padding token in any cache, so it fails only if begin() would refuse
             # to commit this pass.
             _capi.kvc_fits(self.cache._handle, [0], [PADDING], None)
-        except BadState:
-            missing = [layer for layer in range(self.cache.n_layers) if not self._was_put(layer)]
+        except BadState as refusal:
+            found = self._missing() or str(refusal).split(" in the open pass")[0]
             self.cache.abort()
-            n_put = self.cache.n_layers - len(missing)
             raise BadState(
-                f"{n_put} of {self.cache.n_layers} layers were put, without {layers_in_words(missing)}, so "
-                "this block aborted its pass: put every layer, or call commit() in the block to "
-                "keep zeros"
+                f"{found}, so this block aborted its pass: put every layer, or call commit() in the "
+                "block to keep zeros, and states as they were"
             ) from None
         self.cache.commit()
 
+    def _missing(self) -> str:
+        """Which layers lack K and V, in words; empty: none."""
+        n_layers = self.cache.n_layers
+        missing = [layer for layer in range(n_layers) if not self._was_put(layer)]
+        if not missing:
+            return ""
+        words = layers_in_words(missing)
+        return f"{n_layers - len(missing)} of {n_layers} layers were put, without {words}"
+
     def _was_put(self, layer: int) -> bool:
-        """Whether get() returns the layer. May copy shared cells: for a pass that is lost."""
+        """Whether get() returns the layer, if it has K and V. May copy shared cells: for a pass that
+        is lost."""
         try:
             _capi.kvc_get(self.cache._handle, layer)
         except BadState:
             return False
-        except CacheFull:  # it was put, but there are no cells for copies
+        except (CacheFull, NotSupported):  # no cells for copies of what was put; a recurrent layer
             pass
         return True
 
@@ -268,7 +276,7 @@ class Passes(CacheHandle):
         Returns out. A row that sees nothing is 0 (minus infinity in lse).
         Raises BadState (no pass, or no put of this layer), ShapeError, DtypeError.
         """
-        result: Any = new_result(q, self.head_dim_v) if out is None else out
+        result: Any = new_result(q, self._owner_of(layer)._shape.head_dim_v) if out is None else out
         given = q, result, bias
         if dtype is not None:
             given = tuple(with_dtype(array, dtype) for array in given)
@@ -343,7 +351,7 @@ class Passes(CacheHandle):
 
         Returns out.
         """
-        result: Any = new_result(q, self.head_dim_v) if out is None else out
+        result: Any = new_result(q, self._owner_of(layer)._shape.head_dim_v) if out is None else out
         given = k, v, q, result, bias
         if dtype is not None:
             given = tuple(with_dtype(array, dtype) for array in given)

@@ -81,4 +81,7 @@ class Sequences(CacheHandle):
         """What a sequence holds."""
         info = _capi.kvc_sequence_info()
         _capi.kvc_sequence_query(self._handle, sequence, info)
-        return SequenceInfo(info.first, info.next, info.count, info.room, info.lost_below)
+        is_approximate = bool(info.flags & _capi.KVC_SEQUENCE_APPROXIMATE)
+        return SequenceInfo(
+            info.first, info.next, info.count, info.room, info.lost_below, is_approximate
+        )

@@ -15,12 +15,14 @@ from .errors import BadState, InvalidArgument
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+_READ_ONLY, _IS_COPIED = 1, 2  # DLPack's flags of a capsule
 _CPU = (1, 0)  # DLPack's type and number of the device that holds the memory of a cache
 _BITS = {_capi.KVC_F32: "<f4", _capi.KVC_F16: "<f2", _capi.KVC_BF16: "<u2"}
 
 
 class View(OwnsHandle):
-    """Keys or values of a layer, in place in the memory of the cache and read-only.
+    """Keys, values or states of a layer, in place in the memory of the cache. Keys and values are
+    read-only; states (state_view) may be written.
 
     `np.asarray(view)`, `np.from_dlpack(view)` and `torch.from_dlpack(view)` return arrays over the
     same memory; `view[:, head]` (integers and slices) returns a view of a part. DLPack passes
@@ -29,7 +31,7 @@ class View(OwnsHandle):
     begins at a multiple of 64 bytes. Methods of a cache take views as arguments.
 
     A view is valid until its pass ends, which begin, commit, commit_prefix, abort, remove,
-    copy_prefix, reorder, resume and close do. Using it afterwards raises BadState. A view keeps its
+    copy_prefix, reorder, resume, checkpoint_take and close do. Using it afterwards raises BadState. A view keeps its
     cache from being collected.
 
     An array over a view cannot raise. After the pass it contains whatever the cache stores there
@@ -42,12 +44,15 @@ class View(OwnsHandle):
     _instead_of_a_copy = "it shows memory of a cache. numpy.array(view) copies its elements"
     _instead_of_pickling = "it shows memory of this process. numpy.array(view) can be pickled"
 
-    __slots__ = ("_cache", "_pass", "_description", "__weakref__")
+    __slots__ = ("_cache", "_pass", "_description", "_writable", "__weakref__")
 
-    def __init__(self, cache: CacheHandle, description: Description) -> None:
+    def __init__(
+        self, cache: CacheHandle, description: Description, *, writable: bool = False
+    ) -> None:
         self._cache = cache
         self._pass = cache._pass
         self._description = description
+        self._writable = writable
 
     @property
     def valid(self) -> bool:
@@ -56,7 +61,7 @@ class View(OwnsHandle):
 
     @property
     def shape(self) -> Tuple[int, ...]:
-        """[history, n_kv_heads, head_dim], or the shape of the part."""
+        """[history, n_kv_heads, head_dim], [n_slots, …], or the shape of a part of it."""
         return self._description[1]
 
     @property
@@ -93,14 +98,15 @@ class View(OwnsHandle):
         cache in between."""
         handle = self._cache._handle
         if not self.valid:
+            method = "state_view()" if self._writable else "get()"
             raise BadState(
-                "the pass of this view has ended: call get() in the next pass, or copy in time what "
-                "you need later"
+                f"the pass of this view has ended: call {method} in the next pass, or copy in time "
+                "what you need later"
             )
         return handle
 
     def _bits(self) -> Tuple[_Loan, npt.NDArray[np.generic]]:
-        loan = _Loan(self._memory(), self._description)
+        loan = _Loan(self._memory(), self._description, self._writable)
         return loan, np.asarray(loan)
 
     def __getitem__(self, key: Any) -> View:
@@ -115,7 +121,7 @@ class View(OwnsHandle):
             raise TypeError("a view is indexed by integers and slices")
         description = (part.ctypes.data, part.shape, part.strides, self._description[3])
         self._memory()
-        return View(self._cache, description)
+        return View(self._cache, description, writable=self._writable)
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> npt.NDArray[np.generic]:
         _, bits = self._bits()
@@ -139,8 +145,8 @@ class View(OwnsHandle):
         dl_device: Optional[Tuple[int, int]] = None,
         copy: Optional[bool] = None,
     ) -> Any:
-        """A DLPack capsule: of version 1.0 and marked read-only if max_version allows it; else of
-        the older kind, which cannot be marked read-only."""
+        """A DLPack capsule: of version 1.0 and marked read-only (if it is) if max_version allows it;
+        else of the older kind, which cannot be marked read-only."""
         if stream is not None:
             raise InvalidArgument(
                 f"stream {stream!r}: the memory is on the CPU, which has no streams"
@@ -152,13 +158,14 @@ class View(OwnsHandle):
             memory = self._bits()[1].copy()
             description = (memory.ctypes.data, memory.shape, memory.strides, description[3])
         versioned = max_version is not None and max_version[0] >= 1
-        return _capi.lend(memory, description, int(versioned), int(bool(copy)))
+        flags = _IS_COPIED if copy else 0 if self._writable else _READ_ONLY
+        return _capi.lend(memory, description, int(versioned), flags)
 
 
 class _Loan:
     """Describes memory to NumPy. NumPy keeps this object alive as long as an array uses it."""
 
-    def __init__(self, memory: Any, description: Description) -> None:
+    def __init__(self, memory: Any, description: Description, writable: bool) -> None:
         address, shape, strides, code = description
         self.memory = memory
         self.__array_interface__ = {
@@ -166,5 +173,5 @@ class _Loan:
             "typestr": _BITS[code],
             "shape": shape,
             "strides": strides,
-            "data": (address, True),
+            "data": (address, not writable),
         }

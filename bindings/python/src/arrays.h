@@ -249,9 +249,9 @@ done:
   return result;
 }
 
-/* A DLPack capsule over memory that `owner` keeps alive, described as by kvc_py_describe(). */
-static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int versioned, int copied) {
-  const uint64_t flags = copied ? DLPACK_FLAG_BITMASK_IS_COPIED : DLPACK_FLAG_BITMASK_READ_ONLY;
+/* A DLPack capsule over memory that `owner` keeps alive, described as by kvc_py_describe(), with DLPack's
+ * flags. */
+static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int versioned, int flags) {
   kvc_tensor view;
   PyObject *shape, *strides;
   unsigned long long address;
@@ -271,7 +271,7 @@ static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int version
     view.shape[dim] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, dim));
     view.strides[dim] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides, dim)) / itemsize;
   }
-  return PyErr_Occurred() ? NULL : kvc_py_dlpack_new(owner, &view, versioned, flags);
+  return PyErr_Occurred() ? NULL : kvc_py_dlpack_new(owner, &view, versioned, (uint64_t)flags);
 }
 
 #endif

@@ -10,6 +10,7 @@
 
 %{
 #include <kvc/encoder.h>
+#include <kvc/wrapper.h>
 
 #include "arrays.h"
 #include "handles.h"
@@ -65,6 +66,15 @@ static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
   return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
 }
 
+/* kvc_cache_wrap() with the map as two lists, which are equally long. */
+static kvc_status kvc_py_wrap(kvc_cache *const *children, int32_t n_children, int32_t n_layers,
+                              const int32_t *child_of_layer, int32_t n_numbers,
+                              const int32_t *layer_in_child, kvc_cache **out) {
+  if (n_numbers != n_layers) return KVC_E_INTERNAL;
+  return kvc_cache_wrap(children, n_children, n_layers ? child_of_layer : NULL,
+                        n_layers ? layer_in_child : NULL, n_layers, out);
+}
+
 /* How the wrapper reads an array: (address, shape, strides in bytes, dtype). */
 static PyObject *kvc_py_describe_array(const kvc_tensor *described) {
   return kvc_py_describe(described);
@@ -96,9 +106,10 @@ static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
 %typemap(in, numinputs=0) int32_t *best (int32_t value = 0), int32_t *got (int32_t value = 0),
                           int32_t *n (int32_t value = 0), int32_t *first_cell (int32_t value = 0),
                           int32_t *n_cells (int32_t value = 0), int32_t *position (int32_t value = 0),
-                          int32_t *length (int32_t value = 0) "$1 = &value;"
+                          int32_t *length (int32_t value = 0), int32_t *n_rows (int32_t value = 0)
+  "$1 = &value;"
 %typemap(argout) int32_t *best, int32_t *got, int32_t *n, int32_t *first_cell, int32_t *n_cells,
-                 int32_t *position, int32_t *length {
+                 int32_t *position, int32_t *length, int32_t *n_rows {
   $result = SWIG_Python_AppendOutput($result, PyLong_FromLong(*$1));
 }
 %typemap(in, numinputs=0) uint64_t *out_bytes (uint64_t value = 0) "$1 = &value;"
@@ -134,6 +145,23 @@ static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
   $result = SWIG_Python_AppendOutput($result, SWIG_NewPointerObj(*$1, $*1_descriptor, 0));
 }
 
+/* Children as a list of caches; it keeps them alive during the call. */
+%typemap(in) (kvc_cache *const *children, int32_t n_children) (kvc_cache **list = NULL) {
+  const Py_ssize_t n = PyList_Size($input);
+  if (n < 0 || n > INT32_MAX) SWIG_fail;
+  list = (kvc_cache **)calloc(n ? (size_t)n : 1, sizeof *list);
+  if (list == NULL) {
+    PyErr_NoMemory();
+    SWIG_fail;
+  }
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (!kvc_py_cache_open(PyList_GET_ITEM($input, i), &list[i])) SWIG_fail;
+  }
+  $1 = list;
+  $2 = (int32_t)n;
+}
+%typemap(freearg) (kvc_cache *const *children, int32_t n_children) "free(list$argnum);"
+
 /* ---- Lists of integers ----------------------------------------------------------------------- */
 
 /* Count and list are one argument, which the package names NAME. KVC_PY_EMPTY is required: after a failure SWIG frees every
@@ -162,23 +190,37 @@ KVC_COUNTED(n_tokens, position, "positions")
 KVC_COUNTED(n_except, except, "sees_later")
 KVC_COUNTED(n_sequences, sequence, "sequences")
 KVC_COUNTED(n, dst, "dst")
+KVC_COUNTED(n_layers, child_of_layer, "layers")
+KVC_COUNTED(n_numbers, layer_in_child, "layers")
 KVC_BESIDE(int32_t, sequence, "sequences", "positions")
 KVC_BESIDE(int32_t, keep, "keep", "sequences")
 KVC_BESIDE(int32_t, src, "src", "dst")
 KVC_BESIDE(uint32_t, token_flags, "token_flags", "positions")
 
-/* Runs are written into an array of int32 [capacity, 4]; with None only their number is returned. */
-%typemap(in) (int32_t capacity, kvc_run *runs) (Py_buffer view = KVC_PY_EMPTY) {
+/* Records of int32 are written into an array of int32 [capacity, …]; with None only their number is
+ * returned. */
+%define KVC_RECORDS(TYPE, LIST)
+%typemap(in) (int32_t capacity, TYPE *LIST) (Py_buffer view = KVC_PY_EMPTY) {
   $1 = 0;
   $2 = NULL;
   if ($input != Py_None) {
     if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE) != 0) SWIG_fail;
-    $1 = (int32_t)(view.len / (Py_ssize_t)sizeof(kvc_run));
-    $2 = (kvc_run *)view.buf;
+    $1 = (int32_t)(view.len / (Py_ssize_t)sizeof(TYPE));
+    $2 = (TYPE *)view.buf;
   }
 }
-%typemap(freearg) (int32_t capacity, kvc_run *runs)
+%typemap(freearg) (int32_t capacity, TYPE *LIST)
   "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
+%enddef
+
+KVC_RECORDS(kvc_run, runs)
+
+/* An array of int32 as long as any batch. */
+%typemap(in) int32_t *order (Py_buffer view = KVC_PY_EMPTY) {
+  if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE) != 0) SWIG_fail;
+  $1 = (int32_t *)view.buf;
+}
+%typemap(freearg) int32_t *order "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
 
 /* Constants of the model: float32 arrays whose length the Python code has checked, or None. */
 %typemap(in) const float * (Py_buffer view = KVC_PY_EMPTY) {
@@ -244,6 +286,10 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %ignore kvc_get;
 %ignore kvc_gather;
 %ignore kvc_run;
+%ignore kvc_state_view;
+%ignore kvc_state_sequence;
+%ignore kvc_cache_wrap;
+%ignore kvc_cache_child; /* the package keeps the children itself */
 
 %cstring_output_maxsize(char *buffer, size_t capacity);
 
@@ -304,12 +350,15 @@ KVC_SIZED(kvc_stats)
 %include "kvc/attention.h"
 %include "kvc/encoder.h"
 
+%include "kvc/wrapper.h"
+
 %rename(kvc_attention) kvc_py_attention;
 %rename(kvc_put_attention) kvc_py_put_attention;
 %rename(kvc_get) kvc_py_get;
 %rename(kvc_gather) kvc_py_gather;
 %rename(kvc_mask_shape) kvc_py_mask_shape;
 %rename(kvc_begin_reserve) kvc_py_begin_reserve;
+%rename(kvc_cache_wrap) kvc_py_wrap;
 %rename(describe_array) kvc_py_describe_array;
 %rename(lend) kvc_py_lend;
 %rename(set_errors) kvc_py_set_errors;
@@ -325,6 +374,9 @@ kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int3
                          kvc_tensor *k, kvc_tensor *v);
 kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW);
 kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
+kvc_status kvc_py_wrap(kvc_cache *const *children, int32_t n_children, int32_t n_layers,
+                       const int32_t *child_of_layer, int32_t n_numbers,
+                       const int32_t *layer_in_child, kvc_cache **out);
 PyObject *kvc_py_describe_array(const kvc_tensor *described);
-PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int copied);
+PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int flags);
 void kvc_py_set_errors(PyObject *errors, PyObject *translate);

@@ -36,7 +36,7 @@ def test_caches_are_causal(make, fill):
     assert named.stats().bytes == unnamed.stats().bytes
 
 
-@pytest.mark.parametrize("kind", ["recurrent", "wrapper", "transformer", "lightning"])
+@pytest.mark.parametrize("kind", ["transformer", "lightning"])
 def test_kinds_of_later_versions(make, kind):
     with pytest.raises(kvc.NotSupported):
         make(kind=kind)

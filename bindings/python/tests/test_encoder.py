@@ -308,8 +308,8 @@ def test_the_gil_is_released_while_an_input_is_stored(device):
             kvc.ShapeError,
             "k has 17 positions, not 1 to 16, which is capacity",
         ),
-        (lambda c, k: c.set_causal([0]), kvc.NotSupported, "keys with positions"),
-        (lambda c, k: c.bind_rope(), kvc.NotSupported, "keys with positions"),
+        (lambda c, k: c.set_causal([0]), kvc.NotSupported, 'causal caches .kind="causal"'),
+        (lambda c, k: c.bind_rope(), kvc.NotSupported, "needs keys with positions"),
         (
             lambda c, k: c.bind_attention(4, alibi_slopes=np.ones(4)),
             kvc.NotSupported,

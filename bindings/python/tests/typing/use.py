@@ -57,7 +57,14 @@ def arguments(device: kvc.Device) -> None:
     kvc.Cache(kind="encoder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, inputs=2)
     kvc.Cache(kind="coder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)  # type: ignore[arg-type]
     kvc.Cache(n_layer=1)  # type: ignore[call-arg]
-    kvc.Cache.memory_bytes(n_layers=1)  # type: ignore[call-arg]
+    kvc.Cache.memory_bytes(n_layer=1)  # type: ignore[call-arg]
+    layer = kvc.Layer(n_kv_heads=2, head_dim=16)
+    kvc.Layer(2, 16)  # type: ignore[call-arg]
+    kvc.Layer(n_heads=2)  # type: ignore[call-arg]
+    assert_type(kvc.Cache.from_layers([layer], max_sequences=2), kvc.Cache)
+    assert_type(kvc.Cache.wrap([cache], [(0, 0), (cache, 0)]), kvc.Cache)
+    assert_type(cache.owner(0), Tuple[kvc.Cache, int])
+    assert_type(kvc.Cache.layers_memory_bytes([layer]), int)
     with cache.forward(range(3), np.zeros(3, np.int32)) as block:
         assert_type(block.cache, kvc.Cache)
     assert_type(cache.runs(0, 0), List[kvc.Run])

@@ -1,0 +1,128 @@
+"""Descriptions of a model's layers, from which kvc.Cache.from_layers() makes caches that move as one."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple, Union
+
+from ._descriptors import Kind
+from ._handles import checks_names
+from .errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from typing import Type, TypeVar
+
+    from typing_extensions import dataclass_transform
+
+    from ._arrays import Dtype
+
+    Class = TypeVar("Class")
+
+    @dataclass_transform(kw_only_default=True, frozen_default=True)
+    def _record(cls: Type[Class]) -> Type[Class]: ...
+
+else:
+    _record = dataclass(frozen=True)
+
+
+@_record
+class Layer:
+    """What one layer of a model needs of a cache, for kvc.Cache.from_layers().
+
+    The arguments are those of kvc.Cache with the same names, meanings and defaults; its manual
+    describes them. Layers that are equal share a cache. A layer of the model that needs two (self
+    attention and cross attention, or attention beside a state-space model) is two such layers.
+    """
+
+    n_kv_heads: Optional[int] = None
+    head_dim: Optional[int] = None
+    capacity: Optional[int] = None
+    kind: Kind = "causal"
+    head_dim_v: Optional[int] = None
+    dtype: Dtype = None
+    dtype_k: Dtype = None
+    dtype_v: Dtype = None
+    cells: int = 0
+    max_q_heads: int = 0
+    reach: Optional[int] = None
+    sliding_window: Optional[int] = None
+    memory: Optional[int] = None
+    chunk: Optional[int] = None
+    keep_first: int = 0
+    position_free: bool = False
+    cell_padding: int = 1
+    mask_dtype: Dtype = "f32"
+    inputs: int = 0
+    state_shape: Union[None, int, Tuple[int, ...]] = None
+    conv_channels: int = 0
+    conv_dim: int = 0
+    dtype_state: Dtype = "f32"
+    dtype_conv: Dtype = "f32"
+    checkpoints: int = 24
+    checkpoint_interval: Optional[int] = 1664
+    checkpoint_min_pos: int = 16
+    draft_states: int = 0
+    approximate: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.state_shape, list):  # equal layers are found by their hash
+            object.__setattr__(self, "state_shape", tuple(self.state_shape))
+
+    def __repr__(self) -> str:
+        given = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"kvc.Layer({', '.join(given)})"
+
+
+def _by_name(function: Any) -> Any:
+    """Takes all arguments by name, as kvc.Cache does. (kw_only of dataclasses needs Python 3.10.)"""
+    own, *others = inspect.signature(function).parameters.values()
+    by_name = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in others]
+    function.__signature__ = inspect.Signature([own, *by_name])
+    return checks_names(function)
+
+
+if not TYPE_CHECKING:
+    Layer.__init__ = _by_name(Layer.__init__)
+
+
+def caches_of(
+    layers: Iterable[Layer], capacity: Optional[int], dtype: Dtype
+) -> Tuple[List[Dict[str, Any]], List[Tuple[int, int]]]:
+    """The arguments of the caches that the layers need, and for each layer the index of its cache and
+    its number there."""
+    order: Dict[Layer, int] = {}
+    counts: List[int] = []
+    places: List[Tuple[int, int]] = []
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers[{index}] must be a kvc.Layer, not {type(layer).__name__}")
+        child = order.setdefault(layer, len(order))
+        if child == len(counts):
+            counts.append(0)
+        places.append((child, counts[child]))
+        counts[child] += 1
+    if not places:
+        raise InvalidArgument("layers is empty: pass a kvc.Layer for each layer of the model")
+    return [_arguments(layer, n, capacity, dtype) for layer, n in zip(order, counts)], places
+
+
+def _arguments(
+    layer: Layer, n_layers: int, capacity: Optional[int], dtype: Dtype
+) -> Dict[str, Any]:
+    """The arguments of the cache of some equal layers."""
+    own = {field.name: getattr(layer, field.name) for field in fields(layer)}
+    if layer.kind != "recurrent":  # a state has neither a capacity nor keys and values
+        if layer.kind == "encoder" and layer.capacity is None:
+            raise InvalidArgument(
+                f"{layer!r} needs a capacity of its own: the positions of its longest input"
+            )
+        if layer.capacity is None:
+            own["capacity"] = capacity
+        if layer.dtype is None:
+            own["dtype"] = dtype
+    return {"n_layers": n_layers, **own}
