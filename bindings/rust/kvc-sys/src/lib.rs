@@ -1,13 +1,16 @@
-//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` declares, in its order and with its names.
-//! The headers are the manual.
+//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` declares, in its order and with its names,
+//! and what `kvc/encoder.h`, `kvc/recurrent.h` and `kvc/wrapper.h` declare. These three are
+//! experimental: they may change in any version. The headers are the manual.
 //!
-//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt`, the golden list of the C
-//! headers. Statuses and other constants are integers, never Rust enums: a later library may return
+//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt` and `experimental.txt`, the
+//! golden lists of the C headers. Statuses and other constants are integers, never Rust enums: a later library may return
 //! a number that this crate does not know.
 #![allow(non_camel_case_types)]
 
 mod constants;
+mod experimental;
 pub use constants::*;
+pub use experimental::*;
 
 use std::marker::{PhantomData, PhantomPinned};
 use std::os::raw::{c_char, c_void};

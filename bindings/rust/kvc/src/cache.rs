@@ -1,6 +1,7 @@
+use crate::batch::{same_length, Batch};
 use crate::descriptors::{AttentionDesc, CacheDesc, Kind, RawDesc, RopeDesc};
 use crate::device::Device;
-use crate::error::{check, Error, Result, Status};
+use crate::error::{check, Result};
 use crate::pass::Pass;
 use crate::tensor::TensorMut;
 use crate::watching::{Run, SequenceInfo, Stats, Watcher};
@@ -12,22 +13,8 @@ use std::ptr;
 /// "To the end" in a range of positions.
 pub const SEQ_END: i32 = sys::KVC_SEQ_END;
 
-/// The sequence of a padding token: the token belongs to no sequence and takes no cell, its rows of
-/// K, V and q are not read, and its output is 0.
-pub const PADDING: i32 = sys::KVC_NONE;
-
-/// A flag of a token, for [`Cache::begin_with`]: the token also sees later tokens of its sequence.
-pub const TOKEN_SEES_LATER: u32 = sys::KVC_TOKEN_SEES_LATER;
-
-/// Flags of a token of a type, for [`Cache::begin_with`]; 0 is no type. Tokens of one sequence that
-/// have the same type in a pass see each other, later ones and ones outside the window too: an image
-/// sees itself whole. They must be consecutive tokens of their sequence, so each image of a pass has
-/// a type of its own.
-pub const fn token_type(number: u16) -> u32 {
-    (number as u32) << sys::KVC_TOKEN_TYPE_SHIFT
-}
-
-/// Keys and values of several sequences. Methods on `&self` may run at the same time, and a method
+/// Keys and values of several sequences, of one [`Kind`]. A method that the kind lacks returns
+/// NOT_SUPPORTED. Methods on `&self` may run at the same time, and a method
 /// on `&mut self` excludes all others: the borrow checker enforces the thread rules of the C
 /// headers, so no call returns BUSY.
 ///
@@ -51,58 +38,6 @@ pub struct Cache {
 // that take a const cache take &self here.
 unsafe impl Send for Cache {}
 unsafe impl Sync for Cache {}
-
-/// Narrows a length for C.
-pub(crate) fn count(what: &str, n: usize) -> Result<i32> {
-    i32::try_from(n).map_err(|_| {
-        let message = format!(
-            "{what}: a call takes at most {} elements, not {n}",
-            i32::MAX
-        );
-        Error::new(Status::INVALID_ARGUMENT, message)
-    })
-}
-
-/// Returns the length of two slices that belong together.
-pub(crate) fn same_length(what: &str, a: usize, b: usize) -> Result<i32> {
-    if a != b {
-        let message = format!("{what} have {a} and {b} elements");
-        return Err(Error::new(Status::INVALID_ARGUMENT, message));
-    }
-    count(what, a)
-}
-
-/// The tokens of a pass: slices that have the same length.
-struct Batch<'a> {
-    n: i32,
-    positions: &'a [i32],
-    sequences: &'a [i32],
-    token_flags: Option<&'a [u32]>,
-}
-
-impl<'a> Batch<'a> {
-    fn new(
-        positions: &'a [i32],
-        sequences: &'a [i32],
-        token_flags: Option<&'a [u32]>,
-    ) -> Result<Batch<'a>> {
-        let n = same_length("positions and sequences", positions.len(), sequences.len())?;
-        if let Some(flags) = token_flags {
-            same_length("positions and token_flags", positions.len(), flags.len())?;
-        }
-        Ok(Batch {
-            n,
-            positions,
-            sequences,
-            token_flags,
-        })
-    }
-
-    fn pointers(&self) -> (*const i32, *const i32, *const u32) {
-        let flags = self.token_flags.map_or(ptr::null(), <[u32]>::as_ptr);
-        (self.positions.as_ptr(), self.sequences.as_ptr(), flags)
-    }
-}
 
 impl Cache {
     // ---- Creating ------------------------------------------------------------------------------
@@ -148,12 +83,13 @@ impl Cache {
     // ---- A pass --------------------------------------------------------------------------------
 
     /// Opens a pass. `positions` and `sequences` have one element per token; a token of the
-    /// sequence [`PADDING`] is padding. Dropping the pass aborts it.
+    /// sequence [`PADDING`](crate::PADDING) is padding. Dropping the pass aborts it.
     pub fn begin(&mut self, positions: &[i32], sequences: &[i32]) -> Result<Pass<'_>> {
         self.begin_batch(&Batch::new(positions, sequences, None)?)
     }
 
-    /// [`Cache::begin`] with flags for each token: [`TOKEN_SEES_LATER`], [`token_type`], or 0.
+    /// [`Cache::begin`] with flags for each token: [`TOKEN_SEES_LATER`](crate::TOKEN_SEES_LATER),
+    /// [`TOKEN_ENCODER_INPUT`](crate::TOKEN_ENCODER_INPUT), [`token_type`](crate::token_type), or 0.
     pub fn begin_with(
         &mut self,
         positions: &[i32],
@@ -375,26 +311,5 @@ impl fmt::Debug for Cache {
 impl Drop for Cache {
     fn drop(&mut self) {
         unsafe { sys::kvc_cache_destroy(self.handle) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_length_that_c_cannot_count_is_refused_with_its_value() {
-        let most = i32::MAX as usize;
-        assert_eq!(count("except", most), Ok(i32::MAX));
-        for n in [most + 1, 1 << 40, usize::MAX] {
-            let error = count("except", n).unwrap_err();
-            assert_eq!(error.status, Status::INVALID_ARGUMENT);
-            assert!(error.message.contains("except"), "{error}");
-            assert!(error.message.contains(&n.to_string()), "{error}");
-            assert_eq!(
-                same_length("a and b", n, n).unwrap_err().status,
-                error.status
-            );
-        }
     }
 }

@@ -1,3 +1,4 @@
+use crate::encoder::EncoderDesc;
 use crate::error::{Error, Result, Status};
 use crate::tensor::DType;
 use kvc_sys as sys;
@@ -24,11 +25,12 @@ pub struct CacheDesc {
     pub dtype_v: DType,
     /// Sequences are 0 … max_sequences - 1; by default there is one.
     pub max_sequences: i32,
-    /// Positions that one sequence may hold.
+    /// Positions that one sequence may hold; in an encoder cache, that one input may have.
     pub capacity: i32,
     /// A pass has 1 … max_batch tokens, padding included.
     pub max_batch: i32,
-    /// Size of the pool that all sequences share; 0: as many cells as the other bounds can need.
+    /// Size of the pool that all sequences share; 0: as many cells as the other bounds can need. For
+    /// an encoder cache 0: see [`EncoderDesc::inputs`].
     pub cells: i32,
     /// Query heads that an attention call may have; 0: n_kv_heads * 16
     pub max_q_heads: i32,
@@ -123,13 +125,15 @@ impl CacheDesc {
     }
 }
 
-/// The kind of a cache and what only that kind needs. This version has one kind; later ones add
-/// more.
+/// The kind of a cache and what only that kind needs. Later versions add more.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Kind {
     /// Keys and values of every token, for decoders.
     Causal(CausalDesc),
+    /// Keys and values of what an encoder read, for cross attention. Experimental: it may change in
+    /// any version.
+    Encoder(EncoderDesc),
 }
 
 /// The two descriptors of a cache, for C.
@@ -140,6 +144,7 @@ pub(crate) struct RawDesc {
 
 enum RawKind {
     Causal(sys::kvc_causal_desc),
+    Encoder(sys::kvc_encoder_desc),
 }
 
 impl RawDesc {
@@ -148,6 +153,10 @@ impl RawDesc {
             Kind::Causal(causal) => RawDesc {
                 cache: desc.raw(sys::KVC_CAUSAL),
                 kind: RawKind::Causal(causal.raw()),
+            },
+            Kind::Encoder(encoder) => RawDesc {
+                cache: desc.raw(sys::KVC_ENCODER),
+                kind: RawKind::Encoder(encoder.raw()),
             },
         }
     }
@@ -159,6 +168,7 @@ impl RawDesc {
     pub(crate) fn kind(&self) -> *const c_void {
         match &self.kind {
             RawKind::Causal(causal) => causal as *const sys::kvc_causal_desc as *const c_void,
+            RawKind::Encoder(encoder) => encoder as *const sys::kvc_encoder_desc as *const c_void,
         }
     }
 }

@@ -37,23 +37,27 @@
 //! the method [`Cache::copy_prefix`], fields have the same names, and a flag is a field of type
 //! `bool`: `KVC_CACHE_STRICT` is [`CacheDesc::strict`], `KVC_CAUSAL_POSITION_FREE` is
 //! [`CausalDesc::position_free`]. These have other names: `kvc_cache_create` is [`Cache::new`],
-//! `kvc_cache_destroy` dropping it, `kvc_sequence_query` [`Cache::sequence`], `kvc_state_digest`
-//! [`Cache::digest`], `KVC_NONE` [`PADDING`] as a sequence and [`UNLIMITED`] as a `memory`,
+//! `kvc_cache_destroy` dropping it, `kvc_sequence_query` [`Cache::sequence`], `kvc_encoder_query`
+//! [`Cache::encoder_input`], `kvc_state_digest` [`Cache::digest`], `KVC_NONE` [`PADDING`] as a sequence and [`UNLIMITED`] as a `memory`,
 //! `KVC_TENSOR_TRANSPOSED` [`Cache::gather_transposed`]. `kvc_bind_shift` and strides of tensors
 //! have no counterpart.
+mod batch;
 mod cache;
 mod descriptors;
 mod device;
 mod elements;
+mod encoder;
 mod error;
 mod pass;
 mod tensor;
 mod watching;
 
-pub use cache::{token_type, Cache, PADDING, SEQ_END, TOKEN_SEES_LATER};
+pub use batch::{token_type, PADDING, TOKEN_ENCODER_INPUT, TOKEN_SEES_LATER};
+pub use cache::{Cache, SEQ_END};
 pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, Kind, RopeDesc, RopePairs, UNLIMITED};
 pub use device::Device;
 pub use elements::{BF16Element, F16Element};
+pub use encoder::{EncoderDesc, EncoderInput};
 pub use error::{Error, Result, Status};
 pub use pass::{AttentionExtra, Pass};
 pub use tensor::{DType, Tensor, TensorMut, View};

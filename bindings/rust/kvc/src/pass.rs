@@ -1,4 +1,5 @@
-use crate::cache::{count, same_length, Cache};
+use crate::batch::{count, same_length};
+use crate::cache::Cache;
 use crate::error::{check, Result};
 use crate::tensor::{empty, Tensor, TensorMut, View};
 use kvc_sys as sys;
@@ -63,7 +64,7 @@ impl AttentionExtra<'_> {
 #[derive(Debug)]
 #[must_use = "a pass that is dropped is aborted"]
 pub struct Pass<'a> {
-    cache: &'a mut Cache,
+    pub(crate) cache: &'a mut Cache,
     open: bool,
 }
 
@@ -89,13 +90,15 @@ impl<'a> Pass<'a> {
 
     // ---- Layers --------------------------------------------------------------------------------
 
-    /// Stores one layer's keys and values [n tokens, KV heads, head size].
+    /// Stores one layer's keys and values [n tokens, KV heads, head size]. In an encoder cache they
+    /// are [length, …] of the only input that the pass carries.
     pub fn put(&mut self, layer: i32, k: Tensor<'_>, v: Tensor<'_>) -> Result<()> {
         check(unsafe { sys::kvc_put(self.cache.handle, layer, &k.raw, &v.raw) })
     }
 
     /// Computes attention of the queries [n tokens, query heads, head size] and writes it to `out`.
-    /// The layer must have been put in this pass.
+    /// The layer must have been put in this pass; in an encoder cache, for each input that the pass
+    /// carries and does not share.
     pub fn attention(&mut self, layer: i32, q: Tensor<'_>, mut out: TensorMut<'_>) -> Result<()> {
         let (handle, none) = (self.cache.handle, ptr::null());
         check(unsafe { sys::kvc_attention(handle, layer, &q.raw, &mut out.raw, none) })
