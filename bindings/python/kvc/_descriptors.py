@@ -83,7 +83,7 @@ def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
         raise NotSupported("kvc.Cache.wrap() and kvc.Cache.from_layers() make wrappers")
     _check_names(kind, arguments)
     if kind == "recurrent":
-        raise NotSupported("kind 'recurrent' is not implemented in this version")
+        return _cache_descriptor(arguments), _recurrent_descriptor(arguments)
     if kind == "causal":
         return _keys_and_values(arguments), _causal_descriptor(arguments)
     if kind == "encoder":

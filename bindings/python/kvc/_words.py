@@ -4,8 +4,9 @@ import re
 from typing import List
 
 _METHODS = """abort attention begin bind_attention bind_rope can_remove can_resume check
-commit commit_prefix copy_prefix encoder_put encoder_query encoder_share fits gather get history mask put
-put_attention remove reorder resume runs set_causal""".split()
+checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put encoder_query encoder_share fits gather get history mask put
+put_attention remove reorder resume runs set_causal state_conv state_done state_gather state_get
+state_layout state_put state_slots state_view""".split()
 _KINDS = ("causal", "encoder", "recurrent", "transformer", "lightning")
 
 _WORDS = {
@@ -18,6 +19,12 @@ _WORDS = {
     "kvc_sequence_query": "query()",
     "kvc_state_digest": "digest()",
     "bind a shift function (kvc_bind_shift), ": "",  # Python has none
+    "checkpoints of its kvc_recurrent_desc is KVC_NONE": "checkpoints=0",
+    "state_size is 0": "state_shape is None",
+    "state_size": "state_shape",
+    "KVC_PART_CONV": '"conv"',
+    "KVC_PART_RECURRENT": '"recurrent"',
+    "KVC_RECURRENT_APPROXIMATE": "approximate=True",
     "KVC_CACHE_STRICT": "strict=True",
     "KVC_CAUSAL_POSITION_FREE": "position_free=True",
     "KVC_NONE": "kvc.PADDING",
@@ -31,6 +38,7 @@ _WORDS = {
     "except[": "sees_later[",
     "layer_begin": "layers[0]",
     "layer_end": "layers[1]",
+    "from has": "states has",
     "len is": "length is",
     "n_sequences": "the number of sequences",
     "position[": "positions[",

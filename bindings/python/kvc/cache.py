@@ -16,6 +16,7 @@ from .errors import Busy, InvalidHandle
 from .info import Stats
 from .passes import PADDING, Pass, Passes
 from .sequences import Sequences
+from .states import States
 from .wrapper import Wrapping
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _STATES = {
 }
 
 
-class Cache(Constants, Passes, Contents, Encoder, Wrapping):
+class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
     """Keys and values of the tokens that a transformer has processed, and attention over them; or what
     takes their place in other layers: inputs of an encoder, states of a recurrence. wrap() and
     from_layers() make one cache of several, for models that mix them.
@@ -46,7 +47,7 @@ class Cache(Constants, Passes, Contents, Encoder, Wrapping):
 
     Every kind of cache:
 
-    kind                  "causal" or "encoder". This version raises NotSupported for "recurrent",
+    kind                  "causal", "encoder" or "recurrent". This version raises NotSupported for
                           "transformer" and "lightning"; wrap() makes a "wrapper"
     dtype                 storage type of K and V: "f32", "f16" or "bf16", or NumPy's, such as
                           np.float16. dtype_k and dtype_v override it. Reserved types ("q8_0" …)
@@ -285,7 +286,7 @@ class Cache(Constants, Passes, Contents, Encoder, Wrapping):
 
 
 # An error about a call names the class that users know.
-for _part in (Constants, Passes, Sequences, Contents, Encoder, Wrapping):
+for _part in (Constants, Passes, Sequences, Contents, Encoder, States, Wrapping):
     for _method in vars(_part).values():
         _function = getattr(_method, "__func__", _method)  # of a class method
         if inspect.isfunction(_function):

@@ -64,17 +64,19 @@ class Snapshot:
             for sequence, info in enumerate(infos)
             if info.next or info.lost_below
         }
-        inputs = {}
+        inputs, checkpoints = {}, {}
         for sequence in sequences:
             if cache.kind == "encoder" and (held := cache.encoder_query(sequence)):
                 inputs[sequence] = held
+            if cache.kind == "recurrent":
+                checkpoints[sequence] = cache.checkpoint_list(sequence)
         return Snapshot(
             cache.stats(),
             sequences,
             cache.kind,
             inputs,
             cache._shape.capacity if cache.kind == "encoder" else 0,
-            {},
+            checkpoints,
             {
                 sequence: cache.can_resume(sequence, info.next - 1)
                 for sequence, (info, _) in sequences.items()

@@ -10,6 +10,7 @@
 
 %{
 #include <kvc/encoder.h>
+#include <kvc/recurrent.h>
 #include <kvc/wrapper.h>
 
 #include "arrays.h"
@@ -64,6 +65,29 @@ static kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequenc
 /* kvc_begin() with the flag RESERVE, which needs no positions. */
 static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
   return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
+}
+
+/* The shape and element type that kvc_state_get() proposes. */
+static kvc_status kvc_py_state_shape(kvc_cache *cache, int32_t layer, int32_t part,
+                                     kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  VIEW->device_type = KVC_CPU;
+  return kvc_state_get(cache, layer, part, VIEW);
+}
+
+/* Likewise of kvc_state_gather(). */
+static kvc_status kvc_py_state_gather_shape(kvc_cache *cache, int32_t layer, int32_t part,
+                                            int32_t sequence, int32_t at, kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  VIEW->device_type = KVC_CPU;
+  return kvc_state_gather(cache, layer, part, sequence, at, VIEW);
+}
+
+/* kvc_state_view() with the default dimensions. */
+static kvc_status kvc_py_state_view(kvc_cache *cache, int32_t layer, int32_t part,
+                                    kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  return kvc_state_view(cache, layer, part, 0, NULL, VIEW);
 }
 
 /* kvc_cache_wrap() with the map as two lists, which are equally long. */
@@ -214,6 +238,9 @@ KVC_BESIDE(uint32_t, token_flags, "token_flags", "positions")
 %enddef
 
 KVC_RECORDS(kvc_run, runs)
+KVC_RECORDS(kvc_state_sequence, sequences)
+KVC_RECORDS(int32_t, slot)
+KVC_RECORDS(int32_t, at)
 
 /* An array of int32 as long as any batch. */
 %typemap(in) int32_t *order (Py_buffer view = KVC_PY_EMPTY) {
@@ -322,6 +349,13 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %threadallow kvc_state_digest;
 %threadallow kvc_check;
 %threadallow kvc_encoder_put;
+%threadallow kvc_state_layout;
+%threadallow kvc_state_get;
+%threadallow kvc_state_put;
+%threadallow kvc_state_conv;
+%threadallow kvc_state_slots;
+%threadallow kvc_state_gather;
+%threadallow kvc_checkpoint_take;
 
 /* Constructors set struct_size, and every other field to zero. */
 %define KVC_SIZED(STRUCT)
@@ -337,6 +371,7 @@ KVC_SIZED(kvc_device_desc)
 KVC_SIZED(kvc_cache_desc)
 KVC_SIZED(kvc_causal_desc)
 KVC_SIZED(kvc_encoder_desc)
+KVC_SIZED(kvc_recurrent_desc)
 KVC_SIZED(kvc_attention_desc)
 KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
@@ -350,6 +385,11 @@ KVC_SIZED(kvc_stats)
 %include "kvc/attention.h"
 %include "kvc/encoder.h"
 
+/* Until here, `into` is a mask. */
+KVC_ARRAY(kvc_tensor *into, "into", KVC_PY_FLOATS, 1)
+KVC_ARRAY(const kvc_tensor *from, "states", KVC_PY_FLOATS, 0)
+KVC_ARRAY(const kvc_tensor *x, "x", KVC_PY_FLOATS, 0)
+%include "kvc/recurrent.h"
 %include "kvc/wrapper.h"
 
 %rename(kvc_attention) kvc_py_attention;
@@ -358,6 +398,9 @@ KVC_SIZED(kvc_stats)
 %rename(kvc_gather) kvc_py_gather;
 %rename(kvc_mask_shape) kvc_py_mask_shape;
 %rename(kvc_begin_reserve) kvc_py_begin_reserve;
+%rename(kvc_state_shape) kvc_py_state_shape;
+%rename(kvc_state_gather_shape) kvc_py_state_gather_shape;
+%rename(kvc_state_view) kvc_py_state_view;
 %rename(kvc_cache_wrap) kvc_py_wrap;
 %rename(describe_array) kvc_py_describe_array;
 %rename(lend) kvc_py_lend;
@@ -374,6 +417,10 @@ kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int3
                          kvc_tensor *k, kvc_tensor *v);
 kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW);
 kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
+kvc_status kvc_py_state_shape(kvc_cache *cache, int32_t layer, int32_t part, kvc_tensor *VIEW);
+kvc_status kvc_py_state_gather_shape(kvc_cache *cache, int32_t layer, int32_t part,
+                                     int32_t sequence, int32_t at, kvc_tensor *VIEW);
+kvc_status kvc_py_state_view(kvc_cache *cache, int32_t layer, int32_t part, kvc_tensor *VIEW);
 kvc_status kvc_py_wrap(kvc_cache *const *children, int32_t n_children, int32_t n_layers,
                        const int32_t *child_of_layer, int32_t n_numbers,
                        const int32_t *layer_in_child, kvc_cache **out);

@@ -33,6 +33,14 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     assert_type(cache.put_attention(0, q, q, q, lse=floats), Tensor)
     assert_type(cache.put_attention(0, q, q, q, numpy=True), Floats)
     assert_type(cache.put_attention(0, q, q, q, floats), Floats)
+    assert_type(cache.state_layout(), List[kvc.StateSequence])
+    assert_type(cache.state_get(0, "conv"), Stored)
+    assert_type(cache.state_get(0, "recurrent", floats), Floats)
+    assert_type(cache.state_gather(0, "conv", 0, 3), Stored)
+    assert_type(cache.state_gather(0, "conv", 0, into=floats), Floats)
+    cache.state_put(0, "state", floats)  # type: ignore[arg-type]
+    assert_type(cache.state_view(0, "conv"), kvc.View)
+    assert_type(cache.checkpoint_list(0), List[int])
     assert_type(cache.encoder_query(0), Optional[kvc.EncoderInput])
     cache.encoder_put(0, 0, floats, q)
     cache.encoder_put(0, 0, halves, [1.0])  # type: ignore[arg-type]
@@ -58,7 +66,8 @@ def arguments(device: kvc.Device) -> None:
     kvc.Cache(kind="coder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)  # type: ignore[arg-type]
     kvc.Cache(n_layer=1)  # type: ignore[call-arg]
     kvc.Cache.memory_bytes(n_layer=1)  # type: ignore[call-arg]
-    layer = kvc.Layer(n_kv_heads=2, head_dim=16)
+    assert_type(kvc.Cache.memory_bytes(kind="recurrent", n_layers=1, state_shape=(2, 8)), int)
+    layer = kvc.Layer(kind="recurrent", state_shape=(2, 8, 8))
     kvc.Layer(2, 16)  # type: ignore[call-arg]
     kvc.Layer(n_heads=2)  # type: ignore[call-arg]
     assert_type(kvc.Cache.from_layers([layer], max_sequences=2), kvc.Cache)

@@ -1,0 +1,175 @@
+"""Pictures of caches of every kind: slots by owner, checkpoints on the time line, which child holds a
+sequence back."""
+
+import numpy as np
+import pytest
+
+import kvc
+
+pytest.importorskip("matplotlib")
+
+from kvc.inspect import FREE, SHARED, History, Snapshot, draw  # noqa: E402
+
+ROW = np.ones((1, 1, 8), np.float32)
+WINDOW = kvc.Layer(n_kv_heads=1, head_dim=8, reach=4, memory=6)
+STATE = kvc.Layer(
+    kind="recurrent", state_shape=8, checkpoint_interval=4, checkpoint_min_pos=2, checkpoints=3
+)
+CROSS = kvc.Layer(kind="encoder", n_kv_heads=1, head_dim=8, capacity=9)
+
+
+@pytest.fixture
+def made(device):
+    """Makes caches from layers, and closes them; one layer alone is the child that it needs."""
+    caches = []
+
+    def make(*layers):
+        wrapper = kvc.Cache.from_layers(
+            layers, capacity=64, max_sequences=4, max_batch=8, device=device
+        )
+        caches.append(wrapper)
+        if len(layers) > 1:
+            return wrapper
+        (child,) = wrapper.children
+        wrapper._owns_children = False
+        wrapper.close()
+        caches.append(child)
+        return child
+
+    yield make
+    for cache in caches:
+        cache.close()
+
+
+def feed(cache, n, sequence=0, length=0):
+    """A pass of n tokens; the first carries an input if there is a length."""
+    start = cache.query(sequence).next
+    carries = [0] if length else None
+    with cache.forward(range(start, start + n), sequence, carries_input=carries):
+        for layer in range(cache.n_layers):
+            kind = cache.owner(layer)[0].kind
+            if kind == "causal":
+                cache.put(layer, *[np.repeat(ROW, n, axis=0)] * 2)
+            elif kind == "recurrent":
+                cache.state_put(layer, "recurrent", ROW[0])
+            elif length:
+                cache.encoder_put(layer, sequence, *[np.repeat(ROW, length, axis=0)] * 2)
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_yticklabels()]
+
+
+@pytest.fixture
+def speech(made):
+    """Two sequences share an input of 5, one has its own of 9, one has none."""
+    cache = made(CROSS)
+    feed(cache, 3, 0, 5)
+    cache.copy_prefix(0, 1)
+    feed(cache, 2, 2, 9)
+    feed(cache, 4, 3)
+    return cache
+
+
+def test_slots_are_drawn_by_the_sequences_that_hold_them(speech, tmp_path):
+    before = speech.digest()
+    snapshot = Snapshot.of(speech)
+    owner = snapshot.cells()[0].reshape(-1, 9)
+    assert sorted(set(owner[:, 0].tolist())) == [SHARED, FREE, 2]
+    assert (owner == SHARED).sum() == 5 and (owner == 2).sum() == 9
+    figure = draw(speech, History([speech.stats()]))
+    figure.savefig(tmp_path / "cache.svg")
+    slots, time, _ = figure.axes
+    assert slots.get_title().startswith("2 of 8 slots hold inputs, 1 shared; ")
+    assert labels(time) == ["0", "1", "2", "3"]
+    assert texts(time) == ["input of 5", "input of 5", "input of 9"]
+    assert speech.digest() == before
+
+
+@pytest.fixture
+def states(made):
+    """Checkpoints at 3 and 7 of 9 positions; a copy that has one of them."""
+    cache = made(STATE)
+    for n in (3, 2, 2, 2):
+        feed(cache, n)
+    cache.copy_prefix(0, 2, 4)
+    return cache
+
+
+def test_checkpoints_are_drawn_on_the_time_line(states, tmp_path):
+    assert Snapshot.of(states).checkpoints == {0: [3, 7], 2: [3]}
+    figure = draw(states)
+    figure.savefig(tmp_path / "cache.svg")
+    memory, time = figure.axes
+    stats = states.stats()
+    assert f"{stats.cells_used} of {stats.cells} slots, " in texts(memory)[0]
+    drawn = {
+        (line.get_marker(), tuple(line.get_xdata()), line.get_ydata()[0]) for line in time.lines
+    }
+    assert drawn == {("d", (3, 7), 0), ("s", (9,), 0), ("d", (3,), 1), ("s", (3,), 1)}
+    assert labels(time) == ["0", "2"]
+
+
+@pytest.fixture
+def hybrid(made):
+    """A window that slid, states with checkpoints, an input."""
+    cache = made(WINDOW, STATE, CROSS)
+    feed(cache, 3, 0, 5)
+    for _ in range(9):
+        feed(cache, 1)
+    feed(cache, 2, 1)
+    return cache
+
+
+def test_the_child_that_holds_a_sequence_back_is_named(hybrid, tmp_path):
+    snapshot = Snapshot.of(hybrid)
+    assert [child.kind for child in snapshot.children] == ["causal", "recurrent", "encoder"]
+    assert hybrid.query(0).next == 12 and hybrid.children[1].checkpoint_list(0) == [3, 7, 11]
+    assert snapshot.back == {0: 11, 1: 0}
+    assert snapshot.holders(0) == []  # every child can go back by one
+    assert snapshot.holders(1) == [1]  # no checkpoint yet
+    hybrid.resume(0, 11)
+    snapshot = Snapshot.of(hybrid)
+    assert [child.back[0] for child in snapshot.children] == [10, 7, 10]
+    assert snapshot.back[0] == hybrid.can_resume(0, 10) and snapshot.holders(0) == [1]
+    figure = draw(hybrid, History([hybrid.stats()]))
+    figure.savefig(tmp_path / "cache.svg")
+    memory, time, _ = figure.axes
+    assert labels(memory) == ["child 0, causal", "child 1, recurrent", "child 2, encoder"]
+    assert labels(time)[:3] == [
+        "0: child 0, causal",
+        "0: child 1, recurrent",
+        "0: child 2, encoder",
+    ]
+    shown = texts(time)
+    assert f"back to {snapshot.back[0]}: held by child 1" in shown
+    assert "back to 0: held by child 1" in shown
+
+
+def test_a_closed_child_is_left_out(hybrid):
+    hybrid.children[2].close()
+    assert [child.kind for child in Snapshot.of(hybrid).children] == ["causal", "recurrent"]
+    draw(hybrid)
+
+
+def test_notebooks_show_every_kind(speech, states, hybrid):
+    shown = speech._repr_html_()
+    assert "an input of 5 at 0" in shown and "sequence 3: no input" in shown and "<rect" in shown
+    shown = states._repr_html_()
+    assert "9 positions, checkpoints at 3, 7" in shown and "slots used" in shown
+    shown = hybrid._repr_html_()
+    assert shown.count("<li>") == 3 and "child 1, recurrent: " in shown
+    assert "sequence 1: 2 positions, back to 0 (child 1)" in shown
+
+
+def test_a_wrapped_child_has_no_picture_of_its_own(hybrid, monkeypatch):
+    seen = []
+    monkeypatch.setattr(kvc.Cache, "_watcher", lambda cache: seen.append(cache.kind))
+    feed(hybrid, 1)
+    hybrid.children[0].close()
+    hybrid.close()
+    assert set(seen) == {"wrapper"}
