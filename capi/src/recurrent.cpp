@@ -28,7 +28,7 @@ Status check_dims(const char* name, const int64_t* dims, int32_t n, const StateS
   if (n > 0 && !product.overflowed() && product.value() == size) return Status::ok;
   const bool is_conv = part.ndim == 2;
   return fail(Status::invalid_recurrent_shape,
-              "%s has dims %s of a state; their product must be %" PRId64 " (%s)", name,
+              "%s has %d dims %s of a state, whose product must be %" PRId64 " (%s)", name, n,
               words_for_list(dims, n).text, part.n_elements,
               is_conv ? "conv_channels * conv_dim" : "state_size");
 }
@@ -48,7 +48,7 @@ Status read_states(const char* name, const kvc_tensor* from, const Rows& rows, c
   if (from->ndim < 1 || from->ndim > KVC_MAX_DIMS)
     return fail(Status::shape, "%s has %d dimensions, not 1 to %d", name, from->ndim, KVC_MAX_DIMS);
   if (leading == 1 && from->shape[0] != rows.n) {
-    return fail(Status::shape, "%s has shape %s, whose first extent is not %d (%s)", name,
+    return fail(Status::shape, "%s has shape %s, not [%d, …]: it counts the %s", name,
                 words_for_list(from->shape, from->ndim).text, rows.n, rows.name);
   }
   const Status fits = check_dims(name, from->shape + leading, from->ndim - leading, part);
@@ -79,7 +79,7 @@ Status get(RecurrentStates& states, int32_t layer, int32_t part, kvc_tensor* int
   if (into == nullptr) return is_null("into");
   const StateShape shape = states.part_shape(part);
   const DeviceInfo& device = states.holder().device();
-  const Rows rows = {states.n_batch_sequences(), "sequences in the batch"};
+  const Rows rows = {states.n_batch_sequences(), "sequences of the batch"};
   if (into->data == nullptr) return describe(rows, shape, device, into);
   Tensor tensor;
   const Status s = read_states("into", into, rows, shape, Direction::out, device, &tensor);

@@ -42,13 +42,17 @@ Status RecurrentCache::check_part(int32_t layer, int32_t part) const {
                 "part %d is neither KVC_PART_CONV (%d) nor KVC_PART_RECURRENT (%d)", part, conv,
                 recurrent);
   if (has_part(part)) return Status::ok;
-  return part == conv ? fail(Status::invalid_argument,
-                             "part is KVC_PART_CONV, but the cache has no convolution state: "
-                             "conv_channels or "
-                             "conv_dim is 0")
-                      : fail(Status::invalid_argument,
-                             "part is KVC_PART_RECURRENT, but the cache has no recurrent state: "
-                             "state_size is 0");
+  if (part == conv) {
+    return fail(Status::invalid_argument,
+                "part is KVC_PART_CONV (%d); it must be KVC_PART_RECURRENT (%d): conv_channels or "
+                "conv_dim of the cache is 0",
+                conv, recurrent);
+  }
+  return fail(
+      Status::invalid_argument,
+      "part is KVC_PART_RECURRENT (%d); it must be KVC_PART_CONV (%d): state_size of the cache "
+      "is 0",
+      recurrent, conv);
 }
 
 Status RecurrentCache::ready_for_part(int32_t layer, int32_t part) const {

@@ -10,7 +10,7 @@ namespace fake {
 /// The CPU's side of a cache. `Around` is called with each call, as a function that returns its status, and returns what the
 /// cache gets.
 template <class Around>
-class CacheDeviceOver final : public kvc::CacheDevice {
+class CacheDeviceOver : public kvc::CacheDevice {
  public:
   CacheDeviceOver(std::unique_ptr<kvc::CacheDevice> cpu, Around around)
       : cpu_(std::move(cpu)), around_(std::move(around)) {}

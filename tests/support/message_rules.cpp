@@ -49,6 +49,8 @@ std::string missing_fact(kvc_status status, const std::string& message) {
     case KVC_E_OVERFLOW:
     case KVC_E_VERSION:
     case KVC_E_WINDOW_LOST:
+    case KVC_E_NOT_FOUND:
+    case KVC_E_INVALID_RECURRENT_SHAPE:
     case KVC_E_CACHE_FULL: return n >= 2 ? "" : "the numbers of both sides";
     default: return "";
   }
