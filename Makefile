@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
+.PHONY: help demo demo-speech test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -43,6 +43,11 @@ help: ## this list
 demo: python ## a real language model generates text through kvc   DEMO='--prompt "…"' for its options
 	$(call say,demo: SmolLM2-135M-Instruct, every key and value in a kvc cache)
 	@$(python) examples/python/generate.py $(DEMO)
+
+demo-speech: python ## a speech model writes down recordings through kvc   DEMO='--verify FILE.wav' for its options
+	@tools/setup speech
+	$(call say,demo-speech: Whisper tiny.en, keys and values of text and sound in kvc caches)
+	@$(python) examples/python/transcribe.py $(DEMO)
 
 test: ## everything that CI runs
 	@tools/setup test

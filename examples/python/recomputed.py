@@ -11,7 +11,7 @@ class RecomputedAttention:
     """
 
     def __init__(self, storage="f32", window=None):
-        self._stored = _ROUNDINGS[storage]
+        self._stored = stored_as(storage)
         self._window = window
 
     def attend(self, layer, q, k, v, out):
@@ -36,6 +36,11 @@ class RecomputedAttention:
             weights = np.exp(scores)
             weights /= weights.sum(axis=1, keepdims=True)
             out[:, head] = weights @ v[:, head // group]
+
+
+def stored_as(storage):
+    """A function that rounds float32 as a cache of a type stores it."""
+    return _ROUNDINGS[storage]
 
 
 def _through_bf16(values):

@@ -1,0 +1,172 @@
+"""examples/python/transcribe.py with a speech model of some kilobytes, and its messages."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import wave
+
+import numpy as np
+import pytest
+
+import kvc
+
+pytest.importorskip("tokenizers")
+
+import tiny_whisper  # noqa: E402
+
+PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
+DEMO = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_whisper.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Files of 1, 33 (two pieces) and 2 seconds, of different melodies."""
+    folder, paths = tmp_path_factory.mktemp("sounds"), []
+    for index, seconds in enumerate((1, 33, 2)):
+        at = np.arange(seconds * 16_000) / 16_000
+        tone = np.sin(2 * np.pi * (300 + 500 * index + 90 * np.floor(at * 3)) * at)
+        paths.append(write_wav(folder / f"{index}.wav", np.int16(9000 * tone), 16_000))
+    return paths
+
+
+def write_wav(path, samples, rate):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+def transcribe(*arguments, **environment):
+    """Runs the command, which must never print a traceback."""
+    result = subprocess.run(
+        [sys.executable, str(DEMO / "transcribe.py"), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+def refused(*arguments, code=1, **environment):
+    """The message of a run that must fail."""
+    result = transcribe(*arguments, **environment)
+    assert result.returncode == code, result
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("transcribe.py: error: ")
+    return message
+
+
+@pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("beams, at_once", [(1, 8), (3, 2), (5, 1)])
+def test_it_writes_what_numpy_alone_writes(model, sounds, storage, beams, at_once):
+    options = ["--model", model, "--storage", storage, "--beams", beams, "--at-once", at_once]
+    result = transcribe(*options, "--tokens", 24, "--threads", 2, "--verify", *sounds)
+    assert result.returncode == 0, result
+    for index, seconds in enumerate(("1.0", "33.0", "2.0")):
+        assert f"\n{index}.wav ({seconds} s): " in result.stdout
+    assert re.search(r"verify +the same \d\d+ tokens as NumPy alone", result.stdout)
+    assert re.search(r"decoder +\d+ tokens in .* % of the time inside kvc", result.stdout)
+    places = min(at_once, 4)
+    assert f"for {places} sound" in result.stdout and f"for {places * beams} text" in result.stdout
+    assert ("each shared by" in result.stdout) == (beams > 1)
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.syspath_prepend(str(DEMO))
+    import transcribe
+    import whisper_cached
+
+    return transcribe, whisper_cached
+
+
+@pytest.mark.parametrize("broken", ["reorder", "text", "sound"])
+def test_verify_finds_a_decoder_that_is_wrong(demo, model, sounds, monkeypatch, capsys, broken):
+    command, cached = demo
+    right = getattr(cached.CachedDecoder, broken)
+    wrong = {
+        "reorder": lambda self, targets, sources: right(self, targets, sources[::-1]),
+        "text": lambda self, layer, q, k, v: right(self, layer, q, k, np.roll(v, 1, axis=1)),
+        "sound": lambda self, layer, q: right(self, layer, np.ascontiguousarray(q[::-1])),
+    }
+    monkeypatch.setattr(cached.CachedDecoder, broken, wrong[broken])
+    options = ["--model", model, "--beams", 3, "--at-once", 2, "--tokens", 20, "--verify"]
+    assert command.main([*map(str, options), *map(str, sounds)]) == 1
+    printed = capsys.readouterr()
+    assert re.search(r"DIFFERS at token \d+ of piece \d+", printed.out), printed
+
+
+def test_beams_share_the_sound_that_they_hear(demo, model, sounds, monkeypatch):
+    command, cached = demo
+    seen = set()
+    right = cached.CachedDecoder.reorder
+
+    def reorder(self, targets, sources):
+        right(self, targets, sources)
+        seen.add((self.sound_cache.stats().cells_used, self.sound_cache.stats().cells_shared))
+
+    monkeypatch.setattr(cached.CachedDecoder, "reorder", reorder)
+    options = ["--model", model, "--beams", 4, "--at-once", 1, "--tokens", 6]
+    assert command.main([*map(str, options), str(sounds[0])]) == 0
+    assert seen == {(tiny_whisper.SOUNDS, tiny_whisper.SOUNDS)}
+
+
+def test_missing_and_damaged_models(model, sounds, tmp_path):
+    assert "there is no model file" in refused("--model", tmp_path / "nothing", *sounds)
+    tiny_whisper.write(tmp_path / "other", model="TransformerSpec")
+    assert "TransformerSpec, not a WhisperSpec" in refused("--model", tmp_path / "other", *sounds)
+    tiny_whisper.write(tmp_path / "newer", version=7)
+    assert "version 7" in refused("--model", tmp_path / "newer", *sounds)
+    tiny_whisper.write(tmp_path / "languages", vocabulary=51_865)
+    assert "English only" in refused("--model", tmp_path / "languages", *sounds)
+    content = (model / "model.bin").read_bytes()
+    damaged = tmp_path / "damaged"
+    tiny_whisper.write(damaged)
+    for part in (b"", b"hello, world\n" * 100, content[:40], content[: len(content) // 2]):
+        (damaged / "model.bin").write_bytes(part)
+        message = refused("--model", damaged, *sounds)
+        assert "not a whole CTranslate2 model" in message and "leave --model out" in message
+    for name in ("config.json", "tokenizer.json"):
+        tiny_whisper.write(damaged)
+        (damaged / name).write_text("{")
+        assert f"{name} is damaged" in refused("--model", damaged, *sounds)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--beams", "0"], ["--tokens", "many"], ["--storage", "f8"], ["--at-once", "0"], ["--loud"]],
+    ids=" ".join,
+)
+def test_unknown_option_values(arguments):
+    refused(*arguments, code=2)
+
+
+def test_more_than_a_text_holds(model, sounds):
+    assert "has 62 at most" in refused("--model", model, "--tokens", 63, *sounds)
+
+
+def test_no_recordings_and_no_network(tmp_path, sounds):
+    assert "No such file" in refused(tmp_path / "nothing.wav")
+    message = refused(
+        *sounds,
+        KVC_CACHE_DIR=str(tmp_path),
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_NO_INDEX="",
+        PIP_EXTRA_INDEX_URL="",
+        PIP_CONFIG_FILE=os.devnull,
+    )
+    assert "check the network" in message and "--model FOLDER" in message
