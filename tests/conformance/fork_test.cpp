@@ -48,7 +48,10 @@ int use_kvc() {
 /// Every function refuses the parent's handles, destroy included. 0, or what did not.
 int refuse_handles(kvc_device* device, Specimen& specimen) {
   int step = 1;
-  for (const support::Function& function : support::functions(specimen)) {
+  std::vector<support::Function> all = support::functions(specimen);
+  for (const support::Function& function : support::functions_of_other_kinds())
+    all.push_back(function);
+  for (const support::Function& function : all) {
     if (function.call(specimen.cache) != KVC_E_HANDLE) return step;
     ++step;
   }

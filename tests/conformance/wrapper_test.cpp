@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvc/encoder.h"
+#include "kvc/recurrent.h"
 #include "kvc/wrapper.h"
 #include "support/abi.hpp"
 #include "support/random.hpp"
@@ -256,6 +257,113 @@ TEST_F(Wrapper, ConstantsAreBoundInAllOwnersOrNone) {
   expect(
       not_supported, [&] { return kvc_remove(wrapper_, 0, 1, 2); }, "middle");
   EXPECT_NE(support::last_message().find("child 1"), std::string::npos);
+}
+
+/// Two recurrent caches with checkpoints at the ends of passes of `interval` positions or more, and a causal one.
+class Hybrid : public testing::Test {
+ protected:
+  void create(kvc_cache** cache, int32_t checkpoints, int32_t interval) {
+    kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+    desc.kind = KVC_RECURRENT;
+    desc.n_layers = 1;
+    desc.max_sequences = 2;
+    desc.max_batch = max_batch;
+    kvc_recurrent_desc recurrent = KVC_RECURRENT_DESC_INIT;
+    recurrent.state_size = 3;
+    recurrent.checkpoints = checkpoints;
+    recurrent.checkpoint_interval = interval;
+    recurrent.checkpoint_min_pos = KVC_NONE;
+    ASSERT_EQ(kvc_cache_create(device_, &desc, &recurrent, cache), KVC_OK) << support::last_message();
+  }
+
+  void wrap(std::vector<kvc_cache*> children) {
+    std::vector<int32_t> child, layer(children.size(), 0);
+    for (size_t i = 0; i < children.size(); ++i) child.push_back(static_cast<int32_t>(i));
+    const auto n = static_cast<int32_t>(children.size());
+    ASSERT_EQ(kvc_cache_wrap(children.data(), n, child.data(), layer.data(), n, &wrapper_.handle), KVC_OK)
+        << support::last_message();
+  }
+
+  void add(int32_t first, int32_t n, const std::vector<int32_t>& recurrent_layers) {
+    std::vector<int32_t> position(static_cast<size_t>(n)), sequence(static_cast<size_t>(n), 0);
+    for (int32_t i = 0; i < n; ++i) position[static_cast<size_t>(i)] = first + i;
+    ASSERT_EQ(kvc_begin(wrapper_, n, position.data(), sequence.data(), nullptr, 0, nullptr), KVC_OK)
+        << support::last_message();
+    float state[3] = {1, 2, 3};
+    const kvc_tensor from = support::dense(state, KVC_F32, {1, 3});
+    for (const int32_t layer : recurrent_layers) {
+      ASSERT_EQ(kvc_state_put(wrapper_, layer, KVC_PART_RECURRENT, &from), KVC_OK)
+          << support::last_message();
+    }
+    ASSERT_EQ(kvc_commit(wrapper_), KVC_OK);
+  }
+
+  support::Device device_;
+  support::Cache few_, many_, causal_, wrapper_;
+};
+
+TEST_F(Hybrid, ContinuesWhereEveryChildCan) {
+  create(&few_.handle, 8, 6);
+  create(&many_.handle, 8, 4);
+  wrap({few_, many_});
+  for (int32_t at = 0; at < 24; at += 2) add(at, 2, {0, 1});
+  // One has checkpoints at 2, 8, 14, 20, the other at 2, 6, 10, 14, 18, 22.
+  const auto best = [&](int32_t want) {
+    int32_t found = -1;
+    EXPECT_EQ(kvc_can_resume(wrapper_, 0, want, &found), KVC_OK);
+    return found;
+  };
+  EXPECT_EQ(best(24), 24);
+  EXPECT_EQ(best(23), 14) << "20 is the least of their answers, and no place for the second child";
+  EXPECT_EQ(best(13), 2);
+  EXPECT_EQ(best(1), 0);
+  int32_t got = -1;
+  ASSERT_EQ(kvc_copy_prefix(wrapper_, 0, 1, 19, &got), KVC_OK);
+  EXPECT_EQ(got, 14);
+  EXPECT_EQ(kvc_remove(wrapper_, 0, 20, KVC_SEQ_END), KVC_E_WINDOW_LOST);
+  ASSERT_EQ(kvc_resume(wrapper_, 0, 23, &got), KVC_OK);
+  EXPECT_EQ(got, 14);
+  EXPECT_EQ(kvc_check(wrapper_), KVC_OK) << support::last_message();
+}
+
+TEST_F(Hybrid, CheckpointsAreTakenInAllChildrenOrNone) {
+  create(&few_.handle, 8, KVC_NONE);
+  create(&many_.handle, KVC_NONE, KVC_NONE);
+  wrap({few_, many_});
+  add(0, 2, {0, 1});
+  EXPECT_EQ(kvc_checkpoint_take(few_, 0), bad_state) << "a child's checkpoints are the wrapper's";
+  EXPECT_EQ(kvc_checkpoint_take(wrapper_, 0), not_supported) << "the second child keeps none";
+  EXPECT_NE(support::last_message().find("child 1"), std::string::npos);
+  int32_t n = -1;
+  EXPECT_EQ(kvc_checkpoint_list(few_, 0, 0, nullptr, &n), KVC_OK);
+  EXPECT_EQ(n, 0);
+}
+
+TEST_F(Hybrid, CallsOnTheOnlyRecurrentChild) {
+  create(&few_.handle, 8, KVC_NONE);
+  create(&many_.handle, 8, KVC_NONE);
+  kvc_cache_desc desc = support::cache_desc(1, n_heads, dim, dim);
+  ASSERT_EQ(kvc_cache_create(device_, &desc, nullptr, &causal_.handle), KVC_OK);
+  int32_t n = -1, at = -1;
+  wrap({few_, many_});
+  EXPECT_EQ(kvc_checkpoint_list(wrapper_, 0, 0, nullptr, &n), not_supported) << "there are two";
+  EXPECT_EQ(kvc_state_slots(wrapper_, 0, nullptr, &n), not_supported);
+  EXPECT_EQ(kvc_encoder_query(wrapper_, 0, nullptr, nullptr), not_supported) << "there is none";
+  ASSERT_EQ(kvc_cache_destroy(std::exchange(wrapper_.handle, nullptr)), KVC_OK);
+
+  wrap({few_, causal_});
+  add(0, 2, {0});
+  EXPECT_EQ(kvc_checkpoint_take(wrapper_, 0), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_checkpoint_list(wrapper_, 0, 1, &at, &n), KVC_OK);
+  EXPECT_TRUE(n == 1 && at == 2);
+  EXPECT_EQ(kvc_state_put(wrapper_, 1, KVC_PART_RECURRENT, nullptr), bad_state) << "no pass";
+  const int32_t position = 2, sequence = 0;
+  ASSERT_EQ(kvc_begin(wrapper_, 1, &position, &sequence, nullptr, 0, nullptr), KVC_OK);
+  EXPECT_EQ(kvc_state_put(wrapper_, 1, KVC_PART_RECURRENT, nullptr), not_supported);
+  EXPECT_EQ(kvc_state_slots(wrapper_, 0, nullptr, &n), KVC_OK);
+  EXPECT_EQ(n, 1);
+  EXPECT_EQ(kvc_set_causal(wrapper_, 0, nullptr), KVC_OK);
+  EXPECT_EQ(support::sequence_info(wrapper_, 0).count, 3) << "of the causal child";
 }
 
 int shifts = 0;

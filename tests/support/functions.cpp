@@ -1,5 +1,9 @@
 #include "functions.hpp"
 
+#include "kvc/encoder.h"
+#include "kvc/recurrent.h"
+#include "kvc/wrapper.h"
+
 namespace support {
 
 std::vector<Function> functions(Specimen& s) {
@@ -55,6 +59,27 @@ std::vector<Function> functions(Specimen& s) {
        }},
       {"gather", [](kvc_cache* c) { return kvc_gather(c, 0, 0, nullptr, nullptr); }},
       {"runs", [](kvc_cache* c) { return kvc_runs(c, 0, 0, 8, runs, &number); }},
+  };
+}
+
+std::vector<Function> functions_of_other_kinds() {
+  return {
+      {"encoder_put", [](kvc_cache* c) { return kvc_encoder_put(c, -1, -1, nullptr, nullptr); }},
+      {"encoder_share", [](kvc_cache* c) { return kvc_encoder_share(c, -1, -1); }},
+      {"encoder_query", [](kvc_cache* c) { return kvc_encoder_query(c, -1, nullptr, nullptr); }},
+      {"state_layout",
+       [](kvc_cache* c) { return kvc_state_layout(c, -1, nullptr, nullptr, nullptr); }},
+      {"state_get", [](kvc_cache* c) { return kvc_state_get(c, -1, 0, nullptr); }},
+      {"state_put", [](kvc_cache* c) { return kvc_state_put(c, -1, 0, nullptr); }},
+      {"state_conv", [](kvc_cache* c) { return kvc_state_conv(c, -1, nullptr); }},
+      {"state_view", [](kvc_cache* c) { return kvc_state_view(c, -1, 0, -1, nullptr, nullptr); }},
+      {"state_slots", [](kvc_cache* c) { return kvc_state_slots(c, -1, nullptr, nullptr); }},
+      {"state_done", [](kvc_cache* c) { return kvc_state_done(c, -1, 0); }},
+      {"state_gather", [](kvc_cache* c) { return kvc_state_gather(c, -1, 0, -1, -1, nullptr); }},
+      {"checkpoint_take", [](kvc_cache* c) { return kvc_checkpoint_take(c, -1); }},
+      {"checkpoint_list",
+       [](kvc_cache* c) { return kvc_checkpoint_list(c, -1, -1, nullptr, nullptr); }},
+      {"cache_child", [](kvc_cache* c) { return kvc_cache_child(c, -1, nullptr, nullptr); }},
   };
 }
 

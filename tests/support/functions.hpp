@@ -11,7 +11,10 @@ struct Function {
   std::function<kvc_status(kvc_cache*)> call;  // with arguments that the specimen would take
 };
 
-/// Every function that takes a cache but destroy.
+/// Every function that takes a causal cache but destroy.
 std::vector<Function> functions(Specimen& specimen);
+
+/// Those of encoder caches, recurrent caches and wrappers, which a causal cache lacks. Their arguments are wrong.
+std::vector<Function> functions_of_other_kinds();
 
 }  // namespace support
