@@ -30,7 +30,10 @@ pub const SEQ_END: i32 = sys::KVC_SEQ_END;
 #[must_use = "a cache that is dropped is destroyed"]
 pub struct Cache {
     pub(crate) handle: *mut sys::kvc_cache,
-    head_dim_k: i32,
+    pub(crate) head_dim_k: i32,
+    /// Of a wrapper: its children, and for each of its layers the child and the number there.
+    pub(crate) children: Vec<Cache>,
+    pub(crate) places: Vec<(usize, i32)>,
 }
 
 // kvc/base.h: functions that take `const kvc_cache *` may run at the same time, every other
@@ -52,6 +55,8 @@ impl Cache {
         Ok(Cache {
             handle,
             head_dim_k: desc.head_dim_k,
+            children: Vec::new(),
+            places: Vec::new(),
         })
     }
 
@@ -75,9 +80,19 @@ impl Cache {
     /// Binds how the caller rotates keys in layers [begin, end), so that positions can move later.
     /// Only an empty cache takes it. Slices are copied.
     pub fn bind_rope(&mut self, begin: i32, end: i32, desc: &RopeDesc<'_>) -> Result<()> {
-        let factors = desc.factors(self.head_dim_k)?;
-        let raw = desc.raw();
+        let (raw, factors) = (desc.raw(), desc.factors(self.rotated(begin, end))?);
         check(unsafe { sys::kvc_bind_rope(self.handle, begin, end, &raw, factors) })
+    }
+
+    /// Returns the head sizes of the keys that a bind of RoPE concerns.
+    fn rotated(&self, begin: i32, end: i32) -> impl Iterator<Item = i32> + '_ {
+        let inside = move |&(layer, _): &(i32, &(usize, i32))| begin <= layer && layer < end;
+        let owners = (0..).zip(&self.places).filter(inside);
+        let of_owners = owners.map(|(_, &(child, _))| self.children[child].head_dim_k);
+        let own = Some(self.head_dim_k)
+            .into_iter()
+            .filter(|_| self.children.is_empty());
+        own.chain(of_owners).filter(|&head_dim_k| head_dim_k > 0)
     }
 
     // ---- A pass --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ pub const UNLIMITED: i32 = sys::KVC_NONE;
 // ---- The cache ---------------------------------------------------------------------------------
 
 /// The geometry of a cache. All bounds are hard. See `kvc_cache_desc`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheDesc {
     pub n_layers: i32,
     pub n_kv_heads: i32,
@@ -125,8 +125,9 @@ impl CacheDesc {
     }
 }
 
-/// The kind of a cache and what only that kind needs. Later versions add more.
-#[derive(Clone, Debug)]
+/// The kind of a cache and what only that kind needs. Later versions add more. A wrapper is made by
+/// [`Cache::wrap`](crate::Cache::wrap) or [`Cache::from_layers`](crate::Cache::from_layers).
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
     /// Keys and values of every token, for decoders.
@@ -175,7 +176,7 @@ impl RawDesc {
 
 /// What a token of a causal cache sees and what is kept. All zero: every token sees everything
 /// before it. See `kvc_causal_desc`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CausalDesc {
     /// A token sees itself and `reach` positions before it; 0: everything.
     pub reach: i32,
@@ -206,7 +207,7 @@ impl CausalDesc {
             chunk: self.chunk,
             keep_first: self.keep_first,
             cell_padding: self.cell_padding,
-            mask_dtype: 0, // the tensor that the caller passes to Pass::mask decides
+            mask_dtype: 0, // the tensor that the caller passes to Layers::mask decides
         }
     }
 }
@@ -301,15 +302,19 @@ impl RopeDesc<'_> {
         }
     }
 
-    /// Returns the address of the factors, null if they are absent.
-    pub(crate) fn factors(&self, head_dim_k: i32) -> Result<*const f32> {
-        let n_dims = match self.n_dims {
-            0 => head_dim_k.saturating_sub(self.first_dim),
-            n_dims => n_dims,
-        };
-        let n = usize::try_from(n_dims / 2).unwrap_or(0);
-        let each = "pair of dimensions that rotate";
-        constants("frequency_factors", self.frequency_factors, n, each)
+    /// Returns the address of the factors, null if they are absent. `head_dims_k`: of the layers that
+    /// they are for.
+    pub(crate) fn factors(&self, head_dims_k: impl Iterator<Item = i32>) -> Result<*const f32> {
+        for head_dim_k in head_dims_k {
+            let n_dims = match self.n_dims {
+                0 => head_dim_k.saturating_sub(self.first_dim),
+                n_dims => n_dims,
+            };
+            let n = usize::try_from(n_dims / 2).unwrap_or(0);
+            let each = "pair of dimensions that rotate";
+            constants("frequency_factors", self.frequency_factors, n, each)?;
+        }
+        Ok(address(self.frequency_factors))
     }
 }
 
@@ -321,6 +326,10 @@ fn constants(what: &str, values: Option<&[f32]>, n: usize, each: &str) -> Result
             let message = format!("{what} has {has} elements, not {n}, one for each {each}");
             Err(Error::new(Status::INVALID_ARGUMENT, message))
         }
-        _ => Ok(values.map_or(ptr::null(), <[f32]>::as_ptr)),
+        _ => Ok(address(values)),
     }
+}
+
+fn address(values: Option<&[f32]>) -> *const f32 {
+    values.map_or(ptr::null(), <[f32]>::as_ptr)
 }

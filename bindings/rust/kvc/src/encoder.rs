@@ -1,6 +1,6 @@
 use crate::cache::Cache;
 use crate::error::{check, Result};
-use crate::pass::Pass;
+use crate::layers::Layers;
 use crate::tensor::Tensor;
 use kvc_sys as sys;
 use std::mem::size_of;
@@ -52,7 +52,7 @@ use std::mem::size_of;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncoderDesc {
     /// Inputs that the cache holds at a time, those that the open pass replaces included; 0: so many
     /// that no pass lacks room.
@@ -66,7 +66,7 @@ impl EncoderDesc {
             kind: sys::KVC_ENCODER,
             flags: 0,
             inputs: self.inputs,
-            mask_dtype: 0, // the tensor that the caller passes to Pass::mask decides
+            mask_dtype: 0, // the tensor that the caller passes to Layers::mask decides
         }
     }
 }
@@ -95,7 +95,7 @@ impl Cache {
     }
 }
 
-impl Pass<'_> {
+impl Layers<'_> {
     /// Stores one layer of the input that a sequence carries in this pass: keys and values [length,
     /// KV heads, head size]. The first put of an input sets its length, and its other layers have
     /// the same.

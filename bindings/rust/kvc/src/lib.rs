@@ -38,7 +38,8 @@
 //! `bool`: `KVC_CACHE_STRICT` is [`CacheDesc::strict`], `KVC_CAUSAL_POSITION_FREE` is
 //! [`CausalDesc::position_free`]. These have other names: `kvc_cache_create` is [`Cache::new`],
 //! `kvc_cache_destroy` dropping it, `kvc_sequence_query` [`Cache::sequence`], `kvc_encoder_query`
-//! [`Cache::encoder_input`], `kvc_state_digest` [`Cache::digest`], `KVC_NONE` [`PADDING`] as a sequence and [`UNLIMITED`] as a `memory`,
+//! [`Cache::encoder_input`], `kvc_cache_child` [`Cache::owner`], `kvc_state_digest`
+//! [`Cache::digest`], `KVC_NONE` [`PADDING`] as a sequence and [`UNLIMITED`] as a `memory`,
 //! `KVC_TENSOR_TRANSPOSED` [`Cache::gather_transposed`]. `kvc_bind_shift` and strides of tensors
 //! have no counterpart.
 mod batch;
@@ -48,9 +49,13 @@ mod device;
 mod elements;
 mod encoder;
 mod error;
+mod extra;
+mod hybrid;
+mod layers;
 mod pass;
 mod tensor;
 mod watching;
+mod wrapper;
 
 pub use batch::{token_type, PADDING, TOKEN_ENCODER_INPUT, TOKEN_SEES_LATER};
 pub use cache::{Cache, SEQ_END};
@@ -59,9 +64,13 @@ pub use device::Device;
 pub use elements::{BF16Element, F16Element};
 pub use encoder::{EncoderDesc, EncoderInput};
 pub use error::{Error, Result, Status};
-pub use pass::{AttentionExtra, Pass};
+pub use extra::AttentionExtra;
+pub use hybrid::Layer;
+pub use layers::Layers;
+pub use pass::Pass;
 pub use tensor::{DType, Tensor, TensorMut, View};
 pub use watching::{Run, SequenceInfo, State, Stats, Watcher};
+pub use wrapper::WrapError;
 
 use std::ffi::CStr;
 

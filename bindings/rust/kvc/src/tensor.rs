@@ -220,7 +220,7 @@ impl<'a> TensorMut<'a> {
         )
     }
 
-    /// For [`Pass::mask`](crate::Pass::mask). kvc writes 1 and 0, which are true and false.
+    /// For [`Layers::mask`](crate::Layers::mask). kvc writes 1 and 0, which are true and false.
     pub fn bool(data: &'a mut [bool], shape: &[usize]) -> Result<TensorMut<'a>> {
         let bytes = data.as_mut_ptr() as *mut c_void;
         TensorMut::new(bytes, data.len(), kvc_sys::KVC_BOOL, shape)

@@ -1,0 +1,127 @@
+use crate::cache::Cache;
+use crate::descriptors::{CacheDesc, Kind};
+use crate::device::Device;
+use crate::error::{Error, Result, Status};
+
+/// What one layer of a model needs of a cache, for [`Cache::from_layers`]. A layer of the model that
+/// needs two caches (self attention and cross attention, or attention beside a state-space model) is
+/// two of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The geometry of the cache that the layer lies in. `n_layers` must be 0: it is counted.
+    pub desc: CacheDesc,
+    pub kind: Kind,
+}
+
+impl Cache {
+    /// Makes the caches that the layers of a model need, and one of them all, whose layer `i` is the
+    /// `i`-th. Equal layers share a cache. [`Cache::children`] has the caches, in the order in which
+    /// the layers name them first. Experimental: this may change in any version.
+    ///
+    /// Windows beside full layers, five to one, as in Gemma 3:
+    ///
+    /// ```
+    /// # use kvc::*;
+    /// # fn main() -> Result<()> {
+    /// # let device = Device::open("cpu", 0)?;
+    /// let desc = CacheDesc {
+    ///     n_kv_heads: 1, head_dim_k: 256, dtype_k: DType::F16, dtype_v: DType::F16,
+    ///     max_sequences: 4, max_batch: 64, capacity: 8192,
+    ///     ..Default::default()
+    /// };
+    /// let full = Kind::Causal(CausalDesc::default());
+    /// let window = Kind::Causal(CausalDesc { reach: 511, ..Default::default() });
+    /// let [full, window] = [full, window].map(|kind| Layer { desc: desc.clone(), kind });
+    /// let layers = (0..18).map(|i| if i % 6 == 5 { &full } else { &window });
+    /// let model = Cache::from_layers(&device, layers)?;
+    /// assert_eq!(model.owner(5), Some((1, 0))); // the first full layer
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Self attention (layer `2 * i`) and cross attention (layer `2 * i + 1`), as in Whisper:
+    ///
+    /// ```
+    /// # use kvc::*;
+    /// # fn main() -> Result<()> {
+    /// # let device = Device::open("cpu", 0)?;
+    /// let desc = CacheDesc {
+    ///     n_kv_heads: 6, head_dim_k: 64, max_sequences: 8, max_batch: 64, ..Default::default()
+    /// };
+    /// let own = Layer {
+    ///     desc: CacheDesc { capacity: 448, ..desc.clone() },
+    ///     kind: Kind::Causal(CausalDesc::default()),
+    /// };
+    /// let cross = Layer {
+    ///     desc: CacheDesc { capacity: 1500, ..desc },
+    ///     kind: Kind::Encoder(EncoderDesc::default()),
+    /// };
+    /// let mut model = Cache::from_layers(&device, [&own, &cross].into_iter().cycle().take(2 * 4))?;
+    /// let pass = model.begin_with(&[0], &[0], &[TOKEN_ENCODER_INPUT])?; // of both
+    /// # pass.abort()
+    /// # }
+    /// ```
+    pub fn from_layers<'l>(
+        device: &Device,
+        layers: impl IntoIterator<Item = &'l Layer>,
+    ) -> Result<Cache> {
+        let plan = Plan::new(layers)?;
+        let caches = plan
+            .caches()
+            .map(|(desc, kind)| Cache::new(device, &desc, kind));
+        let children = caches.collect::<Result<Vec<Cache>>>()?;
+        Ok(Cache::wrap(children, &plan.places)?)
+    }
+
+    /// Returns the bytes that [`Cache::from_layers`] would take. Allocates no cache.
+    pub fn layers_memory_bytes<'l>(
+        device: &Device,
+        layers: impl IntoIterator<Item = &'l Layer>,
+    ) -> Result<u64> {
+        let plan = Plan::new(layers)?;
+        let bytes = plan
+            .caches()
+            .map(|(desc, kind)| Cache::memory_bytes(device, &desc, kind));
+        bytes.sum()
+    }
+}
+
+/// The caches that some layers need.
+struct Plan<'l> {
+    /// Each layer that differs from those before it, and how many are equal to it.
+    different: Vec<(&'l Layer, i32)>,
+    places: Vec<(usize, i32)>,
+}
+
+impl<'l> Plan<'l> {
+    fn new(layers: impl IntoIterator<Item = &'l Layer>) -> Result<Plan<'l>> {
+        let (mut different, mut places) = (Vec::<(&Layer, i32)>::new(), Vec::new());
+        for (i, layer) in layers.into_iter().enumerate() {
+            if layer.desc.n_layers != 0 {
+                let n = layer.desc.n_layers;
+                let message = format!("layer {i} has n_layers {n}, not 0: they are counted");
+                return Err(Error::new(Status::INVALID_ARGUMENT, message));
+            }
+            let known = different.iter().position(|&(other, _)| other == layer);
+            let child = known.unwrap_or(different.len());
+            if known.is_none() {
+                different.push((layer, 0));
+            }
+            let n = &mut different[child].1;
+            places.push((child, *n));
+            *n += 1;
+        }
+        if places.is_empty() {
+            let message = "there are no layers: give one for each of the model".to_string();
+            return Err(Error::new(Status::INVALID_ARGUMENT, message));
+        }
+        Ok(Plan { different, places })
+    }
+
+    fn caches(&self) -> impl Iterator<Item = (CacheDesc, &'l Kind)> + '_ {
+        self.different.iter().map(|&(layer, n_layers)| {
+            let desc = layer.desc.clone();
+            (CacheDesc { n_layers, ..desc }, &layer.kind)
+        })
+    }
+}
