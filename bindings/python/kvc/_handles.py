@@ -25,11 +25,7 @@ from typing import (
 from .errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
-    from typing_extensions import Concatenate, ParamSpec
-
     from .cache import Cache
-
-    P = ParamSpec("P")
 
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -210,12 +206,12 @@ def checks_names(function: Function) -> Function:
 
 
 def takes_what(
-    init: Callable[Concatenate[Any, P], None],
-) -> Callable[[Callable[[Dict[str, Any]], Result]], Callable[P, Result]]:
+    init: Callable[..., Any],
+) -> Callable[[Callable[[Dict[str, Any]], Result]], Callable[..., Result]]:
     """Gives a function of a dict the arguments of a constructor: names, types and defaults."""
     parameters = [*inspect.signature(init).parameters.values()][1:]  # without self
 
-    def decorate(function: Callable[[Dict[str, Any]], Result]) -> Callable[P, Result]:
+    def decorate(function: Callable[[Dict[str, Any]], Result]) -> Callable[..., Result]:
         signature = inspect.Signature(parameters, return_annotation="int")
 
         def call(**arguments: Any) -> Result:
@@ -223,7 +219,7 @@ def takes_what(
             bound.apply_defaults()
             return function(bound.arguments)
 
-        return cast("Callable[P, Result]", _checked(function, signature, call))
+        return _checked(function, signature, call)
 
     return decorate
 

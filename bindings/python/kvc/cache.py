@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union, overload
 
 from . import kvc_capi as _capi
 from ._descriptors import UNLIMITED, Kind, descriptors, shape_of
@@ -20,6 +20,11 @@ from .states import States
 from .wrapper import Wrapping
 
 if TYPE_CHECKING:
+    from typing import Literal
+
+    from typing_extensions import Unpack
+
+    from . import _arguments
     from ._arrays import Dtype
 
 __all__ = ["PADDING", "UNLIMITED", "Cache", "Pass"]
@@ -127,6 +132,36 @@ class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
     Raises InvalidArgument, DtypeError, NotSupported, SizeOverflow, OutOfMemory.
     """
 
+    @overload
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        kind: Literal["causal"] = ...,
+        **options: Unpack[_arguments.Causal],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        kind: Literal["encoder"],
+        **options: Unpack[_arguments.Encoder],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        kind: Literal["recurrent"],
+        **options: Unpack[_arguments.Recurrent],
+    ) -> None: ...
     @checks_names
     def __init__(
         self,
@@ -187,6 +222,36 @@ class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
                 )
             super().__setattr__(name, value)
 
+    @staticmethod
+    @overload
+    def memory_bytes(
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        kind: Literal["causal"] = ...,
+        **options: Unpack[_arguments.Causal],
+    ) -> int: ...
+    @staticmethod
+    @overload
+    def memory_bytes(
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        kind: Literal["encoder"],
+        **options: Unpack[_arguments.Encoder],
+    ) -> int: ...
+    @staticmethod
+    @overload
+    def memory_bytes(
+        *,
+        n_layers: int,
+        kind: Literal["recurrent"],
+        **options: Unpack[_arguments.Recurrent],
+    ) -> int: ...
     @staticmethod
     @takes_what(__init__)
     def memory_bytes(arguments: Dict[str, Any]) -> int:

@@ -87,6 +87,25 @@ def test_arguments_are_shown_by_name_with_types_and_defaults():
     assert defaults == of_some_kinds
 
 
+def test_type_checkers_know_the_arguments_of_each_kind():
+    typed = pytest.importorskip("kvc._arguments")  # needs typing_extensions
+    signature = inspect.signature(kvc.Cache).parameters
+    shapes = {"n_layers", "kind"}
+    common, attention = set(typed.Common.__annotations__), {*_CAUSAL_AND_ENCODER}
+    kinds = {
+        typed.Causal: {*shapes, *attention, *_CAUSAL},
+        typed.Encoder: {*shapes, *attention, *_ENCODER},
+        typed.Recurrent: {*shapes, *_RECURRENT},
+    }
+    for kind, names in kinds.items():
+        assert {*shapes, "n_kv_heads", "head_dim", "capacity"} & names | {
+            *kind.__annotations__
+        } == names | common
+        for name, annotation in kind.__annotations__.items():
+            assert annotation.__forward_arg__ == signature[name].annotation, name
+    assert set().union(*kinds.values()) | common == set(signature)
+
+
 @pytest.mark.parametrize(
     "call, arguments, message",
     [

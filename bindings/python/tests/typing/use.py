@@ -63,9 +63,12 @@ def arguments(device: kvc.Device) -> None:
         kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, reach=4), int
     )
     kvc.Cache(kind="encoder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, inputs=2)
-    kvc.Cache(kind="coder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)  # type: ignore[arg-type]
-    kvc.Cache(n_layer=1)  # type: ignore[call-arg]
-    kvc.Cache.memory_bytes(n_layer=1)  # type: ignore[call-arg]
+    kvc.Cache(kind="coder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)  # type: ignore[call-overload]
+    kvc.Cache(n_layer=1)  # type: ignore[call-overload]
+    kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=8)  # type: ignore[call-overload]
+    kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, inputs=2)  # type: ignore[call-overload]
+    kvc.Cache(kind="recurrent", n_layers=1, capacity=8)  # type: ignore[call-overload]
+    kvc.Cache.memory_bytes(n_layers=1)  # type: ignore[call-overload]
     assert_type(kvc.Cache.memory_bytes(kind="recurrent", n_layers=1, state_shape=(2, 8)), int)
     layer = kvc.Layer(kind="recurrent", state_shape=(2, 8, 8))
     kvc.Layer(2, 16)  # type: ignore[call-arg]

@@ -1,0 +1,67 @@
+"""The arguments of kvc.Cache by kind, for type checkers alone; help(kvc.Cache) describes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional, Tuple, Union
+
+from typing_extensions import TypedDict
+
+if TYPE_CHECKING:
+    from ._arrays import Dtype
+    from .device import Device
+
+
+class Common(TypedDict, total=False):
+    """What every kind takes."""
+
+    max_sequences: int
+    max_batch: int
+    strict: bool
+    zero_on_free: bool
+    prefault: bool
+    device: Optional[Device]
+
+
+class KeysAndValues(Common, total=False):
+    """What kinds with keys and values take."""
+
+    head_dim_v: Optional[int]
+    dtype: Dtype
+    dtype_k: Dtype
+    dtype_v: Dtype
+    max_q_heads: int
+    mask_dtype: Dtype
+
+
+class Causal(KeysAndValues, total=False):
+    """What a causal cache takes."""
+
+    cells: int
+    reach: Optional[int]
+    sliding_window: Optional[int]
+    memory: Optional[int]
+    chunk: Optional[int]
+    keep_first: int
+    position_free: bool
+    cell_padding: int
+
+
+class Encoder(KeysAndValues, total=False):
+    """What an encoder cache takes."""
+
+    inputs: int
+
+
+class Recurrent(Common, total=False):
+    """What a recurrent cache takes."""
+
+    state_shape: Union[None, int, Tuple[int, ...]]
+    conv_channels: int
+    conv_dim: int
+    dtype_state: Dtype
+    dtype_conv: Dtype
+    checkpoints: int
+    checkpoint_interval: Optional[int]
+    checkpoint_min_pos: int
+    draft_states: int
+    approximate: bool
