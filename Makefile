@@ -140,12 +140,13 @@ bench-peers: python ## measure kvc beside OpenVINO, PyTorch, ONNX Runtime (fetch
 	$(call cmake,release,,--target kvc_bench)
 	@PYTHONPATH=build/python build/venv-peers/bin/python tests/bench/peers $(PEERS)
 
-pictures: ## docs/pictures, from the recorded measurements and an example
+pictures: ## docs/pictures, from the recorded measurements and two examples
 	@tools/setup test
 	$(call cmake,release,,--target kvc)
 	@tools/build_python build/release
 	@build/venv/bin/python tools/draw_roofline docs/PERFORMANCE.md docs/pictures/roofline.svg
 	@$(python) -m kvc inspect -o docs/pictures/cache.svg examples/python/life_of_a_cache.py
+	@$(python) -m kvc inspect -o docs/pictures/hybrid.svg examples/python/life_of_a_hybrid.py
 
 lint: ## include rules, layout, warnings of gcc and clang, clang-tidy, the ABI against its baseline
 	@tools/setup lint

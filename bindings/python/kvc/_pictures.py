@@ -248,7 +248,8 @@ def _draw_states(
 ) -> None:
     """The checkpoints of a sequence, and its state."""
     style: Any = {"color": _colour(sequence), "markersize": 7, "clip_on": False}
-    axes.plot(places, [row] * len(places), "d", **style)
+    if places:  # a line without points would be laid out as one at the corner of the figure
+        axes.plot(places, [row] * len(places), "d", **style)
     axes.plot([info.next], [row], "s", fillstyle="none" if info.approximate else "full", **style)
 
 
@@ -256,7 +257,7 @@ def _draw_steps_back(axes: Axes, snapshot: Snapshot) -> None:
     """Where each sequence of a wrapper can step back to, and the children that hold it there."""
     height = len(snapshot.children)
     right = axes.get_xlim()[1]
-    for index, sequence in enumerate(snapshot.sequences):
+    for index, (sequence, (info, _)) in enumerate(snapshot.sequences.items()):
         place, holders = snapshot.back.get(sequence, 0), snapshot.holders(sequence)
         top = index * height - 0.5
         axes.plot([place, place], [top, top + height], color=_BACK_COLOUR, linestyle="--")
@@ -264,13 +265,13 @@ def _draw_steps_back(axes: Axes, snapshot: Snapshot) -> None:
         words = f"back to {place}"
         if holders:
             words += f": held by child {', '.join(map(str, holders))}"
-        is_left = place < right / 2
+        is_short = info.next < 0.7 * right  # leaves room for words behind it
         axes.annotate(
             words,
-            (place, top + height - 0.1),
-            (3 if is_left else -3, 0),
+            (info.next if is_short else place, top + height - 0.1),
+            (8 if is_short else -3, 0),
             textcoords="offset points",
-            ha="left" if is_left else "right",
+            ha="left" if is_short else "right",
             va="bottom",
             fontsize=7,
             color=_BACK_COLOUR,

@@ -21,6 +21,7 @@ EXAMPLES = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
         ("tree_drafts", r"156 tokens in (\d+) passes, .* the same as one by one"),
         ("shared_layers", r"6 layers, 2 with K and V of their own: .* prefill and decode agree"),
         ("life_of_a_cache", r"cells_used=260, cells_shared=48"),
+        ("life_of_a_hybrid", r"wanted 60, continued at 50: .*\n.*: \[24, 48, 50, 74, 98\]"),
     ],
 )
 def test_an_example(name, output):

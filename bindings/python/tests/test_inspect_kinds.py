@@ -139,6 +139,7 @@ def test_the_child_that_holds_a_sequence_back_is_named(hybrid, tmp_path):
     figure = draw(hybrid, History([hybrid.stats()]))
     figure.savefig(tmp_path / "cache.svg")
     memory, time, _ = figure.axes
+    assert time.get_position().height > 0.2  # nothing outside of it takes its room
     assert labels(memory) == ["child 0, causal", "child 1, recurrent", "child 2, encoder"]
     assert labels(time)[:3] == [
         "0: child 0, causal",
