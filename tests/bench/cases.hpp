@@ -14,6 +14,7 @@ void mixed_cases(Limits& limits);
 void interrupted_cases(Limits& limits);
 void bookkeeping_cases();
 void encoder_cases(Limits& limits);
+void recurrent_cases(Limits& limits);
 void wrapper_cases(Limits& limits);
 
 }  // namespace bench

@@ -155,7 +155,7 @@ class Places {
 /// Threads sleep between jobs, so that they do not disturb the kernel under test; a job's time starts when all are awake,
 /// each in a place of its own: left alone they wake on one processor and may share it for the whole job.
 struct Limits::State {
-  enum class Job { none, read, multiply, stop };
+  enum class Job { none, read, copy, multiply, stop };
 
   Places places;
   std::vector<std::thread> threads;
@@ -168,6 +168,8 @@ struct Limits::State {
   Job job = Job::none;
   size_t bytes = 0;  // per thread
   Pattern pattern = patterns[0];
+  const std::vector<std::byte*>* to = nullptr;  // of copy
+  const std::vector<std::byte*>* from = nullptr;
   double duration = 0;  // of multiply
   std::vector<double> rate;
 
@@ -179,6 +181,10 @@ struct Limits::State {
     }
     if (job == Job::read) {
       sink += read(buffer + offset + static_cast<size_t>(thread) * bytes, bytes, pattern);
+    } else if (job == Job::copy) {
+      const size_t share = static_cast<size_t>(thread) * bytes;
+      for (size_t i = 0; i < to->size(); ++i)
+        std::memcpy((*to)[i] + share, (*from)[i] + share, bytes);
     } else if (job == Job::multiply) {
       const Multiplier multiply = multiplier();
       constexpr int64_t rounds = 20000;
@@ -274,6 +280,14 @@ double Limits::read_rate(size_t bytes) {
 
 void Limits::clean_caches() {
   for (int half = 0; half < 2; ++half) read_rate(state_->buffer_bytes / 2);
+}
+
+double Limits::copy_seconds(const std::vector<std::byte*>& to, const std::vector<std::byte*>& from,
+                            size_t bytes) {
+  state_->bytes = bytes / static_cast<size_t>(state_->n_threads());
+  state_->to = &to;
+  state_->from = &from;
+  return state_->run(State::Job::copy);
 }
 
 double Limits::multiply_rate() {

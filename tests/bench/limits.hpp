@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <vector>
 
 /// What this machine can do, measured beside every kernel call: reading memory and multiplying floats, on as many threads
 /// as the cache's device has.
@@ -22,6 +23,10 @@ class Limits {
   /// Reads until the caches hold nothing that was written: whoever reads next would wait for every line of it to go back
   /// to memory, which halves the rate until a whole last level has been read.
   void clean_caches();
+
+  /// Seconds that it takes to copy `bytes` from from[i] to to[i], for every i, each copy shared by all threads.
+  double copy_seconds(const std::vector<std::byte*>& to, const std::vector<std::byte*>& from,
+                      size_t bytes);
 
   /// Floating-point operations per second, by chains of fused multiply-adds on the widest vectors that kvc's kernels use here.
   double multiply_rate();

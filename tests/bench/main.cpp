@@ -43,6 +43,7 @@ constexpr Group groups[] = {
     {"interrupted", interrupted_cases},
     {"bookkeeping", [](Limits&) { bookkeeping_cases(); }},
     {"encoder", encoder_cases},
+    {"recurrent", recurrent_cases},
     {"wrapper", wrapper_cases},
     {"limits", measure_limits},
 };
