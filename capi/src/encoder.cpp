@@ -25,13 +25,13 @@ kvc_status kvc_encoder_put(kvc_cache* cache, int32_t layer, int32_t sequence, co
 
 kvc_status kvc_encoder_share(kvc_cache* cache, int32_t sequence, int32_t source) noexcept {
   return kvc::capi::with_only<OfEncoderInputs>(
-      cache, {sequence, source},
+      cache, When::in_pass, {sequence, source},
       [&](EncoderInputs& inputs, Cache&) { return inputs.share(sequence, source); });
 }
 
 kvc_status kvc_encoder_query(const kvc_cache* cache, int32_t sequence, int32_t* position,
                              int32_t* length) noexcept {
-  return kvc::capi::with_only<OfEncoderInputs>(cache, {sequence},
+  return kvc::capi::with_only<OfEncoderInputs>(cache, When::always, {sequence},
                                                [&](const EncoderInputs& inputs, const Cache&) {
                                                  return inputs.input_of(sequence, position, length);
                                                });

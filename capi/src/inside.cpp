@@ -64,19 +64,25 @@ Status find_layer(const WrapperCache& wrapper, int32_t layer, When when, Sequenc
   return check_sequences(wrapper, sequences);
 }
 
-Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), Sequences sequences,
-                 WrapperCache::LayerPlace* place) {
+Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When when,
+                 Sequences sequences, WrapperCache::LayerPlace* place) {
   int32_t n = 0;
   for (int32_t child = 0; child < wrapper.n_children(); ++child) {
     if (!has(wrapper.child(child))) continue;
     place->child = child;
     ++n;
   }
-  if (n == 1) return check_sequences(wrapper, sequences);
-  return fail(Status::not_supported,
-              "%d children of the wrapper have what this call is about, so it does not know which "
-              "one is meant: call it on a child",
-              n);
+  if (n != 1) {
+    return fail(
+        Status::not_supported,
+        "%d children of the wrapper have what this call is about, so it does not know which "
+        "one is meant: call it on a child",
+        n);
+  }
+  if (when == When::in_pass) {
+    if (Status s = wrapper.need_pass(); s != Status::ok) return s;
+  }
+  return check_sequences(wrapper, sequences);
 }
 
 Status LayerRange::check() const {

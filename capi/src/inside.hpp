@@ -199,17 +199,17 @@ kvc_status with_layer(Handle* handle, int32_t layer, When when, Sequences sequen
 }
 
 /// The only child of a wrapper that `has` what a call needs.
-Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), Sequences sequences,
-                 WrapperCache::LayerPlace* place);
+Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When when,
+                 Sequences sequences, WrapperCache::LayerPlace* place);
 
 /// Calls `body(facet, Cache&)`; of a wrapper, in the only child that has the facet.
 template <class Facet, class Handle, class Body>
-kvc_status with_only(Handle* handle, Sequences sequences, Body body) noexcept {
+kvc_status with_only(Handle* handle, When when, Sequences sequences, Body body) noexcept {
   return with_child<Facet>(
       handle, 0,
       [&](const WrapperCache& wrapper, WrapperCache::LayerPlace* place) {
         const auto has = [](Cache& child) { return Facet::in(child) != nullptr; };
-        return find_only(wrapper, has, sequences, place);
+        return find_only(wrapper, has, when, sequences, place);
       },
       [&](auto& facet, auto& cache, int32_t) { return body(facet, cache); });
 }

@@ -156,7 +156,7 @@ using kvc::capi::OfCheckpoints, kvc::capi::OfRecurrentStates, kvc::capi::When;
 kvc_status kvc_state_layout(const kvc_cache* cache, int32_t capacity, kvc_state_sequence* sequences,
                             int32_t* n, int32_t* order) noexcept {
   return kvc::capi::with_only<OfRecurrentStates>(
-      cache, {}, [&](const RecurrentStates& states, const Cache& c) -> Status {
+      cache, When::in_pass, {}, [&](const RecurrentStates& states, const Cache& c) -> Status {
         if (Status s = c.need_pass(); s != Status::ok) return s;
         if (Status s = kvc::capi::check_list("sequences", capacity, sequences, "n", n);
             s != Status::ok)
@@ -195,7 +195,7 @@ kvc_status kvc_state_view(kvc_cache* cache, int32_t layer, int32_t part, int32_t
 kvc_status kvc_state_slots(const kvc_cache* cache, int32_t capacity, int32_t* slot,
                            int32_t* n_rows) noexcept {
   return kvc::capi::with_only<OfRecurrentStates>(
-      cache, {}, [&](const RecurrentStates& states, const Cache& c) -> Status {
+      cache, When::in_pass, {}, [&](const RecurrentStates& states, const Cache& c) -> Status {
         if (Status s = c.need_pass(); s != Status::ok) return s;
         if (Status s = kvc::capi::check_list("slot", capacity, slot, "n_rows", n_rows);
             s != Status::ok)
@@ -230,7 +230,7 @@ kvc_status kvc_checkpoint_take(kvc_cache* cache, int32_t sequence) noexcept {
 kvc_status kvc_checkpoint_list(const kvc_cache* cache, int32_t sequence, int32_t capacity,
                                int32_t* at, int32_t* n) noexcept {
   return kvc::capi::with_only<OfCheckpoints>(
-      cache, {sequence}, [&](const Checkpoints& checkpoints, const Cache&) -> Status {
+      cache, When::always, {sequence}, [&](const Checkpoints& checkpoints, const Cache&) -> Status {
         if (Status s = kvc::capi::check_list("at", capacity, at, "n", n); s != Status::ok) return s;
         return checkpoints.list_checkpoints(sequence, capacity, at, n);
       });

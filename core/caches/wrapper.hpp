@@ -46,7 +46,9 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints {
 
   Status need_pass() const override { return child(0).need_pass(); }
   Status need_fully_put() const override;
-  KnownFlags known_flags() const override { return {flag_bits_, flag_names_}; }
+  KnownFlags known_flags() const override {
+    return {flag_bits_, flag_bits_ == 0 ? nullptr : flag_names_};
+  }
   Status can_begin(const Batch& batch, bool reserve) const override;
   Status check_distinct(int32_t n, const int32_t* sequence) const override;
   Status check_kept(int32_t sequence, int32_t keep) const override;
