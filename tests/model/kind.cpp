@@ -66,17 +66,6 @@ kvc_status Kind::begin(int32_t n, const int32_t* position, const int32_t* sequen
   return KVC_OK;
 }
 
-/// The open pass, if any, is committed.
-void Kind::close() {
-  if (!pass_open) return;
-  if (!batch().reserve) {
-    settle();
-    ++passes;
-  }
-  pass_open = false;
-  clear_pass();
-}
-
 kvc_status Kind::commit() {
   if (!pass_open) return KVC_E_BAD_STATE;
   close();
@@ -106,9 +95,7 @@ kvc_status Kind::commit_prefix(int32_t n, const int32_t* sequence, const int32_t
 
 kvc_status Kind::abort() {
   if (!pass_open) return KVC_E_BAD_STATE;
-  if (!batch().reserve) forget();
-  pass_open = false;
-  clear_pass();
+  undo();
   return KVC_OK;
 }
 
@@ -159,15 +146,20 @@ kvc_status Kind::can_remove(int32_t s, int32_t b, int32_t e) const {
   return can_continue(s, b) ? KVC_OK : KVC_E_WINDOW_LOST;
 }
 
+kvc_status Kind::refusal(int32_t s, int32_t b, int32_t e) const {
+  return is_sequence(s) && b < e && e < next(s) ? shift_refusal(s, e) : KVC_OK;
+}
+
 kvc_status Kind::remove(int32_t s, int32_t b, int32_t e) {
   if (const kvc_status status = can_remove(s, b, e); status != KVC_OK) return status;
+  if (const kvc_status status = refusal(s, b, e); status != KVC_OK) return status;
   const bool nothing = b == e || b >= next(s);
-  const bool to_the_end = !nothing && e >= next(s);
-  if (!nothing && !to_the_end && refusal(s, e) != KVC_OK) return refusal(s, e);
+  const bool to_the_end = e >= next(s);
   close();
+  if (nothing) return KVC_OK;
   if (to_the_end) {
     cut(s, b);
-  } else if (!nothing) {
+  } else {
     remove_middle(s, b, e);
   }
   return KVC_OK;

@@ -51,6 +51,10 @@ class Kind {
   /// All that the open pass wants put was put.
   virtual bool fully_put() const = 0;
 
+  /// What a shift function would return in remove(), when it is called at all.
+  kvc_status refusal(int32_t sequence, int32_t begin, int32_t end) const;
+  virtual bool has_checkpoints() const { return false; }
+
   bool is_sequence(int32_t s) const { return s >= 0 && s < cache.max_sequences; }
   /// How many tokens of the open pass are a sequence's.
   int32_t tokens_of(int32_t sequence) const;
@@ -73,16 +77,14 @@ class Kind {
   virtual int32_t best(int32_t sequence, int32_t want) const = 0;
   virtual kvc_status may_remove_middle(int32_t sequence, int32_t begin, int32_t end) const = 0;
   /// Of a shift function, when what lies at or behind `end` moves.
-  virtual kvc_status refusal(int32_t, int32_t) const { return KVC_OK; }
-  virtual bool has_checkpoints() const { return false; }
+  virtual kvc_status shift_refusal(int32_t, int32_t) const { return KVC_OK; }
   virtual bool checkpoints_are_off() const { return false; }
   // … and what it does when all has been asked.
   virtual void open(int32_t n, const int32_t* position, const int32_t* sequence,
                     const uint32_t* token_flags, bool reserve) = 0;
   virtual void keep(const std::vector<char>& kept) = 0;
-  virtual void settle() = 0;  // what was not put is what a commit makes of it
-  virtual void forget() = 0;  // what the open pass did to the sequences
-  virtual void clear_pass() = 0;
+  virtual void close() = 0;  // commits the open pass, if any
+  virtual void undo() = 0;   // aborts it
   virtual void cut(int32_t sequence, int32_t g) = 0;
   virtual void copy(int32_t src, int32_t dst, int32_t g) = 0;
   virtual void copy_all(int32_t n, const int32_t* dst, const int32_t* src) = 0;
@@ -96,7 +98,6 @@ class Kind {
                        const uint32_t* token_flags, bool reserve) const;
   bool legal_flags(int32_t n, const int32_t* sequence, const uint32_t* token_flags) const;
   bool legal_batch(int32_t n, const int32_t* position, const int32_t* sequence) const;
-  void close();
 };
 
 /// A kind whose state is a list of sequences. A Sequence has a `next` and can be copied.
@@ -112,7 +113,23 @@ class ListKind : public Kind {
 
  protected:
   virtual Sequence cut_to(Sequence sequence, int32_t g) const = 0;
+  virtual void settle() = 0;  // what was not put is what a commit makes of it
+  virtual void forget() = 0;  // what the open pass did to the sequences
+  virtual void clear_pass() = 0;
 
+  void close() override {
+    if (pass_open && !batch().reserve) {
+      settle();
+      ++passes;
+    }
+    pass_open = false;
+    clear_pass();
+  }
+  void undo() override {
+    if (!batch().reserve) forget();
+    pass_open = false;
+    clear_pass();
+  }
   void cut(int32_t s, int32_t g) override { at(s) = cut_to(at(s), g); }
   void copy(int32_t src, int32_t dst, int32_t g) override { at(dst) = cut_to(at(src), g); }
   void copy_all(int32_t n, const int32_t* dst, const int32_t* src) override {

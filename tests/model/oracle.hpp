@@ -132,7 +132,7 @@ class Oracle : public ListKind<Sequence> {
   bool can_continue(int32_t sequence, int32_t g) const override;
   int32_t best(int32_t sequence, int32_t want) const override;
   kvc_status may_remove_middle(int32_t sequence, int32_t begin, int32_t end) const override;
-  kvc_status refusal(int32_t sequence, int32_t end) const override;
+  kvc_status shift_refusal(int32_t sequence, int32_t end) const override;
   void open(int32_t n, const int32_t* position, const int32_t* sequence,
             const uint32_t* token_flags, bool reserve) override;
   void keep(const std::vector<char>& kept) override;

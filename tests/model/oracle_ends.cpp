@@ -67,7 +67,7 @@ kvc_status Oracle::may_remove_middle(int32_t s, int32_t b, int32_t e) const {
   return shift.turn && moved > free_now() ? KVC_E_CACHE_FULL : KVC_OK;
 }
 
-kvc_status Oracle::refusal(int32_t s, int32_t e) const {
+kvc_status Oracle::shift_refusal(int32_t s, int32_t e) const {
   if (!shift.turn || n_moved(at(s), e) == 0) return KVC_OK;
   return shift.refuses_at >= 0 && shift.refuses_at < cache.n_layers ? shift.refusal : KVC_OK;
 }
