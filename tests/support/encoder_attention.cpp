@@ -40,20 +40,11 @@ bool EncoderWorld::is_wild(int32_t layer, int32_t token) const {
   return false;
 }
 
-/// NaN in the rows of padding tokens: they are never read.
-void EncoderWorld::spoil_padding(support::Array& array) {
-  if (!oracle_.pass_open) return;
-  const int64_t row = array.count() / oracle_.pass.n_tokens;
-  for (size_t t = 0; t < oracle_.pass.sequence.size(); ++t)
-    for (int64_t i = 0; oracle_.pass.sequence[t] == KVC_NONE && i < row; ++i)
-      array.set(static_cast<int64_t>(t) * row + i, std::nan(""));
-}
-
 EncoderWorld::Queries EncoderWorld::draw_queries(int32_t heads) {
-  const auto dtype = [&] { return random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BF16}); };
-  Queries drawn = {support::Array(dtype(), {n_tokens(), heads, oracle_.cache.head_dim_k}, random_),
-                   support::Array(dtype(), {n_tokens(), heads, oracle_.cache.head_dim_v}, random_),
-                   support::Array(KVC_F32, {n_tokens(), heads}, random_)};
+  Queries drawn = {
+      support::Array(some_dtype(), {n_tokens(), heads, oracle_.cache.head_dim_k}, random_),
+      support::Array(some_dtype(), {n_tokens(), heads, oracle_.cache.head_dim_v}, random_),
+      support::Array(KVC_F32, {n_tokens(), heads}, random_)};
   drawn.q.fill(random_);
   spoil_padding(drawn.q);
   return drawn;
@@ -129,10 +120,10 @@ void EncoderWorld::compare_attention(int32_t layer, const Queries& queries, bool
   const int64_t dv = oracle_.cache.head_dim_v;
   for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
     if (is_wild(layer, t)) {
-      ++coverage_.rows_wild;
+      ++counts_.rows_wild;
       continue;
     }
-    ++coverage_.rows_compared;
+    ++counts_.rows_compared;
     for (int32_t h = 0; h < heads; ++h) {
       const int64_t row = t * heads + h;
       const double largest = expected.largest[static_cast<size_t>(row)];
@@ -140,7 +131,7 @@ void EncoderWorld::compare_attention(int32_t layer, const Queries& queries, bool
       for (int64_t d = 0; d < dv; ++d) {
         const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
         const double got = out.get(row * dv + d);
-        coverage_.trace(std::bit_cast<uint64_t>(got));
+        counts_.trace(std::bit_cast<uint64_t>(got));
         const double tolerance = (4e-5 + logit_rounding(sum)) * largest +
                                  0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
         if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
@@ -189,10 +180,10 @@ void EncoderWorld::attention() {
   const bool with_lse = random_.chance(0.5);
   if (with_lse) desc.lse = queries.lse.tensor();
   const kvc_status spoilt = spoil(queries, desc);
-  Call made = call(EncoderOp::attention, "layer " + std::to_string(layer));
-  state_may_change_ = false;
-  const kvc_status status = kvc_attention(cache_, layer, queries.q.tensor(), queries.out.tensor(),
-                                          &desc);
+  Call made = query(Op::attention, {}, "layer " + std::to_string(layer));
+  const Door at = door(layer);
+  const kvc_status status = kvc_attention(at.cache, at.layer, queries.q.tensor(),
+                                          queries.out.tensor(), &desc);
   if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
     compare_attention(layer, queries, with_lse, extra);
   judge(made, status, expected == KVC_OK ? spoilt : expected);
@@ -221,9 +212,10 @@ void EncoderWorld::put_attention() {
   const bool with_lse = random_.chance(0.5);
   if (with_lse) desc.lse = queries.lse.tensor();
   const kvc_status spoilt = spoil(queries, desc);
-  Call made = call(EncoderOp::put_attention,
+  Call made = call(Op::put_attention, {},
                    "layer " + std::to_string(layer) + " n " + std::to_string(n));
-  const kvc_status status = kvc_put_attention(cache_, layer, put.k.tensor(), put.v.tensor(),
+  const Door at = door(layer);
+  const kvc_status status = kvc_put_attention(at.cache, at.layer, put.k.tensor(), put.v.tensor(),
                                               queries.q.tensor(), queries.out.tensor(), &desc);
   const kvc_status expected = may_put == KVC_OK ? spoilt : may_put;
   if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve) {

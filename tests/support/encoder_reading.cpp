@@ -9,8 +9,6 @@
 namespace fuzz {
 namespace {
 
-bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
-
 double at(const kvc_tensor& view, int64_t cell, int64_t element) {
   const char* data = static_cast<const char*>(view.data) + view.byte_offset;
   const int64_t head = element / view.shape[2], dimension = element % view.shape[2];
@@ -52,11 +50,11 @@ std::set<int32_t> EncoderWorld::live_inputs() const {
 
 void EncoderWorld::get() {
   const int32_t layer = some_put_layer();
-  Call made = call(EncoderOp::get, "layer " + std::to_string(layer));
-  state_may_change_ = false;
+  Call made = query(Op::get, {}, "layer " + std::to_string(layer));
+  const Door at = door(layer);
   const kvc_status expected = oracle_.needs_put(layer);
   kvc_tensor k{}, v{};
-  const kvc_status status = kvc_get(cache_, layer, &k, &v);
+  const kvc_status status = kvc_get(at.cache, at.layer, &k, &v);
   if (status == KVC_OK && expected == KVC_OK) {
     k = support::on_host(k);
     v = support::on_host(v);
@@ -165,11 +163,11 @@ void EncoderWorld::compare_mask(const support::Array& mask) const {
 
 void EncoderWorld::mask() {
   const int32_t layer = some_layer();
-  Call made = call(EncoderOp::mask, "layer " + std::to_string(layer));
-  state_may_change_ = false;
+  Call made = query(Op::mask, {}, "layer " + std::to_string(layer));
+  const Door at = door(layer);
   const kvc_status expected = oracle_.needs_pass(layer);
   kvc_tensor size{};
-  kvc_status status = kvc_mask(cache_, layer, &size);
+  kvc_status status = kvc_mask(at.cache, at.layer, &size);
   if (status == KVC_OK && expected == KVC_OK) {
     const uint32_t proposed = setup_.encoder.mask_dtype == 0 ? uint32_t{KVC_F32}
                                                              : setup_.encoder.mask_dtype;
@@ -180,7 +178,7 @@ void EncoderWorld::mask() {
     const uint32_t dtype = random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BOOL});
     support::Array mask(dtype, {size.shape[0], size.shape[1]}, random_);
     mask.fill(3);
-    status = kvc_mask(cache_, layer, mask.tensor());
+    status = kvc_mask(at.cache, at.layer, mask.tensor());
     if (status == KVC_OK) compare_mask(mask);
   }
   judge(made, status, expected);
@@ -188,11 +186,11 @@ void EncoderWorld::mask() {
 
 void EncoderWorld::history_range() {
   const int32_t layer = some_layer();
-  Call made = call(EncoderOp::history, "layer " + std::to_string(layer));
-  state_may_change_ = false;
+  Call made = query(Op::history, {}, "layer " + std::to_string(layer));
+  const Door at = door(layer);
   const kvc_status expected = oracle_.needs_pass(layer);
   Span got{-7, -7};
-  const kvc_status status = kvc_history(cache_, layer, &got.first, &got.cells);
+  const kvc_status status = kvc_history(at.cache, at.layer, &got.first, &got.cells);
   if (status == KVC_OK && expected == KVC_OK) {
     const Span wanted = span();
     expect_equal(got.first, wanted.first, "first cell of the history");
@@ -206,9 +204,8 @@ void EncoderWorld::gather() {
   const bool is_sequence = sequence >= 0 && sequence < setup_.cache.max_sequences;
   const bool exists = is_sequence && layer >= 0 && layer < setup_.cache.n_layers;
   const bool wrong = random_.chance(0.03);
-  Call made = call(EncoderOp::gather,
-                   "layer " + std::to_string(layer) + " sequence " + std::to_string(sequence));
-  state_may_change_ = false;
+  Call made = query(Op::gather, {sequence},
+                    "layer " + std::to_string(layer) + " sequence " + std::to_string(sequence));
   const int64_t n = (is_sequence ? oracle_.length(sequence) : 1) + wrong;
   const int64_t heads = setup_.cache.n_kv_heads, dv = oracle_.cache.head_dim_v;
   const auto dtype = [&] { return random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BF16}); };
@@ -218,7 +215,8 @@ void EncoderWorld::gather() {
                                 : support::Array(dtype(), {n, heads, dv}, random_);
   if (transposed) v.tensor()->flags = KVC_TENSOR_TRANSPOSED;
   const bool with_k = random_.chance(0.8);
-  const kvc_status status = kvc_gather(cache_, layer, sequence, with_k ? k.tensor() : nullptr,
+  const Door at = door(layer, sequence);
+  const kvc_status status = kvc_gather(at.cache, at.layer, sequence, with_k ? k.tensor() : nullptr,
                                        v.tensor());
   if (status == KVC_OK && exists)
     compare_gathered(layer, sequence, with_k ? &k : nullptr, &v, transposed);

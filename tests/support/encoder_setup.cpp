@@ -1,19 +1,10 @@
 #include "encoder_setup.hpp"
 
 #include <algorithm>
-#include <iterator>
 #include <sstream>
 
 namespace fuzz {
 namespace {
-
-// clang-format off
-constexpr const char* names[] = {
-    "begin", "begin_reserve", "fits", "put", "encoder_put", "put_attention", "encoder_share", "attention", "get", "mask",
-    "history", "gather", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix", "reorder", "remove_tail",
-    "remove_middle", "can_remove", "bind_attention", "lacking", "state"};
-// clang-format on
-static_assert(std::size(names) == static_cast<size_t>(EncoderOp::count));
 
 LayerAttention draw_attention(const kvc_cache_desc& cache, support::Random& random) {
   LayerAttention layer;
@@ -29,21 +20,13 @@ LayerAttention draw_attention(const kvc_cache_desc& cache, support::Random& rand
 
 }  // namespace
 
-const char* name(EncoderOp op) { return names[static_cast<size_t>(op)]; }
-
-EncoderCoverage::EncoderCoverage()
-    : Counts({std::begin(names), std::end(names)}, {"succeeded", "shared", "full", "pass open"}) {}
-
-void EncoderCoverage::record(EncoderOp op, bool succeeded, const EncoderCircumstances& met) {
-  Counts::record(static_cast<size_t>(op), {succeeded, met.shared, met.full, met.open});
-}
-
 const std::vector<std::string>& encoder_setup_names() {
   static const std::vector<std::string> all = {"any", "few", "strict"};
   return all;
 }
 
-EncoderSetup draw_encoder_setup(const std::string& name, support::Random& random) {
+EncoderSetup draw_encoder_setup(const std::string& name, support::Random& random,
+                                const InCommon& common) {
   EncoderSetup setup;
   setup.name = name;
   kvc_cache_desc& cache = setup.cache;
@@ -52,13 +35,13 @@ EncoderSetup draw_encoder_setup(const std::string& name, support::Random& random
   cache.kind = KVC_ENCODER;
   cache.dtype_k = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_F16});
   cache.dtype_v = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_BF16});
-  cache.max_sequences = random.between(1, 4);
+  cache.max_sequences = common.sequences(random.between(1, 4));
   // The library reads contents for digests 16 positions at a time, and 256 for gather.
   const int32_t size = random.below(100);
   cache.capacity = size < 2    ? random.between(257, 270)
                    : size < 20 ? random.between(17, 40)
                                : random.between(1, 9);
-  cache.max_batch = random.between(1, 8);
+  cache.max_batch = common.batch(random.between(1, 8));
   cache.max_q_heads = cache.n_kv_heads * random.between(1, 4);
   if (name == "strict") cache.flags |= KVC_CACHE_STRICT;
   if (random.chance(0.3)) cache.flags |= KVC_CACHE_ZERO_ON_FREE;

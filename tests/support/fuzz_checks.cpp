@@ -6,33 +6,10 @@
 /// What is compared after every operation.
 namespace fuzz {
 
-void World::compare_all() {
-  if (kvc_check(cache_) != KVC_OK) differ("check: " + support::last_message());
-  compare_sequences();
+void World::compare_kind() {
   compare_places();
-  compare_stats();
-  compare_digest(!state_may_change_);
-  const Circumstances met = circumstances({});
-  for (const Op op : {Op::check, Op::sequence_query, Op::runs, Op::stats, Op::digest})
-    coverage_.record(op, true, met);
-  gather(random_.below(setup_.cache.n_layers), random_.below(setup_.cache.max_sequences));
-}
-
-void World::compare_sequences() {
-  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
-    kvc_sequence_info info{};
-    info.struct_size = sizeof info;
-    if (kvc_sequence_query(cache_, s, &info) != KVC_OK)
-      differ("sequence_query: " + support::last_message());
-    const model::Info wanted = oracle_.info(s);
-    const std::string of = " of sequence " + std::to_string(s);
-    expect_equal(info.next, wanted.next, ("next" + of).c_str());
-    expect_equal(info.count, wanted.count, ("count" + of).c_str());
-    expect_equal(info.first, wanted.first, ("first" + of).c_str());
-    expect_equal(info.lost_below, wanted.lost_below, ("lost_below" + of).c_str());
-    expect_equal(info.room, wanted.room, ("room" + of).c_str());
-    expect_equal(info.flags, 0, "flags");
-  }
+  counts_.record(Op::runs, true, circumstances({}));
+  compare_gathered(random_.below(setup_.cache.n_layers), random_.below(setup_.cache.max_sequences));
 }
 
 /// Runs name the oracle's positions and debts, are the fewest, and two tokens share a cell exactly
@@ -52,7 +29,7 @@ void World::compare_places() {
       if (run.length < 1) differ("an empty run");
       for (int32_t i = 0; i < run.length; ++i)
         places.push_back({run.cell + i, run.position + i, run.offset});
-      coverage_.trace(static_cast<uint64_t>(run.cell) << 32 | static_cast<uint32_t>(run.length));
+      counts_.trace(static_cast<uint64_t>(run.cell) << 32 | static_cast<uint32_t>(run.length));
     }
     const auto& tokens = oracle_.sequences[static_cast<size_t>(s)].tokens;
     expect_equal(static_cast<int64_t>(places.size()), static_cast<int64_t>(tokens.size()),
@@ -69,34 +46,13 @@ void World::compare_places() {
   }
 }
 
-void World::compare_stats() {
-  kvc_stats stats{};
-  stats.struct_size = sizeof stats;
-  if (kvc_cache_stats(cache_, &stats) != KVC_OK) differ("stats: " + support::last_message());
+void World::compare_cells(const kvc_stats& stats) const {
   expect_equal(static_cast<int64_t>(stats.cells), oracle_.pool(), "stats.cells");
   expect_equal(static_cast<int64_t>(stats.cells_used), oracle_.used(), "stats.cells_used");
   expect_equal(static_cast<int64_t>(stats.cells_shared), oracle_.shared(), "stats.cells_shared");
-  const bool reserve = oracle_.pass_open && oracle_.pass.reserve;
-  const int64_t state = reserve             ? KVC_STATE_RESERVE
-                        : oracle_.pass_open ? KVC_STATE_PASS
-                                            : KVC_STATE_IDLE;
-  expect_equal(stats.state, state, "stats.state");
-  if (!oracle_.pass_open)
-    expect_equal(static_cast<int64_t>(stats.passes), static_cast<int64_t>(oracle_.passes),
-                 "stats.passes");
 }
 
-void World::compare_digest(bool must_stay) {
-  support::Digest now{};
-  if (kvc_state_digest(cache_, now.data()) != KVC_OK) differ("digest: " + support::last_message());
-  if (must_stay && now != last_digest_) differ("the digest changed");
-  last_digest_ = now;
-  for (const uint64_t word : now) coverage_.trace(word);
-  const std::string wrong = ledger_.enter(oracle_, now);
-  if (!wrong.empty()) differ("digest: " + wrong);
-}
-
-void World::gather(int32_t layer, int32_t sequence) {
+void World::compare_gathered(int32_t layer, int32_t sequence) {
   const auto n = static_cast<int64_t>(oracle_.sequences[static_cast<size_t>(sequence)].tokens.size());
   support::Array k(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
   support::Array v(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
@@ -105,10 +61,9 @@ void World::gather(int32_t layer, int32_t sequence) {
   compare_gathered(layer, sequence, &k, &v, false);
 }
 
-void World::finish() {
+void World::compare_contents() {
   for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
-    for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) gather(layer, s);
-  if (!oracle_.pass_open) compare_rebuilt();
+    for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) compare_gathered(layer, s);
 }
 
 /// The same state put together in another cache, sequences in the opposite order: other cells, the
@@ -146,7 +101,7 @@ void World::compare_rebuilt() {
     if (support::sequence_info(other, s).lost_below > 0) return;  // it slides when put one by one
   if (support::digest(other) != last_digest_)
     differ("the same state in other cells has another digest");
-  ++coverage_.rebuilt;
+  ++counts_.rebuilt;
 }
 
 }  // namespace fuzz

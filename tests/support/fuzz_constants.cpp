@@ -44,26 +44,26 @@ void World::bind_attention() {
   changed.desc.softcap = random_.pick({0.0f, 2.0f, 15.0f});
   changed.desc.scale = random_.pick({0.0f, 0.3f, 1.5f});
   const auto index = static_cast<int32_t>(layer);
-  Call made = call(Op::bind_attention, {}, "layer " + std::to_string(index));
-  state_may_change_ = false;
+  Call made = query(Op::bind_attention, {}, "layer " + std::to_string(index));
   const kvc_status expected = oracle_.pass_open ? KVC_E_BAD_STATE : KVC_OK;
   if (expected == KVC_OK) {
     setup_.attention[layer] = changed;
     changed.bind(oracle_.constants[layer]);
   }
-  judge(made, changed.bind(cache_, index), expected);
+  const Door at = door(index);
+  judge(made, changed.bind(at.cache, at.layer), expected);
 }
 
 void World::bind_rope(int32_t layer, const LayerRope& rope) {
-  Call made = call(Op::bind_rope, {}, "layer " + std::to_string(layer));
-  state_may_change_ = false;
+  Call made = query(Op::bind_rope, {}, "layer " + std::to_string(layer));
   const kvc_status expected = oracle_.may_bind_rope();
   if (expected == KVC_OK) {
     const auto index = static_cast<size_t>(layer);
     setup_.rope[index] = rope;
     oracle_.rope[index] = rope.model(setup_.cache.head_dim_k);
   }
-  judge(made, rope.bind(cache_, layer), expected);
+  const Door at = door(layer);
+  judge(made, rope.bind(at.cache, at.layer), expected);
 }
 
 void World::bind_rope() {
@@ -73,8 +73,7 @@ void World::bind_rope() {
 
 void World::bind_shift(bool takes_away) {
   if (oracle_.pass_open && oracle_.pass.reserve) return;  // left open by the contract
-  Call made = call(Op::bind_shift, {}, takes_away ? "null" : "");
-  state_may_change_ = false;
+  Call made = query(Op::bind_shift, {}, takes_away ? "null" : "");
   const kvc_status expected = oracle_.may_bind_shift(takes_away);
   if (expected == KVC_OK && takes_away) oracle_.shift.turn = nullptr;
   if (expected == KVC_OK && !takes_away) {
@@ -113,24 +112,30 @@ kvc_status World::shift_keys(void* user, int32_t layer, int32_t n, const int32_t
   return KVC_OK;
 }
 
-/// It was asked for every key that moves, once in every layer, up to the one that refused, and for no other.
-void World::compare_shift(const std::vector<model::Sequence>& before, int32_t sequence,
-                          int32_t begin, int32_t end, kvc_status status) const {
-  if (!shift_complaint_.empty()) differ(shift_complaint_);
-  std::vector<Moved> moved;
-  const bool asked = status == KVC_OK || status == oracle_.shift.refusal;
-  if (asked && sequence >= 0 && sequence < setup_.cache.max_sequences && begin < end) {
-    const model::Sequence& held = before[static_cast<size_t>(sequence)];
-    for (const model::Token& token : held.tokens)
-      if (token.position >= end && begin < held.next)
-        moved.push_back({token.position, token.position - (end - begin)});
+/// Which keys move, and whether the function refuses.
+void World::expect_removal(int32_t sequence, int32_t begin, int32_t end) {
+  oracle_.shift.refuses_at = random_.chance(0.15) ? random_.below(setup_.cache.n_layers) : -1;
+  oracle_.shift.refusal = random_.pick<kvc_status>({KVC_E_NOT_FOUND, KVC_E_CACHE_FULL, KVC_E_IO});
+  shifted_.resize(static_cast<size_t>(setup_.cache.n_layers));
+  for (std::vector<Moved>& layer : shifted_) {
+    layer.clear();
+    layer.reserve(static_cast<size_t>(oracle_.pool()));  // inside the library nothing may allocate
   }
-  bool none = true;
-  for (const std::vector<Moved>& layer : shifted_) none = none && layer.empty();
-  if (status == KVC_E_CACHE_FULL && none) return;  // no room: it was not asked at all
+  shift_complaint_.clear();
+  to_be_moved_.clear();
+  if (!oracle_.shift.turn || !oracle_.is_sequence(sequence) || begin >= end) return;
+  for (const model::Token& token : oracle_.sequences[static_cast<size_t>(sequence)].tokens)
+    if (token.position >= end && begin < oracle_.next(sequence))
+      to_be_moved_.push_back({token.position, token.position - (end - begin)});
+}
+
+/// It was asked for every key that moves, once in every layer, up to the one that refused, and for no other.
+void World::compare_removal(Shifting shifting) {
+  if (!shift_complaint_.empty()) differ(shift_complaint_);
   for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
-    const bool reached = status == KVC_OK || layer < oracle_.shift.refuses_at;
-    if (shifted_[static_cast<size_t>(layer)] != (reached ? moved : std::vector<Moved>()))
+    const bool reached = shifting == Shifting::all ||
+                         (shifting == Shifting::until_refusal && layer < oracle_.shift.refuses_at);
+    if (shifted_[static_cast<size_t>(layer)] != (reached ? to_be_moved_ : std::vector<Moved>()))
       differ("the shift function was asked for other keys than those that move");
   }
 }

@@ -2,18 +2,37 @@
 
 #include <algorithm>
 #include <iomanip>
+#include <iterator>
 #include <ostream>
 
 namespace fuzz {
+namespace {
 
-Counts::Counts(Names names, Names headings)
-    : names_(std::move(names)),
-      headings_(std::move(headings)),
-      table_(names_.size() * headings_.size()) {}
+// clang-format off
+constexpr const char* names[] = {
+    "begin", "begin_reserve", "fits", "put", "encoder_put", "put_attention", "encoder_share", "attention", "attention_extra", "get",
+    "mask", "history", "gather", "state_layout", "state_get", "state_put", "state_conv", "state_in_place", "state_gather",
+    "checkpoint_take", "checkpoint_list", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
+    "reorder", "remove_tail", "remove_middle", "can_remove", "bind_attention", "bind_rope", "bind_shift", "lacking", "of_child",
+    "refused", "runs", "sequence_query", "stats", "digest", "check"};
+// clang-format on
+static_assert(std::size(names) == static_cast<size_t>(Op::count));
 
-void Counts::record(size_t operation, std::initializer_list<bool> met) {
-  uint64_t* number = &table_[operation * headings_.size()];
-  for (const bool each : met) *number++ += each;
+}  // namespace
+
+const char* name(Op op) { return names[static_cast<size_t>(op)]; }
+
+Counts::Counts(const std::vector<Op>& rows, const std::vector<const char*>& met)
+    : rows_(rows), headings_(met) {
+  headings_.insert(headings_.begin(), "succeeded");
+  table_.resize(rows_.size() * headings_.size());
+  for (size_t row = 0; row < rows_.size(); ++row) row_of_[static_cast<size_t>(rows_[row])] = row;
+}
+
+void Counts::record(Op op, bool succeeded, const Met& met) {
+  uint64_t* number = &table_.at(row_of_[static_cast<size_t>(op)] * headings_.size());
+  *number += succeeded;
+  for (const char each : met) *++number += each != 0;
 }
 
 void Counts::print(std::ostream& out) const {
@@ -22,7 +41,7 @@ void Counts::print(std::ostream& out) const {
   out << '\n';
   for (size_t i = 0; i < table_.size(); ++i) {
     if (i % headings_.size() == 0)
-      out << std::left << std::setw(16) << names_[i / headings_.size()] << std::right;
+      out << std::left << std::setw(16) << name(rows_[i / headings_.size()]) << std::right;
     out << std::setw(12) << table_[i] << ((i + 1) % headings_.size() == 0 ? "\n" : "");
   }
   out << "attention rows compared with double: " << rows_compared << " (" << rows_wild

@@ -1,29 +1,44 @@
 #include "fuzz_coverage.hpp"
 
-#include <iterator>
-
 namespace fuzz {
 namespace {
 
-// clang-format off
-constexpr const char* names[] = {
-    "begin", "begin_reserve", "fits", "put", "attention", "attention_extra", "put_attention", "get",
-    "mask", "history", "gather", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
-    "reorder", "remove_tail", "remove_middle", "can_remove", "runs", "sequence_query", "stats", "digest", "check",
-    "bind_attention", "bind_rope", "bind_shift"};
-// clang-format on
-static_assert(std::size(names) == static_cast<size_t>(Op::count));
+/// The operations of every kind, with some that only this one has.
+std::vector<Op> operations(std::vector<Op> more) {
+  more.insert(more.begin(), {Op::begin, Op::begin_reserve, Op::fits, Op::commit, Op::commit_prefix,
+                             Op::abort, Op::can_resume, Op::resume, Op::copy_prefix, Op::reorder,
+                             Op::remove_tail, Op::remove_middle, Op::can_remove, Op::sequence_query,
+                             Op::stats, Op::digest, Op::check});
+  return more;
+}
 
 }  // namespace
 
-const char* name(Op op) { return names[static_cast<size_t>(op)]; }
+Counts causal_counts() {
+  return Counts(operations({Op::put, Op::attention, Op::attention_extra, Op::put_attention, Op::get,
+                            Op::mask, Op::history, Op::gather, Op::set_causal, Op::runs,
+                            Op::bind_attention, Op::bind_rope, Op::bind_shift}),
+                {"shared", "slid", "full", "pass open"});
+}
 
-Coverage::Coverage()
-    : Counts({std::begin(names), std::end(names)},
-             {"succeeded", "shared", "slid", "full", "pass open"}) {}
+Counts encoder_counts() {
+  return Counts(
+      operations({Op::put, Op::encoder_put, Op::put_attention, Op::share, Op::attention, Op::get,
+                  Op::mask, Op::history, Op::gather, Op::runs, Op::bind_attention, Op::lacking}),
+      {"shared", "full", "pass open"});
+}
 
-void Coverage::record(Op op, bool succeeded, const Circumstances& met) {
-  Counts::record(static_cast<size_t>(op), {succeeded, met.shared, met.slid, met.full, met.open});
+Counts recurrent_counts() {
+  return Counts(
+      operations({Op::state_layout, Op::state_get, Op::state_put, Op::state_conv, Op::state_in_place,
+                  Op::state_gather, Op::checkpoint_take, Op::checkpoint_list, Op::lacking}),
+      {"shared", "checkpoints", "approximate", "drafts", "pass open"});
+}
+
+Counts wrapper_counts() {
+  return Counts(operations({Op::of_child, Op::refused, Op::share, Op::set_causal,
+                            Op::checkpoint_take, Op::lacking}),
+                {"differ", "partly put", "pass open"});
 }
 
 }  // namespace fuzz

@@ -145,12 +145,12 @@ void World::attention_extra() {
   support::Array out(KVC_F32, {n, heads, oracle_.cache.head_dim_v}, random_);
   support::Array lse(KVC_F32, {n, heads}, random_);
   q.fill(random_);
-  Call made = call(Op::attention_extra, oracle_.pass.sequence,
-                   "layer " + std::to_string(layer) + (extra.bias ? " bias" : "") +
-                       (extra.mask ? " mask" : "") + (extra.weights ? " weights" : ""));
-  state_may_change_ = false;
+  Call made = query(Op::attention_extra, oracle_.pass.sequence,
+                    "layer " + std::to_string(layer) + (extra.bias ? " bias" : "") +
+                        (extra.mask ? " mask" : "") + (extra.weights ? " weights" : ""));
   const kvc_status expected = oracle_.needs_put(layer);
-  const kvc_status status = support::attention(cache_, layer, q.tensor(), out.tensor(),
+  const Door at = door(layer);
+  const kvc_status status = support::attention(at.cache, at.layer, q.tensor(), out.tensor(),
                                                lse.tensor(), &desc);
   if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
     compare_attention(layer, heads, q.doubles(), out, &lse, &extra);

@@ -23,7 +23,8 @@ void World::get() {
   Call made = call(Op::get, oracle_.pass.sequence, "layer " + std::to_string(layer));
   const kvc_status expected = oracle_.get(layer);
   kvc_tensor k{}, v{};
-  const kvc_status status = kvc_get(cache_, layer, &k, &v);
+  const Door at = door(layer);
+  const kvc_status status = kvc_get(at.cache, at.layer, &k, &v);
   k = support::on_host(k);
   v = support::on_host(v);
   const bool shown = status == KVC_OK && expected == KVC_OK;

@@ -13,13 +13,9 @@ bool World::fill_with_nan(int32_t sequence, int32_t n) {
   for (int32_t i = 0; i < n; ++i) position.push_back(next + i);
   if (kvc_begin(cache_, n, position.data(), sequences.data(), nullptr, 0, nullptr) != KVC_OK)
     return false;
-  support::Array k(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
-  support::Array v(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
-  k.fill(std::nan(""));
-  v.fill(std::nan(""));
-  for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
-    if (kvc_put(cache_, layer, k.tensor(), v.tensor()) != KVC_OK)
-      differ("put of NaN: " + support::last_message());
+  Batch batch;
+  batch.n = n;
+  put_nan(batch);
   return true;
 }
 
@@ -42,20 +38,7 @@ void World::poison_all() {
     if (kvc_remove(cache_, s, 0, KVC_SEQ_END) != KVC_OK)
       differ("remove: " + support::last_message());
   oracle_.passes = support::stats(cache_).passes;
-  ++coverage_.poisonings;
-}
-
-/// A pass of NaN that is aborted leaves NaN in the cells that come next, and the state as it was.
-void World::poison_by_abort() {
-  log_.push_back("poison by an aborted pass");
-  const int32_t s = random_.below(setup_.cache.max_sequences);
-  const model::Info info = oracle_.info(s);
-  const int32_t n = std::min({setup_.cache.max_batch, info.room, INT32_MAX - 1 - info.next});
-  if (n < 1 || !fill_with_nan(s, n)) return;
-  if (kvc_abort(cache_) != KVC_OK) differ("abort: " + support::last_message());
-  ++coverage_.poisonings;
-  state_may_change_ = false;
-  compare_all();
+  ++counts_.poisonings;
 }
 
 /// A sequence that holds nothing takes all the room, then gives it back. Others slide meanwhile.
@@ -69,7 +52,7 @@ void World::poison_by_spare_sequence() {
       if (batch.n < 1) break;
       for (int32_t i = 0; i < batch.n; ++i) batch.position.push_back(info.next + i);
       batch.sequence.assign(static_cast<size_t>(batch.n), s);
-      begin(batch, false);
+      begin(batch);
       if (!oracle_.pass_open) break;
       support::Array k(KVC_F32, {batch.n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
       support::Array v(KVC_F32, {batch.n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
@@ -79,7 +62,7 @@ void World::poison_by_spare_sequence() {
       commit();
     }
     remove(Op::remove_tail, s, 0, KVC_SEQ_END);
-    ++coverage_.poisonings;
+    ++counts_.poisonings;
     return;
   }
 }

@@ -10,22 +10,12 @@ namespace fuzz {
 
 namespace {
 
-bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
-
 constexpr double too_large = 50;  // beyond it a logit's f32 rounding alone outgrows the tolerance
 
 }  // namespace
 
 /// Logits are f32: where a mask hides what is near, ALiBi leaves scores as large as the distance.
 double logit_rounding(double sum) { return std::isfinite(sum) ? 4 * 0x1p-24 * std::fabs(sum) : 0; }
-
-namespace {
-
-uint32_t some_dtype(support::Random& random) {
-  return random.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BF16});
-}
-
-}  // namespace
 
 bool World::is_wild(int32_t layer, const std::vector<model::Token>& tokens) const {
   const auto wild = [](double value) { return !(std::fabs(value) <= too_large); };
@@ -46,10 +36,10 @@ void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vecto
   const int64_t dv = oracle_.cache.head_dim_v;
   for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
     if (is_wild(layer, oracle_.visible(t))) {
-      ++coverage_.rows_wild;
+      ++counts_.rows_wild;
       continue;
     }
-    ++coverage_.rows_compared;
+    ++counts_.rows_compared;
     for (int32_t h = 0; h < n_q_heads; ++h) {
       const int64_t row = t * n_q_heads + h;
       const double largest = expected.largest[static_cast<size_t>(row)];
@@ -57,7 +47,7 @@ void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vecto
       for (int64_t d = 0; d < dv; ++d) {
         const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
         const double got = out.get(row * dv + d);
-        coverage_.trace(std::bit_cast<uint64_t>(got));
+        counts_.trace(std::bit_cast<uint64_t>(got));
         const double tolerance = (4e-5 + logit_rounding(sum)) * largest +
                                  0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
         if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
@@ -79,16 +69,16 @@ void World::attention() {
   const bool exists = layer >= 0 && layer < setup_.cache.n_layers;
   const int32_t heads = exists ? q_heads(layer) : setup_.cache.n_kv_heads;
   const int64_t n = oracle_.pass_open ? oracle_.pass.n_tokens : 1;
-  support::Array q(some_dtype(random_), {n, heads, oracle_.cache.head_dim_k}, random_);
-  support::Array out(some_dtype(random_), {n, heads, oracle_.cache.head_dim_v}, random_);
+  support::Array q(some_dtype(), {n, heads, oracle_.cache.head_dim_k}, random_);
+  support::Array out(some_dtype(), {n, heads, oracle_.cache.head_dim_v}, random_);
   support::Array lse(KVC_F32, {n, heads}, random_);
   q.fill(random_);
   spoil_padding(q);
   const bool with_lse = random_.chance(0.5);
-  Call made = call(Op::attention, oracle_.pass.sequence, "layer " + std::to_string(layer));
-  state_may_change_ = false;
+  Call made = query(Op::attention, oracle_.pass.sequence, "layer " + std::to_string(layer));
   const kvc_status expected = oracle_.needs_put(layer);
-  const kvc_status status = support::attention(cache_, layer, q.tensor(), out.tensor(),
+  const Door at = door(layer);
+  const kvc_status status = support::attention(at.cache, at.layer, q.tensor(), out.tensor(),
                                                with_lse ? lse.tensor() : nullptr);
   if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
     compare_attention(layer, heads, q.doubles(), out, with_lse ? &lse : nullptr);
@@ -101,10 +91,10 @@ void World::put_attention() {
   const int32_t heads = exists ? q_heads(layer) : setup_.cache.n_kv_heads;
   const int64_t n = oracle_.pass_open ? oracle_.pass.n_tokens : 1;
   const int64_t kv = setup_.cache.n_kv_heads;
-  support::Array k(some_dtype(random_), {n, kv, oracle_.cache.head_dim_k}, random_);
-  support::Array v(some_dtype(random_), {n, kv, oracle_.cache.head_dim_v}, random_);
-  support::Array q(some_dtype(random_), {n, heads, oracle_.cache.head_dim_k}, random_);
-  support::Array out(some_dtype(random_), {n, heads, oracle_.cache.head_dim_v}, random_);
+  support::Array k(some_dtype(), {n, kv, oracle_.cache.head_dim_k}, random_);
+  support::Array v(some_dtype(), {n, kv, oracle_.cache.head_dim_v}, random_);
+  support::Array q(some_dtype(), {n, heads, oracle_.cache.head_dim_k}, random_);
+  support::Array out(some_dtype(), {n, heads, oracle_.cache.head_dim_v}, random_);
   fill_values(k);
   fill_values(v);
   spoil_padding(k);
@@ -113,8 +103,9 @@ void World::put_attention() {
   spoil_padding(q);
   Call made = call(Op::put_attention, oracle_.pass.sequence, "layer " + std::to_string(layer));
   const kvc_status expected = oracle_.put(layer, k.floats(), v.floats());
-  const kvc_status status = kvc_put_attention(cache_, layer, k.tensor(), v.tensor(), q.tensor(),
-                                              out.tensor(), nullptr);
+  const Door at = door(layer);
+  const kvc_status status = kvc_put_attention(at.cache, at.layer, k.tensor(), v.tensor(),
+                                              q.tensor(), out.tensor(), nullptr);
   if (status == KVC_OK && expected == KVC_OK && !oracle_.pass.reserve)
     compare_attention(layer, heads, q.doubles(), out, nullptr);
   judge(made, status, expected);
@@ -172,11 +163,11 @@ void World::compare_mask(const support::Array& mask,
 
 void World::mask() {
   const int32_t layer = some_layer();
-  Call made = call(Op::mask, oracle_.pass.sequence, "layer " + std::to_string(layer));
-  state_may_change_ = false;
+  Call made = query(Op::mask, oracle_.pass.sequence, "layer " + std::to_string(layer));
   const kvc_status expected = oracle_.needs_pass(layer);
   kvc_tensor size{};
-  kvc_status status = kvc_mask(cache_, layer, &size);
+  const Door at = door(layer);
+  kvc_status status = kvc_mask(at.cache, at.layer, &size);
   if (status == KVC_OK && expected == KVC_OK) {
     const uint32_t proposed = setup_.causal.mask_dtype == 0 ? uint32_t{KVC_F32}
                                                             : setup_.causal.mask_dtype;
@@ -186,7 +177,7 @@ void World::mask() {
     const uint32_t dtype = random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BOOL});
     support::Array mask(dtype, {size.shape[0], size.shape[1]}, random_);
     mask.fill(3);
-    status = kvc_mask(cache_, layer, mask.tensor());
+    status = kvc_mask(at.cache, at.layer, mask.tensor());
     if (status == KVC_OK && !oracle_.pass.reserve) compare_mask(mask, visible_cells());
   }
   judge(made, status, expected);
@@ -194,11 +185,11 @@ void World::mask() {
 
 void World::history_range() {
   const int32_t layer = some_layer();
-  Call made = call(Op::history, oracle_.pass.sequence, "layer " + std::to_string(layer));
-  state_may_change_ = false;
+  Call made = query(Op::history, oracle_.pass.sequence, "layer " + std::to_string(layer));
   const kvc_status expected = oracle_.needs_pass(layer);
   int32_t first = -7, n_cells = -7;
-  const kvc_status status = kvc_history(cache_, layer, &first, &n_cells);
+  const Door at = door(layer);
+  const kvc_status status = kvc_history(at.cache, at.layer, &first, &n_cells);
   if (status == KVC_OK && expected == KVC_OK && oracle_.pass.reserve) {
     if (first != 0 || n_cells < oracle_.pool()) differ("a reserve pass spans less than the pool");
   } else if (status == KVC_OK && expected == KVC_OK) {
@@ -221,20 +212,20 @@ void World::gather() {
   const int32_t layer = some_layer();
   const bool exists = sequence >= 0 && sequence < setup_.cache.max_sequences && layer >= 0 &&
                       layer < setup_.cache.n_layers;
-  Call made = call(Op::gather, {sequence},
-                   "layer " + std::to_string(layer) + " sequence " + std::to_string(sequence));
-  state_may_change_ = false;
+  Call made = query(Op::gather, {sequence},
+                    "layer " + std::to_string(layer) + " sequence " + std::to_string(sequence));
   const size_t held = exists ? oracle_.sequences[static_cast<size_t>(sequence)].tokens.size() : 1;
   const auto n = static_cast<int64_t>(held);
   const int64_t heads = setup_.cache.n_kv_heads;
   const int64_t dv = oracle_.cache.head_dim_v;
   const bool transposed = random_.chance(0.3);
-  support::Array k(some_dtype(random_), {n, heads, oracle_.cache.head_dim_k}, random_);
-  support::Array v = transposed ? support::Array(some_dtype(random_), {heads, dv, n}, random_)
-                                : support::Array(some_dtype(random_), {n, heads, dv}, random_);
+  support::Array k(some_dtype(), {n, heads, oracle_.cache.head_dim_k}, random_);
+  support::Array v = transposed ? support::Array(some_dtype(), {heads, dv, n}, random_)
+                                : support::Array(some_dtype(), {n, heads, dv}, random_);
   if (transposed) v.tensor()->flags = KVC_TENSOR_TRANSPOSED;
   const bool with_k = random_.chance(0.9), with_v = random_.chance(0.9);
-  const kvc_status status = kvc_gather(cache_, layer, sequence, with_k ? k.tensor() : nullptr,
+  const Door at = door(layer, sequence);
+  const kvc_status status = kvc_gather(at.cache, at.layer, sequence, with_k ? k.tensor() : nullptr,
                                        with_v ? v.tensor() : nullptr);
   if (status == KVC_OK && exists)
     compare_gathered(layer, sequence, with_k ? &k : nullptr, with_v ? &v : nullptr, transposed);

@@ -34,15 +34,15 @@ void draw_window(const std::string& name, Random& random, Setup& setup) {
   if (causal.reach > 0 && random.chance(0.04)) causal.memory = KVC_NONE;
 }
 
-void draw_geometry(Random& random, Setup& setup) {
+void draw_geometry(Random& random, const InCommon& common, Setup& setup) {
   kvc_cache_desc& cache = setup.cache;
   cache = support::cache_desc(random.between(1, 3), random.between(1, 2),
                               random.pick({2, 3, 4, 6, 8}), random.pick({0, 1, 2, 3, 5, 8}));
   cache.dtype_k = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_F16});
   cache.dtype_v = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_BF16});
-  cache.max_sequences = random.between(1, 4);
+  cache.max_sequences = common.sequences(random.between(1, 4));
   cache.capacity = random.between(6, 36);
-  cache.max_batch = random.between(1, 8);
+  cache.max_batch = common.batch(random.between(1, 8));
   cache.max_q_heads = cache.n_kv_heads * random.between(1, 4);
   if (random.chance(0.3)) cache.flags |= KVC_CACHE_ZERO_ON_FREE;
   if (random.chance(0.1)) cache.flags |= KVC_CACHE_PREFAULT;
@@ -112,10 +112,10 @@ LayerRope draw_layer_rope(int32_t head_dim_k, Random& random) {
   return layer;
 }
 
-Setup draw_setup(const std::string& name, Random& random) {
+Setup draw_setup(const std::string& name, Random& random, const InCommon& common) {
   Setup setup;
   setup.name = name;
-  draw_geometry(random, setup);
+  draw_geometry(random, common, setup);
   draw_window(name, random, setup);
   if (name == "strict" || random.chance(0.05)) setup.cache.flags |= KVC_CACHE_STRICT;
   if (name == "small_pool" || random.chance(0.5)) {

@@ -9,6 +9,13 @@
 /// The caches that the random operations run on.
 namespace fuzz {
 
+/// What the children of a wrapper have in common; 0: each draws its own.
+struct InCommon {
+  int32_t n_sequences = 0, max_batch = 0;
+  int32_t sequences(int32_t drawn) const { return n_sequences > 0 ? n_sequences : drawn; }
+  int32_t batch(int32_t drawn) const { return max_batch > 0 ? max_batch : drawn; }
+};
+
 struct LayerRope {
   bool bound = false;
   kvc_rope_desc desc{};
@@ -43,7 +50,7 @@ struct Setup {
 };
 
 const std::vector<std::string>& setup_names();
-Setup draw_setup(const std::string& name, support::Random& random);
+Setup draw_setup(const std::string& name, support::Random& random, const InCommon& common = {});
 LayerRope draw_layer_rope(int32_t head_dim_k, support::Random& random);
 
 }  // namespace fuzz

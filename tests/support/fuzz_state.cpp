@@ -5,22 +5,7 @@
 #include <set>
 
 namespace fuzz {
-namespace {
-
-/// Folds a word in. Two lanes of multiply and rotate: no secret, only no accident.
-void fold(Hash& hash, uint64_t word) {
-  hash.first = std::rotl((hash.first ^ word) * 0x9e3779b97f4a7c15ull, 29);
-  hash.second = std::rotl((hash.second + word) * 0xc2b2ae3d27d4eb4full, 31) ^ word;
-}
-
-void fold(Hash& hash, const Hash& other) {
-  fold(hash, other.first);
-  fold(hash, other.second);
-}
-
-}  // namespace
-
-Hash DigestLedger::content_hash(const model::Oracle& oracle, int32_t index) {
+Hash CausalStates::content_hash(const model::Oracle& oracle, int32_t index) {
   const auto at = static_cast<size_t>(index);
   if (at < contents_.size() && contents_[at] != Hash()) return contents_[at];
   const model::Content& content = oracle.contents[at];
@@ -45,8 +30,8 @@ Hash DigestLedger::content_hash(const model::Oracle& oracle, int32_t index) {
   return hash;
 }
 
-StateHashes DigestLedger::hashes(const model::Oracle& oracle) {
-  StateHashes result{{3, 4}, {5, 6}};
+StateHashes CausalStates::of(const model::Oracle& oracle) {
+  StateHashes result;
   const auto both = [&](uint64_t word) {
     fold(result.fine, word);
     fold(result.coarse, word);
@@ -77,16 +62,6 @@ StateHashes DigestLedger::hashes(const model::Oracle& oracle) {
     for (size_t i = 0; i < oracle.pass.position.size(); ++i)
       fold(result.fine, static_cast<uint64_t>(oracle.pass.sequence[i]));
   return result;
-}
-
-std::string DigestLedger::enter(const model::Oracle& oracle, const support::Digest& digest) {
-  const StateHashes state = hashes(oracle);
-  const auto [known, first] = digest_of_.insert({state.fine, digest});
-  if (!first && known->second != digest) return "this state had another digest before";
-  const auto [owner, unseen] = state_of_.insert({digest, state.coarse});
-  if (!unseen && owner->second != state.coarse)
-    return "a different state had the same digest before";
-  return "";
 }
 
 }  // namespace fuzz

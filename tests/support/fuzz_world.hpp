@@ -1,100 +1,54 @@
 #pragma once
-#include <deque>
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "abi.hpp"
-#include "array.hpp"
 #include "fuzz_coverage.hpp"
-#include "fuzz_program.hpp"
+#include "fuzz_kind.hpp"
 #include "fuzz_setup.hpp"
 #include "fuzz_state.hpp"
 #include "model/attention.hpp"
+#include "model/oracle.hpp"
 
 namespace fuzz {
 
 /// How far the rounding of logits moves a weight at most, given the log-sum-exp, which is about as large as they are.
 double logit_rounding(double sum);
 
-/// One cache, the oracle beside it, and the operations that are performed on both.
+/// A causal cache and its oracle.
 ///
-/// The parts: fuzz_world.cpp (which operation comes next), fuzz_passes.cpp (begin … abort),
-/// fuzz_sequences.cpp (copies, removals, queries), fuzz_constants.cpp (what is bound, a caller's shift
-/// function), fuzz_reading.cpp (attention, mask, gather),
-/// fuzz_extra.cpp (what one attention call adds), fuzz_get.cpp (views and keys that are rewritten),
-/// fuzz_checks.cpp (what is compared after every operation), fuzz_poison.cpp (NaN in free cells).
-class World : public Steps {
+/// The parts, besides those of KindWorld: fuzz_world.cpp (choices and arguments), fuzz_passes.cpp (puts), fuzz_constants.cpp
+/// (what is bound, a caller's shift function), fuzz_reading.cpp (attention, mask, gather), fuzz_extra.cpp (what one attention
+/// call adds), fuzz_get.cpp (views and keys that are rewritten), fuzz_checks.cpp (what is compared after every operation),
+/// fuzz_poison.cpp (NaN in free cells).
+class World : public KindWorld {
  public:
-  World(kvc_device* device, const Setup& setup, const support::Random& random, Coverage& coverage);
+  World(kvc_device* device, const Setup& setup, const support::Random& random, Counts& counts);
 
-  /// One operation, and all comparisons. Throws Difference.
-  void step() override;
-  /// What is compared once, at the end.
-  void finish() override;
-  std::string history() const override;
-  /// Of the stream that its choices are read from.
-  size_t bytes_left() const { return random_.bytes_left(); }
+  kvc_cache* handle() const override { return cache_; }
+  model::Oracle& oracle() override { return oracle_; }
+  void give_flags(Batch& batch) override;
+  void put_nan(const Batch& batch) override;
+  void compare_rebuilt() override;
+  void expect_removal(int32_t sequence, int32_t begin, int32_t end) override;
+  void compare_removal(Shifting shifting) override;
+  int32_t some_position(int32_t sequence) override;
+  std::string describe() const override;
+  Met circumstances(const Numbers& sequences) const override;
 
  private:
-  using Numbers = std::vector<int32_t>;
-
-  /// Remembers the circumstances of a call; judge() compares its status.
-  struct Call {
-    Op op;
-    Circumstances met;
-  };
-  Circumstances circumstances(const Numbers& sequences) const;
-  Call call(Op op, const Numbers& sequences, const std::string& arguments);
-  void judge(Call& call, kvc_status status, kvc_status expected);
-  [[noreturn]] void differ(const std::string& what) const;
-  void expect_equal(int64_t actual, int64_t expected, const char* what) const;
-
-  // Choosing.
-  void step_idle();
-  void step_open();
-  int32_t some_sequence();  // sometimes one that does not exist
-  int32_t real_sequence();  // rather one that holds something
-  int32_t some_position(int32_t sequence);
-  int32_t odd_number();  // negative, huge
+  std::vector<Choice> layer_choices() override;
+  std::vector<Choice> more_choices() override;
+  void note_status(Met& met, kvc_status status) const override;
   int32_t q_heads(int32_t layer);
   std::vector<int32_t> put_layers() const;
-  int32_t some_layer();      // sometimes one that does not exist
   int32_t some_put_layer();  // rather one that was put
 
   // Passes.
-  struct Batch {
-    Numbers position, sequence;
-    std::vector<uint32_t> flags;
-    int32_t n = 0;
-  };
-  Batch draw_batch();
-  void spoil(Batch& batch);
   void give_types(Batch& batch);
-  void pad(Batch& batch);
-  void spoil_padding(support::Array& array);
-  void begin(const Batch& batch, bool with_flags);
-  void begin_reserve();
-  void fits();
   void put(int32_t layer);
   void put_values(int32_t layer, support::Array& k, support::Array& v);
-  void fill_values(support::Array& array);
-  void set_causal();
-  void commit();
-  void commit_prefix();
-  void abort();
-
-  // Sequences.
-  void can_resume();
-  void resume();
-  void copy_prefix();
-  void reorder();
-  void remove_tail();
-  void remove_middle();
-  void can_remove();
-  void remove(Op op, int32_t sequence, int32_t begin, int32_t end);
 
   // Constants of the model.
   void bind_attention();
@@ -103,8 +57,6 @@ class World : public Steps {
   void bind_shift(bool takes_away);
   static kvc_status shift_keys(void* world, int32_t layer, int32_t n, const int32_t* from,
                                const int32_t* to, kvc_tensor* k);
-  void compare_shift(const std::vector<model::Sequence>& before, int32_t sequence, int32_t begin,
-                     int32_t end, kvc_status status) const;
 
   // Reading.
   /// What one attention call adds, and where its columns are.
@@ -120,7 +72,6 @@ class World : public Steps {
   void mask();
   void history_range();
   void gather();
-  void gather(int32_t layer, int32_t sequence);
   void compare_attention(int32_t layer, int32_t n_q_heads, const std::vector<double>& q,
                          const support::Array& out, const support::Array* lse,
                          const Extra* extra = nullptr);
@@ -130,6 +81,7 @@ class World : public Steps {
   model::Bias oracle_bias(const Extra& extra) const;
   void compare_weights(int32_t layer, int32_t heads, const Extra& extra,
                        const model::AttentionResult& expected) const;
+  void compare_gathered(int32_t layer, int32_t sequence);
   void compare_gathered(int32_t layer, int32_t sequence, const support::Array* k,
                         const support::Array* v, bool transposed) const;
   bool is_wild(int32_t layer, const std::vector<model::Token>& tokens) const;
@@ -143,30 +95,22 @@ class World : public Steps {
                         const support::Array& mask);
 
   // Comparisons.
-  void compare_all();
-  void compare_sequences();
+  void compare_cells(const kvc_stats& stats) const override;
+  StateHashes state_hashes() override { return states_.of(oracle_); }
+  void compare_kind() override;
+  void compare_contents() override;
   void compare_places();
-  void compare_stats();
-  void compare_digest(bool must_stay);
-  void compare_rebuilt();
 
   // Poison.
   void poison_all();
-  void poison_by_abort();
   void poison_by_spare_sequence();
   bool fill_with_nan(int32_t sequence, int32_t n);
 
   Setup setup_;
-  support::Random random_;
-  Coverage& coverage_;
-  kvc_device* device_;
   support::Cache cache_;
   model::Oracle oracle_;
-  DigestLedger ledger_;
-  support::Digest last_digest_{};
-  bool state_may_change_ = false;                    // by the operation just performed
+  CausalStates states_;
   std::vector<std::vector<support::Place>> places_;  // per sequence
-  std::deque<std::string> log_;
 
   /// What the shift function was called with during one removal: per layer the positions of each key.
   struct Moved {
@@ -174,6 +118,7 @@ class World : public Steps {
     bool operator==(const Moved&) const = default;
   };
   std::vector<std::vector<Moved>> shifted_;
+  std::vector<Moved> to_be_moved_;  // what it must have been called with
   std::string shift_complaint_;
 };
 

@@ -31,19 +31,22 @@ std::string missing_fact(kvc_status status, const std::string& message) {
   const int n = numbers_in(message);
   switch (status) {
     case KVC_E_INVALID_ARGUMENT:  // a value, and what is taken beside it
-      return n >= 2 || has_any(message,
-                               {"is null", "must ", "not one of", "overlaps", "twice", "takes"})
+      return n >= 2 || has_any(message, {"is null", "must ", "not one of", "overlaps", "twice",
+                                         "takes", "the cache has no"})
                  ? ""
                  : "the value and what is taken";
     case KVC_E_HANDLE: return has_any(message, {"cache ", "device "}) ? "" : "cache or device";
     case KVC_E_BAD_STATE:
-      return has(message, "kvc_") ? "" : "the call that makes this one possible";
+      return has_any(message, {"kvc_", "call the wrapper"})
+                 ? ""
+                 : "the call that makes this one possible";
     case KVC_E_SHAPE:
     case KVC_E_DTYPE:
-      return has_any(message, {", not ", "it must be", "strides"}) ? "" : "both sides";
+      return has_any(message, {", not ", "is not ", "it must be", "strides"}) ? "" : "both sides";
     case KVC_E_DEVICE_MISMATCH: return has(message, "the cache on") ? "" : "both devices";
     case KVC_E_NOT_SUPPORTED:
-      return has_any(message, {"kvc_", "KVC_", "this version", "operator", "of this kind"})
+      return has_any(message, {"kvc_", "KVC_", "this version", "operator", "of this kind",
+                               "call it on a child", "keep all or none"})
                  ? ""
                  : "what would be supported";
     case KVC_E_OVERFLOW:

@@ -12,6 +12,7 @@
 #include <cstddef>
 
 #include "kvc/encoder.h"
+#include "kvc/recurrent.h"
 
 namespace {
 
@@ -169,6 +170,20 @@ WATCHED(kvc_mask, (kvc_cache * c, int32_t l, Out i), c, l, i)
 WATCHED(kvc_gather, (kvc_cache * c, int32_t l, int32_t s, Out k, Out v), c, l, s, k, v)
 WATCHED(kvc_runs, (const kvc_cache* c, int32_t l, int32_t s, int32_t m, kvc_run* r, int32_t* n), c,
         l, s, m, r, n)
+WATCHED(kvc_state_layout,
+        (const kvc_cache* c, int32_t m, kvc_state_sequence* s, int32_t* n, int32_t* o), c, m, s, n, o)
+WATCHED(kvc_state_get, (kvc_cache * c, int32_t l, int32_t p, Out i), c, l, p, i)
+WATCHED(kvc_state_put, (kvc_cache * c, int32_t l, int32_t p, In f), c, l, p, f)
+WATCHED(kvc_state_conv, (kvc_cache * c, int32_t l, In x), c, l, x)
+WATCHED(kvc_state_view, (kvc_cache * c, int32_t l, int32_t p, int32_t n, const int64_t* d, Out s),
+        c, l, p, n, d, s)
+WATCHED(kvc_state_slots, (const kvc_cache* c, int32_t m, int32_t* s, int32_t* n), c, m, s, n)
+WATCHED(kvc_state_done, (kvc_cache * c, int32_t l, int32_t p), c, l, p)
+WATCHED(kvc_state_gather, (kvc_cache * c, int32_t l, int32_t p, int32_t s, int32_t a, Out i), c, l,
+        p, s, a, i)
+WATCHED(kvc_checkpoint_take, (kvc_cache * c, int32_t s), c, s)
+WATCHED(kvc_checkpoint_list, (const kvc_cache* c, int32_t s, int32_t m, int32_t* a, int32_t* n), c,
+        s, m, a, n)
 WATCHED(kvc_encoder_put, (kvc_cache * c, int32_t l, int32_t s, In k, In v), c, l, s, k, v)
 WATCHED(kvc_encoder_share, (kvc_cache * c, int32_t s, int32_t f), c, s, f)
 WATCHED(kvc_encoder_query, (const kvc_cache* c, int32_t s, int32_t* p, int32_t* l), c, s, p, l)

@@ -1,24 +1,25 @@
 #include <algorithm>
 
-#include "fuzz_world.hpp"
+#include "fuzz_kind.hpp"
+
+#include "kvc/recurrent.h"
 
 /// Calls on sequences.
 namespace fuzz {
 
-void World::can_resume() {
+void KindWorld::can_resume() {
   const int32_t sequence = some_sequence();
   const int32_t want = random_.chance(0.1) ? odd_number() : some_position(sequence);
-  Call made = call(Op::can_resume, {sequence},
-                   "sequence " + std::to_string(sequence) + " want " + std::to_string(want));
-  state_may_change_ = false;
+  Call made = query(Op::can_resume, {sequence},
+                    "sequence " + std::to_string(sequence) + " want " + std::to_string(want));
   int32_t best = -7, expected_best = -7;
-  const kvc_status expected = oracle_.can_resume(sequence, want, &expected_best);
-  const kvc_status status = kvc_can_resume(cache_, sequence, want, &best);
+  const kvc_status expected = oracle().can_resume(sequence, want, &expected_best);
+  const kvc_status status = kvc_can_resume(handle(), sequence, want, &best);
   if (status == KVC_OK) expect_equal(best, expected_best, "best");
   judge(made, status, expected);
 }
 
-void World::resume() {
+void KindWorld::resume() {
   const int32_t sequence = some_sequence();
   int32_t want = random_.chance(0.02) ? odd_number() : some_position(sequence);
   if (random_.chance(0.3)) want = INT32_MAX;
@@ -26,32 +27,32 @@ void World::resume() {
                    "sequence " + std::to_string(sequence) + " want " + std::to_string(want));
   int32_t got = -7, expected_got = -7;
   const bool wants_answer = random_.chance(0.9);
-  const kvc_status expected = oracle_.resume(sequence, want, &expected_got);
-  const kvc_status status = kvc_resume(cache_, sequence, want, wants_answer ? &got : nullptr);
+  const kvc_status expected = oracle().resume(sequence, want, &expected_got);
+  const kvc_status status = kvc_resume(handle(), sequence, want, wants_answer ? &got : nullptr);
   if (status == KVC_OK && wants_answer) expect_equal(got, expected_got, "got");
   judge(made, status, expected);
 }
 
-void World::copy_prefix() {
+void KindWorld::copy_prefix() {
   const int32_t src = some_sequence();
   int32_t dst = some_sequence();
-  if (dst == src && !random_.chance(0.1)) dst = (src + 1) % setup_.cache.max_sequences;
+  if (dst == src && !random_.chance(0.1)) dst = (src + 1) % n_sequences();
   int32_t len = random_.chance(0.02) ? odd_number() : some_position(src);
   if (random_.chance(0.4)) len = INT32_MAX;
   Call made = call(
       Op::copy_prefix, {src, dst},
       "src " + std::to_string(src) + " dst " + std::to_string(dst) + " len " + std::to_string(len));
   int32_t got = -7, expected_got = -7;
-  const kvc_status expected = oracle_.copy_prefix(src, dst, len, &expected_got);
-  const kvc_status status = kvc_copy_prefix(cache_, src, dst, len, &got);
+  const kvc_status expected = oracle().copy_prefix(src, dst, len, &expected_got);
+  const kvc_status status = kvc_copy_prefix(handle(), src, dst, len, &got);
   if (status == KVC_OK) expect_equal(got, expected_got, "got");
   judge(made, status, expected);
 }
 
-void World::reorder() {
+void KindWorld::reorder() {
   Numbers dst, src;
   std::string arguments;
-  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
+  for (int32_t s = 0; s < n_sequences(); ++s) {
     if (random_.chance(0.3)) continue;
     dst.push_back(random_.chance(0.01) ? some_sequence() : s);
     src.push_back(some_sequence());
@@ -67,39 +68,34 @@ void World::reorder() {
   Numbers named = dst;
   named.insert(named.end(), src.begin(), src.end());
   Call made = call(Op::reorder, named, arguments);
-  const kvc_status expected = oracle_.reorder(n, dst.data(), src.data());
-  judge(made, kvc_reorder(cache_, n, dst.data(), src.data()), expected);
+  const kvc_status expected = oracle().reorder(n, dst.data(), src.data());
+  judge(made, kvc_reorder(handle(), n, dst.data(), src.data()), expected);
 }
 
-void World::remove(Op op, int32_t sequence, int32_t begin, int32_t end) {
-  oracle_.shift.refuses_at = random_.chance(0.15) ? random_.below(setup_.cache.n_layers) : -1;
-  oracle_.shift.refusal = random_.pick<kvc_status>({KVC_E_NOT_FOUND, KVC_E_CACHE_FULL, KVC_E_IO});
+void KindWorld::remove(Op op, int32_t sequence, int32_t begin, int32_t end) {
   Call made = call(op, {sequence},
                    "sequence " + std::to_string(sequence) + " [" + std::to_string(begin) + ", " +
                        std::to_string(end) + ")");
-  const std::vector<model::Sequence> before = oracle_.sequences;
-  const kvc_status expected = oracle_.remove(sequence, begin, end);
-  shifted_.resize(static_cast<size_t>(setup_.cache.n_layers));
-  for (std::vector<Moved>& layer : shifted_) {
-    layer.clear();
-    layer.reserve(static_cast<size_t>(oracle_.pool()));  // inside the library nothing may allocate
-  }
-  shift_complaint_.clear();
-  const kvc_status status = kvc_remove(cache_, sequence, begin, end);
-  if (status == expected && oracle_.shift.turn) compare_shift(before, sequence, begin, end, status);
+  expect_removal(sequence, begin, end);
+  Shifting shifting = Shifting::none;
+  if (oracle().can_remove(sequence, begin, end) == KVC_OK)
+    shifting = oracle().refusal(sequence, begin, end) == KVC_OK ? Shifting::all
+                                                                : Shifting::until_refusal;
+  const kvc_status expected = oracle().remove(sequence, begin, end);
+  const kvc_status status = kvc_remove(handle(), sequence, begin, end);
+  if (status == expected) compare_removal(shifting);
   judge(made, status, expected);
 }
 
-void World::remove_tail() {
+void KindWorld::remove_tail() {
   const int32_t sequence = some_sequence();
   const int32_t begin = random_.chance(0.02) ? odd_number() : some_position(sequence);
   int32_t end = KVC_SEQ_END;
-  if (random_.chance(0.2) && sequence >= 0 && sequence < setup_.cache.max_sequences)
-    end = oracle_.sequences[static_cast<size_t>(sequence)].next;
+  if (random_.chance(0.2) && oracle().is_sequence(sequence)) end = oracle().next(sequence);
   remove(Op::remove_tail, sequence, begin, end);
 }
 
-void World::remove_middle() {
+void KindWorld::remove_middle() {
   const int32_t sequence = some_sequence();
   int32_t begin = some_position(sequence);
   int32_t end = some_position(sequence);
@@ -112,18 +108,24 @@ void World::remove_middle() {
 }
 
 /// What remove() would return, to the end or not.
-void World::can_remove() {
+void KindWorld::can_remove() {
   const int32_t sequence = some_sequence();
   int32_t begin = some_position(sequence), end = some_position(sequence);
   if (begin > end && !random_.chance(0.02)) std::swap(begin, end);
   if (random_.chance(0.3)) end = KVC_SEQ_END;
   if (random_.chance(0.01)) begin = odd_number();
-  Call made = call(
+  Call made = query(
       Op::can_remove, {sequence},
       std::to_string(sequence) + " [" + std::to_string(begin) + ", " + std::to_string(end) + ")");
-  state_may_change_ = false;
-  const kvc_status expected = oracle_.can_remove(sequence, begin, end);
-  judge(made, kvc_can_remove(cache_, sequence, begin, end), expected);
+  const kvc_status expected = oracle().can_remove(sequence, begin, end);
+  judge(made, kvc_can_remove(handle(), sequence, begin, end), expected);
+}
+
+void KindWorld::checkpoint_take() {
+  const int32_t sequence = some_sequence();
+  Call made = call(Op::checkpoint_take, {sequence}, "sequence " + std::to_string(sequence));
+  const kvc_status expected = oracle().checkpoint_take(sequence);
+  judge(made, kvc_checkpoint_take(handle(), sequence), expected);
 }
 
 }  // namespace fuzz
