@@ -191,7 +191,10 @@ Status InputBook::check_share(int32_t index, int32_t source, bool was_put) const
                 "put it itself",
                 index);
   if (!sequences_[source].then.exists())
-    return fail(Status::not_found, "sequence %d neither holds nor carries an encoder input", source);
+    return fail(
+        Status::not_found,
+        "sequence %d neither holds nor carries an encoder input that sequence %d could share",
+        source, index);
   return Status::ok;
 }
 
