@@ -46,7 +46,7 @@ demo: python ## a real language model generates text through kvc   DEMO='--promp
 
 demo-speech: python ## a speech model writes down recordings through kvc   DEMO='--verify FILE.wav' for its options
 	@tools/setup speech
-	$(call say,demo-speech: Whisper tiny.en, keys and values of text and sound in kvc caches)
+	$(call say,demo-speech: Whisper tiny.en, keys and values of text and sound in one kvc cache)
 	@$(python) examples/python/transcribe.py $(DEMO)
 
 test: ## everything that CI runs

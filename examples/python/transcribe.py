@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes down what people say: Whisper, with the keys and values of text and sound in kvc caches.
+"""Writes down what people say: Whisper, with the keys and values of text and sound in a kvc cache.
 
 NumPy computes the encoder and the matrix products, kvc the attention of the decoder. All recordings,
 cut into pieces of at most 30 seconds, are in one batch; the beams of a piece share its sound. The
@@ -49,7 +49,7 @@ def parse(arguments):
         "--storage",
         choices=("f32", "f16", "bf16"),
         default="f16",
-        help="how the caches store keys and values (%(default)s)",
+        help="how the cache stores keys and values (%(default)s)",
     )
     add(
         "--model",
@@ -197,7 +197,7 @@ def report(result, memory, n_places, options):
         f"  decoder     {counted(n_tokens, 'token')} in {result.seconds:.1f} s: "
         f"{counted(result.n_passes, 'pass', 'passes')}, {counted(result.n_rows, 'row')}, "
         f"{100 * memory.seconds / result.seconds:.1f} % of the time inside kvc\n"
-        f"  caches      {memory.text_bytes / 1e6:.1f} MB for {counted(n_texts, 'text')}, "
+        f"  cache       {memory.text_bytes / 1e6:.1f} MB for {counted(n_texts, 'text')}, "
         f"{memory.sound_bytes / 1e6:.1f} MB for {counted(n_places, 'sound')}"
         + (f", each shared by {options.beams} beams" if options.beams > 1 else "")
     )

@@ -1,4 +1,4 @@
-"""Whisper's decoder with kvc: the keys and values of text and sound in caches, all attention in kvc."""
+"""Whisper's decoder with kvc: keys and values of text and sound in one cache, all attention in kvc."""
 
 import dataclasses
 import time
@@ -10,7 +10,7 @@ import kvc
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """What the caches took."""
+    """What the cache took."""
 
     seconds: float  # spent in kvc
     text_bytes: int
@@ -20,8 +20,10 @@ class Stats:
 class CachedDecoder:
     """The attention of a Whisper decoder, and the time spent in kvc.
 
-    Two caches move together: a causal one holds the texts, and an encoder cache the sound that each
-    text is about. A sequence that becomes a copy of another shares its sound and the text before.
+    One cache has two layers for each of the model's: layer 2 * i holds the texts, layer 2 * i + 1 the
+    sound that each text is about. kvc makes two caches of them, a causal one and one for the inputs
+    of encoders, which begin and end passes together. A sequence that becomes a copy of another
+    shares its sound and the text before.
 
     model      whisper.Whisper
     storage    "f32", "f16" or "bf16": how keys and values are stored
@@ -36,82 +38,75 @@ class CachedDecoder:
         config = model.config
         self._model = model
         self._seconds = 0.0
+        heads = {
+            "n_kv_heads": config.n_heads,
+            "head_dim": config.head_dim,
+            "max_q_heads": config.n_heads,
+        }
+        text = kvc.Layer(capacity=capacity, **heads)
+        sound = kvc.Layer(kind="encoder", capacity=config.n_sounds, inputs=sounds, **heads)
         with kvc.Device("cpu", n_threads=threads) as device:
-            shared = {
-                "device": device,
-                "n_layers": config.n_layers,
-                "n_kv_heads": config.n_heads,
-                "head_dim": config.head_dim,
-                "dtype": storage,
-                "max_sequences": sequences,
-                "max_batch": max_batch,
-                "max_q_heads": config.n_heads,
-                "prefault": True,
-            }
-            self.text_cache = kvc.Cache(capacity=capacity, **shared)
-            self.sound_cache = kvc.Cache(
-                kind="encoder", capacity=config.n_sounds, inputs=sounds, **shared
+            self.cache = kvc.Cache.from_layers(
+                [text, sound] * config.n_layers,
+                dtype=storage,
+                max_sequences=sequences,
+                max_batch=max_batch,
+                prefault=True,
+                device=device,
             )
-        self._caches = (self.text_cache, self.sound_cache)
-        for cache in self._caches:
-            cache.bind_attention(config.n_heads)
+        self.cache.bind_attention(config.n_heads)
 
     def forward(self, texts, sounds):
         """Runs tokens at the ends of texts; see PlainDecoder.forward."""
-        lengths = [len(tokens) for _, tokens in texts]
-        ends = np.cumsum(lengths)
-        sequences = np.repeat(np.array([sequence for sequence, _ in texts]), lengths)
-        positions = np.concatenate(
-            [
-                self.text_cache.query(sequence).next + np.arange(len(tokens))
-                for sequence, tokens in texts
-            ]
+        tokens, positions, sequences, begins, last = [], [], [], [], []
+        for sequence, new in texts:
+            if sequence in sounds:
+                begins.append(len(tokens))  # the token from which on the text hears its sound
+            start = self._timed(self.cache.query, sequence).next
+            tokens.extend(new)
+            positions.extend(range(start, start + len(new)))
+            sequences.extend([sequence] * len(new))
+            last.append(len(tokens) - 1)
+        self._timed(
+            self.cache.begin,
+            np.array(positions, np.int32),
+            np.array(sequences, np.int32),
+            carries_input=begins,
         )
-        begins = [
-            end - length
-            for end, length, (sequence, _) in zip(ends, lengths, texts)
-            if sequence in sounds
-        ]
-        self._timed(self.text_cache.begin, positions, sequences)
-        self._timed(self.sound_cache.begin, positions, sequences, carries_input=begins)
         for sequence, layers in sounds.items():
             for layer, (k, v) in enumerate(layers):
-                self._timed(self.sound_cache.encoder_put, layer, sequence, k, v)
-        tokens = np.concatenate([tokens for _, tokens in texts])
-        logits = self._model.forward(tokens, positions, self, ends - 1)
-        for cache in self._caches:
-            self._timed(cache.commit)
+                self._timed(self.cache.encoder_put, 2 * layer + 1, sequence, k, v)
+        logits = self._model.forward(np.array(tokens), np.array(positions), self, last)
+        self._timed(self.cache.commit)
         return logits
 
     def text(self, layer, q, k, v):
         """Called by Whisper.forward: stores k and v, returns the attention of q over the text."""
-        return self._timed(self.text_cache.put_attention, layer, k, v, q)
+        return self._timed(self.cache.put_attention, 2 * layer, k, v, q)
 
     def sound(self, layer, q):
         """Called by Whisper.forward: returns the attention of q over the sound."""
-        return self._timed(self.sound_cache.attention, layer, q)
+        return self._timed(self.cache.attention, 2 * layer + 1, q)
 
     def reorder(self, targets, sources):
         """Makes each target sequence a copy of what its source was. Neither text nor sound moves."""
-        for cache in self._caches:
-            self._timed(cache.reorder, targets, sources)
+        self._timed(self.cache.reorder, targets, sources)
 
     def forget(self, sequences):
         """Empties sequences. A sound is freed with the last text that hears it."""
-        for cache in self._caches:
-            for sequence in sequences:
-                self._timed(cache.remove, sequence)
+        for sequence in sequences:
+            self._timed(self.cache.remove, sequence)
 
     def stats(self):
-        """What the caches took."""
-        return Stats(self._seconds, self.text_cache.stats().bytes, self.sound_cache.stats().bytes)
+        """What the cache took."""
+        text, sound = self.cache.children
+        return Stats(self._seconds, text.stats().bytes, sound.stats().bytes)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        for cache in self._caches:
-            cache.close()
+        self.cache.close()
 
     def _timed(self, call, *arguments, **named):
         start = time.perf_counter()

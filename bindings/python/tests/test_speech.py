@@ -117,7 +117,8 @@ def test_beams_share_the_sound_that_they_hear(demo, model, sounds, monkeypatch):
 
     def reorder(self, targets, sources):
         right(self, targets, sources)
-        seen.add((self.sound_cache.stats().cells_used, self.sound_cache.stats().cells_shared))
+        stats = self.cache.children[1].stats()
+        seen.add((stats.cells_used, stats.cells_shared))
 
     monkeypatch.setattr(cached.CachedDecoder, "reorder", reorder)
     options = ["--model", model, "--beams", 4, "--at-once", 1, "--tokens", 6]
