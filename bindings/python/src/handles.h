@@ -4,16 +4,19 @@
 #ifndef KVC_PYTHON_HANDLES_H
 #define KVC_PYTHON_HANDLES_H
 
+#include <sched.h>
+
 #include "support.h"
 
 #define KVC_PY_CACHE "kvc_cache"
 
 static void kvc_py_cache_gone(PyObject* capsule) {
   kvc_cache* cache = (kvc_cache*)PyCapsule_GetPointer(capsule, KVC_PY_CACHE);
-  /* No call is running: it would hold a reference. In a forked child this fails with HANDLE, as it
-   * should: the parent owns the cache. */
+  /* No call on this cache is running: it would hold a reference. One on its wrapper, or on a child of it,
+   * would not: it is waited for, since nobody could destroy the cache later. In a forked child this fails
+   * with HANDLE, as it should: the parent owns the cache. */
   Py_BEGIN_ALLOW_THREADS
-  kvc_cache_destroy(cache);
+  while (kvc_cache_destroy(cache) == KVC_E_BUSY) sched_yield();
   Py_END_ALLOW_THREADS
 }
 

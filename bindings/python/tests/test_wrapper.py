@@ -1,5 +1,6 @@
 """Caches that move as one: wrapped by hand, and made from one description of a model's layers."""
 
+import contextlib
 import gc
 import inspect
 import threading
@@ -178,6 +179,89 @@ def test_two_threads_put_two_children(model, random):
     cache.commit()
     for number in range(2):
         np.testing.assert_array_equal(cache.gather(number, 0, dtype="f32")[0][-1], k[-1])
+
+
+@pytest.fixture
+def slow(device):
+    """Two caches whose puts take milliseconds, their wrapper in a pass, and rows for them."""
+    sizes = dict(n_layers=1, n_kv_heads=8, head_dim=128, capacity=2048, max_batch=2048)
+    caches = [kvc.Cache(device=device, **sizes), kvc.Cache(device=device, reach=4, **sizes)]
+    caches.append(kvc.Cache.wrap(caches))
+    caches[-1].begin(range(2048))
+    yield (*caches, np.ones((2048, 8, 128), np.float32))
+    for cache in caches:
+        cache.close()
+
+
+@contextlib.contextmanager
+def puts_of_another_thread(cache, rows):
+    """Another thread is inside cache.put(0, …) nearly all the time."""
+    stop = threading.Event()
+
+    def put():
+        while not stop.is_set():
+            try:
+                cache.put(0, rows, rows)
+            except kvc.Error:
+                pass
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_call_on_a_wrapper_is_one_on_the_child_that_it_reaches(slow):
+    first, second, wrapper, rows = slow
+
+    def overlaps(call, attempts):
+        for _ in range(attempts):
+            try:
+                call()
+            except kvc.Busy:
+                return True
+        return False
+
+    one = rows.copy()
+    with puts_of_another_thread(first, rows):
+        assert overlaps(lambda: wrapper.put(0, one, one), 1000)
+        assert overlaps(lambda: wrapper.query(0), 1000)
+        assert not overlaps(lambda: wrapper.put(1, one, one), 20)
+        assert not overlaps(lambda: second.put(0, one, one), 20)
+
+
+def test_closing_a_wrapper_waits_for_a_call_on_a_child(slow):
+    """A wrapper that was not destroyed would keep its children wrapped for ever."""
+    first, second, wrapper, rows = slow
+    with puts_of_another_thread(first, rows):
+        wrapper.close()
+    for child in (first, second):
+        child.abort()
+
+
+def test_closing_a_child_waits_for_a_call_on_its_wrapper(slow):
+    """A handle that was not destroyed would keep its memory for ever."""
+    first, _, wrapper, rows = slow
+    first.put(0, rows, rows)
+    address = np.asarray(first.get(0)[0]).ctypes.data
+    assert maps_megabytes(address)
+    with puts_of_another_thread(wrapper, rows):
+        first.close()
+    wrapper.close()
+    assert not maps_megabytes(address)
+
+
+def maps_megabytes(address):
+    """Whether an address lies in a mapping as large as a cache of `slow`."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            begin, end = (int(bound, 16) for bound in line.split()[0].split("-"))
+            if begin <= address < end:
+                return end - begin > 8 << 20
+    return False
 
 
 # ---- Lifetimes -----------------------------------------------------------------------------------
