@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -19,6 +20,7 @@
 #include <iostream>
 #include <thread>
 
+#include "kvc/recurrent.h"
 #include "kvc/wrapper.h"
 #include "support/abi.hpp"
 
@@ -119,37 +121,64 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
 
 namespace {
 
-/// Opens a device of three threads, asks what a cache takes, creates it, wraps it, ends all. OK, or what failed.
+struct Kind {
+  kvc_cache_desc desc;
+  const void* kind_desc;
+};
+
+/// Creates a cache of each kind and a wrapper of all; as many as there is memory for, which end again.
+kvc_status caches_once(kvc_device* device, const std::array<Kind, 3>& kinds) {
+  kvc_cache* caches[3] = {};
+  int32_t n = 0;
+  kvc_status status = KVC_OK;
+  for (const Kind& kind : kinds) {
+    uint64_t bytes = 0;
+    auto* cache = reinterpret_cast<kvc_cache*>(&bytes);
+    status = kvc_cache_memory_bytes(device, &kind.desc, kind.kind_desc, &bytes);
+    if (status == KVC_OK) status = kvc_cache_create(device, &kind.desc, kind.kind_desc, &cache);
+    if (status == KVC_OK) {
+      caches[n++] = cache;
+      continue;
+    }
+    if (cache) status = KVC_E_INTERNAL;
+    break;
+  }
+  if (status == KVC_OK) {
+    const int32_t child = 0, layer = 0;
+    auto* wrapper = reinterpret_cast<kvc_cache*>(&status);
+    status = kvc_cache_wrap(caches, n, &child, &layer, 1, &wrapper);
+    if (status != KVC_OK && wrapper) status = KVC_E_INTERNAL;
+    if (status == KVC_OK) status = kvc_cache_destroy(wrapper);
+  }
+  for (kvc_cache* cache : caches)
+    if (kvc_cache_destroy(cache) != KVC_OK) status = KVC_E_INTERNAL;
+  return status;
+}
+
+/// Opens a device of three threads, asks what caches take, creates and wraps them, ends all. OK, or what failed.
 kvc_status live_once() {
-  kvc_device_desc settings{};
-  settings.struct_size = sizeof settings;
+  kvc_recurrent_desc recurrent = KVC_RECURRENT_DESC_INIT;
+  recurrent.state_size = recurrent.conv_channels = 8;
+  recurrent.conv_dim = 3;
+  std::array<Kind, 3> kinds = {};
+  kinds[0].desc = kinds[1].desc = support::cache_desc(2, 2, 8, 8);
+  kinds[1].desc.kind = KVC_ENCODER;
+  kinds[2] = {KVC_CACHE_DESC_INIT, &recurrent};
+  kinds[2].desc.kind = KVC_RECURRENT;
+  kinds[2].desc.n_layers = 2;
+  kinds[2].desc.max_batch = 16;
+  for (Kind& kind : kinds) {
+    kind.desc.max_sequences = 3;
+    kind.desc.flags = KVC_CACHE_PREFAULT;
+  }
+  kvc_device_desc settings = KVC_DEVICE_DESC_INIT;
   settings.n_threads = 3;
-  kvc_cache_desc desc = support::cache_desc(2, 2, 8, 8);
-  desc.max_sequences = 3;
-  desc.flags = KVC_CACHE_PREFAULT;
-  uint64_t bytes = 0;
-  kvc_device* device = reinterpret_cast<kvc_device*>(&settings);
-  kvc_cache* cache = nullptr;
-  const int32_t layer = 0;
+  auto* device = reinterpret_cast<kvc_device*>(&settings);
   const Inside library;
-  kvc_status status = kvc_device_open("cpu", &settings, nullptr, &device);
-  if (status != KVC_OK) return device ? KVC_E_INTERNAL : status;
-  status = kvc_cache_memory_bytes(device, &desc, nullptr, &bytes);
-  cache = reinterpret_cast<kvc_cache*>(&settings);
-  const kvc_status created = kvc_cache_create(device, &desc, nullptr, &cache);
-  if (created != KVC_OK && cache) return KVC_E_INTERNAL;
-  kvc_cache* wrapper = reinterpret_cast<kvc_cache*>(&settings);
-  const kvc_status wrapped = created != KVC_OK
-                                 ? KVC_OK
-                                 : kvc_cache_wrap(&cache, 1, &layer, &layer, 1, &wrapper);
-  if (wrapped != KVC_OK && wrapper) return KVC_E_INTERNAL;
-  if (created == KVC_OK && wrapped == KVC_OK && kvc_cache_destroy(wrapper) != KVC_OK)
-    return KVC_E_INTERNAL;
-  const kvc_status destroyed = kvc_cache_destroy(cache);
-  const kvc_status closed = kvc_device_close(device);
-  for (const kvc_status each : {status, created, wrapped, destroyed, closed})
-    if (each != KVC_OK) return each;
-  return KVC_OK;
+  const kvc_status opened = kvc_device_open("cpu", &settings, nullptr, &device);
+  if (opened != KVC_OK) return device ? KVC_E_INTERNAL : opened;
+  const kvc_status status = caches_once(device, kinds);
+  return kvc_device_close(device) == KVC_OK ? status : KVC_E_INTERNAL;
 }
 
 /// Whether the process has this many threads, or soon will: a joined thread may still be on its way out.
