@@ -2,6 +2,7 @@ use crate::cache::Cache;
 use crate::descriptors::{CacheDesc, Kind};
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
+use kvc_sys as sys;
 
 /// What one layer of a model needs of a cache, for [`Cache::from_layers`]. A layer of the model that
 /// needs two caches (self attention and cross attention, or attention beside a state-space model) is
@@ -66,10 +67,8 @@ impl Cache {
         layers: impl IntoIterator<Item = &'l Layer>,
     ) -> Result<Cache> {
         let plan = Plan::new(layers)?;
-        let caches = plan
-            .caches()
-            .map(|(desc, kind)| Cache::new(device, &desc, kind));
-        let children = caches.collect::<Result<Vec<Cache>>>()?;
+        let children = plan.each(|desc, kind| Cache::new(device, desc, kind));
+        let children = children.collect::<Result<Vec<Cache>>>()?;
         Ok(Cache::wrap(children, &plan.places)?)
     }
 
@@ -79,9 +78,7 @@ impl Cache {
         layers: impl IntoIterator<Item = &'l Layer>,
     ) -> Result<u64> {
         let plan = Plan::new(layers)?;
-        let bytes = plan
-            .caches()
-            .map(|(desc, kind)| Cache::memory_bytes(device, &desc, kind));
+        let bytes = plan.each(|desc, kind| Cache::memory_bytes(device, desc, kind));
         bytes.sum()
     }
 }
@@ -100,7 +97,7 @@ impl<'l> Plan<'l> {
             if layer.desc.n_layers != 0 {
                 let n = layer.desc.n_layers;
                 let message = format!("layer {i} has n_layers {n}, not 0: they are counted");
-                return Err(Error::new(Status::INVALID_ARGUMENT, message));
+                return Err(refused(message));
             }
             let known = different.iter().position(|&(other, _)| other == layer);
             let child = known.unwrap_or(different.len());
@@ -112,16 +109,38 @@ impl<'l> Plan<'l> {
             *n += 1;
         }
         if places.is_empty() {
-            let message = "there are no layers: give one for each of the model".to_string();
-            return Err(Error::new(Status::INVALID_ARGUMENT, message));
+            return Err(refused(
+                "there are no layers: give one for each of the model".into(),
+            ));
+        }
+        let (n, most) = (different.len(), sys::KVC_MAX_CHILDREN);
+        if n > most as usize {
+            return Err(refused(format!(
+                "the layers need {n} caches, one for each that differs from those before it; at most \
+                 {most} move as one"
+            )));
         }
         Ok(Plan { different, places })
     }
 
-    fn caches(&self) -> impl Iterator<Item = (CacheDesc, &'l Kind)> + '_ {
-        self.different.iter().map(|&(layer, n_layers)| {
+    /// Makes something of each cache. Its errors name the first layer that lies in the cache.
+    fn each<'p, T>(
+        &'p self,
+        make: impl Fn(&CacheDesc, &Kind) -> Result<T> + 'p,
+    ) -> impl Iterator<Item = Result<T>> + 'p {
+        let caches = self.different.iter().enumerate();
+        caches.map(move |(child, &(layer, n_layers))| {
             let desc = layer.desc.clone();
-            (CacheDesc { n_layers, ..desc }, &layer.kind)
+            make(&CacheDesc { n_layers, ..desc }, &layer.kind).map_err(|error| {
+                let first = self.places.iter().position(|place| *place == (child, 0));
+                let first = first.expect("a cache has layers");
+                let message = format!("layer {first}: {}", error.message);
+                Error::new(error.status, message)
+            })
         })
     }
+}
+
+fn refused(message: String) -> Error {
+    Error::new(Status::INVALID_ARGUMENT, message)
 }

@@ -295,7 +295,37 @@ fn layers_that_make_no_model_are_refused() {
         },
         kind: window_kind(),
     };
-    fails(Cache::from_layers(&device(), [&layer]), status, "capacity");
+    let full = Layer {
+        desc: desc(0),
+        kind: window_kind(),
+    };
+    let layers = [&full, &full, &layer];
+    fails(
+        Cache::from_layers(&device(), layers),
+        status,
+        "layer 2: capacity",
+    );
+    fails(
+        Cache::layers_memory_bytes(&device(), layers),
+        status,
+        "layer 2: capacity",
+    );
+    let different = |n| -> Vec<Layer> {
+        let of_capacity = |capacity| Layer {
+            desc: CacheDesc {
+                capacity,
+                ..desc(0)
+            },
+            kind: window_kind(),
+        };
+        (1..=n).map(of_capacity).collect()
+    };
+    assert!(Cache::from_layers(&device(), &different(16)).is_ok());
+    fails(
+        Cache::from_layers(&device(), &different(17)),
+        status,
+        "the layers need 17 caches",
+    );
 }
 
 #[test]
