@@ -3,6 +3,7 @@ use crate::descriptors::{AttentionDesc, CacheDesc, Kind, RawDesc, RopeDesc};
 use crate::device::Device;
 use crate::error::{check, Result};
 use crate::pass::Pass;
+use crate::state_view::Slots;
 use crate::tensor::TensorMut;
 use crate::watching::{Run, SequenceInfo, Stats, Watcher};
 use kvc_sys as sys;
@@ -13,10 +14,10 @@ use std::ptr;
 /// "To the end" in a range of positions.
 pub const SEQ_END: i32 = sys::KVC_SEQ_END;
 
-/// Keys and values of several sequences, of one [`Kind`]. A method that the kind lacks returns
-/// NOT_SUPPORTED. Methods on `&self` may run at the same time, and a method
-/// on `&mut self` excludes all others: the borrow checker enforces the thread rules of the C
-/// headers, so no call returns BUSY.
+/// Keys and values, or states, of several sequences, of one [`Kind`]. A method that the kind lacks
+/// returns NOT_SUPPORTED. Methods on `&self` may run at the same time, and a method on `&mut self`
+/// excludes all others: the borrow checker enforces the thread rules of the C headers, so no call
+/// returns BUSY.
 ///
 /// While a pass is open its cache is borrowed:
 ///
@@ -34,6 +35,8 @@ pub struct Cache {
     /// Of a wrapper: its children, and for each of its layers the child and the number there.
     pub(crate) children: Vec<Cache>,
     pub(crate) places: Vec<(usize, i32)>,
+    /// Of a recurrent cache.
+    pub(crate) slots: Slots,
 }
 
 // kvc/base.h: functions that take `const kvc_cache *` may run at the same time, every other
@@ -57,6 +60,7 @@ impl Cache {
             head_dim_k: desc.head_dim_k,
             children: Vec::new(),
             places: Vec::new(),
+            slots: Slots::default(),
         })
     }
 
@@ -118,7 +122,7 @@ impl Cache {
         let (handle, n, stream) = (self.handle, batch.n, ptr::null_mut());
         let (positions, sequences, flags) = batch.pointers();
         check(unsafe { sys::kvc_begin(handle, n, positions, sequences, flags, 0, stream) })?;
-        Ok(Pass::new(self))
+        Ok(Pass::new(self, n))
     }
 
     /// Opens a pass that plans nothing, to size a graph for the worst case.
@@ -126,7 +130,7 @@ impl Cache {
         let (handle, stream) = (self.handle, ptr::null_mut());
         let (none, no_flags, reserve) = (ptr::null(), ptr::null(), sys::KVC_BEGIN_RESERVE);
         check(unsafe { sys::kvc_begin(handle, n_tokens, none, none, no_flags, reserve, stream) })?;
-        Ok(Pass::new(self))
+        Ok(Pass::new(self, n_tokens))
     }
 
     /// Returns the error that [`Cache::begin`] would return now. Changes nothing.
@@ -280,6 +284,7 @@ impl Cache {
             count: info.count,
             room: info.room,
             lost_below: info.lost_below,
+            approximate: info.flags & sys::KVC_SEQUENCE_APPROXIMATE != 0,
         })
     }
 

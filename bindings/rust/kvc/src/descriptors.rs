@@ -1,5 +1,6 @@
 use crate::encoder::EncoderDesc;
 use crate::error::{Error, Result, Status};
+use crate::recurrent::RecurrentDesc;
 use crate::tensor::DType;
 use kvc_sys as sys;
 use std::mem::size_of;
@@ -19,7 +20,7 @@ pub struct CacheDesc {
     pub head_dim_k: i32,
     /// 0: as head_dim_k
     pub head_dim_v: i32,
-    /// Storage type of K: F32, F16 or BF16 in this version.
+    /// Storage type of K: F32 (the default), F16 or BF16 in this version.
     pub dtype_k: DType,
     /// Storage type of V, independent of dtype_k.
     pub dtype_v: DType,
@@ -63,8 +64,8 @@ impl Default for CacheDesc {
             n_kv_heads: 0,
             head_dim_k: 0,
             head_dim_v: 0,
-            dtype_k: DType::F32,
-            dtype_v: DType::F32,
+            dtype_k: DType::default(),
+            dtype_v: DType::default(),
             max_sequences: 1,
             capacity: 0,
             max_batch: 0,
@@ -135,6 +136,8 @@ pub enum Kind {
     /// Keys and values of what an encoder read, for cross attention. Experimental: it may change in
     /// any version.
     Encoder(EncoderDesc),
+    /// States of recurrent layers. Experimental likewise.
+    Recurrent(RecurrentDesc),
 }
 
 /// The two descriptors of a cache, for C.
@@ -146,6 +149,7 @@ pub(crate) struct RawDesc {
 enum RawKind {
     Causal(sys::kvc_causal_desc),
     Encoder(sys::kvc_encoder_desc),
+    Recurrent(sys::kvc_recurrent_desc),
 }
 
 impl RawDesc {
@@ -159,6 +163,10 @@ impl RawDesc {
                 cache: desc.raw(sys::KVC_ENCODER),
                 kind: RawKind::Encoder(encoder.raw()),
             },
+            Kind::Recurrent(recurrent) => RawDesc {
+                cache: desc.raw(sys::KVC_RECURRENT),
+                kind: RawKind::Recurrent(recurrent.raw()),
+            },
         }
     }
 
@@ -168,8 +176,9 @@ impl RawDesc {
 
     pub(crate) fn kind(&self) -> *const c_void {
         match &self.kind {
-            RawKind::Causal(causal) => causal as *const sys::kvc_causal_desc as *const c_void,
-            RawKind::Encoder(encoder) => encoder as *const sys::kvc_encoder_desc as *const c_void,
+            RawKind::Causal(desc) => desc as *const _ as *const c_void,
+            RawKind::Encoder(desc) => desc as *const _ as *const c_void,
+            RawKind::Recurrent(desc) => desc as *const _ as *const c_void,
         }
     }
 }

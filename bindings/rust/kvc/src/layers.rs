@@ -13,6 +13,7 @@ use std::ptr;
 #[derive(Debug)]
 pub struct Layers<'a> {
     pub(crate) cache: &'a mut Cache,
+    pub(crate) n_tokens: i32,
 }
 
 impl Deref for Layers<'_> {

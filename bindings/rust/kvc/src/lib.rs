@@ -39,9 +39,10 @@
 //! [`CausalDesc::position_free`]. These have other names: `kvc_cache_create` is [`Cache::new`],
 //! `kvc_cache_destroy` dropping it, `kvc_sequence_query` [`Cache::sequence`], `kvc_encoder_query`
 //! [`Cache::encoder_input`], `kvc_cache_child` [`Cache::owner`], `kvc_state_digest`
-//! [`Cache::digest`], `KVC_NONE` [`PADDING`] as a sequence and [`UNLIMITED`] as a `memory`,
-//! `KVC_TENSOR_TRANSPOSED` [`Cache::gather_transposed`]. `kvc_bind_shift` and strides of tensors
-//! have no counterpart.
+//! [`Cache::digest`], `kvc_state_slots` [`StateView::row_slots`], `kvc_state_done`
+//! [`StateView::done`]. `KVC_NONE` is [`PADDING`] as a sequence, [`UNLIMITED`] as a `memory` and
+//! [`NONE`] for checkpoints, `KVC_TENSOR_TRANSPOSED` [`Cache::gather_transposed`].
+//! `kvc_bind_shift` and strides of tensors have no counterpart.
 mod batch;
 mod cache;
 mod descriptors;
@@ -53,6 +54,8 @@ mod extra;
 mod hybrid;
 mod layers;
 mod pass;
+mod recurrent;
+mod state_view;
 mod tensor;
 mod watching;
 mod wrapper;
@@ -68,6 +71,8 @@ pub use extra::AttentionExtra;
 pub use hybrid::Layer;
 pub use layers::Layers;
 pub use pass::Pass;
+pub use recurrent::{Part, RecurrentDesc, StateLayout, StateSequence, NONE};
+pub use state_view::{StateRows, StateView, States};
 pub use tensor::{DType, Tensor, TensorMut, View};
 pub use watching::{Run, SequenceInfo, State, Stats, Watcher};
 pub use wrapper::WrapError;

@@ -44,9 +44,12 @@ impl Drop for Pass<'_> {
 }
 
 impl<'a> Pass<'a> {
-    pub(crate) fn new(cache: &'a mut Cache) -> Pass<'a> {
+    pub(crate) fn new(cache: &'a mut Cache, n_tokens: i32) -> Pass<'a> {
+        cache.slots.forget();
+        let children = cache.children.iter_mut();
+        children.for_each(|child| child.slots.forget());
         Pass {
-            layers: Layers { cache },
+            layers: Layers { cache, n_tokens },
             open: true,
         }
     }
@@ -84,8 +87,9 @@ impl<'a> Pass<'a> {
     /// # }
     /// ```
     pub fn children_mut(&mut self) -> impl ExactSizeIterator<Item = Layers<'_>> {
+        let n_tokens = self.layers.n_tokens;
         let children = self.layers.cache.children.iter_mut();
-        children.map(|cache| Layers { cache })
+        children.map(move |cache| Layers { cache, n_tokens })
     }
 
     /// Keeps the pass. In a layer that was not put its tokens hold zeros.

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 use std::os::raw::c_void;
 
 /// An element type of tensors or a storage type of a cache. A number and not an enum: a later
-/// library may return one of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// library may return one of its own. The default, 0, is for descriptors: the cache stores F32.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct DType(pub u32);
 
 macro_rules! dtypes {

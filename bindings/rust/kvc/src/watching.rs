@@ -16,6 +16,8 @@ pub struct SequenceInfo {
     pub room: i32,
     /// One more than the highest position that sliding has released; 0: none.
     pub lost_below: i32,
+    /// In a recurrent cache: the state still contains what was removed from the middle.
+    pub approximate: bool,
 }
 
 /// Neighbouring cells that hold consecutive positions. See `kvc_run`.
@@ -112,7 +114,7 @@ impl Watcher {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
     pub state: State,
-    /// Cells in the pool.
+    /// Cells in the pool; of a recurrent cache, here and below, slots.
     pub cells: u64,
     /// Cells that at least one sequence holds.
     pub cells_used: u64,

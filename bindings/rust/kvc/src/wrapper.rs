@@ -1,6 +1,7 @@
 use crate::batch::count;
 use crate::cache::Cache;
 use crate::error::{check, Error, Result};
+use crate::state_view::Slots;
 use kvc_sys as sys;
 use std::fmt;
 use std::ptr;
@@ -58,6 +59,7 @@ impl Cache {
                 children,
                 places: layers.to_vec(),
                 head_dim_k: 0,
+                slots: Slots::default(),
             }),
             Err(error) => Err(WrapError { error, children }),
         }

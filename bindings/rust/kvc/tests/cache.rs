@@ -218,7 +218,8 @@ fn sequences_are_shared_shifted_and_resumed() {
             next: 4,
             count: 4,
             room: 28,
-            lost_below: 0
+            lost_below: 0,
+            approximate: false,
         }
     );
     let stats = cache.stats().unwrap();

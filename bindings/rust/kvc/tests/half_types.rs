@@ -53,3 +53,40 @@ fn slices_of_bfloat16_go_in_and_come_out() {
     assert_eq!(k.bf16(0, 0).unwrap(), &rows[..]);
     assert!(k.f16(0, 0).is_none());
 }
+
+#[test]
+fn states_in_place_are_slices_of_half_types() {
+    let open = |dtype_state| {
+        let kind = RecurrentDesc {
+            state_size: DIM as i64,
+            dtype_state,
+            ..Default::default()
+        };
+        let desc = CacheDesc {
+            n_layers: 1,
+            max_batch: 1,
+            ..Default::default()
+        };
+        let device = Device::open("cpu", 1).unwrap();
+        Cache::new(&device, &desc, &Kind::Recurrent(kind)).unwrap()
+    };
+    let mut cache = open(DType::F16);
+    let mut pass = cache.begin(&[0], &[0]).unwrap();
+    let mut view = pass.state_view(0, Part::Recurrent).unwrap();
+    assert!(view.bf16().is_none() && view.f32().is_none());
+    let mut states = view.f16().unwrap().next().unwrap();
+    states.step(0).1.fill(f16::ONE);
+    view.done().unwrap();
+    pass.commit().unwrap();
+    let mut state = [f16::ZERO; DIM];
+    let into = TensorMut::f16(&mut state, &[DIM]).unwrap();
+    cache.state_gather(0, Part::Recurrent, 0, 1, into).unwrap();
+    assert_eq!(state, [f16::ONE; DIM]);
+
+    let mut cache = open(DType::BF16);
+    let mut pass = cache.begin(&[0], &[0]).unwrap();
+    let mut view = pass.state_view(0, Part::Recurrent).unwrap();
+    assert!(view.f16().is_none());
+    let states = view.bf16().unwrap().next().unwrap();
+    assert_eq!(states.before(), [bf16::ZERO; DIM]);
+}
