@@ -252,7 +252,8 @@ Status RecurrentCache::digest(uint64_t out[2]) const {
       const Status s = add(index, next, sequence.is_approximate, sequence.slot, 0);
       if (s != Status::ok) return s;
     }
-    for (int32_t i = 0; i < sequence.n_checkpoints; ++i) {
+    const int32_t n_checkpoints = sequence.n_checkpoints * !planted(Bug::digest_without_checkpoints);
+    for (int32_t i = 0; i < n_checkpoints; ++i) {
       const Checkpoint& checkpoint = book_.checkpoints(index)[i];
       const Status s = add(index, checkpoint.at, checkpoint.is_approximate != 0,
                            static_cast<int32_t>(checkpoint.slot), 1);

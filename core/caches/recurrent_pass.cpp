@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
 #include "core/caches/recurrent.hpp"
 
 namespace kvc {
@@ -133,11 +134,12 @@ Status RecurrentCache::open_pass(const Batch& batch) {
     const StateBook::Sequence& sequence = book_.sequence(book_.in_batch(i));
     read_slots_[i] = sequence.slot;
     for (int32_t row = 0; row < sequence.n_rows && has_part(conv); ++row, ++n_rows) {
-      const bool is_last = row == sequence.n_rows - 1;
-      conv_rows_[n_rows] = {.to = book_.row_slot(n_rows),
-                            .from = sequence.slot,
-                            .first_token = first_token,
-                            .n_tokens = is_last ? sequence.n_added : row + 1};
+      const bool is_last = row == sequence.n_rows - 1 || planted(Bug::convolution_not_rolled_back);
+      conv_rows_[n_rows] = {
+          .to = book_.row_slot(n_rows),
+          .from = planted(Bug::convolution_starts_anew) ? StateBook::zeros : sequence.slot,
+          .first_token = first_token,
+          .n_tokens = is_last ? sequence.n_added : row + 1};
     }
     for (int32_t token = sequence.first_added; token >= 0; token = book_.follower(token))
       order_[first_token++] = token;
@@ -178,7 +180,9 @@ Status RecurrentCache::put_states(int32_t layer, int32_t part, const Tensor& fro
   if (Status s = ready_for_part(layer, part); s != Status::ok) return s;
   const int32_t n = book_.n_rows();
   if (pass_.is_reserve() || n == 0) return Status::ok;
-  const StateRows rows = rows_beside(part_at(layer, part), book_.row_slots(), n, from);
+  const bool in_place = planted(Bug::state_written_where_read) && n == book_.n_in_batch();
+  const int32_t* to = in_place ? read_slots_ : book_.row_slots();
+  const StateRows rows = rows_beside(part_at(layer, part), to, n, from);
   if (Status s = health_.after(on_device_->store_states(rows)); s != Status::ok) return s;
   note_put(layer, part);
   return Status::ok;
@@ -231,7 +235,9 @@ int32_t RecurrentCache::slot_at(int32_t layer, int32_t part, int32_t index, int3
   const StateBook::Sequence& sequence = book_.sequence(index);
   if (at == 0) return StateBook::zeros;
   if (at == sequence.next)
-    return sequence.n_kept > 0 && was_put(layer, part) ? book_.kept_slot(sequence) : sequence.slot;
+    return sequence.n_kept > 0 && was_put(layer, part) && !planted(Bug::state_gathered_before_pass)
+               ? book_.kept_slot(sequence)
+               : sequence.slot;
   return book_.checkpoint_slot(index, at);
 }
 
@@ -265,7 +271,7 @@ Status RecurrentCache::check_kept_tokens(int32_t sequence, int32_t keep) const {
 
 /// A part that was not put stays as it was: for it time has not passed.
 Status RecurrentCache::settle_unput() {
-  if (pass_.is_fully_put()) return Status::ok;
+  if (pass_.is_fully_put() || planted(Bug::unput_state_stale)) return Status::ok;
   int32_t n = 0;
   for (int32_t i = 0; i < book_.n_in_batch(); ++i) {
     const StateBook::Sequence& sequence = book_.sequence(book_.in_batch(i));

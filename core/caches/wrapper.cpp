@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/base/digest.hpp"
+#include "core/base/planted.hpp"
 
 namespace kvc {
 namespace {
@@ -62,7 +63,9 @@ Status WrapperCache::ask_all(Ask ask) const {
   char message[message_capacity];
   for (int32_t i = 0; i < n_children(); ++i) {
     const Status status = ask(std::as_const(child(i)));
-    if (status == Status::ok || (who >= 0 && order_of(status) >= order_of(worst))) continue;
+    if (status == Status::ok ||
+        (who >= 0 && (order_of(status) >= order_of(worst) || planted(Bug::first_refusal_counts))))
+      continue;
     worst = status;
     who = i;
     copy_last_message(message, sizeof message);
@@ -71,7 +74,10 @@ Status WrapperCache::ask_all(Ask ask) const {
 }
 
 Status WrapperCache::need_fully_put() const {
-  return ask_all([](const Cache& c) { return c.need_fully_put(); });
+  return ask_all([this](const Cache& c) {
+    const bool skipped = planted(Bug::last_child_may_be_unput) && &c == children_.back().get();
+    return skipped ? Status::ok : c.need_fully_put();
+  });
 }
 
 /// A flag must be known to some child.
@@ -86,8 +92,11 @@ Status WrapperCache::check_flags(const Batch& batch) const {
 Status WrapperCache::can_begin(const Batch& batch, bool reserve) const {
   if (Status s = check_flags(batch); s != Status::ok) return s;
   Batch for_child = batch;
-  for_child.others_flags = flag_bits_;
-  return ask_all([&](const Cache& c) { return c.can_begin(for_child, reserve); });
+  for_child.others_flags = planted(Bug::flags_of_others_refused) ? 0 : flag_bits_;
+  const Status status = ask_all([&](const Cache& c) { return c.can_begin(for_child, reserve); });
+  if (planted(Bug::first_child_commits_early) && status == Status::cache_full)
+    return child(0).end_pass() == Status::ok ? status : Status::internal;
+  return status;
 }
 
 Status WrapperCache::fits(const Batch& batch) const {
@@ -109,6 +118,11 @@ Status WrapperCache::check_kept(int32_t sequence, int32_t keep) const {
 /// until nobody returns less.
 int32_t WrapperCache::best_continuation(int32_t sequence, int32_t want) const {
   int32_t best = want;
+  for (const auto& c : children_) {
+    if (planted(Bug::least_continuation))
+      best = std::min(best, c->best_continuation(sequence, want));
+  }
+  if (planted(Bug::least_continuation)) return best;
   for (int32_t n_agreed = 0, i = 0; n_agreed < n_children(); i = (i + 1) % n_children()) {
     const int32_t of_child = child(i).best_continuation(sequence, best);
     n_agreed = of_child == best ? n_agreed + 1 : 1;
@@ -137,7 +151,9 @@ SequenceInfo WrapperCache::info(int32_t sequence) const {
     if (c->causality() == nullptr) continue;
     all.first = std::max(all.first, of_child.first);
     all.lost_below = std::max(all.lost_below, of_child.lost_below);
-    all.count = any_causal ? std::min(all.count, of_child.count) : of_child.count;
+    all.count = any_causal && !planted(Bug::count_of_last_child)
+                    ? std::min(all.count, of_child.count)
+                    : of_child.count;
     any_causal = true;
   }
   if (!any_causal) all.first = all.next;
@@ -167,7 +183,8 @@ void WrapperCache::keep_added(int32_t sequence, int32_t keep) {
 }
 
 Status WrapperCache::end_pass() {
-  n_committed_ += state_ == CacheState::pass;
+  n_committed_ += state_ == CacheState::pass ||
+                  (state_ == CacheState::reserve && planted(Bug::reserve_pass_of_wrapper_counted));
   state_ = CacheState::idle;
   return do_all([](Cache& c) { return c.end_pass(); });
 }
@@ -186,18 +203,21 @@ Status WrapperCache::copy(int32_t source, int32_t destination, int32_t position)
 }
 
 Status WrapperCache::apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) {
+  if (planted(Bug::reorder_of_first_child)) return child(0).apply_reorder(n, destination, source);
   return do_all([&](Cache& c) { return c.apply_reorder(n, destination, source); });
 }
 
 /// The callers' shift functions are asked last: each works on copies, which all children give back when one refuses.
 Status WrapperCache::prepare_removal(int32_t sequence, int32_t begin, int32_t end) {
-  if (Status s = check_removal(sequence, begin, end); s != Status::ok) return s;
+  if (Status s = check_removal(sequence, begin, end);
+      s != Status::ok && !planted(Bug::shift_functions_asked_first))
+    return s;
   for (int32_t i = 0; i < n_children(); ++i) {
     const Status refused = child(i).prepare_removal(sequence, begin, end);
     if (refused == Status::ok) continue;
     char message[message_capacity];
     copy_last_message(message, sizeof message);
-    for (int32_t before = 0; before < i; ++before) {
+    for (int32_t before = planted(Bug::copies_of_first_child_kept); before < i; ++before) {
       if (Status s = child(before).cancel_removal(); s != Status::ok) return s;
     }
     return fail(refused, "child %d of the wrapper: %s", i, message);
@@ -223,7 +243,9 @@ Causality* WrapperCache::causality() {
 /// The batch is the same for all, so what one child refuses the first refuses.
 Status WrapperCache::set_causal(int32_t n_except, const int32_t* except) {
   return do_all([&](Cache& c) {
-    return c.causality() == nullptr ? Status::ok : c.causality()->set_causal(n_except, except);
+    const bool skipped = planted(Bug::except_set_of_first_child) && &c != children_[0].get();
+    return c.causality() == nullptr || skipped ? Status::ok
+                                               : c.causality()->set_causal(n_except, except);
   });
 }
 
@@ -240,7 +262,9 @@ Status WrapperCache::check_checkpoint(int32_t sequence) const {
 
 Status WrapperCache::take_checkpoint(int32_t sequence) {
   return do_all([&](Cache& c) {
-    return c.checkpoints() == nullptr ? Status::ok : c.checkpoints()->take_checkpoint(sequence);
+    const bool skipped = planted(Bug::checkpoint_of_last_child) && &c != children_.back().get();
+    return c.checkpoints() == nullptr || skipped ? Status::ok
+                                                 : c.checkpoints()->take_checkpoint(sequence);
   });
 }
 
@@ -266,7 +290,7 @@ CacheStats WrapperCache::stats() const {
 
 Status WrapperCache::digest(uint64_t out[2]) const {
   DigestSum sum;
-  for (int32_t i = 0; i < n_children(); ++i) {
+  for (int32_t i = 0; i < n_children() - planted(Bug::digest_without_last_child); ++i) {
     struct {
       uint64_t child, of_child[2];
     } part = {static_cast<uint64_t>(i), {}};

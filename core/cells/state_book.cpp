@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "core/base/planted.hpp"
 #include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
@@ -128,16 +129,18 @@ void StateBook::open_pass(const Batch& batch) {
 
 int32_t StateBook::kept_slot(const Sequence& sequence) const {
   const bool one_for_all = sequence.n_rows < sequence.n_added;
-  return row_slot_[sequence.first_row + (one_for_all ? 0 : sequence.n_kept - 1)];
+  const int32_t n = planted(Bug::last_row_kept) ? sequence.n_added : sequence.n_kept;
+  return row_slot_[sequence.first_row + (one_for_all ? 0 : n - 1)];
 }
 
 /// Whether the end of the pass leaves a checkpoint by itself.
 bool StateBook::wants_checkpoint(int32_t index) const {
   const Sequence& sequence = sequences_[index];
   if (rules_.checkpoints == 0 || rules_.checkpoint_interval == 0) return false;
-  if (sequence.next <= rules_.checkpoint_min_pos) return false;
+  if (sequence.next <= rules_.checkpoint_min_pos - planted(Bug::early_checkpoint)) return false;
   const int32_t n = sequence.n_checkpoints;
-  return n == 0 || sequence.next - rules_.checkpoint_interval >= checkpoints(index)[n - 1].at;
+  const int32_t interval = rules_.checkpoint_interval + planted(Bug::long_interval);
+  return n == 0 || sequence.next - interval >= checkpoints(index)[n - 1].at;
 }
 
 /// Counts what the commit will do for a sequence that keeps a token; with sign −1 takes that back.

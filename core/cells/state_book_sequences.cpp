@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
 #include "core/cells/scattered.hpp"
 #include "core/cells/sequence_checks.hpp"
 #include "core/cells/state_book.hpp"
@@ -23,7 +24,8 @@ const Checkpoint* first_behind(const Checkpoint* begin, const Checkpoint* end, i
 int32_t StateBook::best_continuation(int32_t index, int32_t want) const {
   const Sequence& sequence = sequences_[index];
   if (want >= sequence.next) return sequence.next;
-  const Checkpoint* begin = checkpoints(index) + (loses_lowest(sequence) ? 1 : 0);
+  const bool is_less = loses_lowest(sequence) && !planted(Bug::lost_checkpoint_found);
+  const Checkpoint* begin = checkpoints(index) + (is_less ? 1 : 0);
   const Checkpoint* behind = first_behind(begin, checkpoints(index) + sequence.n_checkpoints, want);
   return behind == begin ? 0 : behind[-1].at;
 }
@@ -44,7 +46,7 @@ int32_t StateBook::list_checkpoints(int32_t index, int32_t capacity, int32_t* at
   };
   for (int32_t i = loses_lowest(sequence) ? 1 : 0; i < sequence.n_checkpoints; ++i)
     add(checkpoints(index)[i].at);
-  if (sequence.takes_checkpoint) add(sequence.next);
+  if (sequence.takes_checkpoint && !planted(Bug::coming_checkpoint_unlisted)) add(sequence.next);
   return n;
 }
 
@@ -77,7 +79,7 @@ void StateBook::take_checkpoint(int32_t index) {
 
 void StateBook::own(const Sequence& sequence, const Checkpoint* checkpoints) {
   change(sequence.slot, 1, 0);
-  for (int32_t i = 0; i < sequence.n_checkpoints; ++i)
+  for (int32_t i = planted(Bug::shared_checkpoint_not_counted); i < sequence.n_checkpoints; ++i)
     change(static_cast<int32_t>(checkpoints[i].slot), 1, 0);
 }
 
@@ -108,14 +110,21 @@ StateBook::Sequence StateBook::cut_to(int32_t index, int32_t position) const {
 
 /// What stays is counted before anything is let go: it must never look free in between.
 void StateBook::cut(int32_t index, int32_t position) {
-  const Sequence sequence = cut_to(index, position);
+  Sequence sequence = cut_to(index, position);
+  if (planted(Bug::resume_keeps_later_checkpoints))
+    sequence.n_checkpoints = sequences_[index].n_checkpoints;
+  if (planted(Bug::resume_at_next_forgets) && position == sequences_[index].next)
+    sequence.n_checkpoints = 0;
   own(sequence, checkpoints(index));
   disown(index);
   sequences_[index] = sequence;
 }
 
 void StateBook::copy_prefix(int32_t source, int32_t destination, int32_t position) {
-  const Sequence sequence = cut_to(source, position);
+  Sequence sequence = cut_to(source, position);
+  if (planted(Bug::copy_becomes_exact)) sequence.is_approximate = false;
+  if (planted(Bug::copy_takes_later_checkpoints))
+    sequence.n_checkpoints = sequences_[source].n_checkpoints;
   own(sequence, checkpoints(source));
   disown(destination);
   std::copy_n(checkpoints(source), sequence.n_checkpoints, list(destination));
@@ -197,10 +206,10 @@ void StateBook::remove(int32_t index, int32_t begin, int32_t end) {
   int32_t n = 0;
   for (int32_t i = 0; i < sequence.n_checkpoints; ++i) {
     Checkpoint checkpoint = checkpoints[i];
-    if (checkpoint.at > end) {
+    if (checkpoint.at > end - planted(Bug::checkpoint_at_end_stays)) {
       checkpoint.at -= end - begin;
       checkpoint.is_approximate = 1;
-    } else if (checkpoint.at > begin) {
+    } else if (checkpoint.at > begin - planted(Bug::checkpoint_at_begin_goes)) {
       const auto slot = static_cast<int32_t>(checkpoint.slot);
       change(slot, -1, 0);
       release_if_free(slot);
