@@ -133,13 +133,14 @@ def run(options):
 def load(options):
     """Reads the model and its tokenizer, and prints progress."""
     import weights
+    from gguf_file import GgufFile
     from model import Llama
     from tokenizer import Tokenizer
 
     path = weights.model_file(options.model)
     progress = demo.Progress(f"Reading {path.name}")
     start = time.perf_counter()
-    file = weights.GgufFile(path)
+    file = GgufFile(path)
     tokenizer = Tokenizer(file)
     model = Llama(file, lambda done, total: progress(f"layer {done} of {total}"))
     seconds = time.perf_counter() - start

@@ -1,8 +1,6 @@
-"""Reads the demo's language model: a GGUF file."""
+"""The language models of the demos: packages that contain a GGUF file."""
 
 import pathlib
-
-import numpy as np
 
 import packages
 from demo import DemoError
@@ -30,49 +28,3 @@ def model_file(path=None):
     if not path.is_file():
         raise DemoError(f"there is no model file {path}; leave --model out to fetch the demo's own")
     return path
-
-
-class GgufFile:
-    """A GGUF file: metadata by key and tensors dequantised to float32."""
-
-    def __init__(self, path):
-        # Imported here so that `generate.py --help` works without it.
-        import gguf
-
-        self.path = path
-        self._dequantize = gguf.quants.dequantize
-        try:
-            self._reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
-            raise DemoError(
-                f"{path} is not a whole GGUF file ({error}); fetch it again, or leave --model out "
-                "to use the demo's own"
-            ) from error
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-
-    def __contains__(self, name):
-        return name in self._tensors
-
-    def field(self, key, default=None):
-        """A metadata value as a Python object; DemoError if it is missing and has no default."""
-        entry = self._reader.fields.get(key)
-        if entry is not None:
-            return entry.contents()
-        if default is None:
-            raise DemoError(
-                f"{self.path} has no metadata field {key}: it is not a model for this demo"
-            )
-        return default
-
-    def tensor(self, name):
-        """A tensor as float32, row-major: a matrix is [outputs, inputs]."""
-        entry = self._tensors.get(name)
-        if entry is None:
-            raise DemoError(f"{self.path} has no tensor {name}: it is not a model for this demo")
-        try:
-            return np.asarray(self._dequantize(entry.data, entry.tensor_type), dtype=np.float32)
-        except NotImplementedError as error:
-            kind = entry.tensor_type.name
-            raise DemoError(
-                f"{self.path}: tensors of type {kind} cannot be read by gguf"
-            ) from error
