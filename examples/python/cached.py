@@ -9,8 +9,8 @@ import kvc
 MAX_BATCH = 512  # tokens of a prompt that go through the model at once
 
 
-class CachedAttention:
-    """A kvc cache for one model, and the time spent in kvc.
+def new_cache(config, *, storage, window, capacity, sequences, threads):
+    """A cache for all layers of a model.
 
     config     model.Config
     storage    "f32", "f16" or "bf16": how keys and values are stored
@@ -19,42 +19,51 @@ class CachedAttention:
     sequences  how many there may be
     threads    threads of the device
     """
+    with kvc.Device("cpu", n_threads=threads) as device:
+        cache = kvc.Cache(
+            device=device,
+            n_layers=config.n_layers,
+            n_kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            dtype=storage,
+            max_sequences=sequences,
+            capacity=capacity,
+            max_batch=min(MAX_BATCH, capacity),
+            max_q_heads=config.n_heads,
+            sliding_window=window,
+            prefault=True,
+        )
+    # The model rotates keys and queries; kvc needs these constants to move positions.
+    cache.bind_rope(base=config.rope_base, n_dims=config.rope_dims, pairs="neighbours")
+    return cache
 
-    def __init__(self, config, *, storage, window, capacity, sequences, threads):
-        with kvc.Device("cpu", n_threads=threads) as device:
-            self.cache = kvc.Cache(
-                device=device,
-                n_layers=config.n_layers,
-                n_kv_heads=config.n_kv_heads,
-                head_dim=config.head_dim,
-                dtype=storage,
-                max_sequences=sequences,
-                capacity=capacity,
-                max_batch=min(MAX_BATCH, capacity),
-                max_q_heads=config.n_heads,
-                sliding_window=window,
-                prefault=True,
-            )
-        self.cache.bind_attention(config.n_heads)
-        # The model rotates keys and queries; kvc needs these constants to move positions.
-        self.cache.bind_rope(base=config.rope_base, n_dims=config.rope_dims, pairs="neighbours")
-        self._max_batch = min(MAX_BATCH, capacity)
+
+class CachedAttention:
+    """Attention of a model in a cache that has its layers, and the time spent in kvc.
+
+    cache    a kvc.Cache, or several wrapped in one
+    n_heads  query heads of the model
+    """
+
+    def __init__(self, cache, n_heads):
+        self.cache = cache
+        self.cache.bind_attention(n_heads)
         self.seconds = 0.0  # spent in kvc since the caller last set it to 0
 
     def feed(self, model, tokens, sequence):
         """Runs tokens at the end of a sequence and returns the logits after the last of them."""
         start = self.cache.query(sequence).next
         logits = None
-        for first in range(0, len(tokens), self._max_batch):
-            batch = tokens[first : first + self._max_batch]
+        for first in range(0, len(tokens), MAX_BATCH):
+            batch = tokens[first : first + MAX_BATCH]
             positions = np.arange(start + first, start + first + len(batch), dtype=np.int32)
             self._timed(self.cache.begin, positions, sequence)
-            logits = model.forward(batch, positions, self)
+            logits = model.forward(batch, positions, self)[-1]
             self._timed(self.cache.commit)
         return logits
 
     def attend(self, layer, q, k, v, out):
-        """Called by Llama.forward: stores k and v, writes the attention of q to out."""
+        """Called by the model: stores k and v, writes the attention of q to out."""
         self._timed(self.cache.put_attention, layer, k, v, q, out)
 
     def copy_prefix(self, source, length, target):

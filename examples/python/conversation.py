@@ -1,12 +1,9 @@
 """Generates an answer token by token, and verifies it with a computation without a cache."""
 
 import dataclasses
-import sys
 import time
 
 import numpy as np
-
-from recomputed import RecomputedAttention
 
 
 class Sampler:
@@ -38,7 +35,7 @@ class Answer:
     tokens: list  # of the text
     end: list  # the token that ended it, if any
     n_fed: int  # tokens of the prompt that were computed
-    n_shared: int  # tokens of the prompt that another sequence had
+    n_held: int  # tokens of the prompt that the cache had
     prompt_seconds: float  # until the first token was known
     seconds: float  # after that
     kvc_seconds: float  # the part of `seconds` spent in kvc
@@ -49,15 +46,15 @@ def answer(model, tokenizer, attention, sequence, prompt, limit, sampler, shared
     """Generates up to `limit` tokens after a prompt and prints the text as it is generated.
 
     attention  cached.CachedAttention
-    sequence   of the cache, empty
+    sequence   of the cache. It may hold leading tokens of the prompt, but not all
     prompt     list of tokens
-    shared     (another sequence, how many leading tokens of the prompt it holds: not all)
+    shared     None, or (another sequence, how many leading tokens of it are to be copied first)
     """
     start = time.perf_counter()
-    n_shared = 0
     if shared is not None:
-        n_shared = attention.copy_prefix(*shared, sequence)
-    logits = attention.feed(model, prompt[n_shared:], sequence)
+        attention.copy_prefix(*shared, sequence)
+    n_held = attention.cache.query(sequence).next
+    logits = attention.feed(model, prompt[n_held:], sequence)
     token = sampler.choose(logits)
     prompt_seconds = time.perf_counter() - start
 
@@ -76,8 +73,8 @@ def answer(model, tokenizer, attention, sequence, prompt, limit, sampler, shared
     return Answer(
         tokens,
         end,
-        len(prompt) - n_shared,
-        n_shared,
+        len(prompt) - n_held,
+        n_held,
         prompt_seconds,
         seconds,
         attention.seconds,
@@ -85,31 +82,45 @@ def answer(model, tokenizer, attention, sequence, prompt, limit, sampler, shared
     )
 
 
-def verified(model, prompt, result, options, sampler):
-    """Whether NumPy alone, recomputing the whole sequence for each token, chooses the same tokens.
-
-    Prints the result. Keys and values are rounded to the storage type, as the cache stores them.
-    """
-    attention = RecomputedAttention(options.storage, options.window)
-    sequence = list(prompt)
-    tokens = result.tokens + result.end
-    for index, token in enumerate(tokens):
+def report(result, stats):
+    """Prints the measurements of an answer."""
+    print(
+        f"\n\n  prompt      {result.n_fed} tokens in {1e3 * result.prompt_seconds:.0f} ms "
+        f"({result.n_fed / result.prompt_seconds:.0f} tokens/s)"
+        + (f", {result.n_held} more were in the cache" if result.n_held else "")
+    )
+    steps = len(result.tokens + result.end) - 1
+    if steps > 0:
         print(
-            f"\r  verify      token {index + 1} of {len(tokens)}",
-            end="",
-            file=sys.stderr,
-            flush=True,
+            f"  generation  {steps} tokens in {result.seconds:.2f} s: "
+            f"{steps / result.seconds:.1f} tokens/s up to context {result.context}, "
+            f"{100 * result.kvc_seconds / result.seconds:.1f} % of the time inside kvc"
         )
-        logits = model.forward(sequence, np.arange(len(sequence)), attention)
+    print(
+        f"  cache       {stats.bytes / 1e6:.1f} MB, {stats.cells_used} of {stats.cells} cells "
+        f"used, {stats.cells_shared} shared"
+    )
+
+
+def verified(model, prompt, result, attention, sampler):
+    """Whether NumPy alone, without kvc and without a cache, chooses the same tokens. Prints it.
+
+    attention  recomputed.RecomputedAttention, or another that keeps nothing
+
+    One pass computes the whole text and what follows each of its tokens. If each token of the
+    answer is what follows the text before it, NumPy would have generated the same answer.
+    """
+    tokens = result.tokens + result.end
+    text = (prompt + tokens)[:-1]
+    all_logits = model.forward(text, np.arange(len(text)), attention, last=len(tokens))
+    for index, (token, logits) in enumerate(zip(tokens, all_logits)):
         expected = sampler.choose(logits)
         if token != expected:
             lead = logits[expected] - logits[token]
             print(
-                f"\n  verify      DIFFERS at token {index + 1}: kvc chose {token}, "
+                f"  verify      DIFFERS at token {index + 1}: kvc chose {token}, "
                 f"NumPy {expected}, which leads by {lead:.2g} in the logits"
             )
             return False
-        sequence.append(token)
-    print("\r", end="", file=sys.stderr)
     print(f"  verify      the same {len(tokens)} tokens as NumPy alone, without a cache")
     return True

@@ -64,7 +64,7 @@ def parse(arguments):
     add(
         "--verify",
         action="store_true",
-        help="recompute every token from scratch in NumPy without kvc, and compare (slow)",
+        help="recompute the text in NumPy, without kvc and without a cache, and compare",
     )
     options = parser.parse_args(arguments)
     if options.verify and options.temperature > 0:
@@ -73,10 +73,14 @@ def parse(arguments):
 
 
 def run(options):
-    from cached import CachedAttention
-    from conversation import Sampler, answer, verified
+    from cached import CachedAttention, new_cache
+    from conversation import Sampler, answer, report, verified
+    from model import Llama
+    from recomputed import RecomputedAttention
+    from tokenizer import Tokenizer
+    from weights import SMOLLM2, load
 
-    model, tokenizer = load(options)
+    model, tokenizer = load(SMOLLM2, options.model, Llama, Tokenizer)
     sampler = Sampler(options.temperature, options.seed, tokenizer.end_tokens, options.keep_going)
     messages = [{"role": "user", "content": options.prompt}]
     prompt = tokenizer.prompt(messages)
@@ -90,7 +94,7 @@ def run(options):
     # The second conversation holds the first, its own prompt, and an answer as long.
     turn = tokenizer.next_turn(messages, options.follow_up)
     capacity = min(len(prompt) + 2 * options.tokens + len(turn), model.config.context)
-    attention = CachedAttention(
+    cache = new_cache(
         model.config,
         storage=options.storage,
         window=options.window,
@@ -98,11 +102,13 @@ def run(options):
         sequences=3,
         threads=options.threads,
     )
-    with attention.cache:
+    attention = CachedAttention(cache, model.config.n_heads)
+    plain = RecomputedAttention(options.storage, options.window)
+    with cache:
         print(f"\nuser: {options.prompt}\nassistant: ", end="", flush=True)
         first = answer(model, tokenizer, attention, FIRST, prompt, options.tokens, sampler)
-        report(first, attention.cache.stats())
-        same = not options.verify or verified(model, prompt, first, options, sampler)
+        report(first, cache.stats())
+        same = not options.verify or verified(model, prompt, first, plain, sampler)
         conversation = prompt + first.tokens
         prompt_2 = conversation + turn
         tokens = min(options.tokens, capacity - len(prompt_2))
@@ -120,56 +126,14 @@ def run(options):
             sampler,
             shared=(FIRST, len(conversation)),
         )
-        report(second, attention.cache.stats())
+        report(second, cache.stats())
         start = time.perf_counter()
         attention.feed(model, prompt_2, SCRATCH)
         scratch = time.perf_counter() - start
         report_reuse(second, scratch)
         if options.verify:
-            same = verified(model, prompt_2, second, options, sampler) and same
+            same = verified(model, prompt_2, second, plain, sampler) and same
     return 0 if same else 1
-
-
-def load(options):
-    """Reads the model and its tokenizer, and prints progress."""
-    import weights
-    from gguf_file import GgufFile
-    from model import Llama
-    from tokenizer import Tokenizer
-
-    path = weights.model_file(options.model)
-    progress = demo.Progress(f"Reading {path.name}")
-    start = time.perf_counter()
-    file = GgufFile(path)
-    tokenizer = Tokenizer(file)
-    model = Llama(file, lambda done, total: progress(f"layer {done} of {total}"))
-    seconds = time.perf_counter() - start
-    config = model.config
-    progress.done(
-        f"Read {path.name} in {seconds:.1f} s: {config.n_layers} layers, {config.n_heads} query and "
-        f"{config.n_kv_heads} KV heads of {config.head_dim}"
-    )
-    return model, tokenizer
-
-
-def report(result, stats):
-    """Prints the measurements of an answer."""
-    print(
-        f"\n\n  prompt      {result.n_fed} tokens in {1e3 * result.prompt_seconds:.0f} ms "
-        f"({result.n_fed / result.prompt_seconds:.0f} tokens/s)"
-        + (f", {result.n_shared} more were in the cache" if result.n_shared else "")
-    )
-    steps = len(result.tokens) - 1
-    if steps > 0:
-        print(
-            f"  generation  {steps} tokens in {result.seconds:.2f} s: "
-            f"{steps / result.seconds:.1f} tokens/s up to context {result.context}, "
-            f"{100 * result.kvc_seconds / result.seconds:.1f} % of the time inside kvc"
-        )
-    print(
-        f"  cache       {stats.bytes / 1e6:.1f} MB, {stats.cells_used} of {stats.cells} cells "
-        f"used, {stats.cells_shared} shared"
-    )
 
 
 def report_reuse(result, scratch_seconds):
@@ -177,7 +141,7 @@ def report_reuse(result, scratch_seconds):
     saved = scratch_seconds - result.prompt_seconds
     print(
         f"  reuse       first token after {1e3 * result.prompt_seconds:.0f} ms instead of "
-        f"{1e3 * scratch_seconds:.0f} ms: copy_prefix of {result.n_shared} tokens saved "
+        f"{1e3 * scratch_seconds:.0f} ms: copy_prefix of {result.n_held} tokens saved "
         f"{1e3 * saved:.0f} ms ({100 * saved / scratch_seconds:.0f} %)"
     )
 
