@@ -92,7 +92,8 @@ impl<'a> Pass<'a> {
         children.map(move |cache| Layers { cache, n_tokens })
     }
 
-    /// Keeps the pass. In a layer that was not put its tokens hold zeros.
+    /// Keeps the pass. In a layer that was not put its tokens hold zeros; a state that was not put
+    /// stays as it was.
     pub fn commit(mut self) -> Result<()> {
         check(unsafe { sys::kvc_commit(self.layers.cache.handle) })?;
         self.open = false;
