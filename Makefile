@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-speech test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
+.PHONY: help demo demo-speech demo-windows test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -48,6 +48,10 @@ demo-speech: python ## a speech model writes down recordings through kvc   DEMO=
 	@tools/setup speech
 	$(call say,demo-speech: Whisper tiny.en, keys and values of text and sound in one kvc cache)
 	@$(python) examples/python/transcribe.py $(DEMO)
+
+demo-windows: python ## a model of windows beside full layers answers through kvc   DEMO='--verify --text FILE' for its options
+	$(call say,demo-windows: Gemma 3 270M, two caches that move as one)
+	@$(python) examples/python/windows.py $(DEMO)
 
 test: ## everything that CI runs
 	@tools/setup test

