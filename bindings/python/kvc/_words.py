@@ -3,6 +3,8 @@
 import re
 from typing import List
 
+from . import kvc_capi as _capi
+
 _METHODS = """abort attention begin bind_attention bind_rope can_remove can_resume check
 checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put encoder_query encoder_share fits gather get history mask put
 put_attention remove reorder resume runs set_causal state_conv state_done state_gather state_get
@@ -21,7 +23,10 @@ _WORDS = {
     "bind a shift function (kvc_bind_shift), ": "",  # Python has none
     "checkpoints of its kvc_recurrent_desc is KVC_NONE": "checkpoints=0",
     "state_size is 0": "state_shape is None",
+    "state_size of the cache is 0": "state_shape of the cache is None",
     "state_size": "state_shape",
+    f"KVC_PART_CONV ({_capi.KVC_PART_CONV})": '"conv"',
+    f"KVC_PART_RECURRENT ({_capi.KVC_PART_RECURRENT})": '"recurrent"',
     "KVC_PART_CONV": '"conv"',
     "KVC_PART_RECURRENT": '"recurrent"',
     "KVC_RECURRENT_APPROXIMATE": "approximate=True",

@@ -268,9 +268,7 @@ def test_a_cache_may_lack_a_part(recurrent, random):
             lambda: cache.state_done(0, part),
             lambda: cache.state_gather(0, part, 0),
         ):
-            with pytest.raises(
-                kvc.InvalidArgument, match=f'part is "{part}", but the cache has no'
-            ):
+            with pytest.raises(kvc.InvalidArgument, match=f'part is "{part}"; it must be'):
                 call()
         cache.abort()
     with pytest.raises(
@@ -393,7 +391,7 @@ def test_the_gil_is_released_while_states_are_copied(device):
         (
             lambda c: c.begin([2]) or c.state_put(0, "recurrent", np.zeros((1, 23), np.float32)),
             kvc.InvalidRecurrentShape,
-            r"^states has dims \[23\] of a state; their product must be 24 \(state_shape\)$",
+            r"^states has .*\[23\] of a state.* product must be 24 \(state_shape\)$",
         ),
         (
             lambda c: c.begin([2]) or c.state_put(0, "recurrent", np.zeros((2, 24), np.float32)),
