@@ -1,6 +1,6 @@
 // kvc/kvc.hpp: the C API for C++17 and later, with owners, guards and exceptions. Header only.
 //
-// Each member function calls the C function of the same name; the C headers (cache.h, attention.h) document what it does,
+// Each member function calls the C function of the same name; the C headers (cache.h, attention.h, encoder.h, recurrent.h, wrapper.h) document what it does,
 // what it costs and what it requires. This header adds four things:
 //
 //   owners      Device and Cache destroy what they own; they can be moved and not copied
@@ -47,7 +47,10 @@
 #include <utility>
 #include <vector>
 
+#include "encoder.h"
 #include "kvc.h"
+#include "recurrent.h"
+#include "wrapper.h"
 
 namespace kvc {
 // The library itself uses namespace kvc, and a static libkvc.a hides no symbol: this keeps the two sets of names apart.
@@ -88,6 +91,8 @@ using SizeOverflow = ErrorOf<KVC_E_OVERFLOW>;
 using VersionMismatch = ErrorOf<KVC_E_VERSION>;
 using CacheFull = ErrorOf<KVC_E_CACHE_FULL>;
 using WindowLost = ErrorOf<KVC_E_WINDOW_LOST>;
+using NotFound = ErrorOf<KVC_E_NOT_FOUND>;
+using StateShapeError = ErrorOf<KVC_E_INVALID_RECURRENT_SHAPE>;
 using DeviceFailure = ErrorOf<KVC_E_DEVICE>;
 using DeviceMismatch = ErrorOf<KVC_E_DEVICE_MISMATCH>;
 using BackendUnavailable = ErrorOf<KVC_E_BACKEND_UNAVAILABLE>;
@@ -108,6 +113,8 @@ using InternalError = ErrorOf<KVC_E_INTERNAL>;
     case KVC_E_VERSION: throw VersionMismatch(message);
     case KVC_E_CACHE_FULL: throw CacheFull(message);
     case KVC_E_WINDOW_LOST: throw WindowLost(message);
+    case KVC_E_NOT_FOUND: throw NotFound(message);
+    case KVC_E_INVALID_RECURRENT_SHAPE: throw StateShapeError(message);
     case KVC_E_DEVICE: throw DeviceFailure(message);
     case KVC_E_DEVICE_MISMATCH: throw DeviceMismatch(message);
     case KVC_E_BACKEND_UNAVAILABLE: throw BackendUnavailable(message);
@@ -158,6 +165,14 @@ struct CacheDesc : kvc_cache_desc {  // Cache fills in the kind
 
 struct CausalDesc : kvc_causal_desc {
   CausalDesc() noexcept : kvc_causal_desc(KVC_CAUSAL_DESC_INIT) {}
+};
+
+struct EncoderDesc : kvc_encoder_desc {
+  EncoderDesc() noexcept : kvc_encoder_desc(KVC_ENCODER_DESC_INIT) {}
+};
+
+struct RecurrentDesc : kvc_recurrent_desc {
+  RecurrentDesc() noexcept : kvc_recurrent_desc(KVC_RECURRENT_DESC_INIT) {}
 };
 
 struct AttentionDesc : kvc_attention_desc {
@@ -254,6 +269,32 @@ struct History {
   std::int32_t first_cell = 0, n_cells = 0;
 };
 
+// The input that a sequence of an encoder cache holds.
+struct EncoderInput {
+  std::int32_t position = KVC_NONE;  // of the token that carried it; KVC_NONE: the sequence has none
+  std::int32_t length = 0;
+};
+
+// Parts of a state of a recurrent cache.
+enum class Part : std::int32_t { conv = KVC_PART_CONV, recurrent = KVC_PART_RECURRENT };
+
+// The batch of a pass by sequences, see kvc_state_layout().
+struct StateLayout {
+  std::vector<kvc_state_sequence> sequences;
+  std::vector<std::int32_t> order;  // [n_tokens] indexes into the batch
+};
+
+// A layer of a child of a wrapper.
+struct ChildLayer {
+  std::int32_t child = 0, layer = 0;
+};
+
+// The child that owns a layer of a wrapper, and the layer's number there. The handle stays its owner's.
+struct LayerOwner {
+  kvc_cache *handle = nullptr;
+  std::int32_t layer = 0;
+};
+
 // ---- Device ---------------------------------------------------------------------------------------------------------
 
 // Where memory is and how many threads work. May be closed before the caches created on it.
@@ -291,15 +332,31 @@ class Device {
 class Cache {
  public:
   // Creates a causal cache and reserves all memory that it will ever use.
-  Cache(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {}) {
-    const CacheDesc with_kind = of_kind(Kind::causal, desc);
-    check(kvc_cache_create(device.handle(), &with_kind, &causal, &handle_));
+  Cache(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {})
+      : Cache(device, of_kind(Kind::causal, desc), &causal) {}
+  // Creates a cache of encoder inputs, for cross attention.
+  Cache(const Device &device, const CacheDesc &desc, const EncoderDesc &encoder)
+      : Cache(device, of_kind(Kind::encoder, desc), &encoder) {}
+  // Creates a cache of the states of recurrent layers.
+  Cache(const Device &device, const CacheDesc &desc, const RecurrentDesc &recurrent)
+      : Cache(device, of_kind(Kind::recurrent, desc), &recurrent) {}
+  // Makes one cache of several, which must be idle and empty: layer i is layer layers[i].layer of children[layers[i].child].
+  // The children may be moved or closed afterwards; see kvc/hybrid.hpp for a cache from a description of layers.
+  static Cache wrap(const std::vector<Cache *> &children, const std::vector<ChildLayer> &layers) {
+    std::vector<kvc_cache *> handles;
+    std::vector<std::int32_t> child(1), layer(1);  // not null when there are no layers
+    for (const Cache *each : children) handles.push_back(each == nullptr ? nullptr : each->handle_);
+    for (const ChildLayer &place : layers) {
+      child.insert(child.end() - 1, place.child);
+      layer.insert(layer.end() - 1, place.layer);
+    }
+    Cache wrapper;
+    check(kvc_cache_wrap(handles.data(), length("children", handles), child.data(), layer.data(), length("layers", layers),
+                         &wrapper.handle_));
+    return wrapper;
   }
   // Creates a cache of any kind, with the defaults of that kind.
-  Cache(const Device &device, Kind kind, const CacheDesc &desc) {
-    const CacheDesc with_kind = of_kind(kind, desc);
-    check(kvc_cache_create(device.handle(), &with_kind, nullptr, &handle_));
-  }
+  Cache(const Device &device, Kind kind, const CacheDesc &desc) : Cache(device, of_kind(kind, desc), nullptr) {}
   Cache(Cache &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Cache &operator=(Cache &&other) noexcept {
     if (this != &other) {
@@ -319,16 +376,16 @@ class Cache {
 
   // The bytes that such a cache would take; allocates nothing.
   static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {}) {
-    std::uint64_t bytes = 0;
-    const CacheDesc with_kind = of_kind(Kind::causal, desc);
-    check(kvc_cache_memory_bytes(device.handle(), &with_kind, &causal, &bytes));
-    return bytes;
+    return bytes_of(device, of_kind(Kind::causal, desc), &causal);
+  }
+  static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const EncoderDesc &encoder) {
+    return bytes_of(device, of_kind(Kind::encoder, desc), &encoder);
+  }
+  static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const RecurrentDesc &recurrent) {
+    return bytes_of(device, of_kind(Kind::recurrent, desc), &recurrent);
   }
   static std::uint64_t memory_bytes(const Device &device, Kind kind, const CacheDesc &desc) {
-    std::uint64_t bytes = 0;
-    const CacheDesc with_kind = of_kind(kind, desc);
-    check(kvc_cache_memory_bytes(device.handle(), &with_kind, nullptr, &bytes));
-    return bytes;
+    return bytes_of(device, of_kind(kind, desc), nullptr);
   }
 
   // Constants of the model, for layers [layer_begin, layer_end). Arrays are copied and may be null.
@@ -434,6 +491,77 @@ class Cache {
     return true;
   }
 
+  // Encoder inputs.
+  void encoder_put(std::int32_t layer, std::int32_t sequence, const ConstTensor &k, const ConstTensor &v) {
+    check(kvc_encoder_put(handle_, layer, sequence, k.get(), v.get()));
+  }
+  void encoder_share(std::int32_t sequence, std::int32_t source) { check(kvc_encoder_share(handle_, sequence, source)); }
+  EncoderInput encoder_query(std::int32_t sequence) const {
+    EncoderInput input;
+    check(kvc_encoder_query(handle_, sequence, &input.position, &input.length));
+    return input;
+  }
+
+  // States of recurrent layers. The pass must have n_tokens tokens, padding included.
+  StateLayout state_layout(std::int32_t n_tokens) const {
+    StateLayout layout;
+    std::int32_t n = 0;
+    check(kvc_state_layout(handle_, 0, nullptr, &n, nullptr));
+    layout.sequences.resize(static_cast<std::size_t>(n));
+    check(kvc_state_layout(handle_, n, layout.sequences.data(), &n, nullptr));
+    std::int64_t listed = 0;
+    for (const kvc_state_sequence &each : layout.sequences) listed += each.n_tokens;
+    if (n_tokens < listed)
+      raise(KVC_E_INVALID_ARGUMENT,
+            "n_tokens is " + std::to_string(n_tokens) + ", but the pass has " + std::to_string(listed) + " or more");
+    layout.order.resize(static_cast<std::size_t>(n_tokens));
+    check(kvc_state_layout(handle_, 0, nullptr, &n, layout.order.data()));
+    return layout;
+  }
+  // The shape that state_get() needs, [n_sequences, dims…], and the storage type; data is null.
+  kvc_tensor state_shape(std::int32_t layer, Part part) {
+    kvc_tensor shape{};
+    check(kvc_state_get(handle_, layer, static_cast<std::int32_t>(part), &shape));
+    return shape;
+  }
+  void state_get(std::int32_t layer, Part part, Tensor into) {
+    check(kvc_state_get(handle_, layer, static_cast<std::int32_t>(part), into.get()));
+  }
+  void state_put(std::int32_t layer, Part part, const ConstTensor &from) {
+    check(kvc_state_put(handle_, layer, static_cast<std::int32_t>(part), from.get()));
+  }
+  void state_conv(std::int32_t layer, const ConstTensor &x) { check(kvc_state_conv(handle_, layer, x.get())); }
+  // All slots, [n_slots, dims…], for kernels that work in place. The view lasts until the pass ends.
+  kvc_tensor state_view(std::int32_t layer, Part part, const std::vector<std::int64_t> &dims = {}) {
+    kvc_tensor slots{};
+    check(kvc_state_view(handle_, layer, static_cast<std::int32_t>(part), length("dims", dims), dims.data(), &slots));
+    return slots;
+  }
+  std::vector<std::int32_t> state_slots() const {
+    return list_of([&](std::int32_t room, std::int32_t *slot, std::int32_t *n) {
+      return kvc_state_slots(handle_, room, slot, n);
+    });
+  }
+  void state_done(std::int32_t layer, Part part) {
+    check(kvc_state_done(handle_, layer, static_cast<std::int32_t>(part)));
+  }
+  void state_gather(std::int32_t layer, Part part, std::int32_t sequence, std::int32_t at, Tensor into) {
+    check(kvc_state_gather(handle_, layer, static_cast<std::int32_t>(part), sequence, at, into.get()));
+  }
+  void checkpoint_take(std::int32_t sequence) { check(kvc_checkpoint_take(handle_, sequence)); }
+  std::vector<std::int32_t> checkpoint_list(std::int32_t sequence) const {
+    return list_of([&](std::int32_t room, std::int32_t *at, std::int32_t *n) {
+      return kvc_checkpoint_list(handle_, sequence, room, at, n);
+    });
+  }
+
+  // Of a wrapper.
+  LayerOwner owner(std::int32_t layer) const {
+    LayerOwner found;
+    check(kvc_cache_child(handle_, layer, &found.handle, &found.layer));
+    return found;
+  }
+
   // Reading, for callers with kernels of their own. The views last until the pass ends.
   KeyValueViews get(std::int32_t layer) {
     KeyValueViews views{};
@@ -464,15 +592,9 @@ class Cache {
     check(kvc_gather(handle_, layer, sequence, nullptr, v.get()));
   }
   std::vector<kvc_run> runs(std::int32_t layer, std::int32_t sequence) const {
-    std::vector<kvc_run> found;
-    std::int32_t n = 0, room = 0;
-    do {  // another thread may change the number of runs between two calls
-      found.resize(static_cast<std::size_t>(n));
-      room = n;
-      check(kvc_runs(handle_, layer, sequence, room, found.data(), &n));
-    } while (n > room);
-    found.resize(static_cast<std::size_t>(n));
-    return found;
+    return list_of<kvc_run>([&](std::int32_t room, kvc_run *found, std::int32_t *n) {
+      return kvc_runs(handle_, layer, sequence, room, found, n);
+    });
   }
 
   // Watching.
@@ -495,7 +617,30 @@ class Cache {
   void check_invariants() const { check(kvc_check(handle_)); }
 
  private:
-  static std::int32_t length(const char *name, const std::vector<std::int32_t> &values) {
+  Cache() noexcept = default;
+  Cache(const Device &device, const CacheDesc &desc, const void *of_its_kind) {
+    check(kvc_cache_create(device.handle(), &desc, of_its_kind, &handle_));
+  }
+  static std::uint64_t bytes_of(const Device &device, const CacheDesc &desc, const void *of_its_kind) {
+    std::uint64_t bytes = 0;
+    check(kvc_cache_memory_bytes(device.handle(), &desc, of_its_kind, &bytes));
+    return bytes;
+  }
+  // All that `list(room, elements, &n)` lists.
+  template <typename Element = std::int32_t, typename List>
+  static std::vector<Element> list_of(List list) {
+    std::vector<Element> found;
+    std::int32_t n = 0, room = 0;
+    do {  // another thread may change their number between two calls
+      found.resize(static_cast<std::size_t>(n));
+      room = n;
+      check(list(room, found.data(), &n));
+    } while (n > room);
+    found.resize(static_cast<std::size_t>(n));
+    return found;
+  }
+  template <typename Element>
+  static std::int32_t length(const char *name, const std::vector<Element> &values) {
     if (values.size() > static_cast<std::size_t>(INT32_MAX))
       raise(KVC_E_INVALID_ARGUMENT,
             std::string(name) + " has " + std::to_string(values.size()) + " elements; at most 2147483647 are taken");
