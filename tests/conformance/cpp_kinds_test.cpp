@@ -5,6 +5,8 @@
 #include <kvc/hybrid.hpp>
 #include <vector>
 
+#include "support/host_view.hpp"
+
 namespace {
 
 constexpr int32_t heads = 2, dim = 4, width = heads * dim;
@@ -78,7 +80,7 @@ TEST(CppKinds, ARecurrentCache) {
         cache.state_put(layer, kvc::Part::recurrent, {after, {3, 6}});
         continue;
       }
-      const kvc_tensor slots = cache.state_view(layer, kvc::Part::recurrent, {3, 2});
+      const kvc_tensor slots = support::on_host(cache.state_view(layer, kvc::Part::recurrent, {3, 2}));
       EXPECT_EQ(slots.ndim, 3);
       for (const int32_t slot : cache.state_slots()) {
         float* row = static_cast<float*>(slots.data) + slot * slots.strides[0];
