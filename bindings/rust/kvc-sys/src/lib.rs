@@ -3,8 +3,8 @@
 //! experimental: they may change in any version. The headers are the manual.
 //!
 //! `tests/layout.rs` compares all of this with `tests/abi/layout.txt` and `experimental.txt`, the
-//! golden lists of the C headers. Statuses and other constants are integers, never Rust enums: a later library may return
-//! a number that this crate does not know.
+//! golden lists of the C headers. Statuses and other constants are integers, never Rust enums: a
+//! later library may return a number that this crate does not know.
 #![allow(non_camel_case_types)]
 
 mod constants;

@@ -4,8 +4,9 @@ use std::mem::size_of;
 use std::ptr;
 
 /// What one attention call adds to the constants of the model, and what it returns besides the
-/// output. `None`: not wanted. Columns are the cells that [`Layers::history`](crate::Layers::history) returns. Bias and mask
-/// are broadcast: an extent may be 1, and leading dimensions may be missing.
+/// output. `None`: not wanted. Columns are the cells that
+/// [`Layers::history`](crate::Layers::history) returns. Bias and mask are broadcast: an extent may be
+/// 1, and leading dimensions may be missing.
 #[derive(Debug, Default)]
 pub struct AttentionExtra<'a> {
     /// [query heads, n tokens, history], added to the scores; minus infinity hides.

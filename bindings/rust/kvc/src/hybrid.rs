@@ -62,6 +62,55 @@ impl Cache {
     /// # pass.abort()
     /// # }
     /// ```
+    ///
+    /// Three recurrent layers, then attention, as in Qwen3-Next. The model steps back to a checkpoint,
+    /// and so do its keys and values:
+    ///
+    /// ```
+    /// # use kvc::*;
+    /// # fn main() -> Result<()> {
+    /// # let device = Device::open("cpu", 0)?;
+    /// let bounds = CacheDesc { max_sequences: 2, max_batch: 64, ..Default::default() };
+    /// let full = Layer {
+    ///     desc: CacheDesc { n_kv_heads: 2, head_dim_k: 64, capacity: 4096, ..bounds.clone() },
+    ///     kind: Kind::Causal(CausalDesc::default()),
+    /// };
+    /// let delta = Layer {
+    ///     desc: bounds,
+    ///     kind: Kind::Recurrent(RecurrentDesc {
+    ///         state_size: 8 * 16 * 16, conv_channels: 96, conv_dim: 3, checkpoints: 4,
+    ///         ..Default::default()
+    ///     }),
+    /// };
+    /// let layers = (0..12).map(|i| if i % 4 == 3 { &full } else { &delta });
+    /// let mut model = Cache::from_layers(&device, layers)?;
+    ///
+    /// # let (x, k) = ([0.5; 96], [0.5; 2 * 64]);
+    /// # let (x, k) = (Tensor::f32(&x, &[1, 96])?, Tensor::f32(&k, &[1, 2, 64])?);
+    /// for position in 0..5 {
+    ///     let mut pass = model.begin(&[position], &[0])?;
+    ///     for layer in 0..12 {
+    ///         if layer % 4 == 3 {
+    ///             pass.put(layer, k, k)?; // and attention
+    ///             continue;
+    ///         }
+    ///         pass.state_conv(layer, x)?;
+    ///         let mut view = pass.state_view(layer, Part::Recurrent)?;
+    ///         for mut states in view.f32().expect("stored as F32") {
+    ///             let (before, row) = states.step(0);
+    ///             row.iter_mut().zip(before).for_each(|(x, y)| *x = y / 2.0 + 1.0); // your rule
+    ///         }
+    ///         view.done()?;
+    ///     }
+    ///     pass.commit()?;
+    ///     if position == 2 {
+    ///         model.checkpoint_take(0)?;
+    ///     }
+    /// }
+    /// assert_eq!(model.resume(0, 4)?, 3); // where every child can continue
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn from_layers<'l>(
         device: &Device,
         layers: impl IntoIterator<Item = &'l Layer>,
