@@ -323,6 +323,42 @@ fn views_of_narrow_states_have_their_bits() {
     }
 }
 
+/// Each part has a storage type of its own.
+#[test]
+fn parts_are_stored_in_their_own_types() {
+    let mut cache = open(RecurrentDesc {
+        dtype_state: DType::F32,
+        dtype_conv: DType::BF16,
+        host_checkpoints: true, // as they are here in any case
+        ..kind()
+    });
+    let mut pass = cache.begin(&[0], &[0]).unwrap();
+    let dtype = |pass: &mut Pass<'_>, part| pass.state_view(0, part).unwrap().dtype();
+    assert_eq!(dtype(&mut pass, Part::Recurrent), DType::F32);
+    assert_eq!(dtype(&mut pass, Part::Conv), DType::BF16);
+}
+
+/// A reserve pass has the largest layout that so many tokens can have.
+#[test]
+fn a_reserve_pass_spreads_its_tokens_over_the_sequences() {
+    let mut cache = open(RecurrentDesc {
+        draft_states: 1,
+        ..kind()
+    });
+    let mut pass = cache.begin_reserve(8).unwrap();
+    let layout = pass.state_layout().unwrap();
+    let rows: Vec<_> = layout.sequences.iter().map(|s| s.rows.clone()).collect();
+    assert_eq!(rows, [0..1, 1..2, 2..4]);
+    assert_eq!(layout.order, [0, 3, 6, 1, 4, 7, 2, 5]);
+    let mut view = pass.state_view(0, Part::Recurrent).unwrap();
+    for mut states in view.f32().unwrap() {
+        (0..states.n_rows()).for_each(|row| states.step(row).1.fill(1.0)); // rows to be written
+    }
+    view.done().unwrap();
+    drop(pass);
+    cache.check().unwrap();
+}
+
 /// Threads share views like slices, and no Debug text contains an address.
 #[test]
 fn views_of_states_are_shared_and_shown() {

@@ -89,6 +89,24 @@ fn a_hybrid_continues_at_its_checkpoints() {
     model.check().unwrap();
 }
 
+/// Factors of RoPE have no length for a layer without keys, so the library says what it lacks.
+#[test]
+fn rope_of_a_layer_of_states_is_not_supported() {
+    let device = Device::open("cpu", 1).unwrap();
+    let (states, full) = (states(SIZE, 0), full());
+    let mut model = Cache::from_layers(&device, [&states, &full]).unwrap();
+    let factors = [1.0; DIM / 2];
+    let desc = RopeDesc {
+        frequency_factors: Some(&factors),
+        ..Default::default()
+    };
+    for (begin, end) in [(0, 1), (0, 2)] {
+        let refused = model.bind_rope(begin, end, &desc).unwrap_err();
+        assert_eq!(refused.status, Status::NOT_SUPPORTED, "{refused}");
+    }
+    model.bind_rope(1, 2, &desc).unwrap();
+}
+
 #[test]
 fn a_thread_steps_states_while_another_puts_keys() {
     let device = Device::open("cpu", 1).unwrap();
