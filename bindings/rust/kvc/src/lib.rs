@@ -27,8 +27,8 @@
 //! The C headers are the manual: what each call does, what it costs and which errors it returns.
 //! This is what differs in Rust: a [`Pass`] borrows its cache, so a call at the wrong time or an
 //! overlap of calls does not compile. No call returns BUSY, and BAD_STATE remains for layers that
-//! were not put and constants that are bound too late. A slice must be at least as long as its
-//! shape says. Nothing is `unsafe`.
+//! were not put, constants that are bound too late, and caches that are wrapped while they hold
+//! something. A slice must be at least as long as its shape says. Nothing is `unsafe`.
 //!
 //! A position above the one where its sequence continues is legal: it leaves a gap. Set
 //! [`CacheDesc::strict`] unless you want gaps; a wrong position is then an error.

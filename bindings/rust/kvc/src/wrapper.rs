@@ -11,11 +11,12 @@ impl Cache {
     /// decoder, states beside keys and values. [`Cache::from_layers`] also creates them.
     ///
     /// `layers`: for each layer of the new cache, its child's index and its number there. Several
-    /// layers may name the same one.
+    /// layers may name the same one. A layer that none names is reached in passes only, through
+    /// [`Pass::children_mut`](crate::Pass::children_mut): bind its constants before.
     ///
-    /// The children must be empty and in no pass, and be none of them a wrapper. Calls on the wrapper
-    /// that open and end passes or move sequences reach all children or none; calls on a layer reach
-    /// the child that owns it. A sequence can continue where every child can. Experimental: this may
+    /// The children must be empty and in no pass, and none may be a wrapper. Calls on the wrapper that
+    /// open and end passes or move sequences reach all children or none; calls on a layer reach the
+    /// child that owns it. A sequence can continue where every child can. Experimental: this may
     /// change in any version. See `kvc/wrapper.h`.
     ///
     /// ```
