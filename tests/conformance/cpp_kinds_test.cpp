@@ -63,11 +63,10 @@ TEST(CppKinds, ARecurrentCache) {
   EXPECT_EQ(kvc::Cache::memory_bytes(device, states(2), recurrent()), cache.stats().bytes);
   {
     kvc::Pass pass(cache, {0, 0, 1, 9}, {1, 0, 1, kvc::padding});
-    const kvc::StateLayout layout = cache.state_layout(4);
+    const kvc::StateLayout layout = cache.state_layout();
     ASSERT_EQ(layout.sequences.size(), 2u);
     EXPECT_EQ(layout.sequences[0].sequence, 1);
     EXPECT_EQ(layout.order, (std::vector<int32_t>{0, 2, 1, 3}));
-    EXPECT_THROW(cache.state_layout(2), kvc::InvalidArgument);
     EXPECT_EQ(cache.state_shape(0, kvc::Part::conv).shape[1], 2);
     std::vector<float> before(2 * 6, 7.0f), after(3 * 6, 3.0f), x(4 * 2, 5.0f);
     for (int32_t layer = 0; layer < 2; ++layer) {

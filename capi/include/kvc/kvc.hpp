@@ -1,7 +1,7 @@
 // kvc/kvc.hpp: the C API for C++17 and later, with owners, guards and exceptions. Header only.
 //
-// Each member function calls the C function of the same name; the C headers (cache.h, attention.h, encoder.h, recurrent.h, wrapper.h) document what it does,
-// what it costs and what it requires. This header adds four things:
+// Each member function calls the C function of the same name; the C headers (cache.h, attention.h, encoder.h, recurrent.h,
+// wrapper.h) document what it does, what it costs and what it requires. This header adds four things:
 //
 //   owners      Device and Cache destroy what they own; they can be moved and not copied
 //   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception restores the cache
@@ -37,6 +37,7 @@
 #error "kvc/kvc.hpp throws exceptions: compile with -fexceptions, or include <kvc/kvc.h>, which returns statuses instead"
 #else
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -281,7 +282,7 @@ enum class Part : std::int32_t { conv = KVC_PART_CONV, recurrent = KVC_PART_RECU
 // The batch of a pass by sequences, see kvc_state_layout().
 struct StateLayout {
   std::vector<kvc_state_sequence> sequences;
-  std::vector<std::int32_t> order;  // [n_tokens] indexes into the batch
+  std::vector<std::int32_t> order;  // [n_tokens] indexes into the batch; those of padding come last
 };
 
 // A layer of a child of a wrapper.
@@ -345,7 +346,11 @@ class Cache {
   static Cache wrap(const std::vector<Cache *> &children, const std::vector<ChildLayer> &layers) {
     std::vector<kvc_cache *> handles;
     std::vector<std::int32_t> child(1), layer(1);  // not null when there are no layers
-    for (const Cache *each : children) handles.push_back(each == nullptr ? nullptr : each->handle_);
+    std::int32_t max_batch = 0;
+    for (const Cache *each : children) {
+      handles.push_back(each == nullptr ? nullptr : each->handle_);
+      if (each != nullptr) max_batch = std::max(max_batch, each->max_batch_);
+    }
     for (const ChildLayer &place : layers) {
       child.insert(child.end() - 1, place.child);
       layer.insert(layer.end() - 1, place.layer);
@@ -353,15 +358,17 @@ class Cache {
     Cache wrapper;
     check(kvc_cache_wrap(handles.data(), length("children", handles), child.data(), layer.data(), length("layers", layers),
                          &wrapper.handle_));
+    wrapper.max_batch_ = max_batch;
     return wrapper;
   }
   // Creates a cache of any kind, with the defaults of that kind.
   Cache(const Device &device, Kind kind, const CacheDesc &desc) : Cache(device, of_kind(kind, desc), nullptr) {}
-  Cache(Cache &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Cache(Cache &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)), max_batch_(other.max_batch_) {}
   Cache &operator=(Cache &&other) noexcept {
     if (this != &other) {
       kvc_cache_destroy(handle_);
       handle_ = std::exchange(other.handle_, nullptr);
+      max_batch_ = other.max_batch_;
     }
     return *this;
   }
@@ -502,20 +509,14 @@ class Cache {
     return input;
   }
 
-  // States of recurrent layers. The pass must have n_tokens tokens, padding included.
-  StateLayout state_layout(std::int32_t n_tokens) const {
+  // States of recurrent layers.
+  StateLayout state_layout() const {
     StateLayout layout;
-    std::int32_t n = 0;
-    check(kvc_state_layout(handle_, 0, nullptr, &n, nullptr));
-    layout.sequences.resize(static_cast<std::size_t>(n));
-    check(kvc_state_layout(handle_, n, layout.sequences.data(), &n, nullptr));
-    std::int64_t listed = 0;
-    for (const kvc_state_sequence &each : layout.sequences) listed += each.n_tokens;
-    if (n_tokens < listed)
-      raise(KVC_E_INVALID_ARGUMENT,
-            "n_tokens is " + std::to_string(n_tokens) + ", but the pass has " + std::to_string(listed) + " or more");
-    layout.order.resize(static_cast<std::size_t>(n_tokens));
-    check(kvc_state_layout(handle_, 0, nullptr, &n, layout.order.data()));
+    layout.sequences = list_of<kvc_state_sequence>([&](std::int32_t room, kvc_state_sequence *sequences, std::int32_t *n) {
+      layout.order.assign(static_cast<std::size_t>(max_batch_), -1);  // room for any pass: how many tokens it has is not told
+      return kvc_state_layout(handle_, room, sequences, n, layout.order.data());
+    });
+    layout.order.erase(std::find(layout.order.begin(), layout.order.end(), -1), layout.order.end());
     return layout;
   }
   // The shape that state_get() needs, [n_sequences, dims…], and the storage type; data is null.
@@ -618,7 +619,7 @@ class Cache {
 
  private:
   Cache() noexcept = default;
-  Cache(const Device &device, const CacheDesc &desc, const void *of_its_kind) {
+  Cache(const Device &device, const CacheDesc &desc, const void *of_its_kind) : max_batch_(desc.max_batch) {
     check(kvc_cache_create(device.handle(), &desc, of_its_kind, &handle_));
   }
   static std::uint64_t bytes_of(const Device &device, const CacheDesc &desc, const void *of_its_kind) {
@@ -673,6 +674,7 @@ class Cache {
   }
 
   kvc_cache *handle_ = nullptr;
+  std::int32_t max_batch_ = 0;
 };
 
 // ---- Pass -----------------------------------------------------------------------------------------------------------
