@@ -83,6 +83,7 @@ def _by_name(function: Any) -> Any:
     own, *others = inspect.signature(function).parameters.values()
     by_name = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in others]
     function.__signature__ = inspect.Signature([own, *by_name])
+    function.__qualname__ = "Layer.__init__"  # Python 3.9 gives it another
     return checks_names(function)
 
 

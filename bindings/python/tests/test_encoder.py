@@ -60,9 +60,9 @@ def test_tokens_see_the_whole_input_of_their_sequence(make, inputs, random, dtyp
     for sequence, (k, v) in enumerate(held):
         assert cache.encoder_query(sequence) == kvc.EncoderInput(0, len(k))
         assert cache.query(sequence).count == len(k)
-        held_k, held_v = cache.gather(1, sequence)
-        np.testing.assert_allclose(held_k.astype(np.float32), k, atol=2e-2)
-        np.testing.assert_allclose(held_v.astype(np.float32), v, atol=2e-2)
+        held_k, held_v = cache.gather(1, sequence, dtype="f32")
+        np.testing.assert_allclose(held_k, k, atol=2e-2)
+        np.testing.assert_allclose(held_v, v, atol=2e-2)
     assert cache.encoder_query(3) is None
 
 
