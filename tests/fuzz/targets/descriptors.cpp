@@ -8,6 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "kvc/encoder.h"
+#include "kvc/recurrent.h"
 #include "support/abi.hpp"
 
 namespace {
@@ -152,6 +154,35 @@ void use(kvc_cache* cache, const kvc_cache_desc& desc, int32_t n_q_heads, Bytes&
   require(kvc_commit(cache) == KVC_OK, "commit");
 }
 
+/// One pass of one token in every part of every layer, then tensors made of bytes.
+void use_states(kvc_cache* cache, const kvc_cache_desc& desc, Bytes& bytes) {
+  const int32_t position = 0, sequence = desc.max_sequences - 1;
+  if (answered(kvc_begin(cache, 1, &position, &sequence, nullptr, 0, nullptr), "begin") != KVC_OK)
+    return;
+  for (const int32_t part : {KVC_PART_CONV, KVC_PART_RECURRENT}) {
+    kvc_tensor state{};
+    if (answered(kvc_state_get(cache, 0, part, &state), "state_get") != KVC_OK) continue;
+    int64_t elements = 1;
+    for (int32_t d = 0; d < state.ndim; ++d) elements *= state.shape[d];
+    std::vector<float> data(static_cast<size_t>(elements), 0.5f);
+    const kvc_tensor rows = support::dense(data.data(), KVC_F32, {1, elements});
+    for (int32_t layer = 0; layer < desc.n_layers; ++layer)
+      require(kvc_state_put(cache, layer, part, &rows) == KVC_OK, "state_put");
+    const auto extents = {int64_t{1}, state.shape[1], state.ndim > 2 ? state.shape[2] : 1};
+    kvc_tensor made;
+    answered(kvc_state_put(cache, 0, part, tensor(bytes, data.data(), extents, made)), "put");
+    answered(kvc_state_get(cache, 0, part, tensor(bytes, data.data(), extents, made)), "get");
+    const auto at = bytes.take<int8_t>();
+    kvc_tensor* into = tensor(bytes, data.data(), extents, made);
+    answered(kvc_state_gather(cache, 0, part, sequence, at, into), "gather");
+    const auto n_dims = bytes.take<int8_t>();
+    const int64_t dims[7] = {bytes.take<int64_t>(), state.shape[1], extents.begin()[2], 1, 1, 1, 1};
+    answered(kvc_state_view(cache, 0, part, n_dims, dims, &made), "view");
+  }
+  answered(kvc_checkpoint_take(cache, sequence), "checkpoint_take");
+  answered(kvc_resume(cache, sequence, bytes.take<int32_t>(), nullptr), "resume");
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -163,14 +194,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto attention_memory = descriptor<kvc_attention_desc>(bytes);
   const auto rope_memory = descriptor<kvc_rope_desc>(bytes);
   const auto* desc = as<kvc_cache_desc>(cache_memory);
-  const auto* causal = bytes.take<uint8_t>() % 4 == 0 ? nullptr : as<kvc_causal_desc>(causal_memory);
+  const bool defaults = bytes.take<uint8_t>() % 4 == 0;
+  std::vector<unsigned char> other_memory;  // what another kind needs
+  if (desc->kind == KVC_ENCODER) other_memory = descriptor<kvc_encoder_desc>(bytes);
+  if (desc->kind == KVC_RECURRENT) other_memory = descriptor<kvc_recurrent_desc>(bytes);
+  const void* kind_desc = other_memory.empty() ? causal_memory.data() : other_memory.data();
+  if (defaults) kind_desc = nullptr;
 
   uint64_t announced = 0;
-  const kvc_status measured = answered(kvc_cache_memory_bytes(device, desc, causal, &announced),
+  const kvc_status measured = answered(kvc_cache_memory_bytes(device, desc, kind_desc, &announced),
                                        "memory_bytes");
   kvc_cache* cache = nullptr;
   taken = 0;
-  const kvc_status created = answered(kvc_cache_create(device, desc, causal, &cache), "create");
+  const kvc_status created = answered(kvc_cache_create(device, desc, kind_desc, &cache), "create");
   require((cache != nullptr) == (created == KVC_OK), "a handle and a status that do not fit");
   const bool fits = measured == KVC_OK && announced <= most_bytes;
   require(created == (measured != KVC_OK ? measured
@@ -185,7 +221,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto* attention = as<kvc_attention_desc>(attention_memory);
     const kvc_status bound = answered(kvc_bind_attention(cache, 0, 1, attention, nullptr, nullptr),
                                       "bind_attention");
-    use(cache, *desc, bound == KVC_OK ? attention->n_q_heads : desc->n_kv_heads, bytes);
+    if (desc->kind == KVC_CAUSAL)
+      use(cache, *desc, bound == KVC_OK ? attention->n_q_heads : desc->n_kv_heads, bytes);
+    if (desc->kind == KVC_RECURRENT) use_states(cache, *desc, bytes);
     require(kvc_check(cache) == KVC_OK, "check");
     require(kvc_cache_destroy(cache) == KVC_OK, "destroy");
   }
