@@ -7,7 +7,6 @@
 #include <cstring>
 #include <iostream>
 #include <limits>
-#include <thread>
 #include <vector>
 
 #include "support/array.hpp"
@@ -275,32 +274,6 @@ TEST_F(RecurrentStates, FreedSlotsBecomeZerosWhenAsked) {
     EXPECT_TRUE(row_is_clear()) << "after resume";
     ASSERT_EQ(kvc_commit(rig_.cache), KVC_OK);
   }
-}
-
-// Const calls may overlap; each plans, counts or lists on its own.
-TEST_F(RecurrentStates, ConstCallsOverlap) {
-  rig_.recurrent.checkpoint_interval = 1;
-  rig_.create();
-  for (int32_t i = 0; i < 20; ++i) rig_.pass({{0, i}, {1, i}});
-  const auto answers = [&] {
-    std::vector<int32_t> all = rig_.checkpoints(0);
-    const int32_t position = 20, sequence = 1;
-    all.push_back(kvc_fits(rig_.cache, 1, &position, &sequence, nullptr));
-    all.push_back(rig_.best(0, 19));
-    for (const kvc_state_sequence& s : rig_.layout()) all.push_back(s.read_slot);
-    for (const int32_t slot : rig_.slots()) all.push_back(slot);
-    all.push_back(static_cast<int32_t>(support::digest(rig_.cache)[0]));
-    all.push_back(kvc_check(rig_.cache));
-    return all;
-  };
-  const std::vector<int32_t> alone = answers();
-  std::vector<std::thread> threads;
-  for (int32_t i = 0; i < 4; ++i) {
-    threads.emplace_back([&] {
-      for (int32_t repeat = 0; repeat < 200; ++repeat) EXPECT_EQ(answers(), alone);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace
