@@ -28,3 +28,33 @@ func TestHotCallsAllocateNothing(t *testing.T) {
 		t.Errorf("%v allocations in a pass", allocations)
 	}
 }
+
+func TestPassesOfOtherKindsAllocateNothing(t *testing.T) {
+	cross := openKind(t, testDesc(), EncoderDesc{})
+	states := openKind(t, statesDesc(1), testStates())
+	k, v, q, out := arrays(1)
+	positions, sequences, flags := []int32{0}, []int32{0}, []TokenFlags{CarriesInput}
+	layout, order, slots, state, x := make([]StateSequence, 1), make([]int32, 8), make([]int32, 1), ones(6), ones(2)
+	allocations := testing.AllocsPerRun(100, func() {
+		must(t, cross.BeginFlagged(positions, sequences, flags))
+		for layer := 0; layer < nLayers; layer++ {
+			must(t, cross.EncoderPut(layer, 0, kv(k, 1), kv(v, 1)))
+			must(t, cross.Attention(layer, qo(q, 1), qo(out, 1)))
+		}
+		_, _, _ = cross.EncoderQuery(0)
+		must(t, cross.Abort())
+		must(t, states.Begin(positions, sequences))
+		_, _ = states.StateLayout(layout, order)
+		must(t, states.StateGet(0, Recurrent, Float32(state, 1, 6)))
+		must(t, states.StatePut(0, Recurrent, Float32(state, 1, 6)))
+		must(t, states.StateConv(0, Float32(x, 1, 2)))
+		view, _ := states.StateView(0, Recurrent)
+		_, _ = states.StateSlots(slots)
+		view.Float32(int(slots[0]))[0] = 1
+		must(t, states.StateDone(0, Recurrent))
+		must(t, states.Abort())
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations in a pass", allocations)
+	}
+}

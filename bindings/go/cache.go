@@ -1,7 +1,9 @@
 // Package kvc is the KV cache that any inference runtime can link, for Go.
 //
 // A Cache holds the keys and values of the tokens that a transformer has processed, for several
-// sequences at once, and computes attention straight from its memory:
+// sequences at once, and computes attention straight from its memory. Other kinds of cache hold what an
+// encoder read (EncoderDesc) or the states of recurrent layers (RecurrentDesc), and NewHybrid makes one
+// cache for a model with layers of several kinds.
 //
 //	device, err := kvc.OpenDevice("cpu", kvc.DeviceOptions{})
 //	cache, err := kvc.NewCache(device, kvc.CacheDesc{NLayers: 30, NKVHeads: 3, …}, kvc.CausalDesc{})
@@ -18,7 +20,8 @@
 // used during a call only. A cache may move between goroutines. Fits, CanResume, CanRemove, Runs,
 // Sequence, Digest, Check and MemoryBytes may run at the same time; every other method excludes them
 // all, and an overlap that breaks this rule returns Busy. Only Stats may overlap any method, a pass
-// in another goroutine or Close too: it never returns Busy and makes none return it. Methods of a nil
+// in another goroutine or Close too: it never returns Busy and makes none return it. EncoderQuery,
+// StateLayout, StateSlots, CheckpointList and Owner are like Fits. Methods of a nil
 // Cache and a nil Device return InvalidHandle.
 //
 // A position above the one where its sequence continues is legal: it leaves a gap. Set the flag Strict
@@ -28,7 +31,8 @@
 // method CopyPrefix, the field n_q_heads is NQHeads, the flag KVC_CACHE_STRICT is Strict, and the struct
 // kvc_attention_extra is AttentionExtra. These have other names: kvc_cache_create is NewCache,
 // kvc_device_open OpenDevice, kvc_cache_destroy Close, kvc_sequence_query Sequence, kvc_state_digest
-// Digest, KVC_NONE None, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree,
+// Digest, KVC_NONE None, kvc_cache_wrap Wrap, kvc_cache_child Owner, KVC_TOKEN_ENCODER_INPUT
+// CarriesInput, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree,
 // KVC_TENSOR_TRANSPOSED GatherTransposed. kvc_bind_shift and strides of tensors have no counterpart.
 package kvc
 
@@ -52,6 +56,9 @@ type Cache struct {
 	handle   *C.kvc_cache // a key of the library's table, not an address; it never changes
 	once     closing
 	headDimK int
+	maxBatch int
+	children []*Cache // of a wrapper
+	closes   []*Cache // those of them that Close closes
 }
 
 // key returns the handle, null for a nil cache.
@@ -86,7 +93,7 @@ func dropped(result C.go_result) { _ = failure(result) }
 
 // described returns the descriptors of a cache for C.
 func described(desc *CacheDesc, kind Kind) (C.kvc_cache_desc, unsafe.Pointer, error) {
-	if causal, ok := kind.(*CausalDesc); kind == nil || ok && causal == nil {
+	if kind = plain(kind); kind == nil {
 		return C.kvc_cache_desc{}, nil, &Error{InvalidArgument, "the kind is nil: pass CausalDesc{}"}
 	}
 	number, kindDesc := kind.c()
@@ -116,10 +123,16 @@ func NewCache(device *Device, desc CacheDesc, kind Kind) (*Cache, error) {
 	if err := failure(out.result); err != nil {
 		return nil, err
 	}
-	c := &Cache{handle: out.cache, headDimK: int(desc.HeadDimK)}
-	c.once.open = true
-	whenForgotten(c, out.cache, func(h *C.kvc_cache) { dropped(C.go_cache_destroy(h)) })
+	c := newCache(out.cache)
+	c.headDimK, c.maxBatch = int(desc.HeadDimK), int(desc.MaxBatch)
 	return c, nil
+}
+
+func newCache(handle *C.kvc_cache) *Cache {
+	c := &Cache{handle: handle}
+	c.once.open = true
+	whenForgotten(c, handle, func(h *C.kvc_cache) { dropped(C.go_cache_destroy(h)) })
+	return c
 }
 
 // Close destroys the cache in any state. A second Close does nothing. Busy: another goroutine is
@@ -130,6 +143,9 @@ func (c *Cache) Close() error {
 	}
 	err := c.once.close(func() C.go_result { return C.go_cache_destroy(c.handle) })
 	runtime.KeepAlive(c)
+	for i := 0; err == nil && i < len(c.closes); i++ {
+		err = c.closes[i].Close()
+	}
 	return err
 }
 
@@ -167,7 +183,7 @@ func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
 	}
 	rotated := int(desc.NDims)
 	if rotated == 0 {
-		rotated = c.headDimK - int(desc.FirstDim)
+		rotated = c.headDimK - int(desc.FirstDim) // of a wrapper: its first child's with keys
 	}
 	factors, err := constants(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
 	if err != nil {

@@ -321,7 +321,7 @@ func TestErrors(t *testing.T) {
 	is(t, cache.Put(0, Float32(short, 1<<40, 1<<40, 1<<40), kv(short, 1)), Shape, "the slice has 8")
 	is(t, cache.Put(0, Float32(short, 1, -1, 8), kv(short, 1)), InvalidArgument, "negative")
 	is(t, cache.Put(0, Float32(short, 1, -1, 0), kv(short, 0)), InvalidArgument, "negative")
-	is(t, cache.Put(0, Float32(short, 1, 1, 1, 8), kv(short, 1)), Shape, "4 dimensions")
+	is(t, cache.Put(0, Float32(short, 1, 1, 1, 1, 8), kv(short, 1)), Shape, "5 dimensions")
 	is(t, cache.Put(0, Tensor{}, kv(short, 1)), Shape, "k is Tensor{}")
 	is(t, cache.Put(0, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), Shape, "")
 	is(t, cache.Put(nLayers, Float32(short, 1, 1, 8), Float32(short, 1, 1, 8)), InvalidArgument, "layer 2")

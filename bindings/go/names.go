@@ -68,6 +68,17 @@ func (p RopePairs) String() string {
 	return fmt.Sprintf("RopePairs(%d)", uint32(p))
 }
 
+// String returns "conv" or "recurrent".
+func (p Part) String() string {
+	switch p {
+	case Conv:
+		return "conv"
+	case Recurrent:
+		return "recurrent"
+	}
+	return fmt.Sprintf("Part(%d)", int32(p))
+}
+
 // String returns the names of the flags, for example "strict|prefault"; "0x0": none.
 func (f CacheFlags) String() string {
 	return flagNames(uint64(f), "strict", "zero_on_free", "prefault", "rotate_k", "rotate_v", "interleaved", "v_in_k")
@@ -77,11 +88,11 @@ func (f CacheFlags) String() string {
 func (f TokenFlags) String() string {
 	number := uint16(f >> tokenTypeShift)
 	if number == 0 {
-		return flagNames(uint64(f), "sees_later")
+		return flagNames(uint64(f), "sees_later", "carries_input")
 	}
 	name := fmt.Sprintf("type %d", number)
 	if rest := f &^ TokenType(number); rest != 0 {
-		return flagNames(uint64(rest), "sees_later") + "|" + name
+		return flagNames(uint64(rest), "sees_later", "carries_input") + "|" + name
 	}
 	return name
 }

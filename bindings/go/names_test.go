@@ -31,8 +31,8 @@ func TestFlagsAndStatesHaveNames(t *testing.T) {
 		{Idle, "idle"}, {Poisoned, "poisoned"}, {State(9), "State(9)"},
 		{Neighbours, "neighbours"}, {RopePairs(9), "RopePairs(9)"},
 		{CacheFlags(0), "0x0"}, {Strict | Prefault, "strict|prefault"}, {VInK | 1<<40, "v_in_k|0x10000000000"},
-		{SeesLater, "sees_later"}, {TokenFlags(2), "0x2"},
-		{TokenType(3), "type 3"}, {SeesLater | TokenType(65535), "sees_later|type 65535"}, {TokenType(1) | 2, "0x2|type 1"},
+		{SeesLater, "sees_later"}, {CarriesInput, "carries_input"}, {TokenFlags(8), "0x8"},
+		{TokenType(3), "type 3"}, {SeesLater | TokenType(65535), "sees_later|type 65535"}, {TokenType(1) | 8, "0x8|type 1"},
 	} {
 		if got := fmt.Sprint(test.value); got != test.want {
 			t.Errorf("%s, not %s", got, test.want)

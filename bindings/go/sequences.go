@@ -84,7 +84,10 @@ func (c *Cache) CanRemove(sequence, begin, end int) error {
 // ---- Watching -----------------------------------------------------------------------------------
 
 // SequenceInfo is what a sequence holds. See kvc_sequence_info.
-type SequenceInfo struct{ First, Next, Count, Room, LostBelow int }
+type SequenceInfo struct {
+	First, Next, Count, Room, LostBelow int
+	Approximate                         bool // a recurrent state contains what was removed from its middle
+}
 
 // Sequence returns what a sequence holds.
 func (c *Cache) Sequence(sequence int) (SequenceInfo, error) {
@@ -97,6 +100,7 @@ func (c *Cache) Sequence(sequence int) (SequenceInfo, error) {
 	i := &out.info
 	return SequenceInfo{
 		int(i.first), int(i.next), int(i.count), int(i.room), int(i.lost_below),
+		i.flags&C.KVC_SEQUENCE_APPROXIMATE != 0,
 	}, failure(out.result)
 }
 

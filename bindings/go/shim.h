@@ -6,7 +6,10 @@
 #ifndef KVC_GO_SHIM_H
 #define KVC_GO_SHIM_H
 
+#include <kvc/encoder.h>
 #include <kvc/kvc.h>
+#include <kvc/recurrent.h>
+#include <kvc/wrapper.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,6 +35,8 @@ typedef struct go_digest { go_result result; uint64_t first, second; } go_digest
 typedef struct go_info { go_result result; kvc_sequence_info info; } go_info;
 typedef struct go_stats { go_result result; kvc_stats stats; } go_stats;
 typedef struct go_history { go_result result; int32_t first_cell, n_cells; } go_history;
+typedef struct go_pair { go_result result; int32_t first, second; } go_pair;
+typedef struct go_child { go_result result; kvc_cache *cache; int32_t layer; } go_child;
 typedef struct go_tensors { go_result result; kvc_tensor first, second; } go_tensors;
 
 /* ---- Tensors -------------------------------------------------------------------------------------------------------- */
@@ -41,7 +46,7 @@ typedef struct go_tensor {
   uint8_t *data;
   uint32_t dtype;
   int32_t ndim;
-  int64_t shape[3];
+  int64_t shape[4];
 } go_tensor;
 
 typedef struct go_extra { go_tensor bias, mask, weights, lse; } go_extra;
@@ -137,6 +142,105 @@ static inline go_tensors go_get(kvc_cache *cache, int32_t layer) {
   go_tensors out;
   memset(&out, 0, sizeof out);
   out.result = go_done(kvc_get(cache, layer, &out.first, &out.second));
+  return out;
+}
+
+/* ---- Encoder inputs ------------------------------------------------------------------------------------------------- */
+
+static inline go_result go_encoder_put(kvc_cache *cache, int32_t layer, int32_t sequence, go_tensor k, go_tensor v) {
+  GO_VIEW(k);
+  GO_VIEW(v);
+  return go_done(kvc_encoder_put(cache, layer, sequence, k_view, v_view));
+}
+
+static inline go_result go_encoder_share(kvc_cache *cache, int32_t sequence, int32_t source) {
+  return go_done(kvc_encoder_share(cache, sequence, source));
+}
+
+static inline go_pair go_encoder_query(const kvc_cache *cache, int32_t sequence) {
+  go_pair out = {{0}, KVC_NONE, 0};
+  out.result = go_done(kvc_encoder_query(cache, sequence, &out.first, &out.second));
+  return out;
+}
+
+/* ---- States --------------------------------------------------------------------------------------------------------- */
+
+/* Structs and lists of numbers hold no pointer, so they may be Go memory. */
+static inline go_number go_state_layout(const kvc_cache *cache, int32_t capacity, kvc_state_sequence *sequences,
+                                        int32_t *order) {
+  int32_t n = 0;
+  go_number out = {go_done(kvc_state_layout(cache, capacity, sequences, &n, order)), 0};
+  out.number = (uint64_t)n;
+  return out;
+}
+
+static inline go_result go_state_get(kvc_cache *cache, int32_t layer, int32_t part, go_tensor into) {
+  float nothing = 0;
+  GO_VIEW(into);
+  if (!into_view->data) into_view->data = &nothing; /* no elements, but null would query the shape */
+  return go_done(kvc_state_get(cache, layer, part, into_view));
+}
+
+static inline go_result go_state_put(kvc_cache *cache, int32_t layer, int32_t part, go_tensor from) {
+  GO_VIEW(from);
+  return go_done(kvc_state_put(cache, layer, part, from_view));
+}
+
+static inline go_result go_state_conv(kvc_cache *cache, int32_t layer, go_tensor x) {
+  GO_VIEW(x);
+  return go_done(kvc_state_conv(cache, layer, x_view));
+}
+
+static inline go_tensors go_state_view(kvc_cache *cache, int32_t layer, int32_t part) {
+  go_tensors out;
+  memset(&out, 0, sizeof out);
+  out.result = go_done(kvc_state_view(cache, layer, part, 0, NULL, &out.first));
+  return out;
+}
+
+static inline go_number go_state_slots(const kvc_cache *cache, int32_t capacity, int32_t *slots) {
+  int32_t n = 0;
+  go_number out = {go_done(kvc_state_slots(cache, capacity, slots, &n)), 0};
+  out.number = (uint64_t)n;
+  return out;
+}
+
+static inline go_result go_state_done(kvc_cache *cache, int32_t layer, int32_t part) {
+  return go_done(kvc_state_done(cache, layer, part));
+}
+
+static inline go_result go_state_gather(kvc_cache *cache, int32_t layer, int32_t part, int32_t sequence, int32_t at,
+                                        go_tensor into) {
+  float nothing = 0;
+  GO_VIEW(into);
+  if (!into_view->data) into_view->data = &nothing;
+  return go_done(kvc_state_gather(cache, layer, part, sequence, at, into_view));
+}
+
+static inline go_result go_checkpoint_take(kvc_cache *cache, int32_t sequence) {
+  return go_done(kvc_checkpoint_take(cache, sequence));
+}
+
+static inline go_number go_checkpoint_list(const kvc_cache *cache, int32_t sequence, int32_t capacity, int32_t *at) {
+  int32_t n = 0;
+  go_number out = {go_done(kvc_checkpoint_list(cache, sequence, capacity, at, &n)), 0};
+  out.number = (uint64_t)n;
+  return out;
+}
+
+/* ---- Wrappers ------------------------------------------------------------------------------------------------------- */
+
+/* A handle is a key, not an address: an array of handles may be Go memory. */
+static inline go_cache go_cache_wrap(kvc_cache **children, int32_t n_children, const int32_t *child, const int32_t *layer,
+                                     int32_t n_layers) {
+  go_cache out = {{0}, NULL};
+  out.result = go_done(kvc_cache_wrap(children, n_children, child, layer, n_layers, &out.cache));
+  return out;
+}
+
+static inline go_child go_cache_child(const kvc_cache *wrapper, int32_t layer) {
+  go_child out = {{0}, NULL, 0};
+  out.result = go_done(kvc_cache_child(wrapper, layer, &out.cache, &out.layer));
   return out;
 }
 

@@ -37,6 +37,9 @@ const (
 	NF4    DType = C.KVC_NF4  // blocks of 16, 32, 64 or 128 values with one f32 scale
 )
 
+// maxDims is how many dimensions a tensor has at most: rows of states of matrices have four.
+const maxDims = 4
+
 // Tensor is a dense row-major view of a slice. kvc uses it during a call only and keeps no pointer
 // to it. The zero Tensor is absent: it stands for an optional tensor that is not wanted.
 type Tensor struct {
@@ -44,7 +47,7 @@ type Tensor struct {
 	n     int   // elements behind data
 	dtype DType // 0: absent. An empty slice has a type
 	ndim  int
-	shape [3]int
+	shape [maxDims]int
 }
 
 // Float32 makes a tensor of a slice; the last index of the shape runs fastest.
@@ -121,7 +124,7 @@ func (t *Tensor) c() C.go_tensor {
 		data:  (*C.uint8_t)(t.data),
 		dtype: C.uint32_t(t.dtype),
 		ndim:  C.int32_t(t.ndim),
-		shape: [3]C.int64_t{C.int64_t(t.shape[0]), C.int64_t(t.shape[1]), C.int64_t(t.shape[2])},
+		shape: [maxDims]C.int64_t{C.int64_t(t.shape[0]), C.int64_t(t.shape[1]), C.int64_t(t.shape[2]), C.int64_t(t.shape[3])},
 	}
 }
 
