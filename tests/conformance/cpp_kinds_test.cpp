@@ -126,10 +126,10 @@ TEST(CppKinds, OneCacheFromADescriptionOfLayers) {
   const kvc::Device device("cpu");
   kvc::CausalDesc window;
   window.reach = 4;
-  const kvc::Layer full(keys()), sliding(keys(), window), cross(keys(), kvc::EncoderDesc()),
-      delta(states(), recurrent());
+  const kvc::Layer full{keys()}, sliding{keys(), window}, cross{keys(), kvc::EncoderDesc()},
+      delta{states(), recurrent()};
   const std::vector<kvc::Layer> layers = {sliding, full, delta, sliding, cross, full, delta};
-  EXPECT_TRUE(full == kvc::Layer(keys()) && full != sliding && full != cross);
+  EXPECT_TRUE(full == kvc::Layer{keys()} && full != sliding && full != cross);
   kvc::Hybrid model(device, layers);
   EXPECT_EQ(kvc::Hybrid::memory_bytes(device, layers), model.stats().bytes);
   ASSERT_EQ(model.children().size(), 4u);
@@ -141,8 +141,50 @@ TEST(CppKinds, OneCacheFromADescriptionOfLayers) {
   kvc::Hybrid moved = std::move(model);
   kvc::Pass pass(moved, {0}, {0});
   EXPECT_EQ(moved.children()[2].state_slots().size(), 1u);
-  EXPECT_THROW(kvc::Hybrid(device, {}), kvc::InvalidArgument);
-  EXPECT_THROW(kvc::Hybrid(device, {sliding, kvc::Layer(states())}), kvc::InvalidArgument);
+}
+
+TEST(CppKinds, NoDescriptorOfAKindIsACausalCache) {
+  const kvc::Device device("cpu");
+  const kvc::Cache cache(device, keys(1), {});
+  EXPECT_EQ(kvc::Cache::memory_bytes(device, keys(1), {}), cache.stats().bytes);
+  EXPECT_THROW(kvc::Cache(device, states(1), kvc::RecurrentDesc()), kvc::InvalidArgument);
+}
+
+TEST(CppKinds, ADescriptionThatMakesNoCacheNamesTheLayer) {
+  const kvc::Device device("cpu");
+  const auto refused = [&](const std::vector<kvc::Layer>& layers) -> std::string {
+    try {
+      kvc::Hybrid(device, layers);
+    } catch (const kvc::InvalidArgument& error) {
+      EXPECT_THROW(kvc::Hybrid::memory_bytes(device, layers), kvc::InvalidArgument);
+      return error.message();
+    }
+    return "taken";
+  };
+  const kvc::Layer full{keys()}, no_heads{states()};
+  EXPECT_EQ(refused({}), "there are no layers: give one for each of the model");
+  EXPECT_EQ(refused({full, no_heads, full, no_heads}).rfind("layer 1: n_kv_heads", 0), 0u);
+  EXPECT_EQ(refused({full, {keys(3)}}), "layer 1 has n_layers 3, not 0: layers are counted");
+  std::vector<kvc::Layer> windows;
+  for (int32_t reach = 1; reach <= KVC_MAX_CHILDREN + 1; ++reach) {
+    kvc::CausalDesc causal;
+    causal.reach = reach;
+    windows.push_back({keys(), causal});
+  }
+  EXPECT_EQ(refused(windows),
+            "the layers need 17 caches, one for each that differs from those before it; at most 16 "
+            "move as one");
+  windows.pop_back();
+  EXPECT_EQ(kvc::Hybrid(device, windows).children().size(), 16u);
+}
+
+TEST(CppKinds, ClosingAHybridClosesTheCachesInside) {
+  kvc::Hybrid model(kvc::Device("cpu"), {{keys()}, {states(), recurrent()}});
+  model.close();
+  EXPECT_THROW((void)model.stats(), kvc::InvalidHandle);
+  for (const kvc::Cache& child : model.children())
+    EXPECT_THROW((void)child.stats(), kvc::InvalidHandle);
+  model.close();
 }
 
 }  // namespace

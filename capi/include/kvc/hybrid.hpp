@@ -9,7 +9,7 @@
 //   kvc::CausalDesc window;
 //   window.reach = 511;
 //   std::vector<kvc::Layer> layers;
-//   for (int i = 0; i < 18; ++i) layers.push_back(i % 6 == 5 ? kvc::Layer(desc) : kvc::Layer(desc, window));
+//   for (int i = 0; i < 18; ++i) layers.push_back(i % 6 == 5 ? kvc::Layer{desc} : kvc::Layer{desc, window});
 //   kvc::Hybrid gemma(kvc::Device("cpu"), layers);
 //   kvc::Pass pass(gemma, positions, sequences);
 //   gemma.put(layer, …);
@@ -19,70 +19,39 @@
 #define KVC_HYBRID_HPP
 
 #include <cstring>
+#include <type_traits>
 
 #include "kvc.hpp"
 
 namespace kvc {
 inline namespace api_0_2 {
 
-// What one layer needs of a cache. n_layers and kind of the descriptors are filled in.
-class Layer {
- public:
-  explicit Layer(const CacheDesc &desc, const CausalDesc &causal = {}) : kind_(Kind::causal), desc_(desc), causal_(causal) {}
-  Layer(const CacheDesc &desc, const EncoderDesc &encoder) : kind_(Kind::encoder), desc_(desc), encoder_(encoder) {}
-  Layer(const CacheDesc &desc, const RecurrentDesc &recurrent)
-      : kind_(Kind::recurrent), desc_(desc), recurrent_(recurrent) {}
-
-  // The cache of this many such layers.
-  Cache create(const Device &device, std::int32_t n_layers) const {
-    const CacheDesc desc = with(n_layers);
-    switch (kind_) {
-      case Kind::encoder: return Cache(device, desc, encoder_);
-      case Kind::recurrent: return Cache(device, desc, recurrent_);
-      default: return Cache(device, desc, causal_);
-    }
-  }
-  std::uint64_t memory_bytes(const Device &device, std::int32_t n_layers) const {
-    const CacheDesc desc = with(n_layers);
-    switch (kind_) {
-      case Kind::encoder: return Cache::memory_bytes(device, desc, encoder_);
-      case Kind::recurrent: return Cache::memory_bytes(device, desc, recurrent_);
-      default: return Cache::memory_bytes(device, desc, causal_);
-    }
-  }
+// What one layer needs of a cache. Leave desc.n_layers at 0: layers are counted.
+struct Layer {
+  CacheDesc desc;
+  KindDesc kind = {};
 
   // No descriptor has padding, so equal bytes are equal values.
   friend bool operator==(const Layer &a, const Layer &b) noexcept {
-    const auto same = [](const auto &x, const auto &y) { return std::memcmp(&x, &y, sizeof x) == 0; };
-    return a.kind_ == b.kind_ && same(a.desc_, b.desc_) && same(a.causal_, b.causal_) && same(a.encoder_, b.encoder_) &&
-           same(a.recurrent_, b.recurrent_);
+    const auto same_kind = [&](const auto &kind) {
+      const auto *other = std::get_if<std::decay_t<decltype(kind)>>(&b.kind);
+      return other != nullptr && std::memcmp(&kind, other, sizeof kind) == 0;
+    };
+    return std::memcmp(&a.desc, &b.desc, sizeof a.desc) == 0 && std::visit(same_kind, a.kind);
   }
   friend bool operator!=(const Layer &a, const Layer &b) noexcept { return !(a == b); }
-
- private:
-  CacheDesc with(std::int32_t n_layers) const {
-    CacheDesc desc = desc_;
-    desc.n_layers = n_layers;
-    return desc;
-  }
-
-  Kind kind_;
-  CacheDesc desc_;
-  CausalDesc causal_;
-  EncoderDesc encoder_;
-  RecurrentDesc recurrent_;
 };
 
-// A wrapper of the caches that a model's layers need.
+// A wrapper of the caches that a model's layers need. An error that one of them causes names the first layer that lies in it.
 class Hybrid : public Cache {
  public:
-  Hybrid(const Device &device, const std::vector<Layer> &layers) : Hybrid(Plan(layers), device) {}
+  Hybrid(const Device &device, const std::vector<Layer> &layers) : Hybrid(device, Plan(layers)) {}
 
   // The bytes that such a cache would take; allocates nothing.
   static std::uint64_t memory_bytes(const Device &device, const std::vector<Layer> &layers) {
-    const Plan plan(layers);
     std::uint64_t bytes = 0;
-    for (std::size_t i = 0; i < plan.kinds.size(); ++i) bytes += plan.kinds[i]->memory_bytes(device, plan.counts[i]);
+    Plan(layers).for_each_child(
+        [&](const CacheDesc &desc, const KindDesc &kind) { bytes += Cache::memory_bytes(device, desc, kind); });
     return bytes;
   }
 
@@ -90,28 +59,63 @@ class Hybrid : public Cache {
   const std::vector<Cache> &children() const noexcept { return children_; }
   std::vector<Cache> &children() noexcept { return children_; }
 
+  // Destroys the caches inside too. The destructor does the same but cannot report BUSY. Closing twice is allowed.
+  void close() {
+    Cache::close();
+    for (Cache &child : children_) child.close();
+  }
+
  private:
-  struct Plan {
+  class Plan {
+   public:
     explicit Plan(const std::vector<Layer> &layers) {
-      for (const Layer &layer : layers) {
+      for (std::size_t i = 0; i < layers.size(); ++i) {
+        if (layers[i].desc.n_layers != 0)
+          raise(KVC_E_INVALID_ARGUMENT, "layer " + std::to_string(i) + " has n_layers " +
+                                            std::to_string(layers[i].desc.n_layers) + ", not 0: layers are counted");
         std::size_t child = 0;
-        while (child < kinds.size() && *kinds[child] != layer) ++child;
-        if (child == kinds.size()) kinds.push_back(&layer), counts.push_back(0);
-        places.push_back({static_cast<std::int32_t>(child), counts[child]++});
+        while (child < children_.size() && *children_[child].layer != layers[i]) ++child;
+        if (child == children_.size()) children_.push_back({&layers[i], i, 0});
+        places.push_back({static_cast<std::int32_t>(child), children_[child].n_layers++});
+      }
+      if (layers.empty()) raise(KVC_E_INVALID_ARGUMENT, "there are no layers: give one for each of the model");
+      if (children_.size() > KVC_MAX_CHILDREN)
+        raise(KVC_E_INVALID_ARGUMENT, "the layers need " + std::to_string(children_.size()) +
+                                          " caches, one for each that differs from those before it; at most " +
+                                          std::to_string(KVC_MAX_CHILDREN) + " move as one");
+    }
+
+    template <typename Call>
+    void for_each_child(const Call &call) const {
+      for (const Child &child : children_) {
+        CacheDesc desc = child.layer->desc;
+        desc.n_layers = child.n_layers;
+        try {
+          call(desc, child.layer->kind);
+        } catch (const Error &error) {
+          raise(error.status(), "layer " + std::to_string(child.first) + ": " + error.message());
+        }
       }
     }
-    std::vector<const Layer *> kinds;
-    std::vector<std::int32_t> counts;  // layers of each
+
     std::vector<ChildLayer> places;
+
+   private:
+    struct Child {
+      const Layer *layer;
+      std::size_t first;  // of the layers in it
+      std::int32_t n_layers;
+    };
+    std::vector<Child> children_;
   };
 
-  Hybrid(const Plan &plan, const Device &device) : Hybrid(plan, create(plan, device)) {}
+  Hybrid(const Device &device, const Plan &plan) : Hybrid(plan, create(device, plan)) {}
   Hybrid(const Plan &plan, std::vector<Cache> children)
       : Cache(wrap(pointers_to(children), plan.places)), children_(std::move(children)) {}
 
-  static std::vector<Cache> create(const Plan &plan, const Device &device) {
+  static std::vector<Cache> create(const Device &device, const Plan &plan) {
     std::vector<Cache> children;
-    for (std::size_t i = 0; i < plan.kinds.size(); ++i) children.push_back(plan.kinds[i]->create(device, plan.counts[i]));
+    plan.for_each_child([&](const CacheDesc &desc, const KindDesc &kind) { children.emplace_back(device, desc, kind); });
     return children;
   }
   static std::vector<Cache *> pointers_to(std::vector<Cache> &children) {

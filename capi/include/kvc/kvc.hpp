@@ -46,6 +46,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "encoder.h"
@@ -172,9 +173,12 @@ struct EncoderDesc : kvc_encoder_desc {
   EncoderDesc() noexcept : kvc_encoder_desc(KVC_ENCODER_DESC_INIT) {}
 };
 
-struct RecurrentDesc : kvc_recurrent_desc {
+struct RecurrentDesc : kvc_recurrent_desc {  // the size of one part or both has no default
   RecurrentDesc() noexcept : kvc_recurrent_desc(KVC_RECURRENT_DESC_INIT) {}
 };
+
+// What only one kind needs, and with it the kind: a CausalDesc (all defaults: {}), an EncoderDesc or a RecurrentDesc.
+using KindDesc = std::variant<CausalDesc, EncoderDesc, RecurrentDesc>;
 
 struct AttentionDesc : kvc_attention_desc {
   AttentionDesc() noexcept : kvc_attention_desc(KVC_ATTENTION_DESC_INIT) {}
@@ -332,15 +336,17 @@ class Device {
 
 class Cache {
  public:
-  // Creates a causal cache and reserves all memory that it will ever use.
-  Cache(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {})
-      : Cache(device, of_kind(Kind::causal, desc), &causal) {}
-  // Creates a cache of encoder inputs, for cross attention.
-  Cache(const Device &device, const CacheDesc &desc, const EncoderDesc &encoder)
-      : Cache(device, of_kind(Kind::encoder, desc), &encoder) {}
-  // Creates a cache of the states of recurrent layers.
-  Cache(const Device &device, const CacheDesc &desc, const RecurrentDesc &recurrent)
-      : Cache(device, of_kind(Kind::recurrent, desc), &recurrent) {}
+  // Creates a cache and reserves all memory that it will ever use: a causal one, an encoder cache (inputs of encoders, for cross
+  // attention) or a recurrent one (states of recurrent layers), as the type of the third argument says.
+  Cache(const Device &device, const CacheDesc &desc, const KindDesc &kind = {}) : max_batch_(desc.max_batch) {
+    const CacheDesc with_kind = of_kind(kind_of(kind), desc);
+    check(kvc_cache_create(device.handle(), &with_kind, pointer_to(kind), &handle_));
+  }
+  // Creates a cache of any kind, with the defaults of that kind.
+  Cache(const Device &device, Kind kind, const CacheDesc &desc) : max_batch_(desc.max_batch) {
+    const CacheDesc with_kind = of_kind(kind, desc);
+    check(kvc_cache_create(device.handle(), &with_kind, nullptr, &handle_));
+  }
   // Makes one cache of several, which must be idle and empty: layer i is layer layers[i].layer of children[layers[i].child].
   // The children may be moved or closed afterwards; see kvc/hybrid.hpp for a cache from a description of layers.
   static Cache wrap(const std::vector<Cache *> &children, const std::vector<ChildLayer> &layers) {
@@ -361,8 +367,6 @@ class Cache {
     wrapper.max_batch_ = max_batch;
     return wrapper;
   }
-  // Creates a cache of any kind, with the defaults of that kind.
-  Cache(const Device &device, Kind kind, const CacheDesc &desc) : Cache(device, of_kind(kind, desc), nullptr) {}
   Cache(Cache &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)), max_batch_(other.max_batch_) {}
   Cache &operator=(Cache &&other) noexcept {
     if (this != &other) {
@@ -382,14 +386,8 @@ class Cache {
   kvc_cache *handle() const noexcept { return handle_; }
 
   // The bytes that such a cache would take; allocates nothing.
-  static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const CausalDesc &causal = {}) {
-    return bytes_of(device, of_kind(Kind::causal, desc), &causal);
-  }
-  static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const EncoderDesc &encoder) {
-    return bytes_of(device, of_kind(Kind::encoder, desc), &encoder);
-  }
-  static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const RecurrentDesc &recurrent) {
-    return bytes_of(device, of_kind(Kind::recurrent, desc), &recurrent);
+  static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const KindDesc &kind = {}) {
+    return bytes_of(device, of_kind(kind_of(kind), desc), pointer_to(kind));
   }
   static std::uint64_t memory_bytes(const Device &device, Kind kind, const CacheDesc &desc) {
     return bytes_of(device, of_kind(kind, desc), nullptr);
@@ -619,9 +617,6 @@ class Cache {
 
  private:
   Cache() noexcept = default;
-  Cache(const Device &device, const CacheDesc &desc, const void *of_its_kind) : max_batch_(desc.max_batch) {
-    check(kvc_cache_create(device.handle(), &desc, of_its_kind, &handle_));
-  }
   static std::uint64_t bytes_of(const Device &device, const CacheDesc &desc, const void *of_its_kind) {
     std::uint64_t bytes = 0;
     check(kvc_cache_memory_bytes(device.handle(), &desc, of_its_kind, &bytes));
@@ -659,6 +654,14 @@ class Cache {
   static const std::int32_t *elements(const std::vector<std::int32_t> &values) {
     static constexpr std::int32_t none = 0;
     return values.empty() ? &none : values.data();
+  }
+  // By the descriptor's type. The library refuses one whose field `kind` was overwritten.
+  static Kind kind_of(const KindDesc &kind) {
+    if (std::holds_alternative<EncoderDesc>(kind)) return Kind::encoder;
+    return std::holds_alternative<RecurrentDesc>(kind) ? Kind::recurrent : Kind::causal;
+  }
+  static const void *pointer_to(const KindDesc &kind) {
+    return std::visit([](const auto &desc) { return static_cast<const void *>(&desc); }, kind);
   }
   static CacheDesc of_kind(Kind kind, CacheDesc desc) {
     desc.kind = static_cast<std::uint32_t>(kind);
