@@ -194,6 +194,30 @@ TEST_F(RecurrentStates, StatesBeyond2GB) {
   EXPECT_EQ(*ends(view, rig_.layout()[0].read_slot).second, -1.0f) << "the checkpoint";
 }
 
+// Every element is written, and their numbers do not fit into 32 bits. For make test-long.
+TEST_F(RecurrentStates, DISABLED_LongCopiesBeyond2Billion) {
+  constexpr int64_t size = (int64_t{1} << 31) + 1000;
+  rig_.desc.n_layers = 1;
+  rig_.desc.max_sequences = 1;
+  rig_.desc.max_batch = 1;
+  rig_.recurrent.conv_dim = 0;
+  rig_.recurrent.state_size = size;
+  rig_.recurrent.dtype_state = KVC_BF16;
+  rig_.recurrent.checkpoints = KVC_NONE;
+  ASSERT_EQ(kvc_cache_create(device_, &rig_.desc, &rig_.recurrent, &rig_.cache.handle), KVC_OK)
+      << support::last_message();
+  float value = 3;
+  kvc_tensor from = support::dense(&value, KVC_F32, {1, size});
+  from.strides[1] = 0;  // the same number for all
+  ASSERT_EQ(rig_.begin({{0, 0}}), KVC_OK);
+  ASSERT_EQ(kvc_state_put(rig_.cache, 0, recurrent, &from), KVC_OK) << support::last_message();
+  std::vector<uint16_t> back(static_cast<size_t>(size));
+  kvc_tensor into = support::dense(back.data(), KVC_BF16, {2, size / 2});
+  ASSERT_EQ(kvc_state_gather(rig_.cache, 0, recurrent, 0, 1, &into), KVC_OK);
+  const uint16_t three = 0x4040;
+  EXPECT_EQ(std::count(back.begin(), back.end(), three), size);
+}
+
 /// What a cache takes for one more of something, in bytes.
 class Growth {
  public:
