@@ -79,8 +79,9 @@ constexpr const char* names[] = {
     "reorder_of_first_child",
     "flags_of_others_refused",
     "wrapped_child_obeys",
+    "sharer_owes_put",
 };
-static_assert(std::size(names) == static_cast<size_t>(Bug::wrapped_child_obeys) + 1);
+static_assert(std::size(names) == static_cast<size_t>(Bug::sharer_owes_put) + 1);
 
 }  // namespace
 

@@ -74,6 +74,7 @@ enum class Bug {
   reorder_of_first_child,
   flags_of_others_refused,
   wrapped_child_obeys,
+  sharer_owes_put,
 };
 
 #ifdef KVC_PLANTED_BUGS

@@ -147,7 +147,8 @@ Status EncoderCache::share(int32_t sequence, int32_t source) {
   if (Status s = book_.check_share(sequence, source, put); s != Status::ok) return s;
   book_.share(sequence, source);
   carrying_slot_[carrying_[sequence]] = -1;
-  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) note_one_less_missing(layer);
+  const int32_t n_layers = bounds_.n_layers - planted(Bug::sharer_owes_put);
+  for (int32_t layer = 0; layer < n_layers; ++layer) note_one_less_missing(layer);
   is_planned_ = false;
   return clear_freed();
 }

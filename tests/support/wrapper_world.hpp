@@ -20,7 +20,8 @@ const std::vector<std::string>& wrapper_setup_names();
 
 /// A wrapper, its oracle, and the worlds of its children. Calls on sequences and passes are the wrapper's; what layers do the
 /// children's worlds perform, on the child or through the wrapper, each with its own oracle, which the wrapper's oracle moves.
-/// In some episodes the wrapper is destroyed half-way, and its children go on alone.
+/// In some episodes the wrapper is destroyed half-way, and its children go on alone; in others the handles of its children are
+/// destroyed at the end, and the wrapper goes on.
 class WrapperWorld : public KindWorld {
  public:
   WrapperWorld(kvc_device* device, const std::string& setup, support::Random& random,
@@ -47,6 +48,7 @@ class WrapperWorld : public KindWorld {
   void add_child(const std::string& kind, support::Random& random, ChildCounts& of_children);
   void wrap();
   void let_go();
+  void outlive_handles();
   std::vector<Choice> layer_choices() override;
   std::vector<Choice> more_choices() override;
   KindWorld& some_child();
