@@ -191,6 +191,10 @@ def _recurrent_descriptor(arguments: Mapping[str, Any]) -> Any:
     """The descriptor that a recurrent cache needs besides."""
     recurrent = _capi.kvc_recurrent_desc()
     interval = arguments["checkpoint_interval"]
+    if interval is not None and integer("checkpoint_interval", interval) < 1:
+        raise InvalidArgument(
+            f"checkpoint_interval is {interval}; it must be 1 or more, or None for no automatic ones"
+        )
     set_integers(
         recurrent,
         kind=_capi.KVC_RECURRENT,

@@ -463,6 +463,13 @@ def test_what_a_recurrent_cache_refuses_and_says(recurrent, feed, call, error, m
         (dict(state_shape=(2, 1.5)), TypeError, r"state_shape\[1\] must be an integer"),
         (dict(state_shape=(2**21, 2**20)), kvc.InvalidArgument, r"more than 2\^40"),
         (dict(checkpoints=-1), kvc.InvalidArgument, "checkpoints is -1; it must be 0 or more"),
+        (
+            dict(checkpoint_interval=0),
+            kvc.InvalidArgument,
+            "interval is 0; it must be 1 or more, or",
+        ),
+        (dict(checkpoint_interval=-1), kvc.InvalidArgument, "checkpoint_interval is -1"),
+        (dict(checkpoint_interval=1.5), TypeError, "checkpoint_interval must be an integer"),
         (dict(checkpoint_min_pos=-1), kvc.InvalidArgument, "checkpoint_min_pos is -1"),
         (dict(dtype_state="q8_0"), kvc.DtypeError, "^dtype_state 'q8_0' is not one of f32, f16"),
         (dict(draft_states="x"), TypeError, "draft_states must be an integer"),
