@@ -58,6 +58,7 @@ type Cache struct {
 	headDimK int
 	maxBatch int
 	children []*Cache // of a wrapper
+	places   []ChildLayer
 	closes   []*Cache // those of them that Close closes
 }
 
@@ -181,15 +182,32 @@ func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
 	if narrow.err != nil {
 		return narrow.err
 	}
-	rotated := int(desc.NDims)
-	if rotated == 0 {
-		rotated = c.headDimK - int(desc.FirstDim) // of a wrapper: its first child's with keys
+	var factors *C.float
+	for _, headDimK := range c.keySizes(layerBegin, layerEnd) {
+		rotated := int(desc.NDims)
+		if rotated == 0 {
+			rotated = headDimK - int(desc.FirstDim)
+		}
+		var err error
+		factors, err = constants(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
+		if err != nil {
+			return err
+		}
 	}
-	factors, err := constants(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
-	if err != nil {
-		return err
-	}
-	err = failure(C.go_bind_rope(c.handle, begin, end, desc.c(), factors))
+	err := failure(C.go_bind_rope(c.handle, begin, end, desc.c(), factors))
 	runtime.KeepAlive(c)
 	return err
+}
+
+// keySizes returns the head sizes of the keys of some layers; those of a wrapper may differ.
+func (c *Cache) keySizes(layerBegin, layerEnd int) (sizes []int) {
+	if c.children == nil {
+		return []int{c.headDimK}
+	}
+	for layer, place := range c.places {
+		if child := c.children[place.Child]; layerBegin <= layer && layer < layerEnd && child.headDimK > 0 {
+			sizes = append(sizes, child.headDimK)
+		}
+	}
+	return sizes
 }

@@ -186,6 +186,25 @@ func TestWrapper(t *testing.T) {
 	must(t, full.Close())
 }
 
+// The library is not told how many factors there are: it would read behind the slice.
+func TestFactorsFitTheKeysOfTheLayersThatTheyAreBoundTo(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	small, large := testDesc(), testDesc()
+	small.NLayers, large.NLayers, large.HeadDimK = 0, 0, 4*headDim
+	model, err := NewHybrid(device, []Layer{{statesDesc(0), testStates()}, {small, CausalDesc{}}, {large, CausalDesc{}}})
+	must(t, err)
+	defer model.Close()
+	few, many := ones(headDim/2), ones(2*headDim)
+	must(t, model.BindRope(1, 2, RopeDesc{FrequencyFactors: few}))
+	must(t, model.BindRope(2, 3, RopeDesc{FrequencyFactors: many}))
+	is(t, model.BindRope(2, 3, RopeDesc{FrequencyFactors: few}), InvalidArgument, "8 elements, not 32")
+	is(t, model.BindRope(1, 3, RopeDesc{FrequencyFactors: few}), InvalidArgument, "8 elements, not 32")
+	must(t, model.BindRope(1, 3, RopeDesc{NDims: headDim, FrequencyFactors: few}))
+	is(t, model.BindRope(0, 1, RopeDesc{FrequencyFactors: few}), NotSupported, "child 0")
+}
+
 func TestHybrid(t *testing.T) {
 	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
 	must(t, err)

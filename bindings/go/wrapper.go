@@ -41,13 +41,10 @@ func Wrap(children []*Cache, layers []ChildLayer) (*Cache, error) {
 		return nil, err
 	}
 	c := newCache(out.cache)
-	c.children = append([]*Cache(nil), children...)
+	c.children, c.places = append([]*Cache(nil), children...), append([]ChildLayer(nil), layers...)
 	for i, child := range children {
 		if i == 0 || child.maxBatch < c.maxBatch {
 			c.maxBatch = child.maxBatch
-		}
-		if c.headDimK == 0 {
-			c.headDimK = child.headDimK
 		}
 	}
 	return c, nil
