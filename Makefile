@@ -107,7 +107,7 @@ smoke-aarch64: # needs build/developer
 	@tests/callers/emulated build/developer build/aarch64
 	@$(call ctest,aarch64) -L smoke
 
-test-frameworks: ## DLPack with PyTorch and JAX themselves (fetches gigabytes)
+test-frameworks: ## DLPack with PyTorch and JAX, and models of transformers over kvc (fetches gigabytes)
 	@tools/setup test
 	@tools/setup frameworks
 	$(call cmake,developer,-DKVC_DEVELOPER=ON,--target kvc)
