@@ -247,8 +247,25 @@ func TestHybrid(t *testing.T) {
 	is(t, err, InvalidArgument, "empty")
 	_, err = NewHybrid(device, []Layer{{testDesc(), CausalDesc{}}})
 	is(t, err, InvalidArgument, "NLayers of layers[0]")
-	_, err = NewHybrid(device, []Layer{full, {desc, nil}})
-	is(t, err, InvalidArgument, "nil")
-	_, err = NewHybrid(device, []Layer{full, {statesDesc(0), CausalDesc{}}})
-	is(t, err, InvalidArgument, "n_kv_heads")
+	none, bad := Layer{desc, nil}, Layer{statesDesc(0), CausalDesc{}}
+	var windows []Layer
+	for reach := int32(1); reach <= 17; reach++ {
+		windows = append(windows, Layer{desc, CausalDesc{Reach: reach}})
+	}
+	for _, test := range []struct {
+		layers []Layer
+		part   string
+	}{
+		{[]Layer{full, none}, "layers[1]: the kind is nil"},
+		{[]Layer{full, full, bad, bad}, "layers[2]: n_kv_heads"},
+		{windows, "17 caches, one for each that differs from those before it; at most 16"},
+	} {
+		_, err = NewHybrid(device, test.layers)
+		is(t, err, InvalidArgument, test.part)
+		_, err = HybridMemoryBytes(device, test.layers)
+		is(t, err, InvalidArgument, test.part)
+	}
+	model, err = NewHybrid(device, windows[1:])
+	must(t, err)
+	must(t, model.Close())
 }

@@ -4,6 +4,7 @@ package kvc
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 )
@@ -107,11 +108,11 @@ func NewHybrid(device *Device, layers []Layer) (*Cache, error) {
 			_ = child.Close() // nobody else has it
 		}
 	}
-	for _, each := range kinds {
+	for i, each := range kinds {
 		child, err := NewCache(device, each.CacheDesc, each.Kind)
 		if err != nil {
 			closeAll()
-			return nil, err
+			return nil, ofLayer(err, places, i)
 		}
 		children = append(children, child)
 	}
@@ -126,14 +127,14 @@ func NewHybrid(device *Device, layers []Layer) (*Cache, error) {
 
 // HybridMemoryBytes returns how many bytes NewHybrid would take from the device. It takes none.
 func HybridMemoryBytes(device *Device, layers []Layer) (total uint64, err error) {
-	kinds, _, err := divide(layers)
+	kinds, places, err := divide(layers)
 	if err != nil {
 		return 0, err
 	}
-	for _, each := range kinds {
+	for i, each := range kinds {
 		bytes, err := MemoryBytes(device, each.CacheDesc, each.Kind)
 		if err != nil {
-			return 0, err
+			return 0, ofLayer(err, places, i)
 		}
 		total += bytes
 	}
@@ -165,7 +166,22 @@ func divide(layers []Layer) (kinds []Layer, places []ChildLayer, err error) {
 	if len(layers) == 0 {
 		return nil, nil, &Error{InvalidArgument, "layers is empty: name each layer of the model"}
 	}
+	if n := len(kinds); n > C.KVC_MAX_CHILDREN {
+		return nil, nil, &Error{InvalidArgument, fmt.Sprintf("the layers need %d caches, one for each that differs "+
+			"from those before it; at most %d move as one", n, C.KVC_MAX_CHILDREN)}
+	}
 	return kinds, places, nil
+}
+
+// ofLayer says in the error of a child which layer lies in it first.
+func ofLayer(err error, places []ChildLayer, child int) error {
+	var cause *Error
+	for i, place := range places {
+		if place == (ChildLayer{int32(child), 0}) && errors.As(err, &cause) {
+			return &Error{cause.Status, fmt.Sprintf("layers[%d]: %s", i, cause.Message)}
+		}
+	}
+	return err
 }
 
 // plain returns what a kind points to, so that equal kinds compare equal.
