@@ -102,15 +102,14 @@ class BookedCache : public Cache {
   }
 
  protected:
-  /// `unput`: what kvc_commit() does with layers that were not put, for messages.
   template <class Rules>
   BookedCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds, const Rules& rules,
-              const char* unput = "fills them with zeros")
+              const PassState::Words& words = {})
       : device_(device),
         bounds_(bounds),
         device_info_(device->info()),
         memory_(device),
-        pass_(bounds.n_layers, unput),
+        pass_(bounds.n_layers, words),
         book_(rules, health_) {}
 
   /// Bytes of the two blocks that a cache of this kind takes from its device.

@@ -13,8 +13,13 @@ enum class CacheState : uint32_t { idle = 0, pass = 1, reserve = 2, poisoned = 3
 /// check of one column of the table.
 class PassState {
  public:
-  /// `unput`: what kvc_commit() does with layers that were not put, for messages.
-  PassState(int32_t n_layers, const char* unput) : n_layers_(n_layers), unput_(unput) {}
+  /// For messages: when a layer counts as put, and what kvc_commit() does with the others.
+  struct Words {
+    const char* put = "put";
+    const char* unput = "fills them with zeros";
+  };
+
+  PassState(int32_t n_layers, const Words& words) : n_layers_(n_layers), words_(words) {}
   void carve(Carver& carver) {
     was_put_ = carver.take<uint8_t>(static_cast<uint64_t>(n_layers_), 64);
   }
@@ -45,9 +50,9 @@ class PassState {
     if (!is_open() || is_fully_put()) return Status::ok;
     return fail(
         Status::bad_state,
-        "%d of %d layers were put in the open pass, which this call would end: put the others, or "
+        "%d of %d layers were %s in the open pass, which this call would end: put the others, or "
         "end the pass with kvc_abort, or with kvc_commit, which %s",
-        n_put_, n_layers_, unput_);
+        n_put_, n_layers_, words_.put, words_.unput);
   }
 
   bool was_put(int32_t layer) const { return was_put_[layer] != 0; }
@@ -76,7 +81,7 @@ class PassState {
 
  private:
   int32_t n_layers_;
-  const char* unput_;
+  Words words_;
   CacheState state_ = CacheState::idle;
   int32_t n_tokens_ = 0;        // of the open pass
   int32_t n_put_ = 0;           // layers

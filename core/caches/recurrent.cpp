@@ -96,7 +96,9 @@ Status RecurrentCache::resolve(CacheBounds& bounds, const RecurrentRequest& requ
 
 RecurrentCache::RecurrentCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                const RecurrentSettings& settings)
-    : LabelledCache(device, bounds, settings.rules, "leaves their states as they were"),
+    : LabelledCache(
+          device, bounds, settings.rules,
+          {.put = "put with all of their parts", .unput = "leaves their states as they were"}),
       settings_(settings) {}
 
 Status RecurrentCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,

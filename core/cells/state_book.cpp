@@ -25,7 +25,6 @@ void StateBook::carve(Carver& carver) {
   copies_ = carver.take<Sequence>(sequences, 64);
   copied_checkpoints_ = carver.take<Checkpoint>(checkpoints, 64);
   batch_position_ = carver.take<int32_t>(batch, 64);
-  batch_sequence_ = carver.take<int32_t>(batch, 64);
   batch_follower_ = carver.take<int32_t>(batch, 64);
   row_slot_ = carver.take<int32_t>(batch, 64);
   in_batch_ = carver.take<int32_t>(sequences, 64);
@@ -96,7 +95,6 @@ void StateBook::open_pass(const Batch& batch) {
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t index = batch.sequence[i];
     batch_position_[i] = index != no_sequence ? batch.position[i] : 0;
-    batch_sequence_[i] = index;
     batch_follower_[i] = -1;
     if (index == no_sequence) continue;
     Sequence& sequence = sequences_[index];

@@ -106,9 +106,6 @@ class StateBook {
   /// The next token of the same sequence, −1: none.
   int32_t follower(int32_t token) const { return batch_follower_[token]; }
   int32_t position(int32_t token) const { return batch_position_[token]; }
-  int32_t sequence_of(int32_t token) const {
-    return batch_sequence_[token];
-  }  // no_sequence: padding
 
   /// Rows of a sequence with n tokens in a pass.
   int32_t rows_for(int32_t n) const { return n <= rules_.max_rows ? n : 1; }
@@ -190,7 +187,6 @@ class StateBook {
 
   // The open pass.
   int32_t* batch_position_ = nullptr;  // [max_batch]
-  int32_t* batch_sequence_ = nullptr;  // [max_batch]
   int32_t* batch_follower_ = nullptr;  // [max_batch]
   int32_t* row_slot_ = nullptr;        // [max_batch]
   int32_t* in_batch_ = nullptr;        // [max_sequences] in order of first appearance

@@ -151,6 +151,8 @@ TEST_F(Recurrent, APartThatWasNotPutStaysAsItWas) {
   const auto recurrent = state(0, KVC_PART_RECURRENT), conv = state(1, KVC_PART_CONV);
   EXPECT_EQ(recurrent, (std::vector<float>{1, 2, 3, 4, 5, 6})) << "as if the pass were committed";
   EXPECT_EQ(kvc_checkpoint_take(rig_.cache, 0), KVC_E_BAD_STATE);
+  const std::string message = support::last_message();
+  EXPECT_EQ(message.rfind("0 of 2 layers were put with all of their parts", 0), 0u) << message;
   EXPECT_EQ(kvc_resume(rig_.cache, 0, 9, nullptr), KVC_E_BAD_STATE);
   ASSERT_EQ(kvc_commit(rig_.cache), KVC_OK) << support::last_message();
   EXPECT_EQ(rig_.next(0), 2);
