@@ -97,3 +97,24 @@ def test_results_are_tensors_over_the_librarys_own_memory(cache, tensors):
     assert type(out) is torch.Tensor and out.dtype == torch.float32
     assert type(array) is np.ndarray
     assert torch.equal(out, torch.from_numpy(array)) and torch.equal(out, again)
+
+
+@pytest.mark.parametrize("storage", KINDS)
+def test_torch_writes_states_in_place_and_reads_them_without_a_copy(device, storage):
+    with kvc.Cache(
+        kind="recurrent", n_layers=1, state_shape=(2, 4), dtype_state=storage, device=device
+    ) as cache:
+        cache.begin([0])
+        states = torch.from_dlpack(cache.state_view(0, "recurrent"))
+        assert states.dtype == KINDS[storage] and states.shape[1:] == (2, 4)
+        (slot,) = cache.state_slots().tolist()
+        states[slot] = torch.arange(8).reshape(2, 4)
+        cache.state_done(0, "recurrent")
+        cache.commit()
+        held = torch.zeros(8, dtype=KINDS[storage])
+        assert cache.state_gather(0, "recurrent", 0, into=held) is held
+        assert held.tolist() == list(range(8))
+        with cache.forward([1]):
+            cache.state_put(0, "recurrent", 2 * held.reshape(1, 4, 2).transpose(1, 2))
+        doubled = cache.state_gather(0, "recurrent", 0, into=torch.zeros(2, 4))
+        assert doubled.flatten().tolist() == [0, 4, 8, 12, 2, 6, 10, 14]
