@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Optional, Tuple, Union
+from typing import TYPE_CHECKING, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -90,15 +90,18 @@ class Constants(CacheHandle):
         set_integers(desc, pairs=_PAIRS[pairs], n_dims=n_dims, first_dim=first_dim)
         desc.base, desc.scale = number("base", base), number("scale", scale)
         begin, end = self._layer_range(layers)
-        head_dim = self._owner_of(begin)._shape.head_dim_k
-        rotated = n_dims if n_dims else (head_dim - first_dim) // 2 * 2
-        _capi.kvc_bind_rope(
-            self._handle,
-            begin,
-            end,
-            desc,
-            _constants(frequency_factors, rotated // 2, "frequency_factors"),
-        )
+        factors = None  # the library is not told how many there are
+        for head_dim in self._key_sizes(begin, end):
+            rotated = n_dims if n_dims else (head_dim - first_dim) // 2 * 2
+            factors = _constants(frequency_factors, rotated // 2, "frequency_factors")
+        _capi.kvc_bind_rope(self._handle, begin, end, desc, factors)
+
+    def _key_sizes(self, begin: int, end: int) -> List[int]:
+        """The head sizes of the keys of some layers; those of a wrapper may differ."""
+        if not self._owners:
+            return [self._shape.head_dim_k]
+        owners = self._owners[max(begin, 0) : max(end, 0)]
+        return sorted({child._shape.head_dim_k for child, _ in owners} - {0})
 
     def _layer_range(self, layers: Layers) -> Tuple[int, int]:
         if layers is None:

@@ -516,3 +516,13 @@ def test_constants_are_bound_by_layer(model, rows):
             cache.put(number, *rows(WINDOW, 4)[:2])
     at = np.arange(4)
     np.testing.assert_allclose(out, reference.attention(q, k, v, at, at, softcap=5.0)[0], atol=1e-5)
+
+
+def test_factors_fit_the_keys_of_all_layers_that_they_are_bound_to(model):
+    cache = model(FULL, WINDOW)  # keys of 8 and of 16 dimensions
+    cache.bind_rope(frequency_factors=[1.0] * 4, layers=0)
+    cache.bind_rope(frequency_factors=[1.0] * 8, layers=1)
+    cache.bind_rope(n_dims=8, frequency_factors=[1.0] * 4)
+    for factors in (4, 8):  # the library would read behind four
+        with pytest.raises(kvc.InvalidArgument, match=f"shape \\({factors},\\)"):
+            cache.bind_rope(frequency_factors=[1.0] * factors)
