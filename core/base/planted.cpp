@@ -80,8 +80,9 @@ constexpr const char* names[] = {
     "flags_of_others_refused",
     "wrapped_child_obeys",
     "sharer_owes_put",
+    "one_freed_state_kept",
 };
-static_assert(std::size(names) == static_cast<size_t>(Bug::sharer_owes_put) + 1);
+static_assert(std::size(names) == static_cast<size_t>(Bug::one_freed_state_kept) + 1);
 
 }  // namespace
 

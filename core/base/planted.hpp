@@ -75,6 +75,7 @@ enum class Bug {
   flags_of_others_refused,
   wrapped_child_obeys,
   sharer_owes_put,
+  one_freed_state_kept,
 };
 
 #ifdef KVC_PLANTED_BUGS

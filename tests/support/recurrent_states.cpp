@@ -200,6 +200,7 @@ void RecurrentWorld::compare_slots(int32_t layer, int32_t part, const kvc_tensor
     for (const kvc_state_sequence& each : sequences)
       if (each.read_slot == slot) differ("a slot to write is read");
   }
+  if (setup_.cache.flags & KVC_CACHE_ZERO_ON_FREE) compare_freed(layer, part, view, slots);
   if (oracle_.pass.reserve) return;
   const bool put = oracle_.pass.put[static_cast<size_t>(layer * 2 + (part == KVC_PART_RECURRENT))];
   size_t row = 0;
@@ -211,6 +212,28 @@ void RecurrentWorld::compare_slots(int32_t layer, int32_t part, const kvc_tensor
       if (put) compare(slots[row], oracle_.values(state, layer, part), "a slot that was put");
       ++row;
     }
+  }
+}
+
+/// With ZERO_ON_FREE a slot holds zeros, or a state that somebody holds, or will be written by this pass.
+void RecurrentWorld::compare_freed(int32_t layer, int32_t part, const kvc_tensor& view,
+                                   const Numbers& to_write) const {
+  std::vector<std::vector<float>> live = {oracle_.values(0, layer, part)};
+  for (const auto* list : {&oracle_.sequences, &oracle_.pass.before})
+    for (const model::RecurrentSequence& sequence : *list) {
+      live.push_back(oracle_.values(sequence.state, layer, part));
+      for (const model::Checkpoint& each : sequence.checkpoints)
+        live.push_back(oracle_.values(each.state, layer, part));
+    }
+  const int64_t size = oracle_.size_of(part);
+  for (int32_t slot = 1; slot < oracle_.n_slots(); ++slot) {
+    if (std::count(to_write.begin(), to_write.end(), slot) > 0) continue;
+    const bool known = std::any_of(live.begin(), live.end(), [&](const std::vector<float>& values) {
+      for (int64_t e = 0; e < size; ++e)
+        if (!same(element(view, slot, e), values[static_cast<size_t>(e)])) return false;
+      return true;
+    });
+    if (!known) differ("slot " + std::to_string(slot) + " was freed and is not zero");
   }
 }
 

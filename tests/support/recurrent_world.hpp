@@ -48,6 +48,8 @@ class RecurrentWorld : public KindWorld {
 
   std::vector<model::RecurrentRows> compare_layout(const std::vector<kvc_state_sequence>& sequences);
   void compare_slots(int32_t layer, int32_t part, const kvc_tensor& view);
+  void compare_freed(int32_t layer, int32_t part, const kvc_tensor& view,
+                     const Numbers& to_write) const;
   void write_rows(int32_t part, const kvc_tensor& view, const Numbers& slots,
                   const std::vector<float>& rows);
   void compare_states(int32_t layer, int32_t part, int32_t state, const support::Array& got,
