@@ -81,6 +81,89 @@ func TestViewsKeepTheirCache(t *testing.T) {
 	t.Error("a cache whose views are gone is still open")
 }
 
+// A view through a wrapper keeps the child that lends it.
+func TestStateViewsKeepTheirCache(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	show := func() (Cache, StateView) {
+		model, err := NewHybrid(device, []Layer{{statesDesc(0), testStates()}})
+		must(t, err)
+		must(t, model.Begin([]int32{0}, []int32{0}))
+		view, err := model.StateView(0, Recurrent)
+		must(t, err)
+		view.Float32(view.Slots - 1)[5] = 7
+		children, err := model.Children()
+		must(t, err)
+		return Cache{handle: children[0].handle}, view // a copy of the key, which does not keep the cache
+	}
+	key, view := show()
+	for i := 0; i < 20; i++ {
+		runtime.GC()
+		time.Sleep(time.Millisecond)
+		if _, err := key.Stats(); err != nil {
+			t.Fatal("the cache is gone while a view of it is in use: ", err)
+		}
+	}
+	if got := view.Float32(view.Slots - 1)[5]; got != 7 {
+		t.Errorf("the state holds %v", got)
+	}
+	runtime.KeepAlive(view)
+	for i := 0; i < 200; i++ {
+		runtime.GC()
+		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a cache whose views are gone is still open")
+}
+
+// Each goroutine has a child of its own: none is busy.
+func TestGoroutinesPutChildrenAtTheSameTime(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	desc := testDesc()
+	desc.NLayers = 0
+	model, err := NewHybrid(device, []Layer{{desc, CausalDesc{}}, {desc, CausalDesc{Reach: 4}}, {statesDesc(0), testStates()}})
+	must(t, err)
+	defer model.Close()
+	children, err := model.Children()
+	must(t, err)
+	k, v, _, _ := arrays(1)
+	state, x := ones(6), ones(2)
+	for pass := 0; pass < 50; pass++ {
+		must(t, model.Begin([]int32{int32(pass % 20)}, []int32{0}))
+		var all sync.WaitGroup
+		put := func(call func() error) {
+			all.Add(1)
+			go func() {
+				defer all.Done()
+				for i := 0; i < 20; i++ {
+					if err := call(); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+		}
+		put(func() error { return children[0].Put(0, kv(k, 1), kv(v, 1)) })
+		put(func() error { return children[1].Put(0, kv(k, 1), kv(v, 1)) })
+		put(func() error {
+			if err := children[2].StatePut(0, Recurrent, Float32(state, 1, 6)); err != nil {
+				return err
+			}
+			return children[2].StateConv(0, Float32(x, 1, 2))
+		})
+		all.Wait()
+		must(t, model.Commit())
+		if pass%20 == 19 {
+			must(t, model.Remove(0, 0, SeqEnd))
+		}
+	}
+	must(t, model.Check())
+}
+
 // Runs queries the number of runs in one call and reads them in another.
 func TestRunsWhileTheirNumberChanges(t *testing.T) {
 	cache := open(t)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"unsafe"
@@ -48,6 +50,34 @@ func TestStructsAreAsGolden(t *testing.T) {
 	}
 	if size := unsafe.Sizeof(Run{}); int(size) != mirrored["kvc_run"] {
 		t.Errorf("Run has size %d; Runs hands its memory to C", size)
+	}
+}
+
+// C fills in slices of these structs.
+func TestFieldsAreAsGolden(t *testing.T) {
+	offsets := map[string]uintptr{}
+	for name, kind := range map[string]reflect.Type{
+		"kvc_run": reflect.TypeOf(Run{}), "kvc_state_sequence": reflect.TypeOf(StateSequence{}),
+	} {
+		for i := 0; i < kind.NumField(); i++ {
+			words := regexp.MustCompile("[A-Z][a-z]*").ReplaceAllString(kind.Field(i).Name, "_$0")
+			words = strings.TrimPrefix(strings.ToLower(words), "_")
+			offsets[name+"."+words] = kind.Field(i).Offset
+		}
+	}
+	found := 0
+	for _, words := range golden(t, "field") {
+		offset, mirrored := offsets[words[0]]
+		if !mirrored {
+			continue
+		}
+		found++
+		if fmt.Sprint(offset) != words[2] {
+			t.Errorf("%s has offset %d, not %s", words[0], offset, words[2])
+		}
+	}
+	if found != len(offsets) {
+		t.Errorf("of the fields %v the lists have %d", offsets, found)
 	}
 }
 

@@ -62,8 +62,8 @@ type StateSequence struct {
 
 // StateLayout lists the open pass by sequences, in order of first appearance, and returns how many
 // there are; sequences receives as many of them as it holds. order, if it is not nil, receives indexes
-// into the batch, sequence by sequence and then the padding tokens. It needs MaxBatch elements, because the library is
-// not told its length.
+// into the batch, sequence by sequence and then the padding tokens. It needs MaxBatch elements (of a
+// wrapper the least of its children's), because the library is not told its length.
 func (c *Cache) StateLayout(sequences []StateSequence, order []int32) (n int, err error) {
 	capacity, err := number("the length of sequences", len(sequences))
 	if err != nil {

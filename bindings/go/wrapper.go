@@ -12,9 +12,9 @@ import (
 // ChildLayer is a layer of a child of a wrapper.
 type ChildLayer struct{ Child, Layer int32 }
 
-// Wrap makes one cache of several, which must be idle and empty: a window beside a full one, cross attention beside
-// self attention, states beside keys and values. Layer i of the wrapper is layer layers[i].Layer of
-// children[layers[i].Child]; with no layers, Put and Attention go to the children.
+// Wrap makes one cache of several, which must be idle and empty: a window beside a full one, cross
+// attention beside self attention, states beside keys and values. Layer i of the wrapper is layer
+// layers[i].Layer of children[layers[i].Child]; with no layers, Put and Attention go to the children.
 //
 // Passes, aborts and what changes sequences reach all children or none, through the wrapper alone: a
 // child returns BadState for them. Everything else works on a child as ever, also while another
@@ -94,8 +94,8 @@ type Layer struct {
 // layers share a cache inside it, see Children, which Close closes too. A layer of the model that needs
 // two caches (self attention and cross attention) is two layers here.
 //
-//	full := kvc.Layer{desc, kvc.CausalDesc{}}
-//	window := kvc.Layer{desc, kvc.CausalDesc{Reach: 511}}
+//	full := kvc.Layer{CacheDesc: desc, Kind: kvc.CausalDesc{}}
+//	window := kvc.Layer{CacheDesc: desc, Kind: kvc.CausalDesc{Reach: 511}}
 //	cache, err := kvc.NewHybrid(device, []kvc.Layer{window, window, window, full})
 func NewHybrid(device *Device, layers []Layer) (*Cache, error) {
 	kinds, places, err := divide(layers)
