@@ -17,6 +17,9 @@ GEOMETRY = dict(
     n_layers=2, n_kv_heads=2, head_dim=16, capacity=64, max_sequences=4, max_batch=32, max_q_heads=4
 )
 
+STATE, CONV = (2, 3, 4), (5, 3)  # of the recurrent caches
+LAYERS = dict(capacity=64, max_sequences=3, max_batch=32)
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
@@ -45,6 +48,46 @@ def make(device):
         return made[-1]
 
     yield create
+    for cache in made:
+        cache.check() if not cache.closed else None
+        cache.close()
+
+
+@pytest.fixture
+def recurrent(device):
+    """Creates recurrent caches of two layers, and closes them."""
+    made = []
+
+    def make(**changes):
+        sizes = dict(
+            kind="recurrent",
+            n_layers=2,
+            state_shape=STATE,
+            conv_channels=CONV[0],
+            conv_dim=CONV[1],
+            max_sequences=4,
+            max_batch=32,
+            device=device,
+        )
+        made.append(kvc.Cache(**{**sizes, **changes}))
+        return made[-1]
+
+    yield make
+    for cache in made:
+        cache.check() if not cache.closed else None
+        cache.close()
+
+
+@pytest.fixture
+def model(device):
+    """A wrapper from layers; closes it."""
+    made = []
+
+    def make(*layers, **common):
+        made.append(kvc.Cache.from_layers(layers, device=device, **{**LAYERS, **common}))
+        return made[-1]
+
+    yield make
     for cache in made:
         cache.check() if not cache.closed else None
         cache.close()

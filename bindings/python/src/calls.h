@@ -1,0 +1,95 @@
+/* Functions that take the place of calls of the library, with arguments that Python can pass. Included by
+ * the generated wrapper; kvc_capi.i renames them to what they stand for. */
+#ifndef KVC_PYTHON_CALLS_H
+#define KVC_PYTHON_CALLS_H
+
+#include <kvc/encoder.h>
+#include <kvc/recurrent.h>
+#include <kvc/wrapper.h>
+
+#include <string.h>
+
+static kvc_attention_extra kvc_py_extra(const kvc_tensor *bias, const kvc_tensor *mask,
+                                        kvc_tensor *weights, kvc_tensor *lse) {
+  const kvc_attention_extra extra = {
+      .struct_size = sizeof extra, .bias = bias, .mask = mask, .weights = weights, .lse = lse};
+  return extra;
+}
+
+/* kvc_attention() with the tensors of its extra as arguments. */
+static kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q,
+                                   kvc_tensor *out, const kvc_tensor *bias, const kvc_tensor *mask,
+                                   kvc_tensor *weights, kvc_tensor *lse) {
+  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse);
+  return kvc_attention(cache, layer, q, out, &extra);
+}
+
+/* kvc_put_attention() likewise. */
+static kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k,
+                                       const kvc_tensor *v, const kvc_tensor *q, kvc_tensor *out,
+                                       const kvc_tensor *bias, const kvc_tensor *mask,
+                                       kvc_tensor *weights, kvc_tensor *lse) {
+  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse);
+  return kvc_put_attention(cache, layer, k, v, q, out, &extra);
+}
+
+/* kvc_get() into local views, which are then returned. */
+static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
+                             kvc_tensor *SECOND_VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  memset(SECOND_VIEW, 0, sizeof *SECOND_VIEW);
+  return kvc_get(cache, layer, VIEW, SECOND_VIEW);
+}
+
+/* The shape and element type that kvc_mask() proposes. */
+static kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  VIEW->device_type = KVC_CPU;
+  return kvc_mask(cache, layer, VIEW);
+}
+
+/* kvc_gather() with an argument for the flag, which a Python array cannot carry. */
+static kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence,
+                                int32_t transpose_v, kvc_tensor *k, kvc_tensor *v) {
+  if (v != NULL && transpose_v) v->flags |= KVC_TENSOR_TRANSPOSED;
+  return kvc_gather(cache, layer, sequence, k, v);
+}
+
+/* kvc_begin() with the flag RESERVE, which needs no positions. */
+static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
+  return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
+}
+
+/* The shape and element type that kvc_state_get() proposes. */
+static kvc_status kvc_py_state_shape(kvc_cache *cache, int32_t layer, int32_t part,
+                                     kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  VIEW->device_type = KVC_CPU;
+  return kvc_state_get(cache, layer, part, VIEW);
+}
+
+/* Likewise of kvc_state_gather(). */
+static kvc_status kvc_py_state_gather_shape(kvc_cache *cache, int32_t layer, int32_t part,
+                                            int32_t sequence, int32_t at, kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  VIEW->device_type = KVC_CPU;
+  return kvc_state_gather(cache, layer, part, sequence, at, VIEW);
+}
+
+/* kvc_state_view() with the default dimensions. */
+static kvc_status kvc_py_state_view(kvc_cache *cache, int32_t layer, int32_t part,
+                                    kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  return kvc_state_view(cache, layer, part, 0, NULL, VIEW);
+}
+
+/* kvc_cache_wrap() with the map as two lists, which are equally long. */
+static kvc_status kvc_py_wrap(kvc_cache *const *children, int32_t n_children, int32_t n_layers,
+                              const int32_t *child_of_layer, int32_t n_numbers,
+                              const int32_t *layer_in_child, kvc_cache **out) {
+  if (n_numbers != n_layers) return KVC_E_INTERNAL;
+  return kvc_cache_wrap(children, n_children, n_layers ? child_of_layer : NULL,
+                        n_layers ? layer_in_child : NULL, n_layers, out);
+}
+
+#endif
