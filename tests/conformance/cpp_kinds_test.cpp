@@ -81,6 +81,9 @@ TEST(CppKinds, ARecurrentCache) {
       }
       const kvc_tensor slots = support::on_host(cache.state_view(layer, kvc::Part::recurrent, {3, 2}));
       EXPECT_EQ(slots.ndim, 3);
+      std::vector<int64_t> no_dims(1);
+      no_dims.clear();  // its data() is no null pointer
+      EXPECT_EQ(cache.state_view(layer, kvc::Part::recurrent, no_dims).ndim, 2);
       for (const int32_t slot : cache.state_slots()) {
         float* row = static_cast<float*>(slots.data) + slot * slots.strides[0];
         std::fill_n(row, 6, 3.0f);

@@ -496,7 +496,17 @@ class Cache {
     return true;
   }
 
-  // Encoder inputs.
+  // Encoder caches hold what cross attention sees. A token of a pass carries an input if its flags have
+  // KVC_TOKEN_ENCODER_INPUT; it is put once for each layer, and later tokens of its sequence see it without a put:
+  //
+  //   kvc::Cache cross(device, desc, kvc::EncoderDesc());
+  //   kvc::Pass pass(cross, {0, 0}, {0, 1}, std::vector<std::uint32_t>(2, KVC_TOKEN_ENCODER_INPUT));
+  //   cross.encoder_share(1, 0);  // both hear one recording
+  //   for each layer {
+  //     cross.encoder_put(layer, 0, {k, {1500, 6, 64}}, {v, {1500, 6, 64}});
+  //     cross.attention(layer, {q, {2, 6, 64}}, {out, {2, 6, 64}});
+  //   }
+  //   pass.commit();
   void encoder_put(std::int32_t layer, std::int32_t sequence, const ConstTensor &k, const ConstTensor &v) {
     check(kvc_encoder_put(handle_, layer, sequence, k.get(), v.get()));
   }
@@ -507,7 +517,16 @@ class Cache {
     return input;
   }
 
-  // States of recurrent layers.
+  // Recurrent caches hold states in place of keys and values. A pass reads those that its sequences had and stores those that
+  // its tokens leave, the rows:
+  //
+  //   const kvc::StateLayout layout = cache.state_layout();  // which tokens and rows belong to which sequence
+  //   for each layer {
+  //     cache.state_get(layer, kvc::Part::recurrent, {before, {n_sequences, 32, 128, 128}});
+  //     …                                                    // your recurrence
+  //     cache.state_put(layer, kvc::Part::recurrent, {after, {n_rows, 32, 128, 128}});
+  //     cache.state_conv(layer, {x, {n_tokens, n_channels}});
+  //   }
   StateLayout state_layout() const {
     StateLayout layout;
     layout.sequences = list_of<kvc_state_sequence>([&](std::int32_t room, kvc_state_sequence *sequences, std::int32_t *n) {
@@ -530,10 +549,12 @@ class Cache {
     check(kvc_state_put(handle_, layer, static_cast<std::int32_t>(part), from.get()));
   }
   void state_conv(std::int32_t layer, const ConstTensor &x) { check(kvc_state_conv(handle_, layer, x.get())); }
-  // All slots, [n_slots, dims…], for kernels that work in place. The view lasts until the pass ends.
+  // All slots, [n_slots, dims…], for kernels that work in place: they read the slots that state_layout() names, write those of
+  // state_slots() and call state_done(). The view lasts until the pass ends.
   kvc_tensor state_view(std::int32_t layer, Part part, const std::vector<std::int64_t> &dims = {}) {
     kvc_tensor slots{};
-    check(kvc_state_view(handle_, layer, static_cast<std::int32_t>(part), length("dims", dims), dims.data(), &slots));
+    check(kvc_state_view(handle_, layer, static_cast<std::int32_t>(part), length("dims", dims),
+                         dims.empty() ? nullptr : dims.data(), &slots));
     return slots;
   }
   std::vector<std::int32_t> state_slots() const {
@@ -547,6 +568,7 @@ class Cache {
   void state_gather(std::int32_t layer, Part part, std::int32_t sequence, std::int32_t at, Tensor into) {
     check(kvc_state_gather(handle_, layer, static_cast<std::int32_t>(part), sequence, at, into.get()));
   }
+  // resume() goes back to a checkpoint.
   void checkpoint_take(std::int32_t sequence) { check(kvc_checkpoint_take(handle_, sequence)); }
   std::vector<std::int32_t> checkpoint_list(std::int32_t sequence) const {
     return list_of([&](std::int32_t room, std::int32_t *at, std::int32_t *n) {
@@ -554,7 +576,7 @@ class Cache {
     });
   }
 
-  // Of a wrapper.
+  // Of a wrapper: by which handle its layers can be put directly.
   LayerOwner owner(std::int32_t layer) const {
     LayerOwner found;
     check(kvc_cache_child(handle_, layer, &found.handle, &found.layer));
