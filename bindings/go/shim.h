@@ -6,10 +6,7 @@
 #ifndef KVC_GO_SHIM_H
 #define KVC_GO_SHIM_H
 
-#include <kvc/encoder.h>
 #include <kvc/kvc.h>
-#include <kvc/recurrent.h>
-#include <kvc/wrapper.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -53,8 +53,8 @@ typedef struct kvc_cache kvc_cache; /* a handle, see base.h */
 
 /* ---- Creating -------------------------------------------------------------------------------------------------------- */
 
-enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL and, experimentally, KVC_ENCODER (encoder.h) and KVC_RECURRENT
-          (recurrent.h); kvc_cache_wrap() makes wrappers (wrapper.h). The other kinds return NOT_SUPPORTED */
+enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL, KVC_ENCODER (encoder.h) and KVC_RECURRENT (recurrent.h);
+          kvc_cache_wrap() makes wrappers (wrapper.h). The other kinds return NOT_SUPPORTED */
   KVC_CAUSAL = 1,
   KVC_ENCODER,
   KVC_RECURRENT,

@@ -1,5 +1,4 @@
-/* kvc/encoder.h: the encoder cache, for cross attention. Experimental: these calls may change in any version.
- * Not part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/encoder.h: the encoder cache, for cross attention. Part of <kvc/kvc.h>. Since 0.2.
  *
  * An encoder cache (kvc_cache_desc.kind = KVC_ENCODER) holds the keys and values of what an encoder read: an image, 30 seconds of
  * audio, a source sentence. This is called an input. A sequence holds at most one input, its newest. A token of the batch
@@ -34,7 +33,7 @@
 #ifndef KVC_ENCODER_H
 #define KVC_ENCODER_H
 
-#include "kvc.h"
+#include "attention.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -2,16 +2,18 @@
  *
  * A KV cache holds the keys and values of the tokens that a transformer has processed, for several sequences at once.
  * kvc stores them in cells, decides which cell takes which token, knows what each token may see, and computes attention
- * straight from the cells. This header includes the four headers that are the manual, in reading order:
+ * straight from the cells. This header includes the seven headers that are the manual, in reading order:
  *
  *   base.h       status codes and messages, tensors, versions, threads and forks
  *   device.h     where memory is and how many threads work
  *   cache.h      creating a cache, the forward pass, sequences, watching
  *   attention.h  constants of the model, attention, reading K, V and the mask for kernels of your own
+ *   encoder.h    caches of encoder inputs, for cross attention
+ *   recurrent.h  caches of the states of recurrent layers
+ *   wrapper.h    several caches that move as one
  *
- * More are included on request: kvc.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a copy; and with
- * calls that may still change encoder.h, a cache for cross attention, recurrent.h, a cache for the states of recurrent layers,
- * wrapper.h, several caches that move as one, and experimental.h.
+ * More are included on request: kvc.hpp and hybrid.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a
+ * copy; and experimental.h, with calls that may still change.
  *
  * The shortest use, batch by batch (statuses unchecked for brevity):
  *
@@ -44,5 +46,8 @@
 #include "device.h"
 #include "cache.h"
 #include "attention.h"
+#include "encoder.h"
+#include "recurrent.h"
+#include "wrapper.h"
 
 #endif

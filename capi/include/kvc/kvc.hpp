@@ -49,10 +49,7 @@
 #include <variant>
 #include <vector>
 
-#include "encoder.h"
 #include "kvc.h"
-#include "recurrent.h"
-#include "wrapper.h"
 
 namespace kvc {
 // The library itself uses namespace kvc, and a static libkvc.a hides no symbol: this keeps the two sets of names apart.

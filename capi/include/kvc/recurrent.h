@@ -1,5 +1,5 @@
-/* kvc/recurrent.h: the recurrent cache, for state-space models, gated delta rules, short convolutions and RWKV. Experimental:
- * these calls may change in any version. Not part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/recurrent.h: the recurrent cache, for state-space models, gated delta rules, short convolutions and RWKV.
+ * Part of <kvc/kvc.h>. Since 0.2.
  *
  * A recurrent cache (kvc_cache_desc.kind = KVC_RECURRENT) holds states of fixed size in place of keys and values. kvc computes no
  * recurrence: it stores states, copies sequences without copying states, and takes sequences back to earlier states. A layer has
@@ -52,7 +52,7 @@
 #ifndef KVC_RECURRENT_H
 #define KVC_RECURRENT_H
 
-#include "kvc.h"
+#include "attention.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,5 +1,4 @@
-/* kvc/wrapper.h: the wrapper cache, several caches that move as one. Experimental: these calls may change in any version.
- * Not part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/wrapper.h: the wrapper cache, several caches that move as one. Part of <kvc/kvc.h>. Since 0.2.
  *
  * Models mix layers: windows beside full attention, cross attention beside self attention, states beside keys and values. Each
  * kind of layer has a cache of its own, and a wrapper keeps them together: one kvc_begin() begins the pass in all of them, and
@@ -44,7 +43,7 @@
 #ifndef KVC_WRAPPER_H
 #define KVC_WRAPPER_H
 
-#include "kvc.h"
+#include "attention.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -67,7 +66,7 @@ enum { KVC_MAX_CHILDREN = 16 };
  * Threads: a call on the wrapper is one on each child that it reaches: BUSY while another thread is in a call on such a child that
  * excludes it.
  * Errors: INVALID_ARGUMENT (bounds, a child named twice), HANDLE, BUSY, NOT_SUPPORTED (a wrapper as a child), DEVICE_MISMATCH,
- * BAD_STATE (a child is wrapped already, has a pass open or holds something), OUT_OF_MEMORY. Since 0.2. */
+ * BAD_STATE (a child is wrapped already, has a pass open or holds something), OUT_OF_MEMORY. */
 KVC_API kvc_status kvc_cache_wrap(kvc_cache *const *children, int32_t n_children, const int32_t *child_of_layer,
                                   const int32_t *layer_in_child, int32_t n_layers, kvc_cache **out) KVC_NOEXCEPT;
 
@@ -76,7 +75,7 @@ KVC_API kvc_status kvc_cache_wrap(kvc_cache *const *children, int32_t n_children
  * child  receives the handle under which the child was wrapped. It stays whoever's it was: do not destroy it twice.
  *
  * Errors: NOT_SUPPORTED (no wrapper), INVALID_ARGUMENT (layer), HANDLE (the child's handle was destroyed; only if child is not
- * null). Threads: const. Since 0.2. */
+ * null). Threads: const. */
 KVC_API kvc_status kvc_cache_child(const kvc_cache *wrapper, int32_t layer, kvc_cache **child,
                                    int32_t *layer_in_child) KVC_NOEXCEPT;
 

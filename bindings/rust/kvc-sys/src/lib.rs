@@ -1,16 +1,15 @@
-//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` declares, in its order and with its names,
-//! and what `kvc/encoder.h`, `kvc/recurrent.h` and `kvc/wrapper.h` declare. These three are
-//! experimental: they may change in any version. The headers are the manual.
+//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` declares, in its order and with its names.
+//! The headers are the manual.
 //!
-//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt` and `experimental.txt`, the
-//! golden lists of the C headers. Statuses and other constants are integers, never Rust enums: a
+//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt`, the golden list of the C
+//! headers. Statuses and other constants are integers, never Rust enums: a
 //! later library may return a number that this crate does not know.
 #![allow(non_camel_case_types)]
 
 mod constants;
-mod experimental;
+mod kinds;
 pub use constants::*;
-pub use experimental::*;
+pub use kinds::*;
 
 use std::marker::{PhantomData, PhantomPinned};
 use std::os::raw::{c_char, c_void};

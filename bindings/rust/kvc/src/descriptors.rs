@@ -133,10 +133,9 @@ impl CacheDesc {
 pub enum Kind {
     /// Keys and values of every token, for decoders.
     Causal(CausalDesc),
-    /// Keys and values of what an encoder read, for cross attention. Experimental: it may change in
-    /// any version.
+    /// Keys and values of what an encoder read, for cross attention.
     Encoder(EncoderDesc),
-    /// States of recurrent layers. Experimental likewise.
+    /// States of recurrent layers.
     Recurrent(RecurrentDesc),
 }
 

@@ -7,7 +7,7 @@ use std::mem::size_of;
 
 /// What only an encoder cache needs. Such a cache holds the keys and values of what an encoder read,
 /// an image, 30 seconds of audio, a source sentence: an input. A sequence holds its newest input,
-/// and sequences may share one. Experimental: it may change in any version. See `kvc/encoder.h`.
+/// and sequences may share one. See `kvc/encoder.h`.
 ///
 /// Two recordings of different lengths, and a third sequence that hears the first one too:
 ///

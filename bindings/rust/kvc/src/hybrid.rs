@@ -17,7 +17,7 @@ pub struct Layer {
 impl Cache {
     /// Makes the caches that the layers of a model need, and one of them all, whose layer `i` is the
     /// `i`-th. Equal layers share a cache. [`Cache::children`] has the caches, in the order in which
-    /// the layers name them first. Experimental: this may change in any version.
+    /// the layers name them first.
     ///
     /// Windows beside full layers, five to one, as in Gemma 3:
     ///

@@ -14,7 +14,7 @@ pub const NONE: i32 = sys::KVC_NONE;
 /// values: of state-space models, gated delta rules, short convolutions. kvc computes no recurrence.
 /// A sequence can continue at its `next`, at its checkpoints, and at 0, where its state is zeros. Of
 /// [`CacheDesc`](crate::CacheDesc), everything about keys and values must stay 0, `capacity` too.
-/// Experimental: it may change in any version. See `kvc/recurrent.h`.
+/// See `kvc/recurrent.h`.
 ///
 /// A recurrence that halves its state and adds each token's input:
 ///

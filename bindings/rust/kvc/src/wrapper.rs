@@ -16,8 +16,8 @@ impl Cache {
     ///
     /// The children must be empty and in no pass, and none may be a wrapper. Calls on the wrapper that
     /// open and end passes or move sequences reach all children or none; calls on a layer reach the
-    /// child that owns it. A sequence can continue where every child can. Experimental: this may
-    /// change in any version. See `kvc/wrapper.h`.
+    /// child that owns it. A sequence can continue where every child can. See
+    /// `kvc/wrapper.h`.
     ///
     /// ```
     /// # use kvc::*;

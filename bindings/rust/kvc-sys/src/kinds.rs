@@ -1,11 +1,5 @@
-//! What `kvc/encoder.h`, `kvc/recurrent.h` and `kvc/wrapper.h` declare. It may change in any version.
+//! What `kvc/encoder.h`, `kvc/recurrent.h` and `kvc/wrapper.h` declare, less their constants.
 use crate::{kvc_cache, kvc_status, kvc_tensor};
-
-pub const KVC_PART_CONV: i32 = 1;
-pub const KVC_PART_RECURRENT: i32 = 2;
-pub const KVC_RECURRENT_APPROXIMATE: u32 = 1;
-pub const KVC_RECURRENT_HOST_CHECKPOINTS: u32 = 2;
-pub const KVC_MAX_CHILDREN: i32 = 16;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
