@@ -75,7 +75,6 @@ class StateBook {
   void carve(Carver& carver);
   void reset();  // call once, after carve() over a block
 
-  const StateRules& rules() const { return rules_; }
   const Sequence& sequence(int32_t index) const { return sequences_[index]; }
   const Checkpoint* checkpoints(int32_t sequence) const {
     return checkpoints_ + int64_t{sequence} * rules_.checkpoints;
