@@ -251,7 +251,7 @@ func (c *Cache) PrepareRestore(sequence, want int) (position int, ok bool, err e
 // ConvState is StateGet of the part Conv.
 func (c *Cache) ConvState(layer int, into Tensor) error { return c.StateGet(layer, Conv, into) }
 
-// UpdateConvState is StatePut of the part Conv.
+// UpdateConvState is StatePut of the part Conv: a state per sequence, unless DraftStates asks for more.
 func (c *Cache) UpdateConvState(layer int, from Tensor) error { return c.StatePut(layer, Conv, from) }
 
 // RecurrentState is StateGet of the part Recurrent.
@@ -259,7 +259,8 @@ func (c *Cache) RecurrentState(layer int, into Tensor) error {
 	return c.StateGet(layer, Recurrent, into)
 }
 
-// UpdateRecurrentState is StatePut of the part Recurrent.
+// UpdateRecurrentState is StatePut of the part Recurrent: a state per sequence, unless DraftStates asks
+// for more.
 func (c *Cache) UpdateRecurrentState(layer int, from Tensor) error {
 	return c.StatePut(layer, Recurrent, from)
 }
