@@ -70,10 +70,11 @@ void KindWorld::finish() {
 
 // ---- In a wrapper ------------------------------------------------------------------------------
 
-void KindWorld::wrapped_by(kvc_cache* wrapper, int32_t first_layer, int32_t n_sequences) {
+void KindWorld::wrapped_by(kvc_cache* wrapper, int32_t first_layer, int32_t n_sequences, bool is_only) {
   wrapper_ = wrapper;
   first_layer_ = first_layer;
   wrapper_sequences_ = n_sequences;
+  is_only_ = is_only;
 }
 
 void KindWorld::compare_after(bool state_may_change) {
@@ -87,6 +88,11 @@ KindWorld::Door KindWorld::door(int32_t layer, int32_t sequence) {
   const bool own = oracle().is_sequence(sequence) && sequence >= wrapper_sequences_;
   const bool through = wrapper_ && exists && !own && random_.chance(0.5);
   return through ? Door{wrapper_, first_layer_ + layer} : Door{handle(), layer};
+}
+
+kvc_cache* KindWorld::door_of_kind(int32_t sequence) {
+  const bool own = oracle().is_sequence(sequence) && sequence >= wrapper_sequences_;
+  return wrapper_ && is_only_ && !own && random_.chance(0.5) ? wrapper_ : handle();
 }
 
 // ---- Arguments ---------------------------------------------------------------------------------

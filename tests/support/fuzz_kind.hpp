@@ -63,8 +63,9 @@ class KindWorld : public Steps {
   const model::Kind& oracle() const { return const_cast<KindWorld*>(this)->oracle(); }
 
   // ---- For the wrapper of this cache
-  /// From now on others begin and end its passes and move its sequences. Layer i is the wrapper's layer first_layer + i.
-  void wrapped_by(kvc_cache* wrapper, int32_t first_layer, int32_t n_sequences);
+  /// From now on others begin and end its passes and move its sequences. Layer i is the wrapper's layer first_layer + i. The
+  /// only child of its kind is called through the wrapper without a layer, too.
+  void wrapped_by(kvc_cache* wrapper, int32_t first_layer, int32_t n_sequences, bool is_only);
   void unwrapped() { wrapper_ = nullptr; }
   /// One operation that layers perform.
   void step_of_layers() { perform_one(random_, layer_choices()); }
@@ -115,6 +116,8 @@ class KindWorld : public Steps {
     int32_t layer;
   };
   Door door(int32_t layer, int32_t sequence = 0);
+  /// Likewise for calls without a layer.
+  kvc_cache* door_of_kind(int32_t sequence = 0);
 
   // Arguments.
   int32_t odd_number();     // negative, huge
@@ -174,6 +177,7 @@ class KindWorld : public Steps {
 
   kvc_cache* wrapper_ = nullptr;
   int32_t first_layer_ = 0, wrapper_sequences_ = 0;
+  bool is_only_ = false;
   std::map<Hash, support::Digest> digest_of_;
   std::map<support::Digest, Hash> state_of_;
 };

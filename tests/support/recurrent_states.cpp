@@ -27,7 +27,7 @@ void RecurrentWorld::state_layout() {
   std::vector<kvc_state_sequence> sequences(static_cast<size_t>(std::max(capacity, 0)) + 1, untouched);
   Numbers order(static_cast<size_t>(setup_.cache.max_batch), -7);
   int32_t n = -7;
-  const kvc_status status = kvc_state_layout(handle(), capacity, sequences.data(), &n,
+  const kvc_status status = kvc_state_layout(door_of_kind(), capacity, sequences.data(), &n,
                                              with_order ? order.data() : nullptr);
   const kvc_status expected = !oracle_.pass_open ? KVC_E_BAD_STATE
                               : capacity < 0     ? KVC_E_INVALID_ARGUMENT
@@ -181,7 +181,8 @@ void RecurrentWorld::compare_slots(int32_t layer, int32_t part, const kvc_tensor
   Numbers slots(static_cast<size_t>(oracle_.n_rows()));
   if (kvc_state_layout(handle(), static_cast<int32_t>(sequences.size()), sequences.data(), &n,
                        nullptr) != KVC_OK ||
-      kvc_state_slots(handle(), static_cast<int32_t>(slots.size()), slots.data(), &n_rows) != KVC_OK)
+      kvc_state_slots(door_of_kind(), static_cast<int32_t>(slots.size()), slots.data(), &n_rows) !=
+          KVC_OK)
     differ("layout or slots: " + support::last_message());
   expect_equal(view.shape[0], oracle_.n_slots(), "slots of a view");
   expect_equal(view.dtype, oracle_.dtype_of(part), "dtype of a view");
@@ -321,7 +322,8 @@ void RecurrentWorld::checkpoint_list() {
                     "sequence " + std::to_string(sequence) + " capacity " + std::to_string(capacity));
   Numbers at(static_cast<size_t>(std::max(capacity, 0)) + 1, -7);
   int32_t n = -7;
-  const kvc_status status = kvc_checkpoint_list(handle(), sequence, capacity, at.data(), &n);
+  const kvc_status status = kvc_checkpoint_list(door_of_kind(sequence), sequence, capacity,
+                                                at.data(), &n);
   const bool legal = oracle_.is_sequence(sequence) && capacity >= 0;
   if (status == KVC_OK && legal) {
     const auto& wanted = oracle_.sequences[static_cast<size_t>(sequence)].checkpoints;

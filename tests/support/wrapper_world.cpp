@@ -88,7 +88,9 @@ void WrapperWorld::wrap() {
   oracle_ = std::make_unique<model::WrapperOracle>(oracles);
   int32_t first = 0;
   for (const Child& child : children_) {
-    if (with_layers) child->wrapped_by(cache_, first, oracle_->cache.max_sequences);
+    if (with_layers)
+      child->wrapped_by(cache_, first, oracle_->cache.max_sequences,
+                        only(child->oracle().cache.kind) != nullptr);
     first += child->oracle().cache.n_layers;
   }
   compare_all();
