@@ -24,9 +24,9 @@ class Gemma:
         self.config = config = Config.of(file, "gemma3")
         if file.field("gemma3.rope.scaling.factor", 1.0) != 1.0:
             raise DemoError(f"{file.path} stretches its positions; this demo runs 270M and 1B")
-        window = file.field("gemma3.attention.sliding_window")
+        self._window = file.field("gemma3.attention.sliding_window")
         self.windows = [
-            None if layer % FULL_EVERY == FULL_EVERY - 1 else window
+            None if layer % FULL_EVERY == FULL_EVERY - 1 else self._window
             for layer in range(config.n_layers)
         ]
         self._embeddings = file.tensor("token_embd.weight")  # [vocabulary, embedding]
@@ -55,8 +55,8 @@ class Gemma:
         n_tokens, n_heads, head_dim = len(tokens), config.n_heads, config.head_dim
         epsilon = config.norm_epsilon
         rotations = {
-            window: _rotations(positions, base, head_dim)
-            for window, base in zip(self.windows, self._rope_bases())
+            None: _rotations(positions, config.rope_base, head_dim),
+            self._window: _rotations(positions, WINDOW_ROPE_BASE, head_dim),
         }
         x = self._embeddings[tokens] * np.float32(np.sqrt(config.embedding))
         out = np.empty((n_tokens, n_heads, head_dim), dtype=np.float32)
@@ -72,9 +72,6 @@ class Gemma:
             gated = normed(x, epsilon) @ gate_up
             x += normed(_gelu_product(gated, config.feed_forward) @ down, epsilon) * fed_gain
         return (normed(x[-last:], epsilon) * self._last_gain) @ self._embeddings.T
-
-    def _rope_bases(self):
-        return (self.config.rope_base if w is None else WINDOW_ROPE_BASE for w in self.windows)
 
 
 def _rotations(positions, base, head_dim):
