@@ -76,7 +76,7 @@ def generated(make, attention, beams):
     model, inputs, lengths = make(attention)
     extra = {}
     if attention == "kvc":
-        extra["past_key_values"] = transformers_cache.EncoderDecoder(
+        extra["cache"] = transformers_cache.EncoderDecoder(
             n_layers=LAYERS,
             n_heads=HEADS,
             head_dim=HEAD_DIM,
@@ -92,7 +92,7 @@ def generated(make, attention, beams):
         min_new_tokens=TOKENS,
         max_new_tokens=TOKENS,
     )
-    return tokens, extra.get("past_key_values")
+    return tokens, extra.get("cache")
 
 
 @pytest.mark.parametrize("beams", [1, 3])
