@@ -44,7 +44,12 @@ def spoken(text):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "spoken.wav"
         command = ["espeak-ng", "-v", "en-us", "-s", "150", "-w", str(path), text]
-        subprocess.run(command, check=True)
+        result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        if result.returncode != 0:
+            raise DemoError(
+                f"espeak-ng speaks no text ({result.stderr.strip() or result.returncode}); install "
+                "it again, or pass WAV files"
+            )
         return read(path)[1]
 
 

@@ -101,6 +101,16 @@ def test_without_recordings_the_demo_says_where_to_get_some(recordings, monkeypa
         recordings.of_debian()
 
 
+def test_a_synthesizer_that_fails_is_reported(recordings, monkeypatch, tmp_path):
+    monkeypatch.setattr(recordings, "ALSA", tmp_path)
+    program = tmp_path / "espeak-ng"
+    program.write_text("#!/bin/sh\necho no voice >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(recordings.DemoError, match="no voice.*pass WAV files"):
+        recordings.of_debian()
+
+
 def test_a_tone_is_loudest_in_the_band_that_holds_it():
     import log_mel
 
