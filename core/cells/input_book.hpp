@@ -54,7 +54,6 @@ class InputBook {
   void carve(Carver& carver);
   void reset();  // call once, after carve() over a block
 
-  const InputRules& rules() const { return rules_; }
   const Sequence& sequence(int32_t index) const { return sequences_[index]; }
   int32_t length(int32_t slot) const { return slots_[slot].length; }
   bool is_free(int32_t slot) const { return slots_[slot].n_then + slots_[slot].n_held == 0; }
