@@ -73,7 +73,11 @@ Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When wh
     place->child = child;
     ++n;
   }
-  if (n != 1) {
+  if (n == 0)
+    return fail(
+        Status::not_supported,
+        "no child of the wrapper is of a kind that has this call: wrap a cache of this kind too");
+  if (n > 1) {
     return fail(
         Status::not_supported,
         "%d children of the wrapper have what this call is about, so it does not know which "
