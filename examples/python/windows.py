@@ -23,7 +23,7 @@ EDIT = "What did Mirela burn during the storm?"
 
 def main(arguments=None):
     """Runs the command and returns its exit code."""
-    return demo.run(run, parse(arguments), memory="1.3 GB")
+    return demo.run(run, parse(arguments), memory="1.8 GB")
 
 
 def parse(arguments):

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -90,9 +91,8 @@ def test_a_window_that_is_too_large_by_one_is_found(model, text, monkeypatch, ca
     new_cache = layer_windows.new_cache
 
     def wider(model, **options):
-        cache_of = type("", (), {"config": model.config})()
-        cache_of.windows = [window and window + 1 for window in model.windows]
-        return new_cache(cache_of, **options)
+        windows = [window and window + 1 for window in model.windows]
+        return new_cache(types.SimpleNamespace(config=model.config, windows=windows), **options)
 
     monkeypatch.setattr(layer_windows, "new_cache", wider)
     arguments = ["--model", model, "--text", text, *QUICK, "--verify"]
