@@ -175,7 +175,7 @@ namespace {
 
 size_t kept_of(const RecurrentRows& rows, const std::vector<char>& kept) {
   size_t n = 0;
-  for (const int32_t token : rows.tokens) n += kept[static_cast<size_t>(token)];
+  for (const int32_t token : rows.tokens) n += kept[static_cast<size_t>(token)] != 0;
   return n;
 }
 
