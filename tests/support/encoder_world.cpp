@@ -26,16 +26,16 @@ std::vector<Choice> EncoderWorld::layer_choices() {
   const bool open = oracle_.pass_open;
   const int32_t put = !open ? 10 : is_complete() ? 30 : 120;
   const int32_t work = open ? 40 : 10;
-  return {{put, [&] { this->put(); }},      {2 * put, [&] { encoder_put(); }},
-          {put, [&] { put_attention(); }},  {work, [&] { share(); }},
-          {2 * work, [&] { attention(); }}, {work, [&] { get(); }},
-          {work, [&] { mask(); }},          {work / 2, [&] { history_range(); }},
-          {30, [&] { gather(); }},          {20, [&] { bind_attention(); }},
-          {15, [&] { lacking(); }}};
+  return {{put, [this] { this->put(); }},      {2 * put, [this] { encoder_put(); }},
+          {put, [this] { put_attention(); }},  {work, [this] { share(); }},
+          {2 * work, [this] { attention(); }}, {work, [this] { get(); }},
+          {work, [this] { mask(); }},          {work / 2, [this] { history_range(); }},
+          {30, [this] { gather(); }},          {20, [this] { bind_attention(); }},
+          {15, [this] { lacking(); }}};
 }
 
 std::vector<Choice> EncoderWorld::more_choices() {
-  return {{oracle_.pass_open ? 0 : 6, [&] { compare_rebuilt(); }}};
+  return {{oracle_.pass_open ? 0 : 6, [this] { compare_rebuilt(); }}};
 }
 
 // ---- Arguments -------------------------------------------------------------------------------------------------

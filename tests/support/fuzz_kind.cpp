@@ -46,21 +46,21 @@ std::vector<Choice> KindWorld::sequence_choices() {
   const int32_t ending = !open ? 0 : is_complete() ? 6 : 1;
   const auto weight = [&](int32_t idle, int32_t in_pass) { return open ? in_pass * ending : idle; };
   const bool has_checkpoints = oracle().has_checkpoints();
-  return {{weight(400, 8), [&] { begin(draw_batch()); }},
-          {weight(20, 5), [&] { begin_reserve(); }},
-          {open ? 12 : 25, [&] { fits(); }},
-          {weight(4, 5), [&] { commit(); }},
-          {weight(4, 6), [&] { commit_prefix(); }},
-          {weight(4, 5), [&] { abort(); }},
-          {open ? 12 : 20, [&] { can_resume(); }},
-          {weight(25, 3), [&] { resume(); }},
-          {weight(50, 4), [&] { copy_prefix(); }},
-          {weight(40, 3), [&] { reorder(); }},
-          {weight(25, 3), [&] { remove_tail(); }},
-          {weight(60, 5), [&] { remove_middle(); }},
-          {open ? 5 : 30, [&] { can_remove(); }},
-          {has_checkpoints ? weight(30, 3) : 0, [&] { checkpoint_take(); }},
-          {open ? 0 : 3, [&] { poison_by_abort(); }}};
+  return {{weight(400, 8), [this] { begin(draw_batch()); }},
+          {weight(20, 5), [this] { begin_reserve(); }},
+          {open ? 12 : 25, [this] { fits(); }},
+          {weight(4, 5), [this] { commit(); }},
+          {weight(4, 6), [this] { commit_prefix(); }},
+          {weight(4, 5), [this] { abort(); }},
+          {open ? 12 : 20, [this] { can_resume(); }},
+          {weight(25, 3), [this] { resume(); }},
+          {weight(50, 4), [this] { copy_prefix(); }},
+          {weight(40, 3), [this] { reorder(); }},
+          {weight(25, 3), [this] { remove_tail(); }},
+          {weight(60, 5), [this] { remove_middle(); }},
+          {open ? 5 : 30, [this] { can_remove(); }},
+          {has_checkpoints ? weight(30, 3) : 0, [this] { checkpoint_take(); }},
+          {open ? 0 : 3, [this] { poison_by_abort(); }}};
 }
 
 void KindWorld::finish() {

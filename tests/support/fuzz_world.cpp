@@ -28,22 +28,22 @@ World::World(kvc_device* device, const Setup& setup, const support::Random& rand
 std::vector<Choice> World::layer_choices() {
   const bool open = oracle_.pass_open, complete = is_complete();
   const auto weight = [&](int32_t idle, int32_t in_pass) { return open ? in_pass : idle; };
-  return {{weight(4, complete ? 15 : 200), [&] { put(some_layer()); }},
-          {weight(4, complete ? 10 : 60), [&] { put_attention(); }},
-          {weight(4, 25), [&] { attention(); }},
-          {weight(4, 15), [&] { attention_extra(); }},
-          {weight(4, 30), [&] { get(); }},
-          {weight(4, 25), [&] { mask(); }},
-          {weight(4, 15), [&] { history_range(); }},
-          {weight(30, 15), [&] { gather(); }},
-          {weight(20, 12), [&] { bind_attention(); }},
-          {12, [&] { bind_rope(); }},
-          {12, [&] { bind_shift(random_.chance(open ? 0.5 : 0.3)); }}};
+  return {{weight(4, complete ? 15 : 200), [this] { put(some_layer()); }},
+          {weight(4, complete ? 10 : 60), [this] { put_attention(); }},
+          {weight(4, 25), [this] { attention(); }},
+          {weight(4, 15), [this] { attention_extra(); }},
+          {weight(4, 30), [this] { get(); }},
+          {weight(4, 25), [this] { mask(); }},
+          {weight(4, 15), [this] { history_range(); }},
+          {weight(30, 15), [this] { gather(); }},
+          {weight(20, 12), [this] { bind_attention(); }},
+          {12, [this] { bind_rope(); }},
+          {12, [this] { bind_shift(random_.chance(oracle_.pass_open ? 0.5 : 0.3)); }}};
 }
 
 std::vector<Choice> World::more_choices() {
-  return {{oracle_.pass_open ? 25 : 4, [&] { set_causal(); }},
-          {oracle_.pass_open ? 0 : 2, [&] { poison_by_spare_sequence(); }}};
+  return {{oracle_.pass_open ? 25 : 4, [this] { set_causal(); }},
+          {oracle_.pass_open ? 0 : 2, [this] { poison_by_spare_sequence(); }}};
 }
 
 // ---- Arguments ---------------------------------------------------------------------------------

@@ -20,14 +20,14 @@ std::vector<Choice> RecurrentWorld::layer_choices() {
   const bool open = oracle_.pass_open;
   const int32_t put = !open ? 10 : is_complete() ? 25 : 150;
   const int32_t work = open ? 30 : 8;
-  return {{work, [&] { state_layout(); }},      {work, [&] { state_get(); }},
-          {put, [&] { state_put(); }},          {put / 2, [&] { state_conv(); }},
-          {put / 2, [&] { state_in_place(); }}, {30, [&] { state_gather(); }},
-          {20, [&] { checkpoint_list(); }},     {10, [&] { lacking(); }}};
+  return {{work, [this] { state_layout(); }},      {work, [this] { state_get(); }},
+          {put, [this] { state_put(); }},          {put / 2, [this] { state_conv(); }},
+          {put / 2, [this] { state_in_place(); }}, {30, [this] { state_gather(); }},
+          {20, [this] { checkpoint_list(); }},     {10, [this] { lacking(); }}};
 }
 
 std::vector<Choice> RecurrentWorld::more_choices() {
-  return {{oracle_.pass_open ? 0 : 6, [&] { compare_rebuilt(); }}};
+  return {{oracle_.pass_open ? 0 : 6, [this] { compare_rebuilt(); }}};
 }
 
 // ---- Arguments ---------------------------------------------------------------------------------

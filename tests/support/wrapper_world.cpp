@@ -148,22 +148,22 @@ void WrapperWorld::outlive_handles() {
 }
 
 std::vector<Choice> WrapperWorld::layer_choices() {
-  return {{oracle_->pass_open ? is_complete() ? 120 : 400 : 40, [&] { of_child(); }}};
+  return {{oracle_->pass_open ? is_complete() ? 120 : 400 : 40, [this] { of_child(); }}};
 }
 
 std::vector<Choice> WrapperWorld::more_choices() {
   const bool open = oracle_->pass_open;
   const bool carries = only_encoder() != nullptr && !only_encoder()->pass.carries.empty() &&
                        !is_complete();
-  return {{open ? 25 : 4, [&] { set_causal(); }},
+  return {{open ? 25 : 4, [this] { set_causal(); }},
           {carries ? 120
            : open  ? 10
                    : 4,
-           [&] { share(); }},
-          {15, [&] { refused(); }},
-          {15, [&] { lacking(); }},
-          {oracle_->has_checkpoints() ? 0 : 4, [&] { checkpoint_take(); }},
-          {open ? 0 : 2, [&] { compare_rebuilt(); }}};
+           [this] { share(); }},
+          {15, [this] { refused(); }},
+          {15, [this] { lacking(); }},
+          {oracle_->has_checkpoints() ? 0 : 4, [this] { checkpoint_take(); }},
+          {open ? 0 : 2, [this] { compare_rebuilt(); }}};
 }
 
 // ---- Arguments ---------------------------------------------------------------------------------
