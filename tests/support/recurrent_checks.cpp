@@ -95,6 +95,8 @@ StateHashes RecurrentWorld::state_hashes() {
   }
   for (const model::RecurrentRows& rows : oracle_.pass.layout) {
     fine(static_cast<uint64_t>(rows.sequence));
+    fine(rows.states.size());  // else words of one list could stand for those of the next
+    fine(rows.tokens.size());
     for (const int32_t state : rows.states) {
       fold_state(state, fine, all);
       fold_state(
