@@ -29,30 +29,33 @@ Status create(const std::shared_ptr<Device>& device, const CacheRequest& request
   return Status::ok;
 }
 
-/// A wrapper lets its children go as they are; those whose handles were destroyed end with it.
-Status let_go(const Children& children) {
-  ChildrenInside inside(children, Access::exclusive);
-  if (Status s = inside.enter_all(); s != Status::ok) return s;
+/// Children that are entered alone go as they are; those whose handles were destroyed end here.
+void let_go(const Children& children, ChildrenInside& inside) {
   inside.forget();
   for (int32_t child = 0; child < children.n(); ++child) {
     inside.object(child).is_wrapped = false;
     delete static_cast<CacheObject*>(handles::unpin(children.pins[child]));
   }
-  return Status::ok;
 }
 
+/// The handle of a wrapper ends before its children's slots are free for other caches: whoever reads its statistics meanwhile
+/// then finds that it has ended.
 Status destroy(kvc_cache* handle) {
   void* entered = nullptr;
   if (Status s = handles::enter(handle, Kind::cache, Access::exclusive, &entered); s != Status::ok)
     return s;
-  const CacheObject& object = *static_cast<CacheObject*>(entered);
-  if (object.children) {
-    if (Status s = let_go(*object.children); s != Status::ok) {
+  const auto& object = *static_cast<CacheObject*>(entered);
+  if (!object.children) {
+    handles::erase(handle, &entered);
+  } else {
+    ChildrenInside inside(*object.children, Access::exclusive);
+    if (Status s = inside.enter_all(); s != Status::ok) {
       handles::leave(handle, Access::exclusive);
       return s;
     }
+    handles::erase(handle, &entered);
+    let_go(*object.children, inside);
   }
-  handles::erase(handle, &entered);
   delete static_cast<CacheObject*>(entered);
   return Status::ok;
 }

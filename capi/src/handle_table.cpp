@@ -228,9 +228,9 @@ void* add(Kind kind, void* object, const CacheStats& stats, const Pin* children,
   slot.object = object;
   slot.kind.store(static_cast<uint32_t>(kind), std::memory_order_relaxed);
   if (kind == Kind::cache) board_of(*table, slot).begin(stats);
-  slot.n_children.store(static_cast<uint16_t>(n_children), std::memory_order_relaxed);
+  slot.n_children.store(static_cast<uint16_t>(n_children), std::memory_order_release);
   for (int32_t i = 0; i < n_children; ++i)
-    slot.children[i].store(static_cast<uint16_t>(children[i].slot), std::memory_order_relaxed);
+    slot.children[i].store(static_cast<uint16_t>(children[i].slot), std::memory_order_release);
   slot.word.store(uint64_t{generation} << 32, std::memory_order_release);
   ++table->n_live;
   return reinterpret_cast<void*>(
@@ -273,9 +273,9 @@ Status read_stats(const void* handle, CacheStats* stats) noexcept {
   if (Status s = decode(handle, Kind::cache, &key); s != Status::ok) return s;
   Table& table = *shared_table.load(std::memory_order_acquire);
   *stats = board_of(table, *key.slot).read();
-  const int32_t n_children = key.slot->n_children.load(std::memory_order_relaxed);
+  const int32_t n_children = key.slot->n_children.load(std::memory_order_acquire);
   for (int32_t i = 0; i < n_children; ++i) {
-    const CacheStats of_child = table.boards[key.slot->children[i].load(std::memory_order_relaxed)].read();
+    const CacheStats of_child = table.boards[key.slot->children[i].load(std::memory_order_acquire)].read();
     if (of_child.state == CacheState::poisoned) stats->state = CacheState::poisoned;
     stats->cells += of_child.cells;
     stats->cells_used += of_child.cells_used;
