@@ -92,6 +92,7 @@ Status bind_attention(const LayerRange& layers, const kvc_attention_desc* desc, 
   if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
   if (d.flags != 0) return unknown_bits("kvc_attention_desc.flags", d.flags, nullptr);
+  if (!layers.has_owner()) return layers.check_idle();
   const Status heads = layers.each_owner(
       [&](const Cache& cache) { return check_q_heads(cache.bounds(), "n_q_heads", d.n_q_heads); });
   if (heads != Status::ok) return heads;
@@ -148,6 +149,7 @@ Status bind_rope(const LayerRange& layers, const kvc_rope_desc* desc, const floa
   kvc_rope_desc d;
   if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
+  if (!layers.has_owner()) return layers.check_idle();
   RopeSettings settings;
   const Status invalid = layers.each_owner([&](const Cache& cache) {
     return read_rope(d, factors, cache.bounds().head_dim_k, &settings);

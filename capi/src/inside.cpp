@@ -42,6 +42,13 @@ Status of_child(Status status, int32_t child) {
   return fail(status, "child %d of the wrapper: %s", child, message);
 }
 
+Status of_layer(Status status, int32_t layer, const WrapperCache::LayerPlace& place) {
+  char message[message_capacity];
+  copy_last_message(message, sizeof message);
+  return fail(status, "layer %d of the wrapper, which is layer %d of child %d: %s", layer,
+              place.layer, place.child, message);
+}
+
 namespace {
 
 Status check_sequences(const WrapperCache& wrapper, Sequences sequences) {
@@ -68,6 +75,7 @@ Status find_layer(const WrapperCache& wrapper, int32_t layer, When when, Sequenc
 Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When when,
                  Sequences sequences, WrapperCache::LayerPlace* place) {
   int32_t n = 0;
+  place->layer = -1;  // the call names none
   for (int32_t child = 0; child < wrapper.n_children(); ++child) {
     if (!has(wrapper.child(child))) continue;
     place->child = child;
@@ -88,6 +96,13 @@ Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When wh
     if (Status s = wrapper.need_pass(); s != Status::ok) return s;
   }
   return check_sequences(wrapper, sequences);
+}
+
+Status LayerRange::check_idle() const {
+  if (object_.cache->stats().state == CacheState::idle) return Status::ok;
+  return fail(Status::bad_state,
+              "a pass is open: constants are bound between passes; end it with kvc_commit or "
+              "kvc_abort first");
 }
 
 Status LayerRange::check() const {

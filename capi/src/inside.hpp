@@ -152,8 +152,9 @@ kvc_status with_facet(Handle* handle, Body body) noexcept {
   return with_cache(handle, [&](auto& cache) { return on_facet<Facet>(cache, body); });
 }
 
-/// Passes a refusal of a child on; the message then names the child.
+/// Passes a refusal of a child on; the message then names the child, or the layer by both of its numbers.
 Status of_child(Status status, int32_t child);
+Status of_layer(Status status, int32_t layer, const WrapperCache::LayerPlace& place);
 
 /// Calls `body(facet, Cache&, layer)` inside the cache behind `handle` or, if that is a wrapper, inside the child that
 /// `choose(wrapper, &place)` finds, with that child's number of the layer.
@@ -174,7 +175,8 @@ kvc_status with_child(Handle* handle, int32_t layer, Choose choose, Body body) n
       ChildrenInside child(*object.children, access);
       if (Status s = child.enter(place.child); s != Status::ok) return s;
       const Status status = call(as_seen_by(handle, wrapper.child(place.child)), place.layer);
-      return status == Status::ok ? status : of_child(status, place.child);
+      if (status == Status::ok) return status;
+      return place.layer < 0 ? of_child(status, place.child) : of_layer(status, layer, place);
     });
   });
 }
@@ -224,6 +226,10 @@ class LayerRange {
 
   /// INVALID_ARGUMENT unless it is a range of layers that there are.
   Status check() const;
+
+  /// No layers of a wrapper have no owner that could be asked. Nothing is bound then, but as ever only between passes.
+  bool has_owner() const { return !object_.children || begin_ < end_; }
+  Status check_idle() const;
 
   /// Calls `visit(Cache&)` for each cache that owns one of those that there are, and for one that is no wrapper; stops at the
   /// first refusal.

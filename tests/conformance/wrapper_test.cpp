@@ -182,7 +182,8 @@ TEST_F(Wrapper, LayersGoToTheirOwner) {
   ASSERT_EQ(begin(wrapper_, 0, 12, 1), KVC_OK);
   EXPECT_EQ(kvc_get(wrapper_, 9, nullptr, nullptr), invalid);
   EXPECT_EQ(kvc_get(wrapper_, 2, nullptr, nullptr), bad_state) << "not put";
-  EXPECT_NE(support::last_message().find("child 0"), std::string::npos);
+  EXPECT_NE(support::last_message().find("layer 2 of the wrapper, which is layer 1 of child 0"),
+            std::string::npos);
   for (int32_t i = 0; i < 3; ++i) put(wrapper_, i, 1);
   int32_t first = 0, of_window = 0, of_full = 0;
   ASSERT_EQ(kvc_history(wrapper_, 0, &first, &of_window), KVC_OK);
@@ -290,7 +291,8 @@ class Hybrid : public testing::Test {
     ASSERT_EQ(kvc_begin(wrapper_, n, position.data(), sequence.data(), nullptr, 0, nullptr), KVC_OK)
         << support::last_message();
     float state[3] = {1, 2, 3};
-    const kvc_tensor from = support::dense(state, KVC_F32, {1, 3});
+    kvc_tensor from = support::dense(state, KVC_F32, {1, 3});
+    from.strides[0] = INT64_MAX;  // of a single row it means nothing
     for (const int32_t layer : recurrent_layers) {
       ASSERT_EQ(kvc_state_put(wrapper_, layer, KVC_PART_RECURRENT, &from), KVC_OK)
           << support::last_message();
@@ -364,6 +366,21 @@ TEST_F(Hybrid, CallsOnTheOnlyRecurrentChild) {
   EXPECT_EQ(n, 1);
   EXPECT_EQ(kvc_set_causal(wrapper_, 0, nullptr), KVC_OK);
   EXPECT_EQ(support::sequence_info(wrapper_, 0).count, 3) << "of the causal child";
+}
+
+TEST_F(Wrapper, NoLayersAreBoundBetweenPassesAlone) {
+  wrap();
+  kvc_attention_desc desc = KVC_ATTENTION_DESC_INIT;
+  desc.n_q_heads = INT32_MAX;  // no owner says how many there may be, so nothing behind `slopes` is read
+  const float slopes[1] = {};
+  const kvc_rope_desc rope = KVC_ROPE_DESC_INIT;
+  EXPECT_EQ(kvc_bind_attention(wrapper_, 1, 1, &desc, slopes, slopes), KVC_OK);
+  EXPECT_EQ(kvc_bind_rope(wrapper_, 1, 1, &rope, slopes), KVC_OK);
+  ASSERT_EQ(begin(wrapper_, 0, 0, 1), KVC_OK);
+  expect(
+      bad_state, [&] { return kvc_bind_attention(wrapper_, 1, 1, &desc, slopes, slopes); }, "bind");
+  expect(
+      bad_state, [&] { return kvc_bind_rope(wrapper_, 1, 1, &rope, slopes); }, "bind_rope");
 }
 
 int shifts = 0;

@@ -13,6 +13,7 @@
 //   kvc::Hybrid gemma(kvc::Device("cpu"), layers);
 //   kvc::Pass pass(gemma, positions, sequences);
 //   gemma.put(layer, …);
+//   pass.commit();
 //
 // A layer of the model that needs two caches (self attention and cross attention) is two layers here.
 #ifndef KVC_HYBRID_HPP

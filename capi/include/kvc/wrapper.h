@@ -16,8 +16,8 @@
  *
  * What each call does on a wrapper:
  *
- *   begin, fits, commit, commit_prefix, abort, remove, can_remove, copy_prefix, reorder, resume, can_resume, checkpoint_take
- *                      on all children. First all are asked, also for what an open pass would leave, and only if none refuses do
+ *   begin, fits, commit, commit_prefix, abort, remove, can_remove, copy_prefix, reorder, resume, can_resume
+ *                      on all children, checkpoint_take on all recurrent ones. First all are asked, also for what an open pass would leave, and only if none refuses do
  *                      all do it. If several refuse, the status is the first in the order of cache.h (INVALID_ARGUMENT, BAD_STATE,
  *                      WINDOW_LOST, NOT_FOUND, NOT_SUPPORTED, CACHE_FULL); the message names the child. A child's shift function
  *                      works on copies, which replace nothing unless all children agree
