@@ -159,7 +159,7 @@ namespace {
 StateRows rows_beside(const StatePart& part, const int32_t* slot, int32_t n_rows,
                       const Tensor& tensor) {
   StateRows rows = {.part = part, .slot = slot, .n_rows = n_rows, .row = tensor};
-  rows.row_stride = tensor.stride[0];
+  rows.row_stride = n_rows > 1 ? tensor.stride[0] : 0;  // one row may name any stride
   rows.row.ndim = tensor.ndim - 1;
   std::copy_n(tensor.shape + 1, rows.row.ndim, rows.row.shape);
   std::copy_n(tensor.stride + 1, rows.row.ndim, rows.row.stride);
