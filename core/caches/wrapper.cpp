@@ -80,17 +80,18 @@ Status WrapperCache::need_fully_put() const {
   });
 }
 
-/// A flag must be known to some child.
-Status WrapperCache::check_flags(const Batch& batch) const {
-  if (batch.flags == nullptr || batch.n_tokens > bounds_.max_batch) return Status::ok;
-  for (int32_t token = 0; token < batch.n_tokens; ++token) {
+/// What is the wrapper's own to check: no child may look at more tokens than all of them take, and a flag must be known to
+/// some child.
+Status WrapperCache::check_tokens(const Batch& batch) const {
+  if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
+  for (int32_t token = 0; batch.flags != nullptr && token < batch.n_tokens; ++token) {
     if (Status s = check_token_flags(batch, token, known_flags()); s != Status::ok) return s;
   }
   return Status::ok;
 }
 
 Status WrapperCache::can_begin(const Batch& batch, bool reserve) const {
-  if (Status s = check_flags(batch); s != Status::ok) return s;
+  if (Status s = check_tokens(batch); s != Status::ok) return s;
   Batch for_child = batch;
   for_child.others_flags = planted(Bug::flags_of_others_refused) ? 0 : flag_bits_;
   const Status status = ask_all([&](const Cache& c) { return c.can_begin(for_child, reserve); });
@@ -100,7 +101,7 @@ Status WrapperCache::can_begin(const Batch& batch, bool reserve) const {
 }
 
 Status WrapperCache::fits(const Batch& batch) const {
-  if (Status s = check_flags(batch); s != Status::ok) return s;
+  if (Status s = check_tokens(batch); s != Status::ok) return s;
   Batch for_child = batch;
   for_child.others_flags = flag_bits_;
   return ask_all([&](const Cache& c) { return c.fits(for_child); });

@@ -78,7 +78,7 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints {
   Status ask_all(Ask ask) const;
   template <class Do>
   Status do_all(Do work);
-  Status check_flags(const Batch& batch) const;
+  Status check_tokens(const Batch& batch) const;
   bool has_checkpoints() const;
 
   const std::vector<std::shared_ptr<Cache>> children_;
