@@ -19,7 +19,7 @@ void InputBook::carve(Carver& carver) {
   slots_ = carver.take<Slot>(slots, 64);
   free_ = carver.take<int32_t>(slots, 64);
   freed_ = carver.take<int32_t>(slots, 64);
-  plan_ = carver.take<SequencePlan>(sequences, 64);
+  plans_.carve(carver);
   copies_ = carver.take<Copy>(sequences, 64);
   batch_position_ = carver.take<int32_t>(batch, 64);
   batch_sequence_ = carver.take<int32_t>(batch, 64);
@@ -80,41 +80,24 @@ void InputBook::set_input(Sequence& sequence, const Input& input) {
 
 // ---- Planning -----------------------------------------------------------------------------------------------------------
 
-void InputBook::begin_plan() const {
-  n_carriers_ = 0;
-  if (++plan_stamp_ != 0) return;
-  for (int32_t i = 0; i < rules_.max_sequences; ++i) plan_[i].stamp = 0;
-  plan_stamp_ = 1;  // wrapped: no old stamp may look fresh
-}
-
-bool InputBook::mark(int32_t sequence) const {
-  if (plan_[sequence].stamp == plan_stamp_) return false;
-  plan_[sequence] = {plan_stamp_, sequences_[sequence].next, -1};
-  return true;
-}
-
 Status InputBook::check_batch(const Batch& batch) const {
-  if (Status s = check_n_tokens(batch, rules_.max_batch); s != Status::ok) return s;
-  begin_plan();
-  for (int32_t i = 0; i < batch.n_tokens; ++i) {
-    if (Status s = check_token_flags(batch, i, known_flags); s != Status::ok) return s;
-    if (batch.sequence[i] == no_sequence) continue;
-    if (Status s = check_token(batch, i, rules_.max_sequences); s != Status::ok) return s;
-    (void)mark(batch.sequence[i]);
-    SequencePlan& plan = plan_[batch.sequence[i]];
-    if (Status s = check_continues(batch, i, plan.next, rules_.strict); s != Status::ok) return s;
-    plan.next = batch.position[i] + 1;
-    if (batch.flags == nullptr || (batch.flags[i] & token_encoder_input) == 0) continue;
+  n_carriers_ = 0;
+  const auto note_carrier = [&](int32_t token, SequencePlans::Plan& plan) -> Status {
+    if (batch.flags == nullptr || (batch.flags[token] & token_encoder_input) == 0)
+      return Status::ok;
     if (plan.carrier >= 0) {
       return fail(Status::invalid_argument,
                   "tokens %d and %d of sequence %d both carry an encoder input; a sequence takes "
                   "one per pass",
-                  plan.carrier, i, batch.sequence[i]);
+                  plan.carrier, token, batch.sequence[token]);
     }
-    plan.carrier = i;
+    plan.carrier = token;
     ++n_carriers_;
-  }
-  return Status::ok;
+    return Status::ok;
+  };
+  return plans_.check_batch(
+      batch, known_flags, [this](int32_t sequence) { return sequences_[sequence].next; },
+      note_carrier);
 }
 
 Status InputBook::check_room(const Batch&) const {
@@ -131,7 +114,7 @@ void InputBook::open_pass(const Batch& batch) {
   n_in_batch_ = 0;
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t index = batch.sequence[i];
-    batch_position_[i] = batch.position != nullptr && index != no_sequence ? batch.position[i] : 0;
+    batch_position_[i] = index != no_sequence ? batch.position[i] : 0;
     batch_sequence_[i] = index;
     batch_follower_[i] = -1;
     if (index == no_sequence) continue;
@@ -146,7 +129,7 @@ void InputBook::open_pass(const Batch& batch) {
     sequence.last_added = i;
     ++sequence.n_added;
     sequence.next = batch.position[i] + 1;
-    if (plan_[index].carrier != i) continue;
+    if (plans_[index].carrier != i) continue;
     health_.expect(n_free_ > 0, "no free slot where one was counted");
     if (!health_.ok()) return;
     const int32_t slot = free_[--n_free_];

@@ -7,6 +7,7 @@
 #include "core/base/status.hpp"
 #include "core/cells/batch.hpp"
 #include "core/cells/sequence_info.hpp"
+#include "core/cells/sequence_plans.hpp"
 
 namespace kvc {
 
@@ -50,7 +51,8 @@ class InputBook {
   /// The token flags that encoder caches know.
   static constexpr KnownFlags known_flags = {token_encoder_input, "KVC_TOKEN_ENCODER_INPUT"};
 
-  InputBook(const InputRules& rules, const Health& health) : rules_(rules), health_(health) {}
+  InputBook(const InputRules& rules, const Health& health)
+      : rules_(rules), health_(health), plans_({rules.max_sequences, rules.max_batch, rules.strict}) {}
   void carve(Carver& carver);
   void reset();  // call once, after carve() over a block
 
@@ -95,9 +97,13 @@ class InputBook {
   int32_t best_continuation(int32_t sequence, int32_t want) const;
   void cut(int32_t sequence, int32_t position);
   void copy_prefix(int32_t source, int32_t destination, int32_t position);
-  Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const;
+  Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {
+    return plans_.check_reorder(n, destination, source);
+  }
   void reorder(int32_t n, const int32_t* destination, const int32_t* source);
-  Status check_distinct(int32_t n, const int32_t* sequence) const;
+  Status check_distinct(int32_t n, const int32_t* sequence) const {
+    return plans_.check_distinct(n, sequence);
+  }
   Status check_removal(int32_t sequence, int32_t begin, int32_t end) const;
   void remove(int32_t sequence, int32_t begin, int32_t end);
   SequenceInfo info(int32_t sequence) const;
@@ -116,15 +122,6 @@ class InputBook {
     int32_t n_held = 0;  // sequences that have it as `held` and another as `then`
     int32_t length = 0;
   };
-  /// What planning a batch finds out per sequence. Valid where `stamp` is the plan's.
-  struct SequencePlan {
-    uint32_t stamp = 0;
-    int32_t next = 0;
-    int32_t carrier = -1;
-  };
-
-  void begin_plan() const;
-  bool mark(int32_t sequence) const;  // false: marked already
   int64_t weight(const Slot& slot, int32_t at_least) const {
     return slot.n_then >= at_least ? slot.length : 0;
   }
@@ -146,9 +143,7 @@ class InputBook {
   int64_t used_ = 0;
   int64_t shared_ = 0;
 
-  // Scratch of planning. Const calls plan too, and may overlap: whoever makes them keeps them apart.
-  SequencePlan* plan_ = nullptr;  // [max_sequences]
-  mutable uint32_t plan_stamp_ = 0;
+  SequencePlans plans_;
   mutable int32_t n_carriers_ = 0;
   struct Copy {
     Input input;

@@ -42,20 +42,6 @@ void InputBook::copy_prefix(int32_t source, int32_t destination, int32_t positio
   sequences_[destination].next = position;
 }
 
-Status InputBook::check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {
-  if (Status s = check_arrays("n", n, {{"dst", destination}, {"src", source}}); s != Status::ok)
-    return s;
-  begin_plan();
-  for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence_at("dst", i, destination[i], rules_.max_sequences); s != Status::ok)
-      return s;
-    if (Status s = check_sequence_at("src", i, source[i], rules_.max_sequences); s != Status::ok)
-      return s;
-    if (!mark(destination[i])) return destination_named_twice(i, destination[i]);
-  }
-  return Status::ok;
-}
-
 /// Every copy is counted before anything is let go, so no source loses its slot to an earlier destination.
 void InputBook::reorder(int32_t n, const int32_t* destination, const int32_t* source) {
   for (int32_t i = 0; i < n; ++i) {
@@ -70,18 +56,6 @@ void InputBook::reorder(int32_t n, const int32_t* destination, const int32_t* so
     sequence.next = copies_[i].next;
     release_if_free(before);
   }
-}
-
-Status InputBook::check_distinct(int32_t n, const int32_t* sequence) const {
-  if (n > rules_.max_sequences) return too_many_named(n, rules_.max_sequences);
-  begin_plan();
-  for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence_at("sequence", i, sequence[i], rules_.max_sequences);
-        s != Status::ok)
-      return s;
-    if (!mark(sequence[i])) return named_twice(sequence[i]);
-  }
-  return Status::ok;
 }
 
 // ---- Removal -----------------------------------------------------------------------------------------------------------------

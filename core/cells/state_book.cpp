@@ -21,7 +21,7 @@ void StateBook::carve(Carver& carver) {
   checkpoints_ = carver.take<Checkpoint>(checkpoints, 64);
   slots_ = carver.take<Slot>(slots, 64);
   free_ = carver.take<int32_t>(slots, 64);
-  plan_ = carver.take<SequencePlan>(sequences, 64);
+  plans_.carve(carver);
   copies_ = carver.take<Sequence>(sequences, 64);
   copied_checkpoints_ = carver.take<Checkpoint>(checkpoints, 64);
   batch_position_ = carver.take<int32_t>(batch, 64);
@@ -60,31 +60,10 @@ void StateBook::release_if_free(int32_t slot) {
 
 // ---- Planning -----------------------------------------------------------------------------------------------------------
 
-void StateBook::begin_plan() const {
-  if (++plan_stamp_ != 0) return;
-  for (int32_t i = 0; i < rules_.max_sequences; ++i) plan_[i].stamp = 0;
-  plan_stamp_ = 1;  // wrapped: no old stamp may look fresh
-}
-
-bool StateBook::mark(int32_t sequence) const {
-  if (plan_[sequence].stamp == plan_stamp_) return false;
-  plan_[sequence] = {plan_stamp_, sequences_[sequence].next};
-  return true;
-}
-
 Status StateBook::check_batch(const Batch& batch) const {
-  if (Status s = check_n_tokens(batch, rules_.max_batch); s != Status::ok) return s;
-  begin_plan();
-  for (int32_t i = 0; i < batch.n_tokens; ++i) {
-    if (Status s = check_token_flags(batch, i, known_flags); s != Status::ok) return s;
-    if (batch.sequence[i] == no_sequence) continue;
-    if (Status s = check_token(batch, i, rules_.max_sequences); s != Status::ok) return s;
-    (void)mark(batch.sequence[i]);
-    SequencePlan& plan = plan_[batch.sequence[i]];
-    if (Status s = check_continues(batch, i, plan.next, rules_.strict); s != Status::ok) return s;
-    plan.next = batch.position[i] + 1;
-  }
-  return Status::ok;
+  return plans_.check_batch(
+      batch, known_flags, [this](int32_t sequence) { return sequences_[sequence].next; },
+      [](int32_t, SequencePlans::Plan&) { return Status::ok; });
 }
 
 // ---- A pass ---------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 #include "core/base/status.hpp"
 #include "core/cells/batch.hpp"
 #include "core/cells/sequence_info.hpp"
+#include "core/cells/sequence_plans.hpp"
 
 namespace kvc {
 
@@ -71,7 +72,8 @@ class StateBook {
   /// Recurrent caches know no token flags.
   static constexpr KnownFlags known_flags = {0, nullptr};
 
-  StateBook(const StateRules& rules, const Health& health) : rules_(rules), health_(health) {}
+  StateBook(const StateRules& rules, const Health& health)
+      : rules_(rules), health_(health), plans_({rules.max_sequences, rules.max_batch, rules.strict}) {}
   void carve(Carver& carver);
   void reset();  // call once, after carve() over a block
 
@@ -119,9 +121,13 @@ class StateBook {
   void take_checkpoint(int32_t sequence);
   void cut(int32_t sequence, int32_t position);
   void copy_prefix(int32_t source, int32_t destination, int32_t position);
-  Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const;
+  Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {
+    return plans_.check_reorder(n, destination, source);
+  }
   void reorder(int32_t n, const int32_t* destination, const int32_t* source);
-  Status check_distinct(int32_t n, const int32_t* sequence) const;
+  Status check_distinct(int32_t n, const int32_t* sequence) const {
+    return plans_.check_distinct(n, sequence);
+  }
   Status check_removal(int32_t sequence, int32_t begin, int32_t end) const;
   void remove(int32_t sequence, int32_t begin, int32_t end);
   SequenceInfo info(int32_t sequence) const;
@@ -139,14 +145,6 @@ class StateBook {
     int32_t n_then = 0;
     int32_t n_held = 0;
   };
-  /// What planning a batch finds out per sequence. Valid where `stamp` is the plan's.
-  struct SequencePlan {
-    uint32_t stamp = 0;
-    int32_t next = 0;
-  };
-
-  void begin_plan() const;
-  bool mark(int32_t sequence) const;  // false: marked already
   Checkpoint* list(int32_t sequence) {
     return checkpoints_ + int64_t{sequence} * rules_.checkpoints;
   }
@@ -177,9 +175,7 @@ class StateBook {
   int32_t used_ = 0;
   int32_t shared_ = 0;
 
-  // Scratch of planning. Const calls plan too, and may overlap: whoever makes them keeps them apart.
-  SequencePlan* plan_ = nullptr;  // [max_sequences]
-  mutable uint32_t plan_stamp_ = 0;
+  SequencePlans plans_;
   // Sources of a reorder.
   Sequence* copies_ = nullptr;                // [max_sequences]
   Checkpoint* copied_checkpoints_ = nullptr;  // [max_sequences][checkpoints]

@@ -131,20 +131,6 @@ void StateBook::copy_prefix(int32_t source, int32_t destination, int32_t positio
   sequences_[destination] = sequence;
 }
 
-Status StateBook::check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {
-  if (Status s = check_arrays("n", n, {{"dst", destination}, {"src", source}}); s != Status::ok)
-    return s;
-  begin_plan();
-  for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence_at("dst", i, destination[i], rules_.max_sequences); s != Status::ok)
-      return s;
-    if (Status s = check_sequence_at("src", i, source[i], rules_.max_sequences); s != Status::ok)
-      return s;
-    if (!mark(destination[i])) return destination_named_twice(i, destination[i]);
-  }
-  return Status::ok;
-}
-
 /// Every copy is counted before anything is let go, so no source loses a slot to an earlier destination.
 void StateBook::reorder(int32_t n, const int32_t* destination, const int32_t* source) {
   const auto copied = [this](int32_t i) {
@@ -160,18 +146,6 @@ void StateBook::reorder(int32_t n, const int32_t* destination, const int32_t* so
     sequences_[destination[i]] = copies_[i];
     std::copy_n(copied(i), copies_[i].n_checkpoints, list(destination[i]));
   }
-}
-
-Status StateBook::check_distinct(int32_t n, const int32_t* sequence) const {
-  if (n > rules_.max_sequences) return too_many_named(n, rules_.max_sequences);
-  begin_plan();
-  for (int32_t i = 0; i < n; ++i) {
-    if (Status s = check_sequence_at("sequence", i, sequence[i], rules_.max_sequences);
-        s != Status::ok)
-      return s;
-    if (!mark(sequence[i])) return named_twice(sequence[i]);
-  }
-  return Status::ok;
 }
 
 // ---- Removal -----------------------------------------------------------------------------------------------------------------
