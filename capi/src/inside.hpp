@@ -118,8 +118,9 @@ struct OfKeyValues {
 };
 struct OfPositionedKeys {
   static auto* in(auto& cache) { return cache.positioned_keys(); }
-  static constexpr const char*
-      lacking = "this call needs keys with positions, which a cache of this kind does not hold";
+  static constexpr const char* lacking =
+      "this call needs keys with positions, which a cache of this kind does not hold; of a "
+      "wrapper, call it on a child";
 };
 struct OfCausality {
   static auto* in(auto& cache) { return cache.causality(); }
@@ -132,10 +133,6 @@ struct OfEncoderInputs {
 };
 struct OfRecurrentStates {
   static auto* in(auto& cache) { return cache.recurrent_states(); }
-  static constexpr const char* lacking = "this call is for recurrent caches (kind KVC_RECURRENT)";
-};
-struct OfCheckpoints {
-  static auto* in(auto& cache) { return cache.checkpoints(); }
   static constexpr const char* lacking = "this call is for recurrent caches (kind KVC_RECURRENT)";
 };
 

@@ -150,8 +150,8 @@ Status check_list(const char* name, int32_t capacity, const void* list, const ch
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::Cache, kvc::Checkpoints, kvc::RecurrentStates, kvc::Status;
-using kvc::capi::OfCheckpoints, kvc::capi::OfRecurrentStates, kvc::capi::When;
+using kvc::Cache, kvc::RecurrentStates, kvc::Status;
+using kvc::capi::OfRecurrentStates, kvc::capi::When;
 
 kvc_status kvc_state_layout(const kvc_cache* cache, int32_t capacity, kvc_state_sequence* sequences,
                             int32_t* n, int32_t* order) noexcept {
@@ -221,7 +221,7 @@ kvc_status kvc_state_gather(kvc_cache* cache, int32_t layer, int32_t part, int32
 kvc_status kvc_checkpoint_take(kvc_cache* cache, int32_t sequence) noexcept {
   return kvc::capi::with_object(cache, [&](const kvc::capi::CacheObject& object, Cache& c) -> Status {
     if (c.checkpoints() == nullptr)
-      return kvc::fail(Status::not_supported, "%s", OfCheckpoints::lacking);
+      return kvc::fail(Status::not_supported, "%s", OfRecurrentStates::lacking);
     if (Status s = kvc::capi::check_not_wrapped(object); s != Status::ok) return s;
     return c.take_checkpoint(sequence);
   });
@@ -229,9 +229,9 @@ kvc_status kvc_checkpoint_take(kvc_cache* cache, int32_t sequence) noexcept {
 
 kvc_status kvc_checkpoint_list(const kvc_cache* cache, int32_t sequence, int32_t capacity,
                                int32_t* at, int32_t* n) noexcept {
-  return kvc::capi::with_only<OfCheckpoints>(
-      cache, When::always, {sequence}, [&](const Checkpoints& checkpoints, const Cache&) -> Status {
+  return kvc::capi::with_only<OfRecurrentStates>(
+      cache, When::always, {sequence}, [&](const RecurrentStates& states, const Cache&) -> Status {
         if (Status s = kvc::capi::check_list("at", capacity, at, "n", n); s != Status::ok) return s;
-        return checkpoints.list_checkpoints(sequence, capacity, at, n);
+        return states.list_checkpoints(sequence, capacity, at, n);
       });
 }

@@ -158,6 +158,9 @@ class RecurrentStates {
   virtual Status find_state(int32_t sequence, int32_t at) const = 0;
   virtual Status gather_state(int32_t layer, int32_t part, int32_t sequence, int32_t at,
                               const Tensor& into) = 0;
+  /// The first `capacity` places where checkpoints of a sequence continue, ascending; `n` receives how many there are.
+  virtual Status list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at,
+                                  int32_t* n) const = 0;
 };
 
 /// The facet of a cache that keeps states of a sequence to step back to.
@@ -167,9 +170,6 @@ class Checkpoints {
   /// Whether take_checkpoint() may follow; the sequence exists.
   virtual Status check_checkpoint(int32_t sequence) const = 0;
   virtual Status take_checkpoint(int32_t sequence) = 0;
-  /// The first `capacity` places where checkpoints of a sequence continue, ascending; `n` receives how many there are.
-  virtual Status list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at,
-                                  int32_t* n) const = 0;
 };
 
 /// What every kind of cache does, as capi/include/kvc documents it. The boundary has checked pointers and tensors (their

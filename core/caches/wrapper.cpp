@@ -269,17 +269,6 @@ Status WrapperCache::take_checkpoint(int32_t sequence) {
   });
 }
 
-/// The boundary asks only a wrapper of which one child keeps checkpoints.
-Status WrapperCache::list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at,
-                                      int32_t* n) const {
-  for (const std::shared_ptr<Cache>& c : children_) {
-    const Cache& of_child = *c;
-    if (of_child.checkpoints() != nullptr)
-      return of_child.checkpoints()->list_checkpoints(sequence, capacity, at, n);
-  }
-  return Status::ok;
-}
-
 // ---- Watching -----------------------------------------------------------------------------------------------------------
 
 CacheStats WrapperCache::stats() const {

@@ -71,7 +71,6 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints {
   Status set_causal(int32_t n_except, const int32_t* except) override;
   Status check_checkpoint(int32_t sequence) const override;
   Status take_checkpoint(int32_t sequence) override;
-  Status list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at, int32_t* n) const override;
 
  private:
   template <class Ask>
