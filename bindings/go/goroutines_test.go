@@ -26,6 +26,31 @@ func TestClose(t *testing.T) {
 	is(t, err, InvalidHandle, "")
 }
 
+// stays collects garbage, which must leave the cache of a key.
+func stays(t *testing.T, key *Cache) {
+	t.Helper()
+	for i := 0; i < 20; i++ {
+		runtime.GC()
+		time.Sleep(time.Millisecond)
+		if _, err := key.Stats(); err != nil {
+			t.Fatal("the cache is gone while a view of it is in use: ", err)
+		}
+	}
+}
+
+// goes collects garbage until the cache of a key is closed.
+func goes(t *testing.T, key *Cache) {
+	t.Helper()
+	for i := 0; i < 200; i++ {
+		runtime.GC()
+		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("a cache that nobody holds is still open")
+}
+
 func TestForgottenCachesAreClosed(t *testing.T) {
 	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
 	must(t, err)
@@ -36,14 +61,7 @@ func TestForgottenCachesAreClosed(t *testing.T) {
 		return Cache{handle: cache.handle} // a copy of the key, which does not keep the cache
 	}
 	key := forget()
-	for i := 0; i < 200; i++ {
-		runtime.GC()
-		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a cache that nobody holds is still open")
+	goes(t, &key)
 }
 
 // The collector does not know C's memory: a view must keep its cache alive.
@@ -60,25 +78,12 @@ func TestViewsKeepTheirCache(t *testing.T) {
 		return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
 	}
 	key, view := show()
-	for i := 0; i < 20; i++ {
-		runtime.GC()
-		time.Sleep(time.Millisecond)
-		if _, err := key.Stats(); err != nil {
-			t.Fatal("the cache is gone while a view of it is in use: ", err)
-		}
-	}
+	stays(t, &key)
 	if got := view.Float32(0, 1)[5]; got != 1 {
 		t.Errorf("cell 0 holds %v", got)
 	}
 	runtime.KeepAlive(view)
-	for i := 0; i < 200; i++ {
-		runtime.GC()
-		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a cache whose views are gone is still open")
+	goes(t, &key)
 }
 
 // A view through a wrapper keeps the child that lends it.
@@ -98,25 +103,12 @@ func TestStateViewsKeepTheirCache(t *testing.T) {
 		return Cache{handle: children[0].handle}, view // a copy of the key, which does not keep the cache
 	}
 	key, view := show()
-	for i := 0; i < 20; i++ {
-		runtime.GC()
-		time.Sleep(time.Millisecond)
-		if _, err := key.Stats(); err != nil {
-			t.Fatal("the cache is gone while a view of it is in use: ", err)
-		}
-	}
+	stays(t, &key)
 	if got := view.Float32(view.Slots - 1)[5]; got != 7 {
 		t.Errorf("the state holds %v", got)
 	}
 	runtime.KeepAlive(view)
-	for i := 0; i < 200; i++ {
-		runtime.GC()
-		if _, err := key.Stats(); errors.Is(err, InvalidHandle) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a cache whose views are gone is still open")
+	goes(t, &key)
 }
 
 // Each goroutine has a child of its own: none is busy.
