@@ -1,23 +1,20 @@
 """examples/python/generate.py with a model of a few kilobytes, and its messages for bad input."""
 
+import functools
 import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
-
-import kvc
 
 pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
+import commands  # noqa: E402
 import tiny_model  # noqa: E402
 
-PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
-DEMO = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
+generate = functools.partial(commands.run, "generate.py")
+refused = functools.partial(commands.refused, "generate.py")
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +22,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
     tiny_model.write(path)
     return path
-
-
-def generate(*arguments, **environment):
-    """Runs the command, which must never print a traceback."""
-    result = subprocess.run(
-        [sys.executable, str(DEMO / "generate.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
-
-
-def refused(*arguments, code=1, **environment):
-    """The message of a run that must fail."""
-    result = generate(*arguments, **environment)
-    assert result.returncode == code, result
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("generate.py: error: ")
-    return message
 
 
 @pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
@@ -186,7 +160,7 @@ def test_pip_finds_a_full_disk(tmp_path, message):
     (fake / "__init__.py").touch()
     (fake / "__main__.py").write_text(f"import sys\nsys.exit('ERROR: {message}')\n")
     message = refused(
-        KVC_CACHE_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join([str(fake.parent), PACKAGES])
+        KVC_CACHE_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join([str(fake.parent), commands.PACKAGES])
     )
     assert "is full" in message and "KVC_CACHE_DIR" in message
     assert not list((tmp_path / "models").iterdir())

@@ -1,23 +1,19 @@
 """examples/python/windows.py with a model of a few kilobytes, and its messages for bad input."""
 
-import os
-import pathlib
+import functools
 import re
-import subprocess
-import sys
 import types
 
 import pytest
 
-import kvc
-
 pytest.importorskip("gguf")
 
+import commands  # noqa: E402
 import tiny_gemma  # noqa: E402
 import tiny_model  # noqa: E402
 
-PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
-DEMO = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
+windows = functools.partial(commands.run, "windows.py")
+refused = functools.partial(commands.refused, "windows.py")
 QUICK = ["--ask", "Why?", "--ask", "the 12 é 漢", "--edit", "Who?", "--tokens", 40, "--threads", 2]
 
 
@@ -33,29 +29,6 @@ def text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("The thing in the ring. " * 8)
     return path
-
-
-def windows(*arguments):
-    """Runs the command, which must never print a traceback."""
-    result = subprocess.run(
-        [sys.executable, str(DEMO / "windows.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
-
-
-def refused(*arguments, code=1):
-    """The message of a run that must fail."""
-    result = windows(*arguments)
-    assert result.returncode == code, result
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("windows.py: error: ")
-    return message
 
 
 @pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
@@ -84,7 +57,7 @@ def test_it_reports_memory_and_what_an_edit_keeps(model, text):
 
 def test_a_window_that_is_too_large_by_one_is_found(model, text, monkeypatch, capsys):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.syspath_prepend(str(DEMO))
+    monkeypatch.syspath_prepend(str(commands.FOLDER))
     import layer_windows
     import windows as command
 
@@ -102,7 +75,7 @@ def test_a_window_that_is_too_large_by_one_is_found(model, text, monkeypatch, ca
 
 def test_an_edit_further_back_than_what_is_kept_is_computed_again(model, text, monkeypatch, capsys):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.syspath_prepend(str(DEMO))
+    monkeypatch.syspath_prepend(str(commands.FOLDER))
     import layer_windows
     import windows as command
 
@@ -120,7 +93,7 @@ def test_an_edit_further_back_than_what_is_kept_is_computed_again(model, text, m
 
 
 def test_tokens(model, monkeypatch):
-    monkeypatch.syspath_prepend(str(DEMO))
+    monkeypatch.syspath_prepend(str(commands.FOLDER))
     from gemma_tokenizer import GemmaTokenizer
     from gguf_file import GgufFile
 

@@ -1,23 +1,20 @@
 """examples/python/transcribe.py with a speech model of some kilobytes, and its messages."""
 
+import functools
 import os
-import pathlib
 import re
-import subprocess
-import sys
 import wave
 
 import numpy as np
 import pytest
 
-import kvc
-
 pytest.importorskip("tokenizers")
 
+import commands  # noqa: E402
 import tiny_whisper  # noqa: E402
 
-PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(kvc.__file__)))
-DEMO = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
+transcribe = functools.partial(commands.run, "transcribe.py")
+refused = functools.partial(commands.refused, "transcribe.py")
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +44,6 @@ def write_wav(path, samples, rate):
     return path
 
 
-def transcribe(*arguments, **environment):
-    """Runs the command, which must never print a traceback."""
-    result = subprocess.run(
-        [sys.executable, str(DEMO / "transcribe.py"), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
-
-
-def refused(*arguments, code=1, **environment):
-    """The message of a run that must fail."""
-    result = transcribe(*arguments, **environment)
-    assert result.returncode == code, result
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("transcribe.py: error: ")
-    return message
-
-
 @pytest.mark.parametrize("storage", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("beams, at_once", [(1, 8), (3, 2), (5, 1)])
 def test_it_writes_what_numpy_alone_writes(model, sounds, storage, beams, at_once):
@@ -87,7 +61,7 @@ def test_it_writes_what_numpy_alone_writes(model, sounds, storage, beams, at_onc
 
 @pytest.fixture
 def demo(monkeypatch):
-    monkeypatch.syspath_prepend(str(DEMO))
+    monkeypatch.syspath_prepend(str(commands.FOLDER))
     import transcribe
     import whisper_cached
 
