@@ -42,6 +42,7 @@ class CacheDevice {
                             void* stream) noexcept = 0;
 
   virtual Status store(const StoreParams& params) noexcept = 0;
+  virtual Status store_codes(const StoreCodesParams& params) noexcept = 0;
   virtual Status load(const LoadParams& params) noexcept = 0;
   virtual Status move(const MoveParams& params) noexcept = 0;
   virtual Status clear(const ClearParams& params) noexcept = 0;

@@ -49,13 +49,13 @@ FeatureSet needed_features(const AttentionParams& params, const Visibility& visi
   add(constants.slopes != nullptr, feature_alibi);
   add(constants.sinks != nullptr, feature_sinks);
   add(constants.n_q_heads != params.storage.k.n_heads, feature_grouped);
-  add(params.storage.k.head_dim != params.storage.v.head_dim, feature_dims_differ);
+  add(params.storage.k.head_dim() != params.storage.v.head_dim(), feature_dims_differ);
   add(constants.rope.n_dims > 0 && any_is_pending(params.plan), feature_shifted);
   return needed;
 }
 
 Status check_operator(const AttentionOperator& op, FeatureSet needed, const LayerStorage& storage) {
-  for (const StorageType type : {storage.k.type, storage.v.type}) {
+  for (const StorageType type : {storage.k.type(), storage.v.type()}) {
     if ((op.storage & storage_bit(type)) == 0) {
       return fail(Status::not_supported, "the attention operator %s does not read %s", op.name,
                   format_of(type).name);

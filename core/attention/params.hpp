@@ -115,16 +115,28 @@ struct AttentionParams {
   std::byte* workspace = nullptr;  // attention_workspace_bytes() of them, aligned to 4096
 };
 
-/// Rows of a put: token t goes to cell[t] of every KV head, converted to the storage type.
+/// Rows of a put: token t goes to cell[t] of every KV head, converted or encoded, rotated before that where the format says so.
 struct StoreParams {
   LayerStorage storage;
   const int32_t* cell = nullptr;  // [n_tokens]; −1: the row is not read
   int32_t n_tokens = 0;
   Tensor k;  // [n_tokens, n_kv_heads, head_dim_k] f32, f16 or bf16, any strides
-  Tensor v;  // [n_tokens, n_kv_heads, head_dim_v]
+  Tensor v;  // [n_tokens, n_kv_heads, head_dim_v]; without data where V is a part of K
 };
 
-/// Rows of a gather: the token at cell[t] of every KV head goes to row t, converted, its key with the pending rotation applied.
+/// Rows as another cache of the same storage keeps them: codes and scales, byte for byte. Scales of a type without stored ones,
+/// and V where it is a part of K, have no data.
+struct StoreCodesParams {
+  LayerStorage storage;
+  const int32_t* cell = nullptr;  // [n_tokens]; −1: the row is not read
+  int32_t n_tokens = 0;
+  Tensor k;  // [n_tokens, n_kv_heads, n_codes] in the element type of the codes, any strides
+  Tensor k_scales;
+  Tensor v;
+  Tensor v_scales;
+};
+
+/// Rows of a gather: the token at cell[t] of every KV head goes to row t: converted or decoded, rotated back, its key with the pending rotation applied.
 struct LoadParams {
   LayerStorage storage;
   Rope rope;
@@ -136,7 +148,7 @@ struct LoadParams {
 };
 
 /// Cells of one layer that move: row cell to[i] becomes a copy of row from[i] in K and V of every head;
-/// where offset[i] != 0 its key is rotated by that many positions. from == to rotates in place.
+/// where offset[i] != 0 its key, whose numbers are stored as they are, is rotated by that many positions. from == to rotates in place.
 struct MoveParams {
   LayerStorage storage;
   Rope rope;
@@ -163,7 +175,7 @@ struct MaskParams {
 
 /// Stored bytes of rows, as they are: bytes [first_byte, first_byte + n_bytes) of each row.
 struct RowBytes {
-  Slab slab;
+  Plane plane;
   int32_t head = 0;
   const int32_t* cell = nullptr;  // [n_rows]
   int32_t n_rows = 0;

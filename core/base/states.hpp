@@ -18,7 +18,7 @@ struct StatePart {
   StorageType type = StorageType::f32;
 
   std::byte* slot(int32_t index) const { return data + static_cast<size_t>(index) * slot_bytes; }
-  DType element() const { return format_of(type).element; }
+  DType element() const { return format_of(type).code; }
   size_t bytes() const { return static_cast<size_t>(n_elements) * size_of(element()); }
 };
 

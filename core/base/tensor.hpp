@@ -10,6 +10,11 @@ enum class DType : uint32_t {
   f16 = 2 | 16 << 8 | 1 << 16,
   bf16 = 4 | 16 << 8 | 1 << 16,
   boolean = 6 | 8 << 8 | 1 << 16,
+  // Of codes alone.
+  i8 = 0 | 8 << 8 | 1 << 16,
+  u8 = 1 | 8 << 8 | 1 << 16,
+  f8_e4m3 = 10 | 8 << 8 | 1 << 16,
+  f8_e5m2 = 12 | 8 << 8 | 1 << 16,
 };
 
 /// Bytes of an element.

@@ -16,4 +16,7 @@ Status check_bounds(const CacheBounds& bounds);
 /// Fills in the defaults of head_dim_v and max_q_heads. Behind everything that checks a single bound.
 Status resolve_heads(CacheBounds& bounds);
 
+/// Fills in how K and V are stored. Behind resolve_heads().
+Status resolve_storage(CacheBounds& bounds);
+
 }  // namespace kvc

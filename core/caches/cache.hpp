@@ -23,6 +23,9 @@ struct CacheBounds {
   int32_t head_dim_v = 0;
   StorageType type_k = StorageType::f32;
   StorageType type_v = StorageType::f32;
+  int32_t block_k = 0;
+  int32_t block_v = 0;
+  int32_t v_first = 0;  // v_in_k: the first dim of K that is V's
   int32_t max_sequences = 0;
   int32_t capacity = 0;
   int32_t max_batch = 0;
@@ -31,6 +34,12 @@ struct CacheBounds {
   bool strict = false;
   bool zero_on_free = false;
   bool prefault = false;
+  bool rotate_k = false;
+  bool rotate_v = false;
+  bool interleaved = false;  // K and V of a token in one row
+  bool v_in_k = false;       // V is a part of K and is not stored
+  RowFormat row_k;           // what the types, blocks and rotations come to
+  RowFormat row_v;
 };
 
 struct CacheStats {

@@ -66,6 +66,7 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
   if (Status s = check_bounds(bounds); s != Status::ok) return s;
   if (Status s = check_request(request); s != Status::ok) return s;
   if (Status s = resolve_heads(bounds); s != Status::ok) return s;
+  if (Status s = resolve_storage(bounds); s != Status::ok) return s;
   settings->visibility = {request.reach, request.chunk, request.keep_first};
   settings->position_free = request.position_free;
   settings->cell_padding = request.cell_padding > 0 ? request.cell_padding : 1;

@@ -31,6 +31,7 @@ Status EncoderCache::resolve(CacheBounds& bounds, const EncoderRequest& request,
   }
   if (Status s = check_range("inputs", request.inputs, 0, max_count); s != Status::ok) return s;
   if (Status s = resolve_heads(bounds); s != Status::ok) return s;
+  if (Status s = resolve_storage(bounds); s != Status::ok) return s;
   const int64_t wanted = request.inputs > 0 ? request.inputs
                                             : int64_t{bounds.max_sequences} + max_carrying(bounds);
   if (wanted * bounds.capacity > max_count) {

@@ -98,7 +98,7 @@ bool EncoderCache::any_put(int32_t sequence) const {
 LayerStorage EncoderCache::storage_at(int32_t layer, int32_t slot) const {
   LayerStorage storage = layers_[layer].storage;
   for (Slab* slab : {&storage.k, &storage.v}) {
-    slab->data = slab->row(0, slot * bounds_.capacity);
+    *slab = slab->from_cell(slot * bounds_.capacity);
     slab->n_cells = bounds_.capacity;
   }
   return storage;

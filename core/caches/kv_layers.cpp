@@ -13,9 +13,16 @@ constexpr uint64_t page_bytes = 4096;
 
 /// Heads of a layer lie this far apart: off powers of two, so that the streams of several heads, and K's and V's of one
 /// head, do not meet in the same sets of the first-level cache.
-CheckedSize head_stride(int32_t rows, size_t row_bytes) {
-  const CheckedSize bytes = CheckedSize(static_cast<uint64_t>(rows)) * CheckedSize(row_bytes);
+CheckedSize head_stride(int32_t rows, size_t row_stride) {
+  const CheckedSize bytes = CheckedSize(static_cast<uint64_t>(rows)) * CheckedSize(row_stride);
   return bytes.rounded_up(page_bytes) + CheckedSize(uint64_t{9} * 64);
+}
+
+/// Rows of `part` begin `first` bytes into the rows of `whole`.
+void place_inside(Plane& part, const Plane& whole, size_t first) {
+  part.row_stride = whole.row_stride;
+  part.head_stride = whole.head_stride;
+  if (whole.data != nullptr) part.data = whole.data + first;
 }
 
 }  // namespace
@@ -28,30 +35,63 @@ void KvLayers::carve_host(Carver& carver) {
     layer.slopes = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
     layer.sinks = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
     layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);
+    layer.k_scales = carve_scales(carver, bounds_.row_k);
+    layer.v_scales = bounds_.v_in_k ? layer.k_scales : carve_scales(carver, bounds_.row_v);
   }
 }
 
-void KvLayers::carve_device(Carver& carver, int32_t rows) {
-  LayerStorage measured;
-  for (int32_t index = 0; index < bounds_.n_layers; ++index)
-    carve_slabs(carver, layers_ == nullptr ? measured : layers_[index].storage, rows);
+/// Of f8 heads: 1 until others are bound.
+float* KvLayers::carve_scales(Carver& carver, const RowFormat& format) const {
+  if (!is_f8(format.type)) return nullptr;
+  auto* scales = carver.take<float>(static_cast<uint64_t>(bounds_.n_kv_heads), 64);
+  if (scales != nullptr) std::fill_n(scales, bounds_.n_kv_heads, 1.0f);
+  return scales;
 }
 
-void KvLayers::carve_slabs(Carver& carver, LayerStorage& storage, int32_t rows) const {
-  const auto carve_slab = [&](Slab& slab, int32_t head_dim, StorageType type, uint64_t alignment) {
-    slab.type = type;
-    slab.n_heads = bounds_.n_kv_heads;
-    slab.n_cells = rows;
-    slab.head_dim = head_dim;
-    slab.row_bytes = row_bytes(type, head_dim);
-    const CheckedSize stride = head_stride(rows, slab.row_bytes);
-    slab.head_stride = stride.value();
-    slab.data = carver.take<std::byte>(CheckedSize(static_cast<uint64_t>(slab.n_heads)) * stride,
-                                       alignment);
-  };
-  carve_slab(storage.k, bounds_.head_dim_k, bounds_.type_k, page_bytes);
-  carver.take<std::byte>(page_bytes / 2, page_bytes);  // V begins half a page off K
-  carve_slab(storage.v, bounds_.head_dim_v, bounds_.type_v, 64);
+void KvLayers::carve_device(Carver& carver, int32_t rows) {
+  Layer measured;
+  for (int32_t index = 0; index < bounds_.n_layers; ++index)
+    carve_storage(carver, layers_ == nullptr ? measured : layers_[index], rows);
+}
+
+Slab KvLayers::make_slab(const RowFormat& format, const float* head_scale, int32_t rows) const {
+  Slab slab;
+  slab.format = format;
+  slab.head_scale = head_scale;
+  slab.n_heads = bounds_.n_kv_heads;
+  slab.n_cells = rows;
+  slab.codes.row_bytes = slab.codes.row_stride = format.code_bytes();
+  slab.scales.row_bytes = slab.scales.row_stride = format.scale_bytes();
+  return slab;
+}
+
+void KvLayers::carve_plane(Carver& carver, Plane& plane, int32_t rows, uint64_t alignment) const {
+  if (plane.row_bytes == 0) return;
+  const CheckedSize stride = head_stride(rows, plane.row_stride);
+  plane.head_stride = stride.value();
+  plane.data = carver.take<std::byte>(
+      CheckedSize(static_cast<uint64_t>(bounds_.n_kv_heads)) * stride, alignment);
+}
+
+void KvLayers::carve_storage(Carver& carver, Layer& layer, int32_t rows) const {
+  Slab& k = layer.storage.k = make_slab(bounds_.row_k, layer.k_scales, rows);
+  Slab& v = layer.storage.v = make_slab(bounds_.row_v, layer.v_scales, rows);
+  layer.storage.v_in_k = bounds_.v_in_k;
+  if (bounds_.interleaved) k.codes.row_stride += v.codes.row_bytes;
+  carve_plane(carver, k.codes, rows, page_bytes);
+  carve_plane(carver, k.scales, rows, 64);
+  if (bounds_.interleaved) {
+    place_inside(v.codes, k.codes, k.codes.row_bytes);
+  } else if (bounds_.v_in_k) {
+    RowFormat before = bounds_.row_k;  // the part of a row before V
+    before.head_dim = bounds_.v_first;
+    place_inside(v.codes, k.codes, before.code_bytes());
+    place_inside(v.scales, k.scales, before.scale_bytes());
+  } else {
+    carver.take<std::byte>(page_bytes / 2, page_bytes);  // V begins half a page off K
+    carve_plane(carver, v.codes, rows, 64);
+    carve_plane(carver, v.scales, rows, 64);
+  }
 }
 
 Status KvLayers::check(int32_t layer) const {
@@ -71,6 +111,15 @@ void KvLayers::bind_attention(int32_t layer_begin, int32_t layer_end,
     if (constants.slopes != nullptr)
       std::copy_n(constants.slopes, constants.n_q_heads, layer.slopes);
     if (constants.sinks != nullptr) std::copy_n(constants.sinks, constants.n_q_heads, layer.sinks);
+  }
+}
+
+void KvLayers::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                           const float* v_scales) {
+  for (int32_t index = layer_begin; index < layer_end; ++index) {
+    Layer& layer = layers_[index];
+    if (k_scales != nullptr) std::copy_n(k_scales, bounds_.n_kv_heads, layer.k_scales);
+    if (v_scales != nullptr) std::copy_n(v_scales, bounds_.n_kv_heads, layer.v_scales);
   }
 }
 

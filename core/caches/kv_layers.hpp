@@ -17,6 +17,8 @@ class KvLayers {
     float* slopes = nullptr;       // [max_q_heads]
     float* sinks = nullptr;        // [max_q_heads]
     double* frequency = nullptr;   // [head_dim_k / 2]
+    float* k_scales = nullptr;     // [n_kv_heads] of f8, else null; likewise v_scales
+    float* v_scales = nullptr;
   };
 
   explicit KvLayers(const CacheBounds& bounds) : bounds_(bounds) {}
@@ -33,11 +35,17 @@ class KvLayers {
   Status check(int32_t layer) const;
   /// Copies the arrays; RoPE stays as it is.
   void bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants);
+  /// What f8 codes are multiplied with; null: stays as it is. Copies the arrays.
+  void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                   const float* v_scales);
   /// A layer's constants for a call with this many query heads: defaults where nothing was bound.
   AttentionConstants constants_for(int32_t layer, int64_t n_q_heads) const;
 
  private:
-  void carve_slabs(Carver& carver, LayerStorage& storage, int32_t rows) const;
+  float* carve_scales(Carver& carver, const RowFormat& format) const;
+  Slab make_slab(const RowFormat& format, const float* head_scale, int32_t rows) const;
+  void carve_plane(Carver& carver, Plane& plane, int32_t rows, uint64_t alignment) const;
+  void carve_storage(Carver& carver, Layer& layer, int32_t rows) const;
 
   const CacheBounds& bounds_;
   Layer* layers_ = nullptr;  // [n_layers]

@@ -192,10 +192,10 @@ template <class PerPiece>
 Status RecurrentCache::read_slot(int32_t slot, int32_t layer, int32_t part, PerPiece per_piece) const {
   std::byte buffer[4096];
   const StatePart at = part_at(layer, part);
-  const Slab slab = {.data = at.data, .row_bytes = at.slot_bytes, .n_heads = 1};
+  const Plane slots = {.data = at.data, .row_stride = at.slot_bytes, .row_bytes = at.slot_bytes};
   for (size_t first = 0; first < at.bytes(); first += sizeof buffer) {
     const size_t n = std::min(at.bytes() - first, sizeof buffer);
-    const Status read = on_device_->read_rows({slab, 0, &slot, 1, first, n, buffer});
+    const Status read = on_device_->read_rows({slots, 0, &slot, 1, first, n, buffer});
     if (Status s = health_.after(read); s != Status::ok) return s;
     per_piece(buffer, n);
   }

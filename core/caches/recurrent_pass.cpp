@@ -16,7 +16,7 @@ StateShape RecurrentCache::part_shape(int32_t part) const {
   const StorageType type = part == conv ? settings_.type_conv : settings_.type_state;
   StateShape shape;
   shape.n_elements = part_elements(part);
-  shape.dtype = format_of(type).element;
+  shape.dtype = format_of(type).code;
   if (part == conv) {
     shape.ndim = 2;
     shape.extent[0] = settings_.conv_channels;

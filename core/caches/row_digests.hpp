@@ -27,7 +27,7 @@ class RowDigests {
   void finish(int32_t n, DigestSum& sum);
 
  private:
-  Status add_rows(const Slab& slab, int32_t head, int32_t n);
+  Status add_rows(const Plane& plane, int32_t head, int32_t n);
 
   const CacheDevice& device_;
   const Health& health_;

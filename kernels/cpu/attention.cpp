@@ -43,8 +43,8 @@ class Call {
     const LayerStorage& storage = params.storage;
     space_.place(params, n_threads);
     group_ = params.constants.n_q_heads / storage.k.n_heads;
-    q_stride_ = padded(storage.k.head_dim);
-    o_stride_ = padded(storage.v.head_dim);
+    q_stride_ = padded(storage.k.head_dim());
+    o_stride_ = padded(storage.v.head_dim());
   }
 
   void run(ThreadPool& pool, Schedule& schedule) noexcept;
@@ -71,7 +71,10 @@ class Call {
   void place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
   void place_bias(const Item& item, Tile& tile) const;
   void place_tokens(const Item& item, int32_t begin, int32_t end) const;
-  void rotate_queries(const Item& item, int32_t offset) const;
+  void turn_queries(const Item& item, int32_t offset) const;
+  bool keys_turn(const Item& item) const {
+    return params_.plan.lists[item.tile->list].has_pending && params_.constants.rope.n_dims > 0;
+  }
   const float* rotation_for(const ThreadScratch& scratch, int32_t offset) const;
   void process(const Tile& tile) const;
   void finish(const Item& item);
@@ -98,7 +101,7 @@ void Call::cut(Schedule& schedule) {
     return;
   }
   WorkPlan& work = space_.work;
-  work.n_slots_max = slots_for(slot_bytes(params_.constants.n_q_heads, params_.storage.v.head_dim));
+  work.n_slots_max = slots_for(slot_bytes(params_.constants.n_q_heads, params_.storage.v.head_dim()));
   make_work_plan(params_, work);
   schedule.work_ = work;
   schedule.n_q_heads_ = params_.constants.n_q_heads;
@@ -160,15 +163,17 @@ void Call::run_item(int32_t index, int32_t thread) noexcept {
   finish(item);
 }
 
-/// Queries in f32, scaled so that scores come out in units of log2.
+/// Queries in f32, scaled so that scores come out in units of log2; the scale of an f8 head is in them.
 void Call::load_queries(const Item& item) const {
   const Tensor& q = params_.tensors.q;
   const AttentionConstants& constants = params_.constants;
-  const int32_t head_dim = params_.storage.k.head_dim;
+  const int32_t head_dim = params_.storage.k.head_dim();
   double unit = log2_e;
   if (constants.softcap != 0)
     unit = query_carries(constants.softcap) ? 1 / static_cast<double>(constants.softcap) : 1.0;
-  const auto factor = static_cast<float>(constants.scale * unit);
+  const Slab& keys = params_.storage.k;
+  const auto factor = static_cast<float>(constants.scale * unit *
+                                         static_cast<double>(keys.scale_of(item.kv_head)));
   float* to = item.scratch.q;
   for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
     const int64_t token = params_.plan.rows[item.tile->row + t].token;
@@ -183,8 +188,25 @@ void Call::load_queries(const Item& item) const {
           to[i] = load_element(q.data, q.dtype, index + i * q.stride[2]) * factor;
       }
       std::fill(to + head_dim, to + q_stride_, 0.0f);
+      // Keys that owe a rotation by RoPE need it undone on the query first (turn_queries).
+      if (keys.format.rotation != 0 && !keys_turn(item))
+        kernels_.rotate(to, head_dim, keys.format.rotation);
     }
   }
+}
+
+/// A KV head's rows from `first_cell` on.
+static TileRows rows_of(const Slab& slab, int32_t kv_head, int32_t first_cell) {
+  TileRows rows;
+  rows.codes = slab.codes.row(kv_head, first_cell);
+  rows.stride = slab.codes.row_stride;
+  rows.bytes = slab.codes.row_bytes;
+  if (slab.format.block != 0) rows.scales = slab.scales.row(kv_head, first_cell);
+  rows.scale_stride = slab.scales.row_stride;
+  rows.type = slab.type();
+  rows.head_dim = slab.head_dim();
+  rows.block = slab.format.block;
+  return rows;
 }
 
 Tile Call::describe(const Item& item) const {
@@ -192,14 +214,8 @@ Tile Call::describe(const Item& item) const {
   const AttentionConstants& constants = params_.constants;
   const int32_t first_cell = params_.plan.lists[item.tile->list].first_cell;
   Tile tile;
-  tile.k = storage.k.row(item.kv_head, first_cell);
-  tile.v = storage.v.row(item.kv_head, first_cell);
-  tile.k_row_bytes = storage.k.row_bytes;
-  tile.v_row_bytes = storage.v.row_bytes;
-  tile.type_k = storage.k.type;
-  tile.type_v = storage.v.type;
-  tile.head_dim_k = storage.k.head_dim;
-  tile.head_dim_v = storage.v.head_dim;
+  tile.k = rows_of(storage.k, item.kv_head, first_cell);
+  tile.v = rows_of(storage.v, item.kv_head, first_cell);
   tile.q = item.scratch.q;
   tile.token = item.scratch.token;
   tile.n_rows = item.n_rows();
@@ -237,7 +253,7 @@ void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end
   place_cells(item, tile, begin, end);
   place_tokens(item, begin, end);
   if (params_.tensors.changes_scores()) place_bias(item, tile);
-  if (params_.plan.lists[item.tile->list].has_pending && params_.constants.rope.n_dims > 0) {
+  if (keys_turn(item)) {
     attend_segments(item, tile);
   } else {
     process(tile);
@@ -327,7 +343,7 @@ void Call::place_tokens(const Item& item, int32_t begin, int32_t end) const {
   }
 }
 
-/// A list with pending rotations is processed in segments of equal offset, each with queries rotated for it.
+/// A list with pending rotations is processed in segments of equal offset, each with queries turned for it.
 void Call::attend_segments(const Item& item, Tile& tile) const {
   const int32_t* rotated_for = params_.plan.rotated_for;
   const Tile chunk = tile;
@@ -353,8 +369,8 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
       tile.bias = chunk.bias + static_cast<size_t>(begin) * static_cast<size_t>(chunk.bias_stride);
     tile.token = item.scratch.segment_token;
     tile.q = item.scratch.q;
-    if (offset != 0) {
-      rotate_queries(item, offset);
+    if (offset != 0 || params_.storage.k.format.rotation != 0) {
+      turn_queries(item, offset);
       tile.q = item.scratch.q_rotated;
     }
     process(tile);
@@ -375,12 +391,19 @@ const float* Call::rotation_for(const ThreadScratch& scratch, int32_t offset) co
   return rotation;
 }
 
-void Call::rotate_queries(const Item& item, int32_t offset) const {
-  const float* rotation = rotation_for(item.scratch, offset);
+/// Queries for keys that owe `offset` positions: turned first, then rotated as keys are stored.
+void Call::turn_queries(const Item& item, int32_t offset) const {
+  const float* rotation = offset != 0 ? rotation_for(item.scratch, offset) : nullptr;
+  const RowFormat& format = params_.storage.k.format;
   for (int32_t r = 0; r < item.n_rows(); ++r) {
     const size_t row = static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
-    rotate_query(params_.constants.rope, rotation, item.scratch.q + row,
-                 item.scratch.q_rotated + row, q_stride_);
+    float* to = item.scratch.q_rotated + row;
+    if (rotation != nullptr) {
+      rotate_query(params_.constants.rope, rotation, item.scratch.q + row, to, q_stride_);
+    } else {
+      std::copy_n(item.scratch.q + row, q_stride_, to);
+    }
+    if (format.rotation != 0) kernels_.rotate(to, format.head_dim, format.rotation);
   }
 }
 
@@ -435,13 +458,13 @@ void Call::merge(const Item& item, const WorkRow& row, int32_t plan_row) {
   }
 }
 
-/// Normalises one row, sink included, and writes it out.
+/// Normalises one row, sink and the scale of an f8 head included, rotates it back and writes it out.
 void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, float max,
                  float sum) const {
   const AttentionConstants& constants = params_.constants;
   const int64_t token = params_.plan.rows[plan_row].token;
   const int32_t q_head = item.q_head + head;
-  const int32_t head_dim = params_.storage.v.head_dim;
+  const int32_t head_dim = params_.storage.v.head_dim();
   const bool sees_nothing = sum == 0;
   double factor = 0;
   if (!sees_nothing) {
@@ -449,6 +472,9 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
     if (constants.sinks) factor = 1 / (sum + std::exp2(constants.sinks[q_head] * log2_e - max));
   }
   if (sees_nothing) std::fill_n(o, o_stride_, 0.0f);
+  const Slab& values = params_.storage.v;
+  factor *= static_cast<double>(values.scale_of(item.kv_head));
+  if (values.format.rotation != 0) kernels_.rotate_back(o, head_dim, values.format.rotation);
   const Tensor& out = params_.tensors.out;
   const int64_t index = token * out.stride[0] + q_head * out.stride[1];
   if (out.stride[2] == 1) {
@@ -473,7 +499,7 @@ static void write_padding(const AttentionParams& params) {
     const int64_t token = params.plan.padding[i];
     for (int64_t head = 0; head < params.constants.n_q_heads; ++head) {
       const Tensor& out = tensors.out;
-      for (int64_t d = 0; d < params.storage.v.head_dim; ++d) {
+      for (int64_t d = 0; d < params.storage.v.head_dim(); ++d) {
         store_element(out.data, out.dtype,
                       token * out.stride[0] + head * out.stride[1] + d * out.stride[2], 0.0f);
       }

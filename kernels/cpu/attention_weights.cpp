@@ -45,6 +45,9 @@ class WeightsRow {
     const Tensor& weights = params_.tensors.weights;
     for (int64_t column = 0; column < weights.shape[2]; ++column) at(column) = 0;
     load_query();
+    stored_query_ = scratch_.q + 2 * padded(params_.storage.k.head_dim());
+    std::copy_n(scratch_.q, padded(params_.storage.k.head_dim()), stored_query_);
+    rotate_as_stored(stored_query_);
     float max = minus_infinity;
     for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t position) {
       const float x = score(cell, position);
@@ -76,22 +79,29 @@ class WeightsRow {
 
   void load_query() {
     const Tensor& q = params_.tensors.q;
-    const int32_t head_dim = params_.storage.k.head_dim;
+    const int32_t head_dim = params_.storage.k.head_dim();
     std::fill_n(scratch_.q, padded(head_dim), 0.0f);
     for (int32_t i = 0; i < head_dim; ++i)
       scratch_.q[i] = load_element(q.data, q.dtype, index_of(q, row_.token, head_, i)) *
                       params_.constants.scale;
   }
 
+  /// Rotates a query as its keys are stored.
+  void rotate_as_stored(float* query) const {
+    const RowFormat& format = params_.storage.k.format;
+    if (format.rotation != 0) kernels().rotate(query, format.head_dim, format.rotation);
+  }
+
   /// The query for a key whose pending rotation is `offset`.
   const float* rotated_query(int32_t offset) {
     const Rope& rope = params_.constants.rope;
-    if (offset == 0 || rope.n_dims == 0) return scratch_.q;
+    if (offset == 0 || rope.n_dims == 0) return stored_query_;
     if (offset == rotated_by_) return scratch_.q_rotated;
     rotated_by_ = offset;
     make_query_rotation(rope, offset, scratch_.rotations);
     rotate_query(rope, scratch_.rotations, scratch_.q, scratch_.q_rotated,
-                 padded(params_.storage.k.head_dim));
+                 padded(params_.storage.k.head_dim()));
+    rotate_as_stored(scratch_.q_rotated);
     return scratch_.q_rotated;
   }
 
@@ -101,13 +111,12 @@ class WeightsRow {
     const float bias = score_bias(params_.tensors, head_, row_.token, cell - params_.first_column);
     if (bias == minus_infinity) return minus_infinity;
     const int32_t kv_head = head_ / (constants.n_q_heads / keys.n_heads);
-    const std::byte* key = keys.row(kv_head, cell);
-    float* wide = scratch_.q + padded(keys.head_dim);
-    std::fill_n(wide, padded(keys.head_dim), 0.0f);
-    kernels().to_f32(wide, key, keys.element(), keys.head_dim);
+    float* wide = scratch_.q + padded(keys.head_dim());
+    std::fill_n(wide, padded(keys.head_dim()), 0.0f);
+    kernels().decode(keys.format, wide, keys.stored(kv_head, cell));
     const bool pending = params_.plan.lists[row_.list].has_pending;
     const float* query = rotated_query(pending ? position - params_.plan.rotated_for[cell] : 0);
-    float x = dot(query, wide, padded(keys.head_dim));
+    float x = dot(query, wide, padded(keys.head_dim()));
     if (constants.softcap != 0) x = constants.softcap * std::tanh(x / constants.softcap);
     if (constants.slopes != nullptr) {
       x -= constants.slopes[head_] * static_cast<float>(std::abs(int64_t{row_.position} - position));
@@ -116,10 +125,11 @@ class WeightsRow {
   }
 
   const AttentionParams& params_;
-  const ThreadScratch& scratch_;  // q: the query, then a key; q_rotated: rotated
+  const ThreadScratch& scratch_;  // q: the query, a key, the query as keys are stored; q_rotated: turned, too
   const AttentionRow& row_;
   const int32_t head_;
   int32_t rotated_by_ = 0;
+  float* stored_query_ = nullptr;
 };
 
 struct Job {

@@ -78,8 +78,8 @@ void Workspace::place(const AttentionParams& params, int32_t n_threads) {
   bounds.max_batch = params.plan.n_rows;
   bounds.max_q_heads = params.constants.n_q_heads;
   bounds.n_kv_heads = params.storage.k.n_heads;
-  bounds.head_dim_k = params.storage.k.head_dim;
-  bounds.head_dim_v = params.storage.v.head_dim;
+  bounds.head_dim_k = params.storage.k.head_dim();
+  bounds.head_dim_v = params.storage.v.head_dim();
   Carver carver(params.workspace);
   place(carver, bounds, n_threads);
 }
@@ -102,6 +102,14 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
   s.tags = shifted(s.tags, by);
   s.bias = shifted(s.bias, by);
   return s;
+}
+
+RowScratch row_scratch(const AttentionBounds& bounds, std::byte* workspace, int32_t n_threads) {
+  if (bounds.head_dim_k == 0) return {};  // a cache without keys
+  Carver carver(workspace);
+  Workspace space;
+  space.place(carver, bounds, n_threads);
+  return {{space.first.q, space.first.q_rotated, space.first.cell}, space.scratch_bytes};
 }
 
 size_t attention_workspace_bytes(const AttentionBounds& bounds, int32_t n_threads) noexcept {

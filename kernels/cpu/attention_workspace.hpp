@@ -7,6 +7,7 @@
 #include "core/base/carver.hpp"
 #include "kernels/cpu/attention_plan.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/rows.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// Where an attention call keeps what it needs: its plan, partial results, and for each thread what kernels work with.
@@ -63,5 +64,8 @@ struct Workspace {
   void place(const AttentionParams& params, int32_t n_threads);  // for one call
   ThreadScratch scratch_of(int32_t thread) const;
 };
+
+/// Room for rows that are encoded and decoded, where attention keeps its queries.
+RowScratch row_scratch(const AttentionBounds& bounds, std::byte* workspace, int32_t n_threads);
 
 }  // namespace kvc::cpu

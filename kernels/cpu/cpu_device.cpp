@@ -9,6 +9,7 @@
 
 #include "core/base/float_environment.hpp"
 #include "kernels/cpu/attention.hpp"
+#include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/mask.hpp"
 #include "kernels/cpu/pages.hpp"
 #include "kernels/cpu/rows.hpp"
@@ -53,18 +54,25 @@ constexpr int32_t least_shared_prefix = 256;
 /// The pool and the workspace serve one cache here; the schedule of a pass is kept from layer to layer.
 class CpuCacheDevice final : public CacheDevice {
  public:
-  CpuCacheDevice(ThreadPool& pool, std::byte* workspace) : pool_(pool), workspace_(workspace) {}
+  CpuCacheDevice(ThreadPool& pool, const AttentionBounds& bounds, std::byte* workspace)
+      : pool_(pool),
+        workspace_(workspace),
+        row_scratch_(row_scratch(bounds, workspace, pool.n_threads())) {}
 
   Status begin_pass(const AttentionPlan&, const TokenChanges&, void*) noexcept override {
     schedule_.forget();
     return Status::ok;
   }
   Status store(const StoreParams& params) noexcept override {
-    store_rows(params, pool_);
+    store_rows(params, pool_, row_scratch_);
+    return Status::ok;
+  }
+  Status store_codes(const StoreCodesParams& params) noexcept override {
+    cpu::store_codes(params, pool_);
     return Status::ok;
   }
   Status load(const LoadParams& params) noexcept override {
-    load_rows(params, pool_);
+    load_rows(params, pool_, row_scratch_);
     return Status::ok;
   }
   Status move(const MoveParams& params) noexcept override {
@@ -117,11 +125,12 @@ class CpuCacheDevice final : public CacheDevice {
   friend Status run_flash(const AttentionParams& params, CacheDevice& device) noexcept;
 
   static std::byte* stored(const RowBytes& rows, int32_t i) {
-    return rows.slab.row(rows.head, rows.cell[i]) + rows.first_byte;
+    return rows.plane.row(rows.head, rows.cell[i]) + rows.first_byte;
   }
 
   ThreadPool& pool_;
   std::byte* workspace_;
+  const RowScratch row_scratch_;
   Schedule schedule_;
 };
 
@@ -140,8 +149,7 @@ constexpr AttentionOperator operators[] = {
      .features = feature_mask | feature_bias | feature_window | feature_chunk | feature_not_causal |
                  feature_softcap | feature_alibi | feature_sinks | feature_lse | feature_weights |
                  feature_grouped | feature_dims_differ | feature_shifted,
-     .storage = storage_bit(StorageType::f32) | storage_bit(StorageType::f16) |
-                storage_bit(StorageType::bf16),
+     .storage = (1u << n_storage_types) - 1,
      .workspace_bytes = attention_workspace_bytes,
      .run = run_flash}};
 
@@ -198,9 +206,9 @@ size_t CpuDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept 
   return most;
 }
 
-Status CpuDevice::attach(const AttentionBounds&, std::byte* workspace,
+Status CpuDevice::attach(const AttentionBounds& bounds, std::byte* workspace,
                          std::unique_ptr<CacheDevice>* out) noexcept {
-  out->reset(new (std::nothrow) CpuCacheDevice(*pool_, workspace));
+  out->reset(new (std::nothrow) CpuCacheDevice(*pool_, bounds, workspace));
   return *out ? Status::ok
               : fail(Status::out_of_memory,
                      "the process has no memory for a cache's part of the device");

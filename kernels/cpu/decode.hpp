@@ -95,7 +95,7 @@ KVC_INLINE Scratch lay_out_scratch(const Tile& tile) {
   scratch.quad = reinterpret_cast<RowQuad*>(next);
   scratch.probability = reinterpret_cast<float*>(next += quads_bytes);
   scratch.k = reinterpret_cast<float*>(next += probability_bytes);
-  scratch.v = reinterpret_cast<float*>(next += block_cells * padded_row_bytes(tile.head_dim_k));
+  scratch.v = reinterpret_cast<float*>(next += block_cells * padded_row_bytes(tile.k.head_dim));
   return scratch;
 }
 
@@ -467,8 +467,8 @@ KVC_INLINE void widen_row(float* to, const std::byte* from, int32_t n, int32_t p
 KVC_INLINE void locate_block(const Tile& tile, int32_t begin, BlockRows& block) {
   for (int32_t i = 0; i < block_cells; ++i) {
     const auto cell = static_cast<size_t>(tile.cell[smaller(begin + i, tile.n_cells - 1)]);
-    block.k[i] = cell * tile.k_row_bytes;
-    block.v[i] = cell * tile.v_row_bytes;
+    block.k[i] = cell * tile.k.stride;
+    block.v[i] = cell * tile.v.stride;
   }
 }
 
@@ -477,8 +477,8 @@ KVC_INLINE void prefetch_first_blocks(const Tile& tile, const BlockRows* blocks)
   for (int32_t t = 0; t < blocks_far && t * block_cells < tile.n_cells; ++t) {
     const int32_t n_cells = smaller(block_cells, tile.n_cells - t * block_cells);
     for (int32_t i = 0; i < n_cells; ++i) {
-      for (size_t b = 0; b < tile.k_row_bytes; b += 64) prefetch(tile.k + blocks[t].k[i] + b);
-      for (size_t b = 0; b < tile.v_row_bytes; b += 64) prefetch_far(tile.v + blocks[t].v[i] + b);
+      for (size_t b = 0; b < tile.k.bytes; b += 64) prefetch(tile.k.codes + blocks[t].k[i] + b);
+      for (size_t b = 0; b < tile.v.bytes; b += 64) prefetch_far(tile.v.codes + blocks[t].v[i] + b);
     }
   }
 }
@@ -514,9 +514,9 @@ class Walk {
       : tile_(tile),
         scratch_(lay_out_scratch(tile)),
         n_quads_((tile.n_rows + quad_rows - 1) / quad_rows),
-        widens_(tile.head_dim_k != tile.q_stride || tile.head_dim_v != tile.o_stride),
-        steps_(steps_for(widens_ ? StorageType::f32 : tile.type_k,
-                         widens_ ? StorageType::f32 : tile.type_v)) {
+        widens_(tile.k.head_dim != tile.q_stride || tile.v.head_dim != tile.o_stride),
+        steps_(steps_for(widens_ ? StorageType::f32 : tile.k.type,
+                         widens_ ? StorageType::f32 : tile.v.type)) {
     for (int32_t i = 0; i < n_quads_; ++i) describe_quad(tile, i, scratch_.quad[i]);
     for (size_t i = 0; i < block_cells; ++i) {
       widened_.k[i] = i * static_cast<size_t>(tile.q_stride) * sizeof(float);
@@ -555,12 +555,12 @@ class Walk {
     const BlockRows& k = rows_of(t);
     const BlockRows& v = rows_of(t + blocks_kept - 1);
     if (widens_ && t * block_cells < tile_.n_cells)
-      widen_block(scratch_.k, tile_.type_k, tile_.k, k.k, tile_.head_dim_k, tile_.q_stride);
+      widen_block(scratch_.k, tile_.k.type, tile_.k.codes, k.k, tile_.k.head_dim, tile_.q_stride);
     if (widens_ && t > 0)
-      widen_block(scratch_.v, tile_.type_v, tile_.v, v.v, tile_.head_dim_v, tile_.o_stride);
+      widen_block(scratch_.v, tile_.v.type, tile_.v.codes, v.v, tile_.v.head_dim, tile_.o_stride);
     Iteration iteration;
-    iteration.k = widens_ ? reinterpret_cast<const std::byte*>(scratch_.k) : tile_.k;
-    iteration.v = widens_ ? reinterpret_cast<const std::byte*>(scratch_.v) : tile_.v;
+    iteration.k = widens_ ? reinterpret_cast<const std::byte*>(scratch_.k) : tile_.k.codes;
+    iteration.v = widens_ ? reinterpret_cast<const std::byte*>(scratch_.v) : tile_.v.codes;
     iteration.score_block = widens_ ? &widened_ : &k;
     iteration.value_block = widens_ ? &widened_ : &v;
     iteration.k_near = &rows_of(t + blocks_near);

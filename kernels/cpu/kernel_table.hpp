@@ -11,6 +11,7 @@
 ///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
 ///   matrix.hpp   process_matrix_tile(tile)        many rows, with AMX
 ///   vectors.hpp  convert, blend, scale            contiguous floats
+///   codecs.hpp   encode, decode, rotate           rows as storage types keep them
 namespace kvc::cpu {
 
 /// A tile never has more rows than this: 96 tokens of a group of four.
@@ -47,6 +48,14 @@ struct KernelTable {
   void (*from_f32)(void* to, DType to_type, const float* from, int64_t count);
   void (*to_f32_scaled)(float* to, const void* from, DType from_type, float factor, int64_t count);
   void (*from_f32_scaled)(void* to, DType to_type, const float* from, float factor, int64_t count);
+  /// Codecs of one row: format.head_dim floats, and what is stored of them. Whether they are rotated is
+  /// the caller's affair. Contiguous; the stored bytes need no alignment beyond that of their element.
+  void (*encode)(const RowFormat& format, const StoredRow& to, const float* values);
+  void (*decode)(const RowFormat& format, float* values, const StoredRow& from);
+  /// y = H (s ∘ x) / √block in place, and its inverse, for each `block` of `count` floats
+  /// (docs/SEMANTICS.md, section 9). `block` is a power of two that divides `count`.
+  void (*rotate)(float* values, int64_t count, int32_t block);
+  void (*rotate_back)(float* values, int64_t count, int32_t block);
   /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
   void (*scale)(float* to, float factor, int64_t count);

@@ -40,6 +40,7 @@ void write_mask(const MaskParams& params) noexcept {
     case DType::f16: return write<uint16_t>(params, 0, f32_to_f16(minus_infinity));
     case DType::bf16: return write<uint16_t>(params, 0, f32_to_bf16(minus_infinity));
     case DType::boolean: return write<uint8_t>(params, 1, 0);
+    default: break;  // no mask has codes
   }
   __builtin_unreachable();
 }

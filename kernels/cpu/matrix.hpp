@@ -204,12 +204,12 @@ KVC_INLINE void pack_key_cells(std::byte* to, const Tile& tile, const int32_t* c
                                int32_t dims, Magnitudes& magnitudes) {
   for (int32_t i = 0; i < amx_rows; ++i) {
     const auto* row = i < count ? reinterpret_cast<const typename Storage::Element*>(
-                                      tile.k + static_cast<size_t>(cell[i]) * tile.k_row_bytes)
+                                      tile.k.codes + static_cast<size_t>(cell[i]) * tile.k.stride)
                                 : nullptr;
     std::byte* out = to + i * 64;
     for (int32_t d = 0; d < dims; d += amx_depth, out += parts_of<Storage> * amx_tile_bytes) {
-      const Vec x = row ? wide::load_row<Storage>(row, d / lanes, tile.head_dim_k) : zero();
-      const Vec y = row ? wide::load_row<Storage>(row, d / lanes + 1, tile.head_dim_k) : zero();
+      const Vec x = row ? wide::load_row<Storage>(row, d / lanes, tile.k.head_dim) : zero();
+      const Vec y = row ? wide::load_row<Storage>(row, d / lanes + 1, tile.k.head_dim) : zero();
       magnitudes.add(x);
       magnitudes.add(y);
       store_parts<parts_of<Storage>>(out, x, y);
@@ -223,16 +223,16 @@ KVC_INLINE void pack_value_cells(std::byte* to, size_t side_bytes, const Tile& t
                                  const int32_t* cell, int32_t count, Magnitudes& magnitudes) {
   const auto row_of = [&](int32_t i) {
     return i < count ? reinterpret_cast<const typename Storage::Element*>(
-                           tile.v + static_cast<size_t>(cell[i]) * tile.v_row_bytes)
+                           tile.v.codes + static_cast<size_t>(cell[i]) * tile.v.stride)
                      : nullptr;
   };
-  const int32_t n_vectors = rounded_up(tile.head_dim_v, 16) / lanes;
+  const int32_t n_vectors = rounded_up(tile.v.head_dim, 16) / lanes;
   for (int32_t i = 0; i < amx_depth / 2; ++i, to += 64) {
     const auto *first = row_of(i), *second = row_of(i + amx_depth / 2);
     std::byte* out = to;
     for (int32_t v = 0; v < n_vectors; ++v, out += side_bytes) {
-      const Vec x = first ? wide::load_row<Storage>(first, v, tile.head_dim_v) : zero();
-      const Vec y = second ? wide::load_row<Storage>(second, v, tile.head_dim_v) : zero();
+      const Vec x = first ? wide::load_row<Storage>(first, v, tile.v.head_dim) : zero();
+      const Vec y = second ? wide::load_row<Storage>(second, v, tile.v.head_dim) : zero();
       magnitudes.add(x);
       magnitudes.add(y);
       store_parts<parts_of<Storage>>(out, x, y);
@@ -358,7 +358,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   wide::grow(visible.any, amx_depth, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
-  with_storage(tile.type_k, [&](auto storage) {
+  with_storage(tile.k.type, [&](auto storage) {
     score_strip<parts_of<decltype(storage)>, vectors>(work, first_row, ranges);
   });
   wide::softmax_strip<vectors>(work.plain, visible, first_row, ranges);
@@ -367,7 +367,7 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     pack_probabilities<vectors>(work, range);
-    with_storage(tile.type_v, [&](auto storage) {
+    with_storage(tile.v.type, [&](auto storage) {
       add_values<parts_of<decltype(storage)>, vectors>(work, range, first, n_rows, o);
     });
     first = false;
@@ -381,9 +381,9 @@ KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     suited = suited &&
-             with_storage(tile.type_k,
+             with_storage(tile.k.type,
                           [&](auto storage) { return pack_keys<decltype(storage)>(work, range); }) &&
-             with_storage(tile.type_v,
+             with_storage(tile.v.type,
                           [&](auto storage) { return pack_values<decltype(storage)>(work, range); });
   }
   return suited;
@@ -393,7 +393,7 @@ KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
 [[gnu::noinline]] static void process_plainly(Work& work, int32_t begin, int32_t end) {
   wide::Work& plain = work.plain;
   const int32_t block = plain.block;
-  plain.block = wide::block_cells(plain.tile->head_dim_k, plain.tile->head_dim_v);
+  plain.block = wide::block_cells(plain.tile->k.head_dim, plain.tile->v.head_dim);
   if (!work.plain_queries_packed) wide::pack_strips(plain);
   work.plain_queries_packed = true;
   for (int32_t at = begin; at < end; at += plain.block) {
@@ -438,7 +438,7 @@ size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
 void process_matrix_tile(const Tile& tile) {
   matrix::Work work = {};
   work.plain.tile = &tile;
-  matrix::lay_out(work, tile.scratch, tile.head_dim_k, tile.head_dim_v);
+  matrix::lay_out(work, tile.scratch, tile.k.head_dim, tile.v.head_dim);
   work.plain.block = work.block;
   matrix::amx_begin();
   matrix::pack_queries(work);

@@ -120,8 +120,8 @@ KVC_INLINE void locate(const Work& work, int32_t begin, BlockRows& rows) {
   const Tile& tile = *work.plain.tile;
   for (int32_t i = 0; i < work.plain.block; ++i) {
     const auto cell = static_cast<size_t>(tile.cell[smaller(begin + i, tile.n_cells - 1)]);
-    rows.k[i] = tile.k + cell * tile.k_row_bytes;
-    rows.v[i] = tile.v + cell * tile.v_row_bytes;
+    rows.k[i] = tile.k.codes + cell * tile.k.stride;
+    rows.v[i] = tile.v.codes + cell * tile.v.stride;
   }
 }
 
@@ -153,7 +153,7 @@ KVC_INLINE void for_each_sum(const Work& work, Use use) {
 template <class K>
 [[gnu::noinline]] static void convert_keys(const Work& work, const std::byte* const* rows,
                                            int32_t d, int32_t n) {
-  const int32_t head_dim = work.plain.tile->head_dim_k;
+  const int32_t head_dim = work.plain.tile->k.head_dim;
   const int32_t whole = smaller(n, (head_dim - d) / lanes * lanes);
   for (int32_t i = 0; i < step_cells; ++i) {
     const auto* row = reinterpret_cast<const typename K::Element*>(rows[i]);
@@ -225,7 +225,7 @@ KVC_INLINE void add_panel(Work& work, const Range (&ranges)[2], int32_t d, float
       for (; cell < stop; ++cell, probability += strip_rows) {
         const auto* row = reinterpret_cast<const typename V::Element*>(work.block_rows->v[cell]);
         const Vec x = whole ? load_as<V>(row + d)
-                            : wide::load_row<V>(row, d / lanes, work.plain.tile->head_dim_v);
+                            : wide::load_row<V>(row, d / lanes, work.plain.tile->v.head_dim);
 #pragma GCC unroll 16
         for (int32_t r = 0; r < strip_rows; ++r)
           sum[r][0] = fma(broadcast(probability[r]), x, sum[r][0]);
@@ -238,7 +238,7 @@ KVC_INLINE void add_panel(Work& work, const Range (&ranges)[2], int32_t d, float
 
 template <class V>
 [[gnu::noinline]] static void add_values(Work& work, const Range (&ranges)[2], float* o) {
-  const int32_t whole = work.plain.tile->head_dim_v / lanes * lanes;
+  const int32_t whole = work.plain.tile->v.head_dim / lanes * lanes;
   for (int32_t d = 0; d < work.plain.dims_v; d += lanes, o += strip_rows * lanes) {
     if (d < whole) {
       add_panel<V, true>(work, ranges, d, o);
@@ -256,7 +256,7 @@ template <class V>
     for (int32_t cell = range.begin; cell < range.end; ++cell) {
       const auto* row = reinterpret_cast<const typename V::Element*>(work.block_rows->v[cell]);
       for (int32_t v = 0; v < work.plain.dims_v / lanes; ++v) {
-        const Vec x = wide::load_row<V>(row, v, work.plain.tile->head_dim_v);
+        const Vec x = wide::load_row<V>(row, v, work.plain.tile->v.head_dim);
         poison = fma(x, zero(), poison);  // 0 · x is 0 for finite x only
       }
     }
@@ -291,7 +291,7 @@ template <class V>
           if (!is_visible(work, first_row + r, cell)) continue;
           const auto* row = reinterpret_cast<const typename V::Element*>(work.block_rows->v[cell]);
           const Vec p = broadcast(work.plain.scores[cell * strip_rows + r]);
-          sum = fma(p, wide::load_row<V>(row, d / lanes, tile.head_dim_v), sum);
+          sum = fma(p, wide::load_row<V>(row, d / lanes, tile.v.head_dim), sum);
         }
       }
       store(to, sum);
@@ -326,8 +326,8 @@ template <class V>
   const Tile& tile = *work.plain.tile;
   const Visible visible = wide::visible_cells(work.plain, 0, tile.n_rows);
   if (is_empty(visible.any[0]) && is_empty(visible.any[1])) return;
-  with_storage(tile.type_k, [&](auto k) { score_block<decltype(k)>(work, visible); });
-  with_storage(tile.type_v, [&](auto v) {
+  with_storage(tile.k.type, [&](auto k) { score_block<decltype(k)>(work, visible); });
+  with_storage(tile.v.type, [&](auto v) {
     for (int32_t row = 0; row < tile.n_rows; row += strip_rows)
       finish_strip<decltype(v)>(work, row);
   });
@@ -344,8 +344,8 @@ KVC_INLINE Prefetch plan_prefetch(const std::byte* const* rows, int32_t n_rows, 
 KVC_INLINE void begin_tile(Work& work) {
   const Tile& tile = *work.plain.tile;
   locate(work, 0, *work.next_rows);
-  plan_prefetch(work.next_rows->k, work.plain.block, tile.k_row_bytes, 1).prefetch_some();
-  plan_prefetch(work.next_rows->v, work.plain.block, tile.v_row_bytes, 1).prefetch_some();
+  plan_prefetch(work.next_rows->k, work.plain.block, tile.k.bytes, 1).prefetch_some();
+  plan_prefetch(work.next_rows->v, work.plain.block, tile.v.bytes, 1).prefetch_some();
   pack_queries(work);
   const int32_t n_rows = rounded_up(tile.n_rows, strip_rows);
   work.plain.rows.load_from(tile, n_rows);
@@ -365,9 +365,9 @@ KVC_INLINE void begin_block(Work& work, int32_t begin) {
   locate(work, next, *work.next_rows);
   const int32_t n_next = smaller(plain.block, tile.n_cells - next);
   const int32_t n_steps = rounded_up(tile.n_rows, strip_rows) / strip_rows * plain.block / step_cells;
-  work.key_prefetch = plan_prefetch(work.next_rows->k, n_next, tile.k_row_bytes,
+  work.key_prefetch = plan_prefetch(work.next_rows->k, n_next, tile.k.bytes,
                                     n_steps * plain.dims_k / score_unrolled);
-  work.value_prefetch = plan_prefetch(work.next_rows->v, n_next, tile.v_row_bytes,
+  work.value_prefetch = plan_prefetch(work.next_rows->v, n_next, tile.v.bytes,
                                       n_steps * plain.dims_v / lanes);
 }
 
@@ -397,7 +397,7 @@ KVC_INLINE void process(Work& work) {
 [[maybe_unused]] static void process_medium_tile(const Tile& tile) {
   medium::Work work = {};
   work.plain.tile = &tile;
-  medium::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.head_dim_k, tile.head_dim_v);
+  medium::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.k.head_dim, tile.v.head_dim);
   medium::process(work);
 }
 

@@ -94,15 +94,15 @@ KVC_INLINE Vec load_row(const typename Storage::Element* row, int32_t index, int
 template <class Storage>
 void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, int32_t count) {
   const int32_t vectors = static_cast<int32_t>(stride) / lanes;
-  const int32_t whole = tile.head_dim_k / lanes;
+  const int32_t whole = tile.k.head_dim / lanes;
   for (int32_t i = 0; i < count; ++i) {
     const auto* row = reinterpret_cast<const typename Storage::Element*>(
-        tile.k + static_cast<size_t>(cell[i]) * tile.k_row_bytes);
+        tile.k.codes + static_cast<size_t>(cell[i]) * tile.k.stride);
     float* out = to + static_cast<size_t>(i) * stride;
 #pragma GCC unroll 4
     for (int32_t v = 0; v < whole; ++v) store(out + v * lanes, load_as<Storage>(row + v * lanes));
     for (int32_t v = whole; v < vectors; ++v) {
-      store(out + v * lanes, load_row<Storage>(row, v, tile.head_dim_k));
+      store(out + v * lanes, load_row<Storage>(row, v, tile.k.head_dim));
     }
   }
   for (int32_t i = count; i < rounded_up(count, pack_cells); ++i) {
@@ -118,12 +118,12 @@ template <class Storage>
 KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, const Tile& tile,
                                  const int32_t* cell, int32_t count, Vec (&poison)[value_vectors]) {
   using Element = typename Storage::Element;
-  const int32_t dims = rounded_up(tile.head_dim_v, 16);
-  const int32_t whole = tile.head_dim_v / panel_dims * panel_dims;
+  const int32_t dims = rounded_up(tile.v.head_dim, 16);
+  const int32_t whole = tile.v.head_dim / panel_dims * panel_dims;
   const Element* row[pack_cells];
   for (int32_t i = 0; i < count; ++i) {
-    row[i] = reinterpret_cast<const Element*>(tile.v +
-                                              static_cast<size_t>(cell[i]) * tile.v_row_bytes);
+    row[i] = reinterpret_cast<const Element*>(tile.v.codes +
+                                              static_cast<size_t>(cell[i]) * tile.v.stride);
   }
   for (int32_t d = 0; d < dims; d += panel_dims) {
     const int32_t width = smaller(panel_dims, dims - d);
@@ -141,7 +141,7 @@ KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, const 
     }
     for (int32_t i = 0; i < count; ++i, out += width) {
       for (int32_t v = 0; v < width / lanes; ++v) {
-        const Vec x = load_row<Storage>(row[i], d / lanes + v, tile.head_dim_v);
+        const Vec x = load_row<Storage>(row[i], d / lanes + v, tile.v.head_dim);
         poison[0] = fma(x, zero(), poison[0]);
         store(out + v * lanes, x);
       }
@@ -166,13 +166,13 @@ bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, cons
 
 KVC_INLINE void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell,
                           int32_t count) {
-  with_storage(tile.type_k,
+  with_storage(tile.k.type,
                [&](auto storage) { pack_keys<decltype(storage)>(to, stride, tile, cell, count); });
 }
 
 KVC_INLINE bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile,
                             const int32_t* cell, int32_t count) {
-  return with_storage(tile.type_v, [&](auto storage) {
+  return with_storage(tile.v.type, [&](auto storage) {
     return pack_values<decltype(storage)>(to, block, begin, tile, cell, count);
   });
 }

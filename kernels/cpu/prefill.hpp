@@ -173,10 +173,10 @@ KVC_INLINE void prefetch_some(Work& work) {
   const int32_t end = smaller(work.ahead_begin + work.ahead_step, work.ahead_end);
   for (; work.ahead_begin < end; ++work.ahead_begin) {
     const size_t cell = static_cast<size_t>(tile.cell[work.ahead_begin]);
-    const std::byte* key = tile.k + cell * tile.k_row_bytes;
-    const std::byte* value = tile.v + cell * tile.v_row_bytes;
-    for (size_t at = 0; at < tile.k_row_bytes; at += 64) prefetch_far(key + at);
-    for (size_t at = 0; at < tile.v_row_bytes; at += 64) prefetch_far(value + at);
+    const std::byte* key = tile.k.codes + cell * tile.k.stride;
+    const std::byte* value = tile.v.codes + cell * tile.v.stride;
+    for (size_t at = 0; at < tile.k.bytes; at += 64) prefetch_far(key + at);
+    for (size_t at = 0; at < tile.v.bytes; at += 64) prefetch_far(value + at);
   }
 }
 
@@ -260,7 +260,7 @@ template <int32_t vectors>
                                           const Range (&ranges)[2]) {
   constexpr int32_t cells = cells_at_once<vectors>;
   constexpr int32_t width = vectors * lanes;
-  const int32_t dims = work.tile->head_dim_k;
+  const int32_t dims = work.tile->k.head_dim;
   const int32_t n_chunks = (dims + score_depth - 1) / score_depth;
   const int32_t chunk = (dims + n_chunks - 1) / n_chunks;
   const size_t stride = static_cast<size_t>(work.dims_k);
@@ -470,7 +470,7 @@ KVC_INLINE void process_block(Work& work) {
 [[maybe_unused]] static void process_wide_tile(const Tile& tile) {
   wide::Work work = {};
   work.tile = &tile;
-  wide::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.head_dim_k, tile.head_dim_v);
+  wide::lay_out(work, reinterpret_cast<float*>(tile.scratch), tile.k.head_dim, tile.v.head_dim);
   wide::pack_strips(work);
   work.rows.load_from(tile, wide::rounded_up(tile.n_rows, wide::strip_rows));
   for (int32_t begin = 0; begin < tile.n_cells; begin += work.block) {

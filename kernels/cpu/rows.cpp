@@ -1,9 +1,11 @@
 #include "kernels/cpu/rows.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/convert.hpp"
+#include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/rotation.hpp"
 
 namespace kvc::cpu {
@@ -25,8 +27,61 @@ Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
   return {.data = data, .stride = tensor.stride[2], .dtype = tensor.dtype};
 }
 
+/// A row whose numbers are stored as they are.
 Row row_at(const Slab& slab, int32_t cell, int32_t head) {
-  return {.data = slab.row(head, cell), .stride = 1, .dtype = slab.element()};
+  return {.data = slab.row(head, cell), .stride = 1, .dtype = format_of(slab.type()).code};
+}
+
+/// Encodes a row of a tensor; `values` has room for it.
+void encode(const Slab& slab, int32_t cell, int32_t head, const Row& from, float* values) {
+  const RowFormat& format = slab.format;
+  if (from.dtype == DType::f32 && from.stride == 1 && format.rotation == 0) {
+    kernels().encode(format, slab.stored(head, cell), reinterpret_cast<const float*>(from.data));
+    return;
+  }
+  convert_row({.data = reinterpret_cast<std::byte*>(values)}, from, format.head_dim);
+  if (format.rotation != 0) kernels().rotate(values, format.head_dim, format.rotation);
+  kernels().encode(format, slab.stored(head, cell), values);
+}
+
+/// Decodes a row, not rotated as it is stored any more.
+void decode(const Slab& slab, int32_t cell, int32_t head, float* values) {
+  const RowFormat& format = slab.format;
+  kernels().decode(format, values, slab.stored(head, cell));
+  if (format.rotation != 0) kernels().rotate_back(values, format.head_dim, format.rotation);
+}
+
+/// Stored bytes of a row, from one cell to another.
+void copy_row(const Slab& slab, int32_t head, int32_t from, int32_t to) {
+  std::memcpy(slab.codes.row(head, to), slab.codes.row(head, from), slab.codes.row_bytes);
+  if (slab.scales.row_bytes > 0)
+    std::memcpy(slab.scales.row(head, to), slab.scales.row(head, from), slab.scales.row_bytes);
+}
+
+/// Turns a key that was decoded by `offset` positions. Neighbours mostly have the same pending rotation, so the thread keeps it.
+void turn(const Rope& rope, int32_t offset, const ThreadRows& mine) {
+  const PairRange all = {0, rope.n_dims / 2};
+  if (*mine.turned_by != offset) make_rotation(rope, all, offset, mine.rotation);
+  *mine.turned_by = offset;
+  rotate_pairs(
+      rope, all, mine.rotation, [&](int32_t d) { return mine.values[d]; },
+      [&](int32_t d, float x) { mine.values[d] = x; });
+}
+
+/// Stored bytes in a tensor's row, whose elements may lie apart.
+void copy_bytes(std::byte* to, const Row& from, size_t n) {
+  const size_t element = size_of(from.dtype);
+  if (from.stride == 1) {
+    std::memcpy(to, from.data, n);
+    return;
+  }
+  for (size_t at = 0; at < n; at += element)
+    std::memcpy(to + at, from.data + static_cast<int64_t>(at) * from.stride, element);
+}
+
+void clear_row(const Slab& slab, int32_t head, int32_t cell) {
+  std::memset(slab.codes.row(head, cell), 0, slab.codes.row_bytes);
+  if (slab.scales.row_bytes > 0) std::memset(slab.scales.row(head, cell), 0, slab.scales.row_bytes);
 }
 
 /// The rotation of one chunk of pairs, kept while the offset stays: neighbours mostly have the same
@@ -55,8 +110,8 @@ struct ChunkRotation {
   }
 };
 
-/// Calls `per_row(token, head)` for every row; tokens of one head in a row, so that a head's slab
-/// is walked in order.
+/// Calls `per_row(token, head, thread)` for every row; tokens of one head in a row, so that a head's
+/// slab is walked in order.
 template <class PerRow>
 void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& pool,
                   const PerRow& per_row) noexcept {
@@ -66,12 +121,12 @@ void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& p
     int32_t n_chunks;
   };
   const Job job{per_row, n_tokens, (n_tokens + item_tokens - 1) / item_tokens};
-  const auto work = [](void* context, int32_t item, int32_t) noexcept {
+  const auto work = [](void* context, int32_t item, int32_t thread) noexcept {
     const Job& mine = *static_cast<const Job*>(context);
     const int32_t head = item / mine.n_chunks;
     const int32_t begin = item % mine.n_chunks * item_tokens;
     const int32_t end = std::min(begin + item_tokens, mine.n_tokens);
-    for (int32_t token = begin; token < end; ++token) mine.per_row(token, head);
+    for (int32_t token = begin; token < end; ++token) mine.per_row(token, head, thread);
   };
   const int32_t n_items = job.n_chunks * n_heads;
   if (bytes >= parallel_bytes) {
@@ -81,55 +136,90 @@ void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& p
   }
 }
 
+/// Bytes that a call over so many tokens moves: the numbers, not the codes, which take longer to make.
 size_t bytes_of(const LayerStorage& storage, int32_t n_tokens) {
-  const size_t per_head = storage.k.row_bytes + storage.v.row_bytes;
-  return per_head * static_cast<size_t>(storage.k.n_heads) * static_cast<size_t>(n_tokens);
+  const auto bytes = [](const Slab& slab) {
+    const size_t codes = slab.codes.row_bytes;
+    return is_plain(slab.type()) ? codes : static_cast<size_t>(slab.head_dim()) * sizeof(float);
+  };
+  return (bytes(storage.k) + bytes(storage.v)) * static_cast<size_t>(storage.k.n_heads) *
+         static_cast<size_t>(n_tokens);
+}
+
+void store_row(const Slab& slab, int32_t cell, int32_t head, const Row& from, float* values) {
+  if (is_plain(slab.type())) {
+    convert_row(row_at(slab, cell, head), from, slab.head_dim());
+  } else {
+    encode(slab, cell, head, from, values);
+  }
+}
+
+/// Loads a row into one of a tensor, which may have no data. A key with a pending rotation is turned by `offset`.
+void load_row(const Slab& slab, int32_t cell, int32_t head, const Row& to, const Rope& rope,
+              int32_t offset, const ThreadRows& mine) {
+  if (to.data == nullptr) return;
+  if (cell < 0) {
+    zero_row(to, slab.head_dim());
+  } else if (is_plain(slab.type()) && offset == 0) {
+    convert_row(to, row_at(slab, cell, head), slab.head_dim());
+  } else {
+    decode(slab, cell, head, mine.values);
+    if (offset != 0) turn(rope, offset, mine);
+    convert_row(to, {.data = reinterpret_cast<std::byte*>(mine.values)}, slab.head_dim());
+  }
 }
 
 }  // namespace
 
-void store_rows(const StoreParams& params, ThreadPool& pool) noexcept {
-  const Slab& k = params.storage.k;
-  const Slab& v = params.storage.v;
-  const auto store = [&](int32_t token, int32_t head) {
-    const int32_t cell = params.cell[token];
-    if (cell < 0) return;
-    convert_row(row_at(k, cell, head), row_at(params.k, token, head), k.head_dim);
-    convert_row(row_at(v, cell, head), row_at(params.v, token, head), v.head_dim);
-  };
-  for_each_row(params.n_tokens, params.storage.k.n_heads, bytes_of(params.storage, params.n_tokens),
-               pool, store);
+ThreadRows RowScratch::of(int32_t thread) const {
+  const size_t by = bytes_apart * static_cast<size_t>(thread) / sizeof(float);
+  return {first.values + by, first.rotation + by, first.turned_by + by};
 }
 
-void load_rows(const LoadParams& params, ThreadPool& pool) noexcept {
-  const Slab& k = params.storage.k;
-  const Slab& v = params.storage.v;
-  const auto load = [&](int32_t token, int32_t head) {
+void store_rows(const StoreParams& params, ThreadPool& pool, const RowScratch& scratch) noexcept {
+  const LayerStorage& storage = params.storage;
+  const auto store = [&](int32_t token, int32_t head, int32_t thread) {
+    const int32_t cell = params.cell[token];
+    if (cell < 0) return;
+    float* values = scratch.of(thread).values;
+    store_row(storage.k, cell, head, row_at(params.k, token, head), values);
+    if (!storage.v_in_k) store_row(storage.v, cell, head, row_at(params.v, token, head), values);
+  };
+  for_each_row(params.n_tokens, storage.k.n_heads, bytes_of(storage, params.n_tokens), pool, store);
+}
+
+void store_codes(const StoreCodesParams& params, ThreadPool& pool) noexcept {
+  const LayerStorage& storage = params.storage;
+  const auto store = [&](int32_t token, int32_t head, int32_t) {
+    const int32_t cell = params.cell[token];
+    if (cell < 0) return;
+    const auto copy = [&](const Plane& plane, const Tensor& rows) {
+      if (plane.row_bytes == 0) return;
+      copy_bytes(plane.row(head, cell), row_at(rows, token, head), plane.row_bytes);
+    };
+    copy(storage.k.codes, params.k);
+    copy(storage.k.scales, params.k_scales);
+    if (storage.v_in_k) return;
+    copy(storage.v.codes, params.v);
+    copy(storage.v.scales, params.v_scales);
+  };
+  for_each_row(params.n_tokens, storage.k.n_heads, bytes_of(storage, params.n_tokens), pool, store);
+}
+
+void load_rows(const LoadParams& params, ThreadPool& pool, const RowScratch& scratch) noexcept {
+  const LayerStorage& storage = params.storage;
+  const auto load = [&](int32_t token, int32_t head, int32_t thread) {
     const int32_t cell = params.cell[token];
     const Row to_k = params.k.data ? row_at(params.k, token, head) : Row{};
     const Row to_v = params.v.data ? row_at(params.v, token, head) : Row{};
-    if (cell < 0) {
-      if (to_k.data) zero_row(to_k, k.head_dim);
-      if (to_v.data) zero_row(to_v, v.head_dim);
-      return;
-    }
-    if (to_k.data) convert_row(to_k, row_at(k, cell, head), k.head_dim);
-    if (to_v.data) convert_row(to_v, row_at(v, cell, head), v.head_dim);
+    const int32_t offset = params.offset != nullptr && params.rope.n_dims > 0 ? params.offset[token]
+                                                                              : 0;
+    const ThreadRows mine = scratch.of(thread);
+    load_row(storage.k, cell, head, to_k, params.rope, offset, mine);
+    load_row(storage.v, cell, head, to_v, {}, 0, mine);
   };
-  const int32_t n_heads = params.storage.k.n_heads;
-  for_each_row(params.n_tokens, n_heads, bytes_of(params.storage, params.n_tokens), pool, load);
-  if (!params.k.data || !params.offset) return;
-
-  // Keys with a pending rotation are read again and rotated.
-  for (int32_t first = 0; first < params.rope.n_dims / 2; first += chunk_pairs) {
-    ChunkRotation rotation(params.rope, first);
-    for (int32_t token = 0; token < params.n_tokens; ++token) {
-      if (params.offset[token] == 0 || params.cell[token] < 0) continue;
-      rotation.set_offset(params.offset[token]);
-      for (int32_t head = 0; head < n_heads; ++head)
-        rotation.rotate_row(row_at(params.k, token, head), row_at(k, params.cell[token], head));
-    }
-  }
+  for (int32_t thread = 0; thread < pool.n_threads(); ++thread) *scratch.of(thread).turned_by = 0;
+  for_each_row(params.n_tokens, storage.k.n_heads, bytes_of(storage, params.n_tokens), pool, load);
 }
 
 void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
@@ -148,10 +238,9 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
     const Job& mine = *static_cast<const Job*>(context);
     for (int32_t i = 0; i < mine.params.n_cells; ++i) {
       if (mine.params.from[i] == mine.params.to[i]) continue;
-      convert_row(row_at(mine.k, mine.params.to[i], head),
-                  row_at(mine.k, mine.params.from[i], head), mine.k.head_dim);
-      convert_row(row_at(mine.v, mine.params.to[i], head),
-                  row_at(mine.v, mine.params.from[i], head), mine.v.head_dim);
+      copy_row(mine.k, head, mine.params.from[i], mine.params.to[i]);
+      if (!mine.params.storage.v_in_k)
+        copy_row(mine.v, head, mine.params.from[i], mine.params.to[i]);
     }
   };
   if (bytes_of(params.storage, params.n_cells) >= parallel_bytes) {
@@ -177,10 +266,10 @@ void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
 void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept {
   const Slab& k = params.storage.k;
   const Slab& v = params.storage.v;
-  const auto clear = [&](int32_t i, int32_t head) {
+  const auto clear = [&](int32_t i, int32_t head, int32_t) {
     if (params.cell[i] < 0) return;
-    zero_row(row_at(k, params.cell[i], head), k.head_dim);
-    zero_row(row_at(v, params.cell[i], head), v.head_dim);
+    clear_row(k, head, params.cell[i]);
+    if (!params.storage.v_in_k) clear_row(v, head, params.cell[i]);
   };
   for_each_row(params.n_cells, params.storage.k.n_heads, bytes_of(params.storage, params.n_cells),
                pool, clear);

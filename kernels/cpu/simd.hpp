@@ -441,6 +441,7 @@ KVC_INLINE auto with_storage(StorageType type, Use use) {
     case StorageType::f32: return use(F32{});
     case StorageType::f16: return use(F16{});
     case StorageType::bf16: return use(Bf16{});
+    default: break;
   }
   __builtin_unreachable();
 }

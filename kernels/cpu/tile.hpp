@@ -22,16 +22,24 @@ struct TileToken {
   int32_t position = 0;
 };
 
+/// Where the rows of one KV head lie: the codes of cell c at codes + c · stride, its scales at scales + c · scale_stride. What is
+/// stored rotated meets queries that the driver has rotated, and a scale that is bound to an f8 head is in the queries or
+/// multiplied in at the end: to a kernel a value is its code, or code · stored scale.
+struct TileRows {
+  const std::byte* codes = nullptr;
+  const std::byte* scales = nullptr;
+  size_t stride = 0;
+  size_t bytes = 0;  // of a row of codes
+  size_t scale_stride = 0;
+  StorageType type = StorageType::f32;
+  int32_t head_dim = 0;
+  int32_t block = 0;  // values that share a stored scale; 0: none is stored
+};
+
 /// Everything in units of log2: probabilities are 2^(score − max).
 struct Tile {
-  const std::byte* k = nullptr;  // this KV head: row of cell c at k + c · k_row_bytes
-  const std::byte* v = nullptr;
-  size_t k_row_bytes = 0;
-  size_t v_row_bytes = 0;
-  StorageType type_k = StorageType::f32;
-  StorageType type_v = StorageType::f32;
-  int32_t head_dim_k = 0;
-  int32_t head_dim_v = 0;
+  TileRows k;
+  TileRows v;
 
   const int32_t* cell = nullptr;      // [n_cells]
   const int32_t* position = nullptr;  // [n_cells]; read only with slopes
@@ -41,7 +49,7 @@ struct Tile {
   const TileToken* token = nullptr;  // [n_rows / group]
   int32_t n_rows = 0;
   int32_t group = 0;     // query heads per KV head
-  int32_t q_stride = 0;  // floats, head_dim_k rounded up to 16; the padding is zero
+  int32_t q_stride = 0;  // floats, k.head_dim rounded up to 16; the padding is zero
 
   // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or with a cap scale, or
   // scale / softcap where that is near enough to scale.
@@ -56,7 +64,7 @@ struct Tile {
   float* max = nullptr;  // [n_rows] −infinity at first; room for n_rows rounded up to 16, 64-byte aligned
   float* sum = nullptr;  // [n_rows] 0 at first; likewise
   float* o = nullptr;  // [n_rows][o_stride] 64-byte aligned, 0 at first: Σ 2^(score − max) · v
-  int32_t o_stride = 0;  // floats, head_dim_v rounded up to 16
+  int32_t o_stride = 0;  // floats, v.head_dim rounded up to 16
 
   std::byte* scratch = nullptr;  // this thread's, tile_scratch_bytes of them, 4096-byte aligned
 };

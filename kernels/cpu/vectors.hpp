@@ -46,7 +46,7 @@ KVC_INLINE void widen_from(float* to, const void* from, DType from_type, int64_t
     case DType::f32: return widen<F32>(to, static_cast<const float*>(from), count, change);
     case DType::f16: return widen<F16>(to, static_cast<const uint16_t*>(from), count, change);
     case DType::bf16: return widen<Bf16>(to, static_cast<const uint16_t*>(from), count, change);
-    case DType::boolean: break;  // not converted
+    default: break;  // booleans and codes are not converted
   }
   __builtin_unreachable();
 }
@@ -57,7 +57,7 @@ KVC_INLINE void narrow_to(void* to, DType to_type, const float* from, int64_t co
     case DType::f32: return narrow<F32>(static_cast<float*>(to), from, count, change);
     case DType::f16: return narrow<F16>(static_cast<uint16_t*>(to), from, count, change);
     case DType::bf16: return narrow<Bf16>(static_cast<uint16_t*>(to), from, count, change);
-    case DType::boolean: break;
+    default: break;
   }
   __builtin_unreachable();
 }

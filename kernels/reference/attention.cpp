@@ -40,9 +40,12 @@ void rotate(std::vector<double>& key, const Rope& rope, int32_t offset) {
   }
 }
 
-std::vector<double> load_row(const std::byte* row, DType dtype, int32_t n) {
-  std::vector<double> values(static_cast<size_t>(n));
-  for (int32_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = load_element(row, dtype, i);
+/// The numbers of a stored row: the f32 values that its codes and scales read as.
+std::vector<double> load_row(const Slab& slab, int32_t head, int32_t cell) {
+  std::vector<double> values(static_cast<size_t>(slab.head_dim()));
+  const StoredRow row = slab.stored(head, cell);
+  for (int32_t i = 0; i < slab.head_dim(); ++i)
+    values[static_cast<size_t>(i)] = load_element(row.codes, format_of(slab.type()).code, i);
   return values;
 }
 
@@ -68,11 +71,10 @@ double score(const AttentionParams& params, const AttentionRow& row, int32_t hea
   const LayerStorage& storage = params.storage;
   const AttentionConstants& constants = params.constants;
   const int32_t kv_head = head / (constants.n_q_heads / storage.k.n_heads);
-  const std::byte* row_of_cell = storage.k.row(kv_head, token.cell);
-  std::vector<double> key = load_row(row_of_cell, storage.k.element(), storage.k.head_dim);
+  std::vector<double> key = load_row(storage.k, kv_head, token.cell);
   if (token.offset != 0) rotate(key, constants.rope, token.offset);
   double x = 0;
-  for (int32_t i = 0; i < storage.k.head_dim; ++i) {
+  for (int32_t i = 0; i < storage.k.head_dim(); ++i) {
     const int64_t index = row.token * params.tensors.q.stride[0] +
                           head * params.tensors.q.stride[1] + i * params.tensors.q.stride[2];
     x += key[static_cast<size_t>(i)] *
@@ -102,17 +104,16 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
   }
   const double shift = maximum == -infinity ? 0 : maximum;
   double sum = 0;
-  std::vector<double> out(static_cast<size_t>(storage.v.head_dim), 0.0);
+  std::vector<double> out(static_cast<size_t>(storage.v.head_dim()), 0.0);
   for (size_t j = 0; j < tokens.size(); ++j) {
     const double p = std::exp(scores[j] - shift);
-    const std::byte* row_of_cell = storage.v.row(kv_head, tokens[j].cell);
-    const std::vector<double> value = load_row(row_of_cell, storage.v.element(), storage.v.head_dim);
+    const std::vector<double> value = load_row(storage.v, kv_head, tokens[j].cell);
     sum += p;
     for (size_t i = 0; i < out.size(); ++i) out[i] += p * value[i];
   }
   const bool sees_nothing = sum == 0;
   const double sink = constants.sinks && !sees_nothing ? std::exp(constants.sinks[head] - shift) : 0;
-  for (int32_t i = 0; i < storage.v.head_dim; ++i) {
+  for (int32_t i = 0; i < storage.v.head_dim(); ++i) {
     const int64_t index = row.token * params.tensors.out.stride[0] +
                           head * params.tensors.out.stride[1] + i * params.tensors.out.stride[2];
     const double value = sees_nothing ? 0 : out[static_cast<size_t>(i)] / (sum + sink);

@@ -147,6 +147,9 @@ class FakeCacheDevice final : public kvc::CacheDevice {
   Status store(const kvc::StoreParams& params) noexcept override {
     return inside([&] { return cpu_->store(params); });
   }
+  Status store_codes(const kvc::StoreCodesParams& params) noexcept override {
+    return inside([&] { return cpu_->store_codes(params); });
+  }
   Status load(const kvc::LoadParams& params) noexcept override {
     return inside([&] { return cpu_->load(params); });
   }

@@ -22,6 +22,9 @@ class CacheDeviceOver : public kvc::CacheDevice {
   kvc::Status store(const kvc::StoreParams& params) noexcept override {
     return around_([&] { return cpu_->store(params); });
   }
+  kvc::Status store_codes(const kvc::StoreCodesParams& params) noexcept override {
+    return around_([&] { return cpu_->store_codes(params); });
+  }
   kvc::Status load(const kvc::LoadParams& params) noexcept override {
     return around_([&] { return cpu_->load(params); });
   }

@@ -54,9 +54,14 @@ void check_rows(DType storage_type, DType outer_type, bool transposed, int32_t f
   };
   std::vector<int32_t> cell(n_tokens);
   for (int32_t i = 0; i < n_tokens; ++i) cell[static_cast<size_t>(i)] = (i * 37 + 5) % n_cells;
+  constexpr size_t room = dim + dim + 1;  // floats of a thread
+  std::vector<float> numbers(2 * room);
+  std::vector<int32_t> turned(2 * room);
+  const cpu::RowScratch scratch = {{numbers.data(), numbers.data() + dim, turned.data()},
+                                   room * sizeof(float)};
   cpu::store_rows(
       {.storage = storage, .cell = cell.data(), .n_tokens = n_tokens, .k = view(in), .v = view(in_v)},
-      *pool);
+      *pool, scratch);
 
   std::vector<double> frequency;
   for (int32_t i = 0; i < 10; ++i) frequency.push_back(std::pow(100.0, -i / 10.0));
@@ -80,7 +85,7 @@ void check_rows(DType storage_type, DType outer_type, bool transposed, int32_t f
                   .n_tokens = n_tokens,
                   .k = view(out),
                   .v = view(out_v)},
-                 *pool);
+                 *pool, scratch);
 
   const auto stored = [&](float x) {
     uint32_t raw = 0;
@@ -406,8 +411,13 @@ TEST(CpuDevice, ReadsAndWritesStoredBytes) {
   const int32_t cell[] = {7, 0, 3};
   std::byte wrote[3 * 4];
   for (size_t i = 0; i < sizeof wrote; ++i) wrote[i] = static_cast<std::byte>(i + 1);
-  RowBytes rows = {
-      .slab = slab, .head = 1, .cell = cell, .n_rows = 3, .first_byte = 4, .n_bytes = 4, .data = wrote};
+  RowBytes rows = {.plane = slab.codes,
+                   .head = 1,
+                   .cell = cell,
+                   .n_rows = 3,
+                   .first_byte = 4,
+                   .n_bytes = 4,
+                   .data = wrote};
   ASSERT_EQ(cache->write_rows(rows), Status::ok);
   for (int32_t i = 0; i < 3; ++i)
     EXPECT_EQ(std::memcmp(slab.row(1, cell[i]) + 4, wrote + 4 * i, 4), 0);

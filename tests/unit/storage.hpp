@@ -15,12 +15,15 @@ constexpr kvc::StorageType stored_as(kvc::DType dtype) {
 /// `gap` bytes lie between two heads.
 inline kvc::Slab make_slab(std::byte* data, kvc::DType dtype, int32_t n_heads, int32_t n_cells,
                            int32_t head_dim, size_t gap = 0) {
-  const size_t row_bytes = kvc::row_bytes(stored_as(dtype), head_dim);
-  return {.data = data,
-          .head_stride = row_bytes * static_cast<size_t>(n_cells) + gap,
-          .row_bytes = row_bytes,
-          .n_heads = n_heads,
-          .n_cells = n_cells,
-          .head_dim = head_dim,
-          .type = stored_as(dtype)};
+  const kvc::RowFormat format = {.type = stored_as(dtype), .head_dim = head_dim};
+  const size_t row_bytes = format.code_bytes();
+  kvc::Slab slab;
+  slab.codes = {.data = data,
+                .head_stride = row_bytes * static_cast<size_t>(n_cells) + gap,
+                .row_stride = row_bytes,
+                .row_bytes = row_bytes};
+  slab.n_heads = n_heads;
+  slab.n_cells = n_cells;
+  slab.format = format;
+  return slab;
 }

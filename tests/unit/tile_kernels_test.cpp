@@ -147,14 +147,8 @@ class Problem {
 
   Tile tile(std::byte* scratch) {
     Tile t;
-    t.k = k_.data();
-    t.v = v_.data();
-    t.k_row_bytes = row_bytes(shape_.head_dim_k, shape_.dtype_k);
-    t.v_row_bytes = row_bytes(shape_.head_dim_v, shape_.dtype_v);
-    t.type_k = stored_as(shape_.dtype_k);
-    t.type_v = stored_as(shape_.dtype_v);
-    t.head_dim_k = shape_.head_dim_k;
-    t.head_dim_v = shape_.head_dim_v;
+    t.k = rows_at(k_.data(), shape_.head_dim_k, shape_.dtype_k);
+    t.v = rows_at(v_.data(), shape_.head_dim_v, shape_.dtype_v);
     t.cell = cell_.data();
     t.position = position_.data();
     t.n_cells = shape_.n_cells;
@@ -215,6 +209,14 @@ class Problem {
   static size_t count(int32_t n) { return static_cast<size_t>(n); }
   static int32_t padded(int32_t n) { return (n + 15) / 16 * 16; }
   static size_t row_bytes(int32_t dims, DType type) { return count(dims) * kvc::size_of(type); }
+  static kvc::cpu::TileRows rows_at(const std::byte* data, int32_t dims, DType type) {
+    kvc::cpu::TileRows rows;
+    rows.codes = data;
+    rows.stride = rows.bytes = row_bytes(dims, type);
+    rows.type = stored_as(type);
+    rows.head_dim = dims;
+    return rows;
+  }
   int32_t below(int32_t n) { return std::uniform_int_distribution<int32_t>(0, n)(random_); }
 
   void place_cells() {
