@@ -102,8 +102,9 @@ enum { /* element types: DLPack code | bits << 8 | lanes << 16 */
   KVC_I32 = 0 | 32 << 8 | 1 << 16,
   KVC_BOOL = 6 | 8 << 8 | 1 << 16, /* one byte: 0 is false, anything else is true */
 
-  /* Reserved: this version takes no tensor of these types and creates no cache that stores them. */
-  KVC_F64 = 2 | 64 << 8 | 1 << 16,
+  KVC_F64 = 2 | 64 << 8 | 1 << 16, /* reserved: this version takes no tensor of this type */
+
+  /* Element types of codes (storage.h). KVC_F8_… are storage types, too. */
   KVC_I8 = 0 | 8 << 8 | 1 << 16,
   KVC_U8 = 1 | 8 << 8 | 1 << 16,
   KVC_F8_E4M3 = 10 | 8 << 8 | 1 << 16, /* e4m3fn: no infinity, the largest value is 448 */

@@ -68,11 +68,14 @@ enum { /* kvc_cache_desc.flags */
   KVC_CACHE_ZERO_ON_FREE = 2, /* overwrite cells with zeros when they are freed: for several tenants in one process */
   KVC_CACHE_PREFAULT = 4,     /* touch all memory in kvc_cache_create(), so that no page fault happens later */
 
-  /* Reserved; this version returns NOT_SUPPORTED for them. */
-  KVC_CACHE_ROTATE_K = 8,     /* store quantised K rotated by a Hadamard matrix */
-  KVC_CACHE_ROTATE_V = 16,    /* store quantised V rotated likewise */
-  KVC_CACHE_INTERLEAVED = 32, /* store K and V of a token side by side in one row */
-  KVC_CACHE_V_IN_K = 64       /* V is dims [v_first, v_first + head_dim_v) of K and is not stored: latent attention */
+  /* How K and V are stored (storage.h). A type or dimension that a flag does not take returns INVALID_ARGUMENT. Since 0.2. */
+  KVC_CACHE_ROTATE_K = 8,     /* K is stored rotated by a Hadamard matrix: q8_0, q4_0, int8, nf4; head_dim_k is even */
+  KVC_CACHE_ROTATE_V = 16,    /* V likewise */
+  KVC_CACHE_INTERLEAVED = 32, /* K and V of a token lie side by side in one row: f32, f16 or bf16, the same for both. Causal
+                                 caches */
+  KVC_CACHE_V_IN_K = 64       /* V is dims [v_first, v_first + head_dim_v) of K and is not stored: latent attention, as in
+                                 DeepSeek V2 (arXiv 2405.04434). kvc_put() takes a null v, and views of V are views into K.
+                                 RoPE may not turn those dims. Not with INTERLEAVED or ROTATE_V. Causal caches */
 };
 
 /* The geometry that every kind of cache shares. All bounds are hard. Counts of sequences, positions, tokens and cells are at
@@ -85,18 +88,20 @@ typedef struct kvc_cache_desc {
   int32_t n_kv_heads;    /* 1 … 65536 */
   int32_t head_dim_k;    /* 1 … 65536 */
   int32_t head_dim_v;    /* 0: as head_dim_k */
-  uint32_t dtype_k;      /* storage type: KVC_F32, KVC_F16, KVC_BF16; 0: KVC_F32. The other storage types of base.h return
-                            NOT_SUPPORTED in this version */
-  uint32_t dtype_v;      /* storage type of V, independent of dtype_k */
+  uint32_t dtype_k;      /* storage type (storage.h): KVC_F32, KVC_F16, KVC_BF16, KVC_F8_E4M3, KVC_F8_E5M2, KVC_Q8_0, KVC_Q4_0,
+                            KVC_INT8 or KVC_NF4; 0: KVC_F32 */
+  uint32_t dtype_v;      /* storage type of V, independent of dtype_k; 0: KVC_F32. With KVC_CACHE_V_IN_K it must be 0 */
   int32_t max_sequences; /* sequences are 0 … max_sequences - 1 */
   int32_t capacity;      /* positions that one sequence may hold (a count: gaps cost nothing) */
   int32_t max_batch;     /* a pass has 1 … max_batch tokens, padding included */
   int32_t cells;         /* size of the pool that all sequences share; 0: as many as the other bounds can need (see
                             kvc_causal_desc) */
   int32_t max_q_heads;   /* query heads that an attention call may have; sizes the workspace. 0: n_kv_heads * 16 */
-  int32_t block_k;       /* reserved for storage types with a choice of values per scale: 0 */
-  int32_t block_v;       /* reserved: 0 */
-  int32_t v_first;       /* reserved for KVC_CACHE_V_IN_K: 0 */
+  int32_t block_k;       /* KVC_NF4: values that share a scale, 16, 32, 64 or 128; 0: the largest of 64, 32 and 16 that divides
+                            head_dim_k. Other types: 0. Since 0.2 */
+  int32_t block_v;       /* likewise for V */
+  int32_t v_first;       /* KVC_CACHE_V_IN_K: the first dim of K that belongs to V, at most head_dim_k - head_dim_v; and no block
+                            of storage or rotation is cut in two. Else 0. Since 0.2 */
 } kvc_cache_desc;
 
 #define KVC_CACHE_DESC_INIT {sizeof(kvc_cache_desc), KVC_CAUSAL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}

@@ -2,12 +2,13 @@
  *
  * A KV cache holds the keys and values of the tokens that a transformer has processed, for several sequences at once.
  * kvc stores them in cells, decides which cell takes which token, knows what each token may see, and computes attention
- * straight from the cells. This header includes the seven headers that are the manual, in reading order:
+ * straight from the cells. This header includes the eight headers that are the manual, in reading order:
  *
  *   base.h       status codes and messages, tensors, versions, threads and forks
  *   device.h     where memory is and how many threads work
  *   cache.h      creating a cache, the forward pass, sequences, watching
  *   attention.h  constants of the model, attention, reading K, V and the mask for kernels of your own
+ *   storage.h    storage types, their codecs, and reading what a cache stores
  *   encoder.h    caches of encoder inputs, for cross attention
  *   recurrent.h  caches of the states of recurrent layers
  *   wrapper.h    several caches that move as one
@@ -46,6 +47,7 @@
 #include "device.h"
 #include "cache.h"
 #include "attention.h"
+#include "storage.h"
 #include "encoder.h"
 #include "recurrent.h"
 #include "wrapper.h"
