@@ -11,6 +11,26 @@ static_assert(static_cast<kvc_status>(kvc::Status::cache_full) == KVC_E_CACHE_FU
 static_assert(static_cast<kvc_status>(kvc::Status::internal) == KVC_E_INTERNAL);
 static_assert(static_cast<uint32_t>(kvc::DType::bf16) == KVC_BF16);
 
+namespace {
+
+/// What one element of a tensor may be: not a storage type whose codes are smaller than a byte or whose scales lie apart.
+bool is_element_type(uint32_t dtype) {
+  switch (dtype) {
+    case KVC_F32:
+    case KVC_F16:
+    case KVC_BF16:
+    case KVC_I32:
+    case KVC_BOOL:
+    case KVC_I8:
+    case KVC_U8:
+    case KVC_F8_E4M3:
+    case KVC_F8_E5M2: return true;
+    default: return false;
+  }
+}
+
+}  // namespace
+
 const char* kvc_status_name(kvc_status status) noexcept {
   switch (status) {
     case KVC_OK: return "OK";
@@ -49,9 +69,10 @@ kvc_status kvc_tensor_dense(void* data, uint32_t dtype, int32_t ndim, const int6
     if (out == nullptr) return kvc::is_null("out");
     if (shape == nullptr) return kvc::is_null("shape");
     if (ndim < 1 || ndim > KVC_MAX_DIMS) return kvc::out_of_range("ndim", ndim, 1, KVC_MAX_DIMS);
-    if (dtype != KVC_F32 && dtype != KVC_F16 && dtype != KVC_BF16 && dtype != KVC_I32 &&
-        dtype != KVC_BOOL)
-      return kvc::capi::wrong_dtype("dtype", dtype, "f32, f16, bf16, i32 or bool");
+    if (!is_element_type(dtype)) {
+      return kvc::capi::wrong_dtype("dtype", dtype,
+                                    "f32, f16, bf16, i32, bool, i8, u8, f8_e4m3 or f8_e5m2");
+    }
     kvc_tensor tensor = {};
     kvc::CheckedSize stride(1);
     for (int32_t d = ndim - 1; d >= 0; --d) {

@@ -357,12 +357,24 @@ TEST(BadTensors, Dense) {
              [&] { return kvc_tensor_dense(nullptr, KVC_F32, 1, shape, nullptr); });
   bad.expect(KVC_E_INVALID_ARGUMENT, "a negative extent",
              [&] { return kvc_tensor_dense(nullptr, KVC_F32, 2, negative, &out); });
-  for (const uint32_t dtype : {0u, 7u, UINT32_MAX})
+  for (const uint32_t dtype : std::initializer_list<uint32_t>{0, 7, UINT32_MAX, KVC_F64, KVC_Q8_0,
+                                                              KVC_Q4_0, KVC_INT8, KVC_NF4})
     bad.expect(KVC_E_DTYPE, "dtype", [&] { return kvc_tensor_dense(nullptr, dtype, 2, shape, &out); });
   bad.expect(KVC_E_OVERFLOW, "2^64 elements",
              [&] { return kvc_tensor_dense(nullptr, KVC_F32, 2, large, &out); });
   bad.expect(KVC_E_OVERFLOW, "2^90 elements",
              [&] { return kvc_tensor_dense(nullptr, KVC_F32, 3, larger, &out); });
+}
+
+TEST(BadTensors, DenseTakesEveryTypeThatAnElementMayHave) {
+  const int64_t shape[] = {2, 3};
+  for (const uint32_t dtype :
+       {KVC_F32, KVC_F16, KVC_BF16, KVC_I32, KVC_BOOL, KVC_I8, KVC_U8, KVC_F8_E4M3, KVC_F8_E5M2}) {
+    kvc_tensor out{};
+    EXPECT_EQ(kvc_tensor_dense(nullptr, dtype, 2, shape, &out), KVC_OK) << support::last_message();
+    EXPECT_EQ(out.dtype, dtype);
+    EXPECT_EQ(out.strides[0], 3);
+  }
 }
 
 }  // namespace

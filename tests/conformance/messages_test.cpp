@@ -77,7 +77,7 @@ TEST_F(Messages, ElementTypesAreNamedOnBothSides) {
   const int64_t shape[] = {2};
   kvc_tensor view{};
   expect(KVC_E_DTYPE, [&] { return kvc_tensor_dense(nullptr, KVC_F64, 1, shape, &view); },
-         {"dtype is f64, not f32, f16, bf16, i32 or bool"});
+         {"dtype is f64, not f32, f16, bf16, i32, bool, i8, u8, f8_e4m3 or f8_e5m2"});
 }
 
 TEST_F(Messages, ShapesAreShownOnBothSidesWithTheirMeaning) {

@@ -145,7 +145,7 @@ typedef struct kvc_tensor {
 /* Fills in `out` as a dense row-major view on KVC_CPU: shape[0 … ndim) with the last index fastest.
  * `data` may be null and set later.
  * Errors: INVALID_ARGUMENT (out or shape is null, ndim is outside 1 … 8, an extent is negative), DTYPE (not
- * one of f32, f16, bf16, i32, bool), OVERFLOW. Threads: any. Since 0.1. */
+ * one of f32, f16, bf16, i32, bool, i8, u8, f8_e4m3, f8_e5m2), OVERFLOW. Threads: any. Since 0.1. */
 KVC_API kvc_status kvc_tensor_dense(void *data, uint32_t dtype, int32_t ndim, const int64_t *shape,
                                     kvc_tensor *out) KVC_NOEXCEPT;
 
