@@ -34,9 +34,9 @@ struct Layer {
 
   // No descriptor has padding, so equal bytes are equal values.
   friend bool operator==(const Layer &a, const Layer &b) noexcept {
-    const auto same_kind = [&](const auto &kind) {
-      const auto *other = std::get_if<std::decay_t<decltype(kind)>>(&b.kind);
-      return other != nullptr && std::memcmp(&kind, other, sizeof kind) == 0;
+    const auto same_kind = [&](const auto &mine) {
+      const auto *other = std::get_if<std::decay_t<decltype(mine)>>(&b.kind);
+      return other != nullptr && std::memcmp(&mine, other, sizeof mine) == 0;
     };
     return std::memcmp(&a.desc, &b.desc, sizeof a.desc) == 0 && std::visit(same_kind, a.kind);
   }
