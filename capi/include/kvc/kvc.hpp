@@ -22,6 +22,8 @@
 //     pass.commit();
 //   }
 //
+// It includes base.hpp (errors and tensors).
+//
 // Threads: as in C. Const member functions of one cache may overlap each other; all others are exclusive. An overlap that
 // breaks this rule throws Busy. Different caches are independent.
 // A call that throws has changed nothing (DeviceFailure and InternalError excepted).
@@ -41,104 +43,16 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
-#include "kvc.h"
+#include "base.hpp"
 
 namespace kvc {
-// The library itself uses namespace kvc, and a static libkvc.a hides no symbol: this keeps the two sets of names apart.
 inline namespace api_0_2 {
-
-// ---- Errors ---------------------------------------------------------------------------------------------------------
-
-// Thrown by a failing call. what() is "CACHE_FULL: " followed by the message.
-class Error : public std::runtime_error {
- public:
-  Error(kvc_status status, const std::string &message)
-      : std::runtime_error(std::string(kvc_status_name(status)) + ": " + message), status_(status), message_(message) {}
-
-  kvc_status status() const noexcept { return status_; }
-  const std::string &message() const noexcept { return message_; }
-
- private:
-  kvc_status status_;
-  std::string message_;
-};
-
-// An Error of one status, so that it can be caught by its type.
-template <kvc_status Status>
-class ErrorOf : public Error {
- public:
-  explicit ErrorOf(const std::string &message) : Error(Status, message) {}
-};
-
-using InvalidArgument = ErrorOf<KVC_E_INVALID_ARGUMENT>;
-using InvalidHandle = ErrorOf<KVC_E_HANDLE>;  // closed, or moved from
-using OutOfMemory = ErrorOf<KVC_E_OUT_OF_MEMORY>;
-using NotSupported = ErrorOf<KVC_E_NOT_SUPPORTED>;
-using BadState = ErrorOf<KVC_E_BAD_STATE>;
-using Busy = ErrorOf<KVC_E_BUSY>;
-using ShapeError = ErrorOf<KVC_E_SHAPE>;
-using DtypeError = ErrorOf<KVC_E_DTYPE>;
-using SizeOverflow = ErrorOf<KVC_E_OVERFLOW>;
-using VersionMismatch = ErrorOf<KVC_E_VERSION>;
-using CacheFull = ErrorOf<KVC_E_CACHE_FULL>;
-using WindowLost = ErrorOf<KVC_E_WINDOW_LOST>;
-using NotFound = ErrorOf<KVC_E_NOT_FOUND>;
-using StateShapeError = ErrorOf<KVC_E_INVALID_RECURRENT_SHAPE>;
-using DeviceFailure = ErrorOf<KVC_E_DEVICE>;
-using DeviceMismatch = ErrorOf<KVC_E_DEVICE_MISMATCH>;
-using BackendUnavailable = ErrorOf<KVC_E_BACKEND_UNAVAILABLE>;
-using InternalError = ErrorOf<KVC_E_INTERNAL>;
-
-// Throws the Error of a status; a status without a type of its own is thrown as a plain Error.
-[[noreturn]] inline void raise(kvc_status status, const std::string &message) {
-  switch (status) {
-    case KVC_E_INVALID_ARGUMENT: throw InvalidArgument(message);
-    case KVC_E_HANDLE: throw InvalidHandle(message);
-    case KVC_E_OUT_OF_MEMORY: throw OutOfMemory(message);
-    case KVC_E_NOT_SUPPORTED: throw NotSupported(message);
-    case KVC_E_BAD_STATE: throw BadState(message);
-    case KVC_E_BUSY: throw Busy(message);
-    case KVC_E_SHAPE: throw ShapeError(message);
-    case KVC_E_DTYPE: throw DtypeError(message);
-    case KVC_E_OVERFLOW: throw SizeOverflow(message);
-    case KVC_E_VERSION: throw VersionMismatch(message);
-    case KVC_E_CACHE_FULL: throw CacheFull(message);
-    case KVC_E_WINDOW_LOST: throw WindowLost(message);
-    case KVC_E_NOT_FOUND: throw NotFound(message);
-    case KVC_E_INVALID_RECURRENT_SHAPE: throw StateShapeError(message);
-    case KVC_E_DEVICE: throw DeviceFailure(message);
-    case KVC_E_DEVICE_MISMATCH: throw DeviceMismatch(message);
-    case KVC_E_BACKEND_UNAVAILABLE: throw BackendUnavailable(message);
-    case KVC_E_INTERNAL: throw InternalError(message);
-    default: throw Error(status, message);
-  }
-}
-
-// Throws if a C function failed; for callers that mix both APIs: kvc::check(kvc_commit(cache.handle())).
-inline void check(kvc_status status) {
-  if (status == KVC_OK) return;
-  char message[512];
-  kvc_last_error_copy(message, sizeof message);
-  raise(status, message);
-}
-
-// Throws if a library with this version number is not the one that these headers describe. Device calls it.
-inline void check_version(std::uint32_t library) {
-  const auto text = [](std::uint32_t number) {
-    return std::to_string(number >> 16) + "." + std::to_string(number >> 8 & 0xff);
-  };
-  if (library >> 8 != KVC_VERSION_NUMBER >> 8)
-    raise(KVC_E_VERSION, "compiled for kvc " + text(KVC_VERSION_NUMBER) + ", loaded kvc " + text(library) +
-                             ": load the library of the headers, or compile again with the headers of the library");
-}
 
 // ---- Descriptors: the C structs, with struct_size set and all else at its default -----------------------------------
 
@@ -185,75 +99,7 @@ struct RopeDesc : kvc_rope_desc {
   RopeDesc() noexcept : kvc_rope_desc(KVC_ROPE_DESC_INIT) {}
 };
 
-// ---- Tensors: views of memory on the CPU that the caller owns -------------------------------------------------------
-
-// A view that kvc writes to. float means KVC_F32; pass 16-bit elements with their type. A vector may be longer than the shape
-// asks, not shorter (InvalidArgument), and must not be resized while the view is used. Rows are dense; for strides fill in a
-// kvc_tensor yourself.
-class Tensor {
- public:
-  using Shape = std::initializer_list<std::int64_t>;
-
-  Tensor(float *data, Shape shape) : Tensor(data, KVC_F32, shape) {}
-  Tensor(bool *data, Shape shape) : Tensor(data, KVC_BOOL, shape) {
-    static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");
-  }
-  Tensor(void *data, std::uint32_t dtype, Shape shape) {
-    const std::int64_t none = 0;  // the list may be a null pointer when it is empty
-    check(kvc_tensor_dense(data, dtype, static_cast<std::int32_t>(shape.size()), shape.size() > 0 ? shape.begin() : &none,
-                           &view_));
-  }
-  Tensor(std::vector<float> &data, Shape shape) : Tensor(data, KVC_F32, shape) {}
-  template <typename Element>
-  Tensor(std::vector<Element> &data, std::uint32_t dtype, Shape shape) : Tensor(data.data(), dtype, shape) {
-    check_fits(data.size(), sizeof(Element));
-  }
-  Tensor(const kvc_tensor &view) noexcept : view_(view) {}
-
-  kvc_tensor *get() noexcept { return &view_; }
-  const kvc_tensor *get() const noexcept { return &view_; }
-
- private:
-  friend class ConstTensor;
-  void check_fits(std::size_t n_elements, std::size_t element_bytes) const {
-    const std::size_t dtype_bytes = (view_.dtype >> 8 & 0xff) / 8;
-    if (element_bytes != dtype_bytes)
-      raise(KVC_E_INVALID_ARGUMENT, "the vector's elements have " + std::to_string(element_bytes) + " bytes, those of dtype " +
-                                        std::to_string(dtype_bytes));
-    std::size_t needed = 1;
-    for (std::int32_t d = 0; d < view_.ndim; ++d) needed *= static_cast<std::size_t>(view_.shape[d]);
-    if (n_elements < needed)
-      raise(KVC_E_INVALID_ARGUMENT, "the vector has " + std::to_string(n_elements) + " elements, the shape takes " +
-                                        std::to_string(needed));
-  }
-
-  kvc_tensor view_;
-};
-
-// A view that kvc only reads. A mask is bool, or bytes with the type KVC_BOOL.
-class ConstTensor {
- public:
-  using Shape = Tensor::Shape;
-
-  ConstTensor(const float *data, Shape shape) : ConstTensor(data, KVC_F32, shape) {}
-  ConstTensor(const bool *data, Shape shape) : ConstTensor(data, KVC_BOOL, shape) {
-    static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");
-  }
-  ConstTensor(const void *data, std::uint32_t dtype, Shape shape)
-      : view_(const_cast<void *>(data), dtype, shape) {}  // the C struct has one pointer for both
-  ConstTensor(const std::vector<float> &data, Shape shape) : ConstTensor(data, KVC_F32, shape) {}
-  template <typename Element>
-  ConstTensor(const std::vector<Element> &data, std::uint32_t dtype, Shape shape) : ConstTensor(data.data(), dtype, shape) {
-    view_.check_fits(data.size(), sizeof(Element));
-  }
-  ConstTensor(const Tensor &view) noexcept : view_(view) {}
-  ConstTensor(const kvc_tensor &view) noexcept : view_(view) {}
-
-  const kvc_tensor *get() const noexcept { return view_.get(); }
-
- private:
-  Tensor view_;
-};
+// ---- What calls take and return -------------------------------------------------------------------------------------
 
 // What one attention call takes and returns besides q and out; see kvc_attention_extra. Empty: not wanted.
 struct AttentionExtra {
