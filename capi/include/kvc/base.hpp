@@ -104,11 +104,12 @@ inline void check_version(std::uint32_t library) {
 
 // A view that kvc writes to. float means KVC_F32; pass 16-bit elements with their type. A vector may be longer than the shape
 // asks, not shorter (InvalidArgument), and must not be resized while the view is used. Rows are dense; for strides fill in a
-// kvc_tensor yourself.
+// kvc_tensor yourself. {} is no tensor, for calls that can do without one.
 class Tensor {
  public:
   using Shape = std::initializer_list<std::int64_t>;
 
+  Tensor() noexcept : view_(), present_(false) {}
   Tensor(float *data, Shape shape) : Tensor(data, KVC_F32, shape) {}
   Tensor(bool *data, Shape shape) : Tensor(data, KVC_BOOL, shape) {
     static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");
@@ -125,8 +126,9 @@ class Tensor {
   }
   Tensor(const kvc_tensor &view) noexcept : view_(view) {}
 
-  kvc_tensor *get() noexcept { return &view_; }
-  const kvc_tensor *get() const noexcept { return &view_; }
+  // Null for {}.
+  kvc_tensor *get() noexcept { return present_ ? &view_ : nullptr; }
+  const kvc_tensor *get() const noexcept { return present_ ? &view_ : nullptr; }
 
  private:
   friend class ConstTensor;
@@ -143,13 +145,15 @@ class Tensor {
   }
 
   kvc_tensor view_;
+  bool present_ = true;
 };
 
-// A view that kvc only reads. A mask is bool, or bytes with the type KVC_BOOL.
+// A view that kvc only reads. A mask is bool, or bytes with the type KVC_BOOL. {} is no tensor.
 class ConstTensor {
  public:
   using Shape = Tensor::Shape;
 
+  ConstTensor() noexcept = default;
   ConstTensor(const float *data, Shape shape) : ConstTensor(data, KVC_F32, shape) {}
   ConstTensor(const bool *data, Shape shape) : ConstTensor(data, KVC_BOOL, shape) {
     static_assert(sizeof(bool) == 1, "KVC_BOOL is a byte");

@@ -1,13 +1,13 @@
 // kvc/kvc.hpp: the C API for C++17 and later, with owners, guards and exceptions. Header only.
 //
-// Each member function calls the C function of the same name; the C headers (cache.h, attention.h, encoder.h, recurrent.h,
-// wrapper.h) document what it does, what it costs and what it requires. This header adds four things:
+// Each member function calls the C function of the same name; the C headers (cache.h, attention.h, storage.h, encoder.h,
+// recurrent.h, wrapper.h) document what it does, what it costs and what it requires. This header adds four things:
 //
 //   owners      Device and Cache destroy what they own; they can be moved and not copied
 //   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception restores the cache
 //   exceptions  a failing call throws Error, which holds the status and the message. Each status that a program may want to
 //               handle has a type of its own: CacheFull, WindowLost …
-//   tensors     built from a pointer or a vector, and a shape: {k, {n_tokens, n_kv_heads, head_dim}}
+//   tensors     built from a pointer or a vector, and a shape: {k, {n_tokens, n_kv_heads, head_dim}}; {}: none
 //
 //   kvc::CacheDesc desc;
 //   desc.n_layers = 30, desc.n_kv_heads = 3, desc.head_dim_k = 64;
@@ -22,7 +22,7 @@
 //     pass.commit();
 //   }
 //
-// It includes base.hpp (errors and tensors).
+// It includes base.hpp (errors and tensors) and storage.hpp (codecs of storage types).
 //
 // Threads: as in C. Const member functions of one cache may overlap each other; all others are exclusive. An overlap that
 // breaks this rule throws Busy. Different caches are independent.
@@ -50,6 +50,7 @@
 #include <vector>
 
 #include "base.hpp"
+#include "storage.hpp"
 
 namespace kvc {
 inline namespace api_0_2 {
@@ -110,6 +111,11 @@ struct AttentionExtra {
 // Keys and values of one layer.
 struct KeyValueViews {
   kvc_tensor k, v;
+};
+
+// Codes and scales of one layer. Scales that are not stored have null data and no dimensions.
+struct CodeViews {
+  kvc_tensor k, k_scales, v, v_scales;
 };
 
 // The cells that the columns of views, masks, biases and weights stand for: column i is cell first_cell + i.
@@ -246,6 +252,11 @@ class Cache {
     check(kvc_bind_rope(handle_, layer_begin, layer_end, &desc, frequency_factors));
   }
 
+  // Of f8 keys and values: one for each KV head, copied. Null: stay as they are.
+  void bind_scales(std::int32_t layer_begin, std::int32_t layer_end, const float *k_scales, const float *v_scales) {
+    check(kvc_bind_scales(handle_, layer_begin, layer_end, k_scales, v_scales));
+  }
+
   // `function` and `user` must stay valid until the cache is destroyed or another function is bound.
   void bind_shift(kvc_shift_function function, void *user) { check(kvc_bind_shift(handle_, function, user)); }
 
@@ -279,6 +290,7 @@ class Cache {
     if (status != KVC_E_CACHE_FULL) check(status);
     return status == KVC_OK;
   }
+  // With KVC_CACHE_V_IN_K v is {}, here and in put_attention().
   void put(std::int32_t layer, const ConstTensor &k, const ConstTensor &v) {
     check(kvc_put(handle_, layer, k.get(), v.get()));
   }
@@ -296,6 +308,11 @@ class Cache {
                      AttentionExtra extra) {
     const kvc_attention_extra pointers = pointers_to(extra);
     check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), &pointers));
+  }
+  // What a cache of the same storage stored. Scales that are not stored are {}, and with KVC_CACHE_V_IN_K all of v.
+  void put_codes(std::int32_t layer, const ConstTensor &k, const ConstTensor &k_scales, const ConstTensor &v,
+                 const ConstTensor &v_scales) {
+    check(kvc_put_codes(handle_, layer, k.get(), k_scales.get(), v.get(), v_scales.get()));
   }
   // The tokens of the batch, by index, that also see later tokens.
   void set_causal(const std::vector<std::int32_t> &except) {
@@ -426,12 +443,26 @@ class Cache {
     return found;
   }
 
-  // Reading, for callers with kernels of their own. The views last until the pass ends.
+  // Reading, for callers with kernels of their own. The views last until the pass ends. get() lends f32, f16 and bf16, in which
+  // keys are rotated as far as they owe; get_codes() lends every storage type as it is; get_copy() decodes every storage type.
   KeyValueViews get(std::int32_t layer) {
     KeyValueViews views{};
     check(kvc_get(handle_, layer, &views.k, &views.v));
     return views;
   }
+  CodeViews get_codes(std::int32_t layer) {
+    CodeViews views{};
+    check(kvc_get_codes(handle_, layer, &views.k, &views.k_scales, &views.v, &views.v_scales));
+    return views;
+  }
+  // The shapes that get_copy() needs, [history, n_kv_heads, head_dim], as f32; data is null.
+  KeyValueViews copy_shapes(std::int32_t layer) {
+    KeyValueViews shapes{};
+    check(kvc_get_copy(handle_, layer, &shapes.k, &shapes.v));
+    return shapes;
+  }
+  // A k or v that is not wanted is {}.
+  void get_copy(std::int32_t layer, Tensor k, Tensor v) { check(kvc_get_copy(handle_, layer, k.get(), v.get())); }
   History history(std::int32_t layer) {
     History range;
     check(kvc_history(handle_, layer, &range.first_cell, &range.n_cells));
