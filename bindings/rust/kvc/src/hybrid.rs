@@ -2,6 +2,7 @@ use crate::cache::Cache;
 use crate::descriptors::{CacheDesc, Kind};
 use crate::device::Device;
 use crate::error::{Error, Result, Status};
+use crate::tensor::DType;
 use kvc_sys as sys;
 
 /// What one layer of a model needs of a cache, for [`Cache::from_layers`]. A layer of the model that
@@ -14,10 +15,39 @@ pub struct Layer {
     pub kind: Kind,
 }
 
+impl Layer {
+    /// Replaces each 0 that stands for F32, or for another number of the same description, by what it
+    /// stands for. A 0 that a cache needs stays, so that what it refuses is refused.
+    fn spelled_out(&self) -> Layer {
+        let mut layer = self.clone();
+        let type_of = |dtype: DType| match dtype {
+            DType(0) => DType::F32,
+            dtype => dtype,
+        };
+        match &mut layer.kind {
+            Kind::Recurrent(recurrent) => {
+                recurrent.dtype_state = type_of(recurrent.dtype_state);
+                recurrent.dtype_conv = type_of(recurrent.dtype_conv);
+            }
+            Kind::Causal(_) | Kind::Encoder(_) => {
+                let desc = &mut layer.desc;
+                desc.dtype_k = type_of(desc.dtype_k);
+                if !desc.v_in_k {
+                    desc.dtype_v = type_of(desc.dtype_v);
+                }
+                if desc.head_dim_v == 0 {
+                    desc.head_dim_v = desc.head_dim_k;
+                }
+            }
+        }
+        layer
+    }
+}
+
 impl Cache {
     /// Makes the caches that the layers of a model need, and one of them all, whose layer `i` is the
-    /// `i`-th. Equal layers share a cache. [`Cache::children`] has the caches, in the order in which
-    /// the layers name them first.
+    /// `i`-th. Equal layers share a cache; a type or a head size of 0 equals what it stands for.
+    /// [`Cache::children`] has the caches, in the order in which the layers name them first.
     ///
     /// Windows beside full layers, five to one, as in Gemma 3:
     ///
@@ -134,26 +164,41 @@ impl Cache {
 
 /// The caches that some layers need.
 struct Plan<'l> {
-    /// Each layer that differs from those before it, and how many are equal to it.
-    different: Vec<(&'l Layer, i32)>,
+    different: Vec<Different<'l>>,
     places: Vec<(usize, i32)>,
+}
+
+/// A layer that differs from those before it.
+struct Different<'l> {
+    layer: &'l Layer,
+    /// What others are compared with.
+    spelled_out: Layer,
+    /// How many are equal to it, with itself.
+    n: i32,
 }
 
 impl<'l> Plan<'l> {
     fn new(layers: impl IntoIterator<Item = &'l Layer>) -> Result<Plan<'l>> {
-        let (mut different, mut places) = (Vec::<(&Layer, i32)>::new(), Vec::new());
+        let (mut different, mut places) = (Vec::<Different>::new(), Vec::new());
         for (i, layer) in layers.into_iter().enumerate() {
             if layer.desc.n_layers != 0 {
                 let n = layer.desc.n_layers;
                 let message = format!("layer {i} has n_layers {n}, not 0: they are counted");
                 return Err(refused(message));
             }
-            let known = different.iter().position(|&(other, _)| other == layer);
+            let spelled_out = layer.spelled_out();
+            let known = different
+                .iter()
+                .position(|other| other.spelled_out == spelled_out);
             let child = known.unwrap_or(different.len());
             if known.is_none() {
-                different.push((layer, 0));
+                different.push(Different {
+                    layer,
+                    spelled_out,
+                    n: 0,
+                });
             }
-            let n = &mut different[child].1;
+            let n = &mut different[child].n;
             places.push((child, *n));
             *n += 1;
         }
@@ -178,9 +223,9 @@ impl<'l> Plan<'l> {
         make: impl Fn(&CacheDesc, &Kind) -> Result<T> + 'p,
     ) -> impl Iterator<Item = Result<T>> + 'p {
         let caches = self.different.iter().enumerate();
-        caches.map(move |(child, &(layer, n_layers))| {
-            let desc = layer.desc.clone();
-            make(&CacheDesc { n_layers, ..desc }, &layer.kind).map_err(|error| {
+        caches.map(move |(child, different)| {
+            let (desc, n_layers) = (different.layer.desc.clone(), different.n);
+            make(&CacheDesc { n_layers, ..desc }, &different.layer.kind).map_err(|error| {
                 let first = self.places.iter().position(|place| *place == (child, 0));
                 let first = first.expect("a cache has layers");
                 let message = format!("layer {first}: {}", error.message);

@@ -271,6 +271,52 @@ fn equal_layers_share_a_cache() {
 }
 
 #[test]
+fn layers_that_differ_in_how_a_default_is_written_share_a_cache() {
+    let kinds = [window_kind(), Kind::Encoder(EncoderDesc::default())];
+    for kind in kinds {
+        let short = Layer {
+            desc: desc(0),
+            kind,
+        };
+        let mut long = short.clone();
+        long.desc.dtype_k = DType::F32;
+        long.desc.dtype_v = DType::F32;
+        long.desc.head_dim_v = DIM as i32;
+        let cache = Cache::from_layers(&device(), [&short, &long, &short]).unwrap();
+        assert_eq!((cache.children().len(), cache.owner(2)), (1, Some((0, 2))));
+        long.desc.dtype_v = DType::F16;
+        let cache = Cache::from_layers(&device(), [&short, &long]).unwrap();
+        assert_eq!(cache.children().len(), 2);
+    }
+    let bounds = CacheDesc {
+        max_batch: 8,
+        ..Default::default()
+    };
+    let states = |dtype| {
+        Kind::Recurrent(RecurrentDesc {
+            state_size: 4,
+            conv_channels: 2,
+            conv_dim: 3,
+            dtype_state: dtype,
+            dtype_conv: dtype,
+            ..Default::default()
+        })
+    };
+    let [short, mut long] = [DType(0), DType::F32].map(|dtype| Layer {
+        desc: bounds.clone(),
+        kind: states(dtype),
+    });
+    let cache = Cache::from_layers(&device(), [&short, &long]).unwrap();
+    assert_eq!(cache.children().len(), 1);
+    long.desc.dtype_k = DType::F32; // states have no keys: not hidden behind the layer before it
+    fails(
+        Cache::from_layers(&device(), [&short, &long]),
+        Status::INVALID_ARGUMENT,
+        "layer 1: ",
+    );
+}
+
+#[test]
 fn layers_that_make_no_model_are_refused() {
     let status = Status::INVALID_ARGUMENT;
     fails(Cache::from_layers(&device(), []), status, "no layers");
