@@ -11,6 +11,10 @@ namespace {
 
 constexpr size_t longest_descriptor = 4096;  // no descriptor will ever be longer: a larger number is garbage
 
+Status check_one(const char* name, uint32_t dtype, uint32_t wanted) {
+  return dtype == wanted ? Status::ok : wrong_dtype(name, dtype, dtype_name(wanted));
+}
+
 Status check_elements(const char* name, uint32_t dtype, Elements elements) {
   const bool is_float = dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16;
   switch (elements) {
@@ -22,6 +26,12 @@ Status check_elements(const char* name, uint32_t dtype, Elements elements) {
     case Elements::mask:
       if (dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BOOL) return Status::ok;
       return wrong_dtype(name, dtype, "f32, f16 or bool");
+    case Elements::i8: return check_one(name, dtype, KVC_I8);
+    case Elements::u8: return check_one(name, dtype, KVC_U8);
+    case Elements::f16: return check_one(name, dtype, KVC_F16);
+    case Elements::bf16: return check_one(name, dtype, KVC_BF16);
+    case Elements::f8_e4m3: return check_one(name, dtype, KVC_F8_E4M3);
+    case Elements::f8_e5m2: return check_one(name, dtype, KVC_F8_E5M2);
   }
   __builtin_unreachable();
 }
@@ -112,18 +122,6 @@ Status check_memory(const char* name, const kvc_tensor& t) {
   return Status::ok;
 }
 
-bool is_reserved_storage(uint32_t dtype) {
-  switch (dtype) {
-    case KVC_F8_E4M3:
-    case KVC_F8_E5M2:
-    case KVC_Q8_0:
-    case KVC_Q4_0:
-    case KVC_INT8:
-    case KVC_NF4: return true;
-    default: return false;
-  }
-}
-
 }  // namespace
 
 Status wrong_struct_size(const char* name, uint32_t struct_size, const char* side, size_t bound) {
@@ -161,16 +159,44 @@ Status read_storage_type(const char* name, uint32_t dtype, StorageType* out) {
     case KVC_F32: *out = StorageType::f32; return Status::ok;
     case KVC_F16: *out = StorageType::f16; return Status::ok;
     case KVC_BF16: *out = StorageType::bf16; return Status::ok;
+    case KVC_F8_E4M3: *out = StorageType::f8_e4m3; return Status::ok;
+    case KVC_F8_E5M2: *out = StorageType::f8_e5m2; return Status::ok;
+    case KVC_Q8_0: *out = StorageType::q8_0; return Status::ok;
+    case KVC_Q4_0: *out = StorageType::q4_0; return Status::ok;
+    case KVC_INT8: *out = StorageType::int8; return Status::ok;
+    case KVC_NF4: *out = StorageType::nf4; return Status::ok;
     default: break;
   }
-  return is_reserved_storage(dtype) ? Status::ok : wrong_dtype(name, dtype, "f32, f16 or bf16");
+  return wrong_dtype(name, dtype, "f32, f16, bf16, f8_e4m3, f8_e5m2, q8_0, q4_0, int8 or nf4");
 }
 
-Status check_stored(const char* name, uint32_t dtype) {
-  if (!is_reserved_storage(dtype)) return Status::ok;
-  return fail(Status::not_supported,
-              "%s is %s, which is reserved: this version stores f32, f16 and bf16", name,
-              dtype_name(dtype));
+uint32_t dtype_of(StorageType type) {
+  switch (type) {
+    case StorageType::f32: return KVC_F32;
+    case StorageType::f16: return KVC_F16;
+    case StorageType::bf16: return KVC_BF16;
+    case StorageType::f8_e4m3: return KVC_F8_E4M3;
+    case StorageType::f8_e5m2: return KVC_F8_E5M2;
+    case StorageType::q8_0: return KVC_Q8_0;
+    case StorageType::q4_0: return KVC_Q4_0;
+    case StorageType::int8: return KVC_INT8;
+    case StorageType::nf4: return KVC_NF4;
+  }
+  __builtin_unreachable();
+}
+
+Elements elements_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return Elements::f32;
+    case DType::f16: return Elements::f16;
+    case DType::bf16: return Elements::bf16;
+    case DType::boolean: return Elements::boolean;
+    case DType::i8: return Elements::i8;
+    case DType::u8: return Elements::u8;
+    case DType::f8_e4m3: return Elements::f8_e4m3;
+    case DType::f8_e5m2: return Elements::f8_e5m2;
+  }
+  __builtin_unreachable();
 }
 
 Status check_tensor_flags(const char* name, const kvc_tensor& tensor) {
@@ -250,6 +276,12 @@ Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_he
               bounds.max_q_heads);
 }
 
+Status need_no_v(const char* name, const kvc_tensor* v) {
+  if (v == nullptr) return Status::ok;
+  return fail(Status::invalid_argument, "%s must be null: with KVC_CACHE_V_IN_K V is a part of K",
+              name);
+}
+
 int64_t rows_of(const kvc_tensor* k) { return k != nullptr && k->ndim == 3 ? k->shape[0] : 1; }
 
 Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device, int64_t rows,
@@ -260,6 +292,7 @@ Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device,
       3, {rows, bounds.n_kv_heads, bounds.head_dim_v}, "n_tokens, n_kv_heads, head_dim_v"};
   if (Status s = read_tensor("k", k, k_shape, Direction::in, device, &put->k); s != Status::ok)
     return s;
+  if (bounds.v_in_k) return need_no_v("v", v);
   return read_tensor("v", v, v_shape, Direction::in, device, &put->v);
 }
 

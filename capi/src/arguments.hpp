@@ -10,6 +10,7 @@
 #include "kvc/encoder.h"
 #include "kvc/kvc.h"
 #include "kvc/recurrent.h"
+#include "kvc/storage.h"
 
 /// Checks of what callers hand in: descriptors and tensors.
 namespace kvc::capi {
@@ -38,6 +39,10 @@ template <>
 inline constexpr size_t first_size<kvc_sequence_info> = 32;
 template <>
 inline constexpr size_t first_size<kvc_stats> = 48;
+template <>
+inline constexpr size_t first_size<kvc_storage_info> = 32;
+template <>
+inline constexpr size_t first_size<kvc_codec_desc> = 20;
 
 /// "kvc_stats.struct_size is 4, below 48: …"
 Status wrong_struct_size(const char* name, uint32_t struct_size, const char* side, size_t bound);
@@ -80,10 +85,10 @@ void write_output(Output filled, Output* out) {
 /// "k is f64, not f32, f16 or bf16"
 Status wrong_dtype(const char* name, uint32_t dtype, const char* wanted);
 
-/// 0 is f32; what is no storage type is DTYPE. A storage type that this version only reserves leaves `out` alone:
-/// check_stored() returns NOT_SUPPORTED for it.
+/// 0 is f32; what is no storage type is DTYPE.
 Status read_storage_type(const char* name, uint32_t dtype, StorageType* out);
-Status check_stored(const char* name, uint32_t dtype);
+/// The number of a storage type in the ABI.
+uint32_t dtype_of(StorageType type);
 
 enum class Direction { in, out };
 
@@ -93,8 +98,11 @@ struct Expected {
   const char* axes;  // what the extents are, for messages
 };
 
-/// Element types that an argument takes.
-enum class Elements { floats, f32, boolean, mask };
+/// Element types that an argument takes: a set of these, or one type alone.
+enum class Elements { floats, f32, boolean, mask, i8, u8, f16, bf16, f8_e4m3, f8_e5m2 };
+
+/// The one type that an element of codes or scales has.
+Elements elements_of(DType dtype);
 
 /// Flags that no function takes but kvc_gather().
 Status check_tensor_flags(const char* name, const kvc_tensor& tensor);
@@ -116,8 +124,11 @@ void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out);
 Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_heads);
 
 struct KeysAndValues {
-  Tensor k, v;
+  Tensor k, v;  // v without data where it is a part of k
 };
+
+/// With V in K there is no v to put.
+Status need_no_v(const char* name, const kvc_tensor* v);
 
 /// How many rows k has for a put; 1 where it has no shape, which read_keys_and_values() refuses.
 int64_t rows_of(const kvc_tensor* k);

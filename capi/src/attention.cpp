@@ -269,7 +269,9 @@ kvc_status kvc_get(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_tensor* v
   return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
       cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
         kvc::Tensor view_k, view_v;
-        if (Status s = c.get(own, &view_k, &view_v); s != Status::ok) return s;
+        const Status lent = c.get(own, k == nullptr ? nullptr : &view_k,
+                                  v == nullptr ? nullptr : &view_v);
+        if (lent != Status::ok) return lent;
         if (k != nullptr) kvc::capi::write_view(view_k, c.holder().device(), k);
         if (v != nullptr) kvc::capi::write_view(view_v, c.holder().device(), v);
         return Status::ok;

@@ -10,6 +10,10 @@ static_assert(sizeof(kvc_tensor) == 168);
 static_assert(static_cast<kvc_status>(kvc::Status::cache_full) == KVC_E_CACHE_FULL);
 static_assert(static_cast<kvc_status>(kvc::Status::internal) == KVC_E_INTERNAL);
 static_assert(static_cast<uint32_t>(kvc::DType::bf16) == KVC_BF16);
+static_assert(static_cast<uint32_t>(kvc::DType::i8) == KVC_I8);
+static_assert(static_cast<uint32_t>(kvc::DType::u8) == KVC_U8);
+static_assert(static_cast<uint32_t>(kvc::DType::f8_e4m3) == KVC_F8_E4M3);
+static_assert(static_cast<uint32_t>(kvc::DType::f8_e5m2) == KVC_F8_E5M2);
 
 namespace {
 

@@ -4,7 +4,7 @@
 #include "capi/src/arguments.hpp"
 #include "capi/src/inside.hpp"
 
-/// The constants of the model: what kvc_bind_attention(), kvc_bind_rope() and kvc_bind_shift() take.
+/// The constants of the model: what kvc_bind_attention(), kvc_bind_rope(), kvc_bind_scales() and kvc_bind_shift() take.
 namespace kvc::capi {
 namespace {
 
@@ -155,13 +155,45 @@ Status bind_rope(const LayerRange& layers, const kvc_rope_desc* desc, const floa
     return read_rope(d, factors, cache.bounds().head_dim_k, &settings);
   });
   if (invalid != Status::ok) return invalid;
-  const Status refused = layers.each_owner(
-      [](Cache& cache) { return cache.positioned_keys()->check_rope_may_be_bound(); });
+  const Status refused = layers.each_owner([&](Cache& cache) {
+    // What its dimensions come to may be the owner's; it was read above without a refusal.
+    const Status read = read_rope(d, factors, cache.bounds().head_dim_k, &settings);
+    return read == Status::ok ? cache.positioned_keys()->check_rope(settings) : read;
+  });
   if (refused != Status::ok) return refused;
   layers.each_part([&](Cache& cache, int32_t begin, int32_t end) {
-    // The number of dimensions may be the owner's; it was read above without a refusal.
     if (read_rope(d, factors, cache.bounds().head_dim_k, &settings) == Status::ok)
       cache.positioned_keys()->bind_rope(begin, end, settings);
+  });
+  return Status::ok;
+}
+
+Status check_f8_scales(const char* name, const float* scales, int32_t n) {
+  const float most = std::ldexp(1.0f, constant_exponent);
+  for (int32_t i = 0; scales != nullptr && i < n; ++i) {
+    if (scales[i] >= 1 / most && scales[i] <= most) continue;
+    return fail(Status::invalid_argument, "%s[%d] is %g; it must be from 2^-%d to 2^%d", name, i,
+                static_cast<double>(scales[i]), constant_exponent, constant_exponent);
+  }
+  return Status::ok;
+}
+
+Status bind_scales(const LayerRange& layers, const float* k_scales, const float* v_scales) {
+  if (Status s = check_owners<OfKeyValues>(layers); s != Status::ok) return s;
+  if (Status s = layers.check(); s != Status::ok) return s;
+  if (!layers.has_owner()) return layers.check_idle();
+  const Status invalid = layers.each_owner([&](const Cache& cache) {
+    const int32_t n = cache.bounds().n_kv_heads;
+    if (Status s = check_f8_scales("k_scales", k_scales, n); s != Status::ok) return s;
+    return check_f8_scales("v_scales", v_scales, n);
+  });
+  if (invalid != Status::ok) return invalid;
+  const Status refused = layers.each_owner([&](const Cache& cache) {
+    return cache.key_values()->check_scales(k_scales != nullptr, v_scales != nullptr);
+  });
+  if (refused != Status::ok) return refused;
+  layers.each_part([&](Cache& cache, int32_t begin, int32_t end) {
+    cache.key_values()->bind_scales(begin, end, k_scales, v_scales);
   });
   return Status::ok;
 }
@@ -205,6 +237,13 @@ kvc_status kvc_bind_rope(kvc_cache* cache, int32_t layer_begin, int32_t layer_en
                          const kvc_rope_desc* desc, const float* frequency_factors) noexcept {
   return kvc::capi::with_object(cache, [&](CacheObject& object, Cache&) {
     return kvc::capi::bind_rope(LayerRange(object, layer_begin, layer_end), desc, frequency_factors);
+  });
+}
+
+kvc_status kvc_bind_scales(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
+                           const float* k_scales, const float* v_scales) noexcept {
+  return kvc::capi::with_object(cache, [&](CacheObject& object, Cache&) {
+    return kvc::capi::bind_scales(LayerRange(object, layer_begin, layer_end), k_scales, v_scales);
   });
 }
 

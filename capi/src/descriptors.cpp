@@ -10,27 +10,10 @@
 namespace kvc::capi {
 namespace {
 
-constexpr uint64_t cache_flags = KVC_CACHE_STRICT | KVC_CACHE_ZERO_ON_FREE | KVC_CACHE_PREFAULT;
-constexpr uint64_t reserved_flags = KVC_CACHE_ROTATE_K | KVC_CACHE_ROTATE_V |
-                                    KVC_CACHE_INTERLEAVED | KVC_CACHE_V_IN_K;
-
-/// What the header reserves and this version lacks.
-Status check_reserved(const kvc_cache_desc& d) {
-  if (Status s = check_stored("dtype_k", d.dtype_k); s != Status::ok) return s;
-  if (Status s = check_stored("dtype_v", d.dtype_v); s != Status::ok) return s;
-  struct Reserved {
-    uint64_t flag;
-    const char* name;
-  };
-  for (const Reserved& reserved :
-       {Reserved{KVC_CACHE_ROTATE_K, "the flag KVC_CACHE_ROTATE_K"},
-        Reserved{KVC_CACHE_ROTATE_V, "the flag KVC_CACHE_ROTATE_V"},
-        Reserved{KVC_CACHE_INTERLEAVED, "the flag KVC_CACHE_INTERLEAVED"},
-        Reserved{KVC_CACHE_V_IN_K, "the flag KVC_CACHE_V_IN_K"}}) {
-    if ((d.flags & reserved.flag) != 0) return not_implemented(reserved.name);
-  }
-  return Status::ok;
-}
+constexpr uint64_t key_flags = KVC_CACHE_ROTATE_K | KVC_CACHE_ROTATE_V | KVC_CACHE_INTERLEAVED |
+                               KVC_CACHE_V_IN_K;
+constexpr uint64_t cache_flags = KVC_CACHE_STRICT | KVC_CACHE_ZERO_ON_FREE | KVC_CACHE_PREFAULT |
+                                 key_flags;
 
 /// A recurrent cache holds states: whatever describes keys and values must be 0.
 Status check_no_keys(const kvc_cache_desc& d) {
@@ -38,15 +21,45 @@ Status check_no_keys(const kvc_cache_desc& d) {
     const char* name;
     int64_t value;
   };
-  for (const Field& field : {Field{"n_kv_heads", d.n_kv_heads}, Field{"head_dim_k", d.head_dim_k},
-                             Field{"head_dim_v", d.head_dim_v}, Field{"dtype_k", d.dtype_k},
-                             Field{"dtype_v", d.dtype_v}, Field{"capacity", d.capacity},
-                             Field{"cells", d.cells}, Field{"max_q_heads", d.max_q_heads}}) {
+  for (const Field& field :
+       {Field{"n_kv_heads", d.n_kv_heads}, Field{"head_dim_k", d.head_dim_k},
+        Field{"head_dim_v", d.head_dim_v}, Field{"dtype_k", d.dtype_k}, Field{"dtype_v", d.dtype_v},
+        Field{"capacity", d.capacity}, Field{"cells", d.cells}, Field{"max_q_heads", d.max_q_heads},
+        Field{"block_k", d.block_k}, Field{"block_v", d.block_v}, Field{"v_first", d.v_first}}) {
     if (field.value == 0) continue;
     return fail(Status::invalid_argument,
                 "%s is %lld; it must be 0: a recurrent cache holds no keys and values", field.name,
                 static_cast<long long>(field.value));
   }
+  if ((d.flags & key_flags) == 0) return Status::ok;
+  return fail(Status::invalid_argument,
+              "kvc_cache_desc.flags 0x%llx say how keys and values are stored: a recurrent cache "
+              "holds none",
+              static_cast<unsigned long long>(d.flags & key_flags));
+}
+
+/// How K and V are stored.
+Status read_storage(const kvc_cache_desc& d, CacheBounds* bounds) {
+  if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
+    return s;
+  if (Status s = read_storage_type("dtype_v", d.dtype_v, &bounds->type_v); s != Status::ok)
+    return s;
+  bounds->block_k = d.block_k;
+  bounds->block_v = d.block_v;
+  bounds->v_first = d.v_first;
+  bounds->rotate_k = (d.flags & KVC_CACHE_ROTATE_K) != 0;
+  bounds->rotate_v = (d.flags & KVC_CACHE_ROTATE_V) != 0;
+  bounds->interleaved = (d.flags & KVC_CACHE_INTERLEAVED) != 0;
+  bounds->v_in_k = (d.flags & KVC_CACHE_V_IN_K) != 0;
+  if (!bounds->v_in_k) return Status::ok;
+  if (d.dtype_v != 0 || d.block_v != 0) {
+    return fail(
+        Status::invalid_argument,
+        "dtype_v is %s and block_v %d; with KVC_CACHE_V_IN_K both must be 0: V is a part of "
+        "K's rows",
+        words_for_dtype(d.dtype_v).text, d.block_v);
+  }
+  bounds->type_v = bounds->type_k;
   return Status::ok;
 }
 
@@ -58,24 +71,16 @@ Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
                 "KVC_CAUSAL, KVC_ENCODER and KVC_RECURRENT",
                 d.kind, KVC_CAUSAL, KVC_LIGHTNING);
   request->kind = static_cast<CacheKind>(d.kind);
-  if (d.block_k != 0 || d.block_v != 0 || d.v_first != 0) {
-    return fail(
-        Status::invalid_argument,
-        "block_k %d, block_v %d, v_first %d: no storage type of this version uses them, so all "
-        "must be 0",
-        d.block_k, d.block_v, d.v_first);
-  }
-  if (const uint64_t unknown = d.flags & ~(cache_flags | reserved_flags); unknown != 0) {
+  if (const uint64_t unknown = d.flags & ~cache_flags; unknown != 0) {
     return unknown_bits("kvc_cache_desc.flags", unknown,
-                        "KVC_CACHE_STRICT, KVC_CACHE_ZERO_ON_FREE and KVC_CACHE_PREFAULT");
+                        "KVC_CACHE_STRICT, KVC_CACHE_ZERO_ON_FREE, KVC_CACHE_PREFAULT, "
+                        "KVC_CACHE_ROTATE_K, KVC_CACHE_ROTATE_V, KVC_CACHE_INTERLEAVED and "
+                        "KVC_CACHE_V_IN_K");
   }
   if (d.kind == KVC_RECURRENT) {
     if (Status s = check_no_keys(d); s != Status::ok) return s;
   }
-  if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
-    return s;
-  if (Status s = read_storage_type("dtype_v", d.dtype_v, &bounds->type_v); s != Status::ok)
-    return s;
+  if (Status s = read_storage(d, bounds); s != Status::ok) return s;
   bounds->n_layers = d.n_layers;
   bounds->n_kv_heads = d.n_kv_heads;
   bounds->head_dim_k = d.head_dim_k;
@@ -211,8 +216,7 @@ Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequ
   if (request->kind == CacheKind::recurrent) {
     if (Status s = read_recurrent(kind_desc, &request->recurrent); s != Status::ok) return s;
   }
-  if (Status s = check_request(*request); s != Status::ok) return s;
-  return check_reserved(d);
+  return check_request(*request);
 }
 
 }  // namespace kvc::capi

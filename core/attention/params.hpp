@@ -136,15 +136,16 @@ struct StoreCodesParams {
   Tensor v_scales;
 };
 
-/// Rows of a gather: the token at cell[t] of every KV head goes to row t: converted or decoded, rotated back, its key with the pending rotation applied.
+/// Rows of a gather: the token at cell[t] of every KV head goes to row row[t]: converted or decoded, rotated back, its key with the pending rotation applied.
 struct LoadParams {
   LayerStorage storage;
   Rope rope;
   const int32_t* cell = nullptr;  // [n_tokens]; −1: a row of zeros
   const int32_t* offset = nullptr;  // [n_tokens] position − rotated_for, the pending rotation; null: none
+  const int32_t* row = nullptr;  // [n_tokens] no row named twice; null: t
   int32_t n_tokens = 0;
-  Tensor k;  // [n_tokens, n_kv_heads, head_dim_k]; data null: not wanted
-  Tensor v;  // [n_tokens, n_kv_heads, head_dim_v] (a transposed destination is the same view with other strides); data null: not wanted
+  Tensor k;  // [rows, n_kv_heads, head_dim_k]; data null: not wanted
+  Tensor v;  // [rows, n_kv_heads, head_dim_v] (a transposed destination is the same view with other strides); data null: not wanted
 };
 
 /// Cells of one layer that move: row cell to[i] becomes a copy of row from[i] in K and V of every head;

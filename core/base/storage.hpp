@@ -14,6 +14,7 @@ namespace kvc {
 
 enum class StorageType : uint8_t { f32, f16, bf16, f8_e4m3, f8_e5m2, q8_0, q4_0, int8, nf4 };
 inline constexpr int32_t n_storage_types = 9;
+inline constexpr int32_t max_head_dim = 65536;
 
 /// What every row of a type has in common.
 struct StorageFormat {

@@ -88,6 +88,11 @@ class KeyValues {
   /// put_attention() will put this many: what history() returns counts them. 0 takes that back.
   virtual void expect_rows(int64_t) {}
   virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
+  /// Rows as put() would have stored them. Scales of a type without stored ones, and V where it is a part of K, have no data.
+  struct Codes {
+    Tensor k, k_scales, v, v_scales;
+  };
+  virtual Status put_codes(int32_t layer, const Codes& codes) = 0;
   virtual Status attention(int32_t layer, const AttentionTensors& tensors) = 0;
   /// Both, or neither: what attention() would refuse is found before anything is stored.
   virtual Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
@@ -97,11 +102,20 @@ class KeyValues {
   virtual Status check_binding(const AttentionConstants& constants) const = 0;
   virtual void bind_attention(int32_t layer_begin, int32_t layer_end,
                               const AttentionConstants& constants) = 0;
+  /// What f8 codes are multiplied with; null: stays.
+  virtual Status check_scales(bool of_k, bool of_v) const = 0;
+  virtual void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                           const float* v_scales) = 0;
   /// Query heads bound to a layer; 0: never bound.
   virtual int32_t bound_q_heads(int32_t layer) const = 0;
 
   // Reading. Shapes of dense views: the boundary makes kvc_tensor of them.
-  virtual Status get(int32_t layer, Tensor* k, Tensor* v) = 0;
+  virtual Status get(int32_t layer, Tensor* k, Tensor* v) = 0;  // null: not wanted, as below
+  virtual Status get_codes(int32_t layer, Codes* codes) = 0;
+  /// Makes every column of get_copy() one key: history() returns the columns afterwards.
+  virtual Status prepare_copy(int32_t layer) = 0;
+  /// After prepare_copy(): numbers into [history, n_kv_heads, head_dim] tensors; without data: not wanted.
+  virtual Status get_copy(int32_t layer, const Tensor& k, const Tensor& v) = 0;
   virtual Status history(int32_t layer, int32_t* first, int32_t* cells) = 0;  // what dense views span
   virtual DType mask_dtype() const = 0;
   virtual Status mask(int32_t layer, const Tensor& into) = 0;
@@ -121,7 +135,7 @@ class Causality {
 class PositionedKeys {
  public:
   virtual ~PositionedKeys() = default;
-  virtual Status check_rope_may_be_bound() const = 0;
+  virtual Status check_rope(const RopeSettings& settings) const = 0;
   virtual void bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) = 0;
   virtual Status bind_shift(const KeyShift& shift) = 0;
 };

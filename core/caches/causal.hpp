@@ -35,7 +35,7 @@ struct CausalRequest {
 ///
 /// The files: causal.cpp (creation), causal_pass.cpp (begin … abort), causal_sequences.cpp (remove, copies),
 /// causal_shift.cpp (a caller's shift function), causal_attention.cpp (constants, attention), causal_reading.cpp (get, mask,
-/// gather, runs), causal_watching.cpp (stats, digest, check).
+/// gather, runs), causal_copy.cpp (get_codes, get_copy), causal_watching.cpp (stats, digest, check).
 class CausalCache final : public BookedCache<CellBook>,
                           public KeyValues,
                           public Causality,
@@ -69,6 +69,7 @@ class CausalCache final : public BookedCache<CellBook>,
     return Status::ok;
   }
   Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
+  Status put_codes(int32_t layer, const Codes& codes) override;
   Status attention(int32_t layer, const AttentionTensors& tensors) override;
   Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                        const AttentionTensors& tensors) override;
@@ -76,11 +77,17 @@ class CausalCache final : public BookedCache<CellBook>,
   Status check_binding(const AttentionConstants& constants) const override;
   void bind_attention(int32_t layer_begin, int32_t layer_end,
                       const AttentionConstants& constants) override;
-  Status check_rope_may_be_bound() const override;
+  Status check_scales(bool of_k, bool of_v) const override;
+  void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                   const float* v_scales) override;
+  Status check_rope(const RopeSettings& settings) const override;
   void bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) override;
   Status bind_shift(const KeyShift& shift) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
+  Status get_codes(int32_t layer, Codes* codes) override;
+  Status prepare_copy(int32_t layer) override;
+  Status get_copy(int32_t layer, const Tensor& k, const Tensor& v) override;
   Status history(int32_t layer, int32_t* first, int32_t* cells) override;
   DType mask_dtype() const override { return settings_.mask_dtype; }
   Status mask(int32_t layer, const Tensor& into) override;
@@ -100,6 +107,8 @@ class CausalCache final : public BookedCache<CellBook>,
   void carve_host(Carver& carver);
   void carve_device(Carver& carver);
   Status attach();
+  Status still_holds_tokens(const char* call) const;
+  Status check_rope_dims(const RopeSettings& settings) const;
   Status check_keys_may_rotate() const;  // not if the cache was created position-free
 
   // A pass (causal_pass.cpp).
@@ -126,6 +135,8 @@ class CausalCache final : public BookedCache<CellBook>,
   template <class Visit>
   void for_each_pending(Visit visit);
   Status rotate_pending();
+  template <class Split>
+  void for_each_split(Split split);
   void apply(Moves& moves);
   Status span(PassPlan::Span* range);
 

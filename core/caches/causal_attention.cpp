@@ -21,15 +21,39 @@ void CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
   layers_.bind_attention(layer_begin, layer_end, constants);
 }
 
-Status CausalCache::check_rope_may_be_bound() const {
+Status CausalCache::check_scales(bool of_k, bool of_v) const {
+  if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
+  if (!book_.is_empty()) return still_holds_tokens("kvc_bind_scales");
+  return layers_.check_scales(of_k, of_v);
+}
+
+void CausalCache::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                              const float* v_scales) {
+  layers_.bind_scales(layer_begin, layer_end, k_scales, v_scales);
+}
+
+Status CausalCache::still_holds_tokens(const char* call) const {
+  return fail(Status::bad_state,
+              "the cache holds tokens in %d cells: call %s while it is empty, right after "
+              "kvc_cache_create, or empty every sequence with kvc_remove first",
+              book_.rules().n_cells - book_.pool().n_free(), call);
+}
+
+/// With V in K the dims that are V's must not turn: V has no position.
+Status CausalCache::check_rope_dims(const RopeSettings& settings) const {
+  const int32_t v_end = bounds_.v_first + bounds_.head_dim_v;
+  const int32_t end = settings.first_dim + settings.n_dims;
+  if (!bounds_.v_in_k || end <= bounds_.v_first || settings.first_dim >= v_end) return Status::ok;
+  return fail(Status::invalid_argument,
+              "RoPE would turn dims %d to %d, and with KVC_CACHE_V_IN_K dims %d to %d are V, which "
+              "has no position: choose first_dim and n_dims beside them",
+              settings.first_dim, end - 1, bounds_.v_first, v_end - 1);
+}
+
+Status CausalCache::check_rope(const RopeSettings& settings) const {
+  if (Status s = check_rope_dims(settings); s != Status::ok) return s;
   if (Status s = pass_.need_no_pass("RoPE is bound"); s != Status::ok) return s;
-  if (!book_.is_empty()) {
-    return fail(
-        Status::bad_state,
-        "the cache holds tokens in %d cells: call kvc_bind_rope while it is empty, right after "
-        "kvc_cache_create, or empty every sequence with kvc_remove first",
-        book_.rules().n_cells - book_.pool().n_free());
-  }
+  if (!book_.is_empty()) return still_holds_tokens("kvc_bind_rope");
   if (Status s = check_keys_may_rotate(); s != Status::ok) return s;
   if (shift_.run != nullptr) {
     return fail(

@@ -31,6 +31,18 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   return Status::ok;
 }
 
+Status CausalCache::put_codes(int32_t layer, const Codes& codes) {
+  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  const StoreCodesParams store = {layers_[layer].storage, book_.batch_cell(),
+                                  pass_.n_tokens(),       codes.k,
+                                  codes.k_scales,         codes.v,
+                                  codes.v_scales};
+  if (Status s = health_.after(on_device_->store_codes(store)); s != Status::ok) return s;
+  pass_.note_put(layer);
+  return Status::ok;
+}
+
 Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;
   if (Status s = check_arrays("n_except", n_except, {{"except", except}}); s != Status::ok)

@@ -2,6 +2,7 @@
 
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
+#include "core/caches/seen_tokens.hpp"
 #include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
@@ -35,7 +36,10 @@ Status CausalCache::history(int32_t layer, int32_t* first, int32_t* cells) {
 
 Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
-  if (Status s = rotate_pending(); s != Status::ok) return s;
+  if (Status s = layers_.check_lendable(k != nullptr, v != nullptr); s != Status::ok) return s;
+  if (is_plain(bounds_.type_k)) {
+    if (Status s = rotate_pending(); s != Status::ok) return s;
+  }
   int32_t first = 0, cells = 0;
   if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
   const LayerStorage& storage = layers_[layer].storage;
@@ -60,27 +64,13 @@ Status CausalCache::mask(int32_t layer, const Tensor& into) {
 /// Calls visit(sequence, index, token) for every token that the batch sees and whose key has a pending rotation.
 template <class Visit>
 void CausalCache::for_each_pending(Visit visit) {
-  const AttentionPlan& made = plan_.made();
-  const AttentionRow* row = made.rows;
+  const AttentionRow* row = plan_.made().rows;
   for (int32_t t = 0; t < book_.n_in_batch(); ++t) {
     const CellBook::Sequence& sequence = book_.sequence(book_.touched(t));
-    const int32_t count = sequence.tokens.count();
-    // What any row sees, in indexes of the sequence. Its rows may have several lists, which overlap.
-    int32_t kept_begin = count, kept_end = 0, begin = count, end = 0;
-    for (int32_t i = 0; i < sequence.n_added; ++i, ++row) {
-      const int32_t start = count - made.lists[row->list].total;
-      if (row->first_end > 0) {
-        kept_begin = std::min(kept_begin, start);
-        kept_end = std::max(kept_end, start + row->first_end);
-      }
-      begin = std::min(begin, start + row->begin);
-      end = std::max(end, start + row->end);
-    }
+    SeenTokens seen(sequence, plan_.made(), &row);
     if (!sequence.may_be_pending) continue;
-    for (int32_t i = 0; i < count; ++i) {
-      if ((i < kept_begin || i >= kept_end) && (i < begin || i >= end)) continue;
-      const Token token = sequence.tokens.at(i);
-      if (book_.offset_of(token) != 0) visit(book_.touched(t), i, token);
+    while (seen.next()) {
+      if (book_.offset_of(seen.token()) != 0) visit(book_.touched(t), seen.index(), seen.token());
     }
   }
 }
@@ -148,7 +138,7 @@ Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& 
       cell[i] = start + i < stored ? token.cell : -1;
       offset[i] = book_.offset_of(token);
     }
-    const LoadParams load{layer.storage,     layer.constants.rope, cell, offset, n,
+    const LoadParams load{layer.storage,     layer.constants.rope, cell, offset, nullptr, n,
                           k.from_row(start), v.from_row(start)};
     if (Status s = health_.after(on_device_->load(load)); s != Status::ok) return s;
   }

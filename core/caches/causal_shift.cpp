@@ -13,6 +13,13 @@ Status CausalCache::bind_shift(const KeyShift& shift) {
                 "the cache has RoPE (kvc_bind_rope), which moves keys without a function");
   if (shift.run != nullptr) {
     if (Status s = check_keys_may_rotate(); s != Status::ok) return s;
+    if (!is_plain(bounds_.type_k) || bounds_.v_in_k) {
+      return fail(Status::not_supported,
+                  "a shift function rotates keys as they are stored, and %s: bind RoPE "
+                  "(kvc_bind_rope), which leaves stored keys alone",
+                  bounds_.v_in_k ? "with KVC_CACHE_V_IN_K a part of K is V"
+                                 : "the codes of a quantised dtype_k cannot be rotated");
+    }
   }
   shift_ = shift;
   return Status::ok;

@@ -32,6 +32,11 @@ Status EncoderCache::resolve(CacheBounds& bounds, const EncoderRequest& request,
   if (Status s = check_range("inputs", request.inputs, 0, max_count); s != Status::ok) return s;
   if (Status s = resolve_heads(bounds); s != Status::ok) return s;
   if (Status s = resolve_storage(bounds); s != Status::ok) return s;
+  if (bounds.interleaved || bounds.v_in_k) {
+    return fail(Status::not_supported,
+                "an encoder cache (KVC_ENCODER) has no %s: a causal cache (KVC_CAUSAL) has",
+                bounds.interleaved ? "KVC_CACHE_INTERLEAVED" : "KVC_CACHE_V_IN_K");
+  }
   const int64_t wanted = request.inputs > 0 ? request.inputs
                                             : int64_t{bounds.max_sequences} + max_carrying(bounds);
   if (wanted * bounds.capacity > max_count) {

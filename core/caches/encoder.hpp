@@ -47,6 +47,7 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
   Status rows_to_put(int64_t offered, int64_t* rows) const override;
   void expect_rows(int64_t rows) override;
   Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
+  Status put_codes(int32_t layer, const Codes& codes) override;
   Status attention(int32_t layer, const AttentionTensors& tensors) override;
   Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                        const AttentionTensors& tensors) override;
@@ -54,7 +55,13 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
   void bind_attention(int32_t layer_begin, int32_t layer_end,
                       const AttentionConstants& constants) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
+  Status check_scales(bool of_k, bool of_v) const override;
+  void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                   const float* v_scales) override;
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
+  Status get_codes(int32_t layer, Codes* codes) override;
+  Status prepare_copy(int32_t layer) override { return ready_for_layer(layer, true); }
+  Status get_copy(int32_t layer, const Tensor& k, const Tensor& v) override;
   Status history(int32_t layer, int32_t* first, int32_t* cells) override;
   DType mask_dtype() const override { return settings_.mask_dtype; }
   Status mask(int32_t layer, const Tensor& into) override;
@@ -89,6 +96,8 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
   }
   bool any_put(int32_t sequence) const;
   void note_one_less_missing(int32_t layer);
+  template <class Store>
+  Status put_rows(int32_t layer, int32_t sequence, int64_t rows, Store store);
   void set_length(int32_t slot, int32_t length);
   LayerStorage storage_at(int32_t layer, int32_t slot) const;
   Status clear(int32_t layer, int32_t slot, int32_t n);

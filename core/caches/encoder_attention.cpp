@@ -115,6 +115,22 @@ void EncoderCache::expect_rows(int64_t rows) {
   set_length(book_.sequence(sequence).then.slot, static_cast<int32_t>(rows));
 }
 
+Status EncoderCache::check_scales(bool of_k, bool of_v) const {
+  if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
+  if (book_.used() > 0) {
+    return fail(
+        Status::bad_state,
+        "sequences hold encoder inputs: call kvc_bind_scales while the cache is empty, right "
+        "after kvc_cache_create, or empty every sequence with kvc_remove first");
+  }
+  return layers_.check_scales(of_k, of_v);
+}
+
+void EncoderCache::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                               const float* v_scales) {
+  layers_.bind_scales(layer_begin, layer_end, k_scales, v_scales);
+}
+
 // ---- Reading --------------------------------------------------------------------------------------------------------------
 
 /// The cells of all inputs that the batch sees. Needs a plan.
@@ -140,11 +156,52 @@ Status EncoderCache::history(int32_t layer, int32_t* first, int32_t* cells) {
 
 Status EncoderCache::get(int32_t layer, Tensor* k, Tensor* v) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+  if (Status s = layers_.check_lendable(k != nullptr, v != nullptr); s != Status::ok) return s;
   int32_t first = 0, cells = 0;
   if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
   const LayerStorage& storage = layers_[layer].storage;
   if (k != nullptr) *k = storage.k.view(first, cells);
   if (v != nullptr) *v = storage.v.view(first, cells);
+  return Status::ok;
+}
+
+Status EncoderCache::get_codes(int32_t layer, Codes* codes) {
+  if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+  int32_t first = 0, cells = 0;
+  if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
+  const LayerStorage& storage = layers_[layer].storage;
+  *codes = {storage.k.view(first, cells), storage.k.scale_view(first, cells),
+            storage.v.view(first, cells), storage.v.scale_view(first, cells)};
+  return Status::ok;
+}
+
+/// What no token of the batch sees is zeros.
+Status EncoderCache::get_copy(int32_t layer, const Tensor& k, const Tensor& v) {
+  int32_t first = 0, columns = 0;
+  if (Status s = history(layer, &first, &columns); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  constexpr int32_t at_once = 256;
+  int32_t cell[at_once];
+  const auto load = [&](const LayerStorage& storage, const int32_t* cells, int32_t row, int32_t n) {
+    LoadParams params;
+    params.storage = storage;
+    params.cell = cells;
+    params.n_tokens = n;
+    params.k = k.from_row(row);
+    params.v = v.from_row(row);
+    return health_.after(on_device_->load(params));
+  };
+  std::fill_n(cell, at_once, -1);
+  for (int32_t row = 0; row < columns; row += at_once) {
+    const Status s = load(layers_[layer].storage, cell, row, std::min(at_once, columns - row));
+    if (s != Status::ok) return s;
+  }
+  for (int32_t i = 0; i < plan_.n_lists; ++i) {
+    const TokenList& list = plan_.lists[i];
+    const Status s = load(storage_at(layer, list.first_cell / bounds_.capacity), entries_,
+                          list.first_cell - first, list.total);
+    if (s != Status::ok) return s;
+  }
   return Status::ok;
 }
 

@@ -114,18 +114,35 @@ Status EncoderCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   return pass_.is_reserve() ? Status::ok : put_input(layer, only_carrying(), k, v);
 }
 
-Status EncoderCache::put_input(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) {
+/// Calls store(storage, rows) for the slot of the input.
+template <class Store>
+Status EncoderCache::put_rows(int32_t layer, int32_t sequence, int64_t offered, Store store) {
   if (Status s = ready_to_put_input(layer, sequence); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   const int32_t slot = book_.sequence(sequence).then.slot;
-  const auto rows = static_cast<int32_t>(k.shape[0]);
+  const auto rows = static_cast<int32_t>(offered);
   if (book_.length(slot) != rows) set_length(slot, rows);
-  const StoreParams store = {storage_at(layer, slot), entries_, rows, k, v};
-  if (Status s = health_.after(on_device_->store(store)); s != Status::ok) return s;
+  if (Status s = health_.after(store(storage_at(layer, slot), rows)); s != Status::ok) return s;
   uint8_t& put = was_put(carrying_[sequence], layer);
   if (put == 0) note_one_less_missing(layer);
   put = 1;
   return Status::ok;
+}
+
+Status EncoderCache::put_input(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) {
+  return put_rows(layer, sequence, k.shape[0], [&](const LayerStorage& storage, int32_t rows) {
+    return on_device_->store({storage, entries_, rows, k, v});
+  });
+}
+
+Status EncoderCache::put_codes(int32_t layer, const Codes& codes) {
+  if (Status s = ready_to_put(layer); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  return put_rows(
+      layer, only_carrying(), codes.k.shape[0], [&](const LayerStorage& storage, int32_t rows) {
+        return on_device_->store_codes(
+            {storage, entries_, rows, codes.k, codes.k_scales, codes.v, codes.v_scales});
+      });
 }
 
 void EncoderCache::set_length(int32_t slot, int32_t length) {

@@ -114,6 +114,30 @@ void KvLayers::bind_attention(int32_t layer_begin, int32_t layer_end,
   }
 }
 
+Status KvLayers::check_lendable(bool of_k, bool of_v) const {
+  const bool k_lacks = of_k && !is_plain(bounds_.type_k);
+  if (!k_lacks && (!of_v || is_plain(bounds_.type_v))) return Status::ok;
+  return fail(
+      Status::not_supported,
+      "dtype_%c is %s: kvc_get lends numbers, and the cache stores codes; kvc_get_codes lends "
+      "those, and kvc_get_copy decodes them",
+      k_lacks ? 'k' : 'v', format_of(k_lacks ? bounds_.type_k : bounds_.type_v).name);
+}
+
+Status KvLayers::check_scales(bool of_k, bool of_v) const {
+  if (of_v && bounds_.v_in_k) {
+    return fail(Status::invalid_argument,
+                "v_scales must be null: with KVC_CACHE_V_IN_K V is a part of K, with K's scales");
+  }
+  const bool k_lacks = of_k && !is_f8(bounds_.type_k);
+  const bool v_lacks = of_v && !is_f8(bounds_.type_v);
+  if (!k_lacks && !v_lacks) return Status::ok;
+  const char side = k_lacks ? 'k' : 'v';
+  return fail(Status::not_supported,
+              "%c_scales: dtype_%c is %s; scales are bound for f8_e4m3 and f8_e5m2 alone", side,
+              side, format_of(k_lacks ? bounds_.type_k : bounds_.type_v).name);
+}
+
 void KvLayers::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
                            const float* v_scales) {
   for (int32_t index = layer_begin; index < layer_end; ++index) {

@@ -35,6 +35,10 @@ class KvLayers {
   Status check(int32_t layer) const;
   /// Copies the arrays; RoPE stays as it is.
   void bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants);
+  /// Whether kvc_get() can lend the sides named: numbers, not codes.
+  Status check_lendable(bool of_k, bool of_v) const;
+  /// Whether the sides named store f8 codes with a scale of their own.
+  Status check_scales(bool of_k, bool of_v) const;
   /// What f8 codes are multiplied with; null: stays as it is. Copies the arrays.
   void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
                    const float* v_scales);

@@ -163,6 +163,11 @@ class CellBook {
   /// that was lent must be returned.
   int32_t lend_owner(int32_t cell) { return pool_.lend_owner(cell); }
   void return_owner(int32_t cell) { pool_.return_owner(cell); }
+  /// For comparing what sequences share (CellPool).
+  void mark_current(int32_t cell) { pool_.mark_current(cell); }
+  bool is_current(int32_t cell) const { return pool_.is_current(cell); }
+  void mark_compared(int32_t cell) { pool_.mark_compared(cell); }
+  void unmark(int32_t cell) { pool_.unmark(cell); }
   /// Gives a sequence a cell of its own for a token whose cell it shares; returns it.
   int32_t take_own_cell(int32_t sequence, int32_t index, Token token);
   void set_rotated_for(int32_t cell, int32_t position) { pool_.set_rotated_for(cell, position); }

@@ -73,6 +73,22 @@ class CellPool {
   int32_t lend_owner(int32_t cell) { return --owners_[cell]; }
   void return_owner(int32_t cell) { ++owners_[cell]; }
 
+  /// Marks of a walk over what several sequences hold, in the signs of the two counts: a cell is current, and compared
+  /// afterwards. All must be taken back before anything else looks at a count.
+  void mark_current(int32_t cell) {
+    if (owners_[cell] >= 0 && hidden_[cell] >= 0) hidden_[cell] = ~hidden_[cell];
+  }
+  bool is_current(int32_t cell) const { return hidden_[cell] < 0; }
+  void mark_compared(int32_t cell) {
+    if (!is_current(cell)) return;
+    unmark(cell);
+    owners_[cell] = ~owners_[cell];
+  }
+  void unmark(int32_t cell) {
+    if (hidden_[cell] < 0) hidden_[cell] = ~hidden_[cell];
+    if (owners_[cell] < 0) owners_[cell] = ~owners_[cell];
+  }
+
   void hide(const int32_t* cells, int32_t n);
   void show(const int32_t* cells, int32_t n);
 

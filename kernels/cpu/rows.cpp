@@ -5,8 +5,8 @@
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/convert.hpp"
-#include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/rotation.hpp"
+#include "kernels/cpu/row_codec.hpp"
 
 namespace kvc::cpu {
 namespace {
@@ -30,25 +30,6 @@ Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
 /// A row whose numbers are stored as they are.
 Row row_at(const Slab& slab, int32_t cell, int32_t head) {
   return {.data = slab.row(head, cell), .stride = 1, .dtype = format_of(slab.type()).code};
-}
-
-/// Encodes a row of a tensor; `values` has room for it.
-void encode(const Slab& slab, int32_t cell, int32_t head, const Row& from, float* values) {
-  const RowFormat& format = slab.format;
-  if (from.dtype == DType::f32 && from.stride == 1 && format.rotation == 0) {
-    kernels().encode(format, slab.stored(head, cell), reinterpret_cast<const float*>(from.data));
-    return;
-  }
-  convert_row({.data = reinterpret_cast<std::byte*>(values)}, from, format.head_dim);
-  if (format.rotation != 0) kernels().rotate(values, format.head_dim, format.rotation);
-  kernels().encode(format, slab.stored(head, cell), values);
-}
-
-/// Decodes a row, not rotated as it is stored any more.
-void decode(const Slab& slab, int32_t cell, int32_t head, float* values) {
-  const RowFormat& format = slab.format;
-  kernels().decode(format, values, slab.stored(head, cell));
-  if (format.rotation != 0) kernels().rotate_back(values, format.head_dim, format.rotation);
 }
 
 /// Stored bytes of a row, from one cell to another.
@@ -150,7 +131,7 @@ void store_row(const Slab& slab, int32_t cell, int32_t head, const Row& from, fl
   if (is_plain(slab.type())) {
     convert_row(row_at(slab, cell, head), from, slab.head_dim());
   } else {
-    encode(slab, cell, head, from, values);
+    encode_row(slab.format, slab.stored(head, cell), from, values);
   }
 }
 
@@ -163,7 +144,7 @@ void load_row(const Slab& slab, int32_t cell, int32_t head, const Row& to, const
   } else if (is_plain(slab.type()) && offset == 0) {
     convert_row(to, row_at(slab, cell, head), slab.head_dim());
   } else {
-    decode(slab, cell, head, mine.values);
+    decode_row(slab.format, slab.stored(head, cell), mine.values);
     if (offset != 0) turn(rope, offset, mine);
     convert_row(to, {.data = reinterpret_cast<std::byte*>(mine.values)}, slab.head_dim());
   }
@@ -210,8 +191,9 @@ void load_rows(const LoadParams& params, ThreadPool& pool, const RowScratch& scr
   const LayerStorage& storage = params.storage;
   const auto load = [&](int32_t token, int32_t head, int32_t thread) {
     const int32_t cell = params.cell[token];
-    const Row to_k = params.k.data ? row_at(params.k, token, head) : Row{};
-    const Row to_v = params.v.data ? row_at(params.v, token, head) : Row{};
+    const int64_t row = params.row != nullptr ? params.row[token] : token;
+    const Row to_k = params.k.data ? row_at(params.k, row, head) : Row{};
+    const Row to_v = params.v.data ? row_at(params.v, row, head) : Row{};
     const int32_t offset = params.offset != nullptr && params.rope.n_dims > 0 ? params.offset[token]
                                                                               : 0;
     const ThreadRows mine = scratch.of(thread);

@@ -58,7 +58,7 @@ void damage(bool with_rope, std::set<std::string>& met) {
   kvc::RopeSettings rope;
   rope.n_dims = 2;
   if (with_rope) {
-    ASSERT_EQ(cache.check_rope_may_be_bound(), Status::ok) << kvc::last_message();
+    ASSERT_EQ(cache.check_rope({}), Status::ok) << kvc::last_message();
     cache.bind_rope(0, 1, rope);
   }
   for (int32_t first = 0; first < 64; first += 16) add(cache, 0, first, 16);

@@ -85,7 +85,7 @@ typedef struct kvc_codec_desc {
  * codes   [..., codes_per_row] in code_dtype
  * scales  [..., scales_per_row] in scale_dtype; null where none is stored
  *
- * Tensors are on KVC_CPU and must not overlap. Takes memory only to rotate vectors of more than 4096 numbers.
+ * Tensors are on KVC_CPU and must not overlap. Takes memory only for vectors of more than 4096 numbers.
  * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, OUT_OF_MEMORY, VERSION. Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_encode(const kvc_codec_desc *desc, const kvc_tensor *values, kvc_tensor *codes,
                               kvc_tensor *scales) KVC_NOEXCEPT;
@@ -125,8 +125,7 @@ KVC_API kvc_status kvc_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor *k,
  * Cells of that range which no token of the batch sees are zeros.
  *
  * k  [history, n_kv_heads, head_dim_k], v [history, n_kv_heads, head_dim_v]: f32, f16 or bf16, any strides. Null: not wanted. They
- *    must not overlap. If data is null the struct is filled in as a dense f32 view for the caller to allocate, and nothing is
- *    copied.
+ *    must not overlap. A tensor whose data is null is filled in as a dense f32 view for the caller to allocate, and not copied.
  *
  * A cell whose key two sequences of the batch owe differently is copied first, so kvc_history() may change: call this one with
  * null data, or call kvc_history() again if it returns SHAPE.
