@@ -81,7 +81,7 @@ typedef struct kvc_rope_desc {
  * frequency_factors  [n_dims / 2]; null: all 1.
  *
  * Errors: INVALID_ARGUMENT (bounds; a base, scale or factor that is not positive and finite; a pair that turns by more than
- * 2^95 per position, which positions take out of range), BAD_STATE (a pass is open or the cache is not empty), NOT_SUPPORTED
+ * 2^95 per position, which positions take out of range; with KVC_CACHE_V_IN_K a dim of V that would turn), BAD_STATE (a pass is open or the cache is not empty), NOT_SUPPORTED
  * (the cache is position-free or has a shift function), VERSION. Since 0.1. */
 KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc *desc,
                                  const float *frequency_factors) KVC_NOEXCEPT;
@@ -111,7 +111,8 @@ typedef kvc_status (*kvc_shift_function)(void *user, int32_t layer, int32_t n, c
  * kvc_bind_rope() where it can describe the rotation: it is exact, costs nothing and needs no room.
  *
  * `function` and `user` must stay valid until the cache is destroyed or another function is bound.
- * Errors: BAD_STATE (a pass is open), NOT_SUPPORTED (the cache has RoPE or is position-free). Since 0.1. */
+ * Errors: BAD_STATE (a pass is open), NOT_SUPPORTED (the cache has RoPE or is position-free, dtype_k is quantised, or V is a part
+ * of K). Since 0.1. */
 KVC_API kvc_status kvc_bind_shift(kvc_cache *cache, kvc_shift_function function, void *user) KVC_NOEXCEPT;
 
 /* ---- Attention ------------------------------------------------------------------------------------------------------- */
@@ -192,8 +193,9 @@ KVC_API kvc_status kvc_put_attention(kvc_cache *cache, int32_t layer, const kvc_
  * destroy); puts do not move it.
  *
  * Keys with a pending rotation are rewritten once, in every layer; cells that are shared with other sequences are copied first.
- * These changes outlive the pass, however it ends.
- * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT, CACHE_FULL (no room for those copies).
+ * These changes outlive the pass, however it ends. Quantised keys are never rewritten.
+ * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT, NOT_SUPPORTED (a side that is wanted is quantised: use
+ * kvc_get_codes() or kvc_get_copy()), CACHE_FULL (no room for those copies).
  * Since 0.1. */
 KVC_API kvc_status kvc_get(kvc_cache *cache, int32_t layer, kvc_tensor *k, kvc_tensor *v) KVC_NOEXCEPT;
 

@@ -11,8 +11,8 @@
  *
  *   call                                    no pass open    a pass is open
  *   begin                                   opens a pass    plans as if the open pass were committed; commits it, opens the new
- *   put                                     BAD_STATE       stores; a second put of a layer replaces the first
- *   attention, get                          BAD_STATE       need a put of that layer in this pass, else BAD_STATE
+ *   put, put_codes (storage.h)              BAD_STATE       store; a second put of a layer replaces the first
+ *   attention, get, get_codes, get_copy     BAD_STATE       need a put of that layer in this pass, else BAD_STATE
  *   put_attention                           BAD_STATE       put, then attention
  *   mask, history, set_causal               BAD_STATE       work; set_causal holds until the pass ends
  *   encoder_put, encoder_share (encoder.h)  BAD_STATE       work
@@ -24,7 +24,8 @@
  *                                           work            as if the open pass were committed, and commit it
  *   fits, can_resume, can_remove, runs, gather, encoder_query, state_gather, checkpoint_list, sequence_query, cache_stats,
  *   state_digest, check                     work            as if the open pass were committed
- *   bind_attention, bind_rope, bind_shift   work            BAD_STATE
+ *   bind_attention, bind_rope, bind_scales, bind_shift
+ *                                           work            BAD_STATE
  *
  * begin, remove, copy_prefix, reorder, resume and checkpoint_take end an open pass implicitly: only if the call succeeds, and
  * only if every layer was put. If a layer was not put, they return BAD_STATE. abort, commit and commit_prefix end any pass.
@@ -138,7 +139,8 @@ typedef struct kvc_causal_desc {
 /* Computes the bytes that kvc_cache_create() would take from this device with these descriptors, in host and device memory
  * together. The result depends on the device: each of its threads has a workspace in every cache. Allocates nothing.
  *
- *   K and V    cells * n_layers * n_kv_heads * (bytes of a row of K and of a row of V), some KiB per layer and head besides
+ *   K and V    cells * n_layers * n_kv_heads * (bytes of a row of K and of a row of V, scales included: kvc_storage_query()),
+ *              some KiB per layer and head besides
  *   the book   per cell 12 bytes and some bits (16 with ZERO_ON_FREE); per sequence about 200 bytes, and 8 for each position
  *              that it can hold: min(capacity, cells), or, with limited memory, min(keep_first, cells) +
  *              min(memory + 2 * max_batch, cells)
@@ -214,11 +216,12 @@ KVC_API kvc_status kvc_begin(kvc_cache *cache, int32_t n_tokens, const int32_t *
 KVC_API kvc_status kvc_fits(const kvc_cache *cache, int32_t n_tokens, const int32_t *position, const int32_t *sequence,
                             const uint32_t *token_flags) KVC_NOEXCEPT;
 
-/* Stores one layer's keys and values for the tokens of the open pass, converted to the storage type (rounded to nearest even;
- * overflow becomes infinity). If the model rotates keys, the caller does so before this call.
+/* Stores one layer's keys and values for the tokens of the open pass, converted to the storage type: encoded as storage.h says, or
+ * rounded to nearest even to f32, f16 or bf16, where overflow becomes infinity. If the model rotates keys, the caller does so before this call.
  *
  * k  [n_tokens, n_kv_heads, head_dim_k], v [n_tokens, n_kv_heads, head_dim_v]: f32, f16 or bf16 whatever the storage type,
- *    any strides (contiguous rows are fastest). Borrowed for the call. Rows of padding tokens are not read.
+ *    any strides (contiguous rows are fastest). Borrowed for the call. Rows of padding tokens are not read. With
+ *    KVC_CACHE_V_IN_K v must be null.
  *
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.1. */
 KVC_API kvc_status kvc_put(kvc_cache *cache, int32_t layer, const kvc_tensor *k, const kvc_tensor *v) KVC_NOEXCEPT;
