@@ -32,10 +32,8 @@ Status check_no_keys(const kvc_cache_desc& d) {
                 static_cast<long long>(field.value));
   }
   if ((d.flags & key_flags) == 0) return Status::ok;
-  return fail(Status::invalid_argument,
-              "kvc_cache_desc.flags 0x%llx say how keys and values are stored: a recurrent cache "
-              "holds none",
-              static_cast<unsigned long long>(d.flags & key_flags));
+  return unknown_bits("kvc_cache_desc.flags of a recurrent cache", d.flags & key_flags,
+                      "KVC_CACHE_STRICT, KVC_CACHE_ZERO_ON_FREE and KVC_CACHE_PREFAULT");
 }
 
 /// How K and V are stored.

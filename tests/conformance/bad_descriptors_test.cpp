@@ -133,13 +133,12 @@ std::vector<Wrong> wrong_caches() {
   add(list, "block_v", &C::block_v, {1, -1, 64});
   add(list, "v_first", &C::v_first, {1, -1});
   add(list, "kind of the causal descriptor", &W::kind, {0u, uint32_t{KVC_ENCODER}, UINT32_MAX});
-  for (const uint32_t later : {KVC_F8_E4M3, KVC_F8_E5M2, KVC_Q8_0, KVC_Q4_0, KVC_INT8, KVC_NF4}) {
-    add(list, "dtype_k of a later version", &C::dtype_k, {later}, KVC_E_NOT_SUPPORTED);
-    add(list, "dtype_v of a later version", &C::dtype_v, {later}, KVC_E_NOT_SUPPORTED);
+  for (const uint32_t blocked : {KVC_Q8_0, KVC_Q4_0, KVC_NF4}) {
+    add(list, "dtype_k whose block the head lacks", &C::dtype_k, {blocked});
+    add(list, "dtype_v whose block the head lacks", &C::dtype_v, {blocked});
   }
-  for (const uint64_t later :
-       {KVC_CACHE_ROTATE_K, KVC_CACHE_ROTATE_V, KVC_CACHE_INTERLEAVED, KVC_CACHE_V_IN_K})
-    add(list, "a flag of a later version", &C::flags, {later}, KVC_E_NOT_SUPPORTED);
+  for (const uint64_t flag : {KVC_CACHE_ROTATE_K, KVC_CACHE_ROTATE_V, KVC_CACHE_V_IN_K})
+    add(list, "a flag that f32 does not take", &C::flags, {flag});
   add(list, "reach", &W::reach, {least, -1, billion + 1, most});
   add(list, "memory", &W::memory, {least, -2, billion + 1, most});
   add(list, "chunk", &W::chunk, {least, -1, billion + 1, most});

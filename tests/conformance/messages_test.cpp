@@ -69,11 +69,11 @@ TEST_F(Messages, ElementTypesAreNamedOnBothSides) {
   of(2 | 32 << 8 | 4 << 16, "f32 in 4 lanes");
   of(200u | 8 << 8 | 1 << 16, "of an unknown type (DLPack's code 200, 8 bits, 1 lanes)");
   expect(KVC_E_DTYPE, [&] { return create([](auto& d, auto&) { d.dtype_v = KVC_I8; }); },
-         {"dtype_v is i8, not f32, f16 or bf16"});
+         {"dtype_v is i8, not f32, f16, bf16, f8_e4m3, f8_e5m2, q8_0, q4_0, int8 or nf4"});
   expect(KVC_E_DTYPE, [&] { return create([](auto&, auto& c) { c.mask_dtype = KVC_BF16; }); },
          {"mask_dtype is bf16, not f32, f16 or bool"});
-  expect(KVC_E_NOT_SUPPORTED, [&] { return create([](auto& d, auto&) { d.dtype_k = KVC_Q4_0; }); },
-         {"dtype_k is q4_0", "this version stores f32, f16 and bf16"});
+  expect(invalid, [&] { return create([](auto& d, auto&) { d.dtype_k = KVC_Q4_0; }); },
+         {"dtype_k is q4_0", "multiples of 32", "head_dim is 4", "int8"});
   const int64_t shape[] = {2};
   kvc_tensor view{};
   expect(KVC_E_DTYPE, [&] { return kvc_tensor_dense(nullptr, KVC_F64, 1, shape, &view); },
@@ -164,9 +164,8 @@ TEST_F(Messages, KindsAndReservedThingsAreNamed) {
   expect(KVC_E_NOT_SUPPORTED,
          [&] { return create([](auto& d, auto&) { d.kind = KVC_TRANSFORMER; }); },
          {"kind 5", "KVC_CAUSAL", "KVC_ENCODER"});
-  expect(KVC_E_NOT_SUPPORTED,
-         [&] { return create([](auto& d, auto&) { d.flags = KVC_CACHE_V_IN_K; }); },
-         {"KVC_CACHE_V_IN_K", "reserved"});
+  expect(invalid, [&] { return create([](auto& d, auto&) { d.flags = KVC_CACHE_V_IN_K; }); },
+         {"KVC_CACHE_V_IN_K", "dtype_v is f32", "must be 0"});
 }
 
 TEST_F(Messages, BoundsOfTheDescriptors) {

@@ -397,7 +397,12 @@ TEST_F(RecurrentDescriptors, FieldsOfKeysAndValuesMustBe0) {
   expect(invalid, "capacity", [](Desc& d, Kind&) { d.capacity = 1; });
   expect(invalid, "cells", [](Desc& d, Kind&) { d.cells = -1; });
   expect(invalid, "max_q_heads", [](Desc& d, Kind&) { d.max_q_heads = 1; });
-  expect(KVC_E_NOT_SUPPORTED, "a flag", [](Desc& d, Kind&) { d.flags = KVC_CACHE_INTERLEAVED; });
+  expect(invalid, "block_k", [](Desc& d, Kind&) { d.block_k = 64; });
+  expect(invalid, "block_v", [](Desc& d, Kind&) { d.block_v = 16; });
+  expect(invalid, "v_first", [](Desc& d, Kind&) { d.v_first = 1; });
+  for (const uint64_t flag :
+       {KVC_CACHE_ROTATE_K, KVC_CACHE_ROTATE_V, KVC_CACHE_INTERLEAVED, KVC_CACHE_V_IN_K})
+    expect(invalid, "a flag", [flag](Desc& d, Kind&) { d.flags = flag; });
 }
 
 TEST_F(RecurrentDescriptors, Bounds) {
