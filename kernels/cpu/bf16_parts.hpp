@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/matrix_tiles.hpp"
 #include "kernels/cpu/simd.hpp"
+#include "kernels/cpu/stored_rows.hpp"
 
 /// Floats as sums of bf16: the first part is the float cut off after 8 significant bits, the second
 /// the next 8, the third the rest. Nothing is lost, so products of parts, added in f32, are as
@@ -12,13 +13,28 @@ namespace kvc::cpu::KVC_ISA_NAMESPACE::matrix {
 
 inline constexpr int32_t parts_max = 3;
 
-/// Parts that an element of a storage type needs: 24, 11 and 8 significant bits.
-template <class Storage>
+/// Parts that an element of a storage type needs: up to 24, 11 and 8 significant bits.
+template <class Type>
 inline constexpr int32_t parts_of = 3;
 template <>
 inline constexpr int32_t parts_of<F16> = 2;
 template <>
 inline constexpr int32_t parts_of<Bf16> = 1;
+template <>
+inline constexpr int32_t parts_of<stored::E4m3> = 1;
+template <>
+inline constexpr int32_t parts_of<stored::E5m2> = 1;
+
+template <int32_t parts>
+struct Parts {
+  static constexpr int32_t value = parts;
+};
+
+/// Calls `use` with the Parts of a storage type's elements.
+template <class Use>
+KVC_INLINE void with_parts(const TileRows& rows, Use use) {
+  stored::with_reader(rows, [&]<class Type>(stored::Reader<Type>) { use(Parts<parts_of<Type>>{}); });
+}
 
 KVC_INLINE Vec cut_off(Vec x) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x),

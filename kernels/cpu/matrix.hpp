@@ -199,71 +199,63 @@ KVC_INLINE void pack_queries(Work& work) {
 }
 
 /// Packs the keys of up to 16 cells; rows of the others become 0.
-template <class Storage>
-KVC_INLINE void pack_key_cells(std::byte* to, const Tile& tile, const int32_t* cell, int32_t count,
-                               int32_t dims, Magnitudes& magnitudes) {
+template <class Type>
+KVC_INLINE void pack_key_cells(std::byte* to, stored::Reader<Type> keys, const int32_t* cell,
+                               int32_t count, int32_t dims, Magnitudes& magnitudes) {
   for (int32_t i = 0; i < amx_rows; ++i) {
-    const auto* row = i < count ? reinterpret_cast<const typename Storage::Element*>(
-                                      tile.k.codes + static_cast<size_t>(cell[i]) * tile.k.stride)
-                                : nullptr;
+    const stored::Row row = i < count ? keys.row(cell[i]) : stored::Row{};
     std::byte* out = to + i * 64;
-    for (int32_t d = 0; d < dims; d += amx_depth, out += parts_of<Storage> * amx_tile_bytes) {
-      const Vec x = row ? wide::load_row<Storage>(row, d / lanes, tile.k.head_dim) : zero();
-      const Vec y = row ? wide::load_row<Storage>(row, d / lanes + 1, tile.k.head_dim) : zero();
+    for (int32_t d = 0; d < dims; d += amx_depth, out += parts_of<Type> * amx_tile_bytes) {
+      const Vec x = i < count ? keys.vector(row, d / lanes) : zero();
+      const Vec y = i < count ? keys.vector(row, d / lanes + 1) : zero();
       magnitudes.add(x);
       magnitudes.add(y);
-      store_parts<parts_of<Storage>>(out, x, y);
+      store_parts<parts_of<Type>>(out, x, y);
     }
   }
 }
 
 /// Packs the values of up to 32 cells; rows of the others become 0.
-template <class Storage>
-KVC_INLINE void pack_value_cells(std::byte* to, size_t side_bytes, const Tile& tile,
+template <class Type>
+KVC_INLINE void pack_value_cells(std::byte* to, size_t side_bytes, stored::Reader<Type> values,
                                  const int32_t* cell, int32_t count, Magnitudes& magnitudes) {
-  const auto row_of = [&](int32_t i) {
-    return i < count ? reinterpret_cast<const typename Storage::Element*>(
-                           tile.v.codes + static_cast<size_t>(cell[i]) * tile.v.stride)
-                     : nullptr;
-  };
-  const int32_t n_vectors = rounded_up(tile.v.head_dim, 16) / lanes;
+  const int32_t n_vectors = rounded_up(values.rows.head_dim, 16) / lanes;
   for (int32_t i = 0; i < amx_depth / 2; ++i, to += 64) {
-    const auto *first = row_of(i), *second = row_of(i + amx_depth / 2);
+    const int32_t j = i + amx_depth / 2;
+    const stored::Row first = i < count ? values.row(cell[i]) : stored::Row{};
+    const stored::Row second = j < count ? values.row(cell[j]) : stored::Row{};
     std::byte* out = to;
     for (int32_t v = 0; v < n_vectors; ++v, out += side_bytes) {
-      const Vec x = first ? wide::load_row<Storage>(first, v, tile.v.head_dim) : zero();
-      const Vec y = second ? wide::load_row<Storage>(second, v, tile.v.head_dim) : zero();
+      const Vec x = i < count ? values.vector(first, v) : zero();
+      const Vec y = j < count ? values.vector(second, v) : zero();
       magnitudes.add(x);
       magnitudes.add(y);
-      store_parts<parts_of<Storage>>(out, x, y);
+      store_parts<parts_of<Type>>(out, x, y);
     }
   }
 }
 
-template <class Storage>
-[[gnu::noinline]] static bool pack_keys(const Work& work, Range range) {
-  constexpr int32_t parts = parts_of<Storage>;
-  const Tile& tile = *work.plain.tile;
-  const int32_t* cell = tile.cell + work.plain.block_begin;
-  const size_t side_bytes = work.steps_k() * parts * amx_tile_bytes;
+template <class Type>
+[[gnu::noinline]] static bool pack_keys(const Work& work, stored::Reader<Type> keys, Range range) {
+  const int32_t* cell = work.plain.tile->cell + work.plain.block_begin;
+  const size_t side_bytes = work.steps_k() * parts_of<Type> * amx_tile_bytes;
   Magnitudes magnitudes;
   for (int32_t i = range.begin; i < range.end; i += amx_rows) {
-    pack_key_cells<Storage>(work.keys + static_cast<size_t>(i / amx_rows) * side_bytes, tile,
-                            cell + i, work.plain.n_cells - i, work.dims_k, magnitudes);
+    pack_key_cells(work.keys + static_cast<size_t>(i / amx_rows) * side_bytes, keys, cell + i,
+                   work.plain.n_cells - i, work.dims_k, magnitudes);
   }
   return magnitudes.are_suited();
 }
 
-template <class Storage>
-[[gnu::noinline]] static bool pack_values(const Work& work, Range range) {
-  constexpr int32_t parts = parts_of<Storage>;
-  const Tile& tile = *work.plain.tile;
-  const int32_t* cell = tile.cell + work.plain.block_begin;
+template <class Type>
+[[gnu::noinline]] static bool pack_values(const Work& work, stored::Reader<Type> values, Range range) {
+  constexpr size_t step_bytes = parts_of<Type> * amx_tile_bytes;
+  const int32_t* cell = work.plain.tile->cell + work.plain.block_begin;
   Magnitudes magnitudes;
   for (int32_t i = range.begin; i < range.end; i += amx_depth) {
-    pack_value_cells<Storage>(
-        work.values + static_cast<size_t>(i / amx_depth) * parts * amx_tile_bytes,
-        work.steps_v() * parts * amx_tile_bytes, tile, cell + i, work.plain.n_cells - i, magnitudes);
+    pack_value_cells(work.values + static_cast<size_t>(i / amx_depth) * step_bytes,
+                     work.steps_v() * step_bytes, values, cell + i, work.plain.n_cells - i,
+                     magnitudes);
   }
   return magnitudes.are_suited();
 }
@@ -358,18 +350,15 @@ static void process_strip(Work& work, int32_t first_row, int32_t n_rows) {
   wide::grow(visible.any, amx_depth, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
 
-  with_storage(tile.k.type, [&](auto storage) {
-    score_strip<parts_of<decltype(storage)>, vectors>(work, first_row, ranges);
-  });
+  with_parts(tile.k, [&](auto parts) { score_strip<parts.value, vectors>(work, first_row, ranges); });
   wide::softmax_strip<vectors>(work.plain, visible, first_row, ranges);
   float* o = tile.o + static_cast<size_t>(first_row) * static_cast<size_t>(tile.o_stride);
   bool first = true;
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     pack_probabilities<vectors>(work, range);
-    with_storage(tile.v.type, [&](auto storage) {
-      add_values<parts_of<decltype(storage)>, vectors>(work, range, first, n_rows, o);
-    });
+    with_parts(tile.v,
+               [&](auto parts) { add_values<parts.value, vectors>(work, range, first, n_rows, o); });
     first = false;
   }
 }
@@ -381,10 +370,9 @@ KVC_INLINE bool pack_block(const Work& work, const Range (&ranges)[2]) {
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
     suited = suited &&
-             with_storage(tile.k.type,
-                          [&](auto storage) { return pack_keys<decltype(storage)>(work, range); }) &&
-             with_storage(tile.v.type,
-                          [&](auto storage) { return pack_values<decltype(storage)>(work, range); });
+             stored::with_reader(tile.k, [&](auto keys) { return pack_keys(work, keys, range); }) &&
+             stored::with_reader(tile.v,
+                                 [&](auto values) { return pack_values(work, values, range); });
   }
   return suited;
 }

@@ -55,15 +55,15 @@ constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
 
 /// Where the cells of a block lie. BlockRows past the tile's last one repeat it.
 struct BlockRows {
-  const std::byte* k[block_cells_max];
-  const std::byte* v[block_cells_max];
+  stored::Row k[block_cells_max];
+  stored::Row v[block_cells_max];
 };
 
 /// The lines of the next block's rows that are not prefetched yet. They are prefetched a few at a
 /// time: a core that asks for more lines than it can have misses in flight stalls, and then memory
 /// idles.
 struct Prefetch {
-  const std::byte* const* row = nullptr;
+  const stored::Row* row = nullptr;
   int32_t n_rows = 0;
   size_t row_bytes = 0;
   int32_t n_lines = 0;  // at a time
@@ -71,7 +71,7 @@ struct Prefetch {
 
   [[gnu::always_inline]] void prefetch_some() {
     for (int32_t i = 0; i < n_lines && n_rows > 0; ++i) {
-      prefetch_far(*row + at);
+      prefetch_far(row->codes + at);
       at += 64;
       if (at < row_bytes) continue;
       at = 0;
@@ -119,9 +119,9 @@ KVC_INLINE size_t lay_out(Work& work, float* base, int32_t head_dim_k, int32_t h
 KVC_INLINE void locate(const Work& work, int32_t begin, BlockRows& rows) {
   const Tile& tile = *work.plain.tile;
   for (int32_t i = 0; i < work.plain.block; ++i) {
-    const auto cell = static_cast<size_t>(tile.cell[smaller(begin + i, tile.n_cells - 1)]);
-    rows.k[i] = tile.k.codes + cell * tile.k.stride;
-    rows.v[i] = tile.v.codes + cell * tile.v.stride;
+    const int32_t cell = tile.cell[smaller(begin + i, tile.n_cells - 1)];
+    rows.k[i] = stored::row_of(tile.k, cell);
+    rows.v[i] = stored::row_of(tile.v, cell);
   }
 }
 
@@ -150,18 +150,17 @@ KVC_INLINE void for_each_sum(const Work& work, Use use) {
 // ---- Scores -------------------------------------------------------------------------------------
 
 /// Converts dimensions [d, d + n) of a step's keys to f32.
-template <class K>
-[[gnu::noinline]] static void convert_keys(const Work& work, const std::byte* const* rows,
-                                           int32_t d, int32_t n) {
-  const int32_t head_dim = work.plain.tile->k.head_dim;
-  const int32_t whole = smaller(n, (head_dim - d) / lanes * lanes);
+template <class Type>
+[[gnu::noinline]] static void convert_keys(const Work& work, stored::Reader<Type> keys,
+                                           const stored::Row* rows, int32_t d, int32_t n) {
+  const int32_t whole = smaller(n, (keys.rows.head_dim - d) / lanes * lanes);
   for (int32_t i = 0; i < step_cells; ++i) {
-    const auto* row = reinterpret_cast<const typename K::Element*>(rows[i]);
     float* to = work.keys + i * key_dims;
 #pragma GCC unroll 8
-    for (int32_t at = 0; at < whole; at += lanes) store(to + at, load_as<K>(row + d + at));
+    for (int32_t at = 0; at < whole; at += lanes)
+      store(to + at, keys.whole(rows[i], (d + at) / lanes));
     for (int32_t at = whole; at < n; at += lanes)
-      store(to + at, wide::load_row<K>(row, (d + at) / lanes, head_dim));
+      store(to + at, keys.vector(rows[i], (d + at) / lanes));
   }
 }
 
@@ -189,8 +188,9 @@ template <class K>
 }
 
 /// Scores of all strips in the steps that have a visible cell.
-template <class K>
-[[gnu::noinline]] static void score_block(Work& work, const Visible& visible) {
+template <class Type>
+[[gnu::noinline]] static void score_block(Work& work, stored::Reader<Type> keys,
+                                          const Visible& visible) {
   const wide::Work& plain = work.plain;
   const Tile& tile = *plain.tile;
   const auto sees = [](Range range, int32_t begin) {
@@ -200,7 +200,7 @@ template <class K>
     const int32_t depth = smaller(key_dims, plain.dims_k - d);
     for (int32_t cell = 0; cell < plain.n_cells; cell += step_cells) {
       if (!sees(visible.any[0], cell) && !sees(visible.any[1], cell)) continue;
-      convert_keys<K>(work, work.block_rows->k + cell, d, depth);
+      convert_keys(work, keys, work.block_rows->k + cell, d, depth);
       for (int32_t row = 0; row < tile.n_rows; row += strip_rows) {
         score_step(work, work.queries + row * plain.dims_k + d * strip_rows, depth, d == 0,
                    work.scores + row * plain.block + cell * strip_rows);
@@ -212,8 +212,9 @@ template <class K>
 // ---- Values -------------------------------------------------------------------------------------
 
 /// One panel of a strip: o = o · rescale + probabilities · values over the ranges.
-template <class V, bool whole>
-KVC_INLINE void add_panel(Work& work, const Range (&ranges)[2], int32_t d, float* o) {
+template <bool whole, class Type>
+KVC_INLINE void add_panel(Work& work, stored::Reader<Type> values, const Range (&ranges)[2],
+                          int32_t d, float* o) {
   Prefetch ahead = work.value_prefetch;
   Vec sum[strip_rows][1];
   wide::clear_sums(sum);
@@ -223,9 +224,8 @@ KVC_INLINE void add_panel(Work& work, const Range (&ranges)[2], int32_t d, float
       ahead.prefetch_some();
       const int32_t stop = smaller(cell + step_cells, range.end);
       for (; cell < stop; ++cell, probability += strip_rows) {
-        const auto* row = reinterpret_cast<const typename V::Element*>(work.block_rows->v[cell]);
-        const Vec x = whole ? load_as<V>(row + d)
-                            : wide::load_row<V>(row, d / lanes, work.plain.tile->v.head_dim);
+        const stored::Row row = work.block_rows->v[cell];
+        const Vec x = whole ? values.whole(row, d / lanes) : values.vector(row, d / lanes);
 #pragma GCC unroll 16
         for (int32_t r = 0; r < strip_rows; ++r)
           sum[r][0] = fma(broadcast(probability[r]), x, sum[r][0]);
@@ -236,27 +236,28 @@ KVC_INLINE void add_panel(Work& work, const Range (&ranges)[2], int32_t d, float
   wide::add_rescaled(sum, o, lanes, work.plain.rescale);
 }
 
-template <class V>
-[[gnu::noinline]] static void add_values(Work& work, const Range (&ranges)[2], float* o) {
-  const int32_t whole = work.plain.tile->v.head_dim / lanes * lanes;
+template <class Type>
+[[gnu::noinline]] static void add_values(Work& work, stored::Reader<Type> values,
+                                         const Range (&ranges)[2], float* o) {
+  const int32_t whole = values.n_whole() * lanes;
   for (int32_t d = 0; d < work.plain.dims_v; d += lanes, o += strip_rows * lanes) {
     if (d < whole) {
-      add_panel<V, true>(work, ranges, d, o);
+      add_panel<true>(work, values, ranges, d, o);
     } else {
-      add_panel<V, false>(work, ranges, d, o);
+      add_panel<false>(work, values, ranges, d, o);
     }
   }
 }
 
 /// Returns whether every value of the ranges is finite.
-template <class V>
-[[gnu::noinline]] static bool are_finite(const Work& work, const Range (&ranges)[2]) {
+template <class Type>
+[[gnu::noinline]] static bool are_finite(const Work& work, stored::Reader<Type> values,
+                                         const Range (&ranges)[2]) {
   Vec poison = zero();
   for (const Range& range : ranges) {
     for (int32_t cell = range.begin; cell < range.end; ++cell) {
-      const auto* row = reinterpret_cast<const typename V::Element*>(work.block_rows->v[cell]);
       for (int32_t v = 0; v < work.plain.dims_v / lanes; ++v) {
-        const Vec x = wide::load_row<V>(row, v, work.plain.tile->v.head_dim);
+        const Vec x = values.vector(work.block_rows->v[cell], v);
         poison = fma(x, zero(), poison);  // 0 · x is 0 for finite x only
       }
     }
@@ -277,9 +278,10 @@ KVC_INLINE bool is_visible(const Work& work, int32_t row, int32_t cell) {
 
 /// As add_values, one cell and row at a time: for rows that see different cells, one of them with a
 /// value that is not finite.
-template <class V>
-[[gnu::noinline]] static void add_visible_values(const Work& work, const Range (&ranges)[2],
-                                                 int32_t first_row, float* o) {
+template <class Type>
+[[gnu::noinline]] static void add_visible_values(const Work& work, stored::Reader<Type> values,
+                                                 const Range (&ranges)[2], int32_t first_row,
+                                                 float* o) {
   const Tile& tile = *work.plain.tile;
   const int32_t n_rows = smaller(strip_rows, tile.n_rows - first_row);
   for (int32_t r = 0; r < n_rows; ++r) {
@@ -289,9 +291,8 @@ template <class V>
       for (const Range& range : ranges) {
         for (int32_t cell = range.begin; cell < range.end; ++cell) {
           if (!is_visible(work, first_row + r, cell)) continue;
-          const auto* row = reinterpret_cast<const typename V::Element*>(work.block_rows->v[cell]);
           const Vec p = broadcast(work.plain.scores[cell * strip_rows + r]);
-          sum = fma(p, wide::load_row<V>(row, d / lanes, tile.v.head_dim), sum);
+          sum = fma(p, values.vector(work.block_rows->v[cell], d / lanes), sum);
         }
       }
       store(to, sum);
@@ -302,8 +303,8 @@ template <class V>
 // ---- The walk over the tile ---------------------------------------------------------------------
 
 /// Softmax and values of one strip.
-template <class V>
-[[gnu::noinline]] static void finish_strip(Work& work, int32_t row) {
+template <class Type>
+[[gnu::noinline]] static void finish_strip(Work& work, stored::Reader<Type> values, int32_t row) {
   wide::Work& plain = work.plain;
   const Tile& tile = *plain.tile;
   const Visible visible = wide::visible_cells(plain, row, smaller(strip_rows, tile.n_rows - row));
@@ -314,10 +315,10 @@ template <class V>
   wide::softmax_strip<1>(plain, visible, row, ranges);
   float* o = work.o + row * plain.dims_v;
   const bool same = wide::is_visible_to_all(visible) && tile.bias == nullptr;
-  if (same || are_finite<V>(work, visible.any)) {
-    add_values<V>(work, visible.any, o);
+  if (same || are_finite(work, values, visible.any)) {
+    add_values(work, values, visible.any, o);
   } else {
-    add_visible_values<V>(work, visible.any, row, o);
+    add_visible_values(work, values, visible.any, row, o);
   }
 }
 
@@ -326,15 +327,14 @@ template <class V>
   const Tile& tile = *work.plain.tile;
   const Visible visible = wide::visible_cells(work.plain, 0, tile.n_rows);
   if (is_empty(visible.any[0]) && is_empty(visible.any[1])) return;
-  with_storage(tile.k.type, [&](auto k) { score_block<decltype(k)>(work, visible); });
-  with_storage(tile.v.type, [&](auto v) {
-    for (int32_t row = 0; row < tile.n_rows; row += strip_rows)
-      finish_strip<decltype(v)>(work, row);
+  stored::with_reader(tile.k, [&](auto keys) { score_block(work, keys, visible); });
+  stored::with_reader(tile.v, [&](auto values) {
+    for (int32_t row = 0; row < tile.n_rows; row += strip_rows) finish_strip(work, values, row);
   });
 }
 
 /// A prefetch of `rows` that is spread over `n_steps` calls.
-KVC_INLINE Prefetch plan_prefetch(const std::byte* const* rows, int32_t n_rows, size_t row_bytes,
+KVC_INLINE Prefetch plan_prefetch(const stored::Row* rows, int32_t n_rows, size_t row_bytes,
                                   int32_t n_steps) {
   const int32_t n_lines = n_rows * static_cast<int32_t>((row_bytes + 63) / 64);
   return {rows, n_rows, row_bytes, (n_lines + n_steps - 1) / n_steps};

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/simd.hpp"
+#include "kernels/cpu/stored_rows.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// How the wide kernel lays out its operands, in f32: the queries of a strip as columns, keys as
@@ -73,37 +74,19 @@ KVC_INLINE void pack_some_queries(float* to, size_t width, const float* q, size_
   }
 }
 
-/// The last `count` elements of a row, which do not fill a vector, and zeros.
-template <class Storage>
-KVC_INLINE Vec load_tail(const typename Storage::Element* from, int32_t count) {
-  typename Storage::Element padded[lanes] = {};
-  for (int32_t i = 0; i < count; ++i) padded[i] = from[i];
-  return load_as<Storage>(padded);
-}
-
-/// Vector `index` of a row of `dims` elements; what lies past the row is 0.
-template <class Storage>
-KVC_INLINE Vec load_row(const typename Storage::Element* row, int32_t index, int32_t dims) {
-  const int32_t left = dims - index * lanes;
-  if (left >= lanes) return load_as<Storage>(row + index * lanes);
-  return left > 0 ? load_tail<Storage>(row + index * lanes, left) : zero();
-}
-
 /// Writes the keys of `count` cells as rows of `stride` floats, and rows of 0 up to the next
 /// multiple of pack_cells.
-template <class Storage>
-void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, int32_t count) {
+template <class Type>
+[[gnu::noinline]] static void pack_keys(float* to, size_t stride, stored::Reader<Type> keys,
+                                        const int32_t* cell, int32_t count) {
   const int32_t vectors = static_cast<int32_t>(stride) / lanes;
-  const int32_t whole = tile.k.head_dim / lanes;
+  const int32_t whole = keys.n_whole();
   for (int32_t i = 0; i < count; ++i) {
-    const auto* row = reinterpret_cast<const typename Storage::Element*>(
-        tile.k.codes + static_cast<size_t>(cell[i]) * tile.k.stride);
+    const stored::Row row = keys.row(cell[i]);
     float* out = to + static_cast<size_t>(i) * stride;
 #pragma GCC unroll 4
-    for (int32_t v = 0; v < whole; ++v) store(out + v * lanes, load_as<Storage>(row + v * lanes));
-    for (int32_t v = whole; v < vectors; ++v) {
-      store(out + v * lanes, load_row<Storage>(row, v, tile.k.head_dim));
-    }
+    for (int32_t v = 0; v < whole; ++v) store(out + v * lanes, keys.whole(row, v));
+    for (int32_t v = whole; v < vectors; ++v) store(out + v * lanes, keys.vector(row, v));
   }
   for (int32_t i = count; i < rounded_up(count, pack_cells); ++i) {
     for (int32_t v = 0; v < vectors; ++v)
@@ -114,17 +97,13 @@ void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell, 
 /// Writes the values of up to pack_cells cells in panels: panel p starts at p · panel_dims · block,
 /// and a cell's row in it has panel_dims floats (fewer in the last panel). It goes panel by panel,
 /// so that stores are contiguous. Adds 0 to `poison` when every value is finite, else NaN.
-template <class Storage>
-KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, const Tile& tile,
+template <class Type>
+KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, stored::Reader<Type> values,
                                  const int32_t* cell, int32_t count, Vec (&poison)[value_vectors]) {
-  using Element = typename Storage::Element;
-  const int32_t dims = rounded_up(tile.v.head_dim, 16);
-  const int32_t whole = tile.v.head_dim / panel_dims * panel_dims;
-  const Element* row[pack_cells];
-  for (int32_t i = 0; i < count; ++i) {
-    row[i] = reinterpret_cast<const Element*>(tile.v.codes +
-                                              static_cast<size_t>(cell[i]) * tile.v.stride);
-  }
+  const int32_t dims = rounded_up(values.rows.head_dim, 16);
+  const int32_t whole = values.rows.head_dim / panel_dims * panel_dims;
+  stored::Row row[pack_cells];
+  for (int32_t i = 0; i < count; ++i) row[i] = values.row(cell[i]);
   for (int32_t d = 0; d < dims; d += panel_dims) {
     const int32_t width = smaller(panel_dims, dims - d);
     float* out = to + static_cast<size_t>(d) * static_cast<size_t>(block) + begin * width;
@@ -132,7 +111,7 @@ KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, const 
       for (int32_t i = 0; i < count; ++i, out += panel_dims) {
 #pragma GCC unroll 4
         for (int32_t v = 0; v < value_vectors; ++v) {
-          const Vec x = load_as<Storage>(row[i] + d + v * lanes);
+          const Vec x = values.whole(row[i], d / lanes + v);
           poison[v] = fma(x, zero(), poison[v]);  // 0 · x is 0 for finite x only
           store(out + v * lanes, x);
         }
@@ -141,7 +120,7 @@ KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, const 
     }
     for (int32_t i = 0; i < count; ++i, out += width) {
       for (int32_t v = 0; v < width / lanes; ++v) {
-        const Vec x = load_row<Storage>(row[i], d / lanes + v, tile.v.head_dim);
+        const Vec x = values.vector(row[i], d / lanes + v);
         poison[0] = fma(x, zero(), poison[0]);
         store(out + v * lanes, x);
       }
@@ -151,14 +130,14 @@ KVC_INLINE void pack_value_cells(float* to, int32_t block, int32_t begin, const 
 
 /// Writes the values of cells [begin, begin + count) of the block. Returns whether every one is
 /// finite.
-template <class Storage>
-bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, const int32_t* cell,
-                 int32_t count) {
+template <class Type>
+[[gnu::noinline]] static bool pack_values(float* to, int32_t block, int32_t begin,
+                                          stored::Reader<Type> values, const int32_t* cell,
+                                          int32_t count) {
   Vec poison[value_vectors];
   for (Vec& x : poison) x = zero();
   for (int32_t i = 0; i < count; i += pack_cells) {
-    pack_value_cells<Storage>(to, block, begin + i, tile, cell + i, smaller(pack_cells, count - i),
-                              poison);
+    pack_value_cells(to, block, begin + i, values, cell + i, smaller(pack_cells, count - i), poison);
   }
   for (int32_t v = 1; v < value_vectors; ++v) poison[0] = poison[0] + poison[v];
   return reduce_sum(poison[0]) == 0.0f;
@@ -166,15 +145,13 @@ bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile, cons
 
 KVC_INLINE void pack_keys(float* to, size_t stride, const Tile& tile, const int32_t* cell,
                           int32_t count) {
-  with_storage(tile.k.type,
-               [&](auto storage) { pack_keys<decltype(storage)>(to, stride, tile, cell, count); });
+  stored::with_reader(tile.k, [&](auto keys) { pack_keys(to, stride, keys, cell, count); });
 }
 
 KVC_INLINE bool pack_values(float* to, int32_t block, int32_t begin, const Tile& tile,
                             const int32_t* cell, int32_t count) {
-  return with_storage(tile.v.type, [&](auto storage) {
-    return pack_values<decltype(storage)>(to, block, begin, tile, cell, count);
-  });
+  return stored::with_reader(
+      tile.v, [&](auto values) { return pack_values(to, block, begin, values, cell, count); });
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE::wide
