@@ -1,4 +1,5 @@
 #pragma once
+#include "kernels/cpu/codecs.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/tile.hpp"
@@ -16,7 +17,7 @@
 ///               rows read     prefetched into L1   prefetched into L2
 ///   K           block t       block t + 1          block t + 2
 ///   V           block t − 1   block t              block t + 1
-///               all quads     the first quad, line by line as it reads
+///               all quads     line by line as the first quad reads, or as rows are decoded
 ///
 ///   registers   4 × 4 (cells × rows)   for each vector of dimensions
 ///   score       sums                   4 of K, 1 of q
@@ -24,6 +25,10 @@
 ///
 /// Score steps and value steps alternate so that K and V are two steady streams from memory. One
 /// after the other they would be two bursts, each waiting for the other.
+///
+/// A step reads rows in place where its instructions can: numbers in f32, f16 or bf16 whose
+/// dimension is a multiple of 16. Other rows are decoded first, those of a step at a time, into a
+/// piece of scratch that stays in the first-level cache; all quads then read them there.
 ///
 /// Hidden cells are excluded twice: their scores are replaced (not added to), and in a block that
 /// some row sees only in part, values are added cell by cell (0 · NaN would not be 0).
@@ -38,11 +43,15 @@ inline constexpr float minus_infinity = -__builtin_inff();
 /// What the rows of a quad see of a block.
 enum class Visibility : int32_t { none, all, mixed };
 
-/// Where the rows of a block's cells lie, in bytes from the first row of K and of V. Cells past the
-/// last one repeat it.
+/// Where the rows of a block's cells lie, in bytes from the first row. Cells past the last one
+/// repeat it.
+struct RowOffsets {
+  size_t codes[block_cells];
+  size_t scales[block_cells];
+};
 struct BlockRows {
-  size_t k[block_cells];
-  size_t v[block_cells];
+  RowOffsets k;
+  RowOffsets v;
 };
 
 /// How far ahead rows are prefetched: two blocks into the second-level cache, one block from there
@@ -63,14 +72,15 @@ struct alignas(64) RowQuad {
   int32_t row;
   int32_t n_rows;
   Visibility visibility;  // of the block whose values come next
+  Visibility scored;      // of the block whose scores come next
 };
 
 /// What a tile needs beside K, V, q and o, in the thread's scratch.
 struct Scratch {
   RowQuad* quad;       // [row_quads_max]
   float* probability;  // [row_quads_max][2][block_cells][quad_rows]
-  float* k;            // [block_cells][q_stride] only for dimensions that are no multiple of 16
-  float* v;            // [block_cells][o_stride]
+  float* k;            // [step_cells][q_stride] rows of a step, decoded
+  float* v;            // [step_cells][o_stride]
 };
 
 /// Probabilities begin in the middle of a page, where neither q nor o does
@@ -86,7 +96,7 @@ KVC_INLINE size_t padded_row_bytes(int32_t head_dim) {
 
 [[maybe_unused]] static size_t narrow_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   return quads_bytes + probability_bytes +
-         block_cells * (padded_row_bytes(head_dim_k) + padded_row_bytes(head_dim_v));
+         step_cells * (padded_row_bytes(head_dim_k) + padded_row_bytes(head_dim_v));
 }
 
 KVC_INLINE Scratch lay_out_scratch(const Tile& tile) {
@@ -95,7 +105,7 @@ KVC_INLINE Scratch lay_out_scratch(const Tile& tile) {
   scratch.quad = reinterpret_cast<RowQuad*>(next);
   scratch.probability = reinterpret_cast<float*>(next += quads_bytes);
   scratch.k = reinterpret_cast<float*>(next += probability_bytes);
-  scratch.v = reinterpret_cast<float*>(next += block_cells * padded_row_bytes(tile.k.head_dim));
+  scratch.v = reinterpret_cast<float*>(next += step_cells * padded_row_bytes(tile.k.head_dim));
   return scratch;
 }
 
@@ -139,43 +149,32 @@ KVC_INLINE Visibility visibility_of(const RowQuad& quad, int32_t begin, int32_t 
   return Visibility::mixed;
 }
 
-/// What advance does with a quad in one iteration.
-struct Iteration {
-  const std::byte* k;  // first row of K, or of the widened block
-  const std::byte* v;
-  const BlockRows* score_block;
-  const BlockRows* value_block;
-  const BlockRows* k_near;
-  const BlockRows* k_far;
-  const BlockRows* v_near;
-  const BlockRows* v_far;
-  float* scores;             // of score_block; null: the quad sees none of its cells
-  const float* probability;  // of value_block
-  int32_t n_values;          // cells of value_block
-  int32_t value_begin;       // its first cell
-  bool prefetches;           // the first quad prefetches for all of them
+/// The rows that a step reads, and where those lie that it prefetches meanwhile.
+struct StepRows {
+  const std::byte* row[step_cells];
+  const std::byte* codes;  // that the offsets below count from
+  const size_t* near;
+  const size_t* far;
+  bool prefetches;
 };
 
-/// The rows that a step reads, and where the rows lie that it prefetches.
 template <class Storage>
 struct Step {
   using Element = typename Storage::Element;
   const Element* row[step_cells];
-  const std::byte* rows;
+  const std::byte* codes;
   const size_t* near;
   const size_t* far;
 
-  [[gnu::always_inline]] Step(const std::byte* from, const size_t* at, const size_t* at_near,
-                              const size_t* at_far)
-      : rows(from), near(at_near), far(at_far) {
+  [[gnu::always_inline]] explicit Step(const StepRows& rows)
+      : codes(rows.codes), near(rows.near), far(rows.far) {
 #pragma GCC unroll 4
-    for (int32_t i = 0; i < step_cells; ++i)
-      row[i] = reinterpret_cast<const Element*>(from + at[i]);
+    for (int32_t i = 0; i < step_cells; ++i) row[i] = reinterpret_cast<const Element*>(rows.row[i]);
   }
   [[gnu::always_inline]] void prefetch_ahead(size_t d) const {
     const size_t byte = d * sizeof(Element);
     if (byte % 64 != 0) return;
-    const std::byte* column = rows + byte;
+    const std::byte* column = codes + byte;
     keep_in_register(column);  // else gcc keeps the addresses of all rows in vector registers
 #pragma GCC unroll 4
     for (int32_t i = 0; i < step_cells; ++i) {
@@ -199,15 +198,13 @@ KVC_INLINE void score_dims(const Step<K>& step, const float* q, size_t stride, s
   }
 }
 
-/// Scores of ROWS rows and of one step's cells, the block's from `first` on: scores[cell][row].
+/// Scores of ROWS rows and of one step's cells: scores[cell][row].
 template <class K, int32_t ROWS>
-static void score_step(const Tile& tile, const RowQuad& quad, const Iteration& iteration,
-                       int32_t first) {
-  const Step<K> step(iteration.k, iteration.score_block->k + first, iteration.k_near->k + first,
-                     iteration.k_far->k + first);
+static void score_step(const Tile& tile, const RowQuad& quad, const StepRows& rows, float* scores) {
+  const Step<K> step(rows);
   const size_t stride = static_cast<size_t>(tile.q_stride);
   const float* q = tile.q + static_cast<size_t>(quad.row) * stride;
-  const bool prefetches = iteration.prefetches;
+  const bool prefetches = rows.prefetches;
   Vec sum[step_cells][4];
 #pragma GCC unroll 4
   for (int32_t i = 0; i < step_cells; ++i) {
@@ -226,7 +223,7 @@ static void score_step(const Tile& tile, const RowQuad& quad, const Iteration& i
     if (prefetches) step.prefetch_ahead(d);
     score_dims<K, ROWS>(step, q, stride, d, sum);
   }
-  store_sums(iteration.scores + first * quad_rows, sum);
+  store_sums(scores, sum);
 }
 
 template <class V, int32_t ROWS>
@@ -247,14 +244,12 @@ KVC_INLINE void value_dims(const Step<V>& step, float* o, size_t stride, size_t 
 
 /// Adds the values of one step's cells, weighted with probability[cell][row], to ROWS rows of o.
 template <class V, int32_t ROWS>
-static void value_step(const Tile& tile, const RowQuad& quad, const Iteration& iteration,
-                       int32_t first) {
-  const Step<V> step(iteration.v, iteration.value_block->v + first, iteration.v_near->v + first,
-                     iteration.v_far->v + first);
+static void value_step(const Tile& tile, const RowQuad& quad, const StepRows& rows,
+                       const float* probability) {
+  const Step<V> step(rows);
   const size_t stride = static_cast<size_t>(tile.o_stride);
   float* o = tile.o + static_cast<size_t>(quad.row) * stride;
-  const float* probability = iteration.probability + first * quad_rows;
-  const bool prefetches = iteration.prefetches;
+  const bool prefetches = rows.prefetches;
   Vec p[step_cells][ROWS];
 #pragma GCC unroll 4
   for (int32_t i = 0; i < step_cells; ++i) {
@@ -290,32 +285,25 @@ KVC_INLINE bool is_hidden(const Tile& tile, int32_t cell, int32_t row) {
                    static_cast<size_t>(row)] == minus_infinity;
 }
 
-/// Adds the values of the cells from `first` on, one cell and row at a time: of a block that some
-/// row sees only in part, or of the last cells, too few for a step.
+/// Adds one cell's value, weighted with probability[row], to the rows of a quad that see it.
 template <class V>
-static void add_values_singly(const Tile& tile, const RowQuad& quad, const Iteration& iteration,
-                              int32_t first) {
+static void add_value_singly(const Tile& tile, const RowQuad& quad, const std::byte* row,
+                             int32_t cell, const float* probability) {
   const size_t stride = static_cast<size_t>(tile.o_stride);
   float* o = tile.o + static_cast<size_t>(quad.row) * stride;
-  for (int32_t i = first; i < iteration.n_values; ++i) {
-    const int32_t cell = iteration.value_begin + i;
-    for (int32_t r = 0; r < quad.n_rows; ++r) {
-      const bool visible = cell < quad.first_end[r] || (cell >= quad.begin[r] && cell < quad.end[r]);
-      if (!visible || (tile.bias && is_hidden(tile, cell, quad.row + r))) continue;
-      add_value<V>(tile, o + static_cast<size_t>(r) * stride,
-                   iteration.v + iteration.value_block->v[i],
-                   iteration.probability[i * quad_rows + r]);
-    }
+  for (int32_t r = 0; r < quad.n_rows; ++r) {
+    const bool visible = cell < quad.first_end[r] || (cell >= quad.begin[r] && cell < quad.end[r]);
+    if (!visible || (tile.bias && is_hidden(tile, cell, quad.row + r))) continue;
+    add_value<V>(tile, o + static_cast<size_t>(r) * stride, row, probability[r]);
   }
 }
 
 /// The functions for the storage types of K and of V, picked once per tile. A step is long enough
 /// for a call through a pointer, and instances of pairs of types would multiply.
-using StepFunction = void (*)(const Tile&, const RowQuad&, const Iteration&, int32_t first);
 struct Steps {
-  StepFunction score[quad_rows];  // [rows − 1]
-  StepFunction value[quad_rows];
-  StepFunction value_singly;
+  void (*score[quad_rows])(const Tile&, const RowQuad&, const StepRows&, float*);  // [rows − 1]
+  void (*value[quad_rows])(const Tile&, const RowQuad&, const StepRows&, const float*);
+  void (*value_singly)(const Tile&, const RowQuad&, const std::byte*, int32_t, const float*);
 };
 
 KVC_INLINE Steps steps_for(StorageType type_k, StorageType type_v) {
@@ -333,23 +321,9 @@ KVC_INLINE Steps steps_for(StorageType type_k, StorageType type_v) {
     steps.value[1] = value_step<V, 2>;
     steps.value[2] = value_step<V, 3>;
     steps.value[3] = value_step<V, 4>;
-    steps.value_singly = add_values_singly<V>;
+    steps.value_singly = add_value_singly<V>;
   });
   return steps;
-}
-
-/// One quad: scores of one block and values of the block before it, in alternating steps.
-KVC_INLINE void advance(const Tile& tile, const Steps& steps, const RowQuad& quad,
-                        const Iteration& iteration) {
-  const StepFunction score = steps.score[quad.n_rows - 1];
-  const StepFunction value = steps.value[quad.n_rows - 1];
-  const int32_t n_values = quad.visibility == Visibility::all ? iteration.n_values : 0;
-  for (int32_t i = 0; i < block_cells; i += step_cells) {
-    if (iteration.scores) score(tile, quad, iteration, i);
-    if (i + step_cells <= n_values) value(tile, quad, iteration, i);
-  }
-  if (quad.visibility != Visibility::none && n_values < block_cells)
-    steps.value_singly(tile, quad, iteration, n_values - n_values % step_cells);
 }
 
 KVC_INLINE void apply_cap(const Tile& tile, float* scores) {
@@ -464,34 +438,101 @@ KVC_INLINE void widen_row(float* to, const std::byte* from, int32_t n, int32_t p
   }
 }
 
-KVC_INLINE void locate_block(const Tile& tile, int32_t begin, BlockRows& block) {
+KVC_INLINE void locate_rows(const Tile& tile, const TileRows& rows, int32_t begin,
+                            RowOffsets& offsets) {
   for (int32_t i = 0; i < block_cells; ++i) {
     const auto cell = static_cast<size_t>(tile.cell[smaller(begin + i, tile.n_cells - 1)]);
-    block.k[i] = cell * tile.k.stride;
-    block.v[i] = cell * tile.v.stride;
+    offsets.codes[i] = cell * rows.stride;
+    offsets.scales[i] = cell * rows.scale_stride;
   }
 }
+
+KVC_INLINE void locate_block(const Tile& tile, int32_t begin, BlockRows& block) {
+  locate_rows(tile, tile.k, begin, block.k);
+  locate_rows(tile, tile.v, begin, block.v);
+}
+
+/// K or V of a tile: rows that steps read in place, or decoded in scratch.
+struct Side {
+  const TileRows& rows;
+  const bool in_place;
+  const int32_t stride;  // floats of a decoded row
+  float* const decoded;  // [step_cells][stride]
+
+  /// Rows are padded to the stride with zeros, which are written once.
+  [[gnu::always_inline]] Side(const TileRows& of, int32_t padded, float* scratch)
+      : rows(of),
+        in_place(is_plain(of.type) && of.head_dim == padded),
+        stride(padded),
+        decoded(scratch) {
+    if (in_place) return;
+    for (int32_t i = 0; i < step_cells; ++i) {
+      for (int32_t d = stride - 16; d < stride; d += lanes) store(decoded + i * stride + d, zero());
+    }
+  }
+
+  /// The type of what steps read.
+  [[gnu::always_inline]] StorageType type() const {
+    return in_place ? rows.type : StorageType::f32;
+  }
+
+  /// Decodes a row, to place `i` of the step.
+  [[gnu::noinline]] const std::byte* decode(int32_t i, size_t codes, size_t scales) const {
+    float* to = decoded + i * stride;
+    const std::byte* from = rows.codes + codes;
+    if (is_plain(rows.type)) {
+      with_storage(rows.type, [&](auto storage) {
+        widen_row<decltype(storage)>(to, from, rows.head_dim, stride);
+      });
+    } else {
+      const RowFormat format = {.type = rows.type, .head_dim = rows.head_dim, .block = rows.block};
+      auto* const scale = rows.scales == nullptr ? nullptr : rows.scales + scales;
+      decode_row(format, to,
+                 {.codes = const_cast<std::byte*>(from), .scales = const_cast<std::byte*>(scale)});
+    }
+    return reinterpret_cast<const std::byte*>(to);
+  }
+
+  /// The block's row `i` alone.
+  [[gnu::always_inline]] const std::byte* row(const RowOffsets& at, int32_t i) const {
+    return in_place ? rows.codes + at.codes[i] : decode(0, at.codes[i], at.scales[i]);
+  }
+
+  /// The block's rows from `first` on, as many as a step takes.
+  [[gnu::always_inline]] StepRows step(const RowOffsets& at, const RowOffsets& near,
+                                       const RowOffsets& far, int32_t first) const {
+    StepRows step;
+    step.codes = rows.codes;
+    step.near = near.codes + first;
+    step.far = far.codes + first;
+    step.prefetches = in_place;
+    for (int32_t i = 0; i < step_cells; ++i) {
+      const int32_t from = first + i;
+      step.row[i] = in_place ? rows.codes + at.codes[from]
+                             : decode(i, at.codes[from], at.scales[from]);
+      if (in_place) continue;
+      for (size_t byte = 0; byte < rows.bytes; byte += 64) {
+        prefetch(rows.codes + near.codes[from] + byte);
+        prefetch_far(rows.codes + far.codes[from] + byte);
+      }
+      if (rows.scales == nullptr) continue;
+      prefetch(rows.scales + near.scales[from]);
+      prefetch_far(rows.scales + far.scales[from]);
+    }
+    return step;
+  }
+};
 
 /// Prefetches the blocks that come too early for the walk to prefetch them.
 KVC_INLINE void prefetch_first_blocks(const Tile& tile, const BlockRows* blocks) {
   for (int32_t t = 0; t < blocks_far && t * block_cells < tile.n_cells; ++t) {
     const int32_t n_cells = smaller(block_cells, tile.n_cells - t * block_cells);
     for (int32_t i = 0; i < n_cells; ++i) {
-      for (size_t b = 0; b < tile.k.bytes; b += 64) prefetch(tile.k.codes + blocks[t].k[i] + b);
-      for (size_t b = 0; b < tile.v.bytes; b += 64) prefetch_far(tile.v.codes + blocks[t].v[i] + b);
+      const size_t k = blocks[t].k.codes[i], v = blocks[t].v.codes[i];
+      for (size_t b = 0; b < tile.k.bytes; b += 64) prefetch(tile.k.codes + k + b);
+      for (size_t b = 0; b < tile.v.bytes; b += 64) prefetch_far(tile.v.codes + v + b);
     }
   }
-}
-
-/// Converts a block's rows to f32: row i to to[i][stride].
-[[gnu::noinline]] static void widen_block(float* to, StorageType type, const std::byte* rows,
-                                          const size_t* offset, int32_t head_dim, int32_t stride) {
-  with_storage(type, [&](auto storage) {
-    for (int32_t i = 0; i < block_cells; ++i) {
-      widen_row<decltype(storage)>(to + static_cast<size_t>(i) * static_cast<size_t>(stride),
-                                   rows + offset[i], head_dim, stride);
-    }
-  });
 }
 
 /// Applies the tile's options to the scores of a block and turns them into probabilities.
@@ -506,79 +547,121 @@ KVC_INLINE void finish_scores(const Tile& tile, const RowQuad& quad, Visibility 
   update_softmax(tile, quad, scores);
 }
 
-/// The walk over one tile. Rows are read in place or, with head dimensions that are no multiple of
-/// 16, from a copy of the block in f32.
+/// The walk over one tile.
 class Walk {
  public:
   [[gnu::always_inline]] explicit Walk(const Tile& tile)
       : tile_(tile),
         scratch_(lay_out_scratch(tile)),
         n_quads_((tile.n_rows + quad_rows - 1) / quad_rows),
-        widens_(tile.k.head_dim != tile.q_stride || tile.v.head_dim != tile.o_stride),
-        steps_(steps_for(widens_ ? StorageType::f32 : tile.k.type,
-                         widens_ ? StorageType::f32 : tile.v.type)) {
+        k_(tile.k, tile.q_stride, scratch_.k),
+        v_(tile.v, tile.o_stride, scratch_.v),
+        steps_(steps_for(k_.type(), v_.type())) {
     for (int32_t i = 0; i < n_quads_; ++i) describe_quad(tile, i, scratch_.quad[i]);
-    for (size_t i = 0; i < block_cells; ++i) {
-      widened_.k[i] = i * static_cast<size_t>(tile.q_stride) * sizeof(float);
-      widened_.v[i] = i * static_cast<size_t>(tile.o_stride) * sizeof(float);
-    }
     for (int32_t t = 0; t < blocks_far; ++t) locate_block(tile, t * block_cells, rows_of(t));
-    if (!widens_) prefetch_first_blocks(tile, blocks_);
+    prefetch_first_blocks(tile, blocks_);
   }
 
   /// Iteration t: scores of block t, where there is one, and values of block t − 1.
   [[gnu::always_inline]] void iterate(int32_t t) {
     const int32_t begin = t * block_cells;
-    const int32_t end = smaller(begin + block_cells, tile_.n_cells);
     locate_block(tile_, begin + blocks_far * block_cells, rows_of(t + blocks_far));
-    Iteration iteration = describe(t);
+    const int32_t n_scores = smaller(block_cells, tile_.n_cells - begin);
+    const int32_t n_values = t == 0 ? 0 : smaller(block_cells, n_scores + block_cells);
+    const Work work = look(t);
+    for (int32_t i = 0; i < block_cells; i += step_cells) {
+      if (work.scores && i < n_scores) score(t, i);
+      if (work.values && i + step_cells <= n_values) add_values(t, i);
+    }
+    if (work.single_values || (work.values && n_values < block_cells)) add_singly(t, n_values);
     for (int32_t i = 0; i < n_quads_; ++i) {
       RowQuad& quad = scratch_.quad[i];
-      float* probability = scratch_.probability + i * 2 * block_scores;
-      Visibility visibility = begin < end ? visibility_of(quad, begin, end) : Visibility::none;
-      if (tile_.bias) visibility = visibility_with_bias(tile_, quad, visibility, begin, end);
-      if (visibility == Visibility::none && quad.visibility == Visibility::none) continue;
-      iteration.scores = visibility == Visibility::none ? nullptr
-                                                        : probability + (t & 1) * block_scores;
-      iteration.probability = probability + ((t & 1) ^ 1) * block_scores;
-      advance(tile_, steps_, quad, iteration);
-      iteration.prefetches = false;
-      quad.visibility = visibility;
-      if (iteration.scores) finish_scores(tile_, quad, visibility, begin, iteration.scores);
+      quad.visibility = quad.scored;
+      if (quad.scored != Visibility::none)
+        finish_scores(tile_, quad, quad.scored, begin, scores_of(t, i));
     }
   }
 
  private:
-  [[gnu::always_inline]] BlockRows& rows_of(int32_t t) { return blocks_[t % blocks_kept]; }
+  /// What some quad has to do in an iteration.
+  struct Work {
+    bool scores = false;
+    bool values = false;         // whole steps of them
+    bool single_values = false;  // of a block that some row sees only in part
+  };
 
-  [[gnu::always_inline]] Iteration describe(int32_t t) {
-    const BlockRows& k = rows_of(t);
-    const BlockRows& v = rows_of(t + blocks_kept - 1);
-    if (widens_ && t * block_cells < tile_.n_cells)
-      widen_block(scratch_.k, tile_.k.type, tile_.k.codes, k.k, tile_.k.head_dim, tile_.q_stride);
-    if (widens_ && t > 0)
-      widen_block(scratch_.v, tile_.v.type, tile_.v.codes, v.v, tile_.v.head_dim, tile_.o_stride);
-    Iteration iteration;
-    iteration.k = widens_ ? reinterpret_cast<const std::byte*>(scratch_.k) : tile_.k.codes;
-    iteration.v = widens_ ? reinterpret_cast<const std::byte*>(scratch_.v) : tile_.v.codes;
-    iteration.score_block = widens_ ? &widened_ : &k;
-    iteration.value_block = widens_ ? &widened_ : &v;
-    iteration.k_near = &rows_of(t + blocks_near);
-    iteration.k_far = &rows_of(t + blocks_far);
-    iteration.v_near = &rows_of(t + blocks_near - 1);
-    iteration.v_far = &rows_of(t + blocks_far - 1);
-    iteration.value_begin = (t - 1) * block_cells;
-    iteration.n_values = smaller(block_cells, tile_.n_cells - iteration.value_begin);
-    iteration.prefetches = !widens_;
-    return iteration;
+  [[gnu::always_inline]] BlockRows& rows_of(int32_t t) { return blocks_[t % blocks_kept]; }
+  [[gnu::always_inline]] const BlockRows& value_rows_of(int32_t t) {
+    return rows_of(t + blocks_kept - 1);
+  }
+
+  /// Scores of block t and quad i, later its probabilities.
+  [[gnu::always_inline]] float* scores_of(int32_t t, int32_t i) const {
+    return scratch_.probability + (i * 2 + (t & 1)) * block_scores;
+  }
+
+  [[gnu::always_inline]] Work look(int32_t t) {
+    const int32_t begin = t * block_cells;
+    const int32_t end = smaller(begin + block_cells, tile_.n_cells);
+    Work work;
+    for (int32_t i = 0; i < n_quads_; ++i) {
+      RowQuad& quad = scratch_.quad[i];
+      quad.scored = begin < end ? visibility_of(quad, begin, end) : Visibility::none;
+      if (tile_.bias) quad.scored = visibility_with_bias(tile_, quad, quad.scored, begin, end);
+      work.scores |= quad.scored != Visibility::none;
+      work.values |= quad.visibility == Visibility::all;
+      work.single_values |= quad.visibility == Visibility::mixed;
+    }
+    return work;
+  }
+
+  /// Scores of block t, one step from `first` on.
+  [[gnu::always_inline]] void score(int32_t t, int32_t first) {
+    StepRows rows = k_.step(rows_of(t).k, rows_of(t + blocks_near).k, rows_of(t + blocks_far).k,
+                            first);
+    for (int32_t i = 0; i < n_quads_; ++i) {
+      const RowQuad& quad = scratch_.quad[i];
+      if (quad.scored == Visibility::none) continue;
+      steps_.score[quad.n_rows - 1](tile_, quad, rows, scores_of(t, i) + first * quad_rows);
+      rows.prefetches = false;
+    }
+  }
+
+  /// Values of block t − 1, one step from `first` on.
+  [[gnu::always_inline]] void add_values(int32_t t, int32_t first) {
+    StepRows rows = v_.step(value_rows_of(t).v, rows_of(t + blocks_near - 1).v,
+                            rows_of(t + blocks_far - 1).v, first);
+    for (int32_t i = 0; i < n_quads_; ++i) {
+      const RowQuad& quad = scratch_.quad[i];
+      if (quad.visibility != Visibility::all) continue;
+      steps_.value[quad.n_rows - 1](tile_, quad, rows, scores_of(t - 1, i) + first * quad_rows);
+      rows.prefetches = false;
+    }
+  }
+
+  /// Values of block t − 1 that are added one cell and row at a time: of a block that some row sees
+  /// only in part, and the last cells, too few for a step.
+  [[gnu::noinline]] void add_singly(int32_t t, int32_t n_values) {
+    const int32_t in_steps = n_values - n_values % step_cells;
+    for (int32_t i = 0; i < n_values; ++i) {
+      const std::byte* row = nullptr;
+      for (int32_t j = 0; j < n_quads_; ++j) {
+        const RowQuad& quad = scratch_.quad[j];
+        if (quad.visibility == Visibility::none) continue;
+        if (quad.visibility == Visibility::all && i < in_steps) continue;
+        if (row == nullptr) row = v_.row(value_rows_of(t).v, i);
+        steps_.value_singly(tile_, quad, row, (t - 1) * block_cells + i,
+                            scores_of(t - 1, j) + i * quad_rows);
+      }
+    }
   }
 
   const Tile& tile_;
   const Scratch scratch_;
   const int32_t n_quads_;
-  const bool widens_;
+  const Side k_;
+  const Side v_;
   const Steps steps_;
-  BlockRows widened_;
   BlockRows blocks_[blocks_kept];
 };
 
