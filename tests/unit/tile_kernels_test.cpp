@@ -61,7 +61,6 @@ struct Kernel {
   void (*process)(const Tile& tile);
   size_t (*scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
   int32_t rows_max;
-  bool takes_codes;  // or only f32, f16 and bf16
 };
 
 /// The kernels that this machine runs.
@@ -69,12 +68,12 @@ std::vector<Kernel> kernels() {
   std::vector<Kernel> all;
   for (int32_t i = 0; const KernelTable* isa = kvc::cpu::runnable_kernels(i); ++i) {
     all.push_back({std::string("narrow_") + isa->name, isa->process_narrow_tile,
-                   isa->narrow_tile_scratch_bytes, kvc::cpu::tile_rows_max, true});
+                   isa->narrow_tile_scratch_bytes, kvc::cpu::tile_rows_max});
     all.push_back({std::string("wide_") + isa->name, isa->process_wide_tile,
-                   isa->wide_tile_scratch_bytes, kvc::cpu::tile_rows_max, false});
+                   isa->wide_tile_scratch_bytes, kvc::cpu::tile_rows_max});
     if (isa->process_medium_tile == nullptr) continue;
     all.push_back({std::string("medium_") + isa->name, isa->process_medium_tile,
-                   isa->medium_tile_scratch_bytes, kvc::cpu::medium_tile_rows_max, false});
+                   isa->medium_tile_scratch_bytes, kvc::cpu::medium_tile_rows_max});
   }
   return all;
 }
@@ -407,8 +406,6 @@ class TileKernel : public testing::TestWithParam<Kernel> {
     return std::min(n_tokens, kernel_.rows_max / group);
   }
 
-  bool takes(StorageType type) const { return kernel_.takes_codes || kvc::is_plain(type); }
-
   const Kernel kernel_ = GetParam();
   double worst_ = 0;
 };
@@ -467,7 +464,6 @@ TEST_P(TileKernel, StaysWithinTheBoundOverEveryStorageType) {
     Shape shape;
     shape.k = pick(static_cast<StorageType>(i % kvc::n_storage_types));
     shape.v = pick(below(2) == 0 ? shape.k.type : static_cast<StorageType>(below(8)));
-    if (!takes(shape.k.type) || !takes(shape.v.type)) continue;
     for (StoredAs* as : {&shape.k, &shape.v}) {
       if (as->type == StorageType::nf4) as->block = below(4) == 0 ? 0 : 16 << below(3);
     }
@@ -536,7 +532,6 @@ TEST_P(TileKernel, KeepsErrorsSmall) {
 TEST_P(TileKernel, KeepsErrorsSmallForSmallAndLargeNumbers) {
   unsigned seed = first_seed;
   for (const StorageType type : {StorageType::f32, StorageType::bf16, StorageType::int8}) {
-    if (!takes(type)) continue;
     for (const float key_size : {0x1p-120f, 0x1p-100f, 0x1p-60f, 0x1p60f, 0x1p100f}) {
       for (const float value_size : {0x1p-120f, 0x1p-100f, 0x1p-60f, 0x1p60f, 0x1p100f}) {
         Shape shape;
@@ -571,7 +566,7 @@ TEST_P(TileKernel, WhatIsSeenPropagatesAndWhatIsHiddenDoesNot) {
       const auto type = static_cast<StorageType>(i);
       // An infinite scale times a code of 0 is NaN: only f32, f16, bf16 and e5m2 hold infinities.
       const bool has_infinity = kvc::is_plain(type) || type == StorageType::f8_e5m2;
-      if (!takes(type) || (poison == poison && !has_infinity)) continue;
+      if (poison == poison && !has_infinity) continue;
       Shape shape;
       shape.tokens = at_most(40);
       shape.n_cells = 200;
