@@ -29,6 +29,30 @@ func TestHotCallsAllocateNothing(t *testing.T) {
 	}
 }
 
+func TestPassesOverCodesAllocateNothing(t *testing.T) {
+	cache := stored{dtype: Q8_0}.open(t)
+	x, q, out := ones(kvHeads*storageDim), ones(qHeads*storageDim), ones(qHeads*storageDim)
+	codes, scales := make([]int8, kvHeads*storageDim), make([]uint16, kvHeads*2)
+	positions, sequences := []int32{0}, []int32{0}
+	allocations := testing.AllocsPerRun(100, func() {
+		must(t, cache.Begin(positions, sequences))
+		for layer := 0; layer < nLayers; layer++ {
+			must(t, cache.PutAttention(layer, vectors(x, 1, kvHeads), vectors(x, 1, kvHeads), vectors(q, 1, qHeads), vectors(out, 1, qHeads)))
+			k, _, _ := cache.GetCodes(layer)
+			copy(codes, k.Codes.Int8(0, 0))
+			copy(scales, k.Scales.Bits(0, 0))
+			must(t, cache.GetCopy(layer, vectors(x, 1, kvHeads), Tensor{}))
+			of := Int8(codes, 1, kvHeads, storageDim)
+			by := Float16(scales, 1, kvHeads, 2)
+			must(t, cache.PutCodes(layer, of, by, of, by))
+		}
+		must(t, cache.Abort())
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations in a pass", allocations)
+	}
+}
+
 func TestPassesOfOtherKindsAllocateNothing(t *testing.T) {
 	cross := openKind(t, testDesc(), EncoderDesc{})
 	states := openKind(t, statesDesc(1), testStates())

@@ -79,13 +79,8 @@ func required(a *Tensor, nameA string, b *Tensor, nameB string) error {
 }
 
 func optional(a *Tensor, nameA string, b *Tensor, nameB string) error {
-	if !a.absent() {
-		if err := a.check(nameA); err != nil {
-			return err
-		}
+	if err := a.checkIfPresent(nameA); err != nil {
+		return err
 	}
-	if b.absent() {
-		return nil
-	}
-	return b.check(nameB)
+	return b.checkIfPresent(nameB)
 }

@@ -32,7 +32,7 @@
 // kvc_attention_extra is AttentionExtra. These have other names: kvc_cache_create is NewCache,
 // kvc_device_open OpenDevice, kvc_cache_destroy Close, kvc_sequence_query Sequence, kvc_state_digest
 // Digest, KVC_NONE None, kvc_cache_wrap Wrap, kvc_cache_child Owner, KVC_TOKEN_ENCODER_INPUT
-// CarriesInput, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree,
+// CarriesInput, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree, KVC_CODEC_ROTATE CodecDesc.Rotate,
 // KVC_TENSOR_TRANSPOSED GatherTransposed. kvc_bind_shift and strides of tensors have no counterpart.
 package kvc
 
@@ -55,6 +55,7 @@ func BuildInfo() string { return C.GoString(C.kvc_build_info()) }
 type Cache struct {
 	handle   *C.kvc_cache // a key of the library's table, not an address; it never changes
 	once     closing
+	kvHeads  int
 	headDimK int
 	maxBatch int
 	children []*Cache // of a wrapper
@@ -125,7 +126,7 @@ func NewCache(device *Device, desc CacheDesc, kind Kind) (*Cache, error) {
 		return nil, err
 	}
 	c := newCache(out.cache)
-	c.headDimK, c.maxBatch = int(desc.HeadDimK), int(desc.MaxBatch)
+	c.kvHeads, c.headDimK, c.maxBatch = int(desc.NKVHeads), int(desc.HeadDimK), int(desc.MaxBatch)
 	return c, nil
 }
 
@@ -183,10 +184,10 @@ func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
 		return narrow.err
 	}
 	var factors *C.float
-	for _, headDimK := range c.keySizes(layerBegin, layerEnd) {
+	for _, holder := range c.holders(layerBegin, layerEnd) {
 		rotated := int(desc.NDims)
 		if rotated == 0 {
-			rotated = headDimK - int(desc.FirstDim)
+			rotated = holder.headDimK - int(desc.FirstDim)
 		}
 		var err error
 		factors, err = constants(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
@@ -199,15 +200,41 @@ func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
 	return err
 }
 
-// keySizes returns the head sizes of the keys of some layers; those of a wrapper may differ.
-func (c *Cache) keySizes(layerBegin, layerEnd int) (sizes []int) {
+// BindScales binds the scales of F8E4M3 and F8E5M2, one for each KV head, for layers
+// [layerBegin, layerEnd): a number is stored as number / scale. 1 where none was bound; nil: stay as they
+// are. Only an empty cache takes them. Slices are copied.
+func (c *Cache) BindScales(layerBegin, layerEnd int, kScales, vScales []float32) error {
+	if c == nil {
+		return &Error{InvalidHandle, "the cache is nil"}
+	}
+	var narrow narrowing
+	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
+	if narrow.err != nil {
+		return narrow.err
+	}
+	for _, holder := range c.holders(layerBegin, layerEnd) {
+		if _, err := constants(kScales, "kScales", holder.kvHeads, "KV head"); err != nil {
+			return err
+		}
+		if _, err := constants(vScales, "vScales", holder.kvHeads, "KV head"); err != nil {
+			return err
+		}
+	}
+	err := failure(C.go_bind_scales(c.handle, begin, end, (*C.float)(pointer(kScales)), (*C.float)(pointer(vScales))))
+	runtime.KeepAlive(c)
+	return err
+}
+
+// holders returns the caches that hold the keys and values of some layers: itself, or children of a
+// wrapper.
+func (c *Cache) holders(layerBegin, layerEnd int) (holders []*Cache) {
 	if c.children == nil {
-		return []int{c.headDimK}
+		return []*Cache{c}
 	}
 	for layer, place := range c.places {
 		if child := c.children[place.Child]; layerBegin <= layer && layer < layerEnd && child.headDimK > 0 {
-			sizes = append(sizes, child.headDimK)
+			holders = append(holders, child)
 		}
 	}
-	return sizes
+	return holders
 }

@@ -21,26 +21,26 @@ const (
 	Prefault   CacheFlags = C.KVC_CACHE_PREFAULT     // touch all memory in NewCache
 )
 
-// Reserved flags of a CacheDesc; this version returns NotSupported for them.
+// Flags of a CacheDesc that say how K and V are stored.
 const (
-	RotateK     CacheFlags = C.KVC_CACHE_ROTATE_K    // store quantised K rotated by a Hadamard matrix
-	RotateV     CacheFlags = C.KVC_CACHE_ROTATE_V    // store quantised V rotated likewise
-	Interleaved CacheFlags = C.KVC_CACHE_INTERLEAVED // store K and V of a token side by side in one row
-	VInK        CacheFlags = C.KVC_CACHE_V_IN_K      // V is a part of K and is not stored
+	RotateK     CacheFlags = C.KVC_CACHE_ROTATE_K    // K is stored rotated by a Hadamard matrix: Q8_0, Q4_0, INT8, NF4
+	RotateV     CacheFlags = C.KVC_CACHE_ROTATE_V    // V likewise
+	Interleaved CacheFlags = C.KVC_CACHE_INTERLEAVED // K and V of a token lie side by side in one row: F32, F16 or BF16
+	VInK        CacheFlags = C.KVC_CACHE_V_IN_K      // V is dimensions VFirst … of K: put Tensor{} as V
 )
 
 // CacheDesc is the geometry that every kind of cache shares; all bounds are hard. See kvc_cache_desc.
 type CacheDesc struct {
 	NLayers, NKVHeads  int32
 	HeadDimK, HeadDimV int32 // HeadDimV 0: as HeadDimK
-	DTypeK, DTypeV     DType // storage types: F32, F16 or BF16; 0: F32
+	DTypeK, DTypeV     DType // storage types, each of its own; 0: F32, and with VInK DTypeV must be 0
 	MaxSequences       int32 // sequences are 0 … MaxSequences - 1
 	Capacity           int32 // positions that one sequence may hold
 	MaxBatch           int32 // a pass has 1 … MaxBatch tokens, padding included
 	Cells              int32 // pool that all sequences share; 0: as many as the other bounds can need
 	MaxQHeads          int32 // 0: NKVHeads * 16
-	BlockK, BlockV     int32 // reserved: 0
-	VFirst             int32 // reserved for VInK: 0
+	BlockK, BlockV     int32 // NF4: values that share a scale, 16, 32, 64 or 128; 0: the largest of 64, 32, 16 that fits
+	VFirst             int32 // VInK: the first dimension of K that belongs to V
 	Flags              CacheFlags
 }
 

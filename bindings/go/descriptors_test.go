@@ -25,22 +25,23 @@ func create(t testing.TB, kind Kind, change func(*CacheDesc)) (*Cache, error) {
 	return cache, err
 }
 
-func TestReservedAndUnknownFieldsAreRefused(t *testing.T) {
+func TestFieldsThatDoNotFitAreRefused(t *testing.T) {
 	for _, test := range []struct {
 		change func(*CacheDesc)
 		status Status
 		part   string
 	}{
-		{func(d *CacheDesc) { d.DTypeK = Q8_0 }, NotSupported, "q8_0"},
-		{func(d *CacheDesc) { d.DTypeV = NF4 }, NotSupported, "nf4"},
+		{func(d *CacheDesc) { d.DTypeK = Q8_0 }, InvalidArgument, "multiples of 32, and head_dim is 16"},
 		{func(d *CacheDesc) { d.DTypeK = Bool8 }, Dtype, "bool"},
+		{func(d *CacheDesc) { d.DTypeK = I8 }, Dtype, "i8"},
 		{func(d *CacheDesc) { d.DTypeV = 77 }, Dtype, "code 77"},
-		{func(d *CacheDesc) { d.Flags = RotateK }, NotSupported, ""},
-		{func(d *CacheDesc) { d.Flags = Strict | VInK }, NotSupported, ""},
+		{func(d *CacheDesc) { d.Flags = RotateK }, InvalidArgument, "f16"},
+		{func(d *CacheDesc) { d.Flags = Interleaved }, InvalidArgument, "f16"}, // and V is f32
+		{func(d *CacheDesc) { d.Flags = Strict | VInK }, InvalidArgument, "dtype_v"},
 		{func(d *CacheDesc) { d.Flags = 1 << 40 }, InvalidArgument, ""},
-		{func(d *CacheDesc) { d.BlockK = 16 }, InvalidArgument, "block_k 16"},
-		{func(d *CacheDesc) { d.BlockV = 16 }, InvalidArgument, "block_v 16"},
-		{func(d *CacheDesc) { d.VFirst = 1 }, InvalidArgument, "v_first 1"},
+		{func(d *CacheDesc) { d.BlockK = 16 }, InvalidArgument, "block 16 of dtype_k, which is f16"},
+		{func(d *CacheDesc) { d.DTypeV, d.BlockV = NF4, 32 }, InvalidArgument, "dtype_v is nf4"},
+		{func(d *CacheDesc) { d.VFirst = 1 }, InvalidArgument, "v_first"},
 	} {
 		_, err := create(t, CausalDesc{}, test.change)
 		is(t, err, test.status, test.part)

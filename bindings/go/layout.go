@@ -18,6 +18,8 @@ func sizes() map[string]int {
 		"kvc_rope_desc":       C.sizeof_kvc_rope_desc,
 		"kvc_attention_extra": C.sizeof_kvc_attention_extra,
 		"kvc_run":             C.sizeof_kvc_run,
+		"kvc_storage_info":    C.sizeof_kvc_storage_info,
+		"kvc_codec_desc":      C.sizeof_kvc_codec_desc,
 		"kvc_encoder_desc":    C.sizeof_kvc_encoder_desc,
 		"kvc_recurrent_desc":  C.sizeof_kvc_recurrent_desc,
 		"kvc_state_sequence":  C.sizeof_kvc_state_sequence,

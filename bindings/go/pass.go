@@ -64,13 +64,17 @@ func (c *Cache) FitsFlagged(positions, sequences []int32, flags []TokenFlags) er
 	return err
 }
 
-// Put stores one layer's keys and values [n tokens, KV heads, head size] of the open pass.
+// Put stores one layer's keys and values [n tokens, KV heads, head size] of the open pass. With VInK v is
+// Tensor{}, here and in PutAttention.
 func (c *Cache) Put(layer int, k, v Tensor) error {
 	at, err := number("layer", layer)
 	if err != nil {
 		return err
 	}
-	if err := required(&k, "k", &v, "v"); err != nil {
+	if err := k.check("k"); err != nil {
+		return err
+	}
+	if err := v.checkIfPresent("v"); err != nil {
 		return err
 	}
 	err = failure(C.go_put(c.key(), at, k.c(), v.c()))
@@ -134,7 +138,10 @@ func (c *Cache) PutAttentionWith(layer int, k, v, q, out Tensor, extra Attention
 	if err != nil {
 		return err
 	}
-	if err := required(&k, "k", &v, "v"); err != nil {
+	if err := k.check("k"); err != nil {
+		return err
+	}
+	if err := v.checkIfPresent("v"); err != nil {
 		return err
 	}
 	if err := required(&q, "q", &out, "out"); err != nil {

@@ -6,7 +6,8 @@ import "C"
 import "runtime"
 
 // Get returns views of a layer's keys and values over the range of cells that the batch may see.
-// The views are valid until the pass ends.
+// The views are valid until the pass ends. It lends F32, F16 and BF16; for other storage types it returns
+// NotSupported, and GetCodes lends what is stored, GetCopy decodes it, and Attention needs neither.
 func (c *Cache) Get(layer int) (k, v View, err error) {
 	at, err := number("layer", layer)
 	if err != nil {

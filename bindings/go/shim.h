@@ -35,6 +35,8 @@ typedef struct go_history { go_result result; int32_t first_cell, n_cells; } go_
 typedef struct go_pair { go_result result; int32_t first, second; } go_pair;
 typedef struct go_child { go_result result; kvc_cache *cache; int32_t layer; } go_child;
 typedef struct go_tensors { go_result result; kvc_tensor first, second; } go_tensors;
+typedef struct go_codes { go_result result; kvc_tensor k, k_scales, v, v_scales; } go_codes;
+typedef struct go_storage { go_result result; kvc_storage_info info; } go_storage;
 
 /* ---- Tensors -------------------------------------------------------------------------------------------------------- */
 
@@ -140,6 +142,60 @@ static inline go_tensors go_get(kvc_cache *cache, int32_t layer) {
   memset(&out, 0, sizeof out);
   out.result = go_done(kvc_get(cache, layer, &out.first, &out.second));
   return out;
+}
+
+/* ---- Storage types -------------------------------------------------------------------------------------------------- */
+
+static inline go_storage go_storage_query(uint32_t dtype, int32_t head_dim, int32_t block) {
+  go_storage out = {{0}, KVC_STORAGE_INFO_INIT};
+  out.result = go_done(kvc_storage_query(dtype, head_dim, block, &out.info));
+  return out;
+}
+
+static inline go_result go_encode(kvc_codec_desc desc, go_tensor values, go_tensor codes, go_tensor scales) {
+  GO_VIEW(values);
+  GO_VIEW(codes);
+  GO_VIEW(scales);
+  return go_done(kvc_encode(&desc, values_view, codes_view, scales_view));
+}
+
+static inline go_result go_decode(kvc_codec_desc desc, go_tensor codes, go_tensor scales, go_tensor values) {
+  GO_VIEW(codes);
+  GO_VIEW(scales);
+  GO_VIEW(values);
+  return go_done(kvc_decode(&desc, codes_view, scales_view, values_view));
+}
+
+static inline go_codes go_get_codes(kvc_cache *cache, int32_t layer) {
+  go_codes out;
+  memset(&out, 0, sizeof out);
+  out.result = go_done(kvc_get_codes(cache, layer, &out.k, &out.k_scales, &out.v, &out.v_scales));
+  return out;
+}
+
+static inline go_tensors go_copy_shapes(kvc_cache *cache, int32_t layer) {
+  go_tensors out;
+  memset(&out, 0, sizeof out);
+  out.result = go_done(kvc_get_copy(cache, layer, &out.first, &out.second));
+  return out;
+}
+
+static inline go_result go_get_copy(kvc_cache *cache, int32_t layer, go_tensor k, go_tensor v) {
+  float nothing = 0;
+  GO_VIEW(k);
+  GO_VIEW(v);
+  if (k_view && !k_view->data) k_view->data = &nothing; /* no elements, but null would query the shape */
+  if (v_view && !v_view->data) v_view->data = &nothing;
+  return go_done(kvc_get_copy(cache, layer, k_view, v_view));
+}
+
+static inline go_result go_put_codes(kvc_cache *cache, int32_t layer, go_tensor k, go_tensor k_scales, go_tensor v,
+                                     go_tensor v_scales) {
+  GO_VIEW(k);
+  GO_VIEW(k_scales);
+  GO_VIEW(v);
+  GO_VIEW(v_scales);
+  return go_done(kvc_put_codes(cache, layer, k_view, k_scales_view, v_view, v_scales_view));
 }
 
 /* ---- Encoder inputs ------------------------------------------------------------------------------------------------- */
@@ -277,6 +333,11 @@ static inline go_result go_bind_attention(kvc_cache *cache, int32_t layer_begin,
 static inline go_result go_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, kvc_rope_desc desc,
                                      const float *frequency_factors) {
   return go_done(kvc_bind_rope(cache, layer_begin, layer_end, &desc, frequency_factors));
+}
+
+static inline go_result go_bind_scales(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const float *k_scales,
+                                       const float *v_scales) {
+  return go_done(kvc_bind_scales(cache, layer_begin, layer_end, k_scales, v_scales));
 }
 
 /* ---- Passes and sequences ------------------------------------------------------------------------------------------- */

@@ -13,8 +13,8 @@ import (
 // DType is an element type of a tensor or a storage type of a cache.
 type DType uint32
 
-// The element types. A cache stores F32, F16 and BF16 and takes tensors of these types; masks may
-// also be Bool8. In a descriptor 0 means F32.
+// The element types that every cache takes and stores; masks may also be Bool8. In a descriptor 0 means
+// F32.
 const (
 	F32   DType = C.KVC_F32
 	F16   DType = C.KVC_F16
@@ -22,20 +22,32 @@ const (
 	Bool8 DType = C.KVC_BOOL // one byte: 0 is false, anything else is true
 )
 
-// Reserved types: this version takes no tensor of these types, and NewCache returns an error for
-// them. Q8_0, Q4_0, INT8 and NF4 are storage types, never the type of a tensor.
+// Storage types of 8 and 4 bits, for causal and encoder caches. Keys and values are encoded when they are
+// put, and attention reads the codes. kvc/storage.h says what their bytes are. Q8_0, Q4_0, INT8 and NF4
+// are never the type of a tensor: their codes are tensors of I8 or U8.
 const (
-	F64    DType = C.KVC_F64
-	I32    DType = C.KVC_I32
-	I8     DType = C.KVC_I8
-	U8     DType = C.KVC_U8
-	F8E4M3 DType = C.KVC_F8_E4M3
+	F8E4M3 DType = C.KVC_F8_E4M3 // scales are bound, see BindScales
 	F8E5M2 DType = C.KVC_F8_E5M2
-	Q8_0   DType = C.KVC_Q8_0 // blocks of 32 values with one f16 scale
-	Q4_0   DType = C.KVC_Q4_0 // blocks of 32 values with one f16 scale
-	INT8   DType = C.KVC_INT8 // one f32 scale per vector
-	NF4    DType = C.KVC_NF4  // blocks of 16, 32, 64 or 128 values with one f32 scale
+	Q8_0   DType = C.KVC_Q8_0 // 8-bit codes, blocks of 32 values with one f16 scale
+	Q4_0   DType = C.KVC_Q4_0 // 4-bit codes, blocks of 32 values with one f16 scale
+	INT8   DType = C.KVC_INT8 // 8-bit codes, one f32 scale per vector
+	NF4    DType = C.KVC_NF4  // 4-bit codes of a table, blocks of 16, 32, 64 or 128 values with one f32 scale
 )
+
+// Element types of codes.
+const (
+	I8 DType = C.KVC_I8 // Q8_0, INT8
+	U8 DType = C.KVC_U8 // Q4_0, NF4: two codes in a byte
+)
+
+// Types that nothing takes in this version.
+const (
+	F64 DType = C.KVC_F64
+	I32 DType = C.KVC_I32
+)
+
+// size returns the bytes of an element; 0 for types of less than a byte, which no tensor has.
+func (d DType) size() int { return int(d>>8&0xff) / 8 }
 
 // maxDims is how many dimensions a tensor has at most: rows of states of matrices have four.
 const maxDims = 4
@@ -70,6 +82,27 @@ func Bool[T bool | uint8](data []T, shape ...int) Tensor {
 	return tensor(Bool8, pointer(data), len(data), shape)
 }
 
+// Int8 makes a tensor of a slice of codes of Q8_0 or INT8.
+func Int8(data []int8, shape ...int) Tensor {
+	return tensor(I8, pointer(data), len(data), shape)
+}
+
+// Uint8 makes a tensor of a slice of codes of Q4_0 or NF4.
+func Uint8(data []uint8, shape ...int) Tensor {
+	return tensor(U8, pointer(data), len(data), shape)
+}
+
+// Bytes makes a tensor of any type of a slice that holds its bytes: codes and scales that were saved, or
+// codes of F8E4M3 and F8E5M2. The first byte must be aligned for the type, as that of a slice from make
+// is. A dtype of 0, as StorageInfo.ScaleDType is where no scale is stored, makes Tensor{}.
+func Bytes(dtype DType, data []byte, shape ...int) Tensor {
+	n := len(data)
+	if size := dtype.size(); size > 1 {
+		n /= size
+	}
+	return tensor(dtype, pointer(data), n, shape)
+}
+
 func tensor(dtype DType, data unsafe.Pointer, n int, shape []int) Tensor {
 	t := Tensor{data: data, n: n, dtype: dtype, ndim: len(shape)}
 	copy(t.shape[:], shape)
@@ -97,6 +130,13 @@ func (t *Tensor) check(name string) error {
 		need *= t.shape[i]
 	}
 	return nil
+}
+
+func (t *Tensor) checkIfPresent(name string) error {
+	if t.absent() {
+		return nil
+	}
+	return t.check(name)
 }
 
 // refused says what check found. It takes a copy, so that the tensors of a successful call stay on
@@ -128,16 +168,16 @@ func (t *Tensor) c() C.go_tensor {
 	}
 }
 
-// View is memory of the cache, which Get returns: element (cell, head, i) is at
+// View is memory of the cache, which Get and GetCodes return: element (cell, head, i) is at
 // cell*Strides[0] + head*Strides[1] + i. It is valid until the pass ends.
 //
-// A View keeps its cache from being collected. Data and the slices that Float32 and Bits return do
-// not: the collector does not know C's memory. Keep the View or the cache alive while you use them,
-// with runtime.KeepAlive if nothing else does.
+// A View keeps its cache from being collected. Data and the slices that its methods return do not: the
+// collector does not know C's memory. Keep the View or the cache alive while you use them, with
+// runtime.KeepAlive if nothing else does.
 type View struct {
 	Data    unsafe.Pointer
 	DType   DType
-	Shape   [3]int // history, KV heads, head size
+	Shape   [3]int // history, KV heads, and the head size, or the codes or scales of a vector
 	Strides [3]int // in elements
 	cache   *Cache
 }
@@ -169,7 +209,24 @@ func (v View) Bits(cell, head int) []uint16 {
 	return unsafe.Slice((*uint16)(v.row(cell, head, 2)), v.Shape[2])
 }
 
+// Int8 returns the vector of one cell and head in place. It panics if the view does not store i8.
+func (v View) Int8(cell, head int) []int8 {
+	if v.DType != I8 {
+		panic(fmt.Sprintf("kvc: Int8 of a view that stores %v", v.DType))
+	}
+	return unsafe.Slice((*int8)(v.row(cell, head, 1)), v.Shape[2])
+}
+
+// Bytes returns the bytes of the vector of one cell and head in place, whatever the view stores.
+func (v View) Bytes(cell, head int) []byte {
+	width := v.DType.size()
+	return unsafe.Slice((*byte)(v.row(cell, head, width)), v.Shape[2]*width)
+}
+
 func viewOf(c *Cache, t C.kvc_tensor) View {
+	if t.ndim == 0 { // scales of a type that stores none
+		return View{}
+	}
 	v := View{Data: unsafe.Add(t.data, int(t.byte_offset)), DType: DType(t.dtype), cache: c}
 	for i := range v.Shape {
 		v.Shape[i], v.Strides[i] = int(t.shape[i]), int(t.strides[i])
