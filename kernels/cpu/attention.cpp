@@ -277,7 +277,7 @@ void Call::place_bias(const Item& item, Tile& tile) const {
   for (int32_t i = 0; i < tile.n_cells; ++i) {
     float* to = item.scratch.bias + static_cast<size_t>(i) * static_cast<size_t>(tile.bias_stride);
     std::fill(to, to + tile.bias_stride, minus_infinity);
-    const int64_t column = tile.cell[i] - first_column;
+    const int64_t column = tile.v.cell[i] - first_column;
     if (column < 0 || column >= n_columns) continue;  // of another row's history: not seen here
     for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
       const int64_t token = params_.plan.rows[item.tile->row + t].token;
@@ -295,7 +295,7 @@ void Call::place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end)
   const bool with_positions = params_.constants.slopes || list.has_pending;
   const int32_t n_first = work.first_end - work.low;
   tile.n_cells = end - begin;
-  tile.cell = item.scratch.cell;
+  tile.k.cell = tile.v.cell = item.scratch.cell;
   tile.position = item.scratch.position;
   int32_t n_placed = 0;
   for (int32_t seen = begin; seen < end;) {
@@ -308,7 +308,7 @@ void Call::place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end)
     const int32_t* const cell = tokens.cell + list.start[piece] + index;
     const int32_t* const position = tokens.position + list.start[piece] + index;
     if (count == tile.n_cells) {
-      tile.cell = cell;
+      tile.k.cell = tile.v.cell = cell;
       tile.position = position;
       return;
     }
@@ -348,9 +348,9 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
   const int32_t* rotated_for = params_.plan.rotated_for;
   const Tile chunk = tile;
   for (int32_t begin = 0; begin < chunk.n_cells;) {
-    const int32_t offset = chunk.position[begin] - rotated_for[chunk.cell[begin]];
+    const int32_t offset = chunk.position[begin] - rotated_for[chunk.k.cell[begin]];
     int32_t end = begin + 1;
-    while (end < chunk.n_cells && chunk.position[end] - rotated_for[chunk.cell[end]] == offset)
+    while (end < chunk.n_cells && chunk.position[end] - rotated_for[chunk.k.cell[end]] == offset)
       ++end;
     for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
       const auto inside = [begin, end](int32_t index) {
@@ -362,7 +362,8 @@ void Call::attend_segments(const Item& item, Tile& tile) const {
                                                 .end = inside(whole.end),
                                                 .position = whole.position};
     }
-    tile.cell = chunk.cell + begin;
+    tile.k.cell = chunk.k.cell + begin;
+    tile.v.cell = chunk.v.cell + begin;
     tile.position = chunk.position + begin;
     tile.n_cells = end - begin;
     if (chunk.bias)

@@ -438,18 +438,18 @@ KVC_INLINE void widen_row(float* to, const std::byte* from, int32_t n, int32_t p
   }
 }
 
-KVC_INLINE void locate_rows(const Tile& tile, const TileRows& rows, int32_t begin,
+KVC_INLINE void locate_rows(const TileRows& rows, int32_t begin, int32_t n_cells,
                             RowOffsets& offsets) {
   for (int32_t i = 0; i < block_cells; ++i) {
-    const auto cell = static_cast<size_t>(tile.cell[smaller(begin + i, tile.n_cells - 1)]);
+    const auto cell = static_cast<size_t>(rows.cell[smaller(begin + i, n_cells - 1)]);
     offsets.codes[i] = cell * rows.stride;
     offsets.scales[i] = cell * rows.scale_stride;
   }
 }
 
 KVC_INLINE void locate_block(const Tile& tile, int32_t begin, BlockRows& block) {
-  locate_rows(tile, tile.k, begin, block.k);
-  locate_rows(tile, tile.v, begin, block.v);
+  locate_rows(tile.k, begin, tile.n_cells, block.k);
+  locate_rows(tile.v, begin, tile.n_cells, block.v);
 }
 
 /// K or V of a tile: rows that steps read in place, or decoded in scratch.

@@ -237,7 +237,7 @@ KVC_INLINE void pack_value_cells(std::byte* to, size_t side_bytes, stored::Reade
 
 template <class Type>
 [[gnu::noinline]] static bool pack_keys(const Work& work, stored::Reader<Type> keys, Range range) {
-  const int32_t* cell = work.plain.tile->cell + work.plain.block_begin;
+  const int32_t* cell = work.plain.tile->k.cell + work.plain.block_begin;
   const size_t side_bytes = work.steps_k() * parts_of<Type> * amx_tile_bytes;
   Magnitudes magnitudes;
   for (int32_t i = range.begin; i < range.end; i += amx_rows) {
@@ -250,7 +250,7 @@ template <class Type>
 template <class Type>
 [[gnu::noinline]] static bool pack_values(const Work& work, stored::Reader<Type> values, Range range) {
   constexpr size_t step_bytes = parts_of<Type> * amx_tile_bytes;
-  const int32_t* cell = work.plain.tile->cell + work.plain.block_begin;
+  const int32_t* cell = work.plain.tile->v.cell + work.plain.block_begin;
   Magnitudes magnitudes;
   for (int32_t i = range.begin; i < range.end; i += amx_depth) {
     pack_value_cells(work.values + static_cast<size_t>(i / amx_depth) * step_bytes,

@@ -119,9 +119,9 @@ KVC_INLINE size_t lay_out(Work& work, float* base, int32_t head_dim_k, int32_t h
 KVC_INLINE void locate(const Work& work, int32_t begin, BlockRows& rows) {
   const Tile& tile = *work.plain.tile;
   for (int32_t i = 0; i < work.plain.block; ++i) {
-    const int32_t cell = tile.cell[smaller(begin + i, tile.n_cells - 1)];
-    rows.k[i] = stored::row_of(tile.k, cell);
-    rows.v[i] = stored::row_of(tile.v, cell);
+    const int32_t at = smaller(begin + i, tile.n_cells - 1);
+    rows.k[i] = stored::row_of(tile.k, tile.k.cell[at]);
+    rows.v[i] = stored::row_of(tile.v, tile.v.cell[at]);
   }
 }
 

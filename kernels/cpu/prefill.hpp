@@ -172,9 +172,10 @@ KVC_INLINE void prefetch_some(Work& work) {
   const Tile& tile = *work.tile;
   const int32_t end = smaller(work.ahead_begin + work.ahead_step, work.ahead_end);
   for (; work.ahead_begin < end; ++work.ahead_begin) {
-    const size_t cell = static_cast<size_t>(tile.cell[work.ahead_begin]);
-    const std::byte* key = tile.k.codes + cell * tile.k.stride;
-    const std::byte* value = tile.v.codes + cell * tile.v.stride;
+    const auto key_cell = static_cast<size_t>(tile.k.cell[work.ahead_begin]);
+    const auto value_cell = static_cast<size_t>(tile.v.cell[work.ahead_begin]);
+    const std::byte* key = tile.k.codes + key_cell * tile.k.stride;
+    const std::byte* value = tile.v.codes + value_cell * tile.v.stride;
     for (size_t at = 0; at < tile.k.bytes; at += 64) prefetch_far(key + at);
     for (size_t at = 0; at < tile.v.bytes; at += 64) prefetch_far(value + at);
   }
@@ -218,11 +219,12 @@ KVC_INLINE bool pack_block(Work& work) {
     const int32_t end = smaller(range.end, work.n_cells);
     if (range.begin >= end) continue;
     any = true;
-    const int32_t* cell = tile.cell + work.block_begin + range.begin;
+    const int32_t first = work.block_begin + range.begin;
     const size_t at = static_cast<size_t>(range.begin);
     pack_keys(work.keys + at * static_cast<size_t>(work.dims_k), static_cast<size_t>(work.dims_k),
-              tile, cell, end - range.begin);
-    work.finite &= pack_values(work.values, work.block, range.begin, tile, cell, end - range.begin);
+              tile, tile.k.cell + first, end - range.begin);
+    work.finite &= pack_values(work.values, work.block, range.begin, tile, tile.v.cell + first,
+                               end - range.begin);
   }
   return any;
 }

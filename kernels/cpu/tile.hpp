@@ -8,7 +8,7 @@
 /// instruction set.
 ///
 /// A tile is some query rows of one KV head and a stretch of one sequence's tokens. The driver
-/// passes queries in f32 and one array of cell numbers; the kernel reads K and V from the cells and
+/// passes queries in f32 and the numbers of cells; the kernel reads K and V from the cells and
 /// updates the online softmax in (max, sum, o). Several tiles may follow one another over the same
 /// state.
 namespace kvc::cpu {
@@ -22,10 +22,12 @@ struct TileToken {
   int32_t position = 0;
 };
 
-/// Where the rows of one KV head lie: the codes of cell c at codes + c · stride, its scales at scales + c · scale_stride. What is
+/// Where the rows of one KV head lie: the codes of cell c at codes + c · stride, its scales at scales + c · scale_stride. K and V
+/// have a list of cells each, because the driver may put keys elsewhere, turned, while values stay where they are. What is
 /// stored rotated meets queries that the driver has rotated, and a scale that is bound to an f8 head is in the queries or
 /// multiplied in at the end: to a kernel a value is its code, or code · stored scale.
 struct TileRows {
+  const int32_t* cell = nullptr;  // [n_cells] of the tile
   const std::byte* codes = nullptr;
   const std::byte* scales = nullptr;
   size_t stride = 0;
@@ -41,7 +43,6 @@ struct Tile {
   TileRows k;
   TileRows v;
 
-  const int32_t* cell = nullptr;      // [n_cells]
   const int32_t* position = nullptr;  // [n_cells]; read only with slopes
   int32_t n_cells = 0;
 

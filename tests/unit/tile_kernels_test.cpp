@@ -154,7 +154,7 @@ class Problem {
     t.k = k_.tile_rows(0, shape_.head_dim_k);
     t.v = shape_.v_first < 0 ? v_.tile_rows(0, shape_.head_dim_v)
                              : k_.tile_rows(shape_.v_first, shape_.head_dim_v);
-    t.cell = cell_.data();
+    t.k.cell = t.v.cell = cell_.data();
     t.position = position_.data();
     t.n_cells = shape_.n_cells;
     t.q = q_.floats();
@@ -185,7 +185,8 @@ class Problem {
         *limit = std::clamp(*limit, begin, end) - begin;
     }
     t.token = moved.data();
-    t.cell += begin;
+    t.k.cell += begin;
+    t.v.cell += begin;
     t.position += begin;
     t.n_cells = end - begin;
     kernel.process(t);
