@@ -69,21 +69,26 @@ func TestViewsKeepTheirCache(t *testing.T) {
 	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
 	must(t, err)
 	defer device.Close()
-	show := func() (Cache, View) {
-		cache, err := NewCache(device, testDesc(), CausalDesc{})
-		must(t, err)
-		fill(t, cache, 0, 0, 3)
-		_, v, err := cache.Get(0)
-		must(t, err)
-		return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
+	for _, lend := range []func(*Cache) (View, error){
+		func(c *Cache) (View, error) { _, v, err := c.Get(0); return v, err },
+		func(c *Cache) (View, error) { _, v, err := c.GetCodes(0); return v.Codes, err },
+	} {
+		show := func() (Cache, View) {
+			cache, err := NewCache(device, testDesc(), CausalDesc{})
+			must(t, err)
+			fill(t, cache, 0, 0, 3)
+			v, err := lend(cache)
+			must(t, err)
+			return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
+		}
+		key, view := show()
+		stays(t, &key)
+		if got := view.Float32(0, 1)[5]; got != 1 {
+			t.Errorf("cell 0 holds %v", got)
+		}
+		runtime.KeepAlive(view)
+		goes(t, &key)
 	}
-	key, view := show()
-	stays(t, &key)
-	if got := view.Float32(0, 1)[5]; got != 1 {
-		t.Errorf("cell 0 holds %v", got)
-	}
-	runtime.KeepAlive(view)
-	goes(t, &key)
 }
 
 // A view through a wrapper keeps the child that lends it.

@@ -215,6 +215,81 @@ func TestInterleavedStorageChangesStridesAlone(t *testing.T) {
 	equal(t, results[1], results[0])
 }
 
+// Removing the first token moves the others: no code changes, copies are turned as far as keys owe.
+func TestCodesStayAsTheyWerePutWhenPositionsMove(t *testing.T) {
+	const n, row = 4, kvHeads * storageDim
+	cache := stored{dtype: Q8_0, rotate: true}.open(t)
+	must(t, cache.BindRope(0, nLayers, RopeDesc{}))
+	put := func(position int32, data []float32) {
+		count := len(data) / row
+		positions := make([]int32, count)
+		for i := range positions {
+			positions[i] = position + int32(i)
+		}
+		must(t, cache.Begin(positions, make([]int32, count)))
+		for layer := 0; layer < nLayers; layer++ {
+			must(t, cache.Put(layer, vectors(data, count, kvHeads), vectors(data, count, kvHeads)))
+		}
+	}
+	put(0, wave(n*row, 1))
+	k, v, err := cache.GetCodes(0)
+	must(t, err)
+	before := [2][]byte{joined(k.Codes, 1, n-1), joined(v.Scales, 1, n-1)}
+	must(t, cache.Remove(0, 0, 1))
+	put(n-1, wave(row, 2))
+
+	runs, err := cache.Runs(0, 0)
+	must(t, err)
+	first, _, err := cache.History(0)
+	must(t, err)
+	equal(t, runs[0], Run{Cell: runs[0].Cell, Length: n - 1, Position: 0, Offset: -1})
+	column := int(runs[0].Cell) - first
+	k, v, err = cache.GetCodes(0)
+	must(t, err)
+	equal(t, [2][]byte{joined(k.Codes, column, n-1), joined(v.Scales, column, n-1)}, before)
+
+	shape, _, err := cache.CopyShapes(0)
+	must(t, err)
+	copied, gathered := make([]float32, shape[0]*row), make([]float32, n*row)
+	must(t, cache.GetCopy(0, vectors(copied, shape[0], kvHeads), Tensor{}))
+	must(t, cache.Gather(0, 0, vectors(gathered, n, kvHeads), Tensor{}))
+	equal(t, copied[column*row:(column+n-1)*row], gathered[:(n-1)*row])
+	must(t, cache.Abort())
+}
+
+// Cross attention in one type beside self attention in another, by the numbers of the model's layers.
+func TestLayersOfAHybridStoreTypesOfTheirOwn(t *testing.T) {
+	const n = 3
+	self, cross := stored{dtype: Q4_0, rotate: true}, stored{dtype: INT8}
+	describe := func(s stored, kind Kind) Layer {
+		desc := testDesc()
+		desc.NLayers, desc.HeadDimK, desc.DTypeK, desc.DTypeV = 0, storageDim, s.dtype, s.dtype
+		if s.rotate {
+			desc.Flags = RotateK | RotateV
+		}
+		return Layer{desc, kind}
+	}
+	model, err := NewHybrid(device(t), []Layer{describe(cross, EncoderDesc{}), describe(self, CausalDesc{})})
+	must(t, err)
+	defer model.Close()
+	must(t, model.BeginFlagged([]int32{0, 1, 2}, []int32{0, 0, 0}, []TokenFlags{CarriesInput, 0, 0}))
+	for layer, storage := range []stored{cross, self} {
+		want := storage.encode(t, wave(n*kvHeads*storageDim, float64(layer)))
+		codes, scales := want.tensors(n)
+		must(t, model.PutCodes(layer, codes, scales, codes, scales))
+		k, v, err := model.GetCodes(layer)
+		must(t, err)
+		equal(t, joined(k.Codes, 0, n), want.codes)
+		equal(t, joined(v.Scales, 0, n), want.scales)
+		shape, _, err := model.CopyShapes(layer)
+		must(t, err)
+		values := make([]float32, n*kvHeads*storageDim)
+		must(t, model.GetCopy(layer, Tensor{}, Float32(values, shape[:]...)))
+		equal(t, values, want.decoded)
+	}
+	must(t, model.Commit())
+}
+
 func TestStorageErrors(t *testing.T) {
 	_, err := StorageQuery(I8, 64, 0)
 	is(t, err, Dtype, "i8")
