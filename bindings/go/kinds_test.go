@@ -269,3 +269,28 @@ func TestHybrid(t *testing.T) {
 	must(t, err)
 	must(t, model.Close())
 }
+
+func TestADefaultEqualsWhatItStandsFor(t *testing.T) {
+	full := testDesc()
+	full.NLayers, full.DTypeK, full.DTypeV = 0, 0, 0
+	named, latent, other := full, full, full
+	named.DTypeK, named.DTypeV, named.HeadDimV = F32, F32, headDim
+	latent.Flags = VInK
+	other.DTypeK = F16
+	states, namedStates := testStates(), testStates()
+	namedStates.DTypeState, namedStates.DTypeConv = F32, F32
+	model, err := NewHybrid(device(t), []Layer{
+		{full, CausalDesc{}}, {named, CausalDesc{}}, {latent, CausalDesc{}}, {other, CausalDesc{}},
+		{statesDesc(0), states}, {statesDesc(0), &namedStates},
+	})
+	must(t, err)
+	defer model.Close()
+	children, err := model.Children()
+	must(t, err)
+	equal(t, len(children), 4)
+	for layer, want := range []int{0, 0, 1, 2, 3, 3} {
+		child, _, err := model.Owner(layer)
+		must(t, err)
+		equal(t, child.handle, children[want].handle)
+	}
+}

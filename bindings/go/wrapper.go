@@ -91,8 +91,9 @@ type Layer struct {
 }
 
 // NewHybrid makes one cache for a model whose layers differ: layer i of the cache is layers[i]. Equal
-// layers share a cache inside it, see Children, which Close closes too. A layer of the model that needs
-// two caches (self attention and cross attention) is two layers here.
+// layers share a cache inside it, see Children, which Close closes too; a type or a head size of 0 equals
+// what it stands for. A layer of the model that needs two caches (self attention and cross attention) is
+// two layers here.
 //
 //	full := kvc.Layer{CacheDesc: desc, Kind: kvc.CausalDesc{}}
 //	window := kvc.Layer{CacheDesc: desc, Kind: kvc.CausalDesc{Reach: 511}}
@@ -153,7 +154,7 @@ func divide(layers []Layer) (kinds []Layer, places []ChildLayer, err error) {
 		for ; child < len(kinds); child++ {
 			same := kinds[child]
 			same.NLayers = 0
-			if same == layer {
+			if same.spelledOut() == layer.spelledOut() {
 				break
 			}
 		}
@@ -171,6 +172,29 @@ func divide(layers []Layer) (kinds []Layer, places []ChildLayer, err error) {
 			"from those before it; at most %d move as one", n, C.KVC_MAX_CHILDREN)}
 	}
 	return kinds, places, nil
+}
+
+// spelledOut puts what each 0 stands for in its place.
+func (l Layer) spelledOut() Layer {
+	spell := func(dtype *DType) {
+		if *dtype == 0 {
+			*dtype = F32
+		}
+	}
+	if states, ok := l.Kind.(RecurrentDesc); ok {
+		spell(&states.DTypeState)
+		spell(&states.DTypeConv)
+		l.Kind = states
+		return l
+	}
+	spell(&l.DTypeK)
+	if l.Flags&VInK == 0 {
+		spell(&l.DTypeV)
+	}
+	if l.HeadDimV == 0 {
+		l.HeadDimV = l.HeadDimK
+	}
+	return l
 }
 
 // ofLayer says in the error of a child which layer lies in it first.

@@ -146,6 +146,23 @@ TEST(CppKinds, OneCacheFromADescriptionOfLayers) {
   EXPECT_EQ(moved.children()[2].state_slots().size(), 1u);
 }
 
+TEST(CppKinds, ADefaultEqualsWhatItStandsFor) {
+  const kvc::Device device("cpu");
+  kvc::CacheDesc named = keys(), latent = keys(), other = keys();
+  named.dtype_k = named.dtype_v = KVC_F32, named.head_dim_v = dim;
+  latent.flags = KVC_CACHE_V_IN_K;
+  other.dtype_k = KVC_F16;
+  kvc::RecurrentDesc states_named = recurrent();
+  states_named.dtype_state = states_named.dtype_conv = KVC_F32;
+  const kvc::Hybrid model(
+      device,
+      {{keys()}, {named}, {latent}, {other}, {states(), recurrent()}, {states(), states_named}});
+  const int32_t child[] = {0, 0, 1, 2, 3, 3};
+  ASSERT_EQ(model.children().size(), 4u);
+  for (int32_t i = 0; i < 6; ++i)
+    EXPECT_EQ(model.owner(i).handle, model.children()[static_cast<size_t>(child[i])].handle()) << i;
+}
+
 TEST(CppKinds, NoDescriptorOfAKindIsACausalCache) {
   const kvc::Device device("cpu");
   const kvc::Cache cache(device, keys(1), {});

@@ -1,7 +1,8 @@
 // kvc/hybrid.hpp: one cache for a model whose layers differ, made from a description of its layers. For C++17 and later.
 //
 // Windows beside full attention, self attention beside cross attention, states beside keys and values: describe each layer, and
-// layer i of the cache is layer i of the model. Layers with equal descriptions share a cache inside it. The calls of kvc/kvc.hpp
+// layer i of the cache is layer i of the model. Layers with equal descriptions share a cache inside it; a type or a head size of 0
+// equals what it stands for. The calls of kvc/kvc.hpp
 // reach all of these caches or none, and kvc/wrapper.h documents what each call does.
 //
 //   kvc::CacheDesc desc;  // n_layers is counted
@@ -74,8 +75,9 @@ class Hybrid : public Cache {
         if (layers[i].desc.n_layers != 0)
           raise(KVC_E_INVALID_ARGUMENT, "layer " + std::to_string(i) + " has n_layers " +
                                             std::to_string(layers[i].desc.n_layers) + ", not 0: layers are counted");
+        const Layer layer = spelled_out(layers[i]);
         std::size_t child = 0;
-        while (child < children_.size() && *children_[child].layer != layers[i]) ++child;
+        while (child < children_.size() && spelled_out(*children_[child].layer) != layer) ++child;
         if (child == children_.size()) children_.push_back({&layers[i], i, 0});
         places.push_back({static_cast<std::int32_t>(child), children_[child].n_layers++});
       }
@@ -102,6 +104,21 @@ class Hybrid : public Cache {
     std::vector<ChildLayer> places;
 
    private:
+    // With what each 0 stands for in its place.
+    static Layer spelled_out(Layer layer) {
+      const auto spell = [](std::uint32_t &dtype) { dtype = dtype == 0 ? std::uint32_t{KVC_F32} : dtype; };
+      if (auto *states = std::get_if<RecurrentDesc>(&layer.kind)) {
+        spell(states->dtype_state);
+        spell(states->dtype_conv);
+        return layer;
+      }
+      CacheDesc &desc = layer.desc;
+      spell(desc.dtype_k);
+      if ((desc.flags & KVC_CACHE_V_IN_K) == 0) spell(desc.dtype_v);
+      if (desc.head_dim_v == 0) desc.head_dim_v = desc.head_dim_k;
+      return layer;
+    }
+
     struct Child {
       const Layer *layer;
       std::size_t first;  // of the layers in it
