@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <kvc/kvc.hpp>
+#include <optional>
 #include <vector>
 
 #include "support/host_view.hpp"
@@ -135,11 +136,11 @@ TEST_P(CppStorage, EncodeWritesWhatACacheStoresAndDecodeReadsWhatItCopies) {
   EXPECT_EQ(views.k.dtype, codes_k.row.code_dtype);
   EXPECT_EQ(bytes_of(views.k, column, codes_k.code_bytes()), codes_k.codes);
   EXPECT_EQ(bytes_of(views.v, column, codes_v.code_bytes()), codes_v.codes);
-  EXPECT_EQ(views.k_scales.data != nullptr, codes_k.row.scale_dtype != 0);
-  EXPECT_EQ(views.v_scales.data != nullptr, codes_k.row.scale_dtype != 0);
-  if (codes_k.row.scale_dtype != 0) {
-    EXPECT_EQ(bytes_of(views.k_scales, column, codes_k.scale_bytes()), codes_k.scales);
-    EXPECT_EQ(bytes_of(views.v_scales, column, codes_v.scale_bytes()), codes_v.scales);
+  ASSERT_EQ(views.k_scales.has_value(), codes_k.row.scale_dtype != 0);
+  ASSERT_EQ(views.v_scales.has_value(), codes_k.row.scale_dtype != 0);
+  if (views.k_scales) {
+    EXPECT_EQ(bytes_of(*views.k_scales, column, codes_k.scale_bytes()), codes_k.scales);
+    EXPECT_EQ(bytes_of(*views.v_scales, column, codes_v.scale_bytes()), codes_v.scales);
   }
 
   const kvc::KeyValueViews shapes = cache.copy_shapes(last);
@@ -168,6 +169,31 @@ TEST_P(CppStorage, EncodeWritesWhatACacheStoresAndDecodeReadsWhatItCopies) {
   again.commit();
   EXPECT_EQ(cache.digest(), restored.digest());
   EXPECT_EQ(out, out_of_restored);
+}
+
+TEST_P(CppStorage, ViewsOfOneCacheArePutIntoAnother) {
+  const kvc::Device device("cpu");
+  kvc::Cache from(device, geometry(GetParam())), to(device, geometry(GetParam()));
+  if (is_f8(GetParam().dtype)) {
+    from.bind_scales(0, n_layers, bound, bound);
+    to.bind_scales(0, n_layers, bound, bound);
+  }
+  const auto on_host = [](const std::optional<kvc_tensor>& view) -> std::optional<kvc_tensor> {
+    if (!view) return view;
+    return support::on_host(*view);
+  };
+  const std::vector<float> k = numbers(3 * heads * dim, 1), v = numbers(3 * heads * dim, 2);
+  kvc::Pass pass(from, {0, 1, 2}, {0, 0, 0}), same(to, {0, 1, 2}, {0, 0, 0});
+  for (int32_t layer = 0; layer < n_layers; ++layer) {
+    from.put(layer, {k, {3, heads, dim}}, {v, {3, heads, dim}});
+    const kvc::CodeViews lent = from.get_codes(layer);
+    ASSERT_EQ(lent.k.shape[0], 3);
+    to.put_codes(layer, support::on_host(lent.k), on_host(lent.k_scales), support::on_host(lent.v),
+                 on_host(lent.v_scales));
+  }
+  pass.commit();
+  same.commit();
+  EXPECT_EQ(from.digest(), to.digest());
 }
 
 TEST(CppStorageCalls, ValuesThatArePartOfKeysAreNotPut) {
@@ -251,6 +277,7 @@ TEST(CppStorageCalls, WhatDoesNotFitIsThrownByItsType) {
 TEST(CppStorageCalls, BracesAloneAreNoTensor) {
   EXPECT_EQ(kvc::Tensor().get(), nullptr);
   EXPECT_EQ(kvc::ConstTensor(kvc::Tensor()).get(), nullptr);
+  EXPECT_EQ(kvc::ConstTensor(std::optional<kvc_tensor>()).get(), nullptr);
   EXPECT_NE(kvc::Tensor(kvc_tensor{}).get(), nullptr) << "a struct of zeros is a wrong tensor";
   const kvc::Device device("cpu");
   kvc::Cache cache(device, geometry());

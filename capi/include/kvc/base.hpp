@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -167,6 +168,7 @@ class ConstTensor {
   }
   ConstTensor(const Tensor &view) noexcept : view_(view) {}
   ConstTensor(const kvc_tensor &view) noexcept : view_(view) {}
+  ConstTensor(const std::optional<kvc_tensor> &view) noexcept : view_(view ? Tensor(*view) : Tensor()) {}
 
   const kvc_tensor *get() const noexcept { return view_.get(); }
 

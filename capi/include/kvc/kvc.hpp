@@ -113,9 +113,12 @@ struct KeyValueViews {
   kvc_tensor k, v;
 };
 
-// Codes and scales of one layer. Scales that are not stored have null data and no dimensions.
+// Codes and scales of one layer. Empty: the type stores no scales.
 struct CodeViews {
-  kvc_tensor k, k_scales, v, v_scales;
+  kvc_tensor k{};
+  std::optional<kvc_tensor> k_scales;
+  kvc_tensor v{};
+  std::optional<kvc_tensor> v_scales;
 };
 
 // The cells that the columns of views, masks, biases and weights stand for: column i is cell first_cell + i.
@@ -309,7 +312,8 @@ class Cache {
     const kvc_attention_extra pointers = pointers_to(extra);
     check(kvc_put_attention(handle_, layer, k.get(), v.get(), q.get(), out.get(), &pointers));
   }
-  // What a cache of the same storage stored. Scales that are not stored are {}, and with KVC_CACHE_V_IN_K all of v.
+  // What a cache of the same storage stored, as encode() and get_codes() have it. Scales that are not stored are {}, and with
+  // KVC_CACHE_V_IN_K v and v_scales are.
   void put_codes(std::int32_t layer, const ConstTensor &k, const ConstTensor &k_scales, const ConstTensor &v,
                  const ConstTensor &v_scales) {
     check(kvc_put_codes(handle_, layer, k.get(), k_scales.get(), v.get(), v_scales.get()));
@@ -451,8 +455,11 @@ class Cache {
     return views;
   }
   CodeViews get_codes(std::int32_t layer) {
-    CodeViews views{};
-    check(kvc_get_codes(handle_, layer, &views.k, &views.k_scales, &views.v, &views.v_scales));
+    CodeViews views;
+    kvc_tensor k_scales{}, v_scales{};
+    check(kvc_get_codes(handle_, layer, &views.k, &k_scales, &views.v, &v_scales));
+    if (k_scales.ndim > 0) views.k_scales = k_scales;
+    if (v_scales.ndim > 0) views.v_scales = v_scales;
     return views;
   }
   // The shapes that get_copy() needs, [history, n_kv_heads, head_dim], as f32; data is null.
