@@ -24,23 +24,15 @@ func ExampleCache_PutCodes() {
 	_ = first.Begin([]int32{0}, []int32{0})
 	_ = first.Put(0, Float32(k, 1, heads, size), Float32(v, 1, heads, size))
 	codesK, codesV, _ := first.GetCodes(0)
-	saved := map[string][]byte{}
-	for head := 0; head < heads; head++ {
-		saved["k"] = append(saved["k"], codesK.Codes.Bytes(0, head)...)
-		saved["k scales"] = append(saved["k scales"], codesK.Scales.Bytes(0, head)...)
-		saved["v"] = append(saved["v"], codesV.Codes.Bytes(0, head)...)
-		saved["v scales"] = append(saved["v scales"], codesV.Scales.Bytes(0, head)...)
-	}
+	savedK, scalesOfK := codesK.Codes.AppendCells(nil, 0, 1), codesK.Scales.AppendCells(nil, 0, 1)
+	savedV, scalesOfV := codesV.Codes.AppendCells(nil, 0, 1), codesV.Scales.AppendCells(nil, 0, 1)
 	_ = first.Commit()
 
 	info, _ := StorageQuery(Q8_0, size, 0)
-	tensor := func(name string, dtype DType, perRow int) Tensor {
-		return Bytes(dtype, saved[name], 1, heads, perRow)
-	}
+	codes := func(saved []byte) Tensor { return Bytes(info.CodeDType, saved, 1, heads, info.CodesPerRow) }
+	scales := func(saved []byte) Tensor { return Bytes(info.ScaleDType, saved, 1, heads, info.ScalesPerRow) }
 	_ = second.Begin([]int32{0}, []int32{0})
-	_ = second.PutCodes(0,
-		tensor("k", info.CodeDType, info.CodesPerRow), tensor("k scales", info.ScaleDType, info.ScalesPerRow),
-		tensor("v", info.CodeDType, info.CodesPerRow), tensor("v scales", info.ScaleDType, info.ScalesPerRow))
+	_ = second.PutCodes(0, codes(savedK), scales(scalesOfK), codes(savedV), scales(scalesOfV))
 	_ = second.Commit()
 
 	a, _ := first.Digest()

@@ -89,16 +89,6 @@ func (e *encoded) tensors(n int) (codes, scales Tensor) {
 	return Bytes(e.CodeDType, e.codes, n, kvHeads, e.CodesPerRow), Bytes(e.ScaleDType, e.scales, n, kvHeads, e.ScalesPerRow)
 }
 
-// joined returns the bytes of the rows of n cells, from a column on; nothing of View{}.
-func joined(v View, column, n int) (all []byte) {
-	for cell := column; cell < column+n && v.DType != 0; cell++ {
-		for head := 0; head < kvHeads; head++ {
-			all = append(all, v.Bytes(cell, head)...)
-		}
-	}
-	return all
-}
-
 func wave(n int, phase float64) []float32 {
 	all := make([]float32, n)
 	for i := range all {
@@ -134,8 +124,8 @@ func TestEncodeWritesWhatCachesStoreAndDecodeReadsWhatTheyCopy(t *testing.T) {
 			for _, pair := range []struct {
 				got, want []byte
 			}{
-				{joined(gotK.Codes, column, n), wantK.codes}, {joined(gotK.Scales, column, n), wantK.scales},
-				{joined(gotV.Codes, column, n), wantV.codes}, {joined(gotV.Scales, column, n), wantV.scales},
+				{gotK.Codes.AppendCells(nil, column, n), wantK.codes}, {gotK.Scales.AppendCells(nil, column, n), wantK.scales},
+				{gotV.Codes.AppendCells(nil, column, n), wantV.codes}, {gotV.Scales.AppendCells(nil, column, n), wantV.scales},
 			} {
 				if !bytes.Equal(pair.got, pair.want) {
 					t.Errorf("the cache stores %x, Encode writes %x", pair.got, pair.want)
@@ -234,7 +224,7 @@ func TestCodesStayAsTheyWerePutWhenPositionsMove(t *testing.T) {
 	put(0, wave(n*row, 1))
 	k, v, err := cache.GetCodes(0)
 	must(t, err)
-	before := [2][]byte{joined(k.Codes, 1, n-1), joined(v.Scales, 1, n-1)}
+	before := [2][]byte{k.Codes.AppendCells(nil, 1, n-1), v.Scales.AppendCells(nil, 1, n-1)}
 	must(t, cache.Remove(0, 0, 1))
 	put(n-1, wave(row, 2))
 
@@ -246,7 +236,7 @@ func TestCodesStayAsTheyWerePutWhenPositionsMove(t *testing.T) {
 	column := int(runs[0].Cell) - first
 	k, v, err = cache.GetCodes(0)
 	must(t, err)
-	equal(t, [2][]byte{joined(k.Codes, column, n-1), joined(v.Scales, column, n-1)}, before)
+	equal(t, [2][]byte{k.Codes.AppendCells(nil, column, n-1), v.Scales.AppendCells(nil, column, n-1)}, before)
 
 	shape, _, err := cache.CopyShapes(0)
 	must(t, err)
@@ -279,8 +269,8 @@ func TestLayersOfAHybridStoreTypesOfTheirOwn(t *testing.T) {
 		must(t, model.PutCodes(layer, codes, scales, codes, scales))
 		k, v, err := model.GetCodes(layer)
 		must(t, err)
-		equal(t, joined(k.Codes, 0, n), want.codes)
-		equal(t, joined(v.Scales, 0, n), want.scales)
+		equal(t, k.Codes.AppendCells(nil, 0, n), want.codes)
+		equal(t, v.Scales.AppendCells(nil, 0, n), want.scales)
 		shape, _, err := model.CopyShapes(layer)
 		must(t, err)
 		values := make([]float32, n*kvHeads*storageDim)
@@ -360,6 +350,9 @@ func TestViewsOfCodesAreReadByTheirType(t *testing.T) {
 	equal(t, view.Int8(0, 0), []int8{1, 2})
 	panics(t, func() { view.Int8(1, 0) })
 	panics(t, func() { View{}.Bytes(0, 0) })
+	equal(t, view.AppendCells([]byte{9}, 0, 1), []byte{9, 1, 2})
+	panics(t, func() { view.AppendCells(nil, 0, 2) })
+	equal(t, View{}.AppendCells([]byte{9}, 0, 1), []byte{9})
 	none := Bytes(0, nil, 3, 2, 0)
 	equal(t, none.absent(), true)
 }

@@ -223,6 +223,21 @@ func (v View) Bytes(cell, head int) []byte {
 	return unsafe.Slice((*byte)(v.row(cell, head, width)), v.Shape[2]*width)
 }
 
+// AppendCells appends the bytes of n cells, all heads of each. Bytes makes a tensor [n, KV heads, Shape[2]]
+// of them, for PutCodes of another cache, now or after they were saved. View{} appends nothing.
+func (v View) AppendCells(to []byte, cell, n int) []byte {
+	if v.DType == 0 {
+		return to
+	}
+	for end := cell + n; cell < end; cell++ {
+		for head := 0; head < v.Shape[1]; head++ {
+			to = append(to, v.Bytes(cell, head)...)
+		}
+	}
+	runtime.KeepAlive(v.cache)
+	return to
+}
+
 func viewOf(c *Cache, t C.kvc_tensor) View {
 	if t.ndim == 0 { // scales of a type that stores none
 		return View{}
