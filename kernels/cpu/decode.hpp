@@ -438,8 +438,7 @@ KVC_INLINE void widen_row(float* to, const std::byte* from, int32_t n, int32_t p
   }
 }
 
-KVC_INLINE void locate_rows(const TileRows& rows, int32_t begin, int32_t n_cells,
-                            RowOffsets& offsets) {
+KVC_INLINE void locate_rows(const TileRows& rows, int32_t begin, int32_t n_cells, RowOffsets& offsets) {
   for (int32_t i = 0; i < block_cells; ++i) {
     const auto cell = static_cast<size_t>(rows.cell[smaller(begin + i, n_cells - 1)]);
     offsets.codes[i] = cell * rows.stride;

@@ -6,6 +6,7 @@
 
 #include "core/attention/visible.hpp"
 #include "core/base/half.hpp"
+#include "kernels/reference/stored_row.hpp"
 
 namespace kvc {
 namespace {
@@ -40,15 +41,6 @@ void rotate(std::vector<double>& key, const Rope& rope, int32_t offset) {
   }
 }
 
-/// The numbers of a stored row: the f32 values that its codes and scales read as.
-std::vector<double> load_row(const Slab& slab, int32_t head, int32_t cell) {
-  std::vector<double> values(static_cast<size_t>(slab.head_dim()));
-  const StoredRow row = slab.stored(head, cell);
-  for (int32_t i = 0; i < slab.head_dim(); ++i)
-    values[static_cast<size_t>(i)] = load_element(row.codes, format_of(slab.type()).code, i);
-  return values;
-}
-
 int64_t index_of(const Tensor& tensor, int32_t head, int32_t token, int32_t column) {
   return head * tensor.stride[0] + token * tensor.stride[1] + column * tensor.stride[2];
 }
@@ -71,7 +63,7 @@ double score(const AttentionParams& params, const AttentionRow& row, int32_t hea
   const LayerStorage& storage = params.storage;
   const AttentionConstants& constants = params.constants;
   const int32_t kv_head = head / (constants.n_q_heads / storage.k.n_heads);
-  std::vector<double> key = load_row(storage.k, kv_head, token.cell);
+  std::vector<double> key = read_stored_row(storage.k, kv_head, token.cell);
   if (token.offset != 0) rotate(key, constants.rope, token.offset);
   double x = 0;
   for (int32_t i = 0; i < storage.k.head_dim(); ++i) {
@@ -107,7 +99,7 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
   std::vector<double> out(static_cast<size_t>(storage.v.head_dim()), 0.0);
   for (size_t j = 0; j < tokens.size(); ++j) {
     const double p = std::exp(scores[j] - shift);
-    const std::vector<double> value = load_row(storage.v, kv_head, tokens[j].cell);
+    const std::vector<double> value = read_stored_row(storage.v, kv_head, tokens[j].cell);
     sum += p;
     for (size_t i = 0; i < out.size(); ++i) out[i] += p * value[i];
   }

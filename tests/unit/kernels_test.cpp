@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,6 @@
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 #include "kernels/reference/attention.hpp"
-#include "tests/unit/storage.hpp"
 #include "unit/pool.hpp"
 
 namespace {
@@ -25,6 +25,7 @@ using namespace kvc;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
+constexpr StorageType plain_types[] = {StorageType::f32, StorageType::f16, StorageType::bf16};
 
 /// Kernel tables of this machine; each test walks them and names the one that fails.
 std::vector<const cpu::KernelTable*> tables() {
@@ -67,8 +68,10 @@ class Block {
 
 /// Which options a random case uses.
 struct Options {
-  DType dtype_k = DType::f32;
-  DType dtype_v = DType::f32;
+  StorageType type_k = StorageType::f32;
+  StorageType type_v = StorageType::f32;
+  bool rotate = false;  // what can be
+  bool v_in_k = false;  // V is the last dims of K, by head_dim_v
   DType dtype_q = DType::f32;
   DType dtype_out = DType::f32;
   int32_t group = 4;
@@ -109,8 +112,7 @@ class Case {
 
   AttentionParams params() {
     AttentionParams p;
-    p.storage = {.k = make_slab(k.data(), o.dtype_k, o.n_kv_heads, n_cells, o.head_dim_k, 64),
-                 .v = make_slab(v.data(), o.dtype_v, o.n_kv_heads, n_cells, o.head_dim_v, 128)};
+    p.storage = storage;
     p.constants.n_q_heads = n_q_heads();
     p.constants.scale = 1.0f / std::sqrt(static_cast<float>(o.head_dim_k));
     p.constants.softcap = o.softcap ? 5.0f : 0.0f;
@@ -175,7 +177,9 @@ class Case {
   std::vector<TokenList> lists;
   std::vector<AttentionRow> rows;
   std::vector<int32_t> rotated_for;
-  std::vector<std::byte> k, v, q, out, bias, mask;
+  LayerStorage storage;
+  std::vector<std::byte> k, k_scales, v, v_scales, q, out, bias, mask;
+  std::vector<float> head_scale_k, head_scale_v;
   std::vector<float> lse, slopes, sinks, weights;
   std::vector<double> frequency;
   SharedPrefix shared;
@@ -275,14 +279,61 @@ class Case {
     }
   }
 
+  /// A slab over memory of its own; f8 heads have scales.
+  Slab make_own_slab(StorageType type, int32_t head_dim, std::vector<std::byte>& codes,
+                     std::vector<std::byte>& scales, std::vector<float>& head_scale, size_t gap) {
+    Slab slab;
+    const bool can_rotate = !is_plain(type) && !is_f8(type) && head_dim % 2 == 0;
+    const RowRequest request = {"type", type, head_dim, 0, o.rotate && can_rotate};
+    if (resolve_row_format(request, &slab.format) != Status::ok)
+      throw std::runtime_error(last_message());
+    slab.n_heads = o.n_kv_heads;
+    slab.n_cells = n_cells;
+    const auto place = [&](Plane& plane, std::vector<std::byte>& memory, size_t row_bytes) {
+      plane.row_bytes = plane.row_stride = row_bytes;
+      plane.head_stride = row_bytes * static_cast<size_t>(n_cells) + gap;
+      memory.assign(plane.head_stride * static_cast<size_t>(o.n_kv_heads), std::byte{0xff});
+      plane.data = memory.data();
+    };
+    place(slab.codes, codes, slab.format.code_bytes());
+    if (slab.format.block != 0) place(slab.scales, scales, slab.format.scale_bytes());
+    if (is_f8(type)) {
+      for (int32_t head = 0; head < o.n_kv_heads; ++head)
+        head_scale.push_back(0.01f + static_cast<float>(below(100)) / 64);
+      slab.head_scale = head_scale.data();
+    }
+    return slab;
+  }
+
+  void make_slabs() {
+    storage.k = make_own_slab(o.type_k, o.head_dim_k, k, k_scales, head_scale_k, 64);
+    if (!o.v_in_k) {
+      storage.v = make_own_slab(o.type_v, o.head_dim_v, v, v_scales, head_scale_v, 128);
+      return;
+    }
+    storage.v_in_k = true;
+    storage.v = storage.k;
+    RowFormat before = storage.k.format;
+    before.head_dim -= o.head_dim_v;
+    storage.v.codes.data += before.code_bytes();
+    storage.v.format.head_dim = o.head_dim_v;
+    storage.v.codes.row_bytes = storage.v.format.code_bytes();
+    if (o.type_k == StorageType::int8) {
+      storage.v.format.block = o.head_dim_v;
+    } else if (storage.k.format.block != 0) {
+      storage.v.scales.data += before.scale_bytes();
+    }
+  }
+
+  void store(const Slab& slab, int32_t head, int32_t cell, std::vector<float>& values) const {
+    const cpu::KernelTable& table = cpu::portable_kernels;
+    if (slab.format.rotation != 0)
+      table.rotate(values.data(), slab.format.head_dim, slab.format.rotation);
+    table.encode(slab.format, slab.stored(head, cell), values.data());
+  }
+
   void make_storage() {
-    const int32_t head_rows = n_cells;
-    const size_t k_row = size_of(o.dtype_k) * static_cast<size_t>(o.head_dim_k);
-    const size_t v_row = size_of(o.dtype_v) * static_cast<size_t>(o.head_dim_v);
-    k.assign((k_row * static_cast<size_t>(head_rows) + 64) * static_cast<size_t>(o.n_kv_heads),
-             std::byte{0xff});
-    v.assign((v_row * static_cast<size_t>(head_rows) + 128) * static_cast<size_t>(o.n_kv_heads),
-             std::byte{0xff});
+    make_slabs();
     std::normal_distribution<float> normal;
     for (size_t l = 0; l < cells.size(); ++l) {
       for (size_t i = 0; i < cells[l].size(); ++i) {
@@ -296,20 +347,14 @@ class Case {
         // A poisoned cell makes those rows NaN that see it, in both results, and must not touch the others.
         const bool poisoned = o.hidden_nan && (!seen || below(150) == 0);
         for (int32_t head = 0; head < o.n_kv_heads; ++head) {
-          std::byte* to_k = k.data() +
-                            (k_row * static_cast<size_t>(n_cells) + 64) * static_cast<size_t>(head);
-          std::byte* to_v = v.data() + (v_row * static_cast<size_t>(n_cells) + 128) *
-                                           static_cast<size_t>(head);
-          for (int32_t d = 0; d < o.head_dim_k; ++d) {
-            store_element(to_k, o.dtype_k, int64_t{cells[l][i]} * o.head_dim_k + d,
-                          poisoned ? not_a_number : normal(random) * 2);
+          std::vector<float> key(static_cast<size_t>(o.head_dim_k)),
+              value(static_cast<size_t>(o.head_dim_v));
+          for (float& x : key) x = poisoned ? not_a_number : normal(random) * 2;
+          for (float& x : value) {
+            x = !poisoned ? normal(random) : seen || index % 2 == 0 ? not_a_number : infinity;
           }
-          for (int32_t d = 0; d < o.head_dim_v; ++d) {
-            store_element(to_v, o.dtype_v, int64_t{cells[l][i]} * o.head_dim_v + d,
-                          !poisoned                ? normal(random)
-                          : seen || index % 2 == 0 ? not_a_number
-                                                   : infinity);
-          }
+          store(storage.k, head, cells[l][i], key);
+          if (!o.v_in_k) store(storage.v, head, cells[l][i], value);
         }
       }
     }
@@ -371,8 +416,9 @@ std::string describe(const Options& o, uint32_t seed) {
   const auto add = [&](const char* name, int64_t value) {
     text += std::string(" ") + name + "=" + std::to_string(value);
   };
-  add("k", o.dtype_k == DType::f32 ? 32 : o.dtype_k == DType::f16 ? 16 : -16);
-  add("v", o.dtype_v == DType::f32 ? 32 : o.dtype_v == DType::f16 ? 16 : -16);
+  text += std::string("k ") + format_of(o.type_k).name + " v " + format_of(o.type_v).name + " ";
+  add("rotate", o.rotate);
+  add("v_in_k", o.v_in_k);
   add("group", o.group), add("kv_heads", o.n_kv_heads), add("dk", o.head_dim_k),
       add("dv", o.head_dim_v);
   add("lists", o.n_lists), add("tokens", o.tokens_per_list), add("history", o.history),
@@ -463,12 +509,60 @@ void check(const Options& options, uint32_t seed) {
 
 TEST(Kernels, PlainInEveryTypeAndGroup) {
   uint32_t seed = 1;
-  for (const DType dtype_k : dtypes) {
-    for (const DType dtype_v : dtypes) {
+  for (const StorageType type_k : plain_types) {
+    for (const StorageType type_v : plain_types) {
       for (const int32_t group : {1, 2, 3, 4, 7, 8, 16}) {
         Options o{
-            .dtype_k = dtype_k, .dtype_v = dtype_v, .group = group, .head_dim_k = 32, .head_dim_v = 32};
+            .type_k = type_k, .type_v = type_v, .group = group, .head_dim_k = 32, .head_dim_v = 32};
         o.history = 130;
+        check(o, seed++);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+constexpr StorageType every_type[] = {StorageType::f32,     StorageType::f16,     StorageType::bf16,
+                                      StorageType::f8_e4m3, StorageType::f8_e5m2, StorageType::q8_0,
+                                      StorageType::q4_0,    StorageType::int8,    StorageType::nf4};
+static_assert(std::size(every_type) == n_storage_types);
+
+/// Bound scales and rotations are the driver's: queries carry them, outputs are rotated back.
+TEST(Kernels, EveryStorageTypeWithOptions) {
+  for (uint32_t seed = 1500; seed < 1500 + 9 * 9; ++seed) {
+    Options o{.type_k = every_type[seed % 9], .type_v = every_type[seed / 9 % 9]};
+    o.rotate = seed % 2 == 0;
+    o.group = seed % 5 == 0 ? 7 : seed % 3 == 0 ? 1 : 4;
+    o.head_dim_k = seed % 4 == 0 ? 96 : 64;
+    o.head_dim_v = seed % 7 == 0 ? 160 : 32;
+    o.tokens_per_list = seed % 6 == 0 ? 40 : 2;
+    o.n_lists = 3;
+    o.history = 150;
+    o.lse = true;
+    o.shifts = seed % 3 == 1;
+    o.halves = seed % 4 == 1;
+    o.hidden_nan = seed % 5 == 1;
+    o.shared = seed % 7 == 3;
+    o.weights = seed % 8 == 1;
+    o.window = seed % 8 == 2;
+    check(o, seed);
+    if (HasFatalFailure()) return;
+  }
+}
+
+/// V is the last dims of K.
+TEST(Kernels, ValuesInsideKeys) {
+  uint32_t seed = 1700;
+  for (const StorageType type : every_type) {
+    for (const int32_t dim_v : {64, 128}) {
+      for (const int32_t tokens : {1, 30}) {
+        Options o{.type_k = type, .type_v = type, .v_in_k = true};
+        o.head_dim_k = 192;
+        o.head_dim_v = dim_v;
+        o.group = 3;
+        o.n_kv_heads = 1;
+        o.tokens_per_list = tokens;
+        o.rotate = seed % 2 == 0;
         check(o, seed++);
         if (HasFatalFailure()) return;
       }
@@ -482,9 +576,9 @@ TEST(Kernels, EveryHeadDimension) {
                              {64, 64},   {72, 8},    {96, 96},   {100, 60},  {112, 112},
                              {128, 128}, {192, 128}, {256, 256}, {576, 512}, {1, 3}};
   for (const auto& dim : dims) {
-    for (const DType dtype : dtypes) {
+    for (const StorageType type : plain_types) {
       Options o{
-          .dtype_k = dtype, .dtype_v = dtype, .head_dim_k = dim[0], .head_dim_v = dim[1], .n_lists = 2};
+          .type_k = type, .type_v = type, .head_dim_k = dim[0], .head_dim_v = dim[1], .n_lists = 2};
       o.history = 90;
       o.lse = true;
       check(o, seed++);
@@ -502,8 +596,8 @@ TEST(Kernels, EveryPairOfOptions) {
   uint32_t seed = 2000;
   for (size_t a = 0; a < std::size(flags); ++a) {
     for (size_t b = a; b < std::size(flags); ++b) {
-      Options o{.dtype_k = dtypes[seed % 3],
-                .dtype_v = dtypes[seed / 3 % 3],
+      Options o{.type_k = plain_types[seed % 3],
+                .type_v = plain_types[seed / 3 % 3],
                 .dtype_q = dtypes[seed / 2 % 3]};
       o.group = seed % 2 == 0 ? 4 : 3;
       o.head_dim_k = o.head_dim_v = seed % 5 == 0 ? 40 : 32;
@@ -536,8 +630,8 @@ TEST(Kernels, RotatesDimensionsFromAnyOn) {
 TEST(Kernels, ManyTokensOfOneSequence) {
   uint32_t seed = 3000;
   for (const int32_t n_tokens : {1, 2, 3, 5, 8, 13, 16, 31, 48, 49, 64, 100}) {
-    Options o{.dtype_k = DType::f16,
-              .dtype_v = DType::f16,
+    Options o{.type_k = StorageType::f16,
+              .type_v = StorageType::f16,
               .group = seed % 2 == 0 ? 4 : 1,
               .head_dim_k = 32,
               .head_dim_v = 48};
@@ -568,8 +662,8 @@ TEST(Kernels, LongHistoriesAreCutAndMerged) {
   uint32_t seed = 4000;
   for (const int32_t n_tokens : {1, 2, 6, 40}) {
     for (const bool odd : {false, true}) {
-      Options o{.dtype_k = DType::bf16,
-                .dtype_v = DType::f16,
+      Options o{.type_k = StorageType::bf16,
+                .type_v = StorageType::f16,
                 .group = 2,
                 .n_kv_heads = 1,
                 .head_dim_k = 16,
@@ -600,8 +694,8 @@ TEST(Kernels, RandomCases) {
   const auto flag = [&] { return below(3) == 0; };
   for (uint32_t seed = 5000; seed < 5000 + n_random_cases; ++seed) {
     Options o;
-    o.dtype_k = dtypes[below(3)], o.dtype_v = dtypes[below(3)], o.dtype_q = dtypes[below(3)],
-    o.dtype_out = dtypes[below(3)];
+    o.type_k = plain_types[below(3)], o.type_v = plain_types[below(3)],
+    o.dtype_q = dtypes[below(3)], o.dtype_out = dtypes[below(3)];
     const int32_t groups[] = {1, 2, 3, 4, 7, 8, 16};
     o.group = groups[below(7)];
     o.n_kv_heads = 1 + below(3);
@@ -629,8 +723,10 @@ TEST(Kernels, SameBitsForAnyNumberOfThreads) {
     SCOPED_TRACE(table->name);
     const UseTable use(table);
     for (uint32_t seed = 6000; seed < 6008; ++seed) {
-      Options o{
-          .dtype_k = dtypes[seed % 3], .dtype_v = dtypes[seed % 3], .head_dim_k = 64, .head_dim_v = 64};
+      Options o{.type_k = plain_types[seed % 3],
+                .type_v = plain_types[seed % 3],
+                .head_dim_k = 64,
+                .head_dim_v = 64};
       o.tokens_per_list = seed % 2 == 0 ? 1 : 20;
       o.history = seed % 4 < 2 ? 4000 : 300;
       o.shared = seed % 3 == 0;
