@@ -77,6 +77,7 @@ pub const KVC_PART_CONV: i32 = 1;
 pub const KVC_PART_RECURRENT: i32 = 2;
 pub const KVC_RECURRENT_APPROXIMATE: u32 = 1;
 pub const KVC_RECURRENT_HOST_CHECKPOINTS: u32 = 2;
+pub const KVC_CODEC_ROTATE: u32 = 1;
 pub const KVC_MAX_CHILDREN: i32 = 16;
 pub const KVC_MAX_DIMS: usize = 8;
 pub const KVC_SEQ_END: i32 = i32::MAX;

@@ -8,8 +8,10 @@
 
 mod constants;
 mod kinds;
+mod storage;
 pub use constants::*;
 pub use kinds::*;
+pub use storage::*;
 
 use std::marker::{PhantomData, PhantomPinned};
 use std::os::raw::{c_char, c_void};

@@ -9,7 +9,8 @@ use std::path::Path;
 const SOURCE: &str = concat!(
     include_str!("../src/constants.rs"),
     include_str!("../src/lib.rs"),
-    include_str!("../src/kinds.rs")
+    include_str!("../src/kinds.rs"),
+    include_str!("../src/storage.rs")
 );
 
 /// Returns the golden list, or nothing outside the repository.
@@ -136,6 +137,11 @@ fn structs_are_as_golden() {
             checkpoints, checkpoint_interval, checkpoint_min_pos, draft_states, reserved,
         }
         kvc_state_sequence { sequence, n_tokens, first_token, first_row, n_rows, read_slot }
+        kvc_storage_info {
+            struct_size, dtype, code_dtype, scale_dtype, block, codes_per_row, scales_per_row,
+            bytes_per_row,
+        }
+        kvc_codec_desc { struct_size, dtype, flags, block, scale }
     };
     for line in golden.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
