@@ -1,5 +1,5 @@
 use crate::batch::{same_length, Batch};
-use crate::descriptors::{AttentionDesc, CacheDesc, Kind, RawDesc, RopeDesc};
+use crate::descriptors::{address, constants, AttentionDesc, CacheDesc, Kind, RawDesc, RopeDesc};
 use crate::device::Device;
 use crate::error::{check, Result};
 use crate::pass::Pass;
@@ -31,7 +31,9 @@ pub const SEQ_END: i32 = sys::KVC_SEQ_END;
 #[must_use = "a cache that is dropped is destroyed"]
 pub struct Cache {
     pub(crate) handle: *mut sys::kvc_cache,
+    /// Of a wrapper, here and below, 0.
     pub(crate) head_dim_k: i32,
+    pub(crate) n_kv_heads: i32,
     /// Of a wrapper: its children, and for each of its layers the child and the number there.
     pub(crate) children: Vec<Cache>,
     pub(crate) places: Vec<(usize, i32)>,
@@ -58,6 +60,7 @@ impl Cache {
         Ok(Cache {
             handle,
             head_dim_k: desc.head_dim_k,
+            n_kv_heads: desc.n_kv_heads,
             children: Vec::new(),
             places: Vec::new(),
             slots: Slots::default(),
@@ -84,19 +87,44 @@ impl Cache {
     /// Binds how the caller rotates keys in layers [begin, end), so that positions can move later.
     /// Only an empty cache takes it. Slices are copied.
     pub fn bind_rope(&mut self, begin: i32, end: i32, desc: &RopeDesc<'_>) -> Result<()> {
-        let (raw, factors) = (desc.raw(), desc.factors(self.rotated(begin, end))?);
+        let head_dims_k = self.of_owners(begin, end, |cache| cache.head_dim_k);
+        let (raw, factors) = (desc.raw(), desc.factors(head_dims_k)?);
         check(unsafe { sys::kvc_bind_rope(self.handle, begin, end, &raw, factors) })
     }
 
-    /// Returns the head sizes of the keys that a bind of RoPE concerns.
-    fn rotated(&self, begin: i32, end: i32) -> impl Iterator<Item = i32> + '_ {
+    /// Binds what the codes of F8 keys and values of layers [begin, end) are multiplied with: a number
+    /// is stored as number / scale. One scale for each KV head, 2^-100 … 2^100; 1 where none was bound.
+    /// `None`: stays as it is. Only an empty cache takes them. Slices are copied.
+    pub fn bind_scales(
+        &mut self,
+        begin: i32,
+        end: i32,
+        k_scales: Option<&[f32]>,
+        v_scales: Option<&[f32]>,
+    ) -> Result<()> {
+        for heads in self.of_owners(begin, end, |cache| cache.n_kv_heads) {
+            constants("k_scales", k_scales, heads as usize, "KV head")?;
+            constants("v_scales", v_scales, heads as usize, "KV head")?;
+        }
+        let (k, v) = (address(k_scales), address(v_scales));
+        check(unsafe { sys::kvc_bind_scales(self.handle, begin, end, k, v) })
+    }
+
+    /// Returns a number of each cache that has keys and owns one of the layers.
+    fn of_owners<'a>(
+        &'a self,
+        begin: i32,
+        end: i32,
+        number: impl Fn(&Cache) -> i32 + Copy + 'a,
+    ) -> impl Iterator<Item = i32> + 'a {
         let inside = move |&(layer, _): &(i32, &(usize, i32))| begin <= layer && layer < end;
         let owners = (0..).zip(&self.places).filter(inside);
-        let of_owners = owners.map(|(_, &(child, _))| self.children[child].head_dim_k);
-        let own = Some(self.head_dim_k)
+        let of_children = owners.map(move |(_, &(child, _))| number(&self.children[child]));
+        let own = Some(self)
             .into_iter()
-            .filter(|_| self.children.is_empty());
-        own.chain(of_owners).filter(|&head_dim_k| head_dim_k > 0)
+            .filter(|cache| cache.children.is_empty());
+        let own = own.map(number);
+        own.chain(of_children).filter(|&number| number > 0)
     }
 
     // ---- A pass --------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ pub struct CacheDesc {
     pub head_dim_k: i32,
     /// 0: as head_dim_k
     pub head_dim_v: i32,
-    /// Storage type of K: F32 (the default), F16 or BF16 in this version.
+    /// Storage type of K: F32 (the default), F16, BF16, F8_E4M3, F8_E5M2, Q8_0, Q4_0, INT8 or NF4.
+    /// [`storage_query`](crate::storage_query) tells how many bytes a row takes.
     pub dtype_k: DType,
-    /// Storage type of V, independent of dtype_k.
+    /// Storage type of V, independent of dtype_k. With `v_in_k` the default.
     pub dtype_v: DType,
     /// Sequences are 0 … max_sequences - 1; by default there is one.
     pub max_sequences: i32,
@@ -35,11 +36,12 @@ pub struct CacheDesc {
     pub cells: i32,
     /// Query heads that an attention call may have; 0: n_kv_heads * 16
     pub max_q_heads: i32,
-    /// Reserved for storage types with a choice of values per scale: 0
+    /// NF4: values that share a scale, 16, 32, 64 or 128; 0: the largest of 64, 32 and 16 that divides
+    /// head_dim_k. Other types: 0
     pub block_k: i32,
-    /// Reserved: 0
+    /// Likewise for V.
     pub block_v: i32,
-    /// Reserved for `v_in_k`: 0
+    /// With `v_in_k`, the first dimension of K that belongs to V; else 0.
     pub v_first: i32,
     /// Each position of a batch must be its sequence's next: no gaps. Recommended to begin with.
     pub strict: bool,
@@ -47,13 +49,16 @@ pub struct CacheDesc {
     pub zero_on_free: bool,
     /// Touches all memory when the cache is created, so that no page fault happens later.
     pub prefault: bool,
-    /// Reserved, NOT_SUPPORTED in this version: stores quantised K rotated by a Hadamard matrix.
+    /// Stores K rotated by a Hadamard matrix, which spreads outliers over all dimensions: Q8_0, Q4_0,
+    /// INT8 and NF4, with an even head_dim_k.
     pub rotate_k: bool,
-    /// Reserved: stores quantised V likewise.
+    /// Stores V likewise.
     pub rotate_v: bool,
-    /// Reserved: stores K and V of a token side by side in one row.
+    /// Stores K and V of a token side by side in one row: F32, F16 or BF16, the same for both. Causal
+    /// caches.
     pub interleaved: bool,
-    /// Reserved: V is a part of K and is not stored (latent attention).
+    /// V is dimensions `v_first … v_first + head_dim_v` of K and is not stored: latent attention.
+    /// [`Layers::put_k`](crate::Layers::put_k) puts into such a cache. Causal caches.
     pub v_in_k: bool,
 }
 
@@ -327,7 +332,12 @@ impl RopeDesc<'_> {
 }
 
 /// The library is not told how long arrays of constants are, so their length is checked here.
-fn constants(what: &str, values: Option<&[f32]>, n: usize, each: &str) -> Result<*const f32> {
+pub(crate) fn constants(
+    what: &str,
+    values: Option<&[f32]>,
+    n: usize,
+    each: &str,
+) -> Result<*const f32> {
     match values {
         Some(values) if values.len() != n => {
             let has = values.len();
@@ -338,6 +348,6 @@ fn constants(what: &str, values: Option<&[f32]>, n: usize, each: &str) -> Result
     }
 }
 
-fn address(values: Option<&[f32]>) -> *const f32 {
+pub(crate) fn address(values: Option<&[f32]>) -> *const f32 {
     values.map_or(ptr::null(), <[f32]>::as_ptr)
 }

@@ -2,7 +2,8 @@ use crate::batch::count;
 use crate::cache::Cache;
 use crate::error::{check, Result};
 use crate::extra::AttentionExtra;
-use crate::tensor::{empty, Tensor, TensorMut, View};
+use crate::tensor::{empty, Tensor, TensorMut};
+use crate::view::View;
 use kvc_sys as sys;
 use std::ops::{Deref, Range};
 use std::ptr;
@@ -89,7 +90,8 @@ impl Layers<'_> {
     // ---- Reading, for kernels of your own ------------------------------------------------------
 
     /// Returns views of a layer's keys and values over the cells that the pass may see. Apply
-    /// [`Layers::mask`] before you multiply: cells that it hides may hold anything.
+    /// [`Layers::mask`] before you multiply: cells that it hides may hold anything. NOT_SUPPORTED: K
+    /// or V is stored as codes, which [`Layers::get_codes`] and [`Layers::get_copy`] read.
     pub fn get(&mut self, layer: i32) -> Result<(View<'_>, View<'_>)> {
         let (mut k, mut v) = (empty(), empty());
         check(unsafe { sys::kvc_get(self.cache.handle, layer, &mut k, &mut v) })?;

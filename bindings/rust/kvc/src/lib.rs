@@ -40,11 +40,13 @@
 //! `kvc_cache_destroy` dropping it, `kvc_sequence_query` [`Cache::sequence`], `kvc_encoder_query`
 //! [`Cache::encoder_input`], `kvc_cache_child` [`Cache::owner`], `kvc_state_digest`
 //! [`Cache::digest`], `kvc_state_slots` [`StateView::row_slots`], `kvc_state_done`
-//! [`StateView::done`]. `KVC_NONE` is [`PADDING`] as a sequence, [`UNLIMITED`] as a `memory` and
+//! [`StateView::done`]. Without a V, for caches whose V is in K, `kvc_put` is [`Layers::put_k`],
+//! `kvc_put_attention` [`Layers::put_k_attention`] and `kvc_put_codes` [`Layers::put_k_codes`]. `KVC_NONE` is [`PADDING`] as a sequence, [`UNLIMITED`] as a `memory` and
 //! [`NONE`] for checkpoints, `KVC_TENSOR_TRANSPOSED` [`Cache::gather_transposed`].
 //! `kvc_bind_shift` and strides of tensors have no counterpart.
 mod batch;
 mod cache;
+mod codec;
 mod descriptors;
 mod device;
 mod elements;
@@ -52,16 +54,20 @@ mod encoder;
 mod error;
 mod extra;
 mod hybrid;
+mod latent;
 mod layers;
 mod pass;
 mod recurrent;
 mod state_view;
+mod stored;
 mod tensor;
+mod view;
 mod watching;
 mod wrapper;
 
 pub use batch::{token_type, PADDING, TOKEN_ENCODER_INPUT, TOKEN_SEES_LATER};
 pub use cache::{Cache, SEQ_END};
+pub use codec::{storage_query, Codec, Codes, CodesMut, StorageInfo};
 pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, Kind, RopeDesc, RopePairs, UNLIMITED};
 pub use device::Device;
 pub use elements::{BF16Element, F16Element};
@@ -73,7 +79,9 @@ pub use layers::Layers;
 pub use pass::Pass;
 pub use recurrent::{Part, RecurrentDesc, StateLayout, StateSequence, NONE};
 pub use state_view::{StateRows, StateView, States};
-pub use tensor::{DType, Tensor, TensorMut, View};
+pub use stored::{CodesView, Rows};
+pub use tensor::{DType, Tensor, TensorMut};
+pub use view::View;
 pub use watching::{Run, SequenceInfo, State, Stats, Watcher};
 pub use wrapper::WrapError;
 

@@ -31,12 +31,15 @@ dtypes! {
     F16 = KVC_F16, "IEEE half precision.";
     BF16 = KVC_BF16, "The upper half of an f32.";
     BOOL = KVC_BOOL, "One byte. For masks.";
-    F8_E4M3 = KVC_F8_E4M3, "Reserved: storage of 8 bits without infinity.";
-    F8_E5M2 = KVC_F8_E5M2, "Reserved: storage of 8 bits.";
-    Q8_0 = KVC_Q8_0, "Reserved: storage in blocks of 32 8-bit codes with one f16 scale.";
-    Q4_0 = KVC_Q4_0, "Reserved: storage in blocks of 32 4-bit codes with one f16 scale.";
-    INT8 = KVC_INT8, "Reserved: storage of 8-bit codes with one f32 scale per vector.";
-    NF4 = KVC_NF4, "Reserved: storage in blocks of 4-bit codes of a table with one f32 scale.";
+    I8 = KVC_I8, "Codes of Q8_0 and INT8.";
+    U8 = KVC_U8, "Codes of Q4_0 and NF4, two in a byte.";
+    F8_E4M3 = KVC_F8_E4M3, "8 bits without infinity, up to 448; storage with bound scales.";
+    F8_E5M2 = KVC_F8_E5M2, "8 bits, up to 57344; storage with bound scales.";
+    Q8_0 = KVC_Q8_0, "Storage in blocks of 32 8-bit codes with one f16 scale.";
+    Q4_0 = KVC_Q4_0, "Storage in blocks of 32 4-bit codes with one f16 scale.";
+    INT8 = KVC_INT8, "Storage of 8-bit codes with one f32 scale per vector.";
+    NF4 = KVC_NF4,
+        "Storage in blocks of 16, 32, 64 or 128 4-bit codes of a table with one f32 scale.";
 }
 
 fn view(
@@ -155,12 +158,60 @@ impl<'a> Tensor<'a> {
         )
     }
 
+    /// Codes of [`DType::Q8_0`] and [`DType::INT8`].
+    pub fn i8(data: &'a [i8], shape: &[usize]) -> Result<Tensor<'a>> {
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_I8,
+            shape,
+        )
+    }
+
+    /// Codes of [`DType::Q4_0`] and [`DType::NF4`], two in a byte.
+    pub fn u8(data: &'a [u8], shape: &[usize]) -> Result<Tensor<'a>> {
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_U8,
+            shape,
+        )
+    }
+
+    /// Elements of [`DType::F8_E4M3`], as their bits.
+    pub fn f8_e4m3(data: &'a [u8], shape: &[usize]) -> Result<Tensor<'a>> {
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F8_E4M3,
+            shape,
+        )
+    }
+
+    /// Elements of [`DType::F8_E5M2`], as their bits.
+    pub fn f8_e5m2(data: &'a [u8], shape: &[usize]) -> Result<Tensor<'a>> {
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F8_E5M2,
+            shape,
+        )
+    }
+
     // The C struct has one pointer for reading and writing; kvc only reads through this one.
     fn new(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<Tensor<'a>> {
         Ok(Tensor {
             raw: view(data, length, dtype, shape)?,
             lifetime: PhantomData,
         })
+    }
+
+    /// `raw` must view memory that nobody writes to while 'a lasts.
+    pub(crate) fn of_view(raw: kvc_sys::kvc_tensor) -> Tensor<'a> {
+        Tensor {
+            raw,
+            lifetime: PhantomData,
+        }
     }
 }
 
@@ -175,7 +226,11 @@ impl fmt::Debug for Tensor<'_> {
 }
 
 /// Prints element type and shape, without the address.
-fn describe(name: &str, tensor: &kvc_sys::kvc_tensor, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(crate) fn describe(
+    name: &str,
+    tensor: &kvc_sys::kvc_tensor,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
     f.debug_struct(name)
         .field("dtype", &DType(tensor.dtype))
         .field("shape", &&tensor.shape[..tensor.ndim as usize])
@@ -226,6 +281,46 @@ impl<'a> TensorMut<'a> {
         TensorMut::new(bytes, data.len(), kvc_sys::KVC_BOOL, shape)
     }
 
+    /// Codes of [`DType::Q8_0`] and [`DType::INT8`].
+    pub fn i8(data: &'a mut [i8], shape: &[usize]) -> Result<TensorMut<'a>> {
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_I8,
+            shape,
+        )
+    }
+
+    /// Codes of [`DType::Q4_0`] and [`DType::NF4`], two in a byte.
+    pub fn u8(data: &'a mut [u8], shape: &[usize]) -> Result<TensorMut<'a>> {
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_U8,
+            shape,
+        )
+    }
+
+    /// Elements of [`DType::F8_E4M3`], as their bits.
+    pub fn f8_e4m3(data: &'a mut [u8], shape: &[usize]) -> Result<TensorMut<'a>> {
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F8_E4M3,
+            shape,
+        )
+    }
+
+    /// Elements of [`DType::F8_E5M2`], as their bits.
+    pub fn f8_e5m2(data: &'a mut [u8], shape: &[usize]) -> Result<TensorMut<'a>> {
+        TensorMut::new(
+            data.as_mut_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_F8_E5M2,
+            shape,
+        )
+    }
+
     fn new(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<TensorMut<'a>> {
         Ok(TensorMut {
             raw: view(data, length, dtype, shape)?,
@@ -248,119 +343,5 @@ unsafe impl Sync for TensorMut<'_> {}
 impl fmt::Debug for TensorMut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         describe("TensorMut", &self.raw, f)
-    }
-}
-
-/// Keys or values of the cells that a pass may see: [history, n_kv_heads, head size]. It borrows
-/// the pass, so it cannot outlive it.
-#[must_use = "getting a view changes nothing that a caller sees"]
-pub struct View<'a> {
-    raw: kvc_sys::kvc_tensor,
-    lifetime: PhantomData<&'a [u8]>,
-}
-
-// The view borrows its pass exclusively, so no call writes to the memory meanwhile.
-unsafe impl Send for View<'_> {}
-unsafe impl Sync for View<'_> {}
-
-impl fmt::Debug for View<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        describe("View", &self.raw, f)
-    }
-}
-
-impl<'a> View<'a> {
-    pub(crate) fn new(raw: kvc_sys::kvc_tensor) -> View<'a> {
-        View {
-            raw,
-            lifetime: PhantomData,
-        }
-    }
-
-    pub fn dtype(&self) -> DType {
-        DType(self.raw.dtype)
-    }
-
-    pub fn shape(&self) -> [usize; 3] {
-        [0, 1, 2].map(|i| self.raw.shape[i] as usize)
-    }
-
-    /// In elements.
-    pub fn strides(&self) -> [usize; 3] {
-        [0, 1, 2].map(|i| self.raw.strides[i] as usize)
-    }
-
-    /// Returns the address of the first element, for kernels of your own.
-    pub fn as_ptr(&self) -> *const c_void {
-        (self.raw.data as *const u8).wrapping_add(self.raw.byte_offset as usize) as *const c_void
-    }
-
-    /// Returns the vector of one cell and head, or None unless the view stores F32. Panics outside
-    /// the shape.
-    pub fn f32(&self, cell: usize, head: usize) -> Option<&[f32]> {
-        match self.dtype() {
-            DType::F32 => Some(unsafe { self.row(cell, head) }),
-            _ => None,
-        }
-    }
-
-    /// Returns the bits of the vector of one cell and head, or None unless the view stores F16 or
-    /// BF16. Panics outside the shape.
-    pub fn bits(&self, cell: usize, head: usize) -> Option<&[u16]> {
-        match self.dtype() {
-            DType::F16 | DType::BF16 => Some(unsafe { self.row(cell, head) }),
-            _ => None,
-        }
-    }
-
-    /// Returns the vector of one cell and head, or None unless the view stores F16. Needs the
-    /// feature `half`. Panics outside the shape.
-    #[cfg(feature = "half")]
-    pub fn f16(&self, cell: usize, head: usize) -> Option<&[half::f16]> {
-        match self.dtype() {
-            DType::F16 => Some(unsafe { self.row(cell, head) }),
-            _ => None,
-        }
-    }
-
-    /// Returns the vector of one cell and head, or None unless the view stores BF16. Needs the
-    /// feature `half`. Panics outside the shape.
-    #[cfg(feature = "half")]
-    pub fn bf16(&self, cell: usize, head: usize) -> Option<&[half::bf16]> {
-        match self.dtype() {
-            DType::BF16 => Some(unsafe { self.row(cell, head) }),
-            _ => None,
-        }
-    }
-
-    // T must be the type of the view's elements.
-    unsafe fn row<T>(&self, cell: usize, head: usize) -> &[T] {
-        let (shape, strides) = (self.shape(), self.strides());
-        assert!(
-            cell < shape[0] && head < shape[1],
-            "cell {cell} and head {head} are outside {shape:?}"
-        );
-        let first = (self.as_ptr() as *const T).add(cell * strides[0] + head * strides[1]);
-        std::slice::from_raw_parts(first, shape[2])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_an_unknown_storage_type_are_not_read() {
-        let mut raw = empty();
-        for dtype in [DType::Q8_0, DType::INT8, DType::BOOL, DType(0), DType(7)] {
-            raw.dtype = dtype.0;
-            let view = View::new(raw);
-            assert_eq!(view.dtype(), dtype);
-            assert!(view.f32(0, 0).is_none() && view.bits(0, 0).is_none());
-        }
-        assert_eq!(
-            format!("{:?} {:?}", DType::Q8_0, DType(7)),
-            "Q8_0 DType(0x7)"
-        );
     }
 }

@@ -60,6 +60,7 @@ impl Cache {
                 children,
                 places: layers.to_vec(),
                 head_dim_k: 0,
+                n_kv_heads: 0,
                 slots: Slots::default(),
             }),
             Err(error) => Err(WrapError { error, children }),

@@ -20,28 +20,23 @@ fn create(desc: &CacheDesc) -> Result<Cache> {
 }
 
 #[test]
-fn unknown_and_reserved_storage_types_are_refused() {
-    let mut stored = vec![
-        DType::F32,
-        DType::F16,
-        DType::BF16,
-        DType::F8_E4M3,
-        DType::F8_E5M2,
+fn storage_types_are_taken_where_the_head_size_fits_them() {
+    let (fits, blocks) = (Ok(()), Err(Status::INVALID_ARGUMENT)); // 10 is no multiple of a block
+    let types = [
+        (DType::F32, fits),
+        (DType::F16, fits),
+        (DType::BF16, fits),
+        (DType::F8_E4M3, fits),
+        (DType::F8_E5M2, fits),
+        (DType::INT8, fits),
+        (DType::Q8_0, blocks),
+        (DType::Q4_0, blocks),
+        (DType::NF4, blocks),
+        (DType::BOOL, Err(Status::DTYPE)),
+        (DType::I8, Err(Status::DTYPE)), // of codes
+        (DType(12345), Err(Status::DTYPE)),
     ];
-    stored.extend([
-        DType::Q8_0,
-        DType::Q4_0,
-        DType::INT8,
-        DType::NF4,
-        DType::BOOL,
-        DType(12345),
-    ]);
-    for (i, dtype) in stored.into_iter().enumerate() {
-        let want = match i {
-            0..=2 => Ok(()),
-            3..=8 => Err(Status::NOT_SUPPORTED),
-            _ => Err(Status::DTYPE),
-        };
+    for (dtype, want) in types {
         let k = CacheDesc {
             dtype_k: dtype,
             ..desc()
@@ -58,13 +53,17 @@ fn unknown_and_reserved_storage_types_are_refused() {
 }
 
 #[test]
-fn reserved_settings_are_refused() {
+fn settings_that_do_not_fit_the_storage_are_refused() {
     type Setting = fn(&mut CacheDesc);
-    let settings: [Setting; 7] = [
+    let settings: [Setting; 11] = [
         |desc| desc.rotate_k = true,
         |desc| desc.rotate_v = true,
-        |desc| desc.interleaved = true,
-        |desc| desc.v_in_k = true,
+        |desc| (desc.rotate_k, desc.dtype_k, desc.head_dim_k) = (true, DType::INT8, 9),
+        |desc| (desc.interleaved, desc.dtype_k) = (true, DType::F16),
+        |desc| (desc.interleaved, desc.dtype_k, desc.dtype_v) = (true, DType::INT8, DType::INT8),
+        |desc| (desc.v_in_k, desc.dtype_v) = (true, DType::F32),
+        |desc| (desc.v_in_k, desc.interleaved) = (true, true),
+        |desc| (desc.v_in_k, desc.head_dim_v, desc.v_first) = (true, 4, 7),
         |desc| desc.block_k = 32,
         |desc| desc.block_v = 32,
         |desc| desc.v_first = 1,
@@ -73,11 +72,7 @@ fn reserved_settings_are_refused() {
         let mut desc = desc();
         set(&mut desc);
         let error = create(&desc).err().unwrap();
-        let want = match i {
-            0..=3 => Status::NOT_SUPPORTED,
-            _ => Status::INVALID_ARGUMENT, // no storage type of this version uses them
-        };
-        assert_eq!(error.status, want, "{i}: {error}");
+        assert_eq!(error.status, Status::INVALID_ARGUMENT, "{i}: {error}");
     }
 }
 
@@ -92,6 +87,18 @@ fn settings_in_use_are_accepted() {
     let mut cache = create(&desc).unwrap();
     let gap = cache.begin(&[1], &[0]).err().unwrap();
     assert_eq!(gap.status, Status::INVALID_ARGUMENT); // strict: no gaps
+    type Setting = fn(&mut CacheDesc);
+    let settings: [Setting; 4] = [
+        |desc| desc.interleaved = true,
+        |desc| (desc.v_in_k, desc.head_dim_v, desc.v_first) = (true, 4, 6),
+        |desc| (desc.rotate_k, desc.dtype_k) = (true, DType::INT8),
+        |desc| (desc.rotate_v, desc.dtype_v) = (true, DType::INT8),
+    ];
+    for set in settings {
+        let mut desc = desc.clone();
+        set(&mut desc);
+        drop(create(&desc).unwrap());
+    }
 }
 
 /// RoPE over dimensions 4 … 7 alone: a key that moves by one position rotates there and nowhere
