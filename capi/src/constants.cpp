@@ -185,6 +185,10 @@ Status bind_scales(const LayerRange& layers, const float* k_scales, const float*
   const Status invalid = layers.each_owner([&](const Cache& cache) {
     const int32_t n = cache.bounds().n_kv_heads;
     if (Status s = check_f8_scales("k_scales", k_scales, n); s != Status::ok) return s;
+    if (v_scales != nullptr && cache.bounds().v_in_k) {
+      return fail(Status::invalid_argument,
+                  "v_scales must be null: with KVC_CACHE_V_IN_K V is a part of K, with K's scales");
+    }
     return check_f8_scales("v_scales", v_scales, n);
   });
   if (invalid != Status::ok) return invalid;

@@ -125,17 +125,13 @@ Status KvLayers::check_lendable(bool of_k, bool of_v) const {
 }
 
 Status KvLayers::check_scales(bool of_k, bool of_v) const {
-  if (of_v && bounds_.v_in_k) {
-    return fail(Status::invalid_argument,
-                "v_scales must be null: with KVC_CACHE_V_IN_K V is a part of K, with K's scales");
-  }
   const bool k_lacks = of_k && !is_f8(bounds_.type_k);
   const bool v_lacks = of_v && !is_f8(bounds_.type_v);
   if (!k_lacks && !v_lacks) return Status::ok;
   const char side = k_lacks ? 'k' : 'v';
   return fail(Status::not_supported,
-              "%c_scales: dtype_%c is %s; scales are bound for f8_e4m3 and f8_e5m2 alone", side,
-              side, format_of(k_lacks ? bounds_.type_k : bounds_.type_v).name);
+              "%c_scales: dtype_%c is %s; scales are bound for KVC_F8_E4M3 and KVC_F8_E5M2 alone",
+              side, side, format_of(k_lacks ? bounds_.type_k : bounds_.type_v).name);
 }
 
 void KvLayers::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
