@@ -42,6 +42,7 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
                                             : 1 / std::sqrt(static_cast<double>(dk));
   struct Row {
     std::vector<double> key, value;
+    std::vector<float> stored_value;
   };
   std::map<std::pair<int32_t, int32_t>, Row> rows;  // by content and position, each made once
   AttentionResult result;
@@ -52,7 +53,9 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
     std::vector<const Row*> visible;
     for (const Token& token : tokens) {
       Row& row = rows[{token.content, token.position}];
-      if (row.key.empty()) row = {oracle.key(layer, token), oracle.value(layer, token)};
+      if (row.key.empty())
+        row = {oracle.key(layer, token), oracle.value(layer, token),
+               oracle.stored_value(layer, token)};
       visible.push_back(&row);
     }
     for (int32_t h = 0; h < n_q_heads; ++h) {
@@ -60,7 +63,8 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
       const double* query = q.data() + (t * n_q_heads + h) * dk;
       std::vector<Seen> seen;
       std::vector<std::pair<int32_t, double>> weights;
-      double largest = 0;
+      double largest = 0, magnitude = 0;
+      std::map<int32_t, std::vector<double>> multiplied;  // by what the key owes
       for (size_t i = 0; i < tokens.size(); ++i) {
         const double added = bias ? bias(h, t, tokens[i].position) : 0;
         if (added == -HUGE_VAL) continue;
@@ -68,8 +72,21 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
         const double* value = visible[i]->value.data() + kv_head * dv;
         double dot = 0;
         for (int32_t d = 0; d < dk; ++d) dot += query[d] * key[d];
-        for (int32_t d = 0; d < dv; ++d) largest = std::max(largest, std::fabs(value[d]));
-        seen.push_back({dot, std::fabs(static_cast<double>(p) - tokens[i].position), value, added});
+        const float* stored_value = visible[i]->stored_value.data() + kv_head * dv;
+        for (int32_t d = 0; d < dv; ++d)
+          largest = std::max({largest, std::fabs(value[d]), std::fabs(double{stored_value[d]})});
+        const double distance = std::fabs(static_cast<double>(p) - tokens[i].position);
+        std::vector<double>& turned = multiplied[oracle.pending_rotation(tokens[i])];
+        if (turned.empty()) turned = oracle.as_multiplied(layer, tokens[i], query);
+        const float* stored = oracle.stored_key(layer, tokens[i], kv_head);
+        double sum = 0;
+        for (int32_t d = 0; d < dk; ++d)
+          sum += std::fabs(turned[static_cast<size_t>(d)] * stored[d]);
+        sum = std::fabs(scale) * sum + std::fabs(added);
+        if (!constants.slopes.empty())
+          sum += std::fabs(constants.slopes[static_cast<size_t>(h)]) * distance;
+        magnitude = std::max(magnitude, sum);
+        seen.push_back({dot, distance, value, added});
         weights.emplace_back(tokens[i].position, 0);
       }
       double* out = result.out.data() + (t * n_q_heads + h) * dv;
@@ -78,6 +95,7 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
       for (size_t i = 0; i < weight.size(); ++i) weights[i].second = weight[i];
       result.weights.push_back(weights);
       result.largest.push_back(largest);
+      result.magnitude.push_back(magnitude);
     }
   }
   return result;

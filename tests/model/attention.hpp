@@ -14,8 +14,9 @@ struct AttentionResult {
   std::vector<double> lse;  // [n_tokens, n_q_heads]
   std::vector<std::vector<std::pair<int32_t, double>>> weights;  // [n_tokens, n_q_heads] of the
                                                                  // positions that the row sees
-  std::vector<double> largest;  // [n_tokens, n_q_heads] largest |v| that the row sees: what errors
-                                // are measured against
+  // [n_tokens, n_q_heads] what errors are measured against (storage.hpp, attention_error): the largest |v| that the row sees, as
+  // stored or as it is meant, and the largest scale * sum |q_i k_i| + |ALiBi| + |bias|.
+  std::vector<double> largest, magnitude;
 };
 
 /// One key that one query sees: its logit before softcap and ALiBi, how far away it stands, its

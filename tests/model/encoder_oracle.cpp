@@ -11,6 +11,12 @@ EncoderOracle::EncoderOracle(const kvc_cache_desc& cache_desc, const kvc_encoder
   if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
   if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
   constants.resize(static_cast<size_t>(cache.n_layers));
+  storage_k = Storage(cache.dtype_k, cache.head_dim_k, cache.block_k,
+                      cache.flags & KVC_CACHE_ROTATE_K);
+  storage_v = Storage(cache.dtype_v, cache.head_dim_v, cache.block_v,
+                      cache.flags & KVC_CACHE_ROTATE_V);
+  scales_k.assign(static_cast<size_t>(cache.n_layers * cache.n_kv_heads), 1);
+  scales_v = scales_k;
   n_slots_ = encoder.inputs > 0
                  ? encoder.inputs
                  : cache.max_sequences + std::min(cache.max_sequences, cache.max_batch);
@@ -132,19 +138,51 @@ kvc_status EncoderOracle::may_put(int32_t layer, int64_t n) const {
   return may_put_input(layer, pass.reserve ? 0 : only_carrying(), n);
 }
 
-void EncoderOracle::put_input(int32_t layer, int32_t s, int64_t n, const std::vector<float>& k,
-                              const std::vector<float>& v) {
+size_t EncoderOracle::stored_row(int32_t layer, int32_t input, int32_t row, int32_t head) const {
+  const int64_t length = inputs[static_cast<size_t>(input)].length;
+  return static_cast<size_t>((layer * length + row) * cache.n_kv_heads + head);
+}
+
+template <class Store>
+void EncoderOracle::store_rows(int32_t layer, int32_t s, int64_t n, const Store& store) {
   if (pass.reserve) return;
   EncoderInput& input = inputs[static_cast<size_t>(at(s).input)];
-  const auto store = [&](const std::vector<float>& from, uint32_t dtype, std::vector<float>& to) {
-    to.resize(from.size() * static_cast<size_t>(cache.n_layers));
-    for (size_t i = 0; i < from.size(); ++i)
-      to[static_cast<size_t>(layer) * from.size() + i] = static_cast<float>(round_to(dtype, from[i]));
-  };
-  store(k, cache.dtype_k, input.k);
-  store(v, cache.dtype_v, input.v);
+  if (input.length == 0) {
+    const auto rows = static_cast<size_t>(n * cache.n_layers * cache.n_kv_heads);
+    input.k = StoredRows(storage_k, rows);
+    input.v = StoredRows(storage_v, rows);
+  }
   input.length = static_cast<int32_t>(n);
   input.put[static_cast<size_t>(layer)] = 1;
+  for (int32_t row = 0; row < input.length; ++row)
+    for (int32_t head = 0; head < cache.n_kv_heads; ++head)
+      store(input, static_cast<size_t>(row * cache.n_kv_heads + head),
+            stored_row(layer, at(s).input, row, head),
+            static_cast<size_t>(layer * cache.n_kv_heads + head));
+}
+
+void EncoderOracle::put_input(int32_t layer, int32_t s, int64_t n, const std::vector<float>& k,
+                              const std::vector<float>& v) {
+  store_rows(layer, s, n, [&](EncoderInput& input, size_t from, size_t to, size_t head) {
+    input.k.put(to, k.data() + from * static_cast<size_t>(cache.head_dim_k), scales_k[head]);
+    input.v.put(to, v.data() + from * static_cast<size_t>(cache.head_dim_v), scales_v[head]);
+  });
+}
+
+void EncoderOracle::put_codes(int32_t layer, int32_t s, int64_t n, const Oracle::Bytes& k,
+                              const Oracle::Bytes& v) {
+  store_rows(layer, s, n, [&](EncoderInput& input, size_t from, size_t to, size_t head) {
+    input.k.put_codes(to, k.codes.data() + from * storage_k.code_bytes(),
+                      k.scales.data() + from * storage_k.scale_bytes(), scales_k[head]);
+    input.v.put_codes(to, v.codes.data() + from * storage_v.code_bytes(),
+                      v.scales.data() + from * storage_v.scale_bytes(), scales_v[head]);
+  });
+}
+
+kvc_status EncoderOracle::may_bind_scales(bool of_k, bool of_v) const {
+  if (pass_open || used() > 0) return KVC_E_BAD_STATE;
+  const bool fits = (!of_k || storage_k.is_f8()) && (!of_v || storage_v.is_f8());
+  return fits ? KVC_OK : KVC_E_NOT_SUPPORTED;
 }
 
 kvc_status EncoderOracle::share(int32_t s, int32_t source) {

@@ -12,9 +12,9 @@ namespace model {
 
 /// What an encoder read, as the storage types hold it.
 struct EncoderInput {
-  int32_t length = 0;       // 0: no layer was put
-  std::vector<char> put;    // [n_layers]
-  std::vector<float> k, v;  // [n_layers, length, n_kv_heads, head_dim]
+  int32_t length = 0;     // 0: no layer was put
+  std::vector<char> put;  // [n_layers]
+  StoredRows k, v;        // [n_layers, length, n_kv_heads]
 };
 
 struct EncoderSequence {
@@ -41,6 +41,10 @@ class EncoderOracle : public ListKind<EncoderSequence> {
   /// The status was OK: k, v are what the caller's tensors hold, [n, n_kv_heads, head_dim].
   void put_input(int32_t layer, int32_t sequence, int64_t n, const std::vector<float>& k,
                  const std::vector<float>& v);
+  /// The same of codes and scales, [n, n_kv_heads] rows of bytes.
+  void put_codes(int32_t layer, int32_t sequence, int64_t n, const Oracle::Bytes& k,
+                 const Oracle::Bytes& v);
+  kvc_status may_bind_scales(bool of_k, bool of_v) const;
   kvc_status share(int32_t sequence, int32_t source);
 
   /// The status of a call that needs a pass and a layer, and of one that needs the layer to be put too.
@@ -62,12 +66,16 @@ class EncoderOracle : public ListKind<EncoderSequence> {
   /// Row `row` of an input in a layer: [n_kv_heads, head_dim], zeros where the layer was not put.
   std::vector<double> key(int32_t layer, int32_t input, int32_t row) const;
   std::vector<double> value(int32_t layer, int32_t input, int32_t row) const;
+  /// The row of `input.k` and `input.v` where that vector is stored.
+  size_t stored_row(int32_t layer, int32_t input, int32_t row, int32_t head) const;
   /// The attention of the open pass. Weights are by the row of the input.
   AttentionResult attend(int32_t layer, int32_t n_q_heads, const std::vector<double>& q,
                          const Bias& bias) const;
 
   std::vector<Constants> constants;  // [n_layers]
-  std::vector<EncoderInput> inputs;  // only grows
+  Storage storage_k, storage_v;
+  std::vector<float> scales_k, scales_v;  // [n_layers, n_kv_heads] of f8
+  std::vector<EncoderInput> inputs;       // only grows
   EncoderPass pass;
 
  private:
@@ -88,6 +96,9 @@ class EncoderOracle : public ListKind<EncoderSequence> {
   void remove_middle(int32_t sequence, int32_t begin, int32_t end) override;
 
   void mark_put();
+  /// store(input, from, to, scale of the head) keeps the rows of one head.
+  template <class Store>
+  void store_rows(int32_t layer, int32_t sequence, int64_t n, const Store& store);
   std::set<int32_t> held() const;
   bool any_put(int32_t input) const;
 

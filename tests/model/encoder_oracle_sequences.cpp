@@ -43,24 +43,24 @@ void EncoderOracle::remove_middle(int32_t s, int32_t b, int32_t e) {
 
 // ---- Contents ---------------------------------------------------------------------------------------------------------
 
-namespace {
-
-std::vector<double> row_of(const std::vector<float>& all, int32_t layer, int32_t length,
-                           int32_t row, int32_t width) {
-  const float* from = all.data() + static_cast<size_t>((int64_t{layer} * length + row) * width);
-  return std::vector<double>(from, from + width);
-}
-
-}  // namespace
-
 std::vector<double> EncoderOracle::key(int32_t layer, int32_t index, int32_t row) const {
-  const EncoderInput& input = inputs[static_cast<size_t>(index)];
-  return row_of(input.k, layer, input.length, row, cache.n_kv_heads * cache.head_dim_k);
+  std::vector<double> result;
+  for (int32_t head = 0; head < cache.n_kv_heads; ++head) {
+    const std::vector<double> one = inputs[static_cast<size_t>(index)].k.values(
+        stored_row(layer, index, row, head));
+    result.insert(result.end(), one.begin(), one.end());
+  }
+  return result;
 }
 
 std::vector<double> EncoderOracle::value(int32_t layer, int32_t index, int32_t row) const {
-  const EncoderInput& input = inputs[static_cast<size_t>(index)];
-  return row_of(input.v, layer, input.length, row, cache.n_kv_heads * cache.head_dim_v);
+  std::vector<double> result;
+  for (int32_t head = 0; head < cache.n_kv_heads; ++head) {
+    const std::vector<double> one = inputs[static_cast<size_t>(index)].v.values(
+        stored_row(layer, index, row, head));
+    result.insert(result.end(), one.begin(), one.end());
+  }
+  return result;
 }
 
 AttentionResult EncoderOracle::attend(int32_t layer, int32_t n_q_heads,
@@ -83,7 +83,9 @@ AttentionResult EncoderOracle::attend(int32_t layer, int32_t n_q_heads,
       const double* query = q.data() + (t * n_q_heads + h) * dk;
       std::vector<Seen> visible;
       std::vector<std::pair<int32_t, double>> weights;
-      double largest = 0;
+      double largest = 0, magnitude = 0;
+      std::vector<double> multiplied(query, query + dk);
+      rotate(storage_k, multiplied.data());
       for (int32_t row = 0; row < rows; ++row) {
         const double added = bias ? bias(h, t, row) : 0;
         if (added == -HUGE_VAL) continue;
@@ -91,7 +93,14 @@ AttentionResult EncoderOracle::attend(int32_t layer, int32_t n_q_heads,
         const double* v = values[static_cast<size_t>(row)].data() + kv_head * dv;
         double dot = 0;
         for (int32_t d = 0; d < dk; ++d) dot += query[d] * k[d];
-        for (int32_t d = 0; d < dv; ++d) largest = std::max(largest, std::fabs(v[d]));
+        const EncoderInput& held = inputs[static_cast<size_t>(input)];
+        const size_t stored = stored_row(layer, input, row, kv_head);
+        double sum = 0;
+        for (int32_t d = 0; d < dk; ++d)
+          sum += std::fabs(multiplied[static_cast<size_t>(d)] * held.k.numbers(stored)[d]);
+        magnitude = std::max(magnitude, std::fabs(scale) * sum + std::fabs(added));
+        for (int32_t d = 0; d < dv; ++d)
+          largest = std::max({largest, std::fabs(v[d]), std::fabs(double{held.v.numbers(stored)[d]})});
         visible.push_back({dot, 0, v, added});
         weights.emplace_back(row, 0);
       }
@@ -101,6 +110,7 @@ AttentionResult EncoderOracle::attend(int32_t layer, int32_t n_q_heads,
       for (size_t i = 0; i < weight.size(); ++i) weights[i].second = weight[i];
       result.weights.push_back(weights);
       result.largest.push_back(largest);
+      result.magnitude.push_back(magnitude);
     }
   }
   return result;

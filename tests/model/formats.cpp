@@ -43,7 +43,9 @@ double decode_half(uint16_t bits) {
 
 size_t element_bytes(uint32_t dtype) {
   if (dtype == KVC_F32) return 4;
-  if (dtype == KVC_BOOL) return 1;
+  const bool is_byte = dtype == KVC_BOOL || dtype == KVC_U8 || dtype == KVC_I8 ||
+                       dtype == KVC_F8_E4M3 || dtype == KVC_F8_E5M2;
+  if (is_byte) return 1;
   return dtype == KVC_F16 || dtype == KVC_BF16 ? 2 : 0;
 }
 

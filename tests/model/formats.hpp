@@ -9,7 +9,7 @@
 /// differently here.
 namespace model {
 
-/// Bytes of one element; 0 for a number that is neither a float format nor KVC_BOOL.
+/// Bytes of one element; 0 for what no tensor has. Codes of one byte have no value here: storage.hpp reads them.
 size_t element_bytes(uint32_t dtype);
 
 /// The value nearest to `value` that the format holds, ties to even; beyond the largest it is

@@ -18,7 +18,15 @@ Oracle::Oracle(const kvc_cache_desc& cache_desc, const kvc_causal_desc& causal_d
     : ListKind(cache_desc), causal(causal_desc) {
   if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
   if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
+  if (v_in_k()) cache.dtype_v = cache.dtype_k;
   if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
+  const bool rotates_v = cache.flags & (v_in_k() ? 0 : KVC_CACHE_ROTATE_V);
+  storage_k = Storage(cache.dtype_k, cache.head_dim_k, cache.block_k,
+                      cache.flags & KVC_CACHE_ROTATE_K);
+  storage_v = v_in_k() ? Storage(cache.dtype_k, cache.head_dim_v, 0, false)
+                       : Storage(cache.dtype_v, cache.head_dim_v, cache.block_v, rotates_v);
+  scales_k.assign(row(cache.n_layers, 0), 1);
+  scales_v = scales_k;
   rope.resize(static_cast<size_t>(cache.n_layers));
   constants.resize(static_cast<size_t>(cache.n_layers));
 
@@ -187,9 +195,8 @@ void Oracle::open(int32_t n, const int32_t* position, const int32_t* sequence,
     Content content;
     content.rotated_for = position[i];
     content.put.assign(static_cast<size_t>(cache.n_layers), 0);
-    const auto rows = static_cast<size_t>(cache.n_layers * cache.n_kv_heads);
-    content.k.assign(rows * static_cast<size_t>(cache.head_dim_k), 0.0f);
-    content.v.assign(rows * static_cast<size_t>(cache.head_dim_v), 0.0f);
+    content.k = StoredRows(storage_k, row(cache.n_layers, 0));
+    content.v = StoredRows(storage_v, v_in_k() ? 0 : row(cache.n_layers, 0));
     contents.push_back(content);
   }
   if (std::count(sequence, sequence + n, KVC_NONE) == n)  // nothing to put
@@ -230,25 +237,42 @@ kvc_status Oracle::needs_put(int32_t layer) const {
   return pass.reserve || pass.put[static_cast<size_t>(layer)] ? KVC_OK : KVC_E_BAD_STATE;
 }
 
-kvc_status Oracle::put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v) {
+/// store(content, token, head) keeps one token's rows of a head.
+template <class Store>
+kvc_status Oracle::store_tokens(int32_t layer, const Store& store) {
   if (!pass_open) return KVC_E_BAD_STATE;
   if (layer < 0 || layer >= cache.n_layers) return KVC_E_INVALID_ARGUMENT;
   pass.put[static_cast<size_t>(layer)] = 1;
   if (pass.reserve) return KVC_OK;
-  const auto k_row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_k);
-  const auto v_row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_v);
   for (size_t i = 0; i < pass.content.size(); ++i) {
     if (pass.content[i] < 0) continue;
     Content& content = contents[static_cast<size_t>(pass.content[i])];
     content.put[static_cast<size_t>(layer)] = 1;
-    for (size_t e = 0; e < k_row; ++e)
-      content.k[static_cast<size_t>(layer) * k_row + e] = static_cast<float>(
-          round_to(cache.dtype_k, k[i * k_row + e]));
-    for (size_t e = 0; e < v_row; ++e)
-      content.v[static_cast<size_t>(layer) * v_row + e] = static_cast<float>(
-          round_to(cache.dtype_v, v[i * v_row + e]));
+    for (int32_t head = 0; head < cache.n_kv_heads; ++head)
+      store(content, i * static_cast<size_t>(cache.n_kv_heads) + static_cast<size_t>(head),
+            row(layer, head));
   }
   return KVC_OK;
+}
+
+kvc_status Oracle::put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v) {
+  return store_tokens(layer, [&](Content& content, size_t from, size_t to) {
+    content.k.put(to, k.data() + from * static_cast<size_t>(cache.head_dim_k), scales_k[to]);
+    if (!v_in_k())
+      content.v.put(to, v.data() + from * static_cast<size_t>(cache.head_dim_v), scales_v[to]);
+  });
+}
+
+kvc_status Oracle::put_codes(int32_t layer, const Bytes& k, const Bytes& v) {
+  const auto keep = [](StoredRows& rows, const Bytes& given, size_t from, size_t to, float bound) {
+    const Storage& storage = rows.storage();
+    rows.put_codes(to, given.codes.data() + from * storage.code_bytes(),
+                   given.scales.data() + from * storage.scale_bytes(), bound);
+  };
+  return store_tokens(layer, [&](Content& content, size_t from, size_t to) {
+    keep(content.k, k, from, to, scales_k[to]);
+    if (!v_in_k()) keep(content.v, v, from, to, scales_v[to]);
+  });
 }
 
 kvc_status Oracle::set_causal(int32_t n, const int32_t* except) {

@@ -7,6 +7,7 @@
 
 #include "formats.hpp"
 #include "kind.hpp"
+#include "storage.hpp"
 
 /// The oracle: what a causal cache must do, written as lists. A sequence is a list of tokens; a
 /// token is a position and the number of a content; a content is what was put. It knows no cells
@@ -56,7 +57,7 @@ struct Sequence {
 struct Content {
   int32_t rotated_for = 0;  // the position that its key was turned for
   std::vector<char> put;    // [n_layers]: stored, or kept as zeros
-  std::vector<float> k, v;  // [n_layers, n_kv_heads, head_dim], as the storage type holds them
+  StoredRows k, v;          // [n_layers, n_kv_heads]; with V_IN_K v has no rows
 };
 
 struct Pass : Batch {
@@ -71,13 +72,19 @@ class Oracle : public ListKind<Sequence> {
  public:
   Oracle(const kvc_cache_desc& cache, const kvc_causal_desc& causal);
 
-  /// k, v: what the caller's tensors hold, [n_tokens, n_kv_heads, head_dim].
+  /// k, v: what the caller's tensors hold, [n_tokens, n_kv_heads, head_dim]. With V_IN_K v is not looked at.
   kvc_status put(int32_t layer, const std::vector<float>& k, const std::vector<float>& v);
+  /// The same of codes and scales, [n_tokens, n_kv_heads] rows of bytes.
+  struct Bytes {
+    std::vector<uint8_t> codes, scales;
+  };
+  kvc_status put_codes(int32_t layer, const Bytes& k, const Bytes& v);
   kvc_status set_causal(int32_t n, const int32_t* except) override;
 
   /// The status of binding constants; binding itself is to set `rope` or `shift.turn`.
-  kvc_status may_bind_rope() const;
+  kvc_status may_bind_rope(const Rope& rope) const;
   kvc_status may_bind_shift(bool takes_away) const;
+  kvc_status may_bind_scales(bool of_k, bool of_v) const;
 
   /// The status of a call that needs this layer to be put in the open pass: attention and get.
   kvc_status needs_put(int32_t layer) const;
@@ -102,10 +109,18 @@ class Oracle : public ListKind<Sequence> {
   /// The key of a token as it must look now: with its pending rotation applied. [n_kv_heads, head_dim_k]
   std::vector<double> key(int32_t layer, const Token& token) const;
   std::vector<double> value(int32_t layer, const Token& token) const;
+  /// What a query head is multiplied with, as stored, and the query as it is multiplied: turned the other way by what the key owes,
+  /// then rotated as the key is.
+  const float* stored_key(int32_t layer, const Token& token, int32_t head) const;
+  std::vector<double> as_multiplied(int32_t layer, const Token& token, const double* q) const;
+  /// Values as stored, [n_kv_heads, head_dim_v].
+  std::vector<float> stored_value(int32_t layer, const Token& token) const;
+  bool v_in_k() const { return cache.flags & KVC_CACHE_V_IN_K; }
 
   /// kvc_get() rewrites the keys that owe a rotation and that some token of the batch sees; a cell
   /// that somebody else holds too, hidden or not, is copied first. Its status, then which keys.
-  kvc_status get(int32_t layer) const;
+  kvc_status get(int32_t layer, bool wants_k, bool wants_v) const;
+  bool get_pays() const { return storage_k.is_plain(); }
   struct Debt {
     int32_t sequence, position;
   };
@@ -114,12 +129,19 @@ class Oracle : public ListKind<Sequence> {
   /// head_dim_k] are the rounded keys. It stays so when the pass is aborted.
   void pay(int32_t sequence, int32_t position, const std::vector<float>& k);
 
+  /// kvc_get_copy() shows every cell once: where two sequences of the batch see a cell at different positions, and its key owes them
+  /// different rotations, the one that comes later in the batch gets a copy. Its status, then what it does.
+  kvc_status get_copy(int32_t layer) const;
+  void split();
+
   kvc_causal_desc causal;
   bool limited = false;    // is memory limited?
   int32_t memory = 0;      // when it is
   std::vector<Rope> rope;  // [n_layers]
   Shift shift;
   std::vector<Constants> constants;  // [n_layers]
+  Storage storage_k, storage_v;
+  std::vector<float> scales_k, scales_v;  // [n_layers, n_kv_heads] of f8
 
   std::vector<Content> contents;  // only grows
   Pass pass;
@@ -148,6 +170,13 @@ class Oracle : public ListKind<Sequence> {
   int32_t lost_after_removal(const Sequence& sequence, int32_t begin, int32_t end) const;
   int64_t n_moved(const Sequence& sequence, int32_t end) const;
   int32_t shifted(const Token& token, int32_t to);
+  std::vector<Debt> splits() const;
+  void replace_content(int32_t sequence, int32_t old, const Content& by);
+  size_t row(int32_t layer, int32_t head) const {
+    return static_cast<size_t>(layer * cache.n_kv_heads + head);
+  }
+  template <class Store>
+  kvc_status store_tokens(int32_t layer, const Store& store);
   std::map<int32_t, std::set<int32_t>> holders() const;
   int64_t free_now() const;
 

@@ -89,7 +89,11 @@ void Oracle::remove_middle(int32_t s, int32_t b, int32_t e) {
 
 // ---- Constants that say how keys turn ----------------------------------------------------------
 
-kvc_status Oracle::may_bind_rope() const {
+kvc_status Oracle::may_bind_rope(const Rope& turned) const {
+  // What is a value too may not turn.
+  const bool meets_v = turned.n_dims > 0 && turned.first_dim < cache.v_first + cache.head_dim_v &&
+                       cache.v_first < turned.first_dim + turned.n_dims;
+  if (v_in_k() && meets_v) return KVC_E_INVALID_ARGUMENT;
   if (pass_open || used() > 0) return KVC_E_BAD_STATE;
   const bool position_free = causal.flags & KVC_CAUSAL_POSITION_FREE;
   return position_free || shift.turn ? KVC_E_NOT_SUPPORTED : KVC_OK;
@@ -98,15 +102,28 @@ kvc_status Oracle::may_bind_rope() const {
 kvc_status Oracle::may_bind_shift(bool takes_away) const {
   if (pass_open) return KVC_E_BAD_STATE;
   const bool position_free = causal.flags & KVC_CAUSAL_POSITION_FREE;
-  return !takes_away && (turns() || position_free) ? KVC_E_NOT_SUPPORTED : KVC_OK;
+  const bool turnable = storage_k.is_plain() && !v_in_k();
+  return !takes_away && (turns() || position_free || !turnable) ? KVC_E_NOT_SUPPORTED : KVC_OK;
+}
+
+kvc_status Oracle::may_bind_scales(bool of_k, bool of_v) const {
+  if (v_in_k() && of_v) return KVC_E_INVALID_ARGUMENT;
+  if (pass_open || used() > 0) return KVC_E_BAD_STATE;
+  const bool fits = (!of_k || storage_k.is_f8()) && (!of_v || storage_v.is_f8());
+  return fits ? KVC_OK : KVC_E_NOT_SUPPORTED;
 }
 
 /// A copy of what the token holds, turned in every layer.
 int32_t Oracle::shifted(const Token& token, int32_t to) {
   Content content = contents[static_cast<size_t>(token.content)];
-  const auto row = static_cast<size_t>(cache.n_kv_heads * cache.head_dim_k);
-  for (int32_t layer = 0; layer < cache.n_layers; ++layer)
-    shift.turn(layer, token.position, to, content.k.data() + static_cast<size_t>(layer) * row);
+  const auto dim = static_cast<size_t>(cache.head_dim_k);
+  for (int32_t layer = 0; layer < cache.n_layers; ++layer) {
+    const float* stored = content.k.numbers(row(layer, 0));
+    std::vector<float> keys(stored, stored + static_cast<size_t>(cache.n_kv_heads) * dim);
+    shift.turn(layer, token.position, to, keys.data());
+    for (int32_t head = 0; head < cache.n_kv_heads; ++head)
+      content.k.put(row(layer, head), keys.data() + static_cast<size_t>(head) * dim, 1);
+  }
   content.rotated_for = to;
   contents.push_back(content);
   return static_cast<int32_t>(contents.size()) - 1;

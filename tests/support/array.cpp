@@ -63,6 +63,17 @@ void Array::set(int64_t index, double value) {
   model::store(bytes_.data() + tensor_.byte_offset, tensor_.dtype, offset_of(index), value);
 }
 
+unsigned char* Array::element(int64_t index) {
+  const auto size = static_cast<int64_t>(model::element_bytes(tensor_.dtype));
+  return bytes_.data() + tensor_.byte_offset + offset_of(index) * size;
+}
+
+void Array::set_elements(const std::vector<uint8_t>& bytes) {
+  const size_t size = model::element_bytes(tensor_.dtype);
+  for (int64_t i = 0; i < count(); ++i)
+    std::copy_n(bytes.data() + static_cast<size_t>(i) * size, size, element(i));
+}
+
 void Array::fill(double value) {
   for (int64_t i = 0; i < count(); ++i) set(i, value);
 }

@@ -34,6 +34,11 @@ class Array {
   std::vector<float> floats() const;
   std::vector<double> doubles() const;
 
+  /// The bytes of an element: for codes, which are no numbers by themselves.
+  unsigned char* element(int64_t index);
+  /// Rows of bytes, one after the other, as the elements in row-major order.
+  void set_elements(const std::vector<uint8_t>& bytes);
+
   /// No byte beside the elements has changed.
   bool gaps_intact() const;
   /// All bytes, the gaps included.

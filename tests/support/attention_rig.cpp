@@ -155,7 +155,7 @@ AttentionRig::Extra AttentionRig::make_extra() {
     for (const model::Token& token : oracle.sequences[static_cast<size_t>(s)].tokens) {
       const auto column = static_cast<size_t>(extra.cell.back().at(token.position) - extra.first_cell);
       const model::Content& content = oracle.contents[static_cast<size_t>(token.content)];
-      if (column < seen.size() && std::isnan(content.v[0])) is_nan[column] = 1;
+      if (column < seen.size() && std::isnan(content.v.numbers(0)[0])) is_nan[column] = 1;
     }
   }
   const int64_t n = oracle.pass.n_tokens, heads = options.n_q_heads;

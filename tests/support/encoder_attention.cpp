@@ -127,12 +127,13 @@ void EncoderWorld::compare_attention(int32_t layer, const Queries& queries, bool
     for (int32_t h = 0; h < heads; ++h) {
       const int64_t row = t * heads + h;
       const double largest = expected.largest[static_cast<size_t>(row)];
+      const double magnitude = expected.magnitude[static_cast<size_t>(row)];
       const double sum = expected.lse[static_cast<size_t>(row)];
       for (int64_t d = 0; d < dv; ++d) {
         const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
         const double got = out.get(row * dv + d);
         counts_.trace(std::bit_cast<uint64_t>(got));
-        const double tolerance = (4e-5 + logit_rounding(sum)) * largest +
+        const double tolerance = model::attention_error(magnitude, largest) +
                                  0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
         if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
           differ("attention of batch token " + std::to_string(t) + " head " + std::to_string(h) +
@@ -140,7 +141,7 @@ void EncoderWorld::compare_attention(int32_t layer, const Queries& queries, bool
                  std::to_string(wanted));
       }
       if (with_lse && lse.get(row) != sum &&
-          !(std::fabs(lse.get(row) - sum) <= 4e-5 * std::max(1.0, std::fabs(sum))))
+          !(std::fabs(lse.get(row) - sum) <= model::log_sum_exp_error(magnitude)))
         differ("log-sum-exp is " + std::to_string(lse.get(row)) + ", expected " + std::to_string(sum));
       if (extra.weights) compare_weights(t, h, extra, expected, heads);
     }

@@ -1,8 +1,9 @@
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "encoder_world.hpp"
+#include "fuzz_state.hpp"
+#include "stored_bytes.hpp"
 
 /// What is compared after every operation; the same state in other slots; NaN in free slots.
 namespace fuzz {
@@ -65,11 +66,14 @@ StateHashes EncoderWorld::state_hashes() {
     for (int32_t layer = 0; input.length > 0 && layer < setup_.cache.n_layers; ++layer) {
       const bool put = input.put[static_cast<size_t>(layer)];
       into(put);
-      for (const std::vector<float>* values : {&input.k, &input.v}) {
-        const size_t n = values->size() / input.put.size();
-        for (size_t i = 0; put && i < n; ++i)
-          into(std::bit_cast<uint32_t>((*values)[static_cast<size_t>(layer) * n + i]));
-      }
+      for (int32_t row = 0; put && row < input.length; ++row)
+        for (int32_t head = 0; head < setup_.cache.n_kv_heads; ++head) {
+          const size_t stored = oracle_.stored_row(layer, sequence.input, row, head);
+          Hash hash;
+          for (const model::StoredRows* rows : {&input.k, &input.v}) fold_row(hash, *rows, stored);
+          into(hash.first);
+          into(hash.second);
+        }
     }
   };
   for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
@@ -109,19 +113,22 @@ void EncoderWorld::put_again(kvc_cache* other, int32_t sequence, int32_t positio
                     : input == -1 ? 1
                                   : oracle_.inputs[static_cast<size_t>(input)].length;
   for (int32_t layer = 0; n > 0 && layer < setup_.cache.n_layers; ++layer) {
-    support::Array k(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
-    support::Array v(KVC_F32, {n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
-    k.fill(1);
-    v.fill(1);
-    for (int32_t row = 0; input >= 0 && row < n; ++row) {
-      const std::vector<double> key = oracle_.key(layer, input, row);
-      const std::vector<double> value = oracle_.value(layer, input, row);
-      for (size_t e = 0; e < key.size(); ++e)
-        k.set(row * static_cast<int64_t>(key.size()) + static_cast<int64_t>(e), key[e]);
-      for (size_t e = 0; e < value.size(); ++e)
-        v.set(row * static_cast<int64_t>(value.size()) + static_cast<int64_t>(e), value[e]);
+    const auto rows = static_cast<size_t>(n * setup_.cache.n_kv_heads);
+    Codes codes{n, {}, {}};
+    if (input < 0) {  // any
+      codes.k = {std::vector<uint8_t>(rows * oracle_.storage_k.code_bytes(), 1),
+                 std::vector<uint8_t>(rows * oracle_.storage_k.scale_bytes(), 1)};
+      codes.v = {std::vector<uint8_t>(rows * oracle_.storage_v.code_bytes(), 1),
+                 std::vector<uint8_t>(rows * oracle_.storage_v.scale_bytes(), 1)};
+    } else {
+      const model::EncoderInput& held = oracle_.inputs[static_cast<size_t>(input)];
+      const size_t first = oracle_.stored_row(layer, input, 0, 0);
+      for (size_t row = first; row < first + rows; ++row) {
+        append_row(codes.k, held.k, row);
+        append_row(codes.v, held.v, row);
+      }
     }
-    if (kvc_put(other, layer, k.tensor(), v.tensor()) != KVC_OK)
+    if (put_codes(other, layer, codes) != KVC_OK)
       differ("the second cache: " + support::last_message());
   }
   if (kvc_commit(other) != KVC_OK) differ("the second cache: " + support::last_message());

@@ -33,8 +33,7 @@ EncoderSetup draw_encoder_setup(const std::string& name, support::Random& random
   cache = support::cache_desc(random.between(1, 3), random.between(1, 2),
                               random.pick({2, 3, 4, 6, 8}), random.pick({0, 1, 2, 3, 5, 8}));
   cache.kind = KVC_ENCODER;
-  cache.dtype_k = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_F16});
-  cache.dtype_v = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_BF16});
+  draw_storage(random, false, cache);
   cache.max_sequences = common.sequences(random.between(1, 4));
   // The library reads contents for digests 16 positions at a time, and 256 for gather.
   const int32_t size = random.below(100);
@@ -57,8 +56,7 @@ EncoderSetup draw_encoder_setup(const std::string& name, support::Random& random
 std::string EncoderSetup::describe() const {
   std::ostringstream text;
   text << name << ": layers " << cache.n_layers << " kv_heads " << cache.n_kv_heads << " dk "
-       << cache.head_dim_k << " dv " << cache.head_dim_v << std::hex << " dtype_k 0x"
-       << cache.dtype_k << " dtype_v 0x" << cache.dtype_v << std::dec << " sequences "
+       << cache.head_dim_k << " dv " << cache.head_dim_v << describe_storage(cache) << " sequences "
        << cache.max_sequences << " capacity " << cache.capacity << " max_batch " << cache.max_batch
        << " inputs " << encoder.inputs << " flags " << cache.flags;
   return text.str();

@@ -18,6 +18,9 @@ EncoderWorld::EncoderWorld(kvc_device* device, const EncoderSetup& setup,
       differ("bind_attention: " + support::last_message());
     constants.bind(oracle_.constants[static_cast<size_t>(layer)]);
   }
+  for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
+    if (random_.chance(0.8))
+      bind_scales(layer, oracle_.storage_k.is_f8(), oracle_.storage_v.is_f8());
   compare_all();
   poison_by_abort();
 }
@@ -26,11 +29,25 @@ std::vector<Choice> EncoderWorld::layer_choices() {
   const bool open = oracle_.pass_open;
   const int32_t put = !open ? 10 : is_complete() ? 30 : 120;
   const int32_t work = open ? 40 : 10;
-  return {{put, [this] { this->put(); }},      {2 * put, [this] { encoder_put(); }},
-          {put, [this] { put_attention(); }},  {work, [this] { share(); }},
-          {2 * work, [this] { attention(); }}, {work, [this] { get(); }},
-          {work, [this] { mask(); }},          {work / 2, [this] { history_range(); }},
-          {30, [this] { gather(); }},          {20, [this] { bind_attention(); }},
+  return {{put, [this] { this->put(); }},
+          {2 * put, [this] { encoder_put(); }},
+          {put, [this] { put_attention(); }},
+          {work, [this] { share(); }},
+          {2 * work, [this] { attention(); }},
+          {work, [this] { get(); }},
+          {work, [this] { mask(); }},
+          {work / 2, [this] { history_range(); }},
+          {30, [this] { gather(); }},
+          {20, [this] { bind_attention(); }},
+          {put, [this] { put_codes(); }},
+          {work, [this] { get_codes(); }},
+          {work, [this] { get_copy(); }},
+          {15,
+           [this] {
+             bind_scales(random_.below(setup_.cache.n_layers),
+                         random_.chance(oracle_.storage_k.is_f8() ? 0.7 : 0.2),
+                         random_.chance(oracle_.storage_v.is_f8() ? 0.7 : 0.2));
+           }},
           {15, [this] { lacking(); }}};
 }
 

@@ -51,6 +51,13 @@ class EncoderWorld : public KindWorld {
   kvc_status spoil(KeysAndValues& put);
   void put();
   void encoder_put();
+  struct Codes {
+    int64_t n = 0;
+    model::Oracle::Bytes k, v;
+  };
+  void put_codes();
+  kvc_status put_codes(kvc_cache* cache, int32_t layer, const Codes& codes) const;
+  void bind_scales(int32_t layer, bool of_k, bool of_v);
   void share();
   void bind_attention();
   void lacking();
@@ -85,6 +92,16 @@ class EncoderWorld : public KindWorld {
   Span span() const;  // of the inputs that the batch sees; in a reserve pass of all slots
   bool sees(int32_t token, int32_t cell) const;
   void get();
+  struct Lent {
+    kvc_tensor codes{}, scales{};
+  };
+  void get_codes();
+  void compare_codes(int32_t layer, const Lent& lent, bool is_key) const;
+  void get_copy();
+  void compare_copy(int32_t layer, const support::Array& copy, bool is_key) const;
+  std::set<int32_t> seen_inputs() const;
+  /// How far a number that was read may be off; infinity: it may be anything, because f32 overflows on the way.
+  double read_slack(const model::StoredRows& rows, size_t row, uint32_t dtype, double wanted) const;
   void compare_view(int32_t layer, const kvc_tensor& view, bool is_key) const;
   void compare_textbook(int32_t layer, const kvc_tensor& k, const kvc_tensor& v);
   void compare_mask(const support::Array& mask) const;

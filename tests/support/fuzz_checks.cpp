@@ -2,6 +2,7 @@
 #include <map>
 
 #include "fuzz_world.hpp"
+#include "stored_bytes.hpp"
 
 /// What is compared after every operation.
 namespace fuzz {
@@ -86,13 +87,14 @@ void World::compare_rebuilt() {
       if (kvc_begin(other, 1, &token.position, &s, nullptr, 0, nullptr) != KVC_OK)
         differ("the second cache: " + support::last_message());
       for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {
-        support::Array k(KVC_F32, {1, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
-        support::Array v(KVC_F32, {1, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
-        const std::vector<double> key = oracle_.key(layer, token);
-        const std::vector<double> value = oracle_.value(layer, token);
-        for (size_t e = 0; e < key.size(); ++e) k.set(static_cast<int64_t>(e), key[e]);
-        for (size_t e = 0; e < value.size(); ++e) v.set(static_cast<int64_t>(e), value[e]);
-        kvc_put(other, layer, k.tensor(), v.tensor());
+        const auto first = static_cast<size_t>(layer * setup_.cache.n_kv_heads);
+        const model::Content& content = oracle_.contents[static_cast<size_t>(token.content)];
+        Codes codes{1, {}, {}};
+        for (size_t row = first; row < first + static_cast<size_t>(setup_.cache.n_kv_heads); ++row) {
+          append_row(codes.k, content.k, row);
+          if (!oracle_.v_in_k()) append_row(codes.v, content.v, row);
+        }
+        put_codes(other, layer, codes);
       }
       kvc_commit(other);
     }

@@ -56,7 +56,7 @@ void World::bind_attention() {
 
 void World::bind_rope(int32_t layer, const LayerRope& rope) {
   Call made = query(Op::bind_rope, {}, "layer " + std::to_string(layer));
-  const kvc_status expected = oracle_.may_bind_rope();
+  const kvc_status expected = oracle_.may_bind_rope(rope.model(setup_.cache.head_dim_k));
   if (expected == KVC_OK) {
     const auto index = static_cast<size_t>(layer);
     setup_.rope[index] = rope;
@@ -68,7 +68,34 @@ void World::bind_rope(int32_t layer, const LayerRope& rope) {
 
 void World::bind_rope() {
   if (oracle_.pass_open && oracle_.pass.reserve) return;  // left open by the contract
-  bind_rope(random_.below(setup_.cache.n_layers), draw_layer_rope(setup_.cache.head_dim_k, random_));
+  kvc_cache_desc cache = setup_.cache;
+  // Rarely one that turns values too, which is refused.
+  if (!has_room_for_rope(cache) || random_.chance(0.2)) cache.flags &= ~uint64_t{KVC_CACHE_V_IN_K};
+  if (cache.head_dim_k < 2) return;
+  bind_rope(random_.below(setup_.cache.n_layers), draw_layer_rope(cache, random_));
+}
+
+void World::bind_scales() {
+  if (oracle_.pass_open && oracle_.pass.reserve) return;  // left open by the contract
+  const int32_t layer = random_.below(setup_.cache.n_layers);
+  bind_scales(
+      layer, oracle_.storage_k.is_f8() ? random_.chance(0.7) : random_.chance(0.2),
+      oracle_.storage_v.is_f8() && !oracle_.v_in_k() ? random_.chance(0.7) : random_.chance(0.2));
+}
+
+void World::bind_scales(int32_t layer, bool of_k, bool of_v) {
+  const int32_t heads = setup_.cache.n_kv_heads;
+  const std::vector<float> k = draw_scales(random_, heads), v = draw_scales(random_, heads);
+  Call made = query(Op::bind_scales, {}, "layer " + std::to_string(layer));
+  const kvc_status expected = oracle_.may_bind_scales(of_k, of_v);
+  const auto first = static_cast<ptrdiff_t>(layer) * heads;
+  if (expected == KVC_OK && of_k) std::copy(k.begin(), k.end(), oracle_.scales_k.begin() + first);
+  if (expected == KVC_OK && of_v) std::copy(v.begin(), v.end(), oracle_.scales_v.begin() + first);
+  const Door at = door(layer);
+  judge(made,
+        kvc_bind_scales(at.cache, at.layer, at.layer + 1, of_k ? k.data() : nullptr,
+                        of_v ? v.data() : nullptr),
+        expected);
 }
 
 void World::bind_shift(bool takes_away) {

@@ -24,6 +24,9 @@ enum class Op {
   attention,
   attention_extra,  // extras
   get,
+  get_codes,
+  get_copy,
+  put_codes,
   mask,
   history,
   gather,
@@ -48,6 +51,7 @@ enum class Op {
   can_remove,
   bind_attention,
   bind_rope,
+  bind_scales,
   bind_shift,
   lacking,   // calls that the kind does not have: they succeed in returning NOT_SUPPORTED
   of_child,  // what layers do with a child of a wrapper

@@ -16,15 +16,17 @@ std::vector<Op> operations(std::vector<Op> more) {
 
 Counts causal_counts() {
   return Counts(operations({Op::put, Op::attention, Op::attention_extra, Op::put_attention, Op::get,
-                            Op::mask, Op::history, Op::gather, Op::set_causal, Op::runs,
-                            Op::bind_attention, Op::bind_rope, Op::bind_shift}),
+                            Op::get_codes, Op::get_copy, Op::put_codes, Op::mask, Op::history,
+                            Op::gather, Op::set_causal, Op::runs, Op::bind_attention, Op::bind_rope,
+                            Op::bind_scales, Op::bind_shift}),
                 {"shared", "slid", "full", "pass open"});
 }
 
 Counts encoder_counts() {
   return Counts(
       operations({Op::put, Op::encoder_put, Op::put_attention, Op::share, Op::attention, Op::get,
-                  Op::mask, Op::history, Op::gather, Op::runs, Op::bind_attention, Op::lacking}),
+                  Op::get_codes, Op::get_copy, Op::put_codes, Op::bind_scales, Op::mask,
+                  Op::history, Op::gather, Op::runs, Op::bind_attention, Op::lacking}),
       {"shared", "full", "pass open"});
 }
 

@@ -5,6 +5,7 @@
 #include "fuzz_world.hpp"
 #include "host_view.hpp"
 #include "model/attention.hpp"
+#include "stored_bytes.hpp"
 
 /// kvc_get(): what the views show, which keys were rewritten, and a textbook attention over them.
 namespace fuzz {
@@ -20,20 +21,22 @@ double at(const kvc_tensor& view, int64_t cell, int64_t head, int64_t dimension)
 
 void World::get() {
   const int32_t layer = some_put_layer();
+  const bool wants_k = random_.chance(0.9), wants_v = random_.chance(0.9);
   Call made = call(Op::get, oracle_.pass.sequence, "layer " + std::to_string(layer));
-  const kvc_status expected = oracle_.get(layer);
+  const kvc_status expected = oracle_.get(layer, wants_k, wants_v);
   kvc_tensor k{}, v{};
   const Door at = door(layer);
-  const kvc_status status = kvc_get(at.cache, at.layer, &k, &v);
+  const kvc_status status = kvc_get(at.cache, at.layer, wants_k ? &k : nullptr,
+                                    wants_v ? &v : nullptr);
   k = support::on_host(k);
   v = support::on_host(v);
   const bool shown = status == KVC_OK && expected == KVC_OK;
-  if (shown && oracle_.pass.reserve && k.shape[0] < oracle_.pool())
+  if (shown && wants_k && oracle_.pass.reserve && k.shape[0] < oracle_.pool())
     differ("a reserve pass shows less than the pool");
   if (shown && !oracle_.pass.reserve) {
-    adopt_paid_keys();
+    if (oracle_.get_pays()) adopt_paid_keys();
     compare_places();
-    compare_views(layer, k, v);
+    if (wants_k && wants_v) compare_views(layer, k, v);
   }
   judge(made, status, expected);
 }
@@ -73,6 +76,26 @@ void World::adopt_paid_keys() {
   }
 }
 
+/// Where the rows of K and V lie to each other.
+void World::compare_layout(const kvc_tensor& k, const kvc_tensor& v) const {
+  const int64_t dk = oracle_.cache.head_dim_k, dv = oracle_.cache.head_dim_v;
+  const bool interleaved = setup_.cache.flags & KVC_CACHE_INTERLEAVED;
+  expect_equal(k.strides[2] + v.strides[2], 2, "strides between elements");
+  expect_equal(k.strides[0], interleaved ? dk + dv : dk, "stride between cells of k");
+  expect_equal(v.strides[0],
+               interleaved        ? dk + dv
+               : oracle_.v_in_k() ? dk
+                                  : dv,
+               "stride between cells of v");
+  const char* const keys = static_cast<const char*>(k.data) + k.byte_offset;
+  const char* const values = static_cast<const char*>(v.data) + v.byte_offset;
+  const auto element = static_cast<int64_t>(model::element_bytes(k.dtype));
+  if (k.shape[0] > 0 && interleaved)
+    expect_equal(values - keys, dk * element, "place of v in a row");
+  if (k.shape[0] > 0 && oracle_.v_in_k())
+    expect_equal(values - keys, setup_.cache.v_first * element, "place of v in k");
+}
+
 void World::compare_views(int32_t layer, const kvc_tensor& k, const kvc_tensor& v) {
   const int64_t heads = setup_.cache.n_kv_heads;
   const int64_t dk = oracle_.cache.head_dim_k, dv = oracle_.cache.head_dim_v;
@@ -81,9 +104,7 @@ void World::compare_views(int32_t layer, const kvc_tensor& k, const kvc_tensor& 
   expect_equal(k.shape[0], v.shape[0], "history of v");
   expect_equal(k.shape[1] * k.shape[2], heads * dk, "row of k");
   expect_equal(v.shape[1] * v.shape[2], heads * dv, "row of v");
-  expect_equal(k.strides[0], dk, "stride between cells of k");
-  expect_equal(v.strides[0], dv, "stride between cells of v");
-  expect_equal(k.strides[2] + v.strides[2], 2, "strides between elements");
+  compare_layout(k, v);
 
   kvc_tensor size{};
   if (kvc_mask(cache_, 0, &size) != KVC_OK) differ("mask after get: " + support::last_message());
@@ -109,33 +130,33 @@ void World::compare_views(int32_t layer, const kvc_tensor& k, const kvc_tensor& 
                  std::to_string(tokens[i].position));
     }
   }
-  compare_freed_cells(layer, k, v);
+  compare_freed(k);
+  compare_freed(v);
   compare_textbook(layer, k, v, mask);
 }
 
-/// With zero_on_free a cell that nobody holds is zero.
-void World::compare_freed_cells(int32_t layer, const kvc_tensor& k, const kvc_tensor& v) const {
-  if (!(setup_.cache.flags & KVC_CACHE_ZERO_ON_FREE)) return;
+std::vector<int64_t> World::free_columns(int64_t history) const {
   const int32_t first = first_column(visible_cells());
-  std::vector<char> held(static_cast<size_t>(k.shape[0]), 0);
+  std::vector<char> held(static_cast<size_t>(history), 0);
   for (size_t s = 0; s < places_.size(); ++s) {
     // Hidden tokens still hold their cells, and nothing says which these are.
-    if (oracle_.pass.before[s].lost_below != oracle_.sequences[s].lost_below) return;
+    if (oracle_.pass.before[s].lost_below != oracle_.sequences[s].lost_below) return {};
     for (const support::Place& place : places_[s])
-      if (place.cell >= first && place.cell - first < k.shape[0])
+      if (place.cell >= first && place.cell - first < history)
         held[static_cast<size_t>(place.cell - first)] = 1;
   }
-  for (int64_t column = 0; column < k.shape[0]; ++column) {
-    if (held[static_cast<size_t>(column)]) continue;
-    for (int64_t head = 0; head < k.shape[1]; ++head) {
-      for (int64_t d = 0; d < k.shape[2]; ++d)
-        if (at(k, column, head, d) != 0)
-          differ("a free cell holds a key in layer " + std::to_string(layer));
-      for (int64_t d = 0; d < v.shape[2]; ++d)
-        if (at(v, column, head, d) != 0)
-          differ("a free cell holds a value in layer " + std::to_string(layer));
-    }
-  }
+  std::vector<int64_t> result;
+  for (int64_t column = 0; column < history; ++column)
+    if (!held[static_cast<size_t>(column)]) result.push_back(column);
+  return result;
+}
+
+/// With zero_on_free the bytes of a cell that nobody holds are zero, of numbers, codes and scales alike.
+void World::compare_freed(const kvc_tensor& view) const {
+  if (!(setup_.cache.flags & KVC_CACHE_ZERO_ON_FREE) || view.data == nullptr) return;
+  for (const int64_t column : free_columns(view.shape[0]))
+    for (int64_t head = 0; head < view.shape[1]; ++head)
+      if (!is_zero_row(view, column, head)) differ("a free cell holds something");
 }
 
 /// softmax(q k^T + mask) v over the views, as a caller with its own kernels would: it must be what

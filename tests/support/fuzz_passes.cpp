@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "fuzz_world.hpp"
 
@@ -33,7 +32,8 @@ void World::put_values(int32_t layer, support::Array& k, support::Array& v) {
                    "layer " + std::to_string(layer));
   const Door at = door(layer);
   const kvc_status expected = oracle_.put(layer, k.floats(), v.floats());
-  judge(made, kvc_put(at.cache, at.layer, k.tensor(), v.tensor()), expected);
+  judge(made, kvc_put(at.cache, at.layer, k.tensor(), oracle_.v_in_k() ? nullptr : v.tensor()),
+        expected);
 }
 
 void World::put(int32_t layer) {
@@ -44,6 +44,7 @@ void World::put(int32_t layer) {
     layer = some_layer();
   }
   const int64_t heads = setup_.cache.n_kv_heads;
+  if (random_.chance(0.25)) return put_codes(layer);
   support::Array k(some_dtype(), {n_tokens(), heads, oracle_.cache.head_dim_k}, random_);
   support::Array v(some_dtype(), {n_tokens(), heads, oracle_.cache.head_dim_v}, random_);
   fill_values(k);
@@ -53,15 +54,11 @@ void World::put(int32_t layer) {
   put_values(layer, k, v);
 }
 
-/// In every layer.
+/// In every layer: scales that are NaN, and codes that are not zero, so that whoever reads either of them is found out.
 void World::put_nan(const Batch& batch) {
-  support::Array k(KVC_F32, {batch.n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
-  support::Array v(KVC_F32, {batch.n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
-  k.fill(std::nan(""));
-  v.fill(std::nan(""));
+  const Codes nan = nan_codes(batch.n);
   for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
-    if (kvc_put(cache_, layer, k.tensor(), v.tensor()) != KVC_OK)
-      differ("put of NaN: " + support::last_message());
+    if (put_codes(cache_, layer, nan) != KVC_OK) differ("put of NaN: " + support::last_message());
 }
 
 }  // namespace fuzz

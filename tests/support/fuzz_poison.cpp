@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "fuzz_world.hpp"
 
@@ -54,11 +53,8 @@ void World::poison_by_spare_sequence() {
       batch.sequence.assign(static_cast<size_t>(batch.n), s);
       begin(batch);
       if (!oracle_.pass_open) break;
-      support::Array k(KVC_F32, {batch.n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_k});
-      support::Array v(KVC_F32, {batch.n, setup_.cache.n_kv_heads, oracle_.cache.head_dim_v});
-      k.fill(std::nan(""));
-      v.fill(std::nan(""));
-      for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer) put_values(layer, k, v);
+      for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
+        put_codes(layer, nan_codes(batch.n));
       commit();
     }
     remove(Op::remove_tail, s, 0, KVC_SEQ_END);

@@ -34,12 +34,20 @@ void draw_window(const std::string& name, Random& random, Setup& setup) {
   if (causal.reach > 0 && random.chance(0.04)) causal.memory = KVC_NONE;
 }
 
+bool has_plain_keys(const kvc_cache_desc& cache) {
+  return model::Storage(cache.dtype_k, cache.head_dim_k, cache.block_k, false).is_plain();
+}
+
 void draw_geometry(Random& random, const InCommon& common, Setup& setup) {
   kvc_cache_desc& cache = setup.cache;
   cache = support::cache_desc(random.between(1, 3), random.between(1, 2),
                               random.pick({2, 3, 4, 6, 8}), random.pick({0, 1, 2, 3, 5, 8}));
-  cache.dtype_k = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_F16});
-  cache.dtype_v = random.pick<uint32_t>({0u, KVC_F32, KVC_F16, KVC_BF16, KVC_BF16});
+  const kvc_cache_desc plain = cache;
+  // A caller's shift function turns numbers.
+  do {
+    cache = plain;
+    draw_storage(random, true, cache);
+  } while (setup.name == "shift" && (cache.flags & KVC_CACHE_V_IN_K || !has_plain_keys(cache)));
   cache.max_sequences = common.sequences(random.between(1, 4));
   cache.capacity = random.between(6, 36);
   cache.max_batch = common.batch(random.between(1, 8));
@@ -65,7 +73,7 @@ void draw_rope(Random& random, Setup& setup) {
   for (LayerRope& layer : setup.rope) {
     const bool bound = random.chance(0.8) || (&layer == &setup.rope.back() && !any);
     any = any || bound;
-    if (bound) layer = draw_layer_rope(setup.cache.head_dim_k, random);
+    if (bound && has_room_for_rope(setup.cache)) layer = draw_layer_rope(setup.cache, random);
   }
 }
 
@@ -95,14 +103,20 @@ const std::vector<std::string>& setup_names() {
   return names;
 }
 
-LayerRope draw_layer_rope(int32_t head_dim_k, Random& random) {
+bool has_room_for_rope(const kvc_cache_desc& cache) {
+  return !(cache.flags & KVC_CACHE_V_IN_K) || cache.v_first >= 2;
+}
+
+LayerRope draw_layer_rope(const kvc_cache_desc& cache, Random& random) {
+  const bool v_in_k = cache.flags & KVC_CACHE_V_IN_K;
+  const int32_t dims = v_in_k ? cache.v_first : cache.head_dim_k;
   LayerRope layer;
   layer.bound = true;
   layer.desc.struct_size = sizeof layer.desc;
   layer.desc.pairs = random.pick<uint32_t>({KVC_ROPE_NEIGHBOURS, KVC_ROPE_HALVES});
-  if (random.chance(0.3)) layer.desc.first_dim = random.between(0, head_dim_k - 2);
-  const int32_t dims_left = head_dim_k - layer.desc.first_dim;
-  layer.desc.n_dims = random.chance(0.5) ? 0 : 2 * random.between(1, dims_left / 2);
+  if (random.chance(0.3)) layer.desc.first_dim = random.between(0, dims - 2);
+  const int32_t dims_left = dims - layer.desc.first_dim;
+  layer.desc.n_dims = !v_in_k && random.chance(0.5) ? 0 : 2 * random.between(1, dims_left / 2);
   layer.desc.base = random.pick({0.0f, 100.0f, 500000.0f});
   layer.desc.scale = random.pick({0.0f, 0.5f, 1.0f});
   const int32_t n_dims = layer.desc.n_dims == 0 ? dims_left / 2 * 2 : layer.desc.n_dims;
@@ -131,8 +145,7 @@ Setup draw_setup(const std::string& name, Random& random, const InCommon& common
 std::string Setup::describe() const {
   std::ostringstream text;
   text << name << ": layers " << cache.n_layers << " kv_heads " << cache.n_kv_heads << " dk "
-       << cache.head_dim_k << " dv " << cache.head_dim_v << std::hex << " dtype_k 0x"
-       << cache.dtype_k << " dtype_v 0x" << cache.dtype_v << std::dec << " sequences "
+       << cache.head_dim_k << " dv " << cache.head_dim_v << describe_storage(cache) << " sequences "
        << cache.max_sequences << " capacity " << cache.capacity << " max_batch " << cache.max_batch
        << " cells " << cache.cells << " flags " << cache.flags << " | reach " << causal.reach
        << " memory " << causal.memory << " chunk " << causal.chunk << " keep_first "

@@ -16,6 +16,13 @@ struct InCommon {
   int32_t batch(int32_t drawn) const { return max_batch > 0 ? max_batch : drawn; }
 };
 
+/// Storage types, blocks and rotations of K and V, with dimensions that they take; half of the time plain numbers. `causal`: what
+/// causal caches alone have, too.
+void draw_storage(support::Random& random, bool causal, kvc_cache_desc& cache);
+/// Scales of f8 codes, one per KV head.
+std::vector<float> draw_scales(support::Random& random, int32_t n);
+std::string describe_storage(const kvc_cache_desc& cache);
+
 struct LayerRope {
   bool bound = false;
   kvc_rope_desc desc{};
@@ -51,6 +58,8 @@ struct Setup {
 
 const std::vector<std::string>& setup_names();
 Setup draw_setup(const std::string& name, support::Random& random, const InCommon& common = {});
-LayerRope draw_layer_rope(int32_t head_dim_k, support::Random& random);
+/// Which turns none of V with V_IN_K; such a cache has room for that where two dimensions lie before V.
+LayerRope draw_layer_rope(const kvc_cache_desc& cache, support::Random& random);
+bool has_room_for_rope(const kvc_cache_desc& cache);
 
 }  // namespace fuzz

@@ -1,26 +1,31 @@
 #include "fuzz_state.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <set>
 
 namespace fuzz {
+
+void fold_row(Hash& hash, const model::StoredRows& rows, size_t row) {
+  const model::Storage& storage = rows.storage();
+  for (size_t i = 0; i < storage.code_bytes(); ++i) fold(hash, rows.codes(row)[i]);
+  for (size_t i = 0; i < storage.scale_bytes(); ++i) fold(hash, rows.scales(row)[i]);
+}
+
 Hash CausalStates::content_hash(const model::Oracle& oracle, int32_t index) {
   const auto at = static_cast<size_t>(index);
   if (at < contents_.size() && contents_[at] != Hash()) return contents_[at];
   const model::Content& content = oracle.contents[at];
   Hash hash{1, 2};
   bool final = true;
-  const size_t k_row = content.k.size() / content.put.size();
-  const size_t v_row = content.v.size() / content.put.size();
+  const auto heads = static_cast<size_t>(oracle.cache.n_kv_heads);
   for (size_t layer = 0; layer < content.put.size(); ++layer) {
     fold(hash, static_cast<uint64_t>(content.put[layer]));
     final = final && content.put[layer];
     if (!content.put[layer]) continue;
-    for (size_t i = 0; i < k_row; ++i)
-      fold(hash, std::bit_cast<uint32_t>(content.k[layer * k_row + i]));
-    for (size_t i = 0; i < v_row; ++i)
-      fold(hash, std::bit_cast<uint32_t>(content.v[layer * v_row + i]));
+    for (size_t row = layer * heads; row < (layer + 1) * heads; ++row) {
+      fold_row(hash, content.k, row);
+      if (!oracle.v_in_k()) fold_row(hash, content.v, row);
+    }
   }
   // Tokens of an open pass may be put again.
   if (final && (!oracle.pass_open || oracle.pass.content.empty() || index < oracle.pass.content[0])) {

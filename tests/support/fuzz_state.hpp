@@ -6,6 +6,9 @@
 
 namespace fuzz {
 
+/// The bytes of one vector: its codes, then its scales.
+void fold_row(Hash& hash, const model::StoredRows& rows, size_t row);
+
 /// The states of a causal cache's oracle as numbers. Left open by the contract: whether a reserve pass counts as open, the order
 /// of an open pass's batch when it has an except set, and tokens of an open pass that no layer was put for.
 class CausalStates {

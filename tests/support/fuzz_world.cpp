@@ -21,6 +21,9 @@ World::World(kvc_device* device, const Setup& setup, const support::Random& rand
   if (setup_.bind_attention(cache_) != KVC_OK) differ("bind_attention: " + support::last_message());
   setup_.bind_attention(oracle_);
   if (setup_.shift) bind_shift(false);
+  for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
+    if (random_.chance(0.8))
+      bind_scales(layer, oracle_.storage_k.is_f8(), oracle_.storage_v.is_f8() && !oracle_.v_in_k());
   if (!poison_first) poison_all();
   compare_all();
 }
@@ -32,12 +35,16 @@ std::vector<Choice> World::layer_choices() {
           {weight(4, complete ? 10 : 60), [this] { put_attention(); }},
           {weight(4, 25), [this] { attention(); }},
           {weight(4, 15), [this] { attention_extra(); }},
-          {weight(4, 30), [this] { get(); }},
+          {weight(4, 20), [this] { get(); }},
+          {weight(4, 15), [this] { get_codes(); }},
+          {weight(4, 20), [this] { get_copy(); }},
+          {weight(4, complete ? 8 : 30), [this] { put_codes(some_layer()); }},
           {weight(4, 25), [this] { mask(); }},
           {weight(4, 15), [this] { history_range(); }},
           {weight(30, 15), [this] { gather(); }},
           {weight(20, 12), [this] { bind_attention(); }},
           {12, [this] { bind_rope(); }},
+          {12, [this] { bind_scales(); }},
           {12, [this] { bind_shift(random_.chance(oracle_.pass_open ? 0.5 : 0.3)); }}};
 }
 

@@ -19,7 +19,7 @@ double logit_rounding(double sum);
 /// A causal cache and its oracle.
 ///
 /// The parts, besides those of KindWorld: fuzz_world.cpp (choices and arguments), fuzz_passes.cpp (puts), fuzz_constants.cpp
-/// (what is bound, a caller's shift function), fuzz_reading.cpp (attention, mask, gather), fuzz_extra.cpp (what one attention
+/// (what is bound, a caller's shift function), fuzz_codes.cpp (codes and scales), fuzz_reading.cpp (attention, mask, gather), fuzz_extra.cpp (what one attention
 /// call adds), fuzz_get.cpp (views and keys that are rewritten), fuzz_checks.cpp (what is compared after every operation),
 /// fuzz_poison.cpp (NaN in free cells).
 class World : public KindWorld {
@@ -50,10 +50,23 @@ class World : public KindWorld {
   void put(int32_t layer);
   void put_values(int32_t layer, support::Array& k, support::Array& v);
 
+  /// What kvc_put_codes() takes, [n, n_kv_heads] rows.
+  struct Codes {
+    int64_t n = 0;
+    model::Oracle::Bytes k, v;
+  };
+  Codes draw_codes(int64_t n);
+  Codes nan_codes(int64_t n) const;
+  void put_codes(int32_t layer) { put_codes(layer, draw_codes(n_tokens())); }
+  void put_codes(int32_t layer, const Codes& codes);
+  kvc_status put_codes(kvc_cache* cache, int32_t layer, const Codes& codes) const;
+
   // Constants of the model.
   void bind_attention();
   void bind_rope();
   void bind_rope(int32_t layer, const LayerRope& rope);
+  void bind_scales();
+  void bind_scales(int32_t layer, bool of_k, bool of_v);
   void bind_shift(bool takes_away);
   static kvc_status shift_keys(void* world, int32_t layer, int32_t n, const int32_t* from,
                                const int32_t* to, kvc_tensor* k);
@@ -69,6 +82,8 @@ class World : public KindWorld {
   void attention_extra();
   void put_attention();
   void get();
+  void get_codes();
+  void get_copy();
   void mask();
   void history_range();
   void gather();
@@ -85,12 +100,28 @@ class World : public KindWorld {
   void compare_gathered(int32_t layer, int32_t sequence, const support::Array* k,
                         const support::Array* v, bool transposed) const;
   bool is_wild(int32_t layer, const std::vector<model::Token>& tokens) const;
+  /// As is_wild(), but NaN counts as a number that can be compared.
+  bool is_huge(int32_t layer, const std::vector<model::Token>& tokens) const;
+  double read_slack(int32_t layer, const model::Token& token, int64_t element, bool is_key,
+                    uint32_t dtype, double wanted) const;
   std::vector<std::vector<int32_t>> visible_cells() const;  // per token of the batch
   int32_t first_column(const std::vector<std::vector<int32_t>>& cells) const;
   void compare_mask(const support::Array& mask, const std::vector<std::vector<int32_t>>& cells) const;
   void adopt_paid_keys();
+  void compare_layout(const kvc_tensor& k, const kvc_tensor& v) const;
   void compare_views(int32_t layer, const kvc_tensor& k, const kvc_tensor& v);
-  void compare_freed_cells(int32_t layer, const kvc_tensor& k, const kvc_tensor& v) const;
+  /// Codes and scales of one side, as kvc_get_codes() lends them.
+  struct Lent {
+    kvc_tensor codes{}, scales{};
+  };
+  void compare_codes(int32_t layer, const Lent& lent, bool is_key) const;
+  void compare_copy(int32_t layer, const support::Array& copy, bool is_key) const;
+  /// Calls visit(column, token) for what some token of the batch sees.
+  template <class Visit>
+  void for_each_seen(const Visit& visit) const;
+  /// Columns of cells that nobody holds; none where what is hidden may hold some.
+  std::vector<int64_t> free_columns(int64_t history) const;
+  void compare_freed(const kvc_tensor& view) const;
   void compare_textbook(int32_t layer, const kvc_tensor& k, const kvc_tensor& v,
                         const support::Array& mask);
 
