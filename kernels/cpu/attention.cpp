@@ -52,7 +52,7 @@ class Call {
  private:
   struct Item {
     const WorkTile* tile = nullptr;
-    int32_t stretch = 0;
+    int32_t unit = 0;  // of the tile
     int32_t kv_head = 0;
     int32_t q_head = 0;   // the first of the piece
     int32_t n_heads = 0;  // of the piece
@@ -77,6 +77,17 @@ class Call {
   }
   const float* rotation_for(const ThreadScratch& scratch, int32_t offset) const;
   void process(const Tile& tile) const;
+  /// A result over some of a row's keys.
+  struct Partial {
+    float* o;  // [o_stride]
+    float* max;
+    float* sum;
+  };
+  void attend_stretch(const Item& item, int32_t stretch) const;
+  void fold(const Partial& total, const Partial& next) const;
+  void fold(const Item& item, bool is_first) const;
+  void take_folded(Item& item) const;
+  Partial row_of(float* o, float* max, float* sum, int32_t row) const;
   void finish(const Item& item);
   void merge(const Item& item, const WorkRow& row, int32_t plan_row);
   void write(const Item& item, int32_t plan_row, int32_t head, float* o, float max, float sum) const;
@@ -140,7 +151,7 @@ void Call::run_item(int32_t index, int32_t thread) noexcept {
   const int32_t first_in_group = head % work.n_pieces * work.piece_heads;
   Item item;
   item.tile = &work.tiles[unit.tile];
-  item.stretch = unit.stretch;
+  item.unit = unit.index;
   item.kv_head = head / work.n_pieces;
   item.q_head = item.kv_head * group_ + first_in_group;
   item.n_heads = std::min(work.piece_heads, group_ - first_in_group);
@@ -148,19 +159,72 @@ void Call::run_item(int32_t index, int32_t thread) noexcept {
   item.scratch = space_.scratch_of(thread);
 
   load_queries(item);
+  const WorkTile& work_tile = *item.tile;
+  const int32_t first = work_tile.is_split ? item.unit : 0;
+  const int32_t last = work_tile.is_split ? item.unit : work_tile.n_stretches - 1;
+  for (int32_t stretch = first; stretch <= last; ++stretch) {
+    attend_stretch(item, stretch);
+    if (first == last) break;
+    fold(item, stretch == first);
+    if (stretch == last) take_folded(item);
+  }
+  finish(item);
+}
+
+void Call::attend_stretch(const Item& item, int32_t stretch) const {
   const int32_t n_rows = item.n_rows();
   const int32_t n_lanes = (n_rows + 15) / 16 * 16;
   std::fill_n(item.scratch.max, n_lanes, minus_infinity);
   std::fill_n(item.scratch.sum, n_lanes, 0.0f);
   std::fill_n(item.scratch.o, static_cast<size_t>(n_rows) * static_cast<size_t>(o_stride_), 0.0f);
-
   Tile tile = describe(item);
-  const int32_t begin = item.stretch * item.tile->stretch_cells;
+  const int32_t begin = stretch * item.tile->stretch_cells;
   const int32_t end = std::min(begin + item.tile->stretch_cells, item.tile->n_seen);
   const int32_t step = cells_at_once(item);
   for (int32_t at = begin; at < end; at += step)
     attend_chunk(item, tile, at, std::min(at + step, end));
-  finish(item);
+}
+
+/// total := the result over the keys of both. Partial results are always added up in this way, in the order of the history,
+/// whoever made them and when.
+void Call::fold(const Partial& total, const Partial& next) const {
+  const float max = std::max(*total.max, *next.max);
+  if (max == minus_infinity) {  // nothing seen yet, or NaN alone
+    kernels_.blend(total.o, 1.0f, next.o, 1.0f, o_stride_);
+    *total.sum += *next.sum;
+    return;
+  }
+  const float keep = std::exp2(*total.max - max), add = std::exp2(*next.max - max);
+  kernels_.blend(total.o, keep, next.o, add, o_stride_);
+  *total.sum = *total.sum * keep + *next.sum * add;
+  *total.max = max;
+}
+
+Call::Partial Call::row_of(float* o, float* max, float* sum, int32_t row) const {
+  return {o + static_cast<size_t>(row) * static_cast<size_t>(o_stride_), max + row, sum + row};
+}
+
+/// Folds the stretch that the thread has just attended into those before it.
+void Call::fold(const Item& item, bool is_first) const {
+  const ThreadScratch& s = item.scratch;
+  for (int32_t row = 0; row < item.n_rows(); ++row) {
+    const Partial total = row_of(s.folded_o, s.folded_max, s.folded_sum, row);
+    const Partial next = row_of(s.o, s.max, s.sum, row);
+    if (!is_first) {
+      fold(total, next);
+      continue;
+    }
+    std::copy_n(next.o, o_stride_, total.o);
+    *total.max = *next.max;
+    *total.sum = *next.sum;
+  }
+}
+
+/// What was folded takes the place of the last stretch.
+void Call::take_folded(Item& item) const {
+  std::swap(item.scratch.o, item.scratch.folded_o);
+  std::swap(item.scratch.max, item.scratch.folded_max);
+  std::swap(item.scratch.sum, item.scratch.folded_sum);
 }
 
 /// Queries in f32, scaled so that scores come out in units of log2; the scale of an f8 head is in them.
@@ -422,7 +486,7 @@ void Call::finish(const Item& item) {
       }
       continue;
     }
-    const int32_t slot = row.slot + item.stretch + (tile.shared ? 0 : row.n_shared_partials);
+    const int32_t slot = row.slot + item.unit + (tile.shared ? 0 : row.n_shared_partials);
     for (int32_t h = 0; h < item.n_heads; ++h, o += o_stride_) {
       float* partial = partial_at(slot, item.q_head + h);
       std::copy_n(o, o_stride_, partial);
@@ -435,27 +499,19 @@ void Call::finish(const Item& item) {
   }
 }
 
-/// Adds a row's partial results up in the order of its history, whoever made them and when.
+/// Adds a row's partial results up: those over a shared prefix, those over the rest, and then the two.
 void Call::merge(const Item& item, const WorkRow& row, int32_t plan_row) {
   for (int32_t h = 0; h < item.n_heads; ++h) {
-    float max = minus_infinity;
-    for (int32_t i = 0; i < row.n_partials; ++i) {
-      max = std::max(max, partial_at(row.slot + i, item.q_head + h)[o_stride_]);
-    }
-    const float base = max == minus_infinity ? 0.0f : max;
-    float sum = 0;
-    float* total = partial_at(row.slot, item.q_head + h);
-    for (int32_t i = 0; i < row.n_partials; ++i) {
-      const float* partial = partial_at(row.slot + i, item.q_head + h);
-      const float weight = std::exp2(partial[o_stride_] - base);
-      sum += weight * partial[o_stride_ + 1];
-      if (i == 0) {
-        kernels_.scale(total, weight, o_stride_);
-      } else {
-        kernels_.blend(total, 1.0f, partial, weight, o_stride_);
-      }
-    }
-    write(item, plan_row, h, total, max, sum);
+    const auto partial = [&](int32_t i) {
+      float* o = partial_at(row.slot + i, item.q_head + h);
+      return Partial{o, o + o_stride_, o + o_stride_ + 1};
+    };
+    const int32_t n_shared = row.n_shared_partials;
+    for (int32_t i = 1; i < n_shared; ++i) fold(partial(0), partial(i));
+    for (int32_t i = n_shared + 1; i < row.n_partials; ++i) fold(partial(n_shared), partial(i));
+    const Partial total = partial(0);
+    if (n_shared > 0) fold(total, partial(n_shared));
+    write(item, plan_row, h, total.o, *total.max, *total.sum);
   }
 }
 

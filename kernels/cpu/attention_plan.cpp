@@ -51,23 +51,28 @@ class Planner {
     work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
     work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
     n_heads_ = static_cast<int64_t>(params.storage.k.n_heads) * work_.n_pieces;
-    int32_t rows = kernels().wide_tile_rows;
-    while (rows > tile_rows_min && int64_t{plan_.n_rows} * group_ * n_heads_ < items_wanted * rows)
-      rows /= 2;
-    tokens_max_ = std::max(1, rows / work_.piece_heads);
   }
 
   void run() {
-    if (!make_tiles(true) || !choose_stretches()) {
+    if (!make_tiles(true) || !choose_units()) {
       make_tiles(false);  // too many rows that share: each needs two slots
-      choose_stretches();
+      choose_units();
     }
     make_units();
   }
 
  private:
+  /// Tokens of a tile, by the rows that it is cut from.
+  int32_t tokens_at_once(int32_t n_rows) const {
+    int32_t rows = kernels().wide_tile_rows;
+    while (rows > tile_rows_min && int64_t{n_rows} * group_ * n_heads_ < items_wanted * rows)
+      rows /= 2;
+    return std::max(1, rows / work_.piece_heads);
+  }
+
   void add_tiles(int32_t row, int32_t n_rows, int32_t list, int32_t low, int32_t high, bool shared) {
-    const int32_t n_parts = (n_rows + tokens_max_ - 1) / tokens_max_;
+    const int32_t tokens_max = tokens_at_once(n_rows);
+    const int32_t n_parts = (n_rows + tokens_max - 1) / tokens_max;
     for (int32_t part = 0; part < n_parts; ++part) {
       const int32_t begin = static_cast<int32_t>(int64_t{n_rows} * part / n_parts);
       const int32_t end = static_cast<int32_t>(int64_t{n_rows} * (part + 1) / n_parts);
@@ -80,6 +85,7 @@ class Planner {
       tile.high = high;
       tile.shared = shared;
       measure(tile);
+      set_stretches(tile, n_parts);
       // Windows and chunks may hide all of a prefix: its rows then have the tile over the rest alone.
       if (shared && tile.n_seen == 0) --work_.n_tiles;
     }
@@ -148,15 +154,22 @@ class Planner {
     return int64_t{tile.n_seen} * (rows_per_read + int64_t{tile.n_tokens} * work_.piece_heads);
   }
 
-  void set_stretches(WorkTile& tile, int32_t n) const {
+  /// How many stretches a tile has: so many that one list alone keeps all threads busy. It follows from the list's own rows
+  /// and history, so that a token has the same bits whatever else is in the batch.
+  void set_stretches(WorkTile& tile, int32_t n_tiles_of_list) const {
+    const int64_t items = n_tiles_of_list * n_heads_;
+    const int64_t by_items = (items_wanted + items - 1) / items;
+    const int64_t by_cells = std::max(1, tile.n_seen / stretch_cells_min);
+    const auto n = static_cast<int32_t>(std::min(by_items, by_cells));
     const int32_t step = step_for(tile.n_tokens * work_.piece_heads);
     const int32_t cells = (tile.n_seen + n - 1) / n;
     tile.stretch_cells = std::max(1, (cells + step - 1) / step) * step;
     tile.n_stretches = std::max(1, (tile.n_seen + tile.stretch_cells - 1) / tile.stretch_cells);
   }
 
-  /// Cuts long tiles, as far as there are slots; false when even uncut tiles have too few.
-  bool choose_stretches() {
+  /// Hands the stretches of long tiles out one by one, as far as there are slots; those of other tiles stay with one thread,
+  /// which folds them as they would be merged. False when even then there are too few slots.
+  bool choose_units() {
     work_.cost = 0;
     for (int32_t i = 0; i < work_.n_tiles; ++i) work_.cost += cost_of(work_.tiles[i]) * n_heads_;
     int64_t item_cost = std::max<int64_t>(1, work_.cost / items_wanted);
@@ -164,10 +177,8 @@ class Planner {
       bool whole = true;
       for (int32_t i = 0; i < work_.n_tiles; ++i) {
         WorkTile& tile = work_.tiles[i];
-        const int64_t by_cost = 1 + std::max<int64_t>(0, cost_of(tile) - 1) / item_cost;
-        const int64_t by_cells = std::max(1, tile.n_seen / stretch_cells_min);
-        set_stretches(tile, static_cast<int32_t>(std::min({by_cost, by_cells, int64_t{slots_max}})));
-        whole = whole && tile.n_stretches == 1;
+        tile.is_split = tile.n_stretches > 1 && cost_of(tile) > item_cost;
+        whole = whole && !tile.is_split;
       }
       if (assign_slots()) return true;
       if (whole) return false;
@@ -181,8 +192,8 @@ class Planner {
       const WorkTile& tile = work_.tiles[i];
       for (int32_t t = 0; t < tile.n_tokens; ++t) {
         WorkRow& row = work_.rows[tile.row + t];
-        row.n_partials += tile.n_stretches;
-        if (tile.shared) row.n_shared_partials = tile.n_stretches;
+        row.n_partials += tile.n_units();
+        if (tile.shared) row.n_shared_partials = tile.n_units();
       }
     }
     int64_t n_slots = 0;
@@ -202,22 +213,23 @@ class Planner {
     work_.n_units = 0;
     for (int32_t i = 0; i < work_.n_tiles; ++i) {
       const WorkTile& tile = work_.tiles[i];
-      for (int32_t s = 0; s < tile.n_stretches; ++s) {
-        const int32_t cells = std::min(tile.stretch_cells, tile.n_seen - s * tile.stretch_cells);
+      for (int32_t u = 0; u < tile.n_units(); ++u) {
+        const int32_t cells = tile.is_split
+                                  ? std::min(tile.stretch_cells, tile.n_seen - u * tile.stretch_cells)
+                                  : tile.n_seen;
         const int64_t per_cell = rows_per_read + int64_t{tile.n_tokens} * work_.piece_heads;
-        work_.units[work_.n_units++] = WorkUnit{.cost = cells * per_cell, .tile = i, .stretch = s};
+        work_.units[work_.n_units++] = WorkUnit{.cost = cells * per_cell, .tile = i, .index = u};
       }
     }
     std::sort(work_.units, work_.units + work_.n_units, [](const WorkUnit& a, const WorkUnit& b) {
       if (a.cost != b.cost) return a.cost > b.cost;
-      return a.tile != b.tile ? a.tile < b.tile : a.stretch < b.stretch;
+      return a.tile != b.tile ? a.tile < b.tile : a.index < b.index;
     });
   }
 
   const AttentionPlan& plan_;
   WorkPlan& work_;
   int32_t group_ = 1;
-  int32_t tokens_max_ = 1;
   int64_t n_heads_ = 1;
 };
 

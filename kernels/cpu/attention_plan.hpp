@@ -5,16 +5,19 @@
 #include "core/attention/params.hpp"
 #include "core/base/carver.hpp"
 
-/// How one attention call is cut into work. The cut depends on the shape of the call alone, never on the number of
-/// threads, so that the same inputs give the same bits everywhere.
+/// How one attention call is cut into work.
 ///
 ///   tile     some tokens of one list (or of lists that share a prefix) against a range of logical indexes
 ///   stretch  one of the equal parts of a tile's history
-///   unit     a tile and one of its stretches; an item of work is a unit and a head
-///   slot     where the partial result of one token and one stretch waits for the others
+///   unit     a tile, or one of its stretches; an item of work is a unit and a head
+///   slot     where the partial result of one token and one unit waits for the others
+///
+/// Tiles and stretches depend on the list's own rows and history alone, and partial results are folded in the order of stretches
+/// whoever makes them. So a token has the same bits for any number of threads and beside any other lists. Which stretches
+/// become units of their own depends on the whole batch.
 namespace kvc::cpu {
 
-/// Partial results that one call can hold at most, in tokens × stretches; fewer when they would take more than the bytes.
+/// Partial results that one call can hold at most, in tokens × units; fewer when they would take more than the bytes.
 inline constexpr int32_t slots_max = 512;
 inline constexpr size_t slot_bytes_max = size_t{32} << 20;
 
@@ -35,13 +38,16 @@ struct WorkTile {
   int32_t n_seen = 0;
   int32_t n_stretches = 1;
   int32_t stretch_cells = 0;
-  bool shared = false;  // its rows have a second tile, for the rest of their histories
+  bool is_split = false;  // each stretch is a unit
+  bool shared = false;    // its rows have a second tile, for the rest of their histories
+
+  int32_t n_units() const { return is_split ? n_stretches : 1; }
 };
 
 struct WorkUnit {
   int64_t cost = 0;
   int32_t tile = 0;
-  int32_t stretch = 0;
+  int32_t index = 0;  // of the stretch, if the tile is split
 };
 
 /// Where the partial results of one row lie. A row with one partial needs no slot.

@@ -38,6 +38,9 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   if (o) o += o_place;
   max = carver.take<float>(rows, 64);
   sum = carver.take<float>(rows, 64);
+  folded_o = carver.take<float>(rows * o_stride, 64);
+  folded_max = carver.take<float>(rows, 64);
+  folded_sum = carver.take<float>(rows, 64);
   slope = carver.take<float>(rows, 64);
   token = carver.take<TileToken>(rows, 64);
   segment_token = carver.take<TileToken>(rows, 64);
@@ -93,6 +96,9 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
   s.o = shifted(s.o, by);
   s.max = shifted(s.max, by);
   s.sum = shifted(s.sum, by);
+  s.folded_o = shifted(s.folded_o, by);
+  s.folded_max = shifted(s.folded_max, by);
+  s.folded_sum = shifted(s.folded_sum, by);
   s.slope = shifted(s.slope, by);
   s.token = shifted(s.token, by);
   s.segment_token = shifted(s.segment_token, by);

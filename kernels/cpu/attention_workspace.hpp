@@ -35,11 +35,14 @@ struct RotationTag {
 /// What one thread works with. The arrays that the kernels touch all the time begin at page offsets of their own.
 struct ThreadScratch {
   std::byte* kernel = nullptr;
-  float* q = nullptr;                  // [tile_rows_max][q_stride]
-  float* q_rotated = nullptr;          // [tile_rows_max][q_stride]
-  float* o = nullptr;                  // [tile_rows_max][o_stride]
-  float* max = nullptr;                // [tile_rows_max]
-  float* sum = nullptr;                // [tile_rows_max]
+  float* q = nullptr;          // [tile_rows_max][q_stride]
+  float* q_rotated = nullptr;  // [tile_rows_max][q_stride]
+  float* o = nullptr;          // [tile_rows_max][o_stride]
+  float* max = nullptr;        // [tile_rows_max]
+  float* sum = nullptr;        // [tile_rows_max]
+  float* folded_o = nullptr;   // of the stretches that one thread attends one after another
+  float* folded_max = nullptr;
+  float* folded_sum = nullptr;
   float* slope = nullptr;              // [tile_rows_max]
   TileToken* token = nullptr;          // [tile_rows_max] ranges within the chunk of cells
   TileToken* segment_token = nullptr;  // [tile_rows_max] ranges within a segment of it

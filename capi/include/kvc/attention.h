@@ -17,7 +17,10 @@
  * of the values that the row sees in each dimension. kvc checks constants when they are bound, but never looks into tensors:
  * data beyond these limits, infinities and NaN included, may give infinities or NaN in the rows that see it.
  *
- * The same inputs give the same bits whatever the number of threads. Different instruction sets agree up to rounding. */
+ * Same bits: on one instruction set, what a token gets has the same bits for any number of threads, alone and beside other
+ * sequences in the pass, wherever its sequence's cells lie, and with padding or without, in every storage type. Two things may
+ * round otherwise: a prefix of 128 tokens or more that sequences of the pass share is read once for all of them, and a prompt that
+ * is cut into passes otherwise meets other kernels. Different instruction sets agree up to rounding. */
 #ifndef KVC_ATTENTION_H
 #define KVC_ATTENTION_H
 
