@@ -59,6 +59,14 @@ static void test_what_maps(void) {
   t.dtype.code = kDLBool;
   t.dtype.bits = 8;
   CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && view.dtype == KVC_BOOL);
+  t.dtype.code = kDLInt; /* codes */
+  CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && view.dtype == KVC_I8);
+  t.dtype.code = kDLUInt;
+  CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && view.dtype == KVC_U8);
+  t.dtype.code = 10; /* kDLFloat8_e4m3fn and kDLFloat8_e5m2 of DLPack 1.1 */
+  CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && view.dtype == KVC_F8_E4M3);
+  t.dtype.code = 12;
+  CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && view.dtype == KVC_F8_E5M2);
   shape[0] = 0; /* nothing in it: no address either */
   t.data = NULL;
   CHECK(kvc_tensor_from_dlpack(&t, &view) == KVC_OK && kvc_tensor_to_dlpack(&view, &back) == KVC_OK && back.data == NULL);

@@ -13,7 +13,8 @@
  *
  * What maps to what:
  *
- *   element types  float 32, float 16, bfloat 16, int 32 and bool of one lane; any other returns DTYPE
+ *   element types  float 32, float 16, bfloat 16, int 32, bool, and those of codes (int 8, uint 8, float8_e4m3fn, float8_e5m2), of
+ *                  one lane; any other returns DTYPE
  *   devices        kDLCPU and kDLCUDAHost (pinned memory is host memory) are KVC_CPU, kDLCUDA is KVC_CUDA; any other
  *                  returns DEVICE_MISMATCH
  *   strides        in elements on both sides. Null means dense rows (DLPack before 1.2). The stride of an extent of 0 or 1 is
@@ -23,7 +24,7 @@
  * A conversion is a dozen comparisons and copies of numbers. A failing one returns a status, leaves `out` as it was and sets
  * no message (kvc_last_error_copy() covers the functions of the library only). The function that takes the tensor checks
  * whether it suits the argument: shape, element type, alignment, device.
- * Threads: any. Since 0.1. */
+ * Threads: any. Since 0.1; types of codes since 0.2. */
 #ifndef KVC_KVC_DLPACK_H
 #define KVC_KVC_DLPACK_H
 
@@ -60,7 +61,8 @@ static inline kvc_status kvc_tensor_from_dlpack(const DLTensor *from, kvc_tensor
   view.dtype = from->dtype.code | (uint32_t)from->dtype.bits << 8 | (uint32_t)from->dtype.lanes << 16;
   view.flags = view.reserved = 0;
   if (view.dtype != KVC_F32 && view.dtype != KVC_F16 && view.dtype != KVC_BF16 && view.dtype != KVC_I32 &&
-      view.dtype != KVC_BOOL)
+      view.dtype != KVC_BOOL && view.dtype != KVC_I8 && view.dtype != KVC_U8 && view.dtype != KVC_F8_E4M3 &&
+      view.dtype != KVC_F8_E5M2)
     return KVC_E_DTYPE;
   switch ((int)from->device.device_type) {
     case kDLCPU:
