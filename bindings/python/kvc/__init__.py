@@ -51,6 +51,7 @@ if _HEADER != _LIBRARY:
     )
 
 from .cache import PADDING, UNLIMITED, Cache, Pass
+from .codecs import StorageInfo, decode, encode, storage_info
 from .device import Device
 from .errors import (
     BackendUnavailable,
@@ -78,6 +79,7 @@ from .errors import (
 )
 from .info import EncoderInput, Run, SequenceInfo, StateSequence, Stats
 from .layers import Layer
+from .storage import Codes
 from .views import View
 
 __version__ = "%d.%d.%d" % (*_HEADER, KVC_VERSION_PATCH)
@@ -95,6 +97,7 @@ __all__ = [
     "Busy",
     "Cache",
     "CacheFull",
+    "Codes",
     "CorruptData",
     "Device",
     "DeviceFailure",
@@ -120,9 +123,13 @@ __all__ = [
     "StateSequence",
     "Stats",
     "Status",
+    "StorageInfo",
     "UNLIMITED",
     "VersionMismatch",
     "View",
     "WindowLost",
     "build_info",
+    "decode",
+    "encode",
+    "storage_info",
 ]

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
     from ._arrays import Dtype
+    from ._descriptors import Rotate
     from .device import Device
 
 
@@ -29,6 +30,8 @@ class KeysAndValues(Common, total=False):
     dtype: Dtype
     dtype_k: Dtype
     dtype_v: Dtype
+    block: int
+    rotate: Rotate
     max_q_heads: int
     mask_dtype: Dtype
 
@@ -44,6 +47,8 @@ class Causal(KeysAndValues, total=False):
     keep_first: int
     position_free: bool
     cell_padding: int
+    interleaved: bool
+    v_first: Optional[int]
 
 
 class Encoder(KeysAndValues, total=False):

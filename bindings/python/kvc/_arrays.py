@@ -51,9 +51,30 @@ MASKS = ("f32", "f16", "bool")
 """Element types of the mask that kvc.Cache.mask() writes."""
 
 STORED = (*FLOATS, "f8_e4m3", "f8_e5m2", "q8_0", "q4_0", "int8", "nf4")
-"""Storage types. All but FLOATS are reserved: the library raises NotSupported for them."""
+"""Storage types of keys and values."""
 
-_NUMPY_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "bool": "bool"}
+_NUMPY_NAMES = {
+    "float32": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "f8_e4m3",
+    "float8_e5m2": "f8_e5m2",
+    "bool": "bool",
+}
+
+_NUMPY_TYPES = {
+    _capi.KVC_F32: "float32",
+    _capi.KVC_F16: "float16",
+    _capi.KVC_BOOL: "bool",
+    _capi.KVC_I8: "int8",
+    _capi.KVC_U8: "uint8",
+}
+
+_ML_TYPES = {  # their names in ml_dtypes, and what holds their bits
+    _capi.KVC_BF16: ("bfloat16", "uint16"),
+    _capi.KVC_F8_E4M3: ("float8_e4m3fn", "uint8"),
+    _capi.KVC_F8_E5M2: ("float8_e5m2", "uint8"),
+}
 
 _JAX_ALIGNMENT = 64  # of memory that JAX takes without a copy
 
@@ -72,22 +93,39 @@ def dtype_code(dtype: Dtype, argument: str = "dtype", among: Tuple[str, ...] = F
     return int(getattr(_capi, f"KVC_{str(name).upper()}"))
 
 
+def dtype_name(code: int) -> str:
+    """The name of a storage type."""
+    return next(name for name in STORED if getattr(_capi, f"KVC_{name.upper()}") == code)
+
+
 def numpy_dtype(code: int) -> np.dtype[Any]:
-    """The NumPy dtype of a number; for bfloat16 ml_dtypes' if it is installed, else uint16."""
-    if code == _capi.KVC_F32:
-        return np.dtype(np.float32)
-    if code == _capi.KVC_F16:
-        return np.dtype(np.float16)
-    if code == _capi.KVC_BOOL:
-        return np.dtype(np.bool_)
-    if code != _capi.KVC_BF16:
+    """The NumPy dtype of a number; for bfloat16 and float8 ml_dtypes' if it is installed, else uint16
+    and uint8."""
+    if code in _NUMPY_TYPES:
+        return np.dtype(_NUMPY_TYPES[code])
+    if code not in _ML_TYPES:
         raise DtypeError(f"NumPy has no dtype for the element type {code}")
+    name, bits = _ML_TYPES[code]
     try:
         import ml_dtypes
     except ImportError:
-        return np.dtype(np.uint16)
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
+        return np.dtype(bits)
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
+
+
+def bits_dtype(code: int) -> np.dtype[Any]:
+    """The dtype of NumPy itself that holds elements of a type."""
+    return np.dtype(_ML_TYPES[code][1]) if code in _ML_TYPES else numpy_dtype(code)
+
+
+def element_of(stored: int, dtype: Dtype) -> int:
+    """The element type of a new array of keys or values: as asked for, else that of the numbers in
+    the cache, where its storage type holds numbers."""
+    if dtype is not None:
+        return dtype_code(dtype)
+    is_number = stored in (_capi.KVC_F32, _capi.KVC_F16, _capi.KVC_BF16)
+    return stored if is_number else int(_capi.KVC_F32)
 
 
 def with_dtype(array: Any, dtype: Dtype) -> Any:

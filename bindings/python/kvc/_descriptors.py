@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Literal, Mapping, Optional, Tuple
+from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Union
+
+import numpy as np
 
 from . import kvc_capi as _capi
 from ._arrays import MASKS, STORED, dtype_code
@@ -24,7 +26,8 @@ KINDS = {
     "lightning": _capi.KVC_LIGHTNING,
 }
 
-_STORED = ("dtype_k", "dtype_v")  # dtype gives them their defaults
+Rotate = Union[bool, Literal["k", "v"]]
+"""Which of K and V are stored rotated; True: both, False: none."""
 
 # What only some kinds take, with its defaults.
 _CAUSAL = {
@@ -36,6 +39,8 @@ _CAUSAL = {
     "position_free": False,
     "cell_padding": 1,
     "cells": 0,
+    "interleaved": False,
+    "v_first": None,
 }
 _ENCODER = {"inputs": 0}
 _CAUSAL_AND_ENCODER = {
@@ -46,6 +51,8 @@ _CAUSAL_AND_ENCODER = {
     "dtype": None,
     "dtype_k": None,
     "dtype_v": None,
+    "block": 0,
+    "rotate": False,
     "max_q_heads": 0,
     "mask_dtype": "f32",
 }
@@ -96,7 +103,7 @@ def shape_of(arguments: Mapping[str, Any], desc: Any, kind_desc: Any) -> Shape:
     fields: Dict[str, Any] = {
         name: getattr(desc, name)
         for name in ("n_layers", "n_kv_heads", "head_dim_k", "head_dim_v", "max_sequences")
-        + ("max_batch", "capacity", "dtype_k", "dtype_v")
+        + ("max_batch", "capacity", "dtype_k", "dtype_v", "block_k", "block_v", "flags")
     }
     is_recurrent = arguments["kind"] == "recurrent"
     has_conv = is_recurrent and kind_desc.conv_channels and kind_desc.conv_dim
@@ -107,6 +114,7 @@ def shape_of(arguments: Mapping[str, Any], desc: Any, kind_desc: Any) -> Shape:
         dtype_state=kind_desc.dtype_state if is_recurrent else 0,
         conv_shape=(kind_desc.conv_channels, kind_desc.conv_dim) if has_conv else (),
         state_shape=_state_shape(arguments["state_shape"]),
+        v_first=arguments["v_first"],
     )
 
 
@@ -138,24 +146,52 @@ def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
 
 def _keys_and_values(arguments: Mapping[str, Any]) -> Any:
     """The descriptor of a cache that stores keys and values."""
-    dtype = "f32" if arguments["dtype"] is None else arguments["dtype"]
-    given = {name: arguments[name] for name in _STORED}
     desc = _cache_descriptor(arguments)
     set_integers(
         desc,
         head_dim_k=arguments["head_dim"],
         head_dim_v=0 if arguments["head_dim_v"] is None else arguments["head_dim_v"],
-        **{
-            name: dtype_code(dtype, "dtype", STORED)
-            if own is None
-            else dtype_code(own, name, STORED)
-            for name, own in given.items()
-        },
         **{name: arguments[name] for name in ("n_kv_heads", "capacity", "cells", "max_q_heads")},
     )
     if desc.head_dim_v == 0:  # the library's default, which kvc.Cache needs to size arrays
         desc.head_dim_v = desc.head_dim_k
+    _set_storage(desc, arguments)
     return desc
+
+
+def _set_storage(desc: Any, arguments: Mapping[str, Any]) -> None:
+    """How K and V are stored."""
+    v_in_k = arguments["v_first"] is not None  # V is then stored as K is
+    dtype = "f32" if arguments["dtype"] is None else arguments["dtype"]
+    types = {"dtype_k": dtype_code(dtype, "dtype", STORED)}
+    types["dtype_v"] = 0 if v_in_k else types["dtype_k"]
+    for name in types:
+        if arguments[name] is not None:
+            types[name] = dtype_code(arguments[name], name, STORED)
+    block = integer("block", arguments["block"])
+    of_v = types["dtype_v"] == _capi.KVC_NF4
+    of_k = types["dtype_k"] == _capi.KVC_NF4 or not of_v  # the library refuses one for nothing
+    set_integers(
+        desc,
+        flags=desc.flags
+        | _rotation_flags(arguments["rotate"], v_in_k)
+        | (_capi.KVC_CACHE_INTERLEAVED if arguments["interleaved"] else 0)
+        | (_capi.KVC_CACHE_V_IN_K if v_in_k else 0),
+        block_k=block if of_k else 0,
+        block_v=block if of_v else 0,
+        v_first=arguments["v_first"] if v_in_k else 0,
+        **types,
+    )
+
+
+def _rotation_flags(rotate: Any, v_in_k: bool) -> int:
+    """The flags that `rotate` stands for; both are K's alone if V is a part of K."""
+    k, v = int(_capi.KVC_CACHE_ROTATE_K), int(_capi.KVC_CACHE_ROTATE_V)
+    if isinstance(rotate, str) and rotate in ("k", "v"):
+        return k if rotate == "k" else v
+    if isinstance(rotate, (bool, np.bool_)):
+        return (k if v_in_k else k | v) if rotate else 0
+    raise InvalidArgument(f'rotate is {rotate!r}; it must be True, False, "k" or "v"')
 
 
 def _causal_descriptor(arguments: Mapping[str, Any]) -> Any:

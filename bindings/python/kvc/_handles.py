@@ -67,6 +67,12 @@ class Shape(NamedTuple):
     dtype_state: int
     conv_shape: Tuple[int, ...]
     state_shape: Tuple[int, ...]
+    block_k: int = 0
+    block_v: int = 0
+    flags: int = 0
+    """KVC_CACHE_… of the library"""
+    v_first: Optional[int] = None
+    """None: V is stored by itself"""
 
 
 class CacheHandle(OwnsHandle):
@@ -143,6 +149,11 @@ class CacheHandle(OwnsHandle):
         closing the wrapper frees the child for other use."""
         owner = self._owner_of(layer)
         return self if owner._handle is None else owner
+
+    def _check_v(self, layer: Any, v: object) -> None:
+        """Refuses a missing V, unless the layer's V is a part of its K."""
+        if v is None and self._owner_of(layer)._shape.v_first is None:
+            raise TypeError("v must be an array, not None: this cache stores V by itself")
 
     def _end_pass(self) -> None:
         self._pass += 1

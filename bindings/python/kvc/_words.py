@@ -5,9 +5,10 @@ from typing import List
 
 from . import kvc_capi as _capi
 
-_METHODS = """abort attention begin bind_attention bind_rope can_remove can_resume check
-checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put encoder_query encoder_share fits gather get history mask put
-put_attention remove reorder resume runs set_causal state_conv state_done state_gather state_get
+_METHODS = """abort attention begin bind_attention bind_rope bind_scales can_remove can_resume check
+checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put encoder_query
+encoder_share fits gather get get_codes get_copy history mask put put_attention put_codes remove
+reorder resume runs set_causal state_conv state_done state_gather state_get
 state_layout state_put state_slots state_view""".split()
 _KINDS = ("causal", "encoder", "recurrent", "transformer", "lightning")
 
@@ -34,6 +35,15 @@ _WORDS = {
     "KVC_CAUSAL_POSITION_FREE": "position_free=True",
     "KVC_NONE": "kvc.PADDING",
     "KVC_SEQ_END": "None",
+    "with KVC_CACHE_V_IN_K both must be 0": "with v_first, neither is given",
+    "with KVC_CACHE_V_IN_K": "with v_first,",
+    "KVC_CACHE_V_IN_K": "v_first",
+    "KVC_CACHE_INTERLEAVED": "interleaved=True",
+    "KVC_CACHE_ROTATE_K": 'rotate="k"',
+    "KVC_CACHE_ROTATE_V": 'rotate="v"',
+    "it must be 0: only f8_e4m3": "it must be 1: only f8_e4m3",
+    "it must be 0 or from 2^-100": "it must be from 2^-100",
+    "must be null": "must be None",
     "an encoder cache (KVC_ENCODER)": "an encoder cache",
     **{f"kind KVC_{kind.upper()}": f'kind="{kind}"' for kind in _KINDS},
     "KVC_WRAPPER": '"wrapper"',

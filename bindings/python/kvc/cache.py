@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple, Union, overload
 
 from . import kvc_capi as _capi
-from ._descriptors import UNLIMITED, Kind, descriptors, shape_of
+from ._descriptors import UNLIMITED, Kind, Rotate, descriptors, shape_of
 from ._handles import checks_names, takes_what
 from .constants import Constants
 from .contents import Contents
@@ -17,6 +17,7 @@ from .info import Stats
 from .passes import PADDING, Pass, Passes
 from .sequences import Sequences
 from .states import States
+from .storage import Storage
 from .wrapper import Wrapping
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _STATES = {
 }
 
 
-class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
+class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
     """Keys and values of the tokens that a transformer has processed, and attention over them; or what
     takes their place in other layers: inputs of an encoder, states of a recurrence. wrap() and
     from_layers() make one cache of several, for models that mix them.
@@ -54,16 +55,34 @@ class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
 
     kind                  "causal", "encoder" or "recurrent". This version raises NotSupported for
                           "transformer" and "lightning"; wrap() makes a "wrapper"
-    dtype                 storage type of K and V: "f32", "f16" or "bf16", or NumPy's, such as
-                          np.float16. dtype_k and dtype_v override it. Reserved types ("q8_0" …)
-                          raise NotSupported
     max_sequences         sequences are 0 … max_sequences - 1
     max_batch             a pass has 1 … max_batch tokens, padding included
-    max_q_heads           query heads that an attention call may have; 0: 16 * n_kv_heads
     strict                each position of a batch must be its sequence's next: no gaps
     zero_on_free          overwrite cells with zeros when they are freed: for several tenants in
                           one process
     prefault              touch all memory now, so that no page fault happens later
+
+    Causal and encoder caches. How keys and values are stored:
+
+    dtype                 "f32", "f16", "bf16" or NumPy's, such as np.float16: numbers. "q8_0",
+                          "int8", "f8_e4m3", "f8_e5m2": codes of 8 bits. "q4_0", "nf4": codes of 4
+                          bits. Attention reads codes where they lie. kvc.storage_info() tells how a
+                          vector lies in each; f8 takes the scales of bind_scales()
+    dtype_k, dtype_v      of K and of V, in place of dtype
+    block                 nf4: values that share a scale, 16, 32, 64 or 128; 0: the largest of 64, 32
+                          and 16 that divides head_dim
+    rotate                store K and V rotated by a Hadamard matrix, which spreads outliers: "k", "v",
+                          or True for both. For q8_0, q4_0, int8 and nf4; what attention returns is
+                          not rotated
+
+    max_q_heads           query heads that an attention call may have; 0: 16 * n_kv_heads
+
+    Causal caches only:
+
+    v_first               latent attention, as in DeepSeek V2: V is not stored, it is elements v_first
+                          to v_first + head_dim_v - 1 of K. put() then takes k alone, dtype_v is not
+                          given, and RoPE may not turn these elements
+    interleaved           K and V of a token lie side by side: f32, f16 or bf16, the same for both
 
     Causal caches only. What a token sees:
 
@@ -175,6 +194,8 @@ class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
         dtype: Dtype = None,
         dtype_k: Dtype = None,
         dtype_v: Dtype = None,
+        block: int = 0,
+        rotate: Rotate = False,
         max_sequences: int = 1,
         max_batch: int = 512,
         cells: int = 0,
@@ -189,6 +210,8 @@ class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
         keep_first: int = 0,
         position_free: bool = False,
         cell_padding: int = 1,
+        interleaved: bool = False,
+        v_first: Optional[int] = None,
         mask_dtype: Dtype = "f32",
         inputs: int = 0,
         state_shape: Union[None, int, Tuple[int, ...]] = None,
@@ -351,7 +374,7 @@ class Cache(Constants, Passes, Contents, Encoder, States, Wrapping):
 
 
 # An error about a call names the class that users know.
-for _part in (Constants, Passes, Sequences, Contents, Encoder, States, Wrapping):
+for _part in (Constants, Storage, Passes, Sequences, Contents, Encoder, States, Wrapping):
     for _method in vars(_part).values():
         _function = getattr(_method, "__func__", _method)  # of a class method
         if inspect.isfunction(_function):

@@ -53,8 +53,8 @@ class Constants(CacheHandle):
             self._handle,
             *self._layer_range(layers),
             desc,
-            _constants(alibi_slopes, n_q_heads, "alibi_slopes"),
-            _constants(sinks, n_q_heads, "sinks"),
+            constants_of(alibi_slopes, n_q_heads, "alibi_slopes"),
+            constants_of(sinks, n_q_heads, "sinks"),
         )
 
     @checks_names
@@ -91,17 +91,17 @@ class Constants(CacheHandle):
         desc.base, desc.scale = number("base", base), number("scale", scale)
         begin, end = self._layer_range(layers)
         factors = None  # the library is not told how many there are
-        for head_dim in self._key_sizes(begin, end):
+        for head_dim in self._of_layers("head_dim_k", begin, end):
             rotated = n_dims if n_dims else (head_dim - first_dim) // 2 * 2
-            factors = _constants(frequency_factors, rotated // 2, "frequency_factors")
+            factors = constants_of(frequency_factors, rotated // 2, "frequency_factors")
         _capi.kvc_bind_rope(self._handle, begin, end, desc, factors)
 
-    def _key_sizes(self, begin: int, end: int) -> List[int]:
-        """The head sizes of the keys of some layers; those of a wrapper may differ."""
+    def _of_layers(self, name: str, begin: int, end: int) -> List[int]:
+        """What the owners of some layers have of a field of the shape; those of a wrapper may differ."""
         if not self._owners:
-            return [self._shape.head_dim_k]
+            return [getattr(self._shape, name)]
         owners = self._owners[max(begin, 0) : max(end, 0)]
-        return sorted({child._shape.head_dim_k for child, _ in owners} - {0})
+        return sorted({getattr(child._shape, name) for child, _ in owners} - {0})
 
     def _layer_range(self, layers: Layers) -> Tuple[int, int]:
         if layers is None:
@@ -124,7 +124,7 @@ class Constants(CacheHandle):
         return layer, layer + 1
 
 
-def _constants(values: Optional[Array], count: int, name: str) -> Optional[npt.NDArray[np.float32]]:
+def constants_of(values: Optional[Array], count: int, name: str) -> Optional[npt.NDArray[np.float32]]:
     """Small constants of the model as dense float32; the library copies them."""
     if values is None:
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, List, Literal, Optional, Tuple, TypeVar, 
 import numpy as np
 
 from . import kvc_capi as _capi
-from ._arrays import Array, dtype_code, numpy_dtype, with_dtype
+from ._arrays import Array, element_of, numpy_dtype, with_dtype
 from .info import Run
 from .sequences import Sequences
 from .views import View
@@ -37,15 +37,16 @@ class Contents(Sequences):
         """Read-only views of a layer's K and V over the cells that the pass may see.
 
         Returns (k [history, n_kv_heads, head_dim_k], v [history, n_kv_heads, head_dim_v]) in the
-        storage type. Cells that no token of the pass sees may hold anything: apply mask() before
-        you multiply. See kvc.View for how NumPy, PyTorch and JAX read them without a copy, and for
-        how long.
+        storage type, which must be f32, f16 or bf16. Cells that no token of the pass sees may hold
+        anything: apply mask() before you multiply. See kvc.View for how NumPy, PyTorch and JAX read
+        them without a copy, and for how long.
 
-        Raises BadState (no pass, or no put of this layer), CacheFull.
+        Raises BadState (no pass, or no put of this layer), CacheFull, NotSupported (the cache stores
+        codes: get_codes() lends them, get_copy() decodes them).
         """
         k, v = _capi.kvc_get(self._handle, layer)
         lender = self._lender_of(layer)
-        return View(lender, k), View(lender, v)
+        return View(lender, k, "get"), View(lender, v, "get")
 
     def history(self, layer: int) -> range:
         """The cells that the columns of get(), mask() and of a bias, mask or weights stand for.
@@ -115,7 +116,8 @@ class Contents(Sequences):
                wanted
         v      [count, n_kv_heads, head_dim_v], or [n_kv_heads, head_dim_v, count] with transpose_v;
                likewise
-        dtype  element type of new arrays (None: the storage type) and of uint16 arrays
+        dtype  element type of new arrays (None: the storage type, or float32 where it holds codes)
+               and of uint16 arrays
 
         count is query(sequence).count, in a wrapper that of the child that owns the layer. Returns (k, v), with None for what was not wanted.
         Raises ShapeError, DtypeError.
@@ -124,8 +126,8 @@ class Contents(Sequences):
         if k is None or v is None:
             count = sum(run.length for run in self.runs(layer, sequence))
             shape = (count, owner.n_kv_heads, owner.head_dim_v)
-            code_k = owner.dtype_k if dtype is None else dtype_code(dtype)
-            code_v = owner.dtype_v if dtype is None else dtype_code(dtype)
+            code_k = element_of(owner.dtype_k, dtype)
+            code_v = element_of(owner.dtype_v or owner.dtype_k, dtype)  # 0: V is a part of K
             if k is None:
                 k = np.empty((*shape[:2], owner.head_dim_k), dtype=numpy_dtype(code_k))
             if v is None:

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple, Union
 
-from ._descriptors import Kind
+from ._descriptors import Kind, Rotate
 from ._handles import checks_names
 from .errors import InvalidArgument
 
@@ -43,6 +43,8 @@ class Layer:
     dtype: Dtype = None
     dtype_k: Dtype = None
     dtype_v: Dtype = None
+    block: int = 0
+    rotate: Rotate = False
     cells: int = 0
     max_q_heads: int = 0
     reach: Optional[int] = None
@@ -52,6 +54,8 @@ class Layer:
     keep_first: int = 0
     position_free: bool = False
     cell_padding: int = 1
+    interleaved: bool = False
+    v_first: Optional[int] = None
     mask_dtype: Dtype = "f32"
     inputs: int = 0
     state_shape: Union[None, int, Tuple[int, ...]] = None

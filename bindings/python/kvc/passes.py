@@ -106,13 +106,12 @@ class Pass(OwnsHandle):
         return f"{n_layers - len(missing)} of {n_layers} layers were put, without {words}"
 
     def _was_put(self, layer: int) -> bool:
-        """Whether get() returns the layer, if it has K and V. May copy shared cells: for a pass that
-        is lost."""
+        """Whether the layer was put, if it has K and V."""
         try:
-            _capi.kvc_get(self.cache._handle, layer)
+            _capi.kvc_get_codes(self.cache._handle, layer)
         except BadState:
             return False
-        except (CacheFull, NotSupported):  # no cells for copies of what was put; a recurrent layer
+        except NotSupported:  # a recurrent layer
             pass
         return True
 
@@ -202,11 +201,13 @@ class Passes(CacheHandle):
             return False
         return True
 
-    def put(self, layer: int, k: Array, v: Array, *, dtype: Dtype = None) -> None:
+    def put(
+        self, layer: int, k: Array, v: Optional[Array] = None, *, dtype: Dtype = None
+    ) -> None:
         """Stores one layer's keys and values for the open pass, converted to the storage type.
 
         k      [n_tokens, n_kv_heads, head_dim_k]; the caller rotates keys, if the model does
-        v      [n_tokens, n_kv_heads, head_dim_v]
+        v      [n_tokens, n_kv_heads, head_dim_v]; None if V is a part of K (see `v_first`)
         dtype  element type of uint16 arrays ("bf16" or "f16")
 
         In an encoder cache these are the [length, …] of the only input that the pass carries (see
@@ -214,6 +215,8 @@ class Passes(CacheHandle):
 
         Raises BadState (no pass), ShapeError, DtypeError.
         """
+        if v is None:
+            self._check_v(layer, v)
         if dtype is not None:
             k, v = with_dtype(k, dtype), with_dtype(v, dtype)
         _capi.kvc_put(self._handle, layer, k, v)
@@ -289,7 +292,7 @@ class Passes(CacheHandle):
         self,
         layer: int,
         k: Array,
-        v: Array,
+        v: Optional[Array],
         q: Array,
         out: Out,
         *,
@@ -301,7 +304,7 @@ class Passes(CacheHandle):
         self,
         layer: int,
         k: Array,
-        v: Array,
+        v: Optional[Array],
         q: Array,
         out: None = ...,
         *,
@@ -313,7 +316,7 @@ class Passes(CacheHandle):
         self,
         layer: int,
         k: Array,
-        v: Array,
+        v: Optional[Array],
         q: HostArray,
         out: None = ...,
         *,
@@ -325,7 +328,7 @@ class Passes(CacheHandle):
         self,
         layer: int,
         k: Array,
-        v: Array,
+        v: Optional[Array],
         q: Other,
         out: None = ...,
         *,
@@ -336,7 +339,7 @@ class Passes(CacheHandle):
         self,
         layer: int,
         k: Array,
-        v: Array,
+        v: Optional[Array],
         q: Array,
         out: Optional[Array] = None,
         *,
@@ -349,8 +352,10 @@ class Passes(CacheHandle):
     ) -> Array:
         """put() and attention() in one call. Checks all arguments before it stores anything.
 
-        Returns out.
+        v is None if V is a part of K. Returns out.
         """
+        if v is None:
+            self._check_v(layer, v)
         result: Any = new_result(q, self._owner_of(layer)._shape.head_dim_v) if out is None else out
         given = k, v, q, result, bias
         if dtype is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional, Tuple
 import numpy as np
 
 from . import kvc_capi as _capi
-from ._arrays import Description, numpy_dtype
+from ._arrays import Description, bits_dtype, numpy_dtype
 from ._handles import CacheHandle, OwnsHandle
 from .errors import BadState, InvalidArgument
 
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
 _READ_ONLY, _IS_COPIED = 1, 2  # DLPack's flags of a capsule
 _CPU = (1, 0)  # DLPack's type and number of the device that holds the memory of a cache
-_BITS = {_capi.KVC_F32: "<f4", _capi.KVC_F16: "<f2", _capi.KVC_BF16: "<u2"}
 
 
 class View(OwnsHandle):
-    """Keys, values or states of a layer, in place in the memory of the cache. Keys and values are
-    read-only; states (state_view) may be written.
+    """Keys, values, their codes and scales, or states of a layer, in place in the memory of the cache.
+    All are read-only, but states (state_view) may be written.
 
     `np.asarray(view)`, `np.from_dlpack(view)` and `torch.from_dlpack(view)` return arrays over the
     same memory; `view[:, head]` (integers and slices) returns a view of a part. DLPack passes
-    bfloat16 as such; NumPy reads it with ml_dtypes, or as uint16 without. JAX reads dense memory
+    bfloat16 and float8 as such; NumPy reads them with ml_dtypes, or as uint16 and uint8 without. JAX reads dense memory
     only: pass one head at a time, `jax.dlpack.from_dlpack(view[:, head])`. JAX copies it unless it
     begins at a multiple of 64 bytes. Methods of a cache take views as arguments.
 
@@ -44,15 +43,13 @@ class View(OwnsHandle):
     _instead_of_a_copy = "it shows memory of a cache. numpy.array(view) copies its elements"
     _instead_of_pickling = "it shows memory of this process. numpy.array(view) can be pickled"
 
-    __slots__ = ("_cache", "_pass", "_description", "_writable", "__weakref__")
+    __slots__ = ("_cache", "_pass", "_description", "_call", "__weakref__")
 
-    def __init__(
-        self, cache: CacheHandle, description: Description, *, writable: bool = False
-    ) -> None:
+    def __init__(self, cache: CacheHandle, description: Description, call: str) -> None:
         self._cache = cache
         self._pass = cache._pass
         self._description = description
-        self._writable = writable
+        self._call = call  # the method that returned it
 
     @property
     def valid(self) -> bool:
@@ -60,8 +57,13 @@ class View(OwnsHandle):
         return self._cache._pass == self._pass
 
     @property
+    def _writable(self) -> bool:
+        return self._call == "state_view"
+
+    @property
     def shape(self) -> Tuple[int, ...]:
-        """[history, n_kv_heads, head_dim], [n_slots, …], or the shape of a part of it."""
+        """[history, n_kv_heads, head_dim], of codes and scales [history, n_kv_heads, …], of states
+        [n_slots, …]; or the shape of a part of it."""
         return self._description[1]
 
     @property
@@ -76,7 +78,8 @@ class View(OwnsHandle):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The NumPy dtype; for bfloat16 ml_dtypes' if it is installed, else uint16."""
+        """The NumPy dtype; for bfloat16 and float8 ml_dtypes' if it is installed, else uint16 and
+        uint8."""
         return numpy_dtype(self._description[3])
 
     @property
@@ -98,9 +101,8 @@ class View(OwnsHandle):
         cache in between."""
         handle = self._cache._handle
         if not self.valid:
-            method = "state_view()" if self._writable else "get()"
             raise BadState(
-                f"the pass of this view has ended: call {method} in the next pass, or copy in time "
+                f"the pass of this view has ended: call {self._call}() in the next pass, or copy in time "
                 "what you need later"
             )
         return handle
@@ -121,11 +123,11 @@ class View(OwnsHandle):
             raise TypeError("a view is indexed by integers and slices")
         description = (part.ctypes.data, part.shape, part.strides, self._description[3])
         self._memory()
-        return View(self._cache, description, writable=self._writable)
+        return View(self._cache, description, self._call)
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> npt.NDArray[np.generic]:
         _, bits = self._bits()
-        array = bits.view(self.dtype) if self._description[3] == _capi.KVC_BF16 else bits
+        array = bits.view(self.dtype) if bits.dtype != self.dtype else bits
         if dtype is not None and np.dtype(dtype) != array.dtype:
             if copy is False:
                 raise ValueError(f"{dtype} instead of {array.dtype} would need a copy")
@@ -170,7 +172,7 @@ class _Loan:
         self.memory = memory
         self.__array_interface__ = {
             "version": 3,
-            "typestr": _BITS[code],
+            "typestr": bits_dtype(code).str,
             "shape": shape,
             "strides": strides,
             "data": (address, not writable),

@@ -2,7 +2,7 @@
  *
  * An argument is an object with the buffer protocol, __array_interface__ or __dlpack__, tried in this
  * order (the fastest first), or a tuple (object, dtype) whose dtype is the element type of bare 16-bit
- * values (the buffer protocol has no bfloat16). */
+ * values (the buffer protocol has no bfloat16), or of bare bytes (it has no float8). */
 #ifndef KVC_PYTHON_ARRAYS_H
 #define KVC_PYTHON_ARRAYS_H
 
@@ -22,29 +22,17 @@ static void kvc_py_array_close(kvc_py_array* array) {
   Py_CLEAR(array->lender);
 }
 
-/* The kvc element type of a size and a code: 'f' floating, 'b' boolean, 'B' bfloat16, 'u' and 'V' bare
- * bits. 0: there is none. */
+/* The kvc element type of a size and a code: 'f' floating, 'b' boolean, 'i' signed, 'u' and 'V' bare
+ * bits, whose type may be known. 0: there is none. */
 static uint32_t kvc_py_dtype(char code, Py_ssize_t itemsize, uint32_t meaning_of_bits) {
   if (code == 'f' && itemsize == 4) return KVC_F32;
   if (code == 'f' && itemsize == 2) return KVC_F16;
   if (code == 'b' && itemsize == 1) return KVC_BOOL;
-  if (code == 'B' && itemsize == 2) return KVC_BF16;
-  if ((code == 'u' || code == 'V') && itemsize == 2) return meaning_of_bits;
-  return 0;
+  if (code == 'i' && itemsize == 1) return KVC_I8;
+  if (code != 'u' && code != 'V') return 0;
+  if (meaning_of_bits != 0 && kvc_py_itemsize(meaning_of_bits) == itemsize) return meaning_of_bits;
+  return code == 'u' && itemsize == 1 ? KVC_U8 : 0;
 }
-
-/* Bytes of an element, or 0 and an exception for a type that no array has. */
-static int kvc_py_itemsize(uint32_t dtype) {
-  switch (dtype) {
-    case KVC_F32: return 4;
-    case KVC_F16:
-    case KVC_BF16: return 2;
-    case KVC_BOOL: return 1;
-  }
-  kvc_py_raise_format(KVC_E_DTYPE, "no array has the element type %u", (unsigned int)dtype);
-  return 0;
-}
-
 /* Converts a stride from bytes to elements. */
 static int kvc_py_array_set_stride(kvc_tensor* tensor, int dim, Py_ssize_t bytes,
                                    Py_ssize_t itemsize, const kvc_py_argument* argument) {
@@ -92,13 +80,14 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, const kvc_py_argument* 
   if (*format == '@' || *format == '=' || *format == '<') ++format;
   code = strcmp(format, "f") == 0 || strcmp(format, "e") == 0 ? 'f'
          : strcmp(format, "?") == 0                           ? 'b'
-         : strcmp(format, "H") == 0                           ? 'u'
+         : strcmp(format, "b") == 0                           ? 'i'
+         : strcmp(format, "H") == 0 || strcmp(format, "B") == 0 ? 'u'
                                                               : '?';
   tensor->dtype = kvc_py_dtype(code, view->itemsize, argument->meaning_of_bits);
   if (tensor->dtype == 0 || !kvc_py_takes(argument, tensor->dtype)) {
     char type[64];
     PyOS_snprintf(type, sizeof type, "a buffer of format '%.40s'", view->format ? view->format : "B");
-    return kvc_py_refuse_dtype(argument, type, code == 'u');
+    return kvc_py_refuse_dtype(argument, type, code == 'u' && view->itemsize == 2);
   }
   if (!kvc_py_array_set_ndim(tensor, view->ndim, argument->name)) return 0;
   dense = view->itemsize;
@@ -113,16 +102,25 @@ static int kvc_py_array_from_buffer(kvc_py_array* array, const kvc_py_argument* 
   return 1;
 }
 
-/* Whether an array of two-byte records is ml_dtypes' bfloat16. */
-static int kvc_py_is_bfloat16(PyObject* object) {
+/* The element type of an array of ml_dtypes, whose __array_interface__ does not name it: bfloat16,
+ * float8_e4m3fn, float8_e5m2. 0: none of them. */
+static uint32_t kvc_py_dtype_by_name(PyObject* object) {
+  static const struct {
+    const char* name;
+    uint32_t dtype;
+  } known[] = {
+      {"bfloat16", KVC_BF16}, {"float8_e4m3fn", KVC_F8_E4M3}, {"float8_e5m2", KVC_F8_E5M2}};
   PyObject* dtype = PyObject_GetAttrString(object, "dtype");
   PyObject* name = dtype ? PyObject_GetAttrString(dtype, "name") : NULL;
-  int is_bfloat16 = name && PyUnicode_Check(name) &&
-                    PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
+  uint32_t found = 0;
+  size_t i;
+  for (i = 0; name && PyUnicode_Check(name) && i < sizeof known / sizeof *known; ++i) {
+    if (PyUnicode_CompareWithASCIIString(name, known[i].name) == 0) found = known[i].dtype;
+  }
   Py_XDECREF(name);
   Py_XDECREF(dtype);
   PyErr_Clear();
-  return is_bfloat16;
+  return found;
 }
 
 /* Reads shape and strides of an __array_interface__. Null strides mean dense rows. */
@@ -191,8 +189,9 @@ static int kvc_py_array_from_interface(kvc_py_array* array, const kvc_py_argumen
   if (read_only && argument->written) return kvc_py_refuse_to_write(argument);
   itemsize = atoi(typestr + 2);
   code = typestr[0] == '>' ? '?' : typestr[1];
-  if (code == 'V' && kvc_py_is_bfloat16(object)) code = 'B';
-  tensor->dtype = kvc_py_dtype(code, itemsize, argument->meaning_of_bits);
+  tensor->dtype = code == 'V' || (code == 'f' && itemsize == 1) ? kvc_py_dtype_by_name(object) : 0;
+  if (tensor->dtype == 0 || kvc_py_itemsize(tensor->dtype) != itemsize)
+    tensor->dtype = kvc_py_dtype(code, itemsize, argument->meaning_of_bits);
   if (tensor->dtype == 0 || !kvc_py_takes(argument, tensor->dtype))
     return kvc_py_refuse_dtype(argument, typestr, (code == 'u' || code == 'V') && itemsize == 2);
   tensor->data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(data, 0));
@@ -211,8 +210,9 @@ static int kvc_py_array_open(kvc_py_array* array, kvc_py_argument argument) {
   if (PyTuple_Check(argument.object) && PyTuple_GET_SIZE(argument.object) == 2) {
     const unsigned long dtype = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(argument.object, 1));
     if (PyErr_Occurred()) return 0;
-    /* Any other type has another size, and would be read beyond the end of the array. */
-    if (dtype == KVC_F16 || dtype == KVC_BF16) argument.meaning_of_bits = (uint32_t)dtype;
+    /* kvc_py_dtype() takes it for elements of its size alone: no array is read beyond its end. */
+    if (dtype == KVC_F16 || dtype == KVC_BF16 || dtype == KVC_F8_E4M3 || dtype == KVC_F8_E5M2)
+      argument.meaning_of_bits = (uint32_t)dtype;
     argument.object = PyTuple_GET_ITEM(argument.object, 0);
   }
   taken = kvc_py_array_from_buffer(array, &argument);
@@ -230,7 +230,7 @@ static PyObject* kvc_py_describe(const kvc_tensor* tensor) {
   const int itemsize = kvc_py_itemsize(tensor->dtype);
   PyObject *shape, *strides, *result = NULL;
   int dim;
-  if (itemsize == 0) return NULL;
+  if (itemsize == 0) return kvc_py_refuse_element(tensor->dtype);
   shape = PyTuple_New(tensor->ndim);
   strides = PyTuple_New(tensor->ndim);
   if (shape == NULL || strides == NULL) goto done;
@@ -249,6 +249,24 @@ done:
   return result;
 }
 
+/* Views as a tuple; None for one without dimensions, which stands for what is not stored. */
+static PyObject* kvc_py_describe_all(const kvc_tensor* tensors, Py_ssize_t n) {
+  PyObject* result = PyTuple_New(n);
+  Py_ssize_t i;
+  for (i = 0; result != NULL && i < n; ++i) {
+    PyObject* each = Py_None;
+    if (tensors[i].ndim == 0)
+      Py_INCREF(each);
+    else
+      each = kvc_py_describe(&tensors[i]);
+    if (each == NULL)
+      Py_CLEAR(result);
+    else
+      PyTuple_SET_ITEM(result, i, each);
+  }
+  return result;
+}
+
 /* A DLPack capsule over memory that `owner` keeps alive, described as by kvc_py_describe(), with DLPack's
  * flags. */
 static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int versioned, int flags) {
@@ -262,7 +280,7 @@ static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int version
                         &strides, &dtype))
     return NULL;
   itemsize = kvc_py_itemsize(dtype);
-  if (itemsize == 0) return NULL;
+  if (itemsize == 0) return kvc_py_refuse_element(dtype);
   view.data = (void*)(uintptr_t)address;
   view.device_type = KVC_CPU;
   view.dtype = dtype;

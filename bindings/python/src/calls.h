@@ -5,6 +5,7 @@
 
 #include <kvc/encoder.h>
 #include <kvc/recurrent.h>
+#include <kvc/storage.h>
 #include <kvc/wrapper.h>
 
 #include <string.h>
@@ -39,6 +40,20 @@ static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
   memset(VIEW, 0, sizeof *VIEW);
   memset(SECOND_VIEW, 0, sizeof *SECOND_VIEW);
   return kvc_get(cache, layer, VIEW, SECOND_VIEW);
+}
+
+/* kvc_get_codes() into local views, which are then returned. */
+static kvc_status kvc_py_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]) {
+  memset(VIEWS, 0, 4 * sizeof *VIEWS);
+  return kvc_get_codes(cache, layer, &VIEWS[0], &VIEWS[1], &VIEWS[2], &VIEWS[3]);
+}
+
+/* The shapes that kvc_get_copy() proposes. */
+static kvc_status kvc_py_copy_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
+                                    kvc_tensor *SECOND_VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  memset(SECOND_VIEW, 0, sizeof *SECOND_VIEW);
+  return kvc_get_copy(cache, layer, VIEW, SECOND_VIEW);
 }
 
 /* The shape and element type that kvc_mask() proposes. */

@@ -92,9 +92,11 @@ static int kvc_py_dlpack_read(PyObject* capsule, const kvc_py_argument* argument
     PyErr_Format(PyExc_TypeError, "%s: its __dlpack__ returns no tensor", name);
     return 0;
   }
-  if (lent.dtype.code == kDLUInt && lent.dtype.bits == 16 && lent.dtype.lanes == 1) {
-    if (argument->meaning_of_bits == 0) return kvc_py_refuse_dtype(argument, "uint16", 1);
-    lent.dtype.code = (uint8_t)(argument->meaning_of_bits & 0xff); /* kDLFloat or kDLBfloat */
+  if (lent.dtype.code == kDLUInt && lent.dtype.lanes == 1 &&
+      lent.dtype.bits == 8 * kvc_py_itemsize(argument->meaning_of_bits)) {
+    lent.dtype.code = (uint8_t)(argument->meaning_of_bits & 0xff); /* DLPack's own numbers */
+  } else if (lent.dtype.code == kDLUInt && lent.dtype.bits == 16 && lent.dtype.lanes == 1) {
+    return kvc_py_refuse_dtype(argument, "uint16", 1);
   }
   if (lent.ndim < 0 || lent.ndim > KVC_MAX_DIMS) {
     kvc_py_raise_format(KVC_E_SHAPE, "%s has %d dimensions, not 0 to %d", name, (int)lent.ndim,

@@ -17,6 +17,12 @@
 static PyObject *kvc_py_describe_array(const kvc_tensor *described) {
   return kvc_py_describe(described);
 }
+static PyObject *kvc_py_describe_values(const kvc_tensor *values) {
+  return kvc_py_describe(values);
+}
+static PyObject *kvc_py_describe_codes(const kvc_tensor *codes) {
+  return kvc_py_describe(codes);
+}
 
 static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
   Py_INCREF(errors);
@@ -198,7 +204,7 @@ KVC_RECORDS(int32_t, at)
 
 KVC_ARRAY(const kvc_tensor *described, "q", KVC_PY_ANY, 0)
 KVC_ARRAY(const kvc_tensor *k, "k", KVC_PY_FLOATS, 0)
-KVC_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0) /* of a cache whose V is a part of K */
 KVC_ARRAY(const kvc_tensor *q, "q", KVC_PY_FLOATS, 0)
 KVC_ARRAY(kvc_tensor *out, "out", KVC_PY_FLOATS, 1)
 KVC_ARRAY(kvc_tensor *into, "into", KVC_PY_MASK, 1)
@@ -214,6 +220,10 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %typemap(argout) kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW {
   $result = SWIG_Python_AppendOutput($result, kvc_py_describe($1));
 }
+%typemap(in, numinputs=0) kvc_tensor VIEWS[4] (kvc_tensor views[4]) "$1 = views;"
+%typemap(argout) kvc_tensor VIEWS[4] {
+  $result = kvc_py_describe_all($1, 4);
+}
 
 /* ---- What is left out and renamed -------------------------------------------------------------- */
 
@@ -225,6 +235,7 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %ignore kvc_attention;     /* the functions above, renamed below, replace these */
 %ignore kvc_put_attention;
 %ignore kvc_get;
+%ignore kvc_get_codes;
 %ignore kvc_gather;
 %ignore kvc_run;
 %ignore kvc_state_view;
@@ -257,6 +268,12 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %threadallow kvc_remove;
 %threadallow kvc_can_remove;
 %threadallow kvc_py_get;
+%threadallow kvc_py_get_codes;
+%threadallow kvc_get_copy;
+%threadallow kvc_py_copy_shape;
+%threadallow kvc_put_codes;
+%threadallow kvc_encode;
+%threadallow kvc_decode;
 %threadallow kvc_mask;
 %threadallow kvc_py_gather;
 %threadallow kvc_runs;
@@ -290,6 +307,8 @@ KVC_SIZED(kvc_attention_desc)
 KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
 KVC_SIZED(kvc_stats)
+KVC_SIZED(kvc_storage_info)
+KVC_SIZED(kvc_codec_desc)
 
 %constant int32_t KVC_SEQ_END = INT32_MAX; /* SWIG cannot evaluate the macro */
 
@@ -306,9 +325,26 @@ KVC_ARRAY(const kvc_tensor *x, "x", KVC_PY_FLOATS, 0)
 %include "kvc/recurrent.h"
 %include "kvc/wrapper.h"
 
+/* Until here, k and v are numbers. */
+KVC_ARRAY(const kvc_tensor *values, "values", KVC_PY_NUMBERS, 0)
+KVC_ARRAY(kvc_tensor *values, "values", KVC_PY_NUMBERS, 1)
+KVC_ARRAY(const kvc_tensor *codes, "codes", KVC_PY_CODES, 0)
+KVC_ARRAY(kvc_tensor *codes, "codes", KVC_PY_CODES, 1)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *scales, "scales", KVC_PY_CODES, 0)
+KVC_OPTIONAL_ARRAY(kvc_tensor *scales, "scales", KVC_PY_CODES, 1)
+KVC_ARRAY(const kvc_tensor *k, "k", KVC_PY_CODES, 0)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_CODES, 0)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *k_scales, "k_scales", KVC_PY_CODES, 0)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *v_scales, "v_scales", KVC_PY_CODES, 0)
+%include "kvc/storage.h"
+KVC_ARRAY(const kvc_tensor *k, "k", KVC_PY_FLOATS, 0)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
+
 %rename(kvc_attention) kvc_py_attention;
 %rename(kvc_put_attention) kvc_py_put_attention;
 %rename(kvc_get) kvc_py_get;
+%rename(kvc_get_codes) kvc_py_get_codes;
+%rename(kvc_copy_shape) kvc_py_copy_shape;
 %rename(kvc_gather) kvc_py_gather;
 %rename(kvc_mask_shape) kvc_py_mask_shape;
 %rename(kvc_begin_reserve) kvc_py_begin_reserve;
@@ -317,6 +353,8 @@ KVC_ARRAY(const kvc_tensor *x, "x", KVC_PY_FLOATS, 0)
 %rename(kvc_state_view) kvc_py_state_view;
 %rename(kvc_cache_wrap) kvc_py_wrap;
 %rename(describe_array) kvc_py_describe_array;
+%rename(describe_values) kvc_py_describe_values;
+%rename(describe_codes) kvc_py_describe_codes;
 %rename(lend) kvc_py_lend;
 %rename(set_errors) kvc_py_set_errors;
 kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out,
@@ -327,6 +365,9 @@ kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kvc_tenso
                                 const kvc_tensor *bias, const kvc_tensor *mask, kvc_tensor *weights,
                                 kvc_tensor *lse);
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
+kvc_status kvc_py_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]);
+kvc_status kvc_py_copy_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
+                             kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
                          kvc_tensor *k, kvc_tensor *v);
 kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW);
@@ -339,5 +380,7 @@ kvc_status kvc_py_wrap(kvc_cache *const *children, int32_t n_children, int32_t n
                        const int32_t *child_of_layer, int32_t n_numbers,
                        const int32_t *layer_in_child, kvc_cache **out);
 PyObject *kvc_py_describe_array(const kvc_tensor *described);
+PyObject *kvc_py_describe_values(const kvc_tensor *values);
+PyObject *kvc_py_describe_codes(const kvc_tensor *codes);
 PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int flags);
 void kvc_py_set_errors(PyObject *errors, PyObject *translate);

@@ -5,24 +5,54 @@
 
 #include "support.h"
 
+/* Bytes of an element; 0: no array has the type. */
+static int kvc_py_itemsize(uint32_t dtype) {
+  switch (dtype) {
+    case KVC_F32: return 4;
+    case KVC_F16:
+    case KVC_BF16: return 2;
+    case KVC_BOOL:
+    case KVC_I8:
+    case KVC_U8:
+    case KVC_F8_E4M3:
+    case KVC_F8_E5M2: return 1;
+  }
+  return 0;
+}
+
 /* The argument for which an array is opened. */
 typedef struct kvc_py_argument {
   PyObject* object;
   const char* name;
-  enum { KVC_PY_FLOATS, KVC_PY_FLOAT32, KVC_PY_BOOL, KVC_PY_MASK, KVC_PY_ANY } takes;
+  enum {
+    KVC_PY_FLOATS,
+    KVC_PY_FLOAT32,
+    KVC_PY_BOOL,
+    KVC_PY_MASK,
+    KVC_PY_ANY,
+    KVC_PY_CODES,  /* elements of codes and scales: the library checks which */
+    KVC_PY_NUMBERS /* as FLOATS, of a call whose dtype is another thing than the type of bare bits */
+  } takes;
   int written;              /* by the call: a copy in its place would stay empty */
-  uint32_t meaning_of_bits; /* the type of bare 16-bit values; 0: unknown */
+  uint32_t meaning_of_bits; /* the type of bare 16-bit values, or bytes; 0: unknown */
 } kvc_py_argument;
 
 static int kvc_py_takes(const kvc_py_argument* argument, uint32_t dtype) {
   switch (argument->takes) {
-    case KVC_PY_FLOATS: return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16;
+    case KVC_PY_FLOATS:
+    case KVC_PY_NUMBERS: return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16;
     case KVC_PY_FLOAT32: return dtype == KVC_F32;
     case KVC_PY_BOOL: return dtype == KVC_BOOL;
     case KVC_PY_MASK: return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BOOL;
-    case KVC_PY_ANY: break;
+    case KVC_PY_CODES: return dtype != KVC_BOOL;
+    case KVC_PY_ANY: return dtype == KVC_BOOL || kvc_py_itemsize(dtype) > 1;
   }
-  return 1;
+  return 0;
+}
+
+static PyObject* kvc_py_refuse_element(uint32_t dtype) {
+  kvc_py_raise_format(KVC_E_DTYPE, "no array has the element type %u", (unsigned int)dtype);
+  return NULL;
 }
 
 /* The type by the name that the array itself gives it (float64, torch.int32), else `otherwise`. */
@@ -40,6 +70,8 @@ static PyObject* kvc_py_conversion(const kvc_py_argument* argument, const char* 
   const char* name = argument->name;
   const int is_mask = argument->takes == KVC_PY_BOOL;
   if (argument->written) return PyUnicode_FromFormat("pass such an array");
+  if (argument->takes == KVC_PY_CODES)
+    return PyUnicode_FromFormat("pass what encode() or get_codes() returned");
   if (is_mask && strstr(found, "int8") != NULL)
     return PyUnicode_FromFormat("pass %s.view(bool), which copies nothing", name);
   if (is_mask && strstr(found, "float") != NULL)
@@ -57,7 +89,9 @@ static PyObject* kvc_py_conversion(const kvc_py_argument* argument, const char* 
 static int kvc_py_refuse_dtype(const kvc_py_argument* argument, const char* otherwise, int is_bits) {
   static const char* const taken[] = {"float32, float16 or bfloat16", "float32", "bool",
                                       "float32, float16 or bool",
-                                      "float32, float16, bfloat16 or bool"};
+                                      "float32, float16, bfloat16 or bool",
+                                      "float32, float16, bfloat16, float8, int8 or uint8",
+                                      "float32, float16 or bfloat16"};
   PyObject* found = kvc_py_type_of(argument->object, otherwise);
   const char* utf8 = found ? PyUnicode_AsUTF8(found) : NULL;
   PyObject* advice = utf8 ? kvc_py_conversion(argument, utf8) : NULL;
@@ -66,6 +100,11 @@ static int kvc_py_refuse_dtype(const kvc_py_argument* argument, const char* othe
                         "%s is %U, whose bits may mean anything: pass dtype=\"bf16\" or dtype=\"f16\" if "
                         "they are such numbers",
                         argument->name, found);
+  } else if (advice != NULL && is_bits && argument->takes == KVC_PY_NUMBERS) {
+    kvc_py_raise_format(KVC_E_DTYPE,
+                        "%s is %U, whose bits may mean anything: pass %s.view(numpy.float16), or "
+                        "%s.view(ml_dtypes.bfloat16), if they are such numbers",
+                        argument->name, found, argument->name, argument->name);
   } else if (advice != NULL) {
     kvc_py_raise_format(KVC_E_DTYPE, "%s is %U; kvc %s %s: %U", argument->name, found,
                         argument->written ? "writes" : "takes", taken[argument->takes], advice);
@@ -109,7 +148,8 @@ static int kvc_py_refuse_device(const kvc_py_argument* argument, long type) {
 
 static int kvc_py_refuse_object(const kvc_py_argument* argument) {
   const char* name = argument->name;
-  const int is_list = PyList_Check(argument->object) || PyTuple_Check(argument->object);
+  const int is_list = argument->takes != KVC_PY_CODES &&
+                      (PyList_Check(argument->object) || PyTuple_Check(argument->object));
   PyErr_Format(PyExc_TypeError,
                "%s must be an array (of NumPy, PyTorch, JAX, or with the buffer protocol, "
                "__array_interface__ or __dlpack__), not %.100s%s%s%s",

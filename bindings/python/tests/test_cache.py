@@ -52,13 +52,6 @@ def test_kinds_that_do_not_exist(make, kind):
         make(kind=kind)
 
 
-@pytest.mark.parametrize("dtype", ["f8_e4m3", "f8_e5m2", "q8_0", "q4_0", "int8", "nf4"])
-def test_storage_types_of_later_versions(make, dtype):
-    for name in ("dtype", "dtype_k", "dtype_v"):
-        with pytest.raises(kvc.NotSupported):
-            make(**{name: dtype})
-
-
 def test_k_and_v_may_be_stored_differently(make, fill):
     cache = make(dtype_k="f32", dtype_v="f16")
     k, v, _ = fill(cache, 4)

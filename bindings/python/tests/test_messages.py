@@ -233,8 +233,8 @@ def test_every_message_that_names_c_has_words_of_python():
         pytest.skip("outside the source tree")
     # Python fills descriptors and flags in itself, and binds no shift function.
     never_wrong = re.compile(
-        r"kvc_\w+_desc|kvc_attention_extra|kvc_stats|kvc_sequence_info|libkvc_cuda|kvc_bind_shift"
-        r"|KVC_(CACHE|EXTRA|BEGIN|ROPE|TENSOR|TOKEN)_\w+|KVC_(CAUSAL|ENCODER|RECURRENT|LIGHTNING)"
+        r"kvc_\w+_desc|kvc_attention_extra|kvc_stats|kvc_sequence_info|kvc_storage_info|libkvc_cuda|kvc_bind_shift"
+        r"|KVC_(EXTRA|BEGIN|CODEC|ROPE|TENSOR|TOKEN)_\w+|KVC_CACHE_(ZERO_ON_FREE|PREFAULT)|KVC_(CAUSAL|ENCODER|RECURRENT|LIGHTNING)"
         r"|KVC_RECURRENT_HOST_CHECKPOINTS"
         r"|KVC_(CPU_ISA|PLANTED_BUG|COUNT)"
     )

@@ -367,7 +367,7 @@ def test_layers_are_named_by_index_or_by_cache(children, kvq):
         (lambda a, b: b.close() or kvc.Cache.wrap([b]), kvc.InvalidHandle, r"\[0\] is closed"),
         (lambda a, b: kvc.Cache(kind="wrapper", n_layers=1), kvc.NotSupported, r"Cache.wrap\(\)"),
         (lambda a, b: a.owner(1), kvc.InvalidArgument, r"layer 1 out of range \[0, 1\)"),
-        (lambda a, b: kvc.Cache.wrap([a]).put(1, None, None), TypeError, "k must be an array"),
+        (lambda a, b: kvc.Cache.wrap([a]).put(1, None, None), TypeError, "must be an array"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused(children, call, error, message):
