@@ -11,7 +11,7 @@
 #include "kernels/cpu/attention_weights.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
-#include "kernels/cpu/rotation.hpp"
+#include "kernels/cpu/offset_rotations.hpp"
 #include "kernels/cpu/score_bias.hpp"
 
 namespace kvc::cpu {
@@ -66,7 +66,15 @@ class Call {
   void load_queries(const Item& item) const;
   Tile describe(const Item& item) const;
   void attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
-  void attend_segments(const Item& item, Tile& tile) const;
+  void attend_pending(const Item& item, Tile& tile) const;
+  void attend_runs(const Item& item, Tile& tile) const;
+  void attend_turned(const Item& item, Tile& tile) const;
+  void turn_keys(const Item& item, const Tile& tile, int32_t begin, int32_t end) const;
+  void decode_keys(const Item& item, const Tile& tile, int32_t begin, int32_t end, float* key) const;
+  void narrow_to(const Item& item, const Tile& chunk, int32_t begin, int32_t end, Tile& tile) const;
+  int32_t offset_of(const Tile& tile, int32_t index) const {
+    return tile.position[index] - params_.plan.rotated_for[tile.k.cell[index]];
+  }
   int32_t cells_at_once(const Item& item) const;
   void place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
   void place_bias(const Item& item, Tile& tile) const;
@@ -75,7 +83,6 @@ class Call {
   bool keys_turn(const Item& item) const {
     return params_.plan.lists[item.tile->list].has_pending && params_.constants.rope.n_dims > 0;
   }
-  const float* rotation_for(const ThreadScratch& scratch, int32_t offset) const;
   void process(const Tile& tile) const;
   /// A result over some of a row's keys.
   struct Partial {
@@ -125,8 +132,7 @@ void Call::run(ThreadPool& pool, Schedule& schedule) noexcept {
   const int32_t n_counters = work.n_counters * params_.constants.n_q_heads;
   for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
   for (int32_t thread = 0; thread < pool.n_threads(); ++thread) {
-    RotationTag* tags = space_.scratch_of(thread).tags;
-    for (int32_t i = 0; i < rotations_max; ++i) tags[i] = RotationTag{};
+    OffsetRotations::forget(space_.scratch_of(thread).rotations);
   }
   const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
     static_cast<Call*>(context)->run_item(item, thread);
@@ -318,7 +324,7 @@ void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end
   place_tokens(item, begin, end);
   if (params_.tensors.changes_scores()) place_bias(item, tile);
   if (keys_turn(item)) {
-    attend_segments(item, tile);
+    attend_pending(item, tile);
   } else {
     process(tile);
   }
@@ -407,67 +413,138 @@ void Call::place_tokens(const Item& item, int32_t begin, int32_t end) const {
   }
 }
 
-/// A list with pending rotations is processed in segments of equal offset, each with queries turned for it.
-void Call::attend_segments(const Item& item, Tile& tile) const {
-  const int32_t* rotated_for = params_.plan.rotated_for;
+/// Runs of equal offset are attended with queries turned for them. Where they are short, keys are turned instead: a run costs
+/// about as much as turning this many keys.
+constexpr int32_t run_cells_min = 48;
+
+/// Keys that are prefetched before they are turned.
+constexpr int32_t keys_ahead = 16;
+
+void Call::attend_pending(const Item& item, Tile& tile) const {
+  int32_t n_runs = 1;
+  for (int32_t i = 1; i < tile.n_cells; ++i) n_runs += offset_of(tile, i) != offset_of(tile, i - 1);
+  if (tile.n_cells >= n_runs * run_cells_min) {
+    attend_runs(item, tile);
+  } else {
+    attend_turned(item, tile);
+  }
+}
+
+/// Points the tile at cells [begin, end) of the chunk.
+void Call::narrow_to(const Item& item, const Tile& chunk, int32_t begin, int32_t end,
+                     Tile& tile) const {
+  for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
+    const auto inside = [begin, end](int32_t index) { return std::clamp(index, begin, end) - begin; };
+    const TileToken& whole = item.scratch.token[t];
+    item.scratch.segment_token[t] = TileToken{.first_end = inside(whole.first_end),
+                                              .begin = inside(whole.begin),
+                                              .end = inside(whole.end),
+                                              .position = whole.position};
+  }
+  tile.token = item.scratch.segment_token;
+  tile.k.cell = chunk.k.cell + begin;
+  tile.v.cell = chunk.v.cell + begin;
+  tile.position = chunk.position + begin;
+  tile.n_cells = end - begin;
+  if (chunk.bias)
+    tile.bias = chunk.bias + static_cast<size_t>(begin) * static_cast<size_t>(chunk.bias_stride);
+}
+
+/// Each run of equal offset with queries turned for it.
+void Call::attend_runs(const Item& item, Tile& tile) const {
   const Tile chunk = tile;
-  for (int32_t begin = 0; begin < chunk.n_cells;) {
-    const int32_t offset = chunk.position[begin] - rotated_for[chunk.k.cell[begin]];
-    int32_t end = begin + 1;
-    while (end < chunk.n_cells && chunk.position[end] - rotated_for[chunk.k.cell[end]] == offset)
-      ++end;
-    for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
-      const auto inside = [begin, end](int32_t index) {
-        return std::clamp(index, begin, end) - begin;
-      };
-      const TileToken& whole = item.scratch.token[t];
-      item.scratch.segment_token[t] = TileToken{.first_end = inside(whole.first_end),
-                                                .begin = inside(whole.begin),
-                                                .end = inside(whole.end),
-                                                .position = whole.position};
-    }
-    tile.k.cell = chunk.k.cell + begin;
-    tile.v.cell = chunk.v.cell + begin;
-    tile.position = chunk.position + begin;
-    tile.n_cells = end - begin;
-    if (chunk.bias)
-      tile.bias = chunk.bias + static_cast<size_t>(begin) * static_cast<size_t>(chunk.bias_stride);
-    tile.token = item.scratch.segment_token;
+  for (int32_t begin = 0, end = 0; begin < chunk.n_cells; begin = end) {
+    const int32_t offset = offset_of(chunk, begin);
+    while (end < chunk.n_cells && offset_of(chunk, end) == offset) ++end;
+    narrow_to(item, chunk, begin, end, tile);
     tile.q = item.scratch.q;
     if (offset != 0 || params_.storage.k.format.rotation != 0) {
       turn_queries(item, offset);
       tile.q = item.scratch.q_rotated;
     }
     process(tile);
-    begin = end;
   }
   tile = chunk;
 }
 
-/// The rotation of an offset, from those that the thread remembers.
-const float* Call::rotation_for(const ThreadScratch& scratch, int32_t offset) const {
-  const Rope& rope = params_.constants.rope;
-  const auto place = static_cast<size_t>(static_cast<uint32_t>(offset) % rotations_max);
-  float* rotation = scratch.rotations + place * static_cast<size_t>(q_stride_);
-  RotationTag& tag = scratch.tags[place];
-  if (tag.valid && tag.offset == offset) return rotation;
-  make_query_rotation(rope, offset, rotation);
-  tag = RotationTag{.offset = offset, .valid = true};
-  return rotation;
+/// Keys in f32, each turned by its own offset, some at a time; values where they are.
+void Call::attend_turned(const Item& item, Tile& tile) const {
+  const Tile chunk = tile;
+  const ThreadScratch& scratch = item.scratch;
+  const int32_t step = turned_cells(params_.storage.k.head_dim());
+  for (int32_t i = 0; i < step; ++i) scratch.ordinal[i] = i;
+  for (int32_t begin = 0; begin < chunk.n_cells; begin += step) {
+    const int32_t end = std::min(begin + step, chunk.n_cells);
+    turn_keys(item, chunk, begin, end);
+    narrow_to(item, chunk, begin, end, tile);
+    tile.k = TileRows{.cell = scratch.ordinal,
+                      .codes = reinterpret_cast<const std::byte*>(scratch.turned),
+                      .stride = static_cast<size_t>(q_stride_) * sizeof(float),
+                      .bytes = static_cast<size_t>(q_stride_) * sizeof(float),
+                      .type = StorageType::f32,
+                      .head_dim = q_stride_};
+    process(tile);
+  }
+  tile = chunk;
 }
 
-/// Queries for keys that owe `offset` positions: turned first, then rotated as keys are stored.
+/// Writes the keys of cells [begin, end) of the tile to `turned`, run by run of equal offset.
+void Call::turn_keys(const Item& item, const Tile& tile, int32_t begin, int32_t end) const {
+  const Slab& keys = params_.storage.k;
+  const ThreadScratch& scratch = item.scratch;
+  const int32_t head_dim = keys.head_dim();
+  OffsetRotations rotations(params_.constants.rope, scratch.rotations);
+  TurnedRows rows{.to_stride = q_stride_, .head_dim = head_dim};
+  for (int32_t at = begin, next = begin; at < end; at = next) {
+    const int32_t offset = offset_of(tile, at);
+    rows.to = scratch.turned + static_cast<size_t>(at - begin) * static_cast<size_t>(q_stride_);
+    for (; next < end && offset_of(tile, next) == offset; ++next) {
+      const int32_t ahead = std::min(next + keys_ahead, tile.n_cells - 1);
+      const std::byte* row = tile.k.codes + static_cast<size_t>(tile.k.cell[ahead]) * tile.k.stride;
+      for (size_t byte = 0; byte < tile.k.bytes; byte += 64) __builtin_prefetch(row + byte);
+    }
+    rows.n = next - at;
+    if (is_plain(keys.type())) {
+      rows.type = format_of(keys.type()).code;
+      rows.from = tile.k.codes;
+      rows.from_stride = tile.k.stride;
+      rows.cell = tile.k.cell + at;
+    } else {
+      decode_keys(item, tile, at, next, rows.to);
+      rows.from = reinterpret_cast<const std::byte*>(rows.to);
+      rows.from_stride = static_cast<size_t>(q_stride_) * sizeof(float);
+      rows.cell = scratch.ordinal;
+    }
+    rotations.turn(rows, offset);
+    for (int32_t i = 0; i < rows.n; ++i) {
+      float* row = rows.to + i * q_stride_;
+      std::fill(row + head_dim, row + q_stride_, 0.0f);
+    }
+  }
+}
+
+/// Decodes the keys of cells [begin, end) of the tile as they were before they were rotated for storage.
+void Call::decode_keys(const Item& item, const Tile& tile, int32_t begin, int32_t end,
+                       float* key) const {
+  const Slab& keys = params_.storage.k;
+  const int32_t first_cell = params_.plan.lists[item.tile->list].first_cell;
+  for (int32_t i = begin; i < end; ++i, key += q_stride_) {
+    StoredRow row = keys.stored(item.kv_head, first_cell + tile.k.cell[i]);
+    row.scale = 1;  // that of an f8 head is in the queries
+    kernels_.decode(keys.format, key, row);
+    if (keys.format.rotation != 0) kernels_.rotate_back(key, keys.head_dim(), keys.format.rotation);
+  }
+}
+
+/// Queries for keys that owe `offset` positions: turned the other way, which scores the same as turning the keys, then rotated as
+/// keys are stored.
 void Call::turn_queries(const Item& item, int32_t offset) const {
-  const float* rotation = offset != 0 ? rotation_for(item.scratch, offset) : nullptr;
+  OffsetRotations rotations(params_.constants.rope, item.scratch.rotations);
   const RowFormat& format = params_.storage.k.format;
   for (int32_t r = 0; r < item.n_rows(); ++r) {
     const size_t row = static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
     float* to = item.scratch.q_rotated + row;
-    if (rotation != nullptr) {
-      rotate_query(params_.constants.rope, rotation, item.scratch.q + row, to, q_stride_);
-    } else {
-      std::copy_n(item.scratch.q + row, q_stride_, to);
-    }
+    rotations.turn(one_row(to, item.scratch.q + row, q_stride_), -offset);
     if (format.rotation != 0) kernels_.rotate(to, format.head_dim, format.rotation);
   }
 }

@@ -8,7 +8,7 @@
 #include "core/base/half.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
-#include "kernels/cpu/rotation.hpp"
+#include "kernels/cpu/offset_rotations.hpp"
 #include "kernels/cpu/score_bias.hpp"
 
 /// The weights are as large as a score matrix and serve inspection. A pass of their own over the
@@ -98,9 +98,8 @@ class WeightsRow {
     if (offset == 0 || rope.n_dims == 0) return stored_query_;
     if (offset == rotated_by_) return scratch_.q_rotated;
     rotated_by_ = offset;
-    make_query_rotation(rope, offset, scratch_.rotations);
-    rotate_query(rope, scratch_.rotations, scratch_.q, scratch_.q_rotated,
-                 padded(params_.storage.k.head_dim()));
+    OffsetRotations(rope, scratch_.rotations)
+        .turn(one_row(scratch_.q_rotated, scratch_.q, padded(params_.storage.k.head_dim())), -offset);
     rotate_as_stored(scratch_.q_rotated);
     return scratch_.q_rotated;
   }

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/offset_rotations.hpp"
 
 namespace kvc::cpu {
 namespace {
@@ -46,8 +47,10 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   segment_token = carver.take<TileToken>(rows, 64);
   cell = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
   position = carver.take<int32_t>(static_cast<uint64_t>(tile_cells_max), 64);
-  rotations = carver.take<float>(static_cast<uint64_t>(rotations_max) * q_stride, 64);
-  tags = carver.take<RotationTag>(static_cast<uint64_t>(rotations_max), 64);
+  rotations = OffsetRotations::place(carver, head_dim_k);
+  const auto n_turned = static_cast<uint64_t>(turned_cells(head_dim_k));
+  turned = carver.take<float>(n_turned * q_stride, 4096);
+  ordinal = carver.take<int32_t>(n_turned, 64);
   bias = carver.take<float>(static_cast<uint64_t>(bias_floats_max), 64);
 }
 
@@ -105,7 +108,8 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
   s.cell = shifted(s.cell, by);
   s.position = shifted(s.position, by);
   s.rotations = shifted(s.rotations, by);
-  s.tags = shifted(s.tags, by);
+  s.turned = shifted(s.turned, by);
+  s.ordinal = shifted(s.ordinal, by);
   s.bias = shifted(s.bias, by);
   return s;
 }

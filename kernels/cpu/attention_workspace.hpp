@@ -13,9 +13,6 @@
 /// Where an attention call keeps what it needs: its plan, partial results, and for each thread what kernels work with.
 namespace kvc::cpu {
 
-/// Rotations that a thread remembers: the few pending ones of a sequence come back tile after tile.
-inline constexpr int32_t rotations_max = 8;
-
 /// A tile with a bias has at least so many cells (a multiple of the kernels' steps), and the thread room for their bias.
 inline constexpr int32_t bias_cells_min = 96;
 inline constexpr int32_t bias_floats_max = bias_cells_min * tile_rows_max;
@@ -26,11 +23,11 @@ constexpr int32_t padded(int32_t head_dim) { return (head_dim + 15) / 16 * 16; }
 /// Bytes of a partial result of all heads of one token.
 size_t slot_bytes(int32_t n_q_heads, int32_t head_dim_v);
 
-/// Which offset the remembered cosines and sines are of.
-struct RotationTag {
-  int32_t offset = 0;
-  bool valid = false;
-};
+/// Keys that are turned at once, in f32: about as many as leave room for other things in the second-level cache, in whole steps of
+/// the kernels.
+constexpr int32_t turned_cells(int32_t head_dim) {
+  return head_dim <= 128 ? 384 : head_dim <= 256 ? 192 : 96;
+}
 
 /// What one thread works with. The arrays that the kernels touch all the time begin at page offsets of their own.
 struct ThreadScratch {
@@ -48,8 +45,9 @@ struct ThreadScratch {
   TileToken* segment_token = nullptr;  // [tile_rows_max] ranges within a segment of it
   int32_t* cell = nullptr;             // [tile_cells_max]
   int32_t* position = nullptr;         // [tile_cells_max]
-  float* rotations = nullptr;          // [rotations_max][2][q_stride / 2]
-  RotationTag* tags = nullptr;         // [rotations_max]
+  std::byte* rotations = nullptr;      // OffsetRotations
+  float* turned = nullptr;             // [turned_cells][q_stride] keys
+  int32_t* ordinal = nullptr;          // [turned_cells] 0, 1, 2, …
   float* bias = nullptr;               // [bias_floats_max]
 
   void place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v);

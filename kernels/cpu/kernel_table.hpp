@@ -12,6 +12,7 @@
 ///   matrix.hpp   process_matrix_tile(tile)        many rows, with AMX
 ///   vectors.hpp  convert, blend, scale            contiguous floats
 ///   codecs.hpp   encode, decode, rotate           rows as storage types keep them
+///   turn.hpp     turn_row, …                      rotations by RoPE
 namespace kvc::cpu {
 
 /// A tile never has more rows than this: 96 tokens of a group of four.
@@ -22,6 +23,29 @@ inline constexpr int32_t medium_tile_rows_max = 64;
 
 /// Cells of a tile at most; a longer stretch becomes several tiles over the same state.
 inline constexpr int32_t tile_cells_max = 1536;
+
+/// A rotation by RoPE as the product of two: arrays of `count` cosines and, behind them, `count` sines, a multiple of 16 of each. One
+/// of each pair, or, where pairs are neighbours, two: the same cosine twice, and the sine negative and as it is.
+struct KeyTurn {
+  const Rope* rope = nullptr;
+  const float* high = nullptr;
+  const float* low = nullptr;
+  int64_t count = 0;
+  float sign = 1;  // multiplies the sines of the product: −1 turns the other way
+};
+
+/// Rows of f32, f16 or bf16 that become f32 and are turned, all by one rotation: row i from that of cell[i] to row i, which may be the
+/// same row of f32.
+struct TurnedRows {
+  float* to = nullptr;
+  int64_t to_stride = 0;
+  const std::byte* from = nullptr;
+  size_t from_stride = 0;  // bytes
+  const int32_t* cell = nullptr;
+  int32_t n = 0;
+  DType type = DType::f32;
+  int32_t head_dim = 0;
+};
 
 struct KernelTable {
   const char* name;  // "portable", "avx2", "avx512", "amx", "neon"
@@ -56,6 +80,9 @@ struct KernelTable {
   /// (docs/SEMANTICS.md, section 9). `block` is a power of two that divides `count`.
   void (*rotate)(float* values, int64_t count, int32_t block);
   void (*rotate_back)(float* values, int64_t count, int32_t block);
+  /// Rotations by RoPE (offset_rotations.hpp): the product of two, and rows that are turned.
+  void (*multiply_turns)(double* to, const double* a, const double* b, int64_t count);
+  void (*turn_rows)(const TurnedRows& rows, const KeyTurn& turn);
   /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
   void (*scale)(float* to, float factor, int64_t count);

@@ -42,20 +42,4 @@ inline void rotate_pairs(const Rope& rope, PairRange pairs, const float* rotatio
   }
 }
 
-/// Writes the rotation of queries for keys whose pending rotation is `offset`: n_dims floats.
-/// Rotating a query back scores the same as rotating the key: q · R(offset) k = R(−offset) q · k.
-inline void make_query_rotation(const Rope& rope, int32_t offset, float* rotation) {
-  make_rotation(rope, {0, rope.n_dims / 2}, -offset, rotation);
-}
-
-/// Rotates one query of `stride` floats; dimensions that the Rope leaves alone are copied.
-inline void rotate_query(const Rope& rope, const float* rotation, const float* from, float* to,
-                         int32_t stride) {
-  rotate_pairs(
-      rope, {0, rope.n_dims / 2}, rotation, [from](int32_t d) { return from[d]; },
-      [to](int32_t d, float x) { to[d] = x; });
-  for (int32_t d = 0; d < rope.first_dim; ++d) to[d] = from[d];
-  for (int32_t d = rope.first_dim + rope.n_dims; d < stride; ++d) to[d] = from[d];
-}
-
 }  // namespace kvc::cpu

@@ -238,13 +238,21 @@ class Case {
       shared = SharedPrefix{.list_begin = 0, .list_end = o.n_lists, .length = shared_length};
     rotated_for.assign(static_cast<size_t>(n_cells), 0);
     for (size_t l = 0; l < cells.size(); ++l) {
-      const int32_t shift = below(400);
+      const int32_t shift = below(400), pattern = below(3);
       for (size_t i = 0; i < cells[l].size(); ++i) {
         if (o.shared && l > 0 && i < static_cast<size_t>(shared_length)) continue;
         rotated_for[static_cast<size_t>(cells[l][i])] = positions[l][i] +
-                                                        (i % 97 < 60 ? shift : below(3));
+                                                        (pattern == 0 ? owed_in_long_runs(i, shift)
+                                                                      : owed_in_short_runs(i, shift));
       }
     }
+  }
+
+  /// One shift of everything behind the first tokens.
+  static int32_t owed_in_long_runs(size_t i, int32_t shift) { return i < 3 ? 0 : shift; }
+  /// Stretches with a shift of their own, between tokens that each owe something else, in either direction.
+  int32_t owed_in_short_runs(size_t i, int32_t shift) {
+    return i % 97 < 30 ? shift : i % 97 < 60 ? static_cast<int32_t>(i) - 40 : below(3);
   }
 
   void make_rows() {
