@@ -10,6 +10,7 @@ checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put enc
 encoder_share fits gather get get_codes get_copy history mask put put_attention put_codes remove
 reorder resume runs set_causal state_conv state_done state_gather state_get
 state_layout state_put state_slots state_view""".split()
+_TYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "Q8_0", "Q4_0", "INT8", "NF4")
 _KINDS = ("causal", "encoder", "recurrent", "transformer", "lightning")
 
 _WORDS = {
@@ -47,6 +48,7 @@ _WORDS = {
     "an encoder cache (KVC_ENCODER)": "an encoder cache",
     **{f"kind KVC_{kind.upper()}": f'kind="{kind}"' for kind in _KINDS},
     "KVC_WRAPPER": '"wrapper"',
+    **{f"KVC_{dtype}": dtype.lower() for dtype in _TYPES},
     "KVC_TOKEN_ENCODER_INPUT": "carries_input",
     "KVC_TOKEN_SEES_LATER": "sees_later",
     "KVC_TOKEN_TYPE()": "types",
@@ -61,7 +63,7 @@ _WORDS = {
     "token_flags[": "sees_later/types/carries_input[",
 }
 _PATTERN = re.compile(
-    "|".join(rf"\b{re.escape(word)}" + (r"\b" if word[-1].isalpha() else "") for word in _WORDS)
+    "|".join(rf"\b{re.escape(word)}" + (r"\b" if word[-1].isalnum() else "") for word in _WORDS)
 )
 
 
