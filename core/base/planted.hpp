@@ -76,6 +76,23 @@ enum class Bug {
   wrapped_child_obeys,
   sharer_owes_put,
   one_freed_state_kept,
+  scales_left_behind,
+  scales_not_cleared,
+  unput_scales_stale,
+  codes_put_without_scales,
+  digest_without_scales,
+  copied_keys_not_turned,
+  unseen_keys_copied,
+  one_key_for_two_positions,
+  quantised_keys_split,
+  block_of_default_size,
+  v_from_first_dims,
+  scales_bound_too_late,
+  scales_of_first_layer,
+  scale_of_first_head,
+  query_not_rotated,
+  output_not_rotated_back,
+  query_rotated_before_turn,
 };
 
 #ifdef KVC_PLANTED_BUGS

@@ -1,4 +1,5 @@
 #include "core/caches/bounds.hpp"
+#include "core/base/planted.hpp"
 
 #include "core/base/messages.hpp"
 
@@ -90,7 +91,8 @@ Status resolve_storage(CacheBounds& b) {
     return fail(Status::invalid_argument, "v_first is %d; without KVC_CACHE_V_IN_K it must be 0",
                 b.v_first);
   }
-  const RowRequest k = {"dtype_k", b.type_k, b.head_dim_k, b.block_k, b.rotate_k};
+  const RowRequest k = {"dtype_k", b.type_k, b.head_dim_k,
+                        planted(Bug::block_of_default_size) ? 0 : b.block_k, b.rotate_k};
   if (Status s = resolve_row_format(k, &b.row_k); s != Status::ok) return s;
   if (b.v_in_k) return resolve_v_in_k(b);
   const RowRequest v = {"dtype_v", b.type_v, b.head_dim_v, b.block_v, b.rotate_v};

@@ -1,3 +1,4 @@
+#include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
 #include "core/caches/seen_tokens.hpp"
 
@@ -61,7 +62,7 @@ Status CausalCache::prepare_copy(int32_t layer) {
   if (Status s = make_plan(); s != Status::ok) return s;
   int32_t copies = 0;
   for_each_split([&](int32_t, int32_t, Token) { ++copies; });
-  if (copies == 0) return Status::ok;
+  if (copies == 0 || planted(Bug::one_key_for_two_positions)) return Status::ok;
   if (copies > book_.pool().n_free()) {
     return fail(
         Status::cache_full,
@@ -114,10 +115,12 @@ Status CausalCache::get_copy(int32_t layer, const Tensor& k, const Tensor& v) {
   };
   // What no token of the batch sees is zeros.
   for (int32_t column = 0; column < columns; ++column) {
-    if (Status s = add(-1, 0, column); s != Status::ok) return s;
+    if (Status s = add(planted(Bug::unseen_keys_copied) ? first + column : -1, 0, column);
+        s != Status::ok)
+      return s;
   }
   if (Status s = flush(); s != Status::ok) return s;
-  load.offset = offset;
+  if (!planted(Bug::copied_keys_not_turned)) load.offset = offset;
   const AttentionPlan& made = plan_.made();
   const AttentionRow* seen_row = made.rows;
   for (int32_t t = 0; t < book_.n_in_batch(); ++t) {

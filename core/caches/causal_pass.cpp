@@ -3,6 +3,7 @@
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
+#include "core/caches/planted_scales.hpp"
 #include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
@@ -34,9 +35,10 @@ Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
 Status CausalCache::put_codes(int32_t layer, const Codes& codes) {
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
-  const StoreCodesParams store = {layers_[layer].storage, book_.batch_cell(),
-                                  pass_.n_tokens(),       codes.k,
-                                  codes.k_scales,         codes.v,
+  const LayerStorage storage = with_scales_unless(Bug::codes_put_without_scales,
+                                                  layers_[layer].storage);
+  const StoreCodesParams store = {storage,       book_.batch_cell(), pass_.n_tokens(),
+                                  codes.k,       codes.k_scales,     codes.v,
                                   codes.v_scales};
   if (Status s = health_.after(on_device_->store_codes(store)); s != Status::ok) return s;
   pass_.note_put(layer);
@@ -62,7 +64,8 @@ Status CausalCache::clear_freed() {
   const int32_t n = book_.n_freed();
   for (int32_t layer = 0; n > 0 && layer < bounds_.n_layers - planted(Bug::last_layer_not_cleared);
        ++layer) {
-    const ClearParams clear = {layers_[layer].storage, book_.freed(), n};
+    const ClearParams clear = {with_scales_unless(Bug::scales_not_cleared, layers_[layer].storage),
+                               book_.freed(), n};
     if (Status s = health_.after(on_device_->clear(clear)); s != Status::ok) return s;
   }
   book_.forget_freed();
@@ -74,7 +77,8 @@ Status CausalCache::settle_unput() {
   if (pass_.is_fully_put() || planted(Bug::stale_layer)) return Status::ok;
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
     if (pass_.was_put(layer)) continue;
-    const ClearParams clear = {layers_[layer].storage, book_.batch_cell(), pass_.n_tokens()};
+    const ClearParams clear = {with_scales_unless(Bug::unput_scales_stale, layers_[layer].storage),
+                               book_.batch_cell(), pass_.n_tokens()};
     if (Status s = health_.after(on_device_->clear(clear)); s != Status::ok) return s;
   }
   return Status::ok;

@@ -2,6 +2,7 @@
 
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
+#include "core/caches/planted_scales.hpp"
 #include "core/caches/seen_tokens.hpp"
 #include "core/cells/sequence_checks.hpp"
 
@@ -37,7 +38,7 @@ Status CausalCache::history(int32_t layer, int32_t* first, int32_t* cells) {
 Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   if (Status s = layers_.check_lendable(k != nullptr, v != nullptr); s != Status::ok) return s;
-  if (is_plain(bounds_.type_k)) {
+  if (is_plain(bounds_.type_k) || planted(Bug::quantised_keys_split)) {
     if (Status s = rotate_pending(); s != Status::ok) return s;
   }
   int32_t first = 0, cells = 0;
@@ -114,8 +115,9 @@ Status CausalCache::rotate_pending() {
 void CausalCache::apply(Moves& moves) {
   for (int32_t layer = 0; layer < bounds_.n_layers && moves.n > 0; ++layer) {
     const KvLayers::Layer& l = layers_[layer];
-    (void)health_.after(on_device_->move(
-        {l.storage, l.constants.rope, moves.from, moves.to, moves.offset, moves.n}));
+    (void)health_.after(
+        on_device_->move({with_scales_unless(Bug::scales_left_behind, l.storage), l.constants.rope,
+                          moves.from, moves.to, moves.offset, moves.n}));
   }
   moves.n = 0;
 }

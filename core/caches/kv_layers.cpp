@@ -5,6 +5,7 @@
 #include <new>
 
 #include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
 
 namespace kvc {
 namespace {
@@ -84,7 +85,7 @@ void KvLayers::carve_storage(Carver& carver, Layer& layer, int32_t rows) const {
     place_inside(v.codes, k.codes, k.codes.row_bytes);
   } else if (bounds_.v_in_k) {
     RowFormat before = bounds_.row_k;  // the part of a row before V
-    before.head_dim = bounds_.v_first;
+    before.head_dim = planted(Bug::v_from_first_dims) ? 0 : bounds_.v_first;
     place_inside(v.codes, k.codes, before.code_bytes());
     place_inside(v.scales, k.scales, before.scale_bytes());
   } else {
@@ -137,7 +138,7 @@ Status KvLayers::check_scales(bool of_k, bool of_v) const {
 void KvLayers::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
                            const float* v_scales) {
   for (int32_t index = layer_begin; index < layer_end; ++index) {
-    Layer& layer = layers_[index];
+    Layer& layer = layers_[planted(Bug::scales_of_first_layer) ? 0 : index];
     if (k_scales != nullptr) std::copy_n(k_scales, bounds_.n_kv_heads, layer.k_scales);
     if (v_scales != nullptr) std::copy_n(v_scales, bounds_.n_kv_heads, layer.v_scales);
   }

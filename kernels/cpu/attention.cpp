@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core/base/half.hpp"
+#include "core/base/planted.hpp"
 #include "kernels/cpu/attention_plan.hpp"
 #include "kernels/cpu/attention_weights.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
@@ -242,8 +243,9 @@ void Call::load_queries(const Item& item) const {
   if (constants.softcap != 0)
     unit = query_carries(constants.softcap) ? 1 / static_cast<double>(constants.softcap) : 1.0;
   const Slab& keys = params_.storage.k;
-  const auto factor = static_cast<float>(constants.scale * unit *
-                                         static_cast<double>(keys.scale_of(item.kv_head)));
+  const auto factor = static_cast<float>(
+      constants.scale * unit *
+      static_cast<double>(keys.scale_of(planted(Bug::scale_of_first_head) ? 0 : item.kv_head)));
   float* to = item.scratch.q;
   for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
     const int64_t token = params_.plan.rows[item.tile->row + t].token;
@@ -259,7 +261,8 @@ void Call::load_queries(const Item& item) const {
       }
       std::fill(to + head_dim, to + q_stride_, 0.0f);
       // Keys that owe a rotation by RoPE need it undone on the query first (turn_queries).
-      if (keys.format.rotation != 0 && !keys_turn(item))
+      const bool turns_later = keys_turn(item) && !planted(Bug::query_rotated_before_turn);
+      if (keys.format.rotation != 0 && !turns_later && !planted(Bug::query_not_rotated))
         kernels_.rotate(to, head_dim, keys.format.rotation);
     }
   }
@@ -545,7 +548,8 @@ void Call::turn_queries(const Item& item, int32_t offset) const {
     const size_t row = static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
     float* to = item.scratch.q_rotated + row;
     rotations.turn(one_row(to, item.scratch.q + row, q_stride_), -offset);
-    if (format.rotation != 0) kernels_.rotate(to, format.head_dim, format.rotation);
+    if (format.rotation != 0 && !planted(Bug::query_rotated_before_turn))
+      kernels_.rotate(to, format.head_dim, format.rotation);
   }
 }
 
@@ -608,7 +612,8 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   if (sees_nothing) std::fill_n(o, o_stride_, 0.0f);
   const Slab& values = params_.storage.v;
   factor *= static_cast<double>(values.scale_of(item.kv_head));
-  if (values.format.rotation != 0) kernels_.rotate_back(o, head_dim, values.format.rotation);
+  if (values.format.rotation != 0 && !planted(Bug::output_not_rotated_back))
+    kernels_.rotate_back(o, head_dim, values.format.rotation);
   const Tensor& out = params_.tensors.out;
   const int64_t index = token * out.stride[0] + q_head * out.stride[1];
   if (out.stride[2] == 1) {

@@ -38,6 +38,17 @@ void World::put_codes(int32_t layer, const Codes& codes) {
   judge(made, put_codes(at.cache, at.layer, codes), expected);
 }
 
+/// Now and then a second time with the same codes under other scales, which is another state.
+void World::put_drawn_codes(int32_t layer) {
+  Codes codes = draw_codes(n_tokens());
+  put_codes(layer, codes);
+  if (!random_.chance(0.1)) return;
+  for (const auto& [storage, bytes] :
+       {std::pair(&oracle_.storage_k, &codes.k), std::pair(&oracle_.storage_v, &codes.v)})
+    double_scales(*storage, *bytes);
+  put_codes(layer, codes);
+}
+
 // ---- Reading -----------------------------------------------------------------------------------------
 
 template <class Visit>

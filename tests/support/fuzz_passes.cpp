@@ -44,7 +44,7 @@ void World::put(int32_t layer) {
     layer = some_layer();
   }
   const int64_t heads = setup_.cache.n_kv_heads;
-  if (random_.chance(0.25)) return put_codes(layer);
+  if (random_.chance(0.25)) return put_drawn_codes(layer);
   support::Array k(some_dtype(), {n_tokens(), heads, oracle_.cache.head_dim_k}, random_);
   support::Array v(some_dtype(), {n_tokens(), heads, oracle_.cache.head_dim_v}, random_);
   fill_values(k);

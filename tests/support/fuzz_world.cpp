@@ -38,7 +38,7 @@ std::vector<Choice> World::layer_choices() {
           {weight(4, 20), [this] { get(); }},
           {weight(4, 15), [this] { get_codes(); }},
           {weight(4, 20), [this] { get_copy(); }},
-          {weight(4, complete ? 8 : 30), [this] { put_codes(some_layer()); }},
+          {weight(4, complete ? 8 : 30), [this] { put_drawn_codes(some_layer()); }},
           {weight(4, 25), [this] { mask(); }},
           {weight(4, 15), [this] { history_range(); }},
           {weight(30, 15), [this] { gather(); }},

@@ -57,7 +57,7 @@ class World : public KindWorld {
   };
   Codes draw_codes(int64_t n);
   Codes nan_codes(int64_t n) const;
-  void put_codes(int32_t layer) { put_codes(layer, draw_codes(n_tokens())); }
+  void put_drawn_codes(int32_t layer);
   void put_codes(int32_t layer, const Codes& codes);
   kvc_status put_codes(kvc_cache* cache, int32_t layer, const Codes& codes) const;
 

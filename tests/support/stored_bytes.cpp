@@ -63,6 +63,15 @@ bool is_zero_row(const kvc_tensor& view, int64_t cell, int64_t head) {
   return std::all_of(row, row + view.shape[2] * size, [](char byte) { return byte == 0; });
 }
 
+void double_scales(const model::Storage& storage, model::Oracle::Bytes& bytes) {
+  if (storage.block == 0) return;
+  const auto n = static_cast<int64_t>(bytes.scales.size() /
+                                      model::element_bytes(storage.scale_dtype()));
+  for (int64_t i = 0; i < n; ++i)
+    model::store(bytes.scales.data(), storage.scale_dtype(), i,
+                 2 * model::load(bytes.scales.data(), storage.scale_dtype(), i));
+}
+
 void append_row(model::Oracle::Bytes& bytes, const model::StoredRows& rows, size_t row) {
   const model::Storage& storage = rows.storage();
   bytes.codes.insert(bytes.codes.end(), rows.codes(row), rows.codes(row) + storage.code_bytes());

@@ -13,6 +13,7 @@ model::Oracle::Bytes draw_bytes(const model::Storage& storage, int64_t n_rows,
                                 support::Random& random);
 /// Numbers that are NaN, or codes that are not zero under scales that are NaN.
 model::Oracle::Bytes nan_bytes(const model::Storage& storage, int64_t n_rows);
+void double_scales(const model::Storage& storage, model::Oracle::Bytes& bytes);
 void append_row(model::Oracle::Bytes& bytes, const model::StoredRows& rows, size_t row);
 
 /// Tensors of rows of bytes, [n, heads, …] in some layout.
