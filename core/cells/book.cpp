@@ -141,8 +141,9 @@ Status CellBook::check_room(const Batch& batch) const {
                   "sequence %d holds %d positions of at most %d (%s), and the batch brings %d: %s",
                   plan_order_[i], static_cast<int32_t>(held), rules_.sequence_limit,
                   rules_.limited ? "memory + keep_first + 2 * max_batch" : "capacity", plan.count,
-                  plan.count > rules_.sequence_limit ? "create the cache with a larger capacity"
-                                                     : "remove positions with kvc_remove first");
+                  plan.count > rules_.sequence_limit
+                      ? "create the cache with a larger capacity"
+                      : "free positions first, with kvc_remove or kvc_resume");
     }
   }
   const int32_t room = pool_.n_free() + pool_.n_free_at_commit();
@@ -157,7 +158,7 @@ Status CellBook::check_room(const Batch& batch) const {
               batch.sequence[first_without], room, rules_.n_cells, n_planned_tokens_,
               n_planned_tokens_ > rules_.n_cells
                   ? "create the cache with more cells, or bring fewer tokens at once"
-                  : "remove tokens of any sequence with kvc_remove first");
+                  : "free tokens of any sequence first, with kvc_remove or kvc_resume");
 }
 
 // ---- Sliding -------------------------------------------------------------------------------------------------------------

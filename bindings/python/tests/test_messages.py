@@ -285,3 +285,15 @@ def test_what_has_ended(make, fill):
     with pytest.raises(kvc.InvalidHandle, match="the cache is closed: create another"):
         with cache:
             raise AssertionError("the block of a closed cache ran")
+
+
+def test_a_full_hybrid_advises_what_each_of_its_caches_takes(model):
+    """Its states lose no middle part with remove(), but a sequence can step back with resume()."""
+    cache = model(
+        kvc.Layer(kind="recurrent", state_shape=4), kvc.Layer(n_kv_heads=1, head_dim=4, capacity=4)
+    )
+    with cache.forward(range(3)):
+        cache.state_put(0, "recurrent", np.zeros((1, 4), np.float32))
+        cache.put(1, *[np.zeros((3, 1, 4), np.float32)] * 2)
+    with pytest.raises(kvc.CacheFull, match=r"free positions first, with remove\(\) or resume\(\)"):
+        cache.begin([3, 4])
