@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from ._descriptors import Kind, Rotate
 from ._handles import checks_names
-from .errors import InvalidArgument
+from .errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
     from typing import Type, TypeVar
@@ -113,7 +114,23 @@ def caches_of(
         counts[child] += 1
     if not places:
         raise InvalidArgument("layers is empty: pass a kvc.Layer for each layer of the model")
-    return [_arguments(layer, n, capacity, dtype) for layer, n in zip(order, counts)], places
+    arguments = []
+    for child, (layer, n_layers) in enumerate(zip(order, counts)):
+        with names_layer(places, child):
+            arguments.append(_arguments(layer, n_layers, capacity, dtype))
+    return arguments, places
+
+
+@contextmanager
+def names_layer(places: List[Tuple[int, int]], child: int) -> Iterator[None]:
+    """An error in making a cache names the first layer that it is for."""
+    index = [cache for cache, _ in places].index(child)
+    try:
+        yield
+    except Error as error:
+        raise type(error)(f"the cache of layers[{index}]: {error}", error.status) from None
+    except TypeError as error:
+        raise TypeError(f"the cache of layers[{index}]: {error}") from None
 
 
 def _arguments(

@@ -21,7 +21,7 @@ import numpy as np
 from . import kvc_capi as _capi
 from ._handles import CacheHandle, Shape, checks_names, integer
 from .errors import InvalidArgument, InvalidHandle
-from .layers import Layer, caches_of
+from .layers import Layer, caches_of, names_layer
 
 if TYPE_CHECKING:
     from typing import Type
@@ -149,8 +149,9 @@ class Wrapping(CacheHandle):
         }
         made: List[Cache] = []
         try:
-            for each in arguments:
-                made.append(_cache_class()(**each, **common))
+            for child, each in enumerate(arguments):
+                with names_layer(places, child):
+                    made.append(_cache_class()(**each, **common))
             wrapper = cls.wrap(made, places)
         except BaseException:
             for child in made:
@@ -172,8 +173,12 @@ class Wrapping(CacheHandle):
     ) -> int:
         """The bytes that from_layers() with these arguments would reserve. Allocates nothing."""
         common = {"max_sequences": max_sequences, "max_batch": max_batch, "device": device}
-        arguments, _ = caches_of(layers, capacity, dtype)
-        return sum(_cache_class().memory_bytes(**each, **common) for each in arguments)
+        arguments, places = caches_of(layers, capacity, dtype)
+        total = 0
+        for child, each in enumerate(arguments):
+            with names_layer(places, child):
+                total += _cache_class().memory_bytes(**each, **common)
+        return total
 
     @property
     def children(self) -> Tuple[Cache, ...]:

@@ -60,22 +60,47 @@ def test_a_layer_has_the_arguments_of_a_cache_and_their_defaults():
         ),
         (lambda: kvc.Cache.from_layers([dict()]), TypeError, r"layers\[0\] must be a kvc.Layer"),
         (lambda: kvc.Cache.from_layers([]), kvc.InvalidArgument, "layers is empty"),
-        (lambda: kvc.Cache.from_layers([FULL]), TypeError, "'causal' needs capacity"),
+        (lambda: kvc.Cache.from_layers([FULL]), TypeError, r"\[0\]: .* 'causal' needs capacity"),
         (
             lambda: kvc.Cache.from_layers([replace(CROSS, capacity=None)], capacity=9),
             kvc.InvalidArgument,
-            r"kind='encoder'\) needs a capacity of its own",
+            r"^the cache of layers\[0\]: .*kind='encoder'\) needs a capacity of its own",
         ),
         (
-            lambda: kvc.Cache.from_layers([replace(CROSS, reach=9)], capacity=9),
+            lambda: kvc.Cache.from_layers([FULL, FULL, replace(CROSS, reach=9)], capacity=9),
             kvc.InvalidArgument,
-            "only causal caches take reach",
+            r"^the cache of layers\[2\]: only causal caches take reach",
+        ),
+        (
+            lambda: kvc.Cache.layers_memory_bytes([FULL, replace(FULL, dtype="q8_0")], capacity=9),
+            kvc.InvalidArgument,
+            r"^the cache of layers\[1\]: dtype_k is q8_0, which takes multiples of 32",
+        ),
+        (
+            lambda: kvc.Cache.from_layers([FULL, replace(FULL, dtype="q8")], capacity=9),
+            kvc.DtypeError,
+            r"^the cache of layers\[1\]: dtype 'q8' is not one of",
         ),
     ],
 )
 def test_a_wrong_description_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_layers_may_be_stored_as_codes(model):
+    latent = kvc.Layer(n_kv_heads=1, head_dim=192, head_dim_v=128, v_first=0, dtype="q8_0")
+    turned = kvc.Layer(n_kv_heads=1, head_dim=64, dtype="nf4", block=32, rotate="k")
+    cache = model(latent, turned, latent)
+    assert [child.n_layers for child in cache.children] == [2, 1]
+    with cache.forward([0]):
+        for layer in (0, 2):
+            cache.put(layer, np.ones((1, 1, 192), np.float32))
+        cache.put(1, *[np.ones((1, 1, 64), np.float32)] * 2)
+        assert cache.get_codes(0).v.shape == (1, 1, 128)
+        assert cache.get_codes(1).k_scales.shape == (1, 1, 2)
+        with pytest.raises(TypeError, match="v must be an array"):
+            cache.put(1, np.ones((1, 1, 64), np.float32))
 
 
 def test_a_description_shows_what_it_says():
