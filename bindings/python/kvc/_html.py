@@ -37,6 +37,8 @@ def _body(snapshot: Snapshot) -> str:
         f"{stats.cells_used} of {stats.cells} {unit} used, {stats.cells_shared} "
         f"shared; {stats.bytes / 1e6:.1f} MB; {stats.passes} passes"
     )
+    if snapshot.storage:
+        numbers += f"<br>{escape(snapshot.storage)}"
     if snapshot.kind == "wrapper":
         children = [
             f"<li>child {i}, {child.kind}: {_body(child)}</li>"

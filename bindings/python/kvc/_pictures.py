@@ -93,8 +93,10 @@ def _colour(owner: int) -> Any:
     return colormaps["tab20"](owner * 2 % 20 + owner // 10 % 2)
 
 
-def _summary(stats: Stats) -> str:
-    return f"{stats.bytes / 1e6:.1f} MB; {stats.state} after {stats.passes} passes"
+def _summary(snapshot: Snapshot) -> str:
+    stats = snapshot.stats
+    storage = f"\n{snapshot.storage}" if snapshot.storage else ""
+    return f"{stats.bytes / 1e6:.1f} MB; {stats.state} after {stats.passes} passes{storage}"
 
 
 # ---- Cells ---------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def _draw_pool(axes: Axes, snapshot: Snapshot, owner: Owners, pending: Marks) ->
     axes.set_yticklabels([str(int(row) * width) for row in axes.get_yticks()])
     axes.set_title(
         f"{stats.cells_used} of {stats.cells} cells used, {stats.cells_shared} shared; "
-        f"{_summary(stats)}",
+        f"{_summary(snapshot)}",
         fontsize=10,
     )
 
@@ -161,7 +163,7 @@ def _draw_slots(axes: Axes, snapshot: Snapshot) -> None:
     axes.set_yticks(range(slots) if slots <= 16 else [0, slots - 1])
     axes.set_title(
         f"{(held != FREE).sum()} of {slots} slots hold inputs, {(held == SHARED).sum()} shared; "
-        f"{_summary(snapshot.stats)}",
+        f"{_summary(snapshot)}",
         fontsize=10,
     )
 
@@ -180,7 +182,8 @@ def _draw_memory(axes: Axes, whole: Snapshot, parts: List[Tuple[str, Snapshot]])
         axes.text(
             0.99,
             row,
-            f"{stats.cells_used} of {stats.cells} {unit}, {stats.bytes / 1e6:.1f} MB",
+            f"{stats.cells_used} of {stats.cells} {unit}, {stats.bytes / 1e6:.1f} MB"
+            + (f"; {part.storage}" if part.storage else ""),
             ha="right",
             va="center",
             fontsize=8,
@@ -188,7 +191,7 @@ def _draw_memory(axes: Axes, whole: Snapshot, parts: List[Tuple[str, Snapshot]])
     axes.set(xlim=(0, 1), ylim=(len(parts) - 0.4, -0.6), xlabel="share of the memory")
     axes.set_yticks(range(len(parts)))
     axes.set_yticklabels([label for label, _ in parts])
-    axes.set_title(f"{whole.kind}: {_summary(whole.stats)}", fontsize=10)
+    axes.set_title(f"{whole.kind}: {_summary(whole)}", fontsize=10)
 
 
 # ---- Sequences -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import kvc_capi as _capi
 from ._arrays import STORED, Array, dtype_code, dtype_name, numpy_dtype
-from ._handles import integer, number, set_integers
+from ._handles import Shape, integer, number, set_integers
 from .errors import InvalidArgument, ShapeError
 
 if TYPE_CHECKING:
@@ -54,7 +54,16 @@ def storage_info(dtype: Dtype, head_dim: int, *, block: int = 0) -> StorageInfo:
     Raises DtypeError, InvalidArgument (a head_dim or block that the type does not take; the message
     names types that do).
     """
-    return info_of(_query(dtype_code(dtype, "dtype", STORED), integer("head_dim", head_dim), block))
+    info = _query(dtype_code(dtype, "dtype", STORED), integer("head_dim", head_dim), block)
+    return StorageInfo(
+        dtype_name(info.dtype),
+        numpy_dtype(info.code_dtype),
+        numpy_dtype(info.scale_dtype) if info.scale_dtype else None,
+        info.block,
+        info.codes_per_row,
+        info.scales_per_row,
+        info.bytes_per_row,
+    )
 
 
 def encode(
@@ -142,17 +151,31 @@ def decode(
     return returned
 
 
-def info_of(info: Any) -> StorageInfo:
-    """The library's struct as a record."""
-    return StorageInfo(
-        dtype_name(info.dtype),
-        numpy_dtype(info.code_dtype),
-        numpy_dtype(info.scale_dtype) if info.scale_dtype else None,
-        info.block,
-        info.codes_per_row,
-        info.scales_per_row,
-        info.bytes_per_row,
-    )
+def stored_in_words(shape: Shape) -> str:
+    """How a cache stores keys and values, and in how many bytes; empty: it stores none, or is made of
+    several."""
+    if not shape.dtype_k:
+        return ""
+    k = _query(shape.dtype_k, shape.head_dim_k, shape.block_k)
+    k_words = _side_in_words(k, bool(shape.flags & _capi.KVC_CACHE_ROTATE_K))
+    n_bytes = k.bytes_per_row
+    if shape.v_first is not None:
+        words = f"K in {k_words}, V in K from element {shape.v_first}"
+    else:
+        v = _query(shape.dtype_v, shape.head_dim_v, shape.block_v)
+        v_words = _side_in_words(v, bool(shape.flags & _capi.KVC_CACHE_ROTATE_V))
+        n_bytes += v.bytes_per_row
+        same = k_words == v_words
+        words = f"K and V in {k_words}" if same else f"K in {k_words}, V in {v_words}"
+    if shape.flags & _capi.KVC_CACHE_INTERLEAVED:
+        words += ", interleaved"
+    unit = "position of an input" if shape.kind == "encoder" else "token"
+    return f"{words}: {n_bytes * shape.n_kv_heads * shape.n_layers:,} bytes a {unit}"
+
+
+def _side_in_words(info: Any, rotated: bool) -> str:
+    blocks = f" (blocks of {info.block})" if info.block else ""
+    return f"{'rotated ' if rotated else ''}{dtype_name(info.dtype)}{blocks}"
 
 
 def _query(code: int, head_dim: int, block: int) -> Any:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Tuple, Union
 import numpy as np
 
 from .cache import Cache
+from .codecs import stored_in_words
 from .info import EncoderInput, Run, SequenceInfo, Stats
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Snapshot:
     """by sequence: where it can continue if it must go back by a token or more"""
     children: List[Snapshot] = field(default_factory=list)
     """of a wrapper, without those that are closed"""
+    storage: str = ""
+    """how keys and values are stored, and in how many bytes; empty: not at all, or see children"""
 
     @staticmethod
     def of(cache: Cache, layer: int = 0) -> Snapshot:
@@ -83,6 +86,7 @@ class Snapshot:
                 if info.next
             },
             [Snapshot.of(child) for child in cache.children if not child.closed],
+            stored_in_words(cache._shape) if cache.kind != "wrapper" else "",
         )
 
     def holders(self, sequence: int) -> List[int]:
@@ -118,7 +122,8 @@ class History:
 
 
 def draw(what: Union[Cache, Snapshot], history: Optional[History] = None) -> Figure:
-    """Draws a cache, and its memory over a run if there is a history. Each sequence has a colour.
+    """Draws a cache, and its memory over a run if there is a history. Each sequence has a colour. The
+    headings name how keys and values are stored: types, blocks, rotation, bytes of a token.
 
     A causal cache: the pool, cell after cell, row after row. Below, what each sequence holds by
     position, and what slid out of its window. Shared cells are dark. Hatched keys have a pending

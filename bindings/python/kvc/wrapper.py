@@ -154,8 +154,8 @@ class Wrapping(CacheHandle):
                     made.append(_cache_class()(**each, **common))
             wrapper = cls.wrap(made, places)
         except BaseException:
-            for child in made:
-                child.close()
+            for cache in made:
+                cache.close()
             raise
         wrapper._owns_children = True
         return wrapper

@@ -1,6 +1,8 @@
 """Pictures of caches of every kind: slots by owner, checkpoints on the time line, which child holds a
 sequence back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -174,3 +176,43 @@ def test_a_wrapped_child_has_no_picture_of_its_own(hybrid, monkeypatch):
     hybrid.children[0].close()
     hybrid.close()
     assert set(seen) == {"wrapper"}
+
+
+@pytest.mark.parametrize(
+    "layer, words",
+    [
+        (kvc.Layer(dtype="f16"), "K and V in f16: 512 bytes a token"),
+        (kvc.Layer(dtype="f16", interleaved=True), "K and V in f16, interleaved: 512 bytes a token"),
+        (
+            kvc.Layer(dtype="q8_0", rotate=True),
+            "K and V in rotated q8_0 (blocks of 32): 272 bytes a token",
+        ),
+        (
+            kvc.Layer(dtype_k="f8_e4m3", dtype_v="nf4", block=16, rotate="v"),
+            "K in f8_e4m3, V in rotated nf4 (blocks of 16): 224 bytes a token",
+        ),
+        (
+            kvc.Layer(dtype="q4_0", v_first=32, head_dim_v=32),
+            "K in q4_0 (blocks of 32), V in K from element 32: 72 bytes a token",
+        ),
+        (
+            kvc.Layer(kind="encoder", capacity=9, dtype="int8"),
+            "K and V in int8 (blocks of 64): 272 bytes a position of an input",
+        ),
+    ],
+)
+def test_the_storage_is_named(made, layer, words):
+    cache = made(replace(layer, n_kv_heads=2, head_dim=64))
+    assert Snapshot.of(cache).storage == words
+    assert words in draw(cache).axes[0].get_title()
+    assert words in cache._repr_html_()
+
+
+def test_a_wrapper_names_the_storage_of_each_child(made, tmp_path):
+    cache = made(WINDOW, STATE, replace(CROSS, head_dim=32, dtype="q4_0"))
+    assert Snapshot.of(cache).storage == Snapshot.of(cache).children[1].storage == ""
+    figure = draw(cache)
+    figure.savefig(tmp_path / "cache.svg")
+    first, states, last = texts(figure.axes[0])
+    assert first.endswith("; K and V in f32: 64 bytes a token") and states.endswith(" MB")
+    assert last.endswith("; K and V in q4_0 (blocks of 32): 36 bytes a position of an input")
