@@ -18,8 +18,8 @@ struct Option {
   std::function<void(AttentionOptions&)> apply;
 };
 
-const std::vector<Option>& all_options() {
-  static const std::vector<Option> list = {
+std::vector<Option> options_of_attention() {
+  return {
       {"reach", [](auto& o) { o.reach = 20; }},
       {"reach 1", [](auto& o) { o.reach = 1; }},
       {"memory", [](auto& o) { o.reach = o.reach ? o.reach : 24, o.memory = 60; }},
@@ -59,6 +59,15 @@ const std::vector<Option>& all_options() {
       {"weights", [](auto& o) { o.weights = true; }},
       {"hidden NaN", [](auto& o) { o.hidden_nan = true; }},
   };
+}
+
+const std::vector<Option>& all_options() {
+  static const std::vector<Option> list = [] {
+    std::vector<Option> all = options_of_attention();
+    for (const support::StorageOption& each : support::storage_options())
+      all.push_back({each.name, each.apply});
+    return all;
+  }();
   return list;
 }
 

@@ -47,7 +47,9 @@ class Prompt {
           << support::last_message();
       const kvc_tensor k = part(k_, start, n), v = part(v_, start, n), q = part(q_, start, n);
       Array out(options_.dtype_out, {n, options_.n_q_heads, options_.head_dim_v});
-      EXPECT_EQ(kvc_put_attention(rig.cache, 0, &k, &v, &q, out.tensor(), nullptr), KVC_OK)
+      EXPECT_EQ(kvc_put_attention(rig.cache, 0, &k, options_.v_in_k ? nullptr : &v, &q,
+                                  out.tensor(), nullptr),
+                KVC_OK)
           << support::last_message();
       EXPECT_EQ(kvc_commit(rig.cache), KVC_OK);
       const std::vector<double> rows = out.doubles();
@@ -77,8 +79,8 @@ struct Feature {
   std::function<void(AttentionOptions&)> apply;
 };
 
-const std::vector<Feature>& features() {
-  static const std::vector<Feature> list = {
+std::vector<Feature> features_of_attention() {
+  return {
       {"reach", [](auto& o) { o.reach = 19; }},
       {"memory", [](auto& o) { o.reach = o.reach ? o.reach : 30, o.memory = 50; }},
       {"chunk", [](auto& o) { o.chunk = 32; }},
@@ -95,6 +97,15 @@ const std::vector<Feature>& features() {
       {"gaps", [](auto& o) { o.gaps = true; }},
       {"padding", [](auto& o) { o.padding = 32; }},
   };
+}
+
+const std::vector<Feature>& features() {
+  static const std::vector<Feature> list = [] {
+    std::vector<Feature> all = features_of_attention();
+    for (const support::StorageOption& each : support::storage_options())
+      all.push_back({each.name, each.apply});
+    return all;
+  }();
   return list;
 }
 
@@ -129,7 +140,7 @@ TEST(Prefill, EqualsPrefillAndDecode) {
       list[a].apply(options);
       list[b].apply(options);
       options.name = std::string(list[a].name) + " + " + list[b].name;
-      compare_splits(options, number++);
+      compare_splits(support::reconciled(options), number++);
       if (HasFailure()) return;
     }
   }

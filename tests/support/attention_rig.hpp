@@ -18,7 +18,9 @@ namespace support {
 struct AttentionOptions {
   int32_t n_q_heads = 2, n_kv_heads = 2, head_dim_k = 64, head_dim_v = 64;
   uint32_t dtype_k = KVC_F32, dtype_v = KVC_F32;  // storage
-  uint32_t dtype_in = KVC_F32;                    // of the tensors that are put
+  int32_t block_k = 0, block_v = 0, v_first = 0;
+  bool rotated = false, interleaved = false, v_in_k = false;
+  uint32_t dtype_in = KVC_F32;  // of the tensors that are put
   uint32_t dtype_q = KVC_F32, dtype_out = KVC_F32;
   int32_t reach = 0, memory = 0, chunk = 0, keep_first = 0;
   float scale = 0, softcap = 0;
@@ -31,6 +33,16 @@ struct AttentionOptions {
   int32_t padding = 0;
   std::string name;
 };
+
+/// The same with storage types and dimensions that go together, wherever two options do not.
+AttentionOptions reconciled(AttentionOptions options);
+
+/// Storage types by themselves and beside each other.
+struct StorageOption {
+  const char* name;
+  void (*apply)(AttentionOptions&);
+};
+const std::vector<StorageOption>& storage_options();
 
 class AttentionRig {
  public:
@@ -59,6 +71,8 @@ class AttentionRig {
  private:
   Array array(uint32_t dtype, const std::vector<int64_t>& shape);
   void put(Array& k, Array& v);
+  void bind_rope();
+  void bind_scales();
 
   /// What a call adds, beside where its columns are.
   struct Extra {
