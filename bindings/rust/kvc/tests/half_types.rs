@@ -90,3 +90,31 @@ fn states_in_place_are_slices_of_half_types() {
     let states = view.bf16().unwrap().next().unwrap();
     assert_eq!(states.before(), [bf16::ZERO; DIM]);
 }
+
+#[test]
+fn slices_of_half_types_are_encoded_and_decoded() {
+    let rows: Vec<f16> = (0..32).map(|i| f16::from_f32(i as f32 - 9.0)).collect();
+    let codec = Codec {
+        dtype: DType::Q8_0,
+        ..Default::default()
+    };
+    let (mut codes, mut scales) = ([0i8; 32], [f16::ZERO; 1]);
+    let into = CodesMut {
+        codes: TensorMut::i8(&mut codes, &[32]).unwrap(),
+        scales: Some(TensorMut::f16(&mut scales, &[1]).unwrap()),
+    };
+    codec
+        .encode(Tensor::f16(&rows, &[32]).unwrap(), into)
+        .unwrap();
+    assert_eq!(scales[0], f16::from_f32(22.0 / 127.0));
+    let from = Codes {
+        codes: Tensor::i8(&codes, &[32]).unwrap(),
+        scales: Some(Tensor::f16(&scales, &[1]).unwrap()),
+    };
+    let mut decoded = [bf16::ZERO; 32];
+    let into = TensorMut::bf16(&mut decoded, &[32]).unwrap();
+    codec.decode(from, into).unwrap();
+    for (row, decoded) in rows.iter().zip(decoded) {
+        assert!((row.to_f32() - decoded.to_f32()).abs() < 0.2);
+    }
+}
