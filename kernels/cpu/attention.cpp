@@ -63,6 +63,7 @@ class Call {
   };
 
   void cut(Schedule& schedule);
+  void run_wave(ThreadPool& pool, const WorkWave& wave, int32_t end) noexcept;
   void run_item(int32_t index, int32_t thread) noexcept;
   void load_queries(const Item& item) const;
   Tile describe(const Item& item) const;
@@ -130,19 +131,24 @@ void Call::cut(Schedule& schedule) {
 void Call::run(ThreadPool& pool, Schedule& schedule) noexcept {
   cut(schedule);
   const WorkPlan& work = space_.work;
-  const int32_t n_counters = work.n_counters * params_.constants.n_q_heads;
-  for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
   for (int32_t thread = 0; thread < pool.n_threads(); ++thread) {
     OffsetRotations::forget(space_.scratch_of(thread).rotations);
   }
+  for (int32_t wave = 0; wave < work.n_waves; ++wave)
+    run_wave(pool, work.waves[wave], work.waves[wave + 1].unit);
+}
+
+void Call::run_wave(ThreadPool& pool, const WorkWave& wave, int32_t end) noexcept {
+  const int32_t n_counters = wave.n_counters * params_.constants.n_q_heads;
+  for (int32_t i = 0; i < n_counters; ++i) space_.finished[i].store(0, std::memory_order_relaxed);
   const auto run_one = [](void* context, int32_t item, int32_t thread) noexcept {
     static_cast<Call*>(context)->run_item(item, thread);
   };
-  const int32_t n_heads = params_.storage.k.n_heads * work.n_pieces;
+  const int32_t n_heads = params_.storage.k.n_heads * space_.work.n_pieces;
   const int32_t units_at_once = ThreadPool::items_max / n_heads;  // heads are 2^20 at most
-  for (first_unit_ = 0; first_unit_ < work.n_units; first_unit_ += units_at_once) {
-    const int32_t n_items = std::min(units_at_once, work.n_units - first_unit_) * n_heads;
-    if (work.cost < parallel_cost) {
+  for (first_unit_ = wave.unit; first_unit_ < end; first_unit_ += units_at_once) {
+    const int32_t n_items = std::min(units_at_once, end - first_unit_) * n_heads;
+    if (wave.cost < parallel_cost) {
       for (int32_t item = 0; item < n_items; ++item) run_one(this, item, 0);
     } else {
       pool.run(n_items, run_one, this);

@@ -54,11 +54,13 @@ class Planner {
   }
 
   void run() {
-    if (!make_tiles(true) || !choose_units()) {
-      make_tiles(false);  // too many rows that share: each needs two slots
-      choose_units();
+    make_tiles();
+    work_.n_units = 0;
+    for (int32_t wave = 0; wave < work_.n_waves; ++wave) {
+      choose_units(wave);
+      make_units(wave);
     }
-    make_units();
+    work_.waves[work_.n_waves].unit = work_.n_units;
   }
 
  private:
@@ -119,35 +121,60 @@ class Planner {
     return end - row >= 2 && plan_.rows[end - 1].list != plan_.rows[row].list ? end - row : 0;
   }
 
-  /// False when the rows that share need more slots than there are.
-  bool make_tiles(bool share) {
-    work_.n_tiles = 0;
-    int32_t next_shared = share ? 0 : plan_.n_shared;
-    int32_t shared_end = 0;  // rows below it are covered by a shared tile
-    int32_t shared_length = 0;
-    int32_t n_shared_rows = 0;
+  void begin_wave(int32_t row) {
+    work_.waves[work_.n_waves++] = WorkWave{.row = row, .tile = work_.n_tiles};
+    n_slots_ = 0;
+  }
+
+  /// The tiles over the rest of the lists of rows [row, end), behind what they share.
+  void add_lists(int32_t row, int32_t end, int32_t shared_length) {
+    while (row < end) {
+      const int32_t list = plan_.rows[row].list;
+      int32_t next = row;
+      while (next < end && plan_.rows[next].list == list) ++next;
+      add_tiles(row, next - row, list, shared_length, plan_.lists[list].total, false);
+      row = next;
+    }
+  }
+
+  /// Rows [row, row + n_rows) share a prefix. Each of them needs two slots, so many rows become several parts, about equally large,
+  /// that each read the prefix once.
+  void add_sharing(int32_t row, int32_t n_rows, int32_t length) {
+    const int32_t rows_max = work_.n_slots_max / 2;
+    const int32_t n_parts = (n_rows + rows_max - 1) / rows_max;
+    for (int32_t part = 0; part < n_parts; ++part) {
+      const int32_t begin = row + static_cast<int32_t>(int64_t{n_rows} * part / n_parts);
+      const int32_t end = row + static_cast<int32_t>(int64_t{n_rows} * (part + 1) / n_parts);
+      const int32_t n_slots = 2 * (end - begin);
+      if (n_slots_ + n_slots > work_.n_slots_max) begin_wave(begin);
+      n_slots_ += n_slots;
+      add_tiles(begin, end - begin, plan_.rows[begin].list, 0, length, true);
+      add_lists(begin, end, length);
+    }
+  }
+
+  void make_tiles() {
+    work_.n_tiles = work_.n_waves = 0;
+    begin_wave(0);
+    int32_t next_shared = work_.n_slots_max < 4 ? plan_.n_shared : 0;
     for (int32_t row = 0; row < plan_.n_rows;) {
       const int32_t list = plan_.rows[row].list;
       while (next_shared < plan_.n_shared && plan_.shared[next_shared].list_end <= list)
         ++next_shared;
-      if (row >= shared_end && next_shared < plan_.n_shared &&
-          plan_.shared[next_shared].list_begin <= list) {
+      if (next_shared < plan_.n_shared && plan_.shared[next_shared].list_begin <= list) {
         const SharedPrefix& shared = plan_.shared[next_shared++];
-        const int32_t n_rows = shared_rows(shared, row);
-        if (n_rows > 0) {
-          shared_end = row + n_rows;
-          shared_length = shared.length;
-          n_shared_rows += n_rows;
-          add_tiles(row, n_rows, list, 0, shared_length, true);
+        if (const int32_t n_rows = shared_rows(shared, row); n_rows > 0) {
+          add_sharing(row, n_rows, shared.length);
+          row += n_rows;
+          continue;
         }
       }
       int32_t end = row;
       while (end < plan_.n_rows && plan_.rows[end].list == list) ++end;
-      add_tiles(row, end - row, list, row < shared_end ? shared_length : 0, plan_.lists[list].total,
-                false);
+      add_lists(row, end, 0);
       row = end;
     }
-    return 2 * n_shared_rows <= work_.n_slots_max;
+    work_.waves[work_.n_waves] = WorkWave{.row = plan_.n_rows, .tile = work_.n_tiles};
   }
 
   int64_t cost_of(const WorkTile& tile) const {
@@ -168,27 +195,26 @@ class Planner {
   }
 
   /// Hands the stretches of long tiles out one by one, as far as there are slots; those of other tiles stay with one thread,
-  /// which folds them as they would be merged. False when even then there are too few slots.
-  bool choose_units() {
-    work_.cost = 0;
-    for (int32_t i = 0; i < work_.n_tiles; ++i) work_.cost += cost_of(work_.tiles[i]) * n_heads_;
-    int64_t item_cost = std::max<int64_t>(1, work_.cost / items_wanted);
-    for (int32_t attempt = 0; attempt < 40; ++attempt, item_cost *= 2) {
-      bool whole = true;
-      for (int32_t i = 0; i < work_.n_tiles; ++i) {
+  /// which folds them as they would be merged.
+  void choose_units(int32_t wave) {
+    WorkWave& w = work_.waves[wave];
+    const int32_t end = work_.waves[wave + 1].tile;
+    for (int32_t i = w.tile; i < end; ++i) w.cost += cost_of(work_.tiles[i]) * n_heads_;
+    // Tiles that stay whole have slots enough: a prefix is shared by as many rows only as that allows.
+    for (int64_t item_cost = std::max<int64_t>(1, w.cost / items_wanted);; item_cost *= 2) {
+      for (int32_t i = w.tile; i < end; ++i) {
         WorkTile& tile = work_.tiles[i];
         tile.is_split = tile.n_stretches > 1 && cost_of(tile) > item_cost;
-        whole = whole && !tile.is_split;
       }
-      if (assign_slots()) return true;
-      if (whole) return false;
+      if (assign_slots(wave)) return;
     }
-    return false;
   }
 
-  bool assign_slots() {
-    for (int32_t i = 0; i < plan_.n_rows; ++i) work_.rows[i] = WorkRow{};
-    for (int32_t i = 0; i < work_.n_tiles; ++i) {
+  bool assign_slots(int32_t wave) {
+    WorkWave& w = work_.waves[wave];
+    const WorkWave& next = work_.waves[wave + 1];
+    for (int32_t i = w.row; i < next.row; ++i) work_.rows[i] = WorkRow{};
+    for (int32_t i = w.tile; i < next.tile; ++i) {
       const WorkTile& tile = work_.tiles[i];
       for (int32_t t = 0; t < tile.n_tokens; ++t) {
         WorkRow& row = work_.rows[tile.row + t];
@@ -197,21 +223,21 @@ class Planner {
       }
     }
     int64_t n_slots = 0;
-    work_.n_counters = 0;
-    for (int32_t i = 0; i < plan_.n_rows; ++i) {
+    w.n_counters = 0;
+    for (int32_t i = w.row; i < next.row; ++i) {
       WorkRow& row = work_.rows[i];
       if (row.n_partials < 2) continue;
       row.slot = static_cast<int32_t>(n_slots);
-      row.counter = work_.n_counters++;
+      row.counter = w.n_counters++;
       n_slots += row.n_partials;
       if (n_slots > work_.n_slots_max) return false;
     }
     return true;
   }
 
-  void make_units() {
-    work_.n_units = 0;
-    for (int32_t i = 0; i < work_.n_tiles; ++i) {
+  void make_units(int32_t wave) {
+    const int32_t first = work_.waves[wave].unit = work_.n_units;
+    for (int32_t i = work_.waves[wave].tile; i < work_.waves[wave + 1].tile; ++i) {
       const WorkTile& tile = work_.tiles[i];
       for (int32_t u = 0; u < tile.n_units(); ++u) {
         const int32_t cells = tile.is_split
@@ -221,16 +247,18 @@ class Planner {
         work_.units[work_.n_units++] = WorkUnit{.cost = cells * per_cell, .tile = i, .index = u};
       }
     }
-    std::sort(work_.units, work_.units + work_.n_units, [](const WorkUnit& a, const WorkUnit& b) {
+    const auto longer = [](const WorkUnit& a, const WorkUnit& b) {
       if (a.cost != b.cost) return a.cost > b.cost;
       return a.tile != b.tile ? a.tile < b.tile : a.index < b.index;
-    });
+    };
+    std::sort(work_.units + first, work_.units + work_.n_units, longer);
   }
 
   const AttentionPlan& plan_;
   WorkPlan& work_;
   int32_t group_ = 1;
   int64_t n_heads_ = 1;
+  int32_t n_slots_ = 0;  // that the wave needs at least
 };
 
 }  // namespace
@@ -238,8 +266,10 @@ class Planner {
 void WorkPlan::place(Carver& carver, int32_t n_rows) {
   const auto count = static_cast<uint64_t>(n_rows);
   tiles = carver.take<WorkTile>(2 * count);
-  units = carver.take<WorkUnit>(2 * count + slots_max);
+  // The slots of a wave and of the next exceed slots_max, unless it is the last: waves × slots_max is at most 4 × rows more.
+  units = carver.take<WorkUnit>(6 * count + slots_max);
   rows = carver.take<WorkRow>(count);
+  waves = carver.take<WorkWave>(count + 1);
 }
 
 int32_t slots_for(size_t slot_bytes) {

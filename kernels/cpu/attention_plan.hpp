@@ -11,6 +11,7 @@
 ///   stretch  one of the equal parts of a tile's history
 ///   unit     a tile, or one of its stretches; an item of work is a unit and a head
 ///   slot     where the partial result of one token and one unit waits for the others
+///   wave     rows that share the slots; a batch with a shared prefix has as many waves as its rows need
 ///
 /// Tiles and stretches depend on the list's own rows and history alone, and partial results are folded in the order of stretches
 /// whoever makes them. So a token has the same bits for any number of threads and beside any other lists. Which stretches
@@ -58,17 +59,26 @@ struct WorkRow {
   int32_t counter = 0;            // index among the rows that have slots
 };
 
+/// Some neighbouring rows and their tiles, which are done before the next ones begin and leave them all slots.
+struct WorkWave {
+  int32_t row = 0;  // the first; the next wave has the first that is not in it
+  int32_t tile = 0;
+  int32_t unit = 0;
+  int32_t n_counters = 0;
+  int64_t cost = 0;  // of all units, all heads
+};
+
 struct WorkPlan {
   WorkTile* tiles = nullptr;  // [2 · n_rows]
-  WorkUnit* units = nullptr;  // [2 · n_rows + slots_max], longest first
+  WorkUnit* units = nullptr;  // [6 · n_rows + slots_max] wave by wave, longest first
   WorkRow* rows = nullptr;    // [n_rows]
+  WorkWave* waves = nullptr;  // [n_rows + 1], the last one empty
   int32_t n_tiles = 0;
   int32_t n_units = 0;
-  int32_t n_counters = 0;
+  int32_t n_waves = 0;
   int32_t n_pieces = 1;     // a group too large for a tile is cut into pieces
   int32_t piece_heads = 0;  // query heads per piece, the last one may have fewer
   int32_t n_slots_max = 0;
-  int64_t cost = 0;  // of all units, all heads
 
   void place(Carver& carver, int32_t n_rows);
 };

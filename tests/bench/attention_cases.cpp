@@ -89,6 +89,38 @@ void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, in
   rig.close();
 }
 
+/// What a token costs beside more others on one prefix than have partial results at once.
+void many_on_one_prefix(Limits& limits) {
+  const auto on_prefix = [](int32_t sequences) {
+    Setup setup;
+    setup.n_q_heads = 4;
+    setup.n_kv_heads = 1;
+    setup.context = 2048;
+    setup.layers = 4;
+    setup.shared = true;
+    setup.sequences = sequences;
+    return setup;
+  };
+  Rig fewer(on_prefix(256));
+  fewer.open(1);
+  for (const int32_t sequences : {257, 1024}) {
+    Rig rig(on_prefix(sequences));
+    rig.open(1);
+    fewer.attend_all();
+    rig.attend_all();
+    limits.clean_caches();
+    for (int pair = 0; pair < pairs(); ++pair) {
+      const double base = timed(fewer) / 256;
+      const double kernel = timed(rig);
+      report({"shared", "a token of " + std::to_string(sequences) + " sequences on one 2k prefix",
+              "x of 256", Better::lower, 1.1, 0},
+             kernel / sequences / base, kernel);
+    }
+    rig.close();
+  }
+  fewer.close();
+}
+
 }  // namespace
 
 void decode_cases(Limits& limits) {
@@ -175,6 +207,7 @@ void shared_cases(Limits& limits) {
   }
   rig.close();
   alone.close();
+  many_on_one_prefix(limits);
 }
 
 void option_cases(Limits& limits) {

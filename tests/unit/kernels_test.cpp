@@ -655,6 +655,20 @@ TEST(Kernels, ManyTokensOfOneSequence) {
   }
 }
 
+TEST(Kernels, ManySequencesOnOnePrefix) {
+  uint32_t seed = 3400;
+  for (const int32_t n_lists : {257, 300}) {
+    Options o{.group = 2, .n_kv_heads = 1, .head_dim_k = 16, .head_dim_v = 16};
+    o.n_lists = n_lists;
+    o.tokens_per_list = n_lists == 300 ? 2 : 1;
+    o.history = 200;
+    o.shared = o.lse = true;
+    o.window = n_lists == 257;
+    check(o, seed++);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST(Kernels, CallsOfWhichLittleOrNothingIsSeen) {
   for (uint32_t seed = 3500; seed < 3520; ++seed) {
     Options o{.group = 1, .n_kv_heads = 1, .head_dim_k = 16, .head_dim_v = 16};
