@@ -138,3 +138,46 @@ fn an_extra_goes_with_a_put_of_latents() {
     let score = DIM as f32 * 0.25 / (DIM as f32).sqrt(); // of the only key
     assert!((lse[0] - score).abs() < 1e-5, "{lse:?}");
 }
+
+/// Keys are rotated by blocks of 64, one of which is V: the codec reads the view of V by itself.
+#[test]
+fn v_of_rotated_keys_is_rotated_back() {
+    const K_DIM: usize = 192;
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::NF4] {
+        let desc = CacheDesc {
+            n_layers: 1,
+            n_kv_heads: 1,
+            head_dim_k: K_DIM as i32,
+            head_dim_v: V_DIM as i32,
+            v_first: V_FIRST as i32,
+            v_in_k: true,
+            dtype_k: dtype,
+            rotate_k: true,
+            capacity: 16,
+            max_batch: 8,
+            ..Default::default()
+        };
+        let device = Device::open("cpu", 1).unwrap();
+        let kind = Kind::Causal(CausalDesc::default());
+        let mut cache = Cache::new(&device, &desc, &kind).unwrap();
+        let values = numbers(3, 4); // of two tokens
+        let k = Tensor::f32(&values, &[2, 1, K_DIM]).unwrap();
+        let mut pass = cache.begin(&[0, 1], &[0, 0]).unwrap();
+        pass.put_k(0, k).unwrap();
+        let (k, v) = pass.get_copy(0).unwrap();
+        let codec = Codec {
+            dtype,
+            rotate: true,
+            ..Default::default()
+        };
+        let mut decoded = [0.0; 2 * V_DIM];
+        let into = TensorMut::f32(&mut decoded, &[2, 1, V_DIM]).unwrap();
+        let (_, lent) = pass.get_codes(0).unwrap();
+        codec.decode(lent.cells(0..2), into).unwrap();
+        assert_eq!(decoded, v.data[..], "{dtype:?}");
+        for cell in 0..2 {
+            let part = &k.row(cell, 0)[V_FIRST..][..V_DIM];
+            assert_eq!(v.row(cell, 0), part, "{dtype:?}");
+        }
+    }
+}

@@ -138,6 +138,37 @@ fn stored_tokens_move_to_another_cache_byte_for_byte() {
     }
 }
 
+/// K and V in one row: other strides, the same bytes.
+#[test]
+fn interleaved_rows_are_lent_and_restored() {
+    let (k, v) = (numbers(N * KV, 6), numbers(N * KV, 7));
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let apart = desc(Storage {
+            dtype,
+            ..quantised()
+        });
+        let side_by_side = CacheDesc {
+            interleaved: true,
+            ..apart.clone()
+        };
+        let (mut from, mut to) = (create(&side_by_side), create(&apart));
+        let mut pass = begin(&mut from);
+        put(&mut pass, &k, &v);
+        let mut restored = begin(&mut to);
+        for layer in 0..2 {
+            let (k, v) = pass.get_codes(layer).unwrap();
+            let row = k.codes.bytes(2, 1);
+            assert_eq!(v.codes.bytes(2, 1).as_ptr(), row.as_ptr_range().end);
+            restored
+                .put_codes(layer, k.cells(0..N), v.cells(0..N))
+                .unwrap();
+        }
+        pass.commit().unwrap();
+        restored.commit().unwrap();
+        assert_eq!(from.digest(), to.digest(), "{dtype:?}");
+    }
+}
+
 /// Bytes written down by hand, so that codec and cache cannot be wrong alike.
 #[test]
 fn known_vectors_have_known_codes() {
