@@ -40,9 +40,12 @@
 //! `kvc_cache_destroy` dropping it, `kvc_sequence_query` [`Cache::sequence`], `kvc_encoder_query`
 //! [`Cache::encoder_input`], `kvc_cache_child` [`Cache::owner`], `kvc_state_digest`
 //! [`Cache::digest`], `kvc_state_slots` [`StateView::row_slots`], `kvc_state_done`
-//! [`StateView::done`]. Without a V, for caches whose V is in K, `kvc_put` is [`Layers::put_k`],
-//! `kvc_put_attention` [`Layers::put_k_attention`] and `kvc_put_codes` [`Layers::put_k_codes`]. `KVC_NONE` is [`PADDING`] as a sequence, [`UNLIMITED`] as a `memory` and
-//! [`NONE`] for checkpoints, `KVC_TENSOR_TRANSPOSED` [`Cache::gather_transposed`].
+//! [`StateView::done`], `kvc_encode` and `kvc_decode` [`Codec::encode`] and [`Codec::decode`],
+//! `kvc_get_copy` [`Layers::get_copy`] and, into tensors, [`Layers::get_copy_into`]. Without a V, for
+//! caches whose V is in K, `kvc_put` is [`Layers::put_k`], `kvc_put_attention`
+//! [`Layers::put_k_attention`] and `kvc_put_codes` [`Layers::put_k_codes`]. `KVC_NONE` is [`PADDING`]
+//! as a sequence, [`UNLIMITED`] as a `memory` and [`NONE`] for checkpoints, `KVC_TENSOR_TRANSPOSED`
+//! [`Cache::gather_transposed`], `KVC_CODEC_ROTATE` [`Codec::rotate`].
 //! `kvc_bind_shift` and strides of tensors have no counterpart.
 mod batch;
 mod cache;
