@@ -43,11 +43,17 @@ AttentionOptions draw(Random& random) {
   // Where a mask leaves only tokens far away, ALiBi's scores are large, and f32 rounds them.
   o.bias = !o.slopes && random.chance(0.2);
   o.mask = !o.slopes && random.chance(0.2);
+  const auto& storage = support::storage_options();
+  const bool plain = random.chance(0.6);
+  const auto& chosen = storage[static_cast<size_t>(random.below(static_cast<int32_t>(storage.size())))];
+  if (!plain) chosen.apply(o);
+  o = support::reconciled(o);
   std::ostringstream name;
-  name << "heads " << o.n_q_heads << "/" << o.n_kv_heads << " dk " << o.head_dim_k << " dv "
-       << o.head_dim_v << " reach " << o.reach << " memory " << o.memory << " chunk " << o.chunk
-       << " keep_first " << o.keep_first << " rope " << o.rope << " softcap " << o.softcap
-       << " slopes " << o.slopes << " sinks " << o.sinks << " bias " << o.bias << " mask " << o.mask;
+  name << (plain ? "" : chosen.name) << " heads " << o.n_q_heads << "/" << o.n_kv_heads << " dk "
+       << o.head_dim_k << " dv " << o.head_dim_v << " reach " << o.reach << " memory " << o.memory
+       << " chunk " << o.chunk << " keep_first " << o.keep_first << " rope " << o.rope
+       << " softcap " << o.softcap << " slopes " << o.slopes << " sinks " << o.sinks << " bias "
+       << o.bias << " mask " << o.mask;
   o.name = name.str();
   return o;
 }

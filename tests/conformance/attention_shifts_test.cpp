@@ -23,6 +23,7 @@ struct Case {
   uint32_t dtype;
   uint32_t pairs;
   bool shared;
+  bool rotated = false;
 };
 
 class ShiftedCache {
@@ -58,6 +59,27 @@ class ShiftedCache {
     std::vector<double> key = raw_[static_cast<size_t>(original)];
     model::turn(rope_, position, key.data());
     return key;
+  }
+
+  /// The key that a token was stored as, turned by what it owes, in double.
+  std::vector<double> exact_of_stored(int32_t position) const {
+    const int32_t original = position < n_first ? position : position + n_shifts;
+    std::vector<double> key = stored_[static_cast<size_t>(original)];
+    model::turn(rope_, position - original, key.data());
+    return key;
+  }
+
+  /// The largest error against that.
+  double worst_of_stored(const std::vector<std::vector<double>>& keys) const {
+    double result = 0;
+    for (int32_t j = 0; j < n_left; ++j) {
+      const std::vector<double> wanted = exact_of_stored(j);
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        const double error = std::fabs(keys[static_cast<size_t>(j)][i] - wanted[i]);
+        if (!(error <= result)) result = error;  // NaN stays
+      }
+    }
+    return result;
   }
 
   /// Component by component what attention takes the keys to be. [n_left][dim]
@@ -121,6 +143,7 @@ class ShiftedCache {
   support::Cache make() const {
     kvc_cache_desc desc = support::cache_desc(1, 1, dim, n_left + 1);
     desc.dtype_k = case_.dtype;
+    if (case_.rotated) desc.flags = KVC_CACHE_ROTATE_K;
     desc.max_sequences = 2;
     desc.capacity = n_tokens + 1;
     desc.max_batch = 1;
@@ -134,6 +157,9 @@ class ShiftedCache {
     raw_.push_back(raw);
     model::turn(rope_, p, raw.data());
     std::vector<float> k(raw.begin(), raw.end()), v(n_left + 1, 0);
+    model::StoredRows stored(model::Storage(case_.dtype, dim, 0, case_.rotated), 1);
+    stored.put(0, k.data(), 1);
+    stored_.push_back(stored.values(0));
     if (p < n_first) v[static_cast<size_t>(p)] = 1;
     if (p >= n_first + n_shifts) v[static_cast<size_t>(p - n_shifts)] = 1;
     const int32_t sequence = 0;
@@ -149,7 +175,8 @@ class ShiftedCache {
   support::Cache cache_;
   support::Random random_;
   model::Rope rope_;
-  std::vector<std::vector<double>> raw_;  // per original position, not rotated
+  std::vector<std::vector<double>> raw_;     // per original position, not rotated
+  std::vector<std::vector<double>> stored_;  // as the cache stores them, for that position
 };
 
 constexpr double reading_error = 4e-6;  // f32 weights and sums, through a logarithm
@@ -175,6 +202,21 @@ TEST(Shifts, AThousandCostNoMoreThanOne) {
     if (each.shared) {
       EXPECT_EQ(support::stats(cache.handle()).cells_shared, static_cast<uint64_t>(n_left));
     }
+  }
+}
+
+/// Whatever was lost when a key was stored, a thousand shifts lose nothing more.
+TEST(Shifts, NoCodeChanges) {
+  const Case cases[] = {{"int8", KVC_INT8, KVC_ROPE_NEIGHBOURS, false},
+                        {"int8 rotated", KVC_INT8, KVC_ROPE_HALVES, false, true},
+                        {"nf4 rotated, shared", KVC_NF4, KVC_ROPE_NEIGHBOURS, true, true},
+                        {"e4m3", KVC_F8_E4M3, KVC_ROPE_HALVES, false},
+                        {"e5m2, shared", KVC_F8_E5M2, KVC_ROPE_NEIGHBOURS, true}};
+  for (const Case& each : cases) {
+    ShiftedCache cache(each);
+    ASSERT_FALSE(HasFailure());
+    EXPECT_LE(cache.worst_of_stored(cache.as_attended()), 1e-5) << each.name;
+    EXPECT_LE(cache.worst_of_stored(cache.as_gathered()), 4e-6) << each.name;
   }
 }
 

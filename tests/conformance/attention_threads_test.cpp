@@ -159,6 +159,8 @@ TEST(Threads, SameBits) {
   const std::vector<Variant> variants = {
       {"f16", KVC_F16, plain, false, false},
       {"f32", KVC_F32, plain, false, true},
+      {"q8_0", KVC_Q8_0, plain, false, false},
+      {"nf4", KVC_NF4, plain, false, false},
       {"bf16, softcap, ALiBi, sinks, window", KVC_BF16,
        [](kvc_attention_desc& a, kvc_causal_desc& c) {
          a.softcap = 20, c.reach = 1000, c.memory = KVC_NONE, c.keep_first = 4;

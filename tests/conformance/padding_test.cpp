@@ -51,6 +51,7 @@ struct Variant {
   const char* name;
   int32_t reach, keep_first;
   bool rope;
+  uint32_t dtype_k = KVC_F32, dtype_v = KVC_F32;
 };
 void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 
@@ -67,6 +68,8 @@ class Padding : public testing::TestWithParam<Variant> {
 
   void create(support::Cache& cache) {
     kvc_cache_desc desc = support::cache_desc(n_layers, n_kv_heads, head_dim, head_dim);
+    desc.dtype_k = GetParam().dtype_k;
+    desc.dtype_v = GetParam().dtype_v;
     desc.max_sequences = n_sequences;
     desc.capacity = capacity;
     desc.cells = cells;
@@ -318,7 +321,7 @@ TEST_P(Padding, AloneNeedsNoPut) {
   EXPECT_EQ(out, std::vector<float>(out.size(), 0.0f));
   EXPECT_EQ(lse, std::vector<float>(lse.size(), -infinity));
   kvc_tensor k{}, v{};
-  EXPECT_EQ(kvc_get(bare_, 0, &k, &v), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_get_codes(bare_, 0, &k, nullptr, &v, nullptr), KVC_OK) << support::last_message();
   EXPECT_EQ(k.shape[0], 0);
 
   // It is fully put, so the next pass may begin without a commit.
@@ -339,7 +342,10 @@ TEST_P(Padding, CountsTowardsMaxBatch) {
 INSTANTIATE_TEST_SUITE_P(Caches, Padding,
                          testing::Values(Variant{"unlimited", 0, 0, false},
                                          Variant{"rope", 0, 0, true}, Variant{"window", 9, 0, false},
-                                         Variant{"sinks", 9, 3, false}),
+                                         Variant{"sinks", 9, 3, false},
+                                         Variant{"codes", 0, 0, true, KVC_Q8_0, KVC_NF4},
+                                         Variant{"small_floats", 9, 0, false, KVC_F8_E4M3, KVC_INT8},
+                                         Variant{"nibbles", 9, 3, true, KVC_Q4_0, KVC_F8_E5M2}),
                          [](const auto& variant) { return std::string(variant.param.name); });
 
 }  // namespace
