@@ -65,6 +65,8 @@ class Call {
   void cut(Schedule& schedule);
   void run_wave(ThreadPool& pool, const WorkWave& wave, int32_t end) noexcept;
   void run_item(int32_t index, int32_t thread) noexcept;
+  float score_factor(const Item& item) const;
+  bool kernel_scales(const Item& item) const;
   void load_queries(const Item& item) const;
   Tile describe(const Item& item) const;
   void attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
@@ -240,18 +242,31 @@ void Call::take_folded(Item& item) const {
   std::swap(item.scratch.sum, item.scratch.folded_sum);
 }
 
-/// Queries in f32, scaled so that scores come out in units of log2; the scale of an f8 head is in them.
-void Call::load_queries(const Item& item) const {
-  const Tensor& q = params_.tensors.q;
+/// What a score is multiplied with to come out in units of log2, the scale of an f8 head included.
+float Call::score_factor(const Item& item) const {
   const AttentionConstants& constants = params_.constants;
-  const int32_t head_dim = params_.storage.k.head_dim();
   double unit = log2_e;
   if (constants.softcap != 0)
     unit = query_carries(constants.softcap) ? 1 / static_cast<double>(constants.softcap) : 1.0;
+  const float head_scale = params_.storage.k.scale_of(
+      planted(Bug::scale_of_first_head) ? 0 : item.kv_head);
+  return static_cast<float>(constants.scale * unit * static_cast<double>(head_scale));
+}
+
+/// Whether the kernel multiplies scores with the factor, so that queries keep their few bits: f16 and bf16 need fewer products
+/// then. Factors that could take a product of query and key out of range come first.
+bool Call::kernel_scales(const Item& item) const {
+  const float factor = score_factor(item);
+  return kernels_.wide_tile_scales && item.n_rows() >= kernels_.wide_tile_rows_min &&
+         params_.tensors.q.dtype != DType::f32 && factor >= 0x1p-40f && factor <= 0x1p40f;
+}
+
+/// Queries in f32, multiplied with the factor unless the kernel does that.
+void Call::load_queries(const Item& item) const {
+  const Tensor& q = params_.tensors.q;
+  const int32_t head_dim = params_.storage.k.head_dim();
   const Slab& keys = params_.storage.k;
-  const auto factor = static_cast<float>(
-      constants.scale * unit *
-      static_cast<double>(keys.scale_of(planted(Bug::scale_of_first_head) ? 0 : item.kv_head)));
+  const float factor = kernel_scales(item) ? 1.0f : score_factor(item);
   float* to = item.scratch.q;
   for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
     const int64_t token = params_.plan.rows[item.tile->row + t].token;
@@ -296,6 +311,7 @@ Tile Call::describe(const Item& item) const {
   tile.k = rows_of(storage.k, item.kv_head, first_cell);
   tile.v = rows_of(storage.v, item.kv_head, first_cell);
   tile.q = item.scratch.q;
+  if (kernel_scales(item)) tile.scale = score_factor(item);
   tile.token = item.scratch.token;
   tile.n_rows = item.n_rows();
   tile.group = item.n_heads;

@@ -13,7 +13,15 @@ namespace kvc::cpu::KVC_ISA_NAMESPACE::matrix {
 
 inline constexpr int32_t parts_max = 3;
 
-/// Parts that an element of a storage type needs: up to 24, 11 and 8 significant bits.
+/// Whether a storage type is multiplied as codes: they have one scale per cell, which comes after the
+/// product.
+template <class Type>
+inline constexpr bool scaled_after = false;
+template <>
+inline constexpr bool scaled_after<stored::Int8> = true;
+
+/// Parts that an element of a storage type needs: f32 has 24 significant bits, f16 11, a product of a
+/// q4_0 code and its scale 14, one of q8_0 18; bf16, f8 and a code of int8 have at most 8.
 template <class Type>
 inline constexpr int32_t parts_of = 3;
 template <>
@@ -24,17 +32,15 @@ template <>
 inline constexpr int32_t parts_of<stored::E4m3> = 1;
 template <>
 inline constexpr int32_t parts_of<stored::E5m2> = 1;
+template <>
+inline constexpr int32_t parts_of<stored::Q4> = 2;
+template <>
+inline constexpr int32_t parts_of<stored::Int8> = 1;
 
 template <int32_t parts>
 struct Parts {
   static constexpr int32_t value = parts;
 };
-
-/// Calls `use` with the Parts of a storage type's elements.
-template <class Use>
-KVC_INLINE void with_parts(const TileRows& rows, Use use) {
-  stored::with_reader(rows, [&]<class Type>(stored::Reader<Type>) { use(Parts<parts_of<Type>>{}); });
-}
 
 KVC_INLINE Vec cut_off(Vec x) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x),
@@ -62,15 +68,19 @@ KVC_INLINE void store_parts(std::byte* to, Vec a, Vec b) {
   }
 }
 
-/// The range of the magnitudes that are packed.
+/// The range of the magnitudes that are packed, and the bits that they use.
 struct Magnitudes {
   __m512i largest = _mm512_setzero_si512();
   __m512i smallest = _mm512_set1_epi32(-1);  // less one, so that zeros are the largest of all
+  __m512i used = _mm512_setzero_si512();
 
   [[gnu::always_inline]] void add(Vec x) {
     const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
     largest = _mm512_maskz_max_epu32(0xffff, largest, bits);
     smallest = _mm512_maskz_min_epu32(0xffff, smallest, _mm512_sub_epi32(bits, _mm512_set1_epi32(1)));
+  }
+  [[gnu::always_inline]] void add_bits(Vec x) {
+    used = _mm512_or_si512(used, _mm512_castps_si512(x));
   }
 
   /// Returns whether products of parts are exact: everything is finite, and nothing so small that a
@@ -78,12 +88,28 @@ struct Magnitudes {
   /// the largest, because a row may see nothing else.
   [[gnu::always_inline]] bool are_suited() const {
     constexpr uint32_t infinity = 0x7f800000, least = (127 - 100) << 23;  // 2^−100
-    alignas(64) uint32_t high[lanes], low[lanes];
-    _mm512_store_si512(high, largest);
+    alignas(64) uint32_t low[lanes];
     _mm512_store_si512(low, smallest);
-    bool all = true;
-    for (int32_t i = 0; i < lanes; ++i) all &= high[i] < infinity && low[i] >= least - 1;
+    bool all = stay_below(infinity);
+    for (int32_t i = 0; i < lanes; ++i) all &= low[i] >= least - 1;
     return all;
+  }
+
+  [[gnu::always_inline]] bool stay_below(uint32_t limit_bits) const {
+    alignas(64) uint32_t high[lanes];
+    _mm512_store_si512(high, largest);
+    bool all = true;
+    for (int32_t i = 0; i < lanes; ++i) all &= high[i] < limit_bits;
+    return all;
+  }
+
+  /// Parts that all of what add_bits saw needs: further ones would be 0.
+  [[gnu::always_inline]] int32_t n_parts() const {
+    alignas(64) uint32_t bits[lanes];
+    _mm512_store_si512(bits, used);
+    uint32_t any = 0;
+    for (int32_t i = 0; i < lanes; ++i) any |= bits[i];
+    return (any & 0xffff) == 0 ? 1 : (any & 0xff) == 0 ? 2 : 3;
   }
 };
 

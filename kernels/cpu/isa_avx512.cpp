@@ -11,6 +11,7 @@ constexpr KernelTable make_amx_table() {
   KernelTable table = make_table("amx");
   table.process_wide_tile = amx::process_matrix_tile;
   table.wide_tile_scratch_bytes = amx::matrix_tile_scratch_bytes;
+  table.wide_tile_scales = true;
   return table;
 }
 

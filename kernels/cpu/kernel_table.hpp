@@ -64,6 +64,7 @@ struct KernelTable {
   /// The same for any number of rows, faster from wide_tile_rows_min rows on.
   void (*process_wide_tile)(const Tile& tile);
   size_t (*wide_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
+  bool wide_tile_scales;  // whether it multiplies scores with Tile::scale; the others take it as 1
   int32_t wide_tile_rows_min;
   int32_t wide_tile_rows;  // its best number of rows, if that leaves tiles enough for all threads
 

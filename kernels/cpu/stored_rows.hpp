@@ -271,9 +271,15 @@ struct Reader {
   [[gnu::always_inline]] Vec whole(Row row, int32_t index) const {
     return scaled(Codes::whole(row.codes, index), row, index);
   }
-  /// Any; what lies past the row is 0. Only types whose rows need not be whole vectors have a rest.
+  /// Any; what lies past the row is 0.
   [[gnu::always_inline]] Vec vector(Row row, int32_t index) const {
-    if (index < n_whole()) return whole(row, index);
+    const Vec x = codes(row, index);
+    return index * lanes < rows.head_dim ? scaled(x, row, index) : x;
+  }
+  /// The same, not multiplied with the scale. Only types whose rows need not be whole vectors have a
+  /// rest.
+  [[gnu::always_inline]] Vec codes(Row row, int32_t index) const {
+    if (index < n_whole()) return Codes::whole(row.codes, index);
     if constexpr (Codes::code_bytes != 0) {
       const int32_t left = rows.head_dim - index * lanes;
       if (left > 0) return rest(row, index, left);
@@ -290,7 +296,7 @@ struct Reader {
     alignas(16) std::byte padded[lanes * Codes::code_bytes] = {};
     const std::byte* from = row.codes + static_cast<size_t>(index) * lanes * Codes::code_bytes;
     for (size_t i = 0; i < static_cast<size_t>(count) * Codes::code_bytes; ++i) padded[i] = from[i];
-    return scaled(Codes::whole(padded, 0), row, index);
+    return Codes::whole(padded, 0);
   }
 };
 

@@ -51,6 +51,7 @@ struct Tile {
   int32_t n_rows = 0;
   int32_t group = 0;     // query heads per KV head
   int32_t q_stride = 0;  // floats, k.head_dim rounded up to 16; the padding is zero
+  float scale = 1;  // scores are multiplied with it first; other than 1 only for kernels that do so (KernelTable)
 
   // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or with a cap scale, or
   // scale / softcap where that is near enough to scale.

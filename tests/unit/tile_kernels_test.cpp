@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -61,6 +62,7 @@ struct Kernel {
   void (*process)(const Tile& tile);
   size_t (*scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
   int32_t rows_max;
+  bool scales = false;  // multiplies scores with Tile::scale
 };
 
 /// The kernels that this machine runs.
@@ -70,11 +72,18 @@ std::vector<Kernel> kernels() {
     all.push_back({std::string("narrow_") + isa->name, isa->process_narrow_tile,
                    isa->narrow_tile_scratch_bytes, kvc::cpu::tile_rows_max});
     all.push_back({std::string("wide_") + isa->name, isa->process_wide_tile,
-                   isa->wide_tile_scratch_bytes, kvc::cpu::tile_rows_max});
+                   isa->wide_tile_scratch_bytes, kvc::cpu::tile_rows_max, isa->wide_tile_scales});
     if (isa->process_medium_tile == nullptr) continue;
     all.push_back({std::string("medium_") + isa->name, isa->process_medium_tile,
                    isa->medium_tile_scratch_bytes, kvc::cpu::medium_tile_rows_max});
   }
+  return all;
+}
+
+/// Those that multiply scores with the tile's scale.
+std::vector<Kernel> scaling_kernels() {
+  std::vector<Kernel> all = kernels();
+  std::erase_if(all, [](const Kernel& kernel) { return !kernel.scales; });
   return all;
 }
 
@@ -95,6 +104,7 @@ struct Shape {
   float sharpness = 1.0f;
   float key_size = 1.0f;  // queries are as much smaller as keys are larger
   float value_size = 1.0f;
+  int32_t query_bits = 0;  // significant bits of queries whose scores the kernel scales; 0: they are scaled
 };
 
 std::string describe(const StoredAs& as) {
@@ -162,6 +172,7 @@ class Problem {
     t.n_rows = n_rows_;
     t.group = shape_.group;
     t.q_stride = q_stride_;
+    t.scale = scale_;
     t.cap = shape_.cap ? 30.0f * log2_e : 0.0f;
     t.slope = shape_.slopes ? slope_.data() : nullptr;
     t.bias = bias_;
@@ -263,13 +274,21 @@ class Problem {
     }
     const float scale = shape_.sharpness * 1.442695f /
                         std::sqrt(static_cast<float>(shape_.head_dim_k)) / shape_.key_size;
+    const float factor = shape_.cap ? scale / 30 : scale;
+    if (shape_.query_bits != 0) scale_ = factor;
     for (int32_t row = 0; row < n_rows_; ++row) {
       for (int32_t d = 0; d < shape_.head_dim_k; ++d) {
-        q_.floats()[row * q_stride_ + d] = normal(random_) * (shape_.cap ? scale / 30 : scale);
+        const float x = normal(random_);
+        q_.floats()[row * q_stride_ + d] = shape_.query_bits == 0 ? x * factor
+                                                                  : cut(x, shape_.query_bits);
       }
     }
     for (int32_t h = 0; h < shape_.group; ++h)
       slope_.push_back(1.442695f * std::exp2(-8.0f * float(h + 1) / 16));
+  }
+
+  static float cut(float x, int32_t bits) {
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & (~0u << (24 - bits)));
   }
 
   /// NaN and infinity wherever no row looks, and where only some rows look in cells that others
@@ -302,7 +321,7 @@ class Problem {
   Score score(int32_t row, int32_t index, const float* key) const {
     Score result;
     for (int32_t d = 0; d < shape_.head_dim_k; ++d) {
-      const double product = double{q_.floats()[row * q_stride_ + d]} * key[d];
+      const double product = double{q_.floats()[row * q_stride_ + d]} * key[d] * double{scale_};
       result.score += product;
       result.terms += std::abs(product);
     }
@@ -382,6 +401,7 @@ class Problem {
   int32_t q_stride_, o_stride_, n_rows_, pool_;
   StoredRows k_, v_;
   Guarded q_, o_;
+  float scale_ = 1;
   std::vector<int32_t> cell_, position_;
   std::vector<TileToken> token_;
   std::vector<float> slope_, max_, sum_;
@@ -640,6 +660,53 @@ TEST_P(TileKernel, RepeatsItselfBitForBit) {
   EXPECT_EQ(one.sum(), two.sum());
   EXPECT_EQ(std::memcmp(one.o(), two.o(), one.o_count() * sizeof(float)), 0);
 }
+
+/// Queries of 8 bits and of 11 are one bf16 and two; the scale, which has 24, then comes after the product.
+class ScalingKernel : public TileKernel {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(ScalingKernel);
+
+TEST_P(ScalingKernel, StaysWithinTheBoundWithQueriesOfFewBits) {
+  constexpr StorageType types[] = {StorageType::f32,     StorageType::f16,  StorageType::bf16,
+                                   StorageType::f8_e4m3, StorageType::q8_0, StorageType::q4_0,
+                                   StorageType::int8,    StorageType::nf4};
+  unsigned seed = first_seed;
+  for (const StorageType type : types) {
+    for (const int32_t bits : {8, 11, 24}) {
+      Shape shape;
+      shape.tokens = at_most(20);
+      shape.n_cells = 300;
+      shape.k.type = shape.v.type = type;
+      shape.query_bits = bits;
+      shape.cap = bits == 11;
+      shape.visibility = static_cast<int>(seed % 4);
+      check(shape, ++seed);
+      shape.cap = false;
+      shape.key_size = 0x1p70f;  // as far out of range as products are before they are scaled
+      if (!kvc::is_f8(type) && kvc::format_of(type).scale != kvc::DType::f16 &&
+          type != StorageType::f16)
+        check(shape, ++seed);
+    }
+  }
+}
+
+/// A hidden cell stays hidden where scores are scaled by a scale of its own that is NaN or 0.
+TEST_P(ScalingKernel, HidesCellsWhateverTheirScale) {
+  for (const float scale : {not_a_number, infinity, 0.0f}) {
+    Shape shape;
+    shape.tokens = at_most(40);
+    shape.n_cells = 200;
+    shape.k.type = shape.v.type = StorageType::int8;
+    shape.query_bits = 8;
+    Problem problem(shape, first_seed);
+    problem.set_key(199, 0, scale);
+    problem.set_value(199, 0, scale);
+    problem.run(kernel_, 0, shape.n_cells);
+    EXPECT_LE(problem.error(), 1e-5);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, ScalingKernel, testing::ValuesIn(scaling_kernels()),
+                         [](const auto& index) { return index.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(Kernels, TileKernel, testing::ValuesIn(kernels()),
                          [](const auto& index) { return index.param.name; });
