@@ -119,7 +119,8 @@ RowScratch row_scratch(const AttentionBounds& bounds, std::byte* workspace, int3
   Carver carver(workspace);
   Workspace space;
   space.place(carver, bounds, n_threads);
-  return {{space.first.q, space.first.q_rotated, space.first.cell}, space.scratch_bytes};
+  float* const values = bounds.head_dim_v > bounds.head_dim_k ? space.first.o : space.first.q;
+  return {{values, space.first.q_rotated, space.first.cell}, space.scratch_bytes};
 }
 
 size_t attention_workspace_bytes(const AttentionBounds& bounds, int32_t n_threads) noexcept {

@@ -66,7 +66,7 @@ struct Workspace {
   ThreadScratch scratch_of(int32_t thread) const;
 };
 
-/// Room for rows that are encoded and decoded, where attention keeps its queries.
+/// Room for rows that are encoded and decoded, where attention keeps its queries or, if vectors of V are longer, its outputs.
 RowScratch row_scratch(const AttentionBounds& bounds, std::byte* workspace, int32_t n_threads);
 
 }  // namespace kvc::cpu

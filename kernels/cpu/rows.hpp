@@ -10,8 +10,8 @@ namespace kvc::cpu {
 
 /// What a thread needs for a row that is encoded or decoded: room for its numbers, and the last rotation by RoPE.
 struct ThreadRows {
-  float* values = nullptr;       // [head_dim]
-  float* rotation = nullptr;     // [head_dim]
+  float* values = nullptr;       // [max(head_dim_k, head_dim_v)]
+  float* rotation = nullptr;     // [head_dim_k]
   int32_t* turned_by = nullptr;  // the offset that `rotation` is for; 0: none
 };
 

@@ -1,0 +1,71 @@
+// Storage types at the edges: vectors of V far longer than those of K, empty tensors of huge extents, layers of a wrapper with
+// different heads, and calls that fail after a look at shared cells.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "support/abi.hpp"
+
+namespace {
+
+using support::Cache;
+using support::dense;
+using support::Device;
+
+constexpr int32_t n_tokens = 8;
+
+std::vector<float> numbers(int64_t n) {
+  std::vector<float> all(static_cast<size_t>(n));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = std::sin(0.7f * static_cast<float>(i));
+  return all;
+}
+
+void begin(kvc_cache* cache, std::vector<int32_t> position, std::vector<int32_t> sequence) {
+  ASSERT_EQ(kvc_begin(cache, static_cast<int32_t>(position.size()), position.data(),
+                      sequence.data(), nullptr, 0, nullptr),
+            KVC_OK)
+      << support::last_message();
+}
+
+void put(kvc_cache* cache, int32_t n, int32_t dim_k, int32_t dim_v) {
+  std::vector<float> k = numbers(int64_t{n} * dim_k), v = numbers(int64_t{n} * dim_v);
+  const kvc_tensor of_k = dense(k.data(), KVC_F32, {n, 1, dim_k}),
+                   of_v = dense(v.data(), KVC_F32, {n, 1, dim_v});
+  ASSERT_EQ(kvc_put(cache, 0, &of_k, &of_v), KVC_OK) << support::last_message();
+}
+
+void bind_rope(kvc_cache* cache) {
+  const kvc_rope_desc rope = KVC_ROPE_DESC_INIT;
+  ASSERT_EQ(kvc_bind_rope(cache, 0, 1, &rope, nullptr), KVC_OK) << support::last_message();
+}
+
+/// Keys that owe a rotation, as kvc_gather() copies them together with V.
+std::vector<float> turned_keys(uint32_t dtype_v, int32_t dim_k, int32_t dim_v) {
+  const Device device;
+  kvc_cache_desc desc = support::cache_desc(1, 1, dim_k, dim_v);
+  desc.dtype_v = dtype_v;
+  desc.max_q_heads = 1;
+  const Cache cache(device, desc);
+  EXPECT_EQ(cache.status, KVC_OK) << support::last_message();
+  bind_rope(cache);
+  begin(cache, {0, 1, 2, 3, 4, 5, 6, 7}, std::vector<int32_t>(n_tokens, 0));
+  put(cache, n_tokens, dim_k, dim_v);
+  EXPECT_EQ(kvc_commit(cache), KVC_OK);
+  EXPECT_EQ(kvc_remove(cache, 0, 1, 2), KVC_OK) << support::last_message();
+  std::vector<float> k(static_cast<size_t>(n_tokens - 1) * static_cast<size_t>(dim_k)),
+      v(static_cast<size_t>(n_tokens - 1) * static_cast<size_t>(dim_v));
+  kvc_tensor to_k = dense(k.data(), KVC_F32, {n_tokens - 1, 1, dim_k}),
+             to_v = dense(v.data(), KVC_F32, {n_tokens - 1, 1, dim_v});
+  EXPECT_EQ(kvc_gather(cache, 0, 0, &to_k, &to_v), KVC_OK) << support::last_message();
+  return k;
+}
+
+TEST(StorageLimits, KeysTurnTheSameBesideMuchLongerValues) {
+  for (const int32_t dim_v : {8192, 65536})
+    EXPECT_EQ(turned_keys(KVC_INT8, 16, dim_v), turned_keys(KVC_F32, 16, dim_v)) << dim_v;
+}
+
+}  // namespace
