@@ -221,13 +221,11 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
   }
   if (Status s = check_memory(name, *from); s != Status::ok) return s;
   // An empty tensor may lie nowhere: there is no address to add to.
-  const bool empty = std::any_of(from->shape, from->shape + from->ndim,
-                                 [](int64_t extent) { return extent == 0; });
-  to->data = empty ? from->data : static_cast<std::byte*>(from->data) + from->byte_offset;
   to->ndim = from->ndim;
   to->dtype = static_cast<DType>(from->dtype);
   std::copy_n(from->shape, from->ndim, to->shape);
   std::copy_n(from->strides, from->ndim, to->stride);
+  to->data = to->is_empty() ? from->data : static_cast<std::byte*>(from->data) + from->byte_offset;
   return Status::ok;
 }
 
@@ -297,17 +295,15 @@ Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device,
 }
 
 bool overlap(const Tensor& a, const Tensor& b) {
+  if (a.is_empty() || b.is_empty()) return false;
   const auto bytes = [](const Tensor& t) {
     int64_t span = 1;
-    for (int32_t d = 0; d < t.ndim; ++d) {
-      if (t.shape[d] == 0) return int64_t{0};
-      span += (t.shape[d] - 1) * t.stride[d];
-    }
+    for (int32_t d = 0; d < t.ndim; ++d) span += (t.shape[d] - 1) * t.stride[d];
     return span * static_cast<int64_t>(size_of(t.dtype));
   };
   const auto* a_begin = static_cast<const std::byte*>(a.data);
   const auto* b_begin = static_cast<const std::byte*>(b.data);
-  return bytes(a) > 0 && bytes(b) > 0 && a_begin < b_begin + bytes(b) && b_begin < a_begin + bytes(a);
+  return a_begin < b_begin + bytes(b) && b_begin < a_begin + bytes(a);
 }
 
 }  // namespace kvc::capi

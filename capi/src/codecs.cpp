@@ -46,6 +46,7 @@ struct Vectors {
   Tensor values, codes, scales;
 
   int64_t count() const {
+    if (values.is_empty()) return 0;  // other extents may be of any size
     int64_t n = 1;
     for (int32_t d = 0; d + 1 < values.ndim; ++d) n *= values.shape[d];
     return n;

@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,6 +29,10 @@ struct Tensor {
   int64_t stride[8] = {};
   int32_t ndim = 0;
   DType dtype = DType::f32;
+
+  bool is_empty() const {
+    return std::any_of(shape, shape + ndim, [](int64_t extent) { return extent == 0; });
+  }
 
   /// The same tensor from row `row` of its first dimension on; without data it stays as it is.
   Tensor from_row(int64_t row) const {

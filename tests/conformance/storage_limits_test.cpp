@@ -68,4 +68,19 @@ TEST(StorageLimits, KeysTurnTheSameBesideMuchLongerValues) {
     EXPECT_EQ(turned_keys(KVC_INT8, 16, dim_v), turned_keys(KVC_F32, 16, dim_v)) << dim_v;
 }
 
+TEST(StorageLimits, EmptyTensorsOfHugeExtentsAreEncodedToNothing) {
+  constexpr int64_t huge = int64_t{1} << 62;
+  const auto empty = [](uint32_t dtype, int64_t last) {
+    kvc_tensor tensor = dense(nullptr, dtype, {1, 1, 0, last});
+    tensor.shape[0] = tensor.shape[1] = huge;
+    std::fill_n(tensor.strides, 3, 64);
+    return tensor;
+  };
+  kvc_codec_desc codec = KVC_CODEC_DESC_INIT;
+  codec.dtype = KVC_Q8_0;
+  kvc_tensor values = empty(KVC_F32, 64), codes = empty(KVC_I8, 64), scales = empty(KVC_F16, 2);
+  EXPECT_EQ(kvc_encode(&codec, &values, &codes, &scales), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_decode(&codec, &codes, &scales, &values), KVC_OK) << support::last_message();
+}
+
 }  // namespace
