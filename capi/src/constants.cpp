@@ -182,8 +182,16 @@ Status bind_scales(const LayerRange& layers, const float* k_scales, const float*
   if (Status s = check_owners<OfKeyValues>(layers); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
   if (!layers.has_owner()) return layers.check_idle();
+  int32_t heads = 0;  // of the first owner: the arrays have one length
   const Status invalid = layers.each_owner([&](const Cache& cache) {
     const int32_t n = cache.bounds().n_kv_heads;
+    if (heads != 0 && n != heads) {
+      return fail(Status::invalid_argument,
+                  "n_kv_heads is %d, and %d in other layers of the range: bind the scales of "
+                  "each in a call of its own",
+                  n, heads);
+    }
+    heads = n;
     if (Status s = check_f8_scales("k_scales", k_scales, n); s != Status::ok) return s;
     if (v_scales != nullptr && cache.bounds().v_in_k) {
       return fail(Status::invalid_argument,

@@ -83,4 +83,26 @@ TEST(StorageLimits, EmptyTensorsOfHugeExtentsAreEncodedToNothing) {
   EXPECT_EQ(kvc_decode(&codec, &codes, &scales, &values), KVC_OK) << support::last_message();
 }
 
+// One array cannot hold the scales of both, and kvc_bind_scales() would read beyond the shorter one.
+TEST(StorageLimits, ScalesOfLayersWithDifferentHeadsAreBoundApart) {
+  const Device device;
+  kvc_cache_desc desc = support::cache_desc(1, 2, 8, 8);
+  desc.dtype_k = KVC_F8_E4M3;
+  const Cache few(device, desc);
+  desc.n_kv_heads = 4;
+  const Cache many(device, desc);
+  kvc_cache* const children[] = {few, many};
+  const int32_t child[] = {0, 1}, layer[] = {0, 0};
+  kvc_cache* wrapper = nullptr;
+  ASSERT_EQ(kvc_cache_wrap(children, 2, child, layer, 2, &wrapper), KVC_OK)
+      << support::last_message();
+  const std::vector<float> scales = {0.5f, 2, 4, 8};
+  EXPECT_EQ(kvc_bind_scales(wrapper, 0, 2, scales.data(), nullptr), KVC_E_INVALID_ARGUMENT);
+  EXPECT_EQ(kvc_bind_scales(wrapper, 0, 1, scales.data(), nullptr), KVC_OK)
+      << support::last_message();
+  EXPECT_EQ(kvc_bind_scales(wrapper, 1, 2, scales.data(), nullptr), KVC_OK)
+      << support::last_message();
+  kvc_cache_destroy(wrapper);
+}
+
 }  // namespace
