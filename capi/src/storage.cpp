@@ -56,39 +56,66 @@ Status put_codes(KeyValues& cache, int32_t layer, const kvc_tensor* const (&give
   return s == Status::ok ? cache.put_codes(layer, codes) : s;
 }
 
-/// A tensor that receives [history, n_kv_heads, head_dim] numbers. One without data is filled in for the caller to allocate, and
-/// stays without data in `to`.
-Status read_target(const Cache& holder, const char* name, kvc_tensor* from, int32_t history,
+/// A tensor that receives [columns, n_kv_heads, head_dim] numbers; without data in `to` where none are wanted.
+Status read_target(const Cache& holder, const char* name, const kvc_tensor* from, int64_t columns,
                    int32_t head_dim, Tensor* to) {
-  if (from == nullptr) return Status::ok;
-  const int64_t shape[] = {history, holder.bounds().n_kv_heads, head_dim};
-  if (from->data == nullptr) {
-    const Status s = static_cast<Status>(kvc_tensor_dense(nullptr, KVC_F32, 3, shape, from));
-    from->device_type = holder.device().type;
-    from->device_id = holder.device().id;
-    return s;
-  }
-  const Expected expected = {3, {shape[0], shape[1], shape[2]}, "history, n_kv_heads, head_dim"};
+  if (from == nullptr || from->data == nullptr) return Status::ok;
+  const Expected expected = {
+      3, {columns, holder.bounds().n_kv_heads, head_dim}, "history, n_kv_heads, head_dim"};
   return read_tensor(name, from, expected, Direction::out, holder.device(), to);
 }
 
-Status get_copy(KeyValues& cache, int32_t layer, kvc_tensor* k, kvc_tensor* v) {
-  if (Status s = cache.prepare_copy(layer); s != Status::ok) return s;
-  int32_t first = 0, history = 0;
-  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
-  const Cache& holder = cache.holder();
-  const CacheBounds& bounds = holder.bounds();
+struct Targets {
+  kvc_tensor *k, *v;
   Tensor to_k, to_v;
-  if (Status s = read_target(holder, "k", k, history, bounds.head_dim_k, &to_k); s != Status::ok)
-    return s;
-  if (Status s = read_target(holder, "v", v, history, bounds.head_dim_v, &to_v); s != Status::ok)
-    return s;
-  if (to_k.data != nullptr && to_v.data != nullptr && overlap(to_k, to_v)) {
+
+  Status read(const Cache& holder, int64_t columns_of_k, int64_t columns_of_v) {
+    const CacheBounds& bounds = holder.bounds();
+    if (Status s = read_target(holder, "k", k, columns_of_k, bounds.head_dim_k, &to_k);
+        s != Status::ok)
+      return s;
+    if (Status s = read_target(holder, "v", v, columns_of_v, bounds.head_dim_v, &to_v);
+        s != Status::ok)
+      return s;
+    if (to_k.data == nullptr || to_v.data == nullptr || !overlap(to_k, to_v)) return Status::ok;
     return fail(Status::invalid_argument,
                 "v overlaps k: kvc writes to both, and each needs memory of its own");
   }
-  if (to_k.data == nullptr && to_v.data == nullptr) return Status::ok;
-  return cache.get_copy(layer, to_k, to_v);
+};
+
+/// The columns that a tensor has itself; `history` where it has no shape, which read_target() refuses.
+int64_t own_columns(const kvc_tensor* tensor, int64_t history) {
+  return tensor != nullptr && tensor->ndim == 3 && tensor->shape[0] >= 0 ? tensor->shape[0] : history;
+}
+
+/// A tensor without data is filled in for the caller to allocate.
+Status fill_in(const Cache& holder, int64_t history, int32_t head_dim, kvc_tensor* tensor) {
+  if (tensor == nullptr || tensor->data != nullptr) return Status::ok;
+  const int64_t shape[] = {history, holder.bounds().n_kv_heads, head_dim};
+  const auto s = static_cast<Status>(kvc_tensor_dense(nullptr, KVC_F32, 3, shape, tensor));
+  if (s != Status::ok) return s;
+  tensor->device_type = holder.device().type;
+  tensor->device_id = holder.device().id;
+  return Status::ok;
+}
+
+Status get_copy(KeyValues& cache, int32_t layer, kvc_tensor* k, kvc_tensor* v) {
+  if (Status s = cache.ready_for_layer(layer, true); s != Status::ok) return s;
+  int32_t first = 0, history = 0;
+  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
+  const Cache& holder = cache.holder();
+  Targets targets = {k, v, {}, {}};
+  // The copies may change the number of columns, so everything else that can be wrong is looked for before them.
+  if (Status s = targets.read(holder, own_columns(k, history), own_columns(v, history));
+      s != Status::ok)
+    return s;
+  if (Status s = cache.prepare_copy(layer); s != Status::ok) return s;
+  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
+  if (Status s = targets.read(holder, history, history); s != Status::ok) return s;
+  if (Status s = fill_in(holder, history, holder.bounds().head_dim_k, k); s != Status::ok) return s;
+  if (Status s = fill_in(holder, history, holder.bounds().head_dim_v, v); s != Status::ok) return s;
+  if (targets.to_k.data == nullptr && targets.to_v.data == nullptr) return Status::ok;
+  return cache.get_copy(layer, targets.to_k, targets.to_v);
 }
 
 }  // namespace

@@ -105,4 +105,47 @@ TEST(StorageLimits, ScalesOfLayersWithDifferentHeadsAreBoundApart) {
   kvc_cache_destroy(wrapper);
 }
 
+// Two sequences share cells whose keys owe them different rotations: kvc_get_copy() copies those cells, but not for a call that
+// cannot succeed.
+TEST(StorageLimits, GetCopyWithABadTensorCopiesNoCell) {
+  constexpr int32_t dim = 32;
+  const Device device;
+  kvc_cache_desc desc = support::cache_desc(1, 1, dim, dim);
+  desc.dtype_k = desc.dtype_v = KVC_Q8_0;
+  desc.max_sequences = 2;
+  const Cache cache(device, desc);
+  bind_rope(cache);
+  begin(cache, {0, 1, 2, 3, 4, 5, 6, 7}, std::vector<int32_t>(n_tokens, 0));
+  put(cache, n_tokens, dim, dim);
+  ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  ASSERT_EQ(kvc_copy_prefix(cache, 0, 1, n_tokens, nullptr), KVC_OK);
+  ASSERT_EQ(kvc_remove(cache, 1, 0, 2), KVC_OK);
+  begin(cache, {n_tokens, n_tokens - 2}, {0, 1});
+  put(cache, 2, dim, dim);
+  const uint64_t used = support::stats(cache).cells_used;
+
+  int32_t first = 0, history = 0;
+  ASSERT_EQ(kvc_history(cache, 0, &first, &history), KVC_OK);
+  std::vector<float> room(static_cast<size_t>(2 * history * dim));
+  const auto tensor = [&](int64_t head_dim) {
+    return dense(room.data(), KVC_F32, {history, 1, head_dim});
+  };
+  kvc_tensor k = tensor(dim), v = tensor(dim);
+  EXPECT_EQ(kvc_get_copy(cache, 0, &k, &v), KVC_E_INVALID_ARGUMENT);  // they overlap
+  k = tensor(dim);
+  k.dtype = KVC_I32;
+  EXPECT_EQ(kvc_get_copy(cache, 0, &k, nullptr), KVC_E_DTYPE);
+  k = tensor(dim / 2);
+  EXPECT_EQ(kvc_get_copy(cache, 0, &k, nullptr), KVC_E_SHAPE);
+  kvc_tensor unsized = {};
+  k = tensor(dim);
+  k.device_id = 7;
+  EXPECT_EQ(kvc_get_copy(cache, 0, &unsized, &k), KVC_E_DEVICE_MISMATCH);
+  EXPECT_EQ(unsized.ndim, 0);  // nothing is filled in either
+  EXPECT_EQ(support::stats(cache).cells_used, used);
+
+  EXPECT_EQ(kvc_get_copy(cache, 0, &unsized, nullptr), KVC_OK) << support::last_message();
+  EXPECT_EQ(support::stats(cache).cells_used, used + n_tokens - 2);
+}
+
 }  // namespace

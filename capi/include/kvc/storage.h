@@ -85,7 +85,8 @@ typedef struct kvc_codec_desc {
  * codes   [..., codes_per_row] in code_dtype
  * scales  [..., scales_per_row] in scale_dtype; null where none is stored
  *
- * Tensors are on KVC_CPU and must not overlap. Takes memory only for vectors of more than 4096 numbers.
+ * Tensors are on KVC_CPU. What lies between the first and the last element of one must not overlap that of another. Takes memory
+ * only for vectors of more than 4096 numbers.
  * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, OUT_OF_MEMORY, VERSION. Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_encode(const kvc_codec_desc *desc, const kvc_tensor *values, kvc_tensor *codes,
                               kvc_tensor *scales) KVC_NOEXCEPT;
@@ -102,7 +103,8 @@ KVC_API kvc_status kvc_decode(const kvc_codec_desc *desc, const kvc_tensor *code
 /* Binds the scales of f8 keys and values of layers [layer_begin, layer_end): a number is stored as number / scale. 1 where none
  * was bound. An empty range binds nothing.
  *
- * k_scales, v_scales  [n_kv_heads], each 2^-100 … 2^100; null: stays as it is. With KVC_CACHE_V_IN_K v_scales must be null.
+ * k_scales, v_scales  [n_kv_heads], each 2^-100 … 2^100; null: stays as it is. With KVC_CACHE_V_IN_K v_scales must be null. The
+ *                     layers of a wrapper's range must have the same n_kv_heads.
  *
  * Errors: INVALID_ARGUMENT, BAD_STATE (a pass is open, or the cache holds tokens), NOT_SUPPORTED (a side that is not f8).
  * Since 0.2. */
@@ -128,7 +130,7 @@ KVC_API kvc_status kvc_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor *k,
  *    must not overlap. A tensor whose data is null is filled in as a dense f32 view for the caller to allocate, and not copied.
  *
  * A cell whose key two sequences of the batch owe differently is copied first, so kvc_history() may change: call this one with
- * null data, or call kvc_history() again if it returns SHAPE.
+ * null data, or call kvc_history() again if it returns SHAPE. Every other error is found before a cell is copied.
  * Errors: BAD_STATE (no pass, or no put of this layer), INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, CACHE_FULL (no
  * room for those copies). Since 0.2. */
 KVC_API kvc_status kvc_get_copy(kvc_cache *cache, int32_t layer, kvc_tensor *k, kvc_tensor *v) KVC_NOEXCEPT;
