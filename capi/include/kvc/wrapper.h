@@ -23,11 +23,12 @@
  *                      works on copies, which replace nothing unless all children agree
  *   begin, fits        a token flag must be known to some child; each child sees the flags that it knows
  *   resume, can_resume, copy_prefix    the largest place at which every child can continue
- *   put, put_attention, attention, get, gather, mask, history, runs, encoder_put, state_get …
+ *   put, put_codes, put_attention, attention, get, get_codes, get_copy, gather, mask, history, runs, encoder_put, state_get …
  *                      on the child that owns the layer
  *   encoder_share, encoder_query, state_layout, state_slots, checkpoint_list
  *                      on the only child of that kind; NOT_SUPPORTED if there are several or none
- *   bind_attention, bind_rope          on the owners of the layers, all or none; NOT_SUPPORTED if one of them lacks it
+ *   bind_attention, bind_rope, bind_scales
+ *                      on the owners of the layers, all or none; NOT_SUPPORTED if one of them lacks it
  *   bind_shift         NOT_SUPPORTED: call it on the children
  *   set_causal         on every causal child
  *   sequence_query     next; flags of all; room: the least. first and lost_below: the highest, count: the lowest of the causal
