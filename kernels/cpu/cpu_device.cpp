@@ -87,7 +87,7 @@ class CpuCacheDevice final : public CacheDevice {
     return op.run(params, *this);
   }
   Status write_mask(const MaskParams& params) noexcept override {
-    cpu::write_mask(params);
+    cpu::write_mask(params, pool_);
     return Status::ok;
   }
   Status store_states(const StateRows& params) noexcept override {

@@ -87,6 +87,8 @@ struct KernelTable {
   /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
   void (*scale)(float* to, float factor, int64_t count);
+  /// How many of n cell numbers, 1 at least, are neighbours in order: cell[i] = cell[0] + i.
+  int32_t (*run_length)(const int32_t* cell, int32_t n);
   /// 2^x and tanh of each element, as the kernels compute them, for tests. `count` is a multiple of
   /// 16.
   void (*exp2)(float* to, const float* from, int64_t count);

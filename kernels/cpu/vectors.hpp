@@ -102,4 +102,25 @@ KVC_INLINE void narrow_to(void* to, DType to_type, const float* from, int64_t co
     store_unaligned(to + i, tanh(load_unaligned(from + i)));
 }
 
+/// Advances `length` while the cells behind the first `length` are neighbours in order, `step` at a time.
+template <int32_t step>
+KVC_INLINE void extend_run(const int32_t* cell, int32_t n, int32_t& length) {
+  for (; length + step <= n; length += step) {
+    uint32_t difference = 0;
+    const int32_t base = cell[0] + length;
+    for (int32_t i = 0; i < step; ++i)
+      difference |= static_cast<uint32_t>(cell[length + i] ^ (base + i));
+    if (difference != 0) return;
+  }
+}
+
+/// How many of the n cells, 1 at least, are neighbours in order.
+[[maybe_unused]] static int32_t run_length(const int32_t* cell, int32_t n) {
+  int32_t length = 1;
+  extend_run<128>(cell, n, length);
+  extend_run<16>(cell, n, length);
+  extend_run<1>(cell, n, length);
+  return length;
+}
+
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <vector>
 
 #include "cases.hpp"
@@ -129,6 +131,45 @@ void sequence_cost() {
   }
 }
 
+/// Masks beside memset of as many bytes, both in the caches.
+void mask_cost() {
+  Ledger ledger(1, 1 << 13, 0);
+  ledger.fill(0, 4096);
+  for (const int32_t tokens : {1, 512}) {
+    std::vector<int32_t> position, sequence(static_cast<size_t>(tokens), 0);
+    for (int32_t i = 0; i < tokens; ++i) position.push_back(4096 + i);
+    must(kvc_begin(ledger.cache, tokens, position.data(), sequence.data(), nullptr, 0, nullptr),
+         "begin");
+    const int64_t shape[] = {tokens, 1, 1};
+    must(kvc_tensor_dense(ledger.rows.data(), KVC_F32, 3, shape, &ledger.tensor), "tensor");
+    must(kvc_put(ledger.cache, 0, &ledger.tensor, &ledger.tensor), "put");
+    for (const uint32_t dtype : {KVC_F32, KVC_BOOL}) {
+      kvc_tensor mask = {};
+      must(kvc_mask(ledger.cache, 0, &mask), "mask");
+      std::vector<char> bytes(static_cast<size_t>(mask.shape[0] * mask.shape[1]) *
+                              (dtype == KVC_F32 ? 4 : 1));
+      const int64_t columns[] = {mask.shape[0], mask.shape[1]};
+      must(kvc_tensor_dense(bytes.data(), dtype, 2, columns, &mask), "tensor");
+      for (int pair = 0; pair < pairs(); ++pair) {
+        double base = 1, time = 1;
+        for (int i = 0; i < 10; ++i) {
+          base = std::min(base, seconds([&] {
+                            std::memset(bytes.data(), i, bytes.size());
+                            asm volatile("" ::"r"(bytes.data()) : "memory");
+                          }));
+          time = std::min(time, seconds([&] { must(kvc_mask(ledger.cache, 0, &mask), "mask"); }));
+        }
+        report({"bookkeeping",
+                "mask of " + std::to_string(tokens) + " tokens on 4k, " +
+                    (dtype == KVC_F32 ? "f32" : "booleans"),
+                "x memset", Better::lower, 8, 2},
+               time / base, time);
+      }
+    }
+    must(kvc_abort(ledger.cache), "abort");
+  }
+}
+
 /// Bytes that grow with the pool and with the sequences, by difference, K and V taken off.
 void memory_cost() {
   kvc_device* device = nullptr;
@@ -163,6 +204,7 @@ void bookkeeping_cases() {
   pass_cost(1 << 16, "64k", 5, 15, 2, 6);
   pass_cost(1 << 20, "1M", 10, 30, 4, 12);
   sequence_cost();
+  mask_cost();
   memory_cost();
 }
 
