@@ -9,15 +9,16 @@ import kvc
 MAX_BATCH = 512  # tokens of a prompt that go through the model at once
 
 
-def new_cache(config, *, storage, window, capacity, sequences, threads):
+def new_cache(config, *, storage, window, capacity, sequences, threads, rotate=False):
     """A cache for all layers of a model.
 
     config     model.Config
-    storage    "f32", "f16" or "bf16": how keys and values are stored
+    storage    "f16", "q8_0" …: how keys and values are stored
     window     positions that a token sees, its own included; None: all before it
     capacity   positions that one sequence may hold
     sequences  how many there may be
     threads    threads of the device
+    rotate     whether they are stored rotated
     """
     with kvc.Device("cpu", n_threads=threads) as device:
         cache = kvc.Cache(
@@ -26,6 +27,7 @@ def new_cache(config, *, storage, window, capacity, sequences, threads):
             n_kv_heads=config.n_kv_heads,
             head_dim=config.head_dim,
             dtype=storage,
+            rotate=rotate,
             max_sequences=sequences,
             capacity=capacity,
             max_batch=min(MAX_BATCH, capacity),

@@ -35,6 +35,10 @@ def run(command, options, memory):
         return _failed(
             f"not enough memory for the model ({memory}) and the cache ({error}): free some"
         )
+    except ValueError as error:
+        if not type(error).__module__.startswith("kvc."):
+            raise
+        return _failed(str(error))
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         return _failed(f"{error.strerror or error}{place}")
@@ -78,6 +82,33 @@ def add_threads(parser):
         default=min(cores, 256),
         help="threads of NumPy's BLAS and of kvc (%(default)s)",
     )
+
+
+STORAGES = ("f32", "f16", "bf16", "f8_e4m3", "f8_e5m2", "q8_0", "q4_0", "int8", "nf4")
+
+
+def add_storage(parser):
+    """Adds the options --storage and --rotate: how a cache stores keys and values."""
+    parser.add_argument(
+        "--storage",
+        choices=STORAGES,
+        default="f16",
+        help="how the cache stores keys and values (%(default)s)",
+    )
+    parser.add_argument(
+        "--rotate",
+        action="store_true",
+        help="store them rotated, which spreads outliers: with q8_0, q4_0, int8 and nf4",
+    )
+
+
+def check_verify(parser, options):
+    """Refuses to verify what cannot be compared token by token."""
+    if options.verify and options.storage not in ("f32", "f16", "bf16"):
+        parser.error(
+            f"--verify goes with f32, f16 and bf16. With {options.storage}, a last bit of a key that "
+            "NumPy rounds otherwise may change its code, and then the tokens behind it"
+        )
 
 
 class Progress:

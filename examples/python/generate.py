@@ -34,12 +34,7 @@ def parse(arguments):
     add("--prompt", default=DEFAULT_PROMPT, help="what the user asks (%(default)s)")
     add("--follow-up", default=DEFAULT_FOLLOW_UP, help="the second prompt (%(default)s)")
     add("--tokens", type=demo.integer(1, 1 << 20), default=128, help="longest answer (%(default)s)")
-    add(
-        "--storage",
-        choices=("f32", "f16", "bf16"),
-        default="f16",
-        help="how the cache stores keys and values (%(default)s)",
-    )
+    demo.add_storage(parser)
     add(
         "--window",
         type=demo.integer(2, 1 << 20),
@@ -67,6 +62,7 @@ def parse(arguments):
         help="recompute the text in NumPy, without kvc and without a cache, and compare",
     )
     options = parser.parse_args(arguments)
+    demo.check_verify(parser, options)
     if options.verify and options.temperature > 0:
         parser.error("--verify compares the likeliest tokens: it goes with --temperature 0 only")
     return options
@@ -97,13 +93,14 @@ def run(options):
     cache = new_cache(
         model.config,
         storage=options.storage,
+        rotate=options.rotate,
         window=options.window,
         capacity=capacity,
         sequences=3,
         threads=options.threads,
     )
     attention = CachedAttention(cache, model.config.n_heads)
-    plain = RecomputedAttention(options.storage, options.window)
+    plain = RecomputedAttention(options.storage, options.window) if options.verify else None
     with cache:
         print(f"\nuser: {options.prompt}\nassistant: ", end="", flush=True)
         first = answer(model, tokenizer, attention, FIRST, prompt, options.tokens, sampler)

@@ -5,14 +5,15 @@ from cached import MAX_BATCH
 from recomputed import RecomputedAttention
 
 
-def new_cache(model, *, storage, step_back, threads):
+def new_cache(model, *, storage, step_back, threads, rotate=False):
     """One cache of two that move as one: the windows of all layers that have one, and the others.
 
     model      its `windows` has an entry for each layer: positions that a token sees, or None
-    storage    "f32", "f16" or "bf16": how keys and values are stored
+    storage    "f16", "q8_0" …: how keys and values are stored
     step_back  positions behind the window that are kept too, so that a sequence may be taken back
                by as many. A window alone can only go on: what it would see further back is gone
     threads    threads of the device
+    rotate     whether they are stored rotated
     """
     config = model.config
     layers = [
@@ -20,6 +21,7 @@ def new_cache(model, *, storage, step_back, threads):
             n_kv_heads=config.n_kv_heads,
             head_dim=config.head_dim,
             max_q_heads=config.n_heads,
+            rotate=rotate,
             sliding_window=window,
             memory=None if window is None else window + step_back,
         )

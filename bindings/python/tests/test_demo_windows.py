@@ -39,6 +39,14 @@ def test_it_answers_what_numpy_alone_answers(model, text, storage):
     assert len(compared) == 3 and max(map(int, compared)) > tiny_gemma.WINDOW
 
 
+@pytest.mark.parametrize("storage", ["f8_e5m2", "int8 --rotate"])
+def test_keys_and_values_may_be_codes(model, text, storage):
+    options = ["--model", model, "--text", text, *QUICK, "--storage", *storage.split()]
+    result = windows(*options)
+    assert result.returncode == 0, result
+    assert "--verify goes with f32, f16 and bf16" in refused(*options, "--verify", code=2)
+
+
 def test_it_reports_memory_and_what_an_edit_keeps(model, text):
     result = windows("--model", model, "--text", text, *QUICK)
     assert result.returncode == 0, result

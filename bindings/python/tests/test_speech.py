@@ -59,6 +59,16 @@ def test_it_writes_what_numpy_alone_writes(model, sounds, storage, beams, at_onc
     assert ("each shared by" in result.stdout) == (beams > 1)
 
 
+@pytest.mark.parametrize("storage", ["f8_e4m3", "int8 --rotate"])
+def test_keys_and_values_may_be_codes(model, sounds, storage):
+    options = ["--model", model, "--storage", *storage.split(), "--tokens", 24, "--threads", 2]
+    result = transcribe(*options, *sounds)
+    assert result.returncode == 0, result
+    assert re.search(r"decoder +\d+ tokens in .* % of the time inside kvc", result.stdout)
+    assert "--verify goes with f32, f16 and bf16" in refused(*options, "--verify", code=2)
+
+
+
 @pytest.fixture
 def demo(monkeypatch):
     monkeypatch.syspath_prepend(str(commands.FOLDER))
