@@ -136,7 +136,8 @@ struct StoreCodesParams {
   Tensor v_scales;
 };
 
-/// Rows of a gather: the token at cell[t] of every KV head goes to row row[t]: converted or decoded, rotated back, its key with the pending rotation applied.
+/// Rows of a gather or a copy: the token at cell[t] of every KV head goes to row row[t], converted or decoded, rotated back, its key
+/// with the pending rotation applied.
 struct LoadParams {
   LayerStorage storage;
   Rope rope;

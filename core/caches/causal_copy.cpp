@@ -67,9 +67,8 @@ Status CausalCache::prepare_copy(int32_t layer) {
     return fail(
         Status::cache_full,
         "%d cells are shared by sequences of the batch that need their keys turned differently, "
-        "and "
-        "must be copied; %d of %d cells are free: remove tokens of other sequences first, or read "
-        "one sequence at a time with kvc_gather",
+        "and must be copied; %d of %d cells are free: remove tokens of other sequences first, "
+        "or read one sequence at a time with kvc_gather",
         copies, book_.pool().n_free(), book_.rules().n_cells);
   }
   Moves moves;

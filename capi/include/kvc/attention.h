@@ -84,8 +84,8 @@ typedef struct kvc_rope_desc {
  * frequency_factors  [n_dims / 2]; null: all 1.
  *
  * Errors: INVALID_ARGUMENT (bounds; a base, scale or factor that is not positive and finite; a pair that turns by more than
- * 2^95 per position, which positions take out of range; with KVC_CACHE_V_IN_K a dim of V that would turn), BAD_STATE (a pass is open or the cache is not empty), NOT_SUPPORTED
- * (the cache is position-free or has a shift function), VERSION. Since 0.1. */
+ * 2^95 per position, which positions take out of range; with KVC_CACHE_V_IN_K a dim of V that would turn), BAD_STATE (a pass is
+ * open or the cache is not empty), NOT_SUPPORTED (the cache is position-free or has a shift function), VERSION. Since 0.1. */
 KVC_API kvc_status kvc_bind_rope(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const kvc_rope_desc *desc,
                                  const float *frequency_factors) KVC_NOEXCEPT;
 

@@ -217,7 +217,8 @@ KVC_API kvc_status kvc_fits(const kvc_cache *cache, int32_t n_tokens, const int3
                             const uint32_t *token_flags) KVC_NOEXCEPT;
 
 /* Stores one layer's keys and values for the tokens of the open pass, converted to the storage type: encoded as storage.h says, or
- * rounded to nearest even to f32, f16 or bf16, where overflow becomes infinity. If the model rotates keys, the caller does so before this call.
+ * rounded to nearest even to f32, f16 or bf16, where overflow becomes infinity. If the model rotates keys, the caller does so
+ * before this call.
  *
  * k  [n_tokens, n_kv_heads, head_dim_k], v [n_tokens, n_kv_heads, head_dim_v]: f32, f16 or bf16 whatever the storage type,
  *    any strides (contiguous rows are fastest). Borrowed for the call. Rows of padding tokens are not read. With
