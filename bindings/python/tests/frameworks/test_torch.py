@@ -118,3 +118,54 @@ def test_torch_writes_states_in_place_and_reads_them_without_a_copy(device, stor
             cache.state_put(0, "recurrent", 2 * held.reshape(1, 4, 2).transpose(1, 2))
         doubled = cache.state_gather(0, "recurrent", 0, into=torch.zeros(2, 4))
         assert doubled.flatten().tolist() == [0, 4, 8, 12, 2, 6, 10, 14]
+
+
+F8 = {"f8_e4m3": torch.float8_e4m3fn, "f8_e5m2": torch.float8_e5m2}
+
+
+@pytest.mark.parametrize("dtype", [*F8, "q8_0", "q4_0", "int8", "nf4"])
+def test_tensors_are_encoded_and_codes_become_tensors(make, tensors, dtype):
+    kinds = {**F8, "q8_0": torch.int8, "int8": torch.int8}
+    cache, other = make(dtype=dtype, head_dim=32), make(dtype=dtype, head_dim=32)
+    k = torch.cat(tensors(5)[:2], dim=2)
+    with cache.forward(range(5)):
+        for layer in range(2):
+            cache.put(layer, k, k)
+        held = cache.get_codes(0)
+        codes, scales = kvc.encode(k, dtype)
+        found = torch.from_dlpack(held.k)
+        assert found.dtype == kinds.get(dtype, torch.uint8)
+        np.testing.assert_array_equal(found.view(torch.uint8), codes.view(np.uint8))
+        expected = torch.zeros(5, 2, 32)
+        assert kvc.decode(codes, scales, dtype, values=expected) is expected
+        parts = [None if each is None else torch.from_dlpack(each).clone() for each in held]
+        assert torch.equal(torch.from_numpy(kvc.decode(*parts[:2], dtype)), expected)
+        copy = torch.zeros(5, 2, 32)
+        assert cache.get_copy(0, copy, False)[0] is copy
+        assert torch.equal(copy, expected)
+        with other.forward(range(5)):
+            for layer in range(2):
+                other.put_codes(layer, *parts)
+    assert other.digest() == cache.digest()
+
+
+def test_f8_is_that_of_torch():
+    values = torch.randn(200, 64) * 100
+    for dtype, kind in F8.items():
+        codes, _ = kvc.encode(values, dtype)
+        expected = values.clamp(-torch.finfo(kind).max, torch.finfo(kind).max).to(kind)
+        np.testing.assert_array_equal(codes.view(np.uint8), expected.view(torch.uint8))
+
+
+def test_nf4_is_that_of_bitsandbytes():
+    functional = pytest.importorskip("bitsandbytes.functional")
+    table = functional.get_4bit_type("nf4", device="cpu")
+    codes = np.arange(16, dtype=np.uint8)
+    every = (codes[0::2] << 4 | codes[1::2]).reshape(1, 8)  # the first value in the high nibble
+    found = kvc.decode(every, np.ones((1, 1), np.float32), "nf4")
+    np.testing.assert_array_equal(found[0], table.numpy())
+    values = torch.randn(40, 64)
+    theirs, state = functional.quantize_4bit(values, blocksize=64, quant_type="nf4")
+    ours, scales = kvc.encode(values, "nf4", block=64)
+    np.testing.assert_array_equal(scales.ravel(), state.absmax)
+    np.testing.assert_array_equal(ours.ravel(), theirs.ravel())

@@ -47,6 +47,23 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     assert_type(cache.gather(0, 0), Tuple[Stored, Stored])
     assert_type(cache.gather(0, 0, floats, q), Tuple[Floats, Tensor])
     assert_type(cache.mask(0, floats), Floats)
+    held = cache.get_codes(0)
+    assert_type(held, kvc.Codes)
+    assert_type(held.k_scales, Optional[kvc.View])
+    cache.put_codes(0, *held)
+    cache.put_codes(0, floats, None, q)
+    assert_type(cache.get_copy(0), Tuple[Stored, Stored])
+    assert_type(cache.get_copy(0, floats, q), Tuple[Floats, Tensor])
+    cache.get_copy(0, False, dtype="f16")
+    cache.bind_scales([1.0])  # type: ignore[arg-type]
+    cache.bind_scales(floats, v_scales=floats, layers=0)
+    cache.put(0, floats)
+    assert_type(cache.put_attention(0, floats, None, floats), Floats)
+    codes, scales = kvc.encode(q, "q8_0", rotate=True)
+    assert_type(kvc.decode(codes, scales, "q8_0"), Floats)
+    assert_type(kvc.decode(codes, None, "f8_e4m3", values=q, scale=0.5), Tensor)
+    kvc.encode([1.0], "q8_0")  # type: ignore[arg-type]
+    assert_type(kvc.storage_info("nf4", 64, block=16), kvc.StorageInfo)
     view, _ = cache.get(0)
     assert_type(view[:, 0], kvc.View)
     assert_type(view.__array__(), npt.NDArray[np.generic])
@@ -63,6 +80,10 @@ def arguments(device: kvc.Device) -> None:
         kvc.Cache.memory_bytes(n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, reach=4), int
     )
     kvc.Cache(kind="encoder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, inputs=2)
+    kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=64, capacity=8, dtype="nf4", block=16, rotate="k")
+    kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=64, capacity=8, v_first=0, interleaved=False)
+    kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=64, capacity=8, rotate="q")  # type: ignore[call-overload]
+    kvc.Cache(kind="encoder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, v_first=0)  # type: ignore[call-overload]
     kvc.Cache(kind="coder", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)  # type: ignore[call-overload]
     kvc.Cache(n_layer=1)  # type: ignore[call-overload]
     kvc.Cache(n_layers=1, n_kv_heads=1, head_dim=8)  # type: ignore[call-overload]
