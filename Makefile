@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-speech demo-windows test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
+.PHONY: help demo demo-speech demo-windows demo-perplexity test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -52,6 +52,10 @@ demo-speech: python ## a speech model writes down recordings through kvc   DEMO=
 demo-windows: python ## a model of windows beside full layers answers through kvc   DEMO='--verify --text FILE' for its options
 	$(call say,demo-windows: Gemma 3 270M, two caches that move as one)
 	@$(python) examples/python/windows.py $(DEMO)
+
+demo-perplexity: python ## what each storage type costs a model: perplexity, memory, speed   DEMO='--types f16,q8_0' for its options
+	$(call say,demo-perplexity: SmolLM2-135M-Instruct reads a text from caches of every storage type)
+	@$(python) examples/python/perplexity.py $(DEMO)
 
 test: ## everything that CI runs
 	@tools/setup test

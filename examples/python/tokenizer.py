@@ -66,6 +66,10 @@ class Tokenizer:
             )
         return self._tokens(after[len(before) + len(_MARK) :])
 
+    def tokens(self, text):
+        """The tokens of a plain text."""
+        return self._tokens(text)
+
     def _rendered(self, messages):
         return self._template.render(messages=messages, add_generation_prompt=True)
 
