@@ -1,7 +1,7 @@
 #pragma once
-#include "kernels/cpu/codecs.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/simd.hpp"
+#include "kernels/cpu/step_rows.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// The narrow kernel, for few rows: decode, drafts, short prompts.
@@ -37,7 +37,6 @@ namespace kvc::cpu::KVC_ISA_NAMESPACE {
 inline constexpr int32_t block_cells = 12;
 inline constexpr int32_t quad_rows = 4;
 inline constexpr int32_t row_quads_max = tile_rows_max / quad_rows;
-inline constexpr size_t chunk_dims = 64;  // of an unrolled inner loop
 inline constexpr float minus_infinity = -__builtin_inff();
 
 /// What the rows of a quad see of a block.
@@ -81,6 +80,8 @@ struct Scratch {
   float* probability;  // [row_quads_max][2][block_cells][quad_rows]
   float* k;            // [step_cells][q_stride] rows of a step, decoded
   float* v;            // [step_cells][o_stride]
+  float* k_scales;     // [chunk][step_cells][chunk_scales] of rows that are read in place
+  float* v_scales;
 };
 
 /// Probabilities begin in the middle of a page, where neither q nor o does
@@ -93,19 +94,31 @@ inline constexpr size_t probability_bytes = row_quads_max * 2 * block_scores * s
 KVC_INLINE size_t padded_row_bytes(int32_t head_dim) {
   return static_cast<size_t>((head_dim + 15) / 16 * 16) * sizeof(float);
 }
+KVC_INLINE int32_t chunks_of(int32_t head_dim) { return (head_dim + chunk_dims - 1) / chunk_dims; }
+KVC_INLINE size_t row_scale_bytes(int32_t head_dim) {
+  return static_cast<size_t>(chunks_of(head_dim) * chunk_scales) * sizeof(float);
+}
 
 [[maybe_unused]] static size_t narrow_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
-  return quads_bytes + probability_bytes +
-         step_cells * (padded_row_bytes(head_dim_k) + padded_row_bytes(head_dim_v));
+  const size_t k = padded_row_bytes(head_dim_k) + row_scale_bytes(head_dim_k);
+  const size_t v = padded_row_bytes(head_dim_v) + row_scale_bytes(head_dim_v);
+  return quads_bytes + probability_bytes + step_cells * (k + v);
 }
 
 KVC_INLINE Scratch lay_out_scratch(const Tile& tile) {
   Scratch scratch;
   std::byte* next = tile.scratch;
-  scratch.quad = reinterpret_cast<RowQuad*>(next);
-  scratch.probability = reinterpret_cast<float*>(next += quads_bytes);
-  scratch.k = reinterpret_cast<float*>(next += probability_bytes);
-  scratch.v = reinterpret_cast<float*>(next += step_cells * padded_row_bytes(tile.k.head_dim));
+  const auto take = [&next](size_t bytes) {
+    float* const taken = reinterpret_cast<float*>(next);
+    next += bytes;
+    return taken;
+  };
+  scratch.quad = reinterpret_cast<RowQuad*>(take(quads_bytes));
+  scratch.probability = take(probability_bytes);
+  scratch.k = take(step_cells * padded_row_bytes(tile.k.head_dim));
+  scratch.v = take(step_cells * padded_row_bytes(tile.v.head_dim));
+  scratch.k_scales = take(step_cells * row_scale_bytes(tile.k.head_dim));
+  scratch.v_scales = take(step_cells * row_scale_bytes(tile.v.head_dim));
   return scratch;
 }
 
@@ -152,27 +165,34 @@ KVC_INLINE Visibility visibility_of(const RowQuad& quad, int32_t begin, int32_t 
 /// The rows that a step reads, and where those lie that it prefetches meanwhile.
 struct StepRows {
   const std::byte* row[step_cells];
+  const float* scales;     // [chunk][step_cells][chunk_scales]
   const std::byte* codes;  // that the offsets below count from
   const size_t* near;
   const size_t* far;
   bool prefetches;
 };
 
-template <class Storage>
+template <class Type>
 struct Step {
-  using Element = typename Storage::Element;
-  const Element* row[step_cells];
+  using Codes = StepType<Type>;
+  static constexpr int32_t unit = Codes::unit_vectors;
+  static constexpr size_t unit_dims = unit * lanes;
+
+  const std::byte* row[step_cells];
+  const float* scales;
   const std::byte* codes;
   const size_t* near;
   const size_t* far;
 
   [[gnu::always_inline]] explicit Step(const StepRows& rows)
-      : codes(rows.codes), near(rows.near), far(rows.far) {
+      : scales(rows.scales), codes(rows.codes), near(rows.near), far(rows.far) {
 #pragma GCC unroll 4
-    for (int32_t i = 0; i < step_cells; ++i) row[i] = reinterpret_cast<const Element*>(rows.row[i]);
+    for (int32_t i = 0; i < step_cells; ++i) row[i] = rows.row[i];
   }
-  [[gnu::always_inline]] void prefetch_ahead(size_t d) const {
-    const size_t byte = d * sizeof(Element);
+
+  /// Prefetches at the first dimension of each cache line.
+  [[gnu::always_inline]] void prefetch_ahead(size_t chunk, size_t d) const {
+    const size_t byte = chunk * Codes::chunk_bytes + d * Codes::chunk_bytes / chunk_dims;
     if (byte % 64 != 0) return;
     const std::byte* column = codes + byte;
     keep_in_register(column);  // else gcc keeps the addresses of all rows in vector registers
@@ -182,20 +202,26 @@ struct Step {
       prefetch_far(column + far[i]);
     }
   }
+  [[gnu::always_inline]] void load(Vec (&x)[step_cells][unit], size_t chunk, size_t d) const {
+    const size_t scale_chunk = Codes::has_one_scale ? 0 : chunk;
+    const float* scale = scales + scale_chunk * (step_cells * chunk_scales) + d / 32;
+#pragma GCC unroll 4
+    for (int32_t i = 0; i < step_cells; ++i) {
+      Codes::load(x[i], row[i] + chunk * Codes::chunk_bytes, static_cast<int32_t>(d),
+                  scale + i * chunk_scales);
+    }
+  }
 };
 
-template <class K, int32_t ROWS>
-KVC_INLINE void score_dims(const Step<K>& step, const float* q, size_t stride, size_t d,
-                           Vec (&sum)[step_cells][4]) {
-  Vec x[step_cells];
-#pragma GCC unroll 4
-  for (int32_t i = 0; i < step_cells; ++i) x[i] = load_as<K>(step.row[i] + d);
-#pragma GCC unroll 4
-  for (int32_t r = 0; r < ROWS; ++r) {
-    const Vec y = load(q + static_cast<size_t>(r) * stride + d);
-#pragma GCC unroll 4
-    for (int32_t i = 0; i < step_cells; ++i) sum[i][r] = fma(y, x[i], sum[i][r]);
+/// Calls `use(chunk, d)` for each unit of a row of `stride` floats.
+template <size_t unit_dims, class Use>
+KVC_INLINE void for_each_unit(size_t stride, Use use) {
+  size_t chunk = 0;
+  for (; (chunk + 1) * chunk_dims <= stride; ++chunk) {
+#pragma GCC unroll 16
+    for (size_t d = 0; d < chunk_dims; d += unit_dims) use(chunk, d);
   }
+  for (size_t d = 0; chunk * chunk_dims + d < stride; d += unit_dims) use(chunk, d);
 }
 
 /// Scores of ROWS rows and of one step's cells: scores[cell][row].
@@ -211,35 +237,23 @@ static void score_step(const Tile& tile, const RowQuad& quad, const StepRows& ro
 #pragma GCC unroll 4
     for (int32_t r = 0; r < 4; ++r) sum[i][r] = zero();
   }
-  size_t d = 0;
-  for (; d + chunk_dims <= stride; d += chunk_dims) {
-#pragma GCC unroll 16
-    for (size_t j = 0; j < chunk_dims; j += lanes) {
-      if (prefetches) step.prefetch_ahead(d + j);
-      score_dims<K, ROWS>(step, q, stride, d + j, sum);
-    }
-  }
-  for (; d < stride; d += lanes) {
-    if (prefetches) step.prefetch_ahead(d);
-    score_dims<K, ROWS>(step, q, stride, d, sum);
-  }
+  for_each_unit<Step<K>::unit_dims>(
+      stride, [&](size_t chunk, size_t d) __attribute__((always_inline)) {
+        if (prefetches) step.prefetch_ahead(chunk, d);
+        Vec x[step_cells][Step<K>::unit];
+        step.load(x, chunk, d);
+        const float* from = q + chunk * chunk_dims + d;
+#pragma GCC unroll 2
+        for (int32_t u = 0; u < Step<K>::unit; ++u) {
+#pragma GCC unroll 4
+          for (int32_t r = 0; r < ROWS; ++r) {
+            const Vec y = load(from + static_cast<size_t>(r) * stride + u * lanes);
+#pragma GCC unroll 4
+            for (int32_t i = 0; i < step_cells; ++i) sum[i][r] = fma(y, x[i][u], sum[i][r]);
+          }
+        }
+      });
   store_sums(scores, sum);
-}
-
-template <class V, int32_t ROWS>
-KVC_INLINE void value_dims(const Step<V>& step, float* o, size_t stride, size_t d,
-                           const Vec (&p)[step_cells][ROWS]) {
-  Vec x[step_cells];
-#pragma GCC unroll 4
-  for (int32_t i = 0; i < step_cells; ++i) x[i] = load_as<V>(step.row[i] + d);
-#pragma GCC unroll 4
-  for (int32_t r = 0; r < ROWS; ++r) {
-    float* to = o + static_cast<size_t>(r) * stride + d;
-    Vec sum = load(to);
-#pragma GCC unroll 4
-    for (int32_t i = 0; i < step_cells; ++i) sum = fma(p[i][r], x[i], sum);
-    store(to, sum);
-  }
 }
 
 /// Adds the values of one step's cells, weighted with probability[cell][row], to ROWS rows of o.
@@ -256,18 +270,23 @@ static void value_step(const Tile& tile, const RowQuad& quad, const StepRows& ro
 #pragma GCC unroll 4
     for (int32_t r = 0; r < ROWS; ++r) p[i][r] = broadcast(probability[i * quad_rows + r]);
   }
-  size_t d = 0;
-  for (; d + chunk_dims <= stride; d += chunk_dims) {
-#pragma GCC unroll 16
-    for (size_t j = 0; j < chunk_dims; j += lanes) {
-      if (prefetches) step.prefetch_ahead(d + j);
-      value_dims<V, ROWS>(step, o, stride, d + j, p);
-    }
-  }
-  for (; d < stride; d += lanes) {
-    if (prefetches) step.prefetch_ahead(d);
-    value_dims<V, ROWS>(step, o, stride, d, p);
-  }
+  for_each_unit<Step<V>::unit_dims>(
+      stride, [&](size_t chunk, size_t d) __attribute__((always_inline)) {
+        if (prefetches) step.prefetch_ahead(chunk, d);
+        Vec x[step_cells][Step<V>::unit];
+        step.load(x, chunk, d);
+#pragma GCC unroll 2
+        for (int32_t u = 0; u < Step<V>::unit; ++u) {
+#pragma GCC unroll 4
+          for (int32_t r = 0; r < ROWS; ++r) {
+            float* to = o + static_cast<size_t>(r) * stride + chunk * chunk_dims + d + u * lanes;
+            Vec sum = load(to);
+#pragma GCC unroll 4
+            for (int32_t i = 0; i < step_cells; ++i) sum = fma(p[i][r], x[i][u], sum);
+            store(to, sum);
+          }
+        }
+      });
 }
 
 /// Adds one cell's value to one row of o.
@@ -298,6 +317,82 @@ static void add_value_singly(const Tile& tile, const RowQuad& quad, const std::b
   }
 }
 
+/// K or V of a tile: rows that are read in place, or decoded in scratch.
+struct Side {
+  const TileRows& rows;
+  const bool in_place;
+  const int32_t stride;  // floats of a decoded row
+  float* const decoded;  // [step_cells][stride]
+  float* const scales;
+  const DecodeRow decode_row;
+  const SpreadScales spread_scales;
+
+  /// Decoded rows are padded to the stride with zeros, which are written once.
+  [[gnu::always_inline]] Side(const TileRows& of, int32_t padded, float* row_scratch,
+                              float* scale_scratch)
+      : rows(of),
+        in_place(of.head_dim % unit_dims_of(of) == 0 && of.block != 16),
+        stride(padded),
+        decoded(row_scratch),
+        scales(scale_scratch),
+        decode_row(decoder_for(of)),
+        spread_scales(spreader_for(of)) {
+    if (in_place) return;
+    for (int32_t i = 0; i < step_cells; ++i) {
+      for (int32_t d = stride - 16; d < stride; d += lanes) store(decoded + i * stride + d, zero());
+    }
+  }
+
+  /// Whether row() is what is stored.
+  [[gnu::always_inline]] bool lends_rows() const { return in_place && is_plain(rows.type); }
+
+  /// Decodes a row, to place `i`.
+  [[gnu::always_inline]] const std::byte* decode(const RowOffsets& at, int32_t from, int32_t i) const {
+    float* to = decoded + i * stride;
+    decode_row(to, rows, {rows.codes + at.codes[from], rows.scales + at.scales[from]});
+    return reinterpret_cast<const std::byte*>(to);
+  }
+
+  /// The block's row `i` alone.
+  [[gnu::always_inline]] const std::byte* row(const RowOffsets& at, int32_t i) const {
+    return lends_rows() ? rows.codes + at.codes[i] : decode(at, i, 0);
+  }
+
+  /// The block's rows from `first` on, as many as a step takes.
+  [[gnu::always_inline]] StepRows step(const RowOffsets& at, const RowOffsets& near,
+                                       const RowOffsets& far, int32_t first) const {
+    StepRows step;
+    step.codes = rows.codes;
+    step.near = near.codes + first;
+    step.far = far.codes + first;
+    step.prefetches = in_place;
+    step.scales = scales;
+    for (int32_t i = 0; i < step_cells; ++i) {
+      step.row[i] = in_place ? rows.codes + at.codes[first + i] : decode(at, first + i, i);
+      prepare(at, near, far, first + i, scales + i * chunk_scales, step_cells * chunk_scales);
+    }
+    return step;
+  }
+
+ private:
+  /// Lays out the scales of a row that is read in place. Prefetches what is not prefetched when rows
+  /// are read: scales, and codes that are decoded first.
+  [[gnu::always_inline]] void prepare(const RowOffsets& at, const RowOffsets& near,
+                                      const RowOffsets& far, int32_t i, float* to,
+                                      int32_t apart) const {
+    if (!in_place) {
+      for (size_t byte = 0; byte < rows.bytes; byte += 64) {
+        prefetch(rows.codes + near.codes[i] + byte);
+        prefetch_far(rows.codes + far.codes[i] + byte);
+      }
+    }
+    if (rows.scales == nullptr) return;
+    if (in_place) spread_scales(to, apart, rows, rows.scales + at.scales[i], stride);
+    prefetch(rows.scales + near.scales[i]);
+    prefetch_far(rows.scales + far.scales[i]);
+  }
+};
+
 /// The functions for the storage types of K and of V, picked once per tile. A step is long enough
 /// for a call through a pointer, and instances of pairs of types would multiply.
 struct Steps {
@@ -306,23 +401,29 @@ struct Steps {
   void (*value_singly)(const Tile&, const RowQuad&, const std::byte*, int32_t, const float*);
 };
 
-KVC_INLINE Steps steps_for(StorageType type_k, StorageType type_v) {
+/// Calls `use` with what steps take the rows for: their type, or F32 where they are decoded first.
+template <class Use>
+KVC_INLINE void with_step_type(const TileRows& rows, bool in_place, Use use) {
+  if (!in_place) return use(F32{});
+  stored::with_reader(rows, [&]<class Type>(stored::Reader<Type>) { use(Type{}); });
+}
+
+KVC_INLINE Steps steps_for(const Side& k, const Side& v) {
   Steps steps;
-  with_storage(type_k, [&](auto storage) {
-    using K = decltype(storage);
+  with_step_type(k.rows, k.in_place, [&]<class K>(K) {
     steps.score[0] = score_step<K, 1>;
     steps.score[1] = score_step<K, 2>;
     steps.score[2] = score_step<K, 3>;
     steps.score[3] = score_step<K, 4>;
   });
-  with_storage(type_v, [&](auto storage) {
-    using V = decltype(storage);
+  with_step_type(v.rows, v.in_place, [&]<class V>(V) {
     steps.value[0] = value_step<V, 1>;
     steps.value[1] = value_step<V, 2>;
     steps.value[2] = value_step<V, 3>;
     steps.value[3] = value_step<V, 4>;
-    steps.value_singly = add_value_singly<V>;
   });
+  with_storage(v.lends_rows() ? v.rows.type : StorageType::f32,
+               [&](auto storage) { steps.value_singly = add_value_singly<decltype(storage)>; });
   return steps;
 }
 
@@ -420,107 +521,19 @@ KVC_INLINE void update_softmax(const Tile& tile, const RowQuad& quad, float* sco
   store_quad(tile.sum + quad.row, total + fold_sum(sum));
 }
 
-/// Converts a row of any length to f32, its padding to zero. Reads nothing past its end: the last
-/// vector overlaps the one before it.
-template <class Storage>
-KVC_INLINE void widen_row(float* to, const std::byte* from, int32_t n, int32_t padded) {
-  using Element = typename Storage::Element;
-  const auto* row = reinterpret_cast<const Element*>(from);
-  int32_t d = 0;
-  for (; d + lanes <= n; d += lanes) store(to + d, load_as<Storage>(row + d));
-  for (int32_t i = d; i < padded; i += lanes) store(to + i, zero());
-  if (n >= lanes) {
-    store_unaligned(to + n - lanes, load_as<Storage>(row + n - lanes));
-  } else {
-    Element whole[16] = {};
-    for (int32_t i = 0; i < n; ++i) whole[i] = row[i];
-    store(to, load_as<Storage>(whole));
-  }
-}
-
 KVC_INLINE void locate_rows(const TileRows& rows, int32_t begin, int32_t n_cells, RowOffsets& offsets) {
-  for (int32_t i = 0; i < block_cells; ++i) {
-    const auto cell = static_cast<size_t>(rows.cell[smaller(begin + i, n_cells - 1)]);
-    offsets.codes[i] = cell * rows.stride;
-    offsets.scales[i] = cell * rows.scale_stride;
-  }
+  size_t cell[block_cells];
+  for (int32_t i = 0; i < block_cells; ++i)
+    cell[i] = static_cast<size_t>(rows.cell[smaller(begin + i, n_cells - 1)]);
+  for (int32_t i = 0; i < block_cells; ++i) offsets.codes[i] = cell[i] * rows.stride;
+  if (rows.scales == nullptr) return;
+  for (int32_t i = 0; i < block_cells; ++i) offsets.scales[i] = cell[i] * rows.scale_stride;
 }
 
 KVC_INLINE void locate_block(const Tile& tile, int32_t begin, BlockRows& block) {
   locate_rows(tile.k, begin, tile.n_cells, block.k);
   locate_rows(tile.v, begin, tile.n_cells, block.v);
 }
-
-/// K or V of a tile: rows that steps read in place, or decoded in scratch.
-struct Side {
-  const TileRows& rows;
-  const bool in_place;
-  const int32_t stride;  // floats of a decoded row
-  float* const decoded;  // [step_cells][stride]
-
-  /// Rows are padded to the stride with zeros, which are written once.
-  [[gnu::always_inline]] Side(const TileRows& of, int32_t padded, float* scratch)
-      : rows(of),
-        in_place(is_plain(of.type) && of.head_dim == padded),
-        stride(padded),
-        decoded(scratch) {
-    if (in_place) return;
-    for (int32_t i = 0; i < step_cells; ++i) {
-      for (int32_t d = stride - 16; d < stride; d += lanes) store(decoded + i * stride + d, zero());
-    }
-  }
-
-  /// The type of what steps read.
-  [[gnu::always_inline]] StorageType type() const {
-    return in_place ? rows.type : StorageType::f32;
-  }
-
-  /// Decodes a row, to place `i` of the step.
-  [[gnu::noinline]] const std::byte* decode(int32_t i, size_t codes, size_t scales) const {
-    float* to = decoded + i * stride;
-    const std::byte* from = rows.codes + codes;
-    if (is_plain(rows.type)) {
-      with_storage(rows.type, [&](auto storage) {
-        widen_row<decltype(storage)>(to, from, rows.head_dim, stride);
-      });
-    } else {
-      const RowFormat format = {.type = rows.type, .head_dim = rows.head_dim, .block = rows.block};
-      auto* const scale = rows.scales == nullptr ? nullptr : rows.scales + scales;
-      decode_row(format, to,
-                 {.codes = const_cast<std::byte*>(from), .scales = const_cast<std::byte*>(scale)});
-    }
-    return reinterpret_cast<const std::byte*>(to);
-  }
-
-  /// The block's row `i` alone.
-  [[gnu::always_inline]] const std::byte* row(const RowOffsets& at, int32_t i) const {
-    return in_place ? rows.codes + at.codes[i] : decode(0, at.codes[i], at.scales[i]);
-  }
-
-  /// The block's rows from `first` on, as many as a step takes.
-  [[gnu::always_inline]] StepRows step(const RowOffsets& at, const RowOffsets& near,
-                                       const RowOffsets& far, int32_t first) const {
-    StepRows step;
-    step.codes = rows.codes;
-    step.near = near.codes + first;
-    step.far = far.codes + first;
-    step.prefetches = in_place;
-    for (int32_t i = 0; i < step_cells; ++i) {
-      const int32_t from = first + i;
-      step.row[i] = in_place ? rows.codes + at.codes[from]
-                             : decode(i, at.codes[from], at.scales[from]);
-      if (in_place) continue;
-      for (size_t byte = 0; byte < rows.bytes; byte += 64) {
-        prefetch(rows.codes + near.codes[from] + byte);
-        prefetch_far(rows.codes + far.codes[from] + byte);
-      }
-      if (rows.scales == nullptr) continue;
-      prefetch(rows.scales + near.scales[from]);
-      prefetch_far(rows.scales + far.scales[from]);
-    }
-    return step;
-  }
-};
 
 /// Prefetches the blocks that come too early for the walk to prefetch them.
 KVC_INLINE void prefetch_first_blocks(const Tile& tile, const BlockRows* blocks) {
@@ -553,9 +566,9 @@ class Walk {
       : tile_(tile),
         scratch_(lay_out_scratch(tile)),
         n_quads_((tile.n_rows + quad_rows - 1) / quad_rows),
-        k_(tile.k, tile.q_stride, scratch_.k),
-        v_(tile.v, tile.o_stride, scratch_.v),
-        steps_(steps_for(k_.type(), v_.type())) {
+        k_(tile.k, tile.q_stride, scratch_.k, scratch_.k_scales),
+        v_(tile.v, tile.o_stride, scratch_.v, scratch_.v_scales),
+        steps_(steps_for(k_, v_)) {
     for (int32_t i = 0; i < n_quads_; ++i) describe_quad(tile, i, scratch_.quad[i]);
     for (int32_t t = 0; t < blocks_far; ++t) locate_block(tile, t * block_cells, rows_of(t));
     prefetch_first_blocks(tile, blocks_);

@@ -452,6 +452,16 @@ KVC_INLINE void store_as(typename Storage::Element* p, Vec x) {
   store_elements(Storage{}, p, x);
 }
 
+KVC_INLINE Quad load_four_halves(const std::byte* p) {
+#if defined(__AVX2__)
+  return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  uint16_t halves[4];
+  __builtin_memcpy(halves, p, sizeof halves);
+  return load_elements(F16{}, halves);
+#endif
+}
+
 KVC_INLINE Quad load_quad(const float* p) {
   Quad x;
   __builtin_memcpy(&x, p, sizeof x);

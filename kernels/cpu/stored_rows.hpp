@@ -57,6 +57,11 @@ KVC_INLINE Vec broadcast_half(const std::byte* p);
 KVC_INLINE __m128i load_16(const std::byte* p) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
 }
+KVC_INLINE int32_t load_4(const std::byte* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof four);
+  return four;
+}
 KVC_INLINE Vec from_halves(__m256i halves) { return _mm512_maskz_cvtph_ps(0xffff, halves); }
 KVC_INLINE Vec from_integers(__m128i codes) {
   return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, codes));

@@ -1,0 +1,184 @@
+#pragma once
+#include "kernels/cpu/simd.hpp"
+#include "kernels/cpu/stored_rows.hpp"
+#include "kernels/cpu/tile.hpp"
+
+/// Rows as the steps of the narrow kernel read them: codes become floats in registers. Decoding takes
+/// turns with products on the same ports, so what counts is the number of instructions per vector.
+namespace kvc::cpu::KVC_ISA_NAMESPACE {
+
+inline constexpr int32_t chunk_dims = 64;  // of an unrolled inner loop
+
+/// Scales of a row that a chunk has: one for each half of it.
+inline constexpr int32_t chunk_scales = 2;
+
+/// A storage type as steps see it. Rows are read in units of a few vectors; `chunk` points at the
+/// codes of chunk_dims dimensions, and a unit begins at dimension `d` of them.
+template <class Type>
+struct StepType {
+  static constexpr int32_t unit_vectors = 1;
+  static constexpr bool has_scales = stored::Vectors<Type>::has_scales;
+  static constexpr bool has_one_scale = __is_same(Type, stored::Int8);
+  static constexpr size_t chunk_bytes = chunk_dims * stored::Vectors<Type>::code_bytes;
+  KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, const float* scale) {
+    x[0] = stored::Vectors<Type>::whole(chunk, d / lanes);
+    if constexpr (has_scales) x[0] = x[0] * broadcast(*scale);
+  }
+};
+
+template <>
+struct StepType<stored::Q8> : StepType<stored::Int8> {
+  static constexpr bool has_one_scale = false;
+};
+
+#if defined(__AVX512F__)
+
+/// Values of 4-bit codes are multiplied with the scale once per block, and then looked up by the low
+/// four bits of each lane.
+template <>
+struct StepType<stored::Q4> {
+  static constexpr int32_t unit_vectors = 2;
+  static constexpr bool has_scales = true;
+  static constexpr bool has_one_scale = false;
+  static constexpr size_t chunk_bytes = chunk_dims / 2;
+  KVC_INLINE void load(Vec (&x)[2], const std::byte* chunk, int32_t d, const float* scale) {
+    const Vec values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    const Vec table = values * broadcast(*scale);
+    const __m512i both = _mm512_maskz_cvtepu8_epi32(0xffff, stored::load_16(chunk + d / 2));
+    x[0] = _mm512_maskz_permutexvar_ps(0xffff, both, table);
+    x[1] = _mm512_maskz_permutexvar_ps(0xffff, _mm512_maskz_srli_epi32(0xffff, both, 4), table);
+  }
+};
+
+/// Sixteen values of nf4 from eight bytes: each lane gets the four bytes of its code, then shifts.
+KVC_INLINE Vec look_up_nf4(const std::byte* p, Vec table) {
+  const __m512i shift = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+  const __m512i lower = _mm512_set1_epi32(stored::load_4(p));
+  const __m512i both = _mm512_mask_broadcastd_epi32(lower, 0xff00,
+                                                    _mm_cvtsi32_si128(stored::load_4(p + 4)));
+  return _mm512_maskz_permutexvar_ps(0xffff, _mm512_maskz_srlv_epi32(0xffff, both, shift), table);
+}
+/// Thirty-two codes become halves together.
+template <>
+struct StepType<stored::E4m3> {
+  static constexpr int32_t unit_vectors = 2;
+  static constexpr bool has_scales = false;
+  static constexpr bool has_one_scale = false;
+  static constexpr size_t chunk_bytes = chunk_dims;
+  KVC_INLINE void load(Vec (&x)[2], const std::byte* chunk, int32_t d, const float*) {
+    const __m512i codes = _mm512_maskz_cvtepi8_epi16(
+        ~0u, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunk + d)));
+    const __m512i small = _mm512_and_si512(_mm512_maskz_slli_epi16(~0u, codes, 7),
+                                           _mm512_set1_epi16(static_cast<int16_t>(0xbf80)));
+    const __m512i top = _mm512_set1_epi16(0x3f80);
+    const __mmask32 is_nan = _mm512_cmpeq_epi16_mask(_mm512_and_si512(small, top), top);
+    const __m512i halves = _mm512_mask_mov_epi16(small, is_nan, _mm512_set1_epi16(0x7e00));
+    const __m256i lower = __builtin_shufflevector(halves, halves, 0, 1, 2, 3);
+    const __m256i upper = __builtin_shufflevector(halves, halves, 4, 5, 6, 7);
+    x[0] = stored::from_halves(lower) * broadcast(256.0f);
+    x[1] = stored::from_halves(upper) * broadcast(256.0f);
+  }
+};
+
+/// With blocks of 32 and more.
+template <>
+struct StepType<stored::Nf4> {
+  static constexpr int32_t unit_vectors = 2;
+  static constexpr bool has_scales = true;
+  static constexpr bool has_one_scale = false;
+  static constexpr size_t chunk_bytes = chunk_dims / 2;
+  KVC_INLINE void load(Vec (&x)[2], const std::byte* chunk, int32_t d, const float* scale) {
+    const Vec table = _mm512_load_ps(stored::nf4_bits) * broadcast(*scale);
+    x[0] = look_up_nf4(chunk + d / 2, table);
+    x[1] = look_up_nf4(chunk + d / 2 + 8, table);
+  }
+};
+
+#else
+
+template <>
+struct StepType<stored::Q4> {
+  static constexpr int32_t unit_vectors = 1;
+  static constexpr bool has_scales = true;
+  static constexpr bool has_one_scale = false;
+  static constexpr size_t chunk_bytes = chunk_dims / 2;
+  KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, const float* scale) {
+    x[0] = stored::Vectors<stored::Q4>::whole(chunk, d / lanes) * broadcast(*scale);
+  }
+};
+template <>
+struct StepType<stored::Nf4> {
+  static constexpr int32_t unit_vectors = 1;
+  static constexpr bool has_scales = true;
+  static constexpr bool has_one_scale = false;
+  static constexpr size_t chunk_bytes = chunk_dims / 2;
+  KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, const float* scale) {
+    x[0] = stored::Vectors<stored::Nf4>::whole(chunk, d / lanes) * broadcast(*scale);
+  }
+};
+
+#endif
+
+/// Rows whose dimension is a multiple of this can be read in place.
+KVC_INLINE int32_t unit_dims_of(const TileRows& rows) {
+  return stored::with_reader(rows, []<class Type>(stored::Reader<Type>) -> int32_t {
+    constexpr int32_t dims = StepType<Type>::unit_vectors * lanes;
+    return dims < 16 ? 16 : dims;
+  });
+}
+
+/// Lays out the scales of one row for steps: to[chunk · apart], chunk_scales floats for each chunk of
+/// `n_dims` dimensions; of int8, which has but one, only the first chunk's.
+template <class Type>
+[[gnu::noinline]] static void spread_scales(float* to, int32_t apart, const TileRows& rows,
+                                            const std::byte* scales, int32_t n_dims) {
+  const auto* from = reinterpret_cast<const float*>(scales);
+  if constexpr (__is_same(Type, stored::Int8)) {
+    to[0] = to[1] = from[0];
+  } else if constexpr (__is_same(Type, stored::Nf4)) {
+    const int32_t shift = __builtin_ctz(static_cast<uint32_t>(rows.block));
+    for (int32_t d = 0; d < n_dims; d += chunk_dims, to += apart) {
+      const int32_t half = d + chunk_dims / 2;
+      to[0] = from[d >> shift];
+      to[1] = from[(half < n_dims ? half : d) >> shift];
+    }
+  } else if constexpr (StepType<Type>::has_scales) {
+    const int32_t n_scales = n_dims / stored::ggml_block;
+    for (int32_t first = 0; first < n_scales; first += 4, to += 2 * apart) {
+      const int32_t left = n_scales - first;
+      const std::byte* halves = scales + 2 * first;
+      std::byte last[8] = {};
+      if (left < 4) {
+        for (int32_t i = 0; i < 2 * left; ++i) last[i] = halves[i];
+        halves = last;
+      }
+      const Quad widened = load_four_halves(halves);
+      __builtin_memcpy(to, &widened, 8);
+      if (left > 2) __builtin_memcpy(to + apart, reinterpret_cast<const float*>(&widened) + 2, 8);
+    }
+  }
+}
+
+/// Decodes a row of `rows`. What lies past its dimension becomes 0, up to the next vector.
+template <class Type>
+[[gnu::noinline]] static void decode_row_to(float* to, const TileRows& rows, const stored::Row& row) {
+  const stored::Reader<Type> reader{rows};
+  const int32_t n_whole = reader.n_whole();
+  for (int32_t v = 0; v < n_whole; ++v) store(to + v * lanes, reader.whole(row, v));
+  if (n_whole * lanes < rows.head_dim) store(to + n_whole * lanes, reader.vector(row, n_whole));
+}
+
+using DecodeRow = void (*)(float* to, const TileRows& rows, const stored::Row& row);
+using SpreadScales = void (*)(float* to, int32_t apart, const TileRows& rows,
+                              const std::byte* scales, int32_t n_dims);
+
+KVC_INLINE DecodeRow decoder_for(const TileRows& rows) {
+  return stored::with_reader(
+      rows, []<class Type>(stored::Reader<Type>) -> DecodeRow { return decode_row_to<Type>; });
+}
+KVC_INLINE SpreadScales spreader_for(const TileRows& rows) {
+  return stored::with_reader(
+      rows, []<class Type>(stored::Reader<Type>) -> SpreadScales { return spread_scales<Type>; });
+}
+
+}  // namespace kvc::cpu::KVC_ISA_NAMESPACE
