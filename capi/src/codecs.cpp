@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
@@ -112,12 +113,18 @@ Status read_vectors(const Given& given, const Codec& codec, Vectors* vectors) {
 }
 
 Status check_apart(const Vectors& vectors) {
-  const bool meet = overlap(vectors.values, vectors.codes) ||
-                    (vectors.scales.data != nullptr && (overlap(vectors.values, vectors.scales) ||
-                                                        overlap(vectors.codes, vectors.scales)));
-  return meet ? fail(Status::invalid_argument,
-                     "values, codes and scales overlap: each needs memory of its own")
-              : Status::ok;
+  struct Named {
+    const char* name;
+    const Tensor& tensor;
+  };
+  const Named values = {"values", vectors.values}, codes = {"codes", vectors.codes},
+              scales = {"scales", vectors.scales};
+  for (const auto& [first, second] : {std::pair(values, codes), {values, scales}, {codes, scales}}) {
+    if (second.tensor.data == nullptr || !overlap(first.tensor, second.tensor)) continue;
+    return fail(Status::invalid_argument, "%s overlaps %s: each needs memory of its own",
+                second.name, first.name);
+  }
+  return Status::ok;
 }
 
 /// Room for one vector: its numbers, and its codes and scales where the tensor's elements do not lie side by side.

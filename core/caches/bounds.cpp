@@ -43,11 +43,11 @@ namespace {
 
 Status check_interleaved(const CacheBounds& b) {
   if (!b.interleaved || (b.type_k == b.type_v && is_plain(b.type_k))) return Status::ok;
-  return fail(
-      Status::invalid_argument,
-      "KVC_CACHE_INTERLEAVED with dtype_k %s and dtype_v %s: one row holds K and V when both "
-      "are f32, both f16 or both bf16",
-      format_of(b.type_k).name, format_of(b.type_v).name);
+  return fail(Status::invalid_argument,
+              "KVC_CACHE_INTERLEAVED with dtype_k %s and dtype_v %s: one row holds both, so both "
+              "must be f32, "
+              "f16 or bf16",
+              format_of(b.type_k).name, format_of(b.type_v).name);
 }
 
 /// Whether [v_first, v_first + head_dim_v) lies in K and cuts no block of `name`s in two.
@@ -61,9 +61,11 @@ Status check_part(const CacheBounds& b, const char* name, int32_t block) {
 
 Status resolve_v_in_k(CacheBounds& b) {
   if (b.interleaved || b.rotate_v) {
-    return fail(Status::invalid_argument,
-                "KVC_CACHE_V_IN_K with %s: V is a part of K's rows and has no storage of its own",
-                b.interleaved ? "KVC_CACHE_INTERLEAVED" : "KVC_CACHE_ROTATE_V");
+    return fail(
+        Status::invalid_argument,
+        "KVC_CACHE_V_IN_K must not be set with %s: V is a part of K's rows and has no storage "
+        "of its own",
+        b.interleaved ? "KVC_CACHE_INTERLEAVED" : "KVC_CACHE_ROTATE_V");
   }
   if (b.v_first < 0 || b.v_first > b.head_dim_k - b.head_dim_v) {
     return fail(
