@@ -69,6 +69,31 @@ std::vector<Fault> faults(const kvc_tensor& good, Fault::Use use) {
   return list;
 }
 
+void expect_faults(BadInput& bad, const std::string& name, kvc_tensor& tensor, bool written,
+                   const std::function<kvc_status()>& call) {
+  const kvc_tensor good = tensor;
+  const uint64_t element = (good.dtype >> 8 & 0xff) / 8;
+  for (const Fault& fault : faults(good, written ? Fault::written : Fault::read)) {
+    if (element < 4 && fault.what == "stride " + std::to_string(int64_t{1} << 61)) continue;
+    kvc_tensor spoilt = good;
+    fault.spoil(spoilt);
+    if (fault.what == "not aligned" && spoilt.byte_offset % element == 0) continue;
+    fault.spoil(tensor);
+    bad.expect(fault.expected, name + " " + fault.what, call);
+    tensor = good;
+  }
+  tensor.data = nullptr;
+  bad.expect(KVC_E_INVALID_ARGUMENT, name + " without data", call);
+  tensor = good;
+}
+
+void expect_words(const std::string& what, const std::vector<std::string>& words) {
+  const std::string message = support::last_message();
+  for (const std::string& word : words)
+    EXPECT_NE(message.find(word), std::string::npos)
+        << what << ": \"" << word << "\" in: " << message;
+}
+
 namespace {
 
 Cache make(kvc_device* device, uint64_t flags) {

@@ -37,6 +37,14 @@ struct Fault {
 /// leading extents of a broadcast one must not fit where its last ones belong.
 std::vector<Fault> faults(const kvc_tensor& good, Fault::Use use);
 
+/// Calls with every fault of one tensor, and with none of its data. Of elements below four bytes 2^61 fit the address range, and
+/// more places are aligned.
+void expect_faults(BadInput& bad, const std::string& name, kvc_tensor& tensor, bool written,
+                   const std::function<kvc_status()>& call);
+
+/// The message of the last failure holds each of the words.
+void expect_words(const std::string& what, const std::vector<std::string>& words);
+
 /// A small cache with something in it, tensors that fit it, and a batch that it would take.
 class Specimen {
  public:

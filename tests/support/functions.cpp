@@ -41,6 +41,7 @@ std::vector<Function> functions(Specimen& s) {
       {"bind_attention",
        [](kvc_cache* c) { return kvc_bind_attention(c, 0, 1, &attention, nullptr, nullptr); }},
       {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
+      {"bind_scales", [](kvc_cache* c) { return kvc_bind_scales(c, 0, 1, nullptr, nullptr); }},
       {"bind_shift", [](kvc_cache* c) { return kvc_bind_shift(c, nullptr, nullptr); }},
       {"attention", [&s](kvc_cache* c) { return support::attention(c, 0, &s.q, &s.out, &s.lse); }},
       {"attention_extra",
@@ -51,6 +52,17 @@ std::vector<Function> functions(Specimen& s) {
       {"put_attention",
        [&s](kvc_cache* c) { return support::put_attention(c, 0, &s.k, &s.v, &s.q, &s.out, &s.lse); }},
       {"get", [&s](kvc_cache* c) { return kvc_get(c, 0, &s.out, &s.lse); }},
+      {"get_codes",
+       [](kvc_cache* c) {
+         kvc_tensor k{}, v{};
+         return kvc_get_codes(c, 0, &k, nullptr, &v, nullptr);
+       }},
+      {"get_copy",
+       [](kvc_cache* c) {
+         kvc_tensor k{}, v{};
+         return kvc_get_copy(c, 0, &k, &v);
+       }},
+      {"put_codes", [&s](kvc_cache* c) { return kvc_put_codes(c, 0, &s.k, nullptr, &s.v, nullptr); }},
       {"history", [](kvc_cache* c) { return kvc_history(c, 0, &number, &number); }},
       {"mask",
        [](kvc_cache* c) {

@@ -165,6 +165,11 @@ WATCHED(kvc_attention, (kvc_cache * c, int32_t l, In q, Out o, Extra e), c, l, q
 WATCHED(kvc_put_attention, (kvc_cache * c, int32_t l, In k, In v, In q, Out o, Extra e), c, l, k, v,
         q, o, e)
 WATCHED(kvc_get, (kvc_cache * c, int32_t l, Out k, Out v), c, l, k, v)
+WATCHED(kvc_get_codes, (kvc_cache * c, int32_t l, Out k, Out a, Out v, Out b), c, l, k, a, v, b)
+WATCHED(kvc_get_copy, (kvc_cache * c, int32_t l, Out k, Out v), c, l, k, v)
+WATCHED(kvc_put_codes, (kvc_cache * c, int32_t l, In k, In a, In v, In b), c, l, k, a, v, b)
+WATCHED(kvc_bind_scales, (kvc_cache * c, int32_t b, int32_t e, const float* k, const float* v), c,
+        b, e, k, v)
 WATCHED(kvc_history, (kvc_cache * c, int32_t l, int32_t* f, int32_t* n), c, l, f, n)
 WATCHED(kvc_mask, (kvc_cache * c, int32_t l, Out i), c, l, i)
 WATCHED(kvc_gather, (kvc_cache * c, int32_t l, int32_t s, Out k, Out v), c, l, s, k, v)
