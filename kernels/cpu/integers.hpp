@@ -121,7 +121,7 @@ KVC_INLINE void store_pairs(std::byte* to, const Ints (&x)[4]) {
   }
 }
 KVC_INLINE Vec pick_of_8(const float* table, Ints index) {
-  Vec x;
+  Vec x = {};
   for (int32_t i = 0; i < lanes; ++i) x[i] = table[index[i] & 7];
   return x;
 }

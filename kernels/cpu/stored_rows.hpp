@@ -152,13 +152,13 @@ KVC_INLINE Vec e4m3_codes(const std::byte* p) {
   return finish_e4m3(load_as<F16>(halves));
 }
 KVC_INLINE Vec int8_codes(const std::byte* p) {
-  Vec x;
+  Vec x = {};
   for (int32_t i = 0; i < lanes; ++i) x[i] = static_cast<float>(static_cast<int8_t>(p[i]));
   return x;
 }
 KVC_INLINE Vec q4_codes(const std::byte* block, int32_t index) {
   const int32_t first = index * lanes % 16, shift = index * lanes / 16 * 4;
-  Vec x;
+  Vec x = {};
   for (int32_t i = 0; i < lanes; ++i) {
     const uint32_t code = byte_at(block, first + i) >> shift & 15;
     x[i] = static_cast<float>(static_cast<int32_t>(code) - 8);
@@ -166,7 +166,7 @@ KVC_INLINE Vec q4_codes(const std::byte* block, int32_t index) {
   return x;
 }
 KVC_INLINE Vec nf4_codes(const std::byte* p) {
-  Vec x;
+  Vec x = {};
   for (int32_t i = 0; i < lanes; i += 2) {
     const uint32_t both = byte_at(p, i / 2);
     x[i] = __builtin_bit_cast(float, nf4_bits[both >> 4]);
