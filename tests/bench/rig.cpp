@@ -48,6 +48,7 @@ Rig::Rig(const Setup& setup) : setup_(setup) {
   desc.struct_size = sizeof desc;
   desc.kind = KVC_CAUSAL;
   desc.flags = KVC_CACHE_PREFAULT;
+  if (setup.rotate) desc.flags |= KVC_CACHE_ROTATE_K | KVC_CACHE_ROTATE_V;
   const double layer_bytes = bytes_of_history();
   if (setup_.layers == 0)
     setup_.layers = static_cast<int32_t>(
@@ -87,11 +88,15 @@ Rig::~Rig() {
 }
 
 double Rig::bytes_of_history() const {
-  const double element = setup_.dtype == KVC_F32 ? 4 : 2;
+  const auto row_bytes = [this](int32_t head_dim) {
+    kvc_storage_info info = KVC_STORAGE_INFO_INIT;
+    must(kvc_storage_query(setup_.dtype, head_dim, 0, &info), "storage");
+    return info.bytes_per_row;
+  };
   double seen = setup_.context + 1;
   if (setup_.causal.reach > 0) seen = std::fmin(seen, setup_.causal.reach + 1);
   const double cells = setup_.shared ? setup_.context + setup_.sequences : setup_.sequences * seen;
-  return element * setup_.n_kv_heads * (setup_.head_dim + setup_.head_dim_v) * cells;
+  return cells * setup_.n_kv_heads * (row_bytes(setup_.head_dim) + row_bytes(setup_.head_dim_v));
 }
 
 double Rig::causal_operations(const Setup& setup, int32_t tokens, int32_t past) {
@@ -123,9 +128,11 @@ void Rig::put_all() {
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, dv});
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q});
   for (size_t i = 0; i < 3; ++i) arrays_[i].fill(static_cast<uint32_t>(i + 1));
-  for (int32_t layer = 0; layer < setup_.layers; ++layer) {
-    must(kvc_put(cache_, layer, arrays_[0].tensor(), arrays_[1].tensor()), "put");
-  }
+  for (int32_t layer = 0; layer < setup_.layers; ++layer) put_layer(layer);
+}
+
+void Rig::put_layer(int32_t layer) {
+  must(kvc_put(cache_, layer, arrays_[0].tensor(), arrays_[1].tensor()), "put");
 }
 
 /// Fills the histories: in chunks of one sequence after another, or one token of each per pass.

@@ -29,7 +29,8 @@ struct Setup {
   int32_t n_kv_heads = 8;
   int32_t head_dim = 128;  // of a key, and of a value unless head_dim_v says otherwise
   int32_t head_dim_v = 0;
-  uint32_t dtype = KVC_F16;
+  uint32_t dtype = KVC_F16;  // of K and V
+  bool rotate = false;       // both are stored rotated
   int32_t sequences = 1;
   int32_t context = 4096;  // tokens of each sequence before the measured pass
   int32_t batch = 0;       // tokens per sequence that measured passes bring at most; 0: 1
@@ -55,6 +56,8 @@ class Rig {
 
   /// Opens a pass of `tokens` tokens for each sequence and puts every layer.
   void open(int32_t tokens, bool sees_later = false);
+  /// Puts the pass's tokens into a layer once more.
+  void put_layer(int32_t layer);
   /// Opens a pass of `chunk` tokens of sequence 0 and one of each other.
   void open_mixed(int32_t chunk, bool chunk_only = false, bool decodes_only = false);
   void close() { must(kvc_abort(cache_), "abort"); }
