@@ -253,12 +253,18 @@ TEST(BadStorage, Reading) {
   k.fill(7);
   v.fill(7);
   const auto copy = [&] { return kvc_get_copy(s.cache, 0, k.tensor(), v.tensor()); };
+  // One at a time: more columns than there are would reach into the other one, which is found first.
   for (Array* each : {&k, &v}) {
     const kvc_tensor good = *each->tensor();
     for (const Fault& fault : faults(good, Fault::written)) {
-      fault.spoil(*each->tensor());
-      bad.expect(fault.expected, "get_copy " + fault.what, copy);
-      *each->tensor() = good;
+      kvc_tensor spoilt = good;
+      fault.spoil(spoilt);
+      // What cannot be in memory at all is found before its columns are counted.
+      const bool endless = spoilt.ndim == good.ndim && spoilt.shape[0] == INT64_MAX;
+      bad.expect(endless ? KVC_E_OVERFLOW : fault.expected, "get_copy " + fault.what, [&] {
+        return kvc_get_copy(s.cache, 0, each == &k ? &spoilt : nullptr,
+                            each == &v ? &spoilt : nullptr);
+      });
     }
   }
   void* const data = v.tensor()->data;
