@@ -70,6 +70,29 @@ void histories(Limits& limits, Setup setup) {
   together.close();
 }
 
+/// Heads that fill no vectors beside the next multiple of 16, call after call.
+void odd_heads(Limits& limits, int32_t head_dim) {
+  Setup setup;
+  setup.head_dim = head_dim;
+  Rig odd(setup);
+  setup.head_dim = (head_dim + 15) / 16 * 16;
+  Rig even(setup);
+  odd.open(1);
+  even.open(1);
+  odd.attend_all();
+  even.attend_all();
+  limits.clean_caches();
+  for (int pair = 0; pair < pairs(); ++pair) {
+    const double base = timed(even);
+    const double kernel = timed(odd);
+    report({"shapes", "decode f16, 4k, heads of " + std::to_string(head_dim),
+            "x of the next multiple of 16", Better::lower, 1.3, 1.1},
+           kernel / base, kernel);
+  }
+  odd.close();
+  even.close();
+}
+
 void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, int32_t context) {
   setup.context = context - tokens;
   setup.batch = tokens;
@@ -172,6 +195,7 @@ void shape_cases(Limits& limits) {
     setup.head_dim = head_dim;
     shape("heads of " + std::to_string(head_dim), setup);
   }
+  for (const int32_t head_dim : {33, 65, 129}) odd_heads(limits, head_dim);
   // Multi-head latent attention as its decode sees it: one KV head, whose value is shorter than its key.
   Setup latent;
   latent.n_q_heads = 16;

@@ -205,6 +205,25 @@ class Problem {
     EXPECT_TRUE(o_.intact());
   }
 
+  /// Runs the kernel over the rows of one token alone; what they had before is lost.
+  void run_alone(const Kernel& kernel, int32_t token) {
+    const Guarded scratch(kernel.scratch_bytes(shape_.head_dim_k, shape_.head_dim_v), 0xff);
+    Tile t = tile(scratch.data());
+    alignas(64) float max[16 * 4], sum[16 * 4] = {};
+    std::fill(std::begin(max), std::end(max), -infinity);
+    const int32_t first = token * shape_.group;
+    t.q += first * q_stride_;
+    t.o += first * o_stride_;
+    t.token += token;
+    t.n_rows = shape_.group;
+    t.max = max;
+    t.sum = sum;
+    std::fill_n(t.o, shape_.group * o_stride_, 0.0f);
+    kernel.process(t);
+    std::copy_n(max, shape_.group, max_.begin() + first);
+    std::copy_n(sum, shape_.group, sum_.begin() + first);
+  }
+
   /// The errors of all rows, the largest of each kind.
   struct Errors {
     double relative = 0;  // output relative to the row's largest, log-sum-exp absolute; infinite when
@@ -707,6 +726,29 @@ TEST_P(ScalingKernel, HidesCellsWhateverTheirScale) {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, ScalingKernel, testing::ValuesIn(scaling_kernels()),
                          [](const auto& index) { return index.param.name; });
+
+/// A generated token does not show who is generated beside it.
+TEST_P(TileKernel, NarrowRowsHaveTheSameBitsAloneAndBesideOthers) {
+  if (kernel_.name.rfind("narrow_", 0) != 0) GTEST_SKIP() << "the other kernels take many rows";
+  for (int32_t i = 0; i < 4 * kvc::n_storage_types; ++i) {
+    Shape shape;
+    shape.k.type = static_cast<StorageType>(i % kvc::n_storage_types);
+    shape.v.type = static_cast<StorageType>((i + i / kvc::n_storage_types) % kvc::n_storage_types);
+    shape.head_dim_k = shape.head_dim_v = i % 2 == 0 ? 96 : 32;
+    shape.group = 1 + i % 8;
+    shape.tokens = 6;
+    shape.n_cells = 130 + i;
+    shape.visibility = i % 4;
+    shape.slopes = i % 3 == 0;
+    SCOPED_TRACE(describe(shape, first_seed, kernel_));
+    Problem together(shape, first_seed), alone(shape, first_seed);
+    together.run(kernel_, 0, shape.n_cells);
+    for (int32_t token = 0; token < shape.tokens; ++token) alone.run_alone(kernel_, token);
+    EXPECT_EQ(std::memcmp(together.o(), alone.o(), alone.o_count() * sizeof(float)), 0);
+    for (int32_t row = 0; row < together.n_rows(); ++row)
+      EXPECT_EQ(together.sum()[count(row)], alone.sum()[count(row)]) << row;
+  }
+}
 
 INSTANTIATE_TEST_SUITE_P(Kernels, TileKernel, testing::ValuesIn(kernels()),
                          [](const auto& index) { return index.param.name; });
