@@ -43,6 +43,7 @@ class Call {
   Call(const AttentionParams& params, int32_t n_threads) : params_(params), kernels_(kernels()) {
     const LayerStorage& storage = params.storage;
     space_.place(params, n_threads);
+    wide_rows_min_ = kernels_.wide_tile_rows_min(storage.k.type(), storage.v.type());
     group_ = params.constants.n_q_heads / storage.k.n_heads;
     q_stride_ = padded(storage.k.head_dim());
     o_stride_ = padded(storage.v.head_dim());
@@ -114,7 +115,8 @@ class Call {
   int32_t group_ = 1;
   int32_t q_stride_ = 0;
   int32_t o_stride_ = 0;
-  int32_t first_unit_ = 0;  // of those that are handed out
+  int32_t wide_rows_min_ = 0;  // for the types that are stored, though keys may be read turned, in f32
+  int32_t first_unit_ = 0;     // of those that are handed out
 };
 
 void Call::cut(Schedule& schedule) {
@@ -257,7 +259,7 @@ float Call::score_factor(const Item& item) const {
 /// then. Factors that could take a product of query and key out of range come first.
 bool Call::kernel_scales(const Item& item) const {
   const float factor = score_factor(item);
-  return kernels_.wide_tile_scales && item.n_rows() >= kernels_.wide_tile_rows_min &&
+  return kernels_.wide_tile_scales && item.n_rows() >= wide_rows_min_ &&
          params_.tensors.q.dtype != DType::f32 && factor >= 0x1p-40f && factor <= 0x1p40f;
 }
 
@@ -336,7 +338,7 @@ Tile Call::describe(const Item& item) const {
 void Call::process(const Tile& tile) const {
   if (tile.n_rows < kernels_.medium_tile_rows_min) {
     kernels_.process_narrow_tile(tile);
-  } else if (tile.n_rows < kernels_.wide_tile_rows_min) {
+  } else if (tile.n_rows < wide_rows_min_) {
     kernels_.process_medium_tile(tile);
   } else {
     kernels_.process_wide_tile(tile);

@@ -25,9 +25,9 @@ constexpr int32_t narrow_step = 12;
 constexpr int32_t medium_step = 64;
 constexpr int32_t wide_step = 384;
 
-int32_t step_for(int32_t n_rows) {
+int32_t step_for(int32_t n_rows, int32_t wide_rows_min) {
   if (n_rows < kernels().medium_tile_rows_min) return narrow_step;
-  return n_rows < kernels().wide_tile_rows_min ? medium_step : wide_step;
+  return n_rows < wide_rows_min ? medium_step : wide_step;
 }
 
 struct Range {
@@ -47,6 +47,7 @@ Range clamp(const AttentionRow& row, int32_t low, int32_t high) {
 class Planner {
  public:
   Planner(const AttentionParams& params, WorkPlan& work) : plan_(params.plan), work_(work) {
+    wide_rows_min_ = kernels().wide_tile_rows_min(params.storage.k.type(), params.storage.v.type());
     group_ = params.constants.n_q_heads / params.storage.k.n_heads;
     work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
     work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
@@ -188,7 +189,7 @@ class Planner {
     const int64_t by_items = (items_wanted + items - 1) / items;
     const int64_t by_cells = std::max(1, tile.n_seen / stretch_cells_min);
     const auto n = static_cast<int32_t>(std::min(by_items, by_cells));
-    const int32_t step = step_for(tile.n_tokens * work_.piece_heads);
+    const int32_t step = step_for(tile.n_tokens * work_.piece_heads, wide_rows_min_);
     const int32_t cells = (tile.n_seen + n - 1) / n;
     tile.stretch_cells = std::max(1, (cells + step - 1) / step) * step;
     tile.n_stretches = std::max(1, (tile.n_seen + tile.stretch_cells - 1) / tile.stretch_cells);
@@ -257,6 +258,7 @@ class Planner {
   const AttentionPlan& plan_;
   WorkPlan& work_;
   int32_t group_ = 1;
+  int32_t wide_rows_min_ = 0;
   int64_t n_heads_ = 1;
   int32_t n_slots_ = 0;  // that the wave needs at least
 };

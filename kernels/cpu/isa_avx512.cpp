@@ -12,6 +12,7 @@ constexpr KernelTable make_amx_table() {
   table.process_wide_tile = amx::process_matrix_tile;
   table.wide_tile_scratch_bytes = amx::matrix_tile_scratch_bytes;
   table.wide_tile_scales = true;
+  table.wide_tile_rows_min = amx::matrix_tile_rows_min;
   return table;
 }
 

@@ -59,13 +59,13 @@ struct KernelTable {
   /// for it.
   void (*process_medium_tile)(const Tile& tile);
   size_t (*medium_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
-  int32_t medium_tile_rows_min;  // wide_tile_rows_min when null
+  int32_t medium_tile_rows_min;  // that of the wide kernel when null
 
-  /// The same for any number of rows, faster from wide_tile_rows_min rows on.
+  /// The same for any number of rows, faster from wide_tile_rows_min(types of K and V) rows on.
   void (*process_wide_tile)(const Tile& tile);
   size_t (*wide_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
   bool wide_tile_scales;  // whether it multiplies scores with Tile::scale; the others take it as 1
-  int32_t wide_tile_rows_min;
+  int32_t (*wide_tile_rows_min)(StorageType k, StorageType v);
   int32_t wide_tile_rows;  // its best number of rows, if that leaves tiles enough for all threads
 
   /// Convert `count` contiguous elements, the scaled ones multiplied with the factor.
@@ -105,6 +105,7 @@ extern const KernelTable amx_kernels;
 namespace amx {
 void process_matrix_tile(const Tile& tile);
 size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v);
+int32_t matrix_tile_rows_min(StorageType k, StorageType v);
 }  // namespace amx
 #elif defined(__aarch64__)
 extern const KernelTable neon_kernels;

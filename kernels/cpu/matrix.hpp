@@ -64,7 +64,7 @@ struct Work {
   float* columns;      // [dims_k][16] of queries
   float* product[2];   // [strip_rows][32] of probabilities and values
 
-  Block blocks[strips_kept];  // the one whose strips begin, and those that strips under way are of
+  Block blocks[2];  // the one whose strips begin, and the one that strips under way are of
   int32_t n_blocks;
   Strip strips[strips_kept];
   int32_t n_strips;  // that have begun, and drains
@@ -363,7 +363,7 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
   Range ranges[2];
   wide::grow(wide::visible_cells(plain, 0, n_rows).any, amx_depth, ranges);
   if (is_empty(ranges[0]) && is_empty(ranges[1])) return;
-  Block& block = work.blocks[work.n_blocks++ % strips_kept];
+  Block& block = work.blocks[work.n_blocks % 2];
   if (!work.suited || !pack_block(work, block, ranges)) {
     drain(work);
     return process_plainly(work, begin, end);
@@ -371,8 +371,16 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
   const int32_t n_products = (n_rows + strip_rows - 1) / strip_rows *
                              (work.block / 32 + (plain.dims_v + 31) / 32);
   wide::plan_prefetch(plain, end, n_products);
+  int32_t n_placed = 0;
   for (int32_t row = 0; row < n_rows; row += strip_rows) {
-    if (place_strip(work, block, row, smaller(strip_rows, n_rows - row))) advance(work);
+    if (!place_strip(work, block, row, smaller(strip_rows, n_rows - row))) continue;
+    advance(work);
+    ++n_placed;
+  }
+  if (n_placed >= strips_kept - 1) {
+    ++work.n_blocks;  // no strip of the block before is under way any more
+  } else {
+    drain(work);
   }
 }
 
@@ -382,6 +390,19 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
 size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   matrix::Work work = {};
   return matrix::lay_out(work, nullptr, head_dim_k, head_dim_v);
+}
+
+/// Fewer rows pay where keys and values need fewer parts. Measured: where two kernels take the same
+/// time.
+int32_t matrix_tile_rows_min(StorageType k, StorageType v) {
+  int32_t parts = 0;
+  for (const StorageType type : {k, v}) {
+    const TileRows rows = {.type = type};
+    stored::with_reader(rows, [&]<class Type>(stored::Reader<Type>) {
+      parts = wide::larger(parts, matrix::parts_of<Type>);
+    });
+  }
+  return parts == 1 ? 16 : parts == 2 ? 24 : 48;
 }
 
 /// The same contract as process_wide_tile, and it multiplies scores with the tile's scale.
