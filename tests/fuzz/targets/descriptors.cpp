@@ -144,13 +144,17 @@ void use(kvc_cache* cache, const kvc_cache_desc& desc, int32_t n_q_heads, Bytes&
   const kvc_tensor v = support::dense(data.data(), KVC_F32, {1, desc.n_kv_heads, head_dim_v});
   const kvc_tensor q = support::dense(data.data(), KVC_F32, {1, n_q_heads, desc.head_dim_k});
   kvc_tensor out = support::dense(result.data(), KVC_F32, {1, n_q_heads, head_dim_v});
+  const bool v_in_k = (desc.flags & KVC_CACHE_V_IN_K) != 0;
   const int32_t position = 0, sequence = desc.max_sequences - 1;
   if (answered(kvc_begin(cache, 1, &position, &sequence, nullptr, 0, nullptr), "begin") != KVC_OK)
     return;
   for (int32_t layer = 0; layer < desc.n_layers; ++layer)
-    require(kvc_put(cache, layer, &k, &v) == KVC_OK, "put");
+    require(kvc_put(cache, layer, &k, v_in_k ? nullptr : &v) == KVC_OK, "put");
   require(kvc_attention(cache, 0, &q, &out, nullptr) == KVC_OK, "attention");
   attend_with(cache, bytes, q, out);
+  kvc_tensor copy_k{}, copy_v{};
+  require(kvc_get_copy(cache, 0, &copy_k, &copy_v) == KVC_OK, "get_copy");
+  require(copy_k.shape[2] == desc.head_dim_k && copy_v.shape[2] == head_dim_v, "shapes of copies");
   require(kvc_commit(cache) == KVC_OK, "commit");
 }
 
