@@ -115,13 +115,13 @@ KVC_INLINE Vec q4_codes(const std::byte* block, int32_t index) {
   const __m128i halves = index < 2 ? bytes : _mm_srli_epi16(bytes, 4);
   return from_integers(_mm_sub_epi8(_mm_and_si128(halves, _mm_set1_epi8(15)), _mm_set1_epi8(8)));
 }
+/// Each lane gets all four bytes and shifts its code down: the lookups use three bits, the choice
+/// between them the fourth.
 KVC_INLINE Vec nf4_codes(const std::byte* p) {
   int32_t four;
   __builtin_memcpy(&four, p, sizeof four);
-  const __m128i bytes = _mm_cvtsi32_si128(four);
-  const __m128i high = _mm_srli_epi16(bytes, 4);
-  const __m128i codes = _mm_and_si128(_mm_unpacklo_epi8(high, bytes), _mm_set1_epi8(15));
-  const __m256i index = _mm256_cvtepu8_epi32(codes);
+  const __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32(four),
+                                          _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
   const auto* table = reinterpret_cast<const __m256i*>(nf4_bits);
   const Vec low = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(_mm256_load_si256(table), index));
   const Vec upper = _mm256_castsi256_ps(
