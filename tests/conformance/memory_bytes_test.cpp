@@ -112,4 +112,26 @@ TEST_F(MemoryBytes, EverySequenceCanHoldEveryCell) {
   EXPECT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
 }
 
+// A cell of a layer takes the rows of codes and scales that kvc_storage_query() tells, and no row of V where V is a part of K.
+TEST_F(MemoryBytes, CellsTakeTheirCodesAndScales) {
+  constexpr int32_t step = 1 << 20, dim = 128;
+  for (const uint32_t dtype : {KVC_F16, KVC_F8_E4M3, KVC_Q8_0, KVC_Q4_0, KVC_INT8, KVC_NF4}) {
+    kvc_storage_info info = KVC_STORAGE_INFO_INIT;
+    ASSERT_EQ(kvc_storage_query(dtype, dim, 0, &info), KVC_OK) << support::last_message();
+    for (const bool v_in_k : {false, true}) {
+      kvc_cache_desc desc = support::cache_desc(2, 3, dim, dim);
+      desc.dtype_k = dtype;
+      desc.dtype_v = v_in_k ? 0 : dtype;
+      desc.flags = v_in_k ? KVC_CACHE_V_IN_K : 0;
+      desc.capacity = step;
+      desc.cells = step;
+      const uint64_t few = bytes(desc);
+      desc.cells = 2 * step;
+      const double per_cell = static_cast<double>(bytes(desc) - few) / step;
+      const double stored = 2.0 * 3 * info.bytes_per_row * (v_in_k ? 1 : 2);
+      EXPECT_NEAR(per_cell, stored + 12, 0.5) << "type " << dtype << ", V in K " << v_in_k;
+    }
+  }
+}
+
 }  // namespace
