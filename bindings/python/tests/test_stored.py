@@ -317,8 +317,14 @@ def test_dlpack_names_the_type_of_codes(wide, drawn):
         (dict(dtype="q8_0", v_first=40), "v_first \\+ head_dim_v must be at most head_dim_k"),
         (dict(dtype="q8_0", v_first=8, head_dim_v=32), "cuts a block of 32"),
         (dict(v_first=0, dtype_v="f16"), "dtype_v is f16 .*with v_first, neither is given"),
-        (dict(v_first=0, interleaved=True), "^v_first with interleaved=True: V is a part of K"),
-        (dict(v_first=0, dtype="int8", rotate="v"), '^v_first with rotate="v": V is a part of K'),
+        (
+            dict(v_first=0, interleaved=True),
+            "^v_first must not be set with interleaved=True: V is a part of K",
+        ),
+        (
+            dict(v_first=0, dtype="int8", rotate="v"),
+            '^v_first must not be set with rotate="v": V is a part of K',
+        ),
         (dict(kind="encoder", v_first=0), "only causal caches take v_first"),
         (dict(kind="encoder", interleaved=True), "only causal caches take interleaved"),
         (
