@@ -57,6 +57,7 @@ typedef struct kvc_storage_info {
 
 /* Tells how vectors of head_dim numbers lie in a storage type.
  *
+ * dtype     a storage type; 0: KVC_F32
  * head_dim  1 … 65536
  * block     KVC_NF4: 16, 32, 64 or 128; 0: the largest of 64, 32 and 16 that divides head_dim. Else 0.
  * out       its struct_size must be set.
@@ -71,7 +72,7 @@ enum { /* kvc_codec_desc.flags */
 
 typedef struct kvc_codec_desc {
   uint32_t struct_size;
-  uint32_t dtype; /* a storage type */
+  uint32_t dtype; /* a storage type; 0: KVC_F32 */
   uint32_t flags; /* KVC_CODEC_… */
   int32_t block;  /* KVC_NF4, as in kvc_storage_query(); else 0 */
   float scale;    /* f8: what codes are multiplied with, 2^-100 … 2^100; 0: 1. Else 0 */
