@@ -14,13 +14,13 @@ add_test(NAME abi COMMAND "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_DIR}/a
   --cxx "${CMAKE_CXX_COMPILER}" --library $<TARGET_FILE:kvc> --emulator "${CMAKE_CROSSCOMPILING_EMULATOR}")
 add_test(NAME instruction_sets COMMAND "${CMAKE_CURRENT_SOURCE_DIR}/abi/check_instruction_sets"
   $<TARGET_OBJECTS:kvc_kernels> COMMAND_EXPAND_LISTS)
-add_test(NAME smoke_conversions COMMAND unit_kernels_test --gtest_filter=*Half*:*Halves*:*AnyFloat*)
+add_test(NAME smoke_conversions COMMAND unit_conversions_test --gtest_filter=*Half*:*Halves*:*AnyFloat*)
 foreach(name abi instruction_sets smoke_conversions)
   kvc_label_test(${name} short 600)
 endforeach()
 
 # Those that make test runs, too; their programs are all that is built there.
-set(programs unit_kernels_test conformance_instruction_set_test conformance_threads_test conformance_vectors_test
+set(programs unit_conversions_test conformance_instruction_set_test conformance_threads_test conformance_vectors_test
   target_operations)
 add_custom_target(smoke_tests DEPENDS kvc ${programs})
 set_property(TEST abi instruction_sets smoke_conversions conformance_instruction_set_test conformance_threads_test

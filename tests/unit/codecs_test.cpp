@@ -15,8 +15,8 @@
 
 #include "core/base/half.hpp"
 #include "core/base/storage.hpp"
-#include "kernels/cpu/kernel_table.hpp"
 #include "model/storage.hpp"
+#include "unit/kernel_tables.hpp"
 
 namespace {
 
@@ -30,13 +30,6 @@ const json& vectors() {
     return json::parse(stream);
   }();
   return all;
-}
-
-std::vector<const cpu::KernelTable*> tables() {
-  std::vector<const cpu::KernelTable*> found;
-  for (int32_t i = 0; const cpu::KernelTable* table = cpu::runnable_kernels(i); ++i)
-    found.push_back(table);
-  return found;
 }
 
 StorageType type_of(const std::string& name) {

@@ -7,6 +7,7 @@
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/offset_rotations.hpp"
+#include "unit/kernel_tables.hpp"
 
 namespace {
 
@@ -151,13 +152,6 @@ TEST_P(OffsetRotations, TurnRowsOfEveryTypeAndOfAnyCells) {
       }
     }
   }
-}
-
-std::vector<const cpu::KernelTable*> tables() {
-  std::vector<const cpu::KernelTable*> found;
-  for (int32_t i = 0; const cpu::KernelTable* table = cpu::runnable_kernels(i); ++i)
-    found.push_back(table);
-  return found;
 }
 
 INSTANTIATE_TEST_SUITE_P(Everywhere, OffsetRotations, testing::ValuesIn(tables()),
