@@ -26,9 +26,10 @@
 /// Score steps and value steps alternate so that K and V are two steady streams from memory. One
 /// after the other they would be two bursts, each waiting for the other.
 ///
-/// A step reads rows in place where its instructions can: numbers in f32, f16 or bf16 whose
-/// dimension is a multiple of 16. Other rows are decoded first, those of a step at a time, into a
-/// piece of scratch that stays in the first-level cache; all quads then read them there.
+/// A step reads rows in place, codes too, where their dimension is a multiple of what its
+/// instructions take at once (step_rows.hpp). Other rows, and nf4 with a scale for each 16 values,
+/// are decoded first, those of a step at a time, into a piece of scratch that stays in the
+/// first-level cache; all quads then read them there.
 ///
 /// Hidden cells are excluded twice: their scores are replaced (not added to), and in a block that
 /// some row sees only in part, values are added cell by cell (0 · NaN would not be 0).

@@ -19,16 +19,12 @@ struct StepType {
   static constexpr int32_t unit_vectors = 1;
   static constexpr bool has_scales = stored::Vectors<Type>::has_scales;
   static constexpr bool has_one_scale = __is_same(Type, stored::Int8);
-  static constexpr size_t chunk_bytes = chunk_dims * stored::Vectors<Type>::code_bytes;
+  static constexpr size_t code_bytes = stored::Vectors<Type>::code_bytes;  // 0: half a byte
+  static constexpr size_t chunk_bytes = code_bytes == 0 ? chunk_dims / 2 : chunk_dims * code_bytes;
   KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, const float* scale) {
     x[0] = stored::Vectors<Type>::whole(chunk, d / lanes);
     if constexpr (has_scales) x[0] = x[0] * broadcast(*scale);
   }
-};
-
-template <>
-struct StepType<stored::Q8> : StepType<stored::Int8> {
-  static constexpr bool has_one_scale = false;
 };
 
 #if defined(__AVX512F__)
@@ -91,29 +87,6 @@ struct StepType<stored::Nf4> {
     const Vec table = _mm512_load_ps(stored::nf4_bits) * broadcast(*scale);
     x[0] = look_up_nf4(chunk + d / 2, table);
     x[1] = look_up_nf4(chunk + d / 2 + 8, table);
-  }
-};
-
-#else
-
-template <>
-struct StepType<stored::Q4> {
-  static constexpr int32_t unit_vectors = 1;
-  static constexpr bool has_scales = true;
-  static constexpr bool has_one_scale = false;
-  static constexpr size_t chunk_bytes = chunk_dims / 2;
-  KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, const float* scale) {
-    x[0] = stored::Vectors<stored::Q4>::whole(chunk, d / lanes) * broadcast(*scale);
-  }
-};
-template <>
-struct StepType<stored::Nf4> {
-  static constexpr int32_t unit_vectors = 1;
-  static constexpr bool has_scales = true;
-  static constexpr bool has_one_scale = false;
-  static constexpr size_t chunk_bytes = chunk_dims / 2;
-  KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, const float* scale) {
-    x[0] = stored::Vectors<stored::Nf4>::whole(chunk, d / lanes) * broadcast(*scale);
   }
 };
 
