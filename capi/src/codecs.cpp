@@ -179,21 +179,21 @@ void for_each_vector(const Vectors& vectors, const Codec& codec, const Room& roo
     StoredRow stored = {codes.data, scales.data, codec.scale};
     if (codes_apart) stored.codes = room.codes;
     if (scales_apart) stored.scales = room.scales;
-    const auto pass = [&](bool back) {
-      if (codes_apart && back)
-        copy_elements(codes.data, codes.stride, room.codes, 1, format.n_codes(), size_of(codes.dtype));
-      if (codes_apart && !back)
-        copy_elements(room.codes, 1, codes.data, codes.stride, format.n_codes(), size_of(codes.dtype));
-      if (scales_apart && back)
-        copy_elements(scales.data, scales.stride, room.scales, 1, format.n_scales(),
-                      size_of(scales.dtype));
-      if (scales_apart && !back)
-        copy_elements(room.scales, 1, scales.data, scales.stride, format.n_scales(),
-                      size_of(scales.dtype));
+    const auto copy_each = [&](auto copy) {
+      if (codes_apart) copy(codes, room.codes, format.n_codes());
+      if (scales_apart) copy(scales, room.scales, format.n_scales());
     };
-    if (!encodes) pass(false);
+    if (!encodes) {
+      copy_each([](const Row& row, std::byte* side_by_side, int32_t count) {
+        copy_elements(side_by_side, 1, row.data, row.stride, count, size_of(row.dtype));
+      });
+    }
     use(row_at(vectors.values, i), stored);
-    if (encodes) pass(true);
+    if (encodes) {
+      copy_each([](const Row& row, std::byte* side_by_side, int32_t count) {
+        copy_elements(row.data, row.stride, side_by_side, 1, count, size_of(row.dtype));
+      });
+    }
   }
 }
 

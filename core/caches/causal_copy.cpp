@@ -14,9 +14,7 @@ Status CausalCache::get_codes(int32_t layer, Codes* codes) {
   int32_t first = 0, cells = 0;
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
-  const LayerStorage& storage = layers_[layer].storage;
-  *codes = {storage.k.view(first, cells), storage.k.scale_view(first, cells),
-            storage.v.view(first, cells), storage.v.scale_view(first, cells)};
+  *codes = layers_.codes(layer, first, cells);
   return Status::ok;
 }
 

@@ -115,6 +115,12 @@ void KvLayers::bind_attention(int32_t layer_begin, int32_t layer_end,
   }
 }
 
+KeyValues::Codes KvLayers::codes(int32_t layer, int32_t first_cell, int32_t n) const {
+  const LayerStorage& storage = layers_[layer].storage;
+  return {storage.k.view(first_cell, n), storage.k.scale_view(first_cell, n),
+          storage.v.view(first_cell, n), storage.v.scale_view(first_cell, n)};
+}
+
 Status KvLayers::check_lendable(bool of_k, bool of_v) const {
   const bool k_lacks = of_k && !is_plain(bounds_.type_k);
   if (!k_lacks && (!of_v || is_plain(bounds_.type_v))) return Status::ok;

@@ -35,6 +35,8 @@ class KvLayers {
   Status check(int32_t layer) const;
   /// Copies the arrays; RoPE stays as it is.
   void bind_attention(int32_t layer_begin, int32_t layer_end, const AttentionConstants& constants);
+  /// Views of a layer's codes and scales in cells [first_cell, first_cell + n).
+  KeyValues::Codes codes(int32_t layer, int32_t first_cell, int32_t n) const;
   /// Whether kvc_get() can lend the sides named: numbers, not codes.
   Status check_lendable(bool of_k, bool of_v) const;
   /// Whether the sides named store f8 codes with a scale of their own.
