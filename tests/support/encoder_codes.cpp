@@ -152,13 +152,7 @@ void EncoderWorld::compare_copy(int32_t layer, const support::Array& copy, bool 
 
 double EncoderWorld::read_slack(const model::StoredRows& rows, size_t row, uint32_t dtype,
                                 double wanted) const {
-  if (rows.storage().rotation == 0) return 0;
-  double largest = 0;
-  for (int32_t d = 0; d < rows.storage().dim; ++d)
-    if (const double magnitude = std::fabs(double{rows.numbers(row)[d]}); magnitude > largest)
-      largest = magnitude;
-  if (largest > 1e30) return HUGE_VAL;
-  return 4e-6 * (1 + std::fabs(wanted) + largest) + 1.01 * model::spacing(dtype, wanted);
+  return rows.storage().rotation == 0 ? 0 : turned_slack(largest_of(rows, row), dtype, wanted);
 }
 
 }  // namespace fuzz

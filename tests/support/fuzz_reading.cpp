@@ -4,6 +4,7 @@
 
 #include "fuzz_world.hpp"
 #include "model/attention.hpp"
+#include "stored_bytes.hpp"
 
 /// attention, mask and gather, and what they are compared with.
 namespace fuzz {
@@ -292,14 +293,9 @@ double World::read_slack(int32_t layer, const model::Token& token, int64_t eleme
   const auto head = static_cast<size_t>(element / dim);
   const model::Content& content = oracle_.contents[static_cast<size_t>(token.content)];
   const model::StoredRows& rows = of_k ? content.k : content.v;
-  const float* stored = rows.numbers(static_cast<size_t>(layer * setup_.cache.n_kv_heads) + head);
-  double largest = 0;
-  for (int32_t d = 0; d < rows.storage().dim; ++d)
-    if (const double magnitude = std::fabs(double{stored[d]}); magnitude > largest)
-      largest = magnitude;
+  const double largest = largest_of(rows, static_cast<size_t>(layer * setup_.cache.n_kv_heads) + head);
   if (turned && !(largest <= too_large)) return HUGE_VAL;
-  if (largest > 1e30) return HUGE_VAL;
-  return 4e-6 * (1 + std::fabs(wanted) + largest) + 1.01 * model::spacing(dtype, wanted);
+  return turned_slack(largest, dtype, wanted);
 }
 
 }  // namespace fuzz

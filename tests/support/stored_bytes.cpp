@@ -57,6 +57,20 @@ bool same_bytes(uint32_t dtype, const void* a, const void* b, int64_t elements) 
   return true;
 }
 
+double largest_of(const model::StoredRows& rows, size_t row) {
+  const float* stored = rows.numbers(row);
+  double largest = 0;
+  for (int32_t d = 0; d < rows.storage().dim; ++d)
+    if (const double magnitude = std::fabs(double{stored[d]}); magnitude > largest)
+      largest = magnitude;
+  return largest;
+}
+
+double turned_slack(double largest, uint32_t dtype, double wanted) {
+  if (largest > 1e30) return HUGE_VAL;
+  return 4e-6 * (1 + std::fabs(wanted) + largest) + 1.01 * model::spacing(dtype, wanted);
+}
+
 bool is_zero_row(const kvc_tensor& view, int64_t cell, int64_t head) {
   const char* const row = row_of(view, cell, head);
   const auto size = static_cast<int64_t>(model::element_bytes(view.dtype));

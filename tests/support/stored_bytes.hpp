@@ -30,6 +30,11 @@ struct CodeArrays {
 const char* row_of(const kvc_tensor& view, int64_t cell, int64_t head);
 /// The same bytes; of numbers one NaN is as good as another.
 bool same_bytes(uint32_t dtype, const void* a, const void* b, int64_t elements);
+/// The largest magnitude of a row's numbers, NaN left out.
+double largest_of(const model::StoredRows& rows, size_t row);
+/// How far a number may be off that was rotated back or turned, in a row of numbers up to `largest`. Infinity: it may be anything,
+/// because f32 overflows on the way.
+double turned_slack(double largest, uint32_t dtype, double wanted);
 bool is_zero_row(const kvc_tensor& view, int64_t cell, int64_t head);
 
 }  // namespace fuzz

@@ -2,22 +2,15 @@
 // kvc_decode() reads what the model reads.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <iostream>
 #include <vector>
 
+#include "fuzz/targets/require.hpp"
 #include "model/storage.hpp"
 #include "support/abi.hpp"
 #include "support/array.hpp"
 
 namespace {
-
-void require(bool condition, const char* what) {
-  if (condition) return;
-  std::cerr << "\n" << what << ": " << support::last_message() << std::endl;
-  std::abort();
-}
 
 bool same_nan(const model::Storage& storage, float a, float b) {
   return storage.is_plain() && std::isnan(a) && std::isnan(b);

@@ -4,10 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
-#include <iostream>
 #include <memory>
 #include <vector>
 
+#include "fuzz/targets/require.hpp"
 #include "kvc/encoder.h"
 #include "kvc/recurrent.h"
 #include "support/abi.hpp"
@@ -25,12 +25,6 @@ void* allocate(void*, size_t bytes, size_t alignment) {
   return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 }
 void release(void*, void* block, size_t, size_t) { std::free(block); }
-
-void require(bool condition, const char* what) {
-  if (condition) return;
-  std::cerr << "\n" << what << ": " << support::last_message() << std::endl;
-  std::abort();
-}
 
 /// Every failure is one that the headers list, and has a message.
 kvc_status answered(kvc_status status, const char* call) {
