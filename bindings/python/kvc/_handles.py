@@ -150,9 +150,9 @@ class CacheHandle(OwnsHandle):
         owner = self._owner_of(layer)
         return self if owner._handle is None else owner
 
-    def _check_v(self, layer: Any, v: object) -> None:
-        """Refuses a missing V, unless the layer's V is a part of its K."""
-        if v is None and self._owner_of(layer)._shape.v_first is None:
+    def _check_without_v(self, layer: Any) -> None:
+        """Refuses a put without V, unless the layer's V is a part of its K."""
+        if self._owner_of(layer)._shape.v_first is None:
             raise TypeError("v must be an array, not None: this cache stores V by itself")
 
     def _end_pass(self) -> None:

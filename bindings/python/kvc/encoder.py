@@ -31,7 +31,8 @@ class Encoder(CacheHandle):
         Raises BadState (no pass), InvalidArgument (the sequence carries no input in this pass, or
         shares another's), ShapeError, DtypeError, NotSupported (not an encoder cache).
         """
-        self._check_v(layer, v)
+        if v is None:
+            self._check_without_v(layer)
         if dtype is not None:
             k, v = with_dtype(k, dtype), with_dtype(v, dtype)
         _capi.kvc_encoder_put(self._handle, layer, sequence, k, v)

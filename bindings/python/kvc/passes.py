@@ -216,7 +216,7 @@ class Passes(CacheHandle):
         Raises BadState (no pass), ShapeError, DtypeError.
         """
         if v is None:
-            self._check_v(layer, v)
+            self._check_without_v(layer)
         if dtype is not None:
             k, v = with_dtype(k, dtype), with_dtype(v, dtype)
         _capi.kvc_put(self._handle, layer, k, v)
@@ -355,7 +355,7 @@ class Passes(CacheHandle):
         v is None if V is a part of K. Returns out.
         """
         if v is None:
-            self._check_v(layer, v)
+            self._check_without_v(layer)
         result: Any = new_result(q, self._owner_of(layer)._shape.head_dim_v) if out is None else out
         given = k, v, q, result, bias
         if dtype is not None:

@@ -150,7 +150,7 @@ class Storage(Constants):
         Raises what put() raises.
         """
         if v is None:
-            self._check_v(layer, v)
+            self._check_without_v(layer)
         shape = self._owner_of(layer)._shape
         _capi.kvc_put_codes(
             self._handle,
