@@ -1,7 +1,7 @@
 // Every allocation, mapping and thread that opening a device and creating a cache ask for fails once:
 // the call says OUT_OF_MEMORY, and nothing is left behind. Not only the caller's allocator: malloc,
-// mmap, madvise, getrandom and pthread_create are replaced here. No other call asks for anything
-// (no_allocation_test).
+// mmap, madvise, getrandom and pthread_create are replaced here. Beside these only the codecs ask, for
+// long vectors; no call of a cache does (no_allocation_test).
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 #include <pthread.h>
@@ -19,8 +19,10 @@
 #include <filesystem>
 #include <iostream>
 #include <thread>
+#include <vector>
 
 #include "kvc/recurrent.h"
+#include "kvc/storage.h"
 #include "kvc/wrapper.h"
 #include "support/abi.hpp"
 
@@ -230,6 +232,45 @@ TEST(OutOfMemory, AdviceMayBeRefused) {
   refuse_advice = true;
   EXPECT_EQ(live_once(), KVC_OK) << support::last_message();
   refuse_advice = false;
+}
+
+TEST(OutOfMemory, CodecsOfLongVectors) {
+  for (const int64_t dim : {4096, 8192}) {
+    std::vector<float> values(static_cast<size_t>(dim), 1);
+    std::vector<int8_t> codes(values.size(), 7);
+    float scale = 0;
+    kvc_codec_desc codec = KVC_CODEC_DESC_INIT;
+    codec.dtype = KVC_INT8;
+    kvc_tensor x = support::dense(values.data(), KVC_F32, {dim}),
+               to = support::dense(codes.data(), KVC_I8, {dim}),
+               scales = support::dense(&scale, KVC_F32, {1});
+    struct Statuses {
+      kvc_status encode, decode;
+    };
+    const auto both = [&](int32_t request) {
+      const Inside library;
+      requests = 0;
+      failing = request;
+      const Statuses status = {kvc_encode(&codec, &x, &to, &scales),
+                               kvc_decode(&codec, &to, &scales, &x)};
+      failing = -1;
+      return status;
+    };
+    const int64_t blocks_before = blocks;
+    const Statuses status = both(-1);
+    EXPECT_EQ(status.encode, KVC_OK) << support::last_message();
+    EXPECT_EQ(status.decode, KVC_OK) << support::last_message();
+    EXPECT_EQ(requests, dim > 4096 ? 2 : 0) << "one a call";
+    EXPECT_EQ(codes[0], 127);
+    if (dim > 4096) {
+      codes[0] = 7;
+      EXPECT_EQ(both(0).encode, KVC_E_OUT_OF_MEMORY);
+      EXPECT_EQ(codes[0], 7) << "nothing is written";
+      EXPECT_EQ(both(1).decode, KVC_E_OUT_OF_MEMORY);
+      EXPECT_FALSE(support::last_message().empty());
+    }
+    EXPECT_EQ(blocks, blocks_before);
+  }
 }
 
 // ---- What happens once per process: the table of handles and its secret --------------------------

@@ -83,6 +83,45 @@ TEST(StorageLimits, EmptyTensorsOfHugeExtentsAreEncodedToNothing) {
   EXPECT_EQ(kvc_decode(&codec, &codes, &scales, &values), KVC_OK) << support::last_message();
 }
 
+// Vectors of more than 4096 numbers have room on the heap, and so have codes and scales that do not lie side by side.
+TEST(StorageLimits, LongVectorsAreCodedAsTheirBlocksAre) {
+  constexpr int64_t n = 8192, n_codes = n / 2, n_scales = n / 32;
+  kvc_codec_desc codec = KVC_CODEC_DESC_INIT;
+  codec.dtype = KVC_Q4_0;
+  std::vector<float> x;
+  for (int64_t i = 0; i < n; ++i) x.push_back(std::sin(static_cast<float>(i)));
+  std::vector<uint8_t> wanted(n_codes), codes(2 * n_codes, 0xab);
+  std::vector<uint16_t> wanted_scales(n_scales), scales(3 * n_scales, 0xabcd);
+  std::vector<float> wanted_back(n), back(n);
+
+  const kvc_tensor short_x = dense(x.data(), KVC_F32, {2, n / 2});
+  kvc_tensor short_codes = dense(wanted.data(), KVC_U8, {2, n_codes / 2}),
+             short_scales = dense(wanted_scales.data(), KVC_F16, {2, n_scales / 2}),
+             short_back = dense(wanted_back.data(), KVC_F32, {2, n / 2});
+  ASSERT_EQ(kvc_encode(&codec, &short_x, &short_codes, &short_scales), KVC_OK);
+  ASSERT_EQ(kvc_decode(&codec, &short_codes, &short_scales, &short_back), KVC_OK);
+
+  const kvc_tensor long_x = dense(x.data(), KVC_F32, {n});
+  kvc_tensor long_codes = dense(codes.data(), KVC_U8, {n_codes}),
+             long_scales = dense(scales.data(), KVC_F16, {n_scales}),
+             long_back = dense(back.data(), KVC_F32, {n});
+  long_codes.strides[0] = 2;
+  long_scales.strides[0] = 3;
+  ASSERT_EQ(kvc_encode(&codec, &long_x, &long_codes, &long_scales), KVC_OK)
+      << support::last_message();
+  ASSERT_EQ(kvc_decode(&codec, &long_codes, &long_scales, &long_back), KVC_OK)
+      << support::last_message();
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    ASSERT_EQ(codes[2 * i], wanted[i]) << i;
+    ASSERT_EQ(codes[2 * i + 1], 0xab) << i;
+  }
+  for (size_t i = 0; i < wanted_scales.size(); ++i) {
+    ASSERT_EQ(scales[3 * i], wanted_scales[i]) << i;
+    ASSERT_EQ(scales[3 * i + 1], 0xabcd) << i;
+  }
+  EXPECT_EQ(back, wanted_back);
+}
+
 // One array cannot hold the scales of both, and kvc_bind_scales() would read beyond the shorter one.
 TEST(StorageLimits, ScalesOfLayersWithDifferentHeadsAreBoundApart) {
   const Device device;
