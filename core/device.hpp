@@ -25,6 +25,8 @@ struct DeviceInfo {
   bool follows_tokens = false;
   /// Plans name prefixes that sequences share from this length on.
   int32_t least_shared_prefix = 0;
+  int32_t n_threads = 1;  // that share the work of a call, the caller's included
+  const char* instruction_set = "";
 };
 
 /// The device's side of one cache. Its calls follow the cache's own exclusion: const ones may overlap each other, any other

@@ -32,6 +32,9 @@ Status check_elements(const char* name, uint32_t dtype, Elements elements) {
     case Elements::bf16: return check_one(name, dtype, KVC_BF16);
     case Elements::f8_e4m3: return check_one(name, dtype, KVC_F8_E4M3);
     case Elements::f8_e5m2: return check_one(name, dtype, KVC_F8_E5M2);
+    case Elements::any:
+      return is_element_type(dtype) ? Status::ok
+                                    : wrong_dtype(name, dtype, "a type that an element can have");
   }
   __builtin_unreachable();
 }
@@ -123,6 +126,21 @@ Status check_memory(const char* name, const kvc_tensor& t) {
 }
 
 }  // namespace
+
+bool is_element_type(uint32_t dtype) {
+  switch (dtype) {
+    case KVC_F32:
+    case KVC_F16:
+    case KVC_BF16:
+    case KVC_I32:
+    case KVC_BOOL:
+    case KVC_I8:
+    case KVC_U8:
+    case KVC_F8_E4M3:
+    case KVC_F8_E5M2: return true;
+    default: return false;
+  }
+}
 
 Status wrong_struct_size(const char* name, uint32_t struct_size, const char* side, size_t bound) {
   return fail(

@@ -8,6 +8,7 @@
 #include "core/caches/cache.hpp"
 #include "core/device.hpp"
 #include "kvc/encoder.h"
+#include "kvc/experimental.h"
 #include "kvc/kvc.h"
 #include "kvc/recurrent.h"
 #include "kvc/storage.h"
@@ -21,6 +22,8 @@ template <class Struct>
 inline constexpr size_t first_size = 0;
 template <>
 inline constexpr size_t first_size<kvc_device_desc> = 16;
+template <>
+inline constexpr size_t first_size<kvc_device_info> = 80;
 template <>
 inline constexpr size_t first_size<kvc_cache_desc> = 72;
 template <>
@@ -82,6 +85,9 @@ void write_output(Output filled, Output* out) {
               filled.struct_size < sizeof(Output) ? filled.struct_size : sizeof(Output));
 }
 
+/// What one element of a tensor may be: not a storage type whose codes are smaller than a byte or whose scales lie apart.
+bool is_element_type(uint32_t dtype);
+
 /// "k is f64, not f32, f16 or bf16"
 Status wrong_dtype(const char* name, uint32_t dtype, const char* wanted);
 
@@ -99,7 +105,7 @@ struct Expected {
 };
 
 /// Element types that an argument takes: a set of these, or one type alone.
-enum class Elements { floats, f32, boolean, mask, i8, u8, f16, bf16, f8_e4m3, f8_e5m2 };
+enum class Elements { floats, f32, boolean, mask, i8, u8, f16, bf16, f8_e4m3, f8_e5m2, any };
 
 /// The one type that an element of codes or scales has.
 Elements elements_of(DType dtype);

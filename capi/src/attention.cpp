@@ -97,7 +97,6 @@ Status check_reserved(const kvc_attention_extra& extra) {
   };
   for (const Reserved& reserved :
        {Reserved{(extra.flags & KVC_EXTRA_DROPOUT) != 0, "the flag KVC_EXTRA_DROPOUT"},
-        Reserved{(extra.flags & KVC_EXTRA_NO_SINKS) != 0, "the flag KVC_EXTRA_NO_SINKS"},
         Reserved{(extra.flags & KVC_EXTRA_BY_POSITION) != 0, "the flag KVC_EXTRA_BY_POSITION"},
         Reserved{(extra.flags & KVC_EXTRA_MASK_ALONE) != 0, "the flag KVC_EXTRA_MASK_ALONE"},
         Reserved{extra.first_position != nullptr, "kvc_attention_extra.first_position"},
@@ -152,6 +151,7 @@ Status read_extra(KeyValues& cache, int32_t layer, const kvc_attention_extra* fr
     if (s != Status::ok) return s;
   }
   if (Status s = check_overlaps(*a); s != Status::ok) return s;
+  a->leaves_sinks_out = (extra.flags & KVC_EXTRA_NO_SINKS) != 0;
   return check_reserved(extra);
 }
 

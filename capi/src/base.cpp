@@ -15,26 +15,6 @@ static_assert(static_cast<uint32_t>(kvc::DType::u8) == KVC_U8);
 static_assert(static_cast<uint32_t>(kvc::DType::f8_e4m3) == KVC_F8_E4M3);
 static_assert(static_cast<uint32_t>(kvc::DType::f8_e5m2) == KVC_F8_E5M2);
 
-namespace {
-
-/// What one element of a tensor may be: not a storage type whose codes are smaller than a byte or whose scales lie apart.
-bool is_element_type(uint32_t dtype) {
-  switch (dtype) {
-    case KVC_F32:
-    case KVC_F16:
-    case KVC_BF16:
-    case KVC_I32:
-    case KVC_BOOL:
-    case KVC_I8:
-    case KVC_U8:
-    case KVC_F8_E4M3:
-    case KVC_F8_E5M2: return true;
-    default: return false;
-  }
-}
-
-}  // namespace
-
 const char* kvc_status_name(kvc_status status) noexcept {
   switch (status) {
     case KVC_OK: return "OK";
@@ -73,7 +53,7 @@ kvc_status kvc_tensor_dense(void* data, uint32_t dtype, int32_t ndim, const int6
     if (out == nullptr) return kvc::is_null("out");
     if (shape == nullptr) return kvc::is_null("shape");
     if (ndim < 1 || ndim > KVC_MAX_DIMS) return kvc::out_of_range("ndim", ndim, 1, KVC_MAX_DIMS);
-    if (!is_element_type(dtype)) {
+    if (!kvc::capi::is_element_type(dtype)) {
       return kvc::capi::wrong_dtype("dtype", dtype,
                                     "f32, f16, bf16, i32, bool, i8, u8, f8_e4m3 or f8_e5m2");
     }

@@ -104,9 +104,29 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   const DeviceOptions options = {.n_threads = settings.n_threads,
                                  .allocator = allocator != nullptr ? &hook : nullptr};
   if (Status s = entry->open(options, &object->device); s != Status::ok) return s;
+  object->name = entry->name;
   *out = static_cast<kvc_device*>(handles::add(Kind::device, object.get(), {}));
   if (*out == nullptr) return Status::out_of_memory;
   (void)object.release();  // the table owns it now
+  return Status::ok;
+}
+
+Status query(const kvc_device* device, kvc_device_info* out) {
+  void* entered = nullptr;
+  if (Status s = handles::enter(device, Kind::device, Access::shared, &entered); s != Status::ok)
+    return s;
+  const DeviceObject& object = *static_cast<const DeviceObject*>(entered);
+  const DeviceInfo about = object.device->info();
+  const char* const name = object.name;  // the registry's, and so is the device's own text
+  handles::leave(device, Access::shared);
+  if (Status s = check_output("kvc_device_info", out); s != Status::ok) return s;
+  kvc_device_info info = KVC_DEVICE_INFO_INIT;
+  info.device_type = about.type;
+  info.device_id = about.id;
+  info.n_threads = about.n_threads;
+  std::snprintf(info.name, sizeof info.name, "%s", name);
+  std::snprintf(info.instruction_set, sizeof info.instruction_set, "%s", about.instruction_set);
+  write_output(info, out);
   return Status::ok;
 }
 
@@ -120,6 +140,10 @@ kvc_status kvc_device_open(const char* name, const kvc_device_desc* desc,
 
 kvc_status kvc_device_name(int32_t index, char* name, size_t capacity) noexcept {
   return kvc::capi::guard([&] { return kvc::capi::device_name(index, name, capacity); });
+}
+
+kvc_status kvc_device_query(const kvc_device* device, kvc_device_info* out) noexcept {
+  return kvc::capi::guard([&] { return kvc::capi::query(device, out); });
 }
 
 kvc_status kvc_device_close(kvc_device* device) noexcept {

@@ -11,6 +11,7 @@ namespace kvc::capi {
 /// What a handle stands for. A cache keeps its device, so the handles of both may be destroyed in any order.
 struct DeviceObject {
   std::shared_ptr<Device> device;
+  const char* name = "";  // as it was opened
 };
 
 /// The children of a wrapper as handles: each stays, wherever its own handle goes, until the wrapper is destroyed.

@@ -100,6 +100,8 @@ struct AttentionTensors {
   Tensor mask;  // [n_q_heads, n_tokens, columns] bytes, likewise: 0 hides
   Tensor weights;  // [n_q_heads, n_tokens, columns] f32; data null: not wanted. 0 for what a token does not see
 
+  bool leaves_sinks_out = false;  // a result to be merged with others: the sinks come once, at the end
+
   bool changes_scores() const { return bias.data != nullptr || mask.data != nullptr; }
 };
 

@@ -96,6 +96,7 @@ Status CausalCache::prepare(int32_t layer, const AttentionTensors& tensors, Atte
   params->storage = layers_[layer].storage;
   params->constants = layers_.constants_for(layer, tensors.q.shape[1]);
   params->tensors = tensors;
+  if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
   if (tensors.changes_scores() || tensors.weights.data != nullptr) {
     PassPlan::Span range;
     if (Status s = span(&range); s != Status::ok) return s;

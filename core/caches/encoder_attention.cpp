@@ -84,6 +84,7 @@ Status EncoderCache::prepare(int32_t layer, const AttentionTensors& tensors, Att
   params->storage = layers_[layer].storage;
   params->constants = layers_.constants_for(layer, tensors.q.shape[1]);
   params->tensors = tensors;
+  if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
   int32_t cells = 0;
   span(&params->first_column, &cells);
   return check_operator(*operator_, needed_features(*params, Visibility{}, true), params->storage);

@@ -10,6 +10,7 @@
 #include "core/base/float_environment.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
+#include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cpu/mask.hpp"
 #include "kernels/cpu/pages.hpp"
 #include "kernels/cpu/rows.hpp"
@@ -170,7 +171,11 @@ Status CpuDevice::create(const DeviceOptions& options, std::shared_ptr<Device>* 
 
 CpuDevice::~CpuDevice() { ThreadPool::destroy(pool_); }
 
-DeviceInfo CpuDevice::info() const noexcept { return {.least_shared_prefix = least_shared_prefix}; }
+DeviceInfo CpuDevice::info() const noexcept {
+  return {.least_shared_prefix = least_shared_prefix,
+          .n_threads = pool_->n_threads(),
+          .instruction_set = kernels().name};
+}
 
 void* CpuDevice::allocate(Place, size_t bytes, bool prefault) noexcept {
   if (bytes == 0) bytes = 1;

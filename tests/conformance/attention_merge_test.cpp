@@ -1,5 +1,5 @@
 // Two results over disjoint keys merge through their log-sum-exp into the one over all keys, and a sink is applied once, at
-// the end (semantics of attention, by the formulas of the header's users): L = logaddexp(l1, l2), o = o1 e^(l1 - L) +
+// the end: by the library's calls, and by the formulas of the header's users: L = logaddexp(l1, l2), o = o1 e^(l1 - L) +
 // o2 e^(l2 - L), then o e^(L - logaddexp(L, sink)).
 #include <gtest/gtest.h>
 
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kvc/operators.h"
 #include "support/abi.hpp"
 #include "support/array.hpp"
 #include "support/random.hpp"
@@ -83,7 +84,8 @@ class Half {
   }
 
   /// A pass of these tokens. Where they are not to see each other, nor themselves, a mask hides their cells.
-  Answer attend(const std::vector<int32_t>& position, int32_t sequence, bool sees_own) {
+  Answer attend(const std::vector<int32_t>& position, int32_t sequence, bool sees_own,
+                uint32_t flags = 0) {
     put(position, sequence);
     int32_t first = 0, columns = 0;
     EXPECT_EQ(kvc_history(cache_, 0, &first, &columns), KVC_OK);
@@ -93,6 +95,7 @@ class Half {
       if (!sees_own && place.position >= position[0]) mask.set(place.cell - first, 0);
     kvc_attention_extra extra{};
     extra.struct_size = sizeof extra;
+    extra.flags = flags;
     if (!sees_own) extra.mask = mask.tensor();
     const auto n = static_cast<int64_t>(position.size());
     const Array q = rows(2, position, q_heads, dk);
@@ -148,6 +151,23 @@ Answer merge(const Answer& a, const Answer& b) {
   return result;
 }
 
+/// By the library, in f32.
+Answer merge_by_call(const Answer& a, const Answer& b, bool sinks) {
+  const auto n = static_cast<int64_t>(a.lse.size()) / q_heads;
+  const auto array = [](const std::vector<double>& values, const std::vector<int64_t>& shape) {
+    Array filled(KVC_F32, shape);
+    for (size_t i = 0; i < values.size(); ++i) filled.set(static_cast<int64_t>(i), values[i]);
+    return filled;
+  };
+  Array o = array(a.out, {n, q_heads, dv}), lse = array(a.lse, {n, q_heads});
+  const Array o2 = array(b.out, {n, q_heads, dv}), lse2 = array(b.lse, {n, q_heads});
+  EXPECT_EQ(kvc_merge_attention(o.tensor(), lse.tensor(), o2.tensor(), lse2.tensor()), KVC_OK);
+  if (sinks) {
+    EXPECT_EQ(kvc_apply_sinks(o.tensor(), lse.tensor(), Half::sink_logits().data()), KVC_OK);
+  }
+  return {o.doubles(), lse.doubles()};
+}
+
 void apply_sinks(Answer& answer) {
   for (size_t row = 0; row < answer.lse.size(); ++row) {
     const double sink = static_cast<double>(Half::sink_logits()[row % q_heads]);
@@ -183,6 +203,14 @@ void run(kvc_device* device, const Case& chosen) {
   Half whole(device, chosen, chosen.sinks);
   whole.fill(0, all);
   const Answer wanted = whole.attend(batch, 0, true);
+
+  // Parts of a model with sinks leave them out.
+  Half sunk(device, chosen, chosen.sinks), sunk_other(device, chosen, chosen.sinks);
+  sunk.fill(0, first);
+  sunk_other.fill(0, second);
+  expect_near(merge_by_call(sunk.attend(batch, 0, false, KVC_EXTRA_NO_SINKS),
+                            sunk_other.attend(batch, 0, true, KVC_EXTRA_NO_SINKS), chosen.sinks),
+              wanted);
 
   Half one(device, chosen, false), other(device, chosen, false);
   one.fill(0, first);

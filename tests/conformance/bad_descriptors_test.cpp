@@ -454,8 +454,7 @@ TEST(BadDescriptors, AttentionExtra) {
   for (const uint32_t unknown : {16u, 1u << 31, UINT32_MAX})
     spoilt(invalid, "unknown flags", [&](auto& extra) { extra.flags = unknown; });
   spoilt(invalid, "a seed without dropout", [](auto& extra) { extra.dropout_seed = 1; });
-  for (const uint32_t later :
-       {KVC_EXTRA_DROPOUT, KVC_EXTRA_NO_SINKS, KVC_EXTRA_BY_POSITION, KVC_EXTRA_MASK_ALONE})
+  for (const uint32_t later : {KVC_EXTRA_DROPOUT, KVC_EXTRA_BY_POSITION, KVC_EXTRA_MASK_ALONE})
     spoilt(KVC_E_NOT_SUPPORTED, "a later flag", [&](auto& extra) { extra.flags = later; });
   const float number = 1;
   const int32_t position = 0;

@@ -62,7 +62,6 @@ TEST(Reserved, ExtrasOfAttention) {
     const char* name;
     uint32_t flag;
   } reserved[] = {{"KVC_EXTRA_DROPOUT", KVC_EXTRA_DROPOUT},
-                  {"KVC_EXTRA_NO_SINKS", KVC_EXTRA_NO_SINKS},
                   {"KVC_EXTRA_BY_POSITION", KVC_EXTRA_BY_POSITION},
                   {"KVC_EXTRA_MASK_ALONE", KVC_EXTRA_MASK_ALONE}};
   for (const auto& option : reserved) {

@@ -150,7 +150,7 @@ def test_every_function_of_the_library_is_wrapped():
     headers = "".join(
         path.read_text()
         for path in folder.glob("*.h")
-        if path.name != "experimental.h"  # may change in any version
+        if "xperimental" not in path.read_text()[:500]  # those may change in any version
     )
     declared = set(re.findall(r"^KVC_API [^(]*?\b(kvc_\w+)\(", headers, re.M))
     assert len(declared) > 30

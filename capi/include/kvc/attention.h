@@ -120,9 +120,9 @@ KVC_API kvc_status kvc_bind_shift(kvc_cache *cache, kvc_shift_function function,
 
 /* ---- Attention ------------------------------------------------------------------------------------------------------- */
 
-enum { /* kvc_attention_extra.flags: reserved, NOT_SUPPORTED in this version */
+enum { /* kvc_attention_extra.flags; all but KVC_EXTRA_NO_SINKS are reserved, NOT_SUPPORTED in this version */
   KVC_EXTRA_DROPOUT = 1,     /* drop weights by dropout_seed */
-  KVC_EXTRA_NO_SINKS = 2,    /* a partial result, to be merged */
+  KVC_EXTRA_NO_SINKS = 2,    /* a partial result, to be merged: the layer's sinks take no part in the softmax */
   KVC_EXTRA_BY_POSITION = 4, /* columns of bias, mask and weights are positions of the row's own sequence, not cells */
   KVC_EXTRA_MASK_ALONE = 8   /* the mask alone decides what a row sees of its sequence */
 };
