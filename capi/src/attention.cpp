@@ -8,7 +8,8 @@ namespace {
 // ---- Put and attention ----------------------------------------------------------------------------------------------------------
 
 /// The rows that put() stores.
-Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v, KeysAndValues* put) {
+Status read_put(const LayerAttention& cache, const kvc_tensor* k, const kvc_tensor* v,
+                KeysAndValues* put) {
   int64_t rows = 0;
   if (Status s = cache.rows_to_put(rows_of(k), &rows); s != Status::ok) return s;
   return read_keys_and_values(cache.holder().bounds(), cache.holder().device(), rows, k, v, put);
@@ -17,13 +18,13 @@ Status read_put(const KeyValues& cache, const kvc_tensor* k, const kvc_tensor* v
 /// While put_attention() is read, and refused or done: attention counts what it will put.
 class ExpectedRows {
  public:
-  ExpectedRows(KeyValues& cache, int64_t rows) : cache_(cache) { cache.expect_rows(rows); }
+  ExpectedRows(LayerAttention& cache, int64_t rows) : cache_(cache) { cache.expect_rows(rows); }
   ~ExpectedRows() { cache_.expect_rows(0); }
   ExpectedRows(const ExpectedRows&) = delete;
   ExpectedRows& operator=(const ExpectedRows&) = delete;
 
  private:
-  KeyValues& cache_;
+  LayerAttention& cache_;
 };
 
 Status overlaps(const char* written, const char* other) {
@@ -32,7 +33,7 @@ Status overlaps(const char* written, const char* other) {
               written);
 }
 
-Status read_queries(const KeyValues& cache, int32_t layer, const kvc_tensor* q,
+Status read_queries(const LayerAttention& cache, int32_t layer, const kvc_tensor* q,
                     const kvc_tensor* out, AttentionTensors* a) {
   const CacheBounds& bounds = cache.holder().bounds();
   const int32_t n = cache.holder().n_tokens();
@@ -109,7 +110,7 @@ Status check_reserved(const kvc_attention_extra& extra) {
 }
 
 /// The tensors over columns. The history is looked up for them alone: a plain call need not know it.
-Status read_columns(KeyValues& cache, int32_t layer, const kvc_attention_extra& extra,
+Status read_columns(LayerAttention& cache, int32_t layer, const kvc_attention_extra& extra,
                     AttentionTensors* a) {
   if (extra.bias == nullptr && extra.mask == nullptr && extra.weights == nullptr) return Status::ok;
   int32_t first = 0, history = 0;
@@ -135,7 +136,7 @@ Status read_columns(KeyValues& cache, int32_t layer, const kvc_attention_extra& 
                      Elements::f32);
 }
 
-Status read_extra(KeyValues& cache, int32_t layer, const kvc_attention_extra* from,
+Status read_extra(LayerAttention& cache, int32_t layer, const kvc_attention_extra* from,
                   AttentionTensors* a) {
   if (from == nullptr) return Status::ok;
   kvc_attention_extra extra;
@@ -155,8 +156,8 @@ Status read_extra(KeyValues& cache, int32_t layer, const kvc_attention_extra* fr
   return check_reserved(extra);
 }
 
-Status read_attention(KeyValues& cache, int32_t layer, const kvc_tensor* q, const kvc_tensor* out,
-                      const kvc_attention_extra* extra, AttentionTensors* a) {
+Status read_attention(LayerAttention& cache, int32_t layer, const kvc_tensor* q,
+                      const kvc_tensor* out, const kvc_attention_extra* extra, AttentionTensors* a) {
   if (Status s = read_queries(cache, layer, q, out, a); s != Status::ok) return s;
   return read_extra(cache, layer, extra, a);
 }
@@ -224,12 +225,12 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::Cache, kvc::KeyValues, kvc::Status;
+using kvc::Cache, kvc::KeyValues, kvc::LayerAttention, kvc::Status;
 using kvc::capi::When;
 
 kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const kvc_tensor* v) noexcept {
-  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
-      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+  return kvc::capi::with_layer<kvc::capi::OfLayerAttention>(
+      cache, layer, When::in_pass, {}, [&](LayerAttention& c, Cache&, int32_t own) -> Status {
         if (Status s = c.ready_to_put(own); s != Status::ok) return s;
         kvc::capi::KeysAndValues put;
         if (Status s = kvc::capi::read_put(c, k, v, &put); s != Status::ok) return s;
@@ -239,8 +240,8 @@ kvc_status kvc_put(kvc_cache* cache, int32_t layer, const kvc_tensor* k, const k
 
 kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, kvc_tensor* out,
                          const kvc_attention_extra* extra) noexcept {
-  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
-      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+  return kvc::capi::with_layer<kvc::capi::OfLayerAttention>(
+      cache, layer, When::in_pass, {}, [&](LayerAttention& c, Cache&, int32_t own) -> Status {
         if (Status s = c.ready_for_layer(own, true); s != Status::ok) return s;
         kvc::AttentionTensors a;
         if (Status s = kvc::capi::read_attention(c, own, q, out, extra, &a); s != Status::ok)
@@ -252,8 +253,8 @@ kvc_status kvc_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* q, k
 kvc_status kvc_put_attention(kvc_cache* cache, int32_t layer, const kvc_tensor* k,
                              const kvc_tensor* v, const kvc_tensor* q, kvc_tensor* out,
                              const kvc_attention_extra* extra) noexcept {
-  return kvc::capi::with_layer<kvc::capi::OfKeyValues>(
-      cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache&, int32_t own) -> Status {
+  return kvc::capi::with_layer<kvc::capi::OfLayerAttention>(
+      cache, layer, When::in_pass, {}, [&](LayerAttention& c, Cache&, int32_t own) -> Status {
         if (Status s = c.ready_to_put(own); s != Status::ok) return s;
         kvc::capi::KeysAndValues put;
         kvc::AttentionTensors a;

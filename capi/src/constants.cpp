@@ -87,7 +87,7 @@ Status check_owners(const LayerRange& layers) {
 
 Status bind_attention(const LayerRange& layers, const kvc_attention_desc* desc, const float* slopes,
                       const float* sinks) {
-  if (Status s = check_owners<OfKeyValues>(layers); s != Status::ok) return s;
+  if (Status s = check_owners<OfLayerAttention>(layers); s != Status::ok) return s;
   kvc_attention_desc d;
   if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
@@ -99,10 +99,10 @@ Status bind_attention(const LayerRange& layers, const kvc_attention_desc* desc, 
   AttentionConstants constants;
   if (Status s = read_constants(d, slopes, sinks, &constants); s != Status::ok) return s;
   const Status refused = layers.each_owner(
-      [&](const Cache& cache) { return cache.key_values()->check_binding(constants); });
+      [&](const Cache& cache) { return cache.layer_attention()->check_binding(constants); });
   if (refused != Status::ok) return refused;
   layers.each_part([&](Cache& cache, int32_t begin, int32_t end) {
-    cache.key_values()->bind_attention(begin, end, constants);
+    cache.layer_attention()->bind_attention(begin, end, constants);
   });
   return Status::ok;
 }

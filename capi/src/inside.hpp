@@ -111,6 +111,11 @@ kvc_status with_sequences(kvc_cache* handle, Body body) noexcept {
 
 // ---- Facets -------------------------------------------------------------------------------------------------------------
 
+struct OfLayerAttention {
+  static auto* in(auto& cache) { return cache.layer_attention(); }
+  static constexpr const char*
+      lacking = "this call needs keys and values, which a cache of this kind does not take";
+};
 struct OfKeyValues {
   static auto* in(auto& cache) { return cache.key_values(); }
   static constexpr const char*

@@ -73,10 +73,10 @@ struct KeyShift {
 
 class Cache;
 
-/// The facet of a cache that holds keys and values, with attention over them.
-class KeyValues {
+/// The facet of a cache whose layers take keys and values and attend over them, however it keeps them.
+class LayerAttention {
  public:
-  virtual ~KeyValues() = default;
+  virtual ~LayerAttention() = default;
   /// The cache that this is a facet of.
   virtual const Cache& holder() const = 0;
 
@@ -88,26 +88,33 @@ class KeyValues {
   /// put_attention() will put this many: what history() returns counts them. 0 takes that back.
   virtual void expect_rows(int64_t) {}
   virtual Status put(int32_t layer, const Tensor& k, const Tensor& v) = 0;
-  /// Rows as put() would have stored them. Scales of a type without stored ones, and V where it is a part of K, have no data.
-  struct Codes {
-    Tensor k, k_scales, v, v_scales;
-  };
-  virtual Status put_codes(int32_t layer, const Codes& codes) = 0;
   virtual Status attention(int32_t layer, const AttentionTensors& tensors) = 0;
   /// Both, or neither: what attention() would refuse is found before anything is stored.
   virtual Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                                const AttentionTensors& tensors) = 0;
+  /// The columns of bias, mask and weights.
+  virtual Status history(int32_t layer, int32_t* first, int32_t* cells) = 0;
 
   // Constants of the model. What is bound was checked first.
   virtual Status check_binding(const AttentionConstants& constants) const = 0;
   virtual void bind_attention(int32_t layer_begin, int32_t layer_end,
                               const AttentionConstants& constants) = 0;
+  /// Query heads bound to a layer; 0: never bound.
+  virtual int32_t bound_q_heads(int32_t layer) const = 0;
+};
+
+/// The facet of a cache that holds keys and values, token by token. Dense views span history().
+class KeyValues : public LayerAttention {
+ public:
+  /// Rows as put() would have stored them. Scales of a type without stored ones, and V where it is a part of K, have no data.
+  struct Codes {
+    Tensor k, k_scales, v, v_scales;
+  };
+  virtual Status put_codes(int32_t layer, const Codes& codes) = 0;
   /// What f8 codes are multiplied with; null: stays.
   virtual Status check_scales(bool of_k, bool of_v) const = 0;
   virtual void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
                            const float* v_scales) = 0;
-  /// Query heads bound to a layer; 0: never bound.
-  virtual int32_t bound_q_heads(int32_t layer) const = 0;
 
   // Reading. Shapes of dense views: the boundary makes kvc_tensor of them.
   virtual Status get(int32_t layer, Tensor* k, Tensor* v) = 0;  // null: not wanted, as below
@@ -116,7 +123,6 @@ class KeyValues {
   virtual Status prepare_copy(int32_t layer) = 0;
   /// After prepare_copy(): numbers into [history, n_kv_heads, head_dim] tensors; without data: not wanted.
   virtual Status get_copy(int32_t layer, const Tensor& k, const Tensor& v) = 0;
-  virtual Status history(int32_t layer, int32_t* first, int32_t* cells) = 0;  // what dense views span
   virtual DType mask_dtype() const = 0;
   virtual Status mask(int32_t layer, const Tensor& into) = 0;
   virtual Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) = 0;
@@ -215,6 +221,8 @@ class Cache {
 
   virtual KeyValues* key_values() { return nullptr; }
   virtual const KeyValues* key_values() const { return nullptr; }
+  virtual LayerAttention* layer_attention() { return key_values(); }
+  virtual const LayerAttention* layer_attention() const { return key_values(); }
   virtual Causality* causality() { return nullptr; }
   virtual PositionedKeys* positioned_keys() { return nullptr; }
   virtual EncoderInputs* encoder_inputs() { return nullptr; }
