@@ -192,9 +192,7 @@ Status read_recurrent(const void* desc, RecurrentRequest* request) {
   request->state_size = d.state_size;
   request->conv_channels = d.conv_channels;
   request->conv_dim = d.conv_dim;
-  request->checkpoints = d.checkpoints;
-  request->checkpoint_interval = d.checkpoint_interval;
-  request->checkpoint_min_pos = d.checkpoint_min_pos;
+  request->checkpoints = {d.checkpoints, d.checkpoint_interval, d.checkpoint_min_pos};
   request->draft_states = d.draft_states;
   return Status::ok;
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <initializer_list>
+#include <utility>
 
 #include "capi/src/guard.hpp"
 #include "capi/src/handle_table.hpp"
@@ -139,6 +140,13 @@ struct OfEncoderInputs {
 struct OfRecurrentStates {
   static auto* in(auto& cache) { return cache.recurrent_states(); }
   static constexpr const char* lacking = "this call is for recurrent caches (kind KVC_RECURRENT)";
+};
+
+struct OfListedCheckpoints {
+  static auto* in(auto& cache) { return std::as_const(cache).listed_checkpoints(); }
+  static constexpr const char* lacking =
+      "this call is for caches with checkpoints: recurrent and lightning ones (kinds KVC_RECURRENT "
+      "and KVC_LIGHTNING)";
 };
 
 template <class Facet, class SomeCache, class Body>

@@ -221,7 +221,7 @@ kvc_status kvc_state_gather(kvc_cache* cache, int32_t layer, int32_t part, int32
 kvc_status kvc_checkpoint_take(kvc_cache* cache, int32_t sequence) noexcept {
   return kvc::capi::with_object(cache, [&](const kvc::capi::CacheObject& object, Cache& c) -> Status {
     if (c.checkpoints() == nullptr)
-      return kvc::fail(Status::not_supported, "%s", OfRecurrentStates::lacking);
+      return kvc::fail(Status::not_supported, "%s", kvc::capi::OfListedCheckpoints::lacking);
     if (Status s = kvc::capi::check_not_wrapped(object); s != Status::ok) return s;
     return c.take_checkpoint(sequence);
   });
@@ -229,8 +229,9 @@ kvc_status kvc_checkpoint_take(kvc_cache* cache, int32_t sequence) noexcept {
 
 kvc_status kvc_checkpoint_list(const kvc_cache* cache, int32_t sequence, int32_t capacity,
                                int32_t* at, int32_t* n) noexcept {
-  return kvc::capi::with_only<OfRecurrentStates>(
-      cache, When::always, {sequence}, [&](const RecurrentStates& states, const Cache&) -> Status {
+  return kvc::capi::with_only<kvc::capi::OfListedCheckpoints>(
+      cache, When::always, {sequence},
+      [&](const kvc::ListedCheckpoints& states, const Cache&) -> Status {
         if (Status s = kvc::capi::check_list("at", capacity, at, "n", n); s != Status::ok) return s;
         return states.list_checkpoints(sequence, capacity, at, n);
       });

@@ -35,7 +35,7 @@ class BookedCache : public Cache {
   // Asking.
   Status need_pass() const final { return pass_.need_pass(); }
   Status need_fully_put() const final { return pass_.need_fully_put(); }
-  KnownFlags known_flags() const final { return Book::known_flags; }
+  KnownFlags known_flags() const final { return book_.known_flags; }
   Status can_begin(const Batch& batch, bool reserve) const final {
     const Status valid = reserve ? check_reserve(batch) : book_.check_batch(batch);
     if (valid != Status::ok) return valid;
@@ -184,7 +184,7 @@ class BookedCache : public Cache {
   Status check_reserve(const Batch& batch) const {
     if (Status s = check_n_tokens(batch, bounds_.max_batch); s != Status::ok) return s;
     for (int32_t token = 0; token < batch.n_tokens; ++token) {
-      if (Status s = check_token_flags(batch, token, Book::known_flags); s != Status::ok) return s;
+      if (Status s = check_token_flags(batch, token, book_.known_flags); s != Status::ok) return s;
     }
     return Status::ok;
   }

@@ -187,6 +187,12 @@ class RecurrentStates {
   virtual Status find_state(int32_t sequence, int32_t at) const = 0;
   virtual Status gather_state(int32_t layer, int32_t part, int32_t sequence, int32_t at,
                               const Tensor& into) = 0;
+};
+
+/// The facet of a cache that itself holds checkpoints of its sequences.
+class ListedCheckpoints {
+ public:
+  virtual ~ListedCheckpoints() = default;
   /// The first `capacity` places where checkpoints of a sequence continue, ascending; `n` receives how many there are.
   virtual Status list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at,
                                   int32_t* n) const = 0;
@@ -229,6 +235,7 @@ class Cache {
   virtual const EncoderInputs* encoder_inputs() const { return nullptr; }
   virtual RecurrentStates* recurrent_states() { return nullptr; }
   virtual const RecurrentStates* recurrent_states() const { return nullptr; }
+  virtual const ListedCheckpoints* listed_checkpoints() const { return nullptr; }
   virtual Checkpoints* checkpoints() { return nullptr; }
   virtual const Checkpoints* checkpoints() const { return nullptr; }
 

@@ -61,13 +61,6 @@ Status RecurrentCache::ready_for_part(int32_t layer, int32_t part) const {
   return check_part(layer, part);
 }
 
-void RecurrentCache::note_put(int32_t layer, int32_t part) {
-  was_put_[layer] |= static_cast<uint8_t>(1u << part);
-  const bool all = (!has_part(conv) || was_put(layer, conv)) &&
-                   (!has_part(recurrent) || was_put(layer, recurrent));
-  if (all) pass_.note_put(layer);
-}
-
 // ---- Layout -----------------------------------------------------------------------------------------------------------------
 
 /// A reserve pass counts token i as one of sequence i modulo the number of sequences.
@@ -128,7 +121,7 @@ Status RecurrentCache::row_slots(int32_t capacity, int32_t* slot, int32_t* n) co
 // ---- Begin ------------------------------------------------------------------------------------------------------------------
 
 Status RecurrentCache::open_pass(const Batch& batch) {
-  std::fill_n(was_put_, bounds_.n_layers, uint8_t{0});
+  forget_puts();
   int32_t first_token = 0, n_rows = 0;
   for (int32_t i = 0; i < book_.n_in_batch(); ++i) {
     const StateBook::Sequence& sequence = book_.sequence(book_.in_batch(i));
@@ -287,16 +280,6 @@ Status RecurrentCache::settle_unput() {
     }
   }
   return Status::ok;
-}
-
-/// With zero_on_free the slots that became free become zeros.
-Status RecurrentCache::clear_freed() {
-  if (bounds_.zero_on_free && book_.n_freed() > planted(Bug::one_freed_state_kept)) {
-    const StateClears clears = {slots_, slot_bytes_, slot_bytes_, book_.freed(), book_.n_freed()};
-    if (Status s = health_.after(on_device_->clear_states(clears)); s != Status::ok) return s;
-  }
-  book_.forget_freed();
-  return health_.status();
 }
 
 }  // namespace kvc

@@ -19,6 +19,8 @@ struct StateRules {
   int32_t checkpoint_min_pos = 0;   // lowest last position of a pass that leaves one
   int32_t max_rows = 0;      // a sequence with up to this many tokens in a pass has a row for each
   bool approximate = false;  // middle parts may be removed
+  const char* approximate_flag = "";      // the caller's name of that, for messages
+  KnownFlags known_flags = {0, nullptr};  // of tokens
   bool strict = false;
 };
 
@@ -69,11 +71,14 @@ class StateBook {
     bool takes_checkpoint = false;  // at its commit
   };
 
-  /// Recurrent caches know no token flags.
-  static constexpr KnownFlags known_flags = {0, nullptr};
-
   StateBook(const StateRules& rules, const Health& health)
-      : rules_(rules), health_(health), plans_({rules.max_sequences, rules.max_batch, rules.strict}) {}
+      : known_flags(rules.known_flags),
+        rules_(rules),
+        health_(health),
+        plans_({rules.max_sequences, rules.max_batch, rules.strict}) {}
+
+  const KnownFlags known_flags;
+
   void carve(Carver& carver);
   void reset();  // call once, after carve() over a block
 

@@ -166,9 +166,8 @@ Status StateBook::check_removal(int32_t index, int32_t begin, int32_t end) const
   return fail(
       Status::not_supported,
       "positions [%d, %d) lie in the middle of sequence %d, whose state contains them: resume "
-      "at or below %d and feed the rest again, or create the cache with "
-      "KVC_RECURRENT_APPROXIMATE",
-      begin, end, index, begin);
+      "at or below %d and feed the rest again, or create the cache with %s",
+      begin, end, index, begin, rules_.approximate_flag);
 }
 
 /// In the middle only labels change: a checkpoint at `begin` stays, one at `end` goes.

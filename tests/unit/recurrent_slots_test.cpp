@@ -80,9 +80,9 @@ void create_on(const std::shared_ptr<kvc::Device>& device, Rig& rig) {
   request.state_size = rig.recurrent.state_size;
   request.conv_channels = rig.recurrent.conv_channels;
   request.conv_dim = rig.recurrent.conv_dim;
-  request.checkpoints = rig.recurrent.checkpoints;
-  request.checkpoint_interval = rig.recurrent.checkpoint_interval;
-  request.checkpoint_min_pos = rig.recurrent.checkpoint_min_pos;
+  request.checkpoints.checkpoints = rig.recurrent.checkpoints;
+  request.checkpoints.checkpoint_interval = rig.recurrent.checkpoint_interval;
+  request.checkpoints.checkpoint_min_pos = rig.recurrent.checkpoint_min_pos;
   request.draft_states = rig.recurrent.draft_states;
   kvc::RecurrentSettings settings;
   ASSERT_EQ(kvc::RecurrentCache::resolve(bounds, request, &settings), Status::ok);

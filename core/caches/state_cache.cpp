@@ -1,0 +1,247 @@
+#include "core/caches/state_cache.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/base/digest.hpp"
+#include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
+#include "core/caches/bounds.hpp"
+#include "core/cells/sequence_checks.hpp"
+
+namespace kvc {
+namespace {
+
+constexpr uint64_t page_bytes = 4096;
+
+constexpr int32_t default_checkpoints = 24;
+constexpr int32_t default_interval = 1664;
+constexpr int32_t default_min_pos = 16;
+
+/// 0 is the default, −1 off.
+int32_t or_default(int32_t value, int32_t default_value) {
+  if (value < 0) return 0;
+  return value == 0 ? default_value : value;
+}
+
+}  // namespace
+
+// ---- Creation -------------------------------------------------------------------------------------------------------------
+
+StateCache::StateCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                       const StateRules& rules, uint8_t parts, const Words& words)
+    : LabelledCache(device, bounds, rules, words.pass),
+      rules_(rules),
+      parts_(parts),
+      descriptor_(words.descriptor) {}
+
+Status StateCache::check_checkpoints(const CheckpointRequest& request) {
+  struct Check {
+    const char* name;
+    int32_t value, high;
+  };
+  for (const Check& check : {Check{"checkpoints", request.checkpoints, max_count},
+                             Check{"checkpoint_interval", request.checkpoint_interval, INT32_MAX},
+                             Check{"checkpoint_min_pos", request.checkpoint_min_pos, INT32_MAX}}) {
+    if (Status s = check_range(check.name, check.value, -1, check.high); s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+void StateCache::resolve_checkpoints(const CheckpointRequest& request, StateRules* rules) {
+  rules->checkpoints = or_default(request.checkpoints, default_checkpoints);
+  rules->checkpoint_interval = or_default(request.checkpoint_interval, default_interval);
+  rules->checkpoint_min_pos = or_default(request.checkpoint_min_pos, default_min_pos);
+}
+
+int64_t StateCache::slots_for(const StateRules& rules, int64_t rows) {
+  return 1 + int64_t{rules.max_sequences} * (int64_t{1} + rules.checkpoints) +
+         std::min<int64_t>(rules.max_batch, rows);
+}
+
+// Both run twice (see Carver): what they find out about sizes must not depend on a block being there.
+
+void StateCache::carve_book(Carver& carver) {
+  book_.carve(carver);
+  pass_.carve(carver);
+  was_put_ = carver.take<uint8_t>(static_cast<uint64_t>(bounds_.n_layers), 64);
+}
+
+void StateCache::carve_slots(Carver& carver, CheckedSize slot) {
+  slot_bytes_ = slot.value();
+  // The slot of zeros ends where a page does, and nothing else lies in its pages.
+  const CheckedSize zeros = slot.rounded_up(page_bytes);
+  const auto others = static_cast<uint64_t>(rules_.n_slots - 1);
+  std::byte* block = carver.take<std::byte>(zeros + CheckedSize(others) * slot, page_bytes);
+  slots_ = block == nullptr ? nullptr : block + (zeros.value() - slot_bytes_);
+}
+
+// ---- A pass ---------------------------------------------------------------------------------------------------------------
+
+void StateCache::note_put(int32_t layer, int32_t part) {
+  was_put_[layer] |= static_cast<uint8_t>(1u << part);
+  if (was_put_[layer] == parts_) pass_.note_put(layer);
+}
+
+void StateCache::forget_puts() { std::fill_n(was_put_, bounds_.n_layers, uint8_t{0}); }
+
+/// With zero_on_free the slots that became free become zeros.
+Status StateCache::clear_freed() {
+  if (bounds_.zero_on_free && book_.n_freed() > planted(Bug::one_freed_state_kept)) {
+    const StateClears clears = {slots_, slot_bytes_, slot_bytes_, book_.freed(), book_.n_freed()};
+    if (Status s = health_.after(on_device_->clear_states(clears)); s != Status::ok) return s;
+  }
+  book_.forget_freed();
+  return health_.status();
+}
+
+// ---- Checkpoints ------------------------------------------------------------------------------------------------------------
+
+Status StateCache::check_checkpoint(int32_t) const {
+  if (rules_.checkpoints > 0) return Status::ok;
+  return fail(Status::not_supported,
+              "the cache has no checkpoints: checkpoints of its %s is KVC_NONE", descriptor_);
+}
+
+Status StateCache::take_checkpoint(int32_t sequence) {
+  book_.take_checkpoint(sequence);
+  return clear_freed();
+}
+
+Status StateCache::list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at, int32_t* n) const {
+  if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
+  *n = book_.list_checkpoints(sequence, capacity, at);
+  return Status::ok;
+}
+
+// ---- Watching -------------------------------------------------------------------------------------------------------------
+
+CacheStats StateCache::stats() const {
+  CacheStats stats;
+  stats.state = state();
+  stats.cells = static_cast<uint64_t>(rules_.n_slots);
+  stats.cells_used = static_cast<uint64_t>(book_.used());
+  stats.cells_shared = static_cast<uint64_t>(book_.shared());
+  stats.bytes = memory_.bytes();
+  stats.passes = pass_.n_committed();
+  return stats;
+}
+
+/// Calls per_part(part) for the parts that a layer has, until one fails.
+template <class PerPart>
+Status StateCache::for_each_part(PerPart per_part) const {
+  for (int32_t part = 0; parts_ >> part != 0; ++part) {
+    if (!has_part(part)) continue;
+    if (Status s = per_part(part); s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+/// Calls per_piece(bytes, n) for the stored bytes of a part, which come through a buffer on the stack: const calls may overlap.
+template <class PerPiece>
+Status StateCache::read_slot(int32_t slot, int32_t layer, int32_t part, PerPiece per_piece) const {
+  std::byte buffer[4096];
+  const StatePart at = part_at(layer, part);
+  const Plane slots = {.data = at.data, .row_stride = at.slot_bytes, .row_bytes = at.slot_bytes};
+  for (size_t first = 0; first < at.bytes(); first += sizeof buffer) {
+    const size_t n = std::min(at.bytes() - first, sizeof buffer);
+    const Status read = on_device_->read_rows({slots, 0, &slot, 1, first, n, buffer});
+    if (Status s = health_.after(read); s != Status::ok) return s;
+    per_piece(buffer, n);
+  }
+  return Status::ok;
+}
+
+Status StateCache::add_slot(int32_t slot, int32_t layer, int32_t part, Digest& digest) const {
+  return read_slot(slot, layer, part,
+                   [&](const std::byte* bytes, size_t n) { digest.update(bytes, n); });
+}
+
+Status StateCache::add_state(int32_t slot, Digest& digest) const {
+  const int32_t n_layers = bounds_.n_layers - planted(Bug::digest_without_last_layer);
+  for (int32_t layer = 0; layer < n_layers; ++layer) {
+    const Status s = for_each_part([&](int32_t part) { return add_slot(slot, layer, part, digest); });
+    if (s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+/// What the open pass adds to a sequence: its tokens, and the rows of what was put.
+Status StateCache::add_pass(int32_t index, Digest& digest) const {
+  const StateBook::Sequence& sequence = book_.sequence(index);
+  int32_t token = sequence.first_added;
+  for (int32_t i = 0; i < sequence.n_added; ++i, token = book_.follower(token)) {
+    const int32_t position = book_.position(token);
+    digest.update(&position, sizeof position);
+  }
+  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
+    digest.update(&was_put_[layer], sizeof was_put_[layer]);
+    const Status s = for_each_part([&](int32_t part) {
+      for (int32_t row = 0; row < sequence.n_rows && was_put(layer, part); ++row) {
+        const int32_t slot = book_.row_slot(sequence.first_row + row);
+        if (Status added = add_slot(slot, layer, part, digest); added != Status::ok) return added;
+      }
+      return Status::ok;
+    });
+    if (s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+/// A sum over states, so neither slots nor order matter.
+Status StateCache::digest(uint64_t out[2]) const {
+  DigestSum sum;
+  const auto add = [&](int32_t index, int32_t at, bool is_approximate, int32_t slot, int32_t tag) {
+    Digest digest;
+    const int32_t header[] = {tag, index, at, is_approximate};
+    digest.update(header, sizeof header);
+    const Status s = add_state(slot, digest);
+    sum.add(digest);
+    return s;
+  };
+  for (int32_t index = 0; index < bounds_.max_sequences; ++index) {
+    const StateBook::Sequence& sequence = book_.sequence(index);
+    const int32_t next = sequence.n_added > 0 ? sequence.next_before : sequence.next;
+    if (next > 0) {
+      const Status s = add(index, next, sequence.is_approximate, sequence.slot, 0);
+      if (s != Status::ok) return s;
+    }
+    const int32_t n_checkpoints = sequence.n_checkpoints * !planted(Bug::digest_without_checkpoints);
+    for (int32_t i = 0; i < n_checkpoints; ++i) {
+      const Checkpoint& checkpoint = book_.checkpoints(index)[i];
+      const Status s = add(index, checkpoint.at, checkpoint.is_approximate != 0,
+                           static_cast<int32_t>(checkpoint.slot), 1);
+      if (s != Status::ok) return s;
+    }
+    if (sequence.n_added == 0) continue;
+    const int32_t header[] = {-3, index};
+    Digest digest;
+    digest.update(header, sizeof header);
+    if (Status s = add_pass(index, digest); s != Status::ok) return s;
+    sum.add(digest);
+  }
+  if (pass_.is_open()) {
+    const int32_t open[] = {-2};
+    sum.add(Digest().update(open, sizeof open));
+  }
+  sum.copy_to(out);
+  return Status::ok;
+}
+
+Status StateCache::check() const {
+  if (Status s = book_.check(pass_.is_open()); s != Status::ok) return s;
+  bool are_zeros = true;
+  const auto look = [&are_zeros](const std::byte* bytes, size_t n) {
+    are_zeros = are_zeros && bytes[0] == std::byte{0} && std::memcmp(bytes, bytes + 1, n - 1) == 0;
+  };
+  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
+    const Status s = for_each_part(
+        [&](int32_t part) { return read_slot(StateBook::zeros, layer, part, look); });
+    if (s != Status::ok) return s;
+  }
+  if (are_zeros) return Status::ok;
+  return fail(Status::internal,
+              "slot 0 does not hold zeros: a caller may only read it (kvc_state_view)");
+}
+
+}  // namespace kvc
