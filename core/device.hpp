@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/attention/lightning.hpp"
 #include "core/attention/operator.hpp"
 #include "core/attention/params.hpp"
 #include "core/base/states.hpp"
@@ -52,6 +53,11 @@ class CacheDevice {
   virtual Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept = 0;
   virtual Status write_mask(const MaskParams& params) noexcept = 0;
 
+  // Linear attention with decay, and its states.
+  virtual Status lightning(const LightningParams& params) noexcept = 0;
+  virtual Status load_lightning(const LightningState& state) const noexcept = 0;
+  virtual Status store_lightning(const LightningState& state) noexcept = 0;
+
   // States of recurrent caches.
   virtual Status store_states(const StateRows& params) noexcept = 0;
   virtual Status load_states(const StateRows& params) noexcept = 0;
@@ -81,6 +87,9 @@ class Device {
 
   /// Bytes of device memory that any of them needs at most under these bounds.
   virtual size_t workspace_bytes(const AttentionBounds& bounds) const noexcept = 0;
+
+  /// Bytes of device memory that linear attention needs at most under these bounds.
+  virtual size_t lightning_workspace_bytes(const LightningBounds& bounds) const noexcept = 0;
 
   /// The device's side of a cache with these bounds. `workspace`, workspace_bytes() of it, outlives it. A cache without attention
   /// has bounds of zeros; its workspace is an address in its block without a byte.

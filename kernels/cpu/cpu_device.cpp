@@ -11,6 +11,7 @@
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/attention_workspace.hpp"
 #include "kernels/cpu/kernel_table.hpp"
+#include "kernels/cpu/lightning.hpp"
 #include "kernels/cpu/mask.hpp"
 #include "kernels/cpu/pages.hpp"
 #include "kernels/cpu/rows.hpp"
@@ -89,6 +90,18 @@ class CpuCacheDevice final : public CacheDevice {
   }
   Status write_mask(const MaskParams& params) noexcept override {
     cpu::write_mask(params, pool_);
+    return Status::ok;
+  }
+  Status lightning(const LightningParams& params) noexcept override {
+    cpu::lightning(params, pool_);
+    return Status::ok;
+  }
+  Status load_lightning(const LightningState& state) const noexcept override {
+    cpu::load_lightning(state);
+    return Status::ok;
+  }
+  Status store_lightning(const LightningState& state) noexcept override {
+    cpu::store_lightning(state);
     return Status::ok;
   }
   Status store_states(const StateRows& params) noexcept override {
@@ -209,6 +222,10 @@ size_t CpuDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept 
   for (const AttentionOperator& op : operators)
     most = std::max(most, op.workspace_bytes(bounds, pool_->n_threads()));
   return most;
+}
+
+size_t CpuDevice::lightning_workspace_bytes(const LightningBounds& bounds) const noexcept {
+  return cpu::lightning_workspace_bytes(bounds, pool_->n_threads());
 }
 
 Status CpuDevice::attach(const AttentionBounds& bounds, std::byte* workspace,

@@ -25,6 +25,7 @@ class CpuDevice final : public Device {
   void release(Place place, void* block, size_t bytes) noexcept override;
   const AttentionOperator* attention_operator(int32_t index) const noexcept override;
   size_t workspace_bytes(const AttentionBounds& bounds) const noexcept override;
+  size_t lightning_workspace_bytes(const LightningBounds& bounds) const noexcept override;
   Status attach(const AttentionBounds& bounds, std::byte* workspace,
                 std::unique_ptr<CacheDevice>* out) noexcept override;
 

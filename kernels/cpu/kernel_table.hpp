@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/lightning_block.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags:
@@ -13,6 +14,7 @@
 ///   vectors.hpp  convert, blend, scale            contiguous floats
 ///   codecs.hpp   encode, decode, rotate           rows as storage types keep them
 ///   turn.hpp     turn_row, …                      rotations by RoPE
+///   linear.hpp   lightning_step, …                linear attention with decay
 namespace kvc::cpu {
 
 /// A tile never has more rows than this: 96 tokens of a group of four.
@@ -87,6 +89,13 @@ struct KernelTable {
   /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
   void (*scale)(float* to, float factor, int64_t count);
+  /// Linear attention (lightning_block.hpp): a token; of a block what its query heads and its state share, then one
+  /// query head, then the state.
+  void (*lightning_step)(const LightningStep& step);
+  void (*lightning_pack)(const LightningBlock& block, bool attends, bool advances);
+  void (*lightning_attend)(const LightningBlock& block);
+  void (*lightning_advance)(const LightningBlock& block);
+  int32_t lightning_panel_dims;
   /// How many of n cell numbers, 1 at least, are neighbours in order: cell[i] = cell[0] + i.
   int32_t (*run_length)(const int32_t* cell, int32_t n);
   /// 2^x and tanh of each element, as the kernels compute them, for tests. `count` is a multiple of

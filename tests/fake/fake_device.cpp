@@ -170,6 +170,15 @@ class FakeCacheDevice final : public kvc::CacheDevice {
     here.plan = tokens_.over(params.plan);
     return inside([&] { return cpu_->write_mask(here); });
   }
+  Status lightning(const kvc::LightningParams& params) noexcept override {
+    return inside([&] { return cpu_->lightning(params); });
+  }
+  Status load_lightning(const kvc::LightningState& state) const noexcept override {
+    return inside([&] { return cpu_->load_lightning(state); });
+  }
+  Status store_lightning(const kvc::LightningState& state) noexcept override {
+    return inside([&] { return cpu_->store_lightning(state); });
+  }
   Status store_states(const kvc::StateRows& params) noexcept override {
     return inside([&] { return cpu_->store_states(params); });
   }
@@ -242,6 +251,9 @@ class FakeDevice final : public kvc::Device {
   }
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return cpu_->workspace_bytes(bounds);
+  }
+  size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
+    return cpu_->lightning_workspace_bytes(bounds);
   }
   Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {

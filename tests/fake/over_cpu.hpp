@@ -41,6 +41,15 @@ class CacheDeviceOver : public kvc::CacheDevice {
   kvc::Status write_mask(const kvc::MaskParams& params) noexcept override {
     return around_([&] { return cpu_->write_mask(params); });
   }
+  kvc::Status lightning(const kvc::LightningParams& params) noexcept override {
+    return around_([&] { return cpu_->lightning(params); });
+  }
+  kvc::Status load_lightning(const kvc::LightningState& state) const noexcept override {
+    return around_([&] { return cpu_->load_lightning(state); });
+  }
+  kvc::Status store_lightning(const kvc::LightningState& state) noexcept override {
+    return around_([&] { return cpu_->store_lightning(state); });
+  }
   kvc::Status store_states(const kvc::StateRows& params) noexcept override {
     return around_([&] { return cpu_->store_states(params); });
   }
@@ -87,6 +96,9 @@ class DeviceOverCpu : public kvc::Device {
   }
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return cpu_->workspace_bytes(bounds);
+  }
+  size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
+    return cpu_->lightning_workspace_bytes(bounds);
   }
 
  protected:

@@ -1,0 +1,60 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+/// What the kernels of linear attention with decay work on (semantics §7). Rows are padded with zeros to 16 floats and aligned
+/// to 64 bytes; `dims` are padded dimensions.
+namespace kvc::cpu {
+
+/// λ^n as the sum of two floats. One alone would be off by 2^-25 of it, the same in every step, which adds up over the steps of
+/// a long sequence.
+struct Decay {
+  float high = 1;
+  float low = 0;
+};
+
+/// One token of one state head: state' = decay · state + kᵀ v, and out = q state' for each query head.
+struct LightningStep {
+  const float* from = nullptr;  // [depth][dims_v]
+  float* to = nullptr;          // [depth][dims_v]; null: not wanted
+  const float* k = nullptr;     // [depth]
+  const float* v = nullptr;     // [dims_v]
+  const float* q = nullptr;     // [n_q][dims_k]
+  float* out = nullptr;         // [n_q][dims_v]
+  int32_t depth = 0;            // head_dim_k
+  int32_t dims_k = 0;
+  int32_t dims_v = 0;
+  int32_t n_q = 0;  // query heads of the state head; 0: no output is wanted
+  Decay decay;
+  bool streams = false;  // `to` is not needed soon: it goes past the caches
+};
+
+/// Kernels read so many factors behind the last, for tokens that they then leave out.
+inline constexpr int32_t decay_margin = 32;
+
+/// n tokens of one state head whose positions follow each other. The state lies in panels, as KernelTable::lightning_panel_dims
+/// says: panel p at depth · p · panel dims, a row of it has as many floats (the last panel's rows what is left of dims_v).
+struct LightningBlock {
+  int32_t n = 0;
+  int32_t depth = 0;  // head_dim_k
+  int32_t dims_k = 0;
+  int32_t dims_v = 0;
+  const float* k = nullptr;      // [n][dims_k]
+  const float* v = nullptr;      // [n][dims_v]
+  const float* decay = nullptr;  // [n + 1] λ^i
+  const float* from_decay = nullptr;  // [n] what the state counts for in token i: λ^(i + 1), and a gap before the block
+  Decay state_decay;  // of the whole block, and a gap before it
+  float* state = nullptr;
+
+  // One query head.
+  const float* q = nullptr;  // [n][dims_k]
+  float* out = nullptr;      // [n][dims_v]
+
+  // Scratch, which pack() fills for attend() and advance().
+  float* key_columns = nullptr;   // [n rounded up to 16][dims_k]
+  float* decayed_keys = nullptr;  // [n][dims_k] each key as it counts in the state behind the block
+  float* reversed = nullptr;      // [n + decay_margin] λ^(n − 1 − i), then zeros
+  float* weights = nullptr;       // [n][n rounded up to 16]
+};
+
+}  // namespace kvc::cpu

@@ -1,0 +1,292 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/gemm.hpp"
+#include "kernels/cpu/lightning_block.hpp"
+#include "kernels/cpu/pack.hpp"
+#include "kernels/cpu/simd.hpp"
+
+/// Linear attention with decay: a token at a time, and in blocks of tokens.
+///
+///   lightning_step     state' = λ state + kᵀ v; out = q state'       the state is read and written once
+///
+///   for each block of tokens                                         sums: rows × vectors, AVX-512 (others)
+///     lightning_pack     k → columns; k · λ^(n−1−j)
+///     for each query head: lightning_attend
+///       weights_of       q · columns, times λ^(i−j) → weights        6 × 4 (4 × 3)
+///       outputs_of       λ^(i+1) · q state + weights · v → out       6 × 4 (6 × 2)
+///     lightning_advance  λ^n state + (decayed k)ᵀ v → state          6 × 4 (6 × 2)
+///
+/// What a token does not see takes no part, not even times 0: 0 · NaN is NaN.
+namespace kvc::cpu::KVC_ISA_NAMESPACE::wide::linear {
+
+/// Rows of sums at once.
+inline constexpr int32_t rows_max = 6;
+
+/// Calls `use.template operator()<rows, vectors>()` with the numbers as constants.
+template <int32_t rows, class Use>
+KVC_INLINE void with_vectors(int32_t vectors, Use use) {
+  static_assert(value_vectors <= 4 && strip_vectors <= 4);
+  switch (vectors) {
+    case 1: return use.template operator()<rows, 1>();
+    case 2: return use.template operator()<rows, 2>();
+    case 3: return use.template operator()<rows, 3>();
+    default: return use.template operator()<rows, 4>();
+  }
+}
+
+template <class Use>
+KVC_INLINE void with_sums(int32_t rows, int32_t vectors, Use use) {
+  switch (rows) {
+    case 1: return with_vectors<1>(vectors, use);
+    case 2: return with_vectors<2>(vectors, use);
+    case 4: return with_vectors<4>(vectors, use);
+    default: return with_vectors<6>(vectors, use);
+  }
+}
+
+KVC_INLINE int32_t rows_of(int32_t left) {
+  return left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+// ---- A token ----------------------------------------------------------------------------------------------------------------
+
+/// Vectors of a state's row that go through at once.
+inline constexpr int32_t step_vectors = lanes == 16 ? 8 : 4;
+
+KVC_INLINE void store_past_caches(float* p, Vec x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, x);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, x);
+#else
+  store(p, x);
+#endif
+}
+
+enum class To { nowhere, caches, memory };
+
+/// `vectors` vectors of every row of the state.
+template <int32_t n_q, int32_t vectors, To to>
+KVC_INLINE void step_columns(const LightningStep& s, int32_t column, int32_t first_q) {
+  Vec v[vectors], out[n_q > 0 ? n_q : 1][vectors];
+  for (int32_t j = 0; j < vectors; ++j) v[j] = load(s.v + column + j * lanes);
+  if constexpr (n_q > 0) clear_sums(out);
+  const Vec high = broadcast(s.decay.high), low = broadcast(s.decay.low);
+  const auto stride = static_cast<size_t>(s.dims_v);
+  const float* from = s.from + column;
+  [[maybe_unused]] float* into = s.to + (to == To::nowhere ? 0 : column);
+  const float* q[n_q > 0 ? n_q : 1];
+  for (int32_t i = 0; i < n_q; ++i)
+    q[i] = s.q + static_cast<size_t>(first_q + i) * static_cast<size_t>(s.dims_k);
+  for (int32_t d = 0; d < s.depth; ++d, from += stride) {
+    const Vec k = broadcast(s.k[d]);
+#pragma GCC unroll 8
+    for (int32_t j = 0; j < vectors; ++j) {
+      const Vec before = load(from + j * lanes);
+      const Vec x = fma(before, high, fma(before, low, k * v[j]));
+      if constexpr (to == To::caches) store(into + j * lanes, x);
+      if constexpr (to == To::memory) store_past_caches(into + j * lanes, x);
+#pragma GCC unroll 4
+      for (int32_t i = 0; i < n_q; ++i) out[i][j] = fma(broadcast(q[i][d]), x, out[i][j]);
+    }
+    if constexpr (to != To::nowhere) into += stride;
+  }
+  if constexpr (n_q > 0) {
+    float* at = s.out + static_cast<size_t>(first_q) * stride + column;
+    write_sums(out, at, stride);
+  }
+}
+
+template <int32_t n_q, To to>
+[[gnu::noinline]] static void step_rows(const LightningStep& s, int32_t first_q) {
+  constexpr int32_t at_once = n_q > 1 ? step_vectors / 2 : step_vectors;
+  const int32_t vectors = s.dims_v / lanes;
+  int32_t at = 0;
+  for (; at + at_once <= vectors; at += at_once)
+    step_columns<n_q, at_once, to>(s, at * lanes, first_q);
+  if constexpr (at_once > 4) {
+    if (at + 4 <= vectors) step_columns<n_q, 4, to>(s, at * lanes, first_q), at += 4;
+  }
+  if constexpr (at_once > 2) {
+    if (at + 2 <= vectors) step_columns<n_q, 2, to>(s, at * lanes, first_q), at += 2;
+  }
+  if (at < vectors) step_columns<n_q, 1, to>(s, at * lanes, first_q);
+}
+
+template <To to>
+KVC_INLINE void step_queries(const LightningStep& s, int32_t n, int32_t first_q) {
+  switch (n) {
+    case 0: return step_rows<0, to>(s, first_q);
+    case 1: return step_rows<1, to>(s, first_q);
+    case 2: return step_rows<2, to>(s, first_q);
+    case 3: return step_rows<3, to>(s, first_q);
+    default: return step_rows<4, to>(s, first_q);
+  }
+}
+
+// ---- A block ------------------------------------------------------------------------------------------------------------------
+
+/// Keys as columns lie in strips of strip_rows tokens, each [dims_k][width of the strip].
+KVC_INLINE int32_t width_of_strip(int32_t n, int32_t begin) {
+  const int32_t left = rounded_up(n - begin, lanes);
+  return smaller(left, strip_rows);
+}
+
+constexpr int32_t weights_stride(int32_t n) { return rounded_up(n, 16); }
+
+/// weights[i][j] = (q_i · k_j) λ^(i−j) for rows [row, row + rows) and the strip's first vectors.
+template <int32_t rows, int32_t vectors>
+[[gnu::noinline]] static void weights_of(const LightningBlock& b, int32_t row, int32_t strip,
+                                         int32_t width) {
+  const auto dims_k = static_cast<size_t>(b.dims_k);
+  const float* q = b.q + static_cast<size_t>(row) * dims_k;
+  const float* columns = b.key_columns + static_cast<size_t>(strip) * dims_k;
+  Vec c[rows][vectors];
+  clear_sums(c);
+  multiply_add_rows(c, q, dims_k, columns, static_cast<size_t>(width), b.depth);
+  float* to = b.weights + row * weights_stride(b.n) + strip;
+#pragma GCC unroll 8
+  for (int32_t i = 0; i < rows; ++i, to += weights_stride(b.n)) {
+    const float* decay = b.reversed + (b.n - 1 - row - i) + strip;
+#pragma GCC unroll 4
+    for (int32_t j = 0; j < vectors; ++j)
+      store(to + j * lanes, c[i][j] * load_unaligned(decay + j * lanes));
+  }
+}
+
+/// out[i] = from_decay[i] · q_i state + Σ_{j ≤ i} weights[i][j] v_j, for rows [row, row + rows) and a panel.
+template <int32_t rows, int32_t vectors>
+[[gnu::noinline]] static void outputs_of(const LightningBlock& b, int32_t row, int32_t column) {
+  const auto dims_k = static_cast<size_t>(b.dims_k), dims_v = static_cast<size_t>(b.dims_v);
+  const auto stride = static_cast<size_t>(weights_stride(b.n));
+  Vec c[rows][vectors];
+  clear_sums(c);
+  multiply_add_rows(c, b.q + static_cast<size_t>(row) * dims_k, dims_k,
+                    b.state + static_cast<size_t>(column) * static_cast<size_t>(b.depth),
+                    vectors * lanes, b.depth);
+#pragma GCC unroll 8
+  for (int32_t i = 0; i < rows; ++i) {
+    const Vec decay = broadcast(b.from_decay[row + i]);
+#pragma GCC unroll 4
+    for (int32_t j = 0; j < vectors; ++j) c[i][j] = c[i][j] * decay;
+  }
+  const float* weights = b.weights + static_cast<size_t>(row) * stride;
+  const float* v = b.v + column;
+  multiply_add_rows(c, weights, stride, v, dims_v, row + 1);
+  // The first of the rows sees no more, each other one its predecessors among them and itself.
+  weights += row + 1;
+  v += static_cast<size_t>(row + 1) * dims_v;
+#pragma GCC unroll 8
+  for (int32_t later = 1; later < rows; ++later, v += dims_v, ++weights) {
+#pragma GCC unroll 4
+    for (int32_t j = 0; j < vectors; ++j) {
+      const Vec value = load(v + j * lanes);
+#pragma GCC unroll 8
+      for (int32_t i = later; i < rows; ++i)
+        c[i][j] = fma(broadcast(weights[static_cast<size_t>(i) * stride]), value, c[i][j]);
+    }
+  }
+  write_sums(c, b.out + static_cast<size_t>(row) * dims_v + column, dims_v);
+}
+
+/// state = λ^n state + (decayed keys)ᵀ v, for rows [row, row + rows) of a panel of the state.
+template <int32_t rows, int32_t vectors>
+[[gnu::noinline]] static void advance_rows(const LightningBlock& b, int32_t row, int32_t column) {
+  constexpr size_t width = vectors * lanes;
+  Vec c[rows][vectors];
+  clear_sums(c);
+  multiply_add_columns(c, b.decayed_keys + row, static_cast<size_t>(b.dims_k), b.v + column,
+                       static_cast<size_t>(b.dims_v), b.n);
+  float* state = b.state + static_cast<size_t>(column) * static_cast<size_t>(b.depth) +
+                 static_cast<size_t>(row) * width;
+  const Vec high = broadcast(b.state_decay.high), low = broadcast(b.state_decay.low);
+#pragma GCC unroll 8
+  for (int32_t i = 0; i < rows; ++i, state += width) {
+#pragma GCC unroll 4
+    for (int32_t j = 0; j < vectors; ++j) {
+      const Vec before = load(state + j * lanes);
+      store(state + j * lanes, fma(before, high, fma(before, low, c[i][j])));
+    }
+  }
+}
+
+// ---- What a table names -------------------------------------------------------------------------------------------------------
+
+[[maybe_unused]] static void lightning_step(const LightningStep& step) {
+  // Further query heads make the state once more, from what the second-level cache still has.
+  for (int32_t first_q = 0, n = 0; first_q == 0 || first_q < step.n_q; first_q += n) {
+    n = smaller(step.n_q - first_q, 4);
+    if (first_q > 0 || step.to == nullptr) {
+      step_queries<To::nowhere>(step, n, first_q);
+    } else if (step.streams) {
+      step_queries<To::memory>(step, n, first_q);
+    } else {
+      step_queries<To::caches>(step, n, first_q);
+    }
+    if (step.n_q == 0) break;
+  }
+#if defined(__AVX2__)
+  if (step.streams) _mm_sfence();  // whoever is told that the step is done must find it
+#endif
+}
+
+/// What the query heads of a block, and the state behind it, have in common.
+[[maybe_unused]] static void lightning_pack(const LightningBlock& b, bool attends, bool advances) {
+  const auto dims_k = static_cast<size_t>(b.dims_k);
+  for (int32_t strip = 0; attends && strip < b.n; strip += strip_rows) {
+    const int32_t width = width_of_strip(b.n, strip);
+    float* columns = b.key_columns + static_cast<size_t>(strip) * dims_k;
+    for (int32_t token = 0; token < width; token += lanes)
+      pack_queries(columns + token, width, b.k + static_cast<size_t>(strip + token) * dims_k,
+                   dims_k, b.n - strip - token, b.dims_k);
+  }
+  for (int32_t i = 0; i < b.n; ++i) b.reversed[i] = b.decay[b.n - 1 - i];
+  for (int32_t i = 0; i < decay_margin; ++i) b.reversed[b.n + i] = 0;
+  for (int32_t i = 0; advances && i < b.n; ++i) {
+    const Vec decay = broadcast(b.reversed[i]);
+    const float* from = b.k + static_cast<size_t>(i) * dims_k;
+    float* to = b.decayed_keys + static_cast<size_t>(i) * dims_k;
+    for (int32_t d = 0; d < b.dims_k; d += lanes) store(to + d, load(from + d) * decay);
+  }
+}
+
+/// out of one query head. Needs pack().
+[[maybe_unused]] static void lightning_attend(const LightningBlock& b) {
+  for (int32_t row = 0, rows = 0; row < b.n; row += rows) {
+    rows = rows_of(b.n - row);
+    for (int32_t strip = 0; strip < row + rows; strip += strip_rows) {
+      const int32_t width = width_of_strip(b.n, strip);
+      const int32_t seen = rounded_up(smaller(row + rows - strip, width), lanes);
+      // On few registers a strip has three vectors and four rows fill them.
+      for (int32_t first = 0, some = 0; first < rows; first += some) {
+        some = lanes == 16 ? rows : rows_of(smaller(rows - first, 4));
+        with_sums(some, seen / lanes, [&]<int32_t n_rows, int32_t vectors>() {
+          weights_of<n_rows, vectors>(b, row + first, strip, width);
+        });
+      }
+    }
+    for (int32_t column = 0; column < b.dims_v; column += panel_dims) {
+      const int32_t vectors = smaller(panel_dims, b.dims_v - column) / lanes;
+      with_sums(rows, vectors, [&]<int32_t n_rows, int32_t n_vectors>() {
+        outputs_of<n_rows, n_vectors>(b, row, column);
+      });
+    }
+  }
+}
+
+/// The state behind the block. Needs pack().
+[[maybe_unused]] static void lightning_advance(const LightningBlock& b) {
+  for (int32_t column = 0; column < b.dims_v; column += panel_dims) {
+    const int32_t vectors = smaller(panel_dims, b.dims_v - column) / lanes;
+    for (int32_t row = 0, rows = 0; row < b.depth; row += rows) {
+      rows = rows_of(b.depth - row);
+      with_sums(rows, vectors, [&]<int32_t n_rows, int32_t n_vectors>() {
+        advance_rows<n_rows, n_vectors>(b, row, column);
+      });
+    }
+  }
+}
+
+}  // namespace kvc::cpu::KVC_ISA_NAMESPACE::wide::linear
