@@ -77,8 +77,8 @@ def finds_python():
     return any(pathlib.Path(folder, "Python.h").is_file() for folder in folders)
 
 
-def finds_xxhash():
-    """Whether CMake will find xxhash.h: where it searches, unless it has found it before."""
+def finds_header(name):
+    """Whether CMake will find a header: where it searches, unless it has found it before."""
 
     def listed(variable):
         return filter(None, os.environ.get(variable, "").split(os.pathsep))
@@ -87,7 +87,7 @@ def finds_xxhash():
     prefixes += [os.path.dirname(os.path.normpath(folder)) for folder in listed("PATH")]
     folders = [*listed("CMAKE_INCLUDE_PATH"), *(f"{prefix}/include" for prefix in prefixes)]
     configured = (build_folder() / "CMakeCache.txt").exists()
-    return configured or any(pathlib.Path(folder, "xxhash.h").is_file() for folder in folders)
+    return configured or any(pathlib.Path(folder, name).is_file() for folder in folders)
 
 
 def check_tools():
@@ -104,7 +104,8 @@ def check_tools():
             (cxx[0], runs(*cxx), "g++"),
             ("cmake", runs("cmake"), "cmake"),
             ("ninja", runs("ninja", "make", "gmake"), "ninja-build"),
-            ("xxhash.h", finds_xxhash(), "libxxhash-dev"),
+            ("xxhash.h", finds_header("xxhash.h"), "libxxhash-dev"),
+            ("nlohmann/json.hpp", finds_header("nlohmann/json.hpp"), "nlohmann-json3-dev"),
         ]
     elif TREE is None or not os.environ.get("KVC_BUILD_DIR"):
         needs.append(("pkg-config", runs("pkg-config"), "pkg-config"))

@@ -10,6 +10,7 @@
 #include "kvc/encoder.h"
 #include "kvc/experimental.h"
 #include "kvc/kvc.h"
+#include "kvc/metadata.h"
 #include "kvc/recurrent.h"
 #include "kvc/storage.h"
 
@@ -46,6 +47,8 @@ template <>
 inline constexpr size_t first_size<kvc_storage_info> = 32;
 template <>
 inline constexpr size_t first_size<kvc_codec_desc> = 20;
+template <>
+inline constexpr size_t first_size<kvc_metadata> = 52;
 
 /// "kvc_stats.struct_size is 4, below 48: …"
 Status wrong_struct_size(const char* name, uint32_t struct_size, const char* side, size_t bound);

@@ -61,7 +61,7 @@ enum {
   KVC_E_DEVICE_MISMATCH = -41, /* a tensor is not on the device of the cache */
   KVC_E_BACKEND_UNAVAILABLE = -42, /* this machine has no such device, or its backend is not installed */
   KVC_E_IO = -60,              /* reserved */
-  KVC_E_CORRUPT = -61,         /* reserved */
+  KVC_E_CORRUPT = -61,         /* a text is not what it should be (metadata.h) */
   KVC_E_INTERNAL = -99         /* a broken invariant inside kvc: a bug. The cache is poisoned, as after
                                   KVC_E_DEVICE; not by kvc_check(), which only looks, and not by what a
                                   shift function returned (kvc_bind_shift) */
