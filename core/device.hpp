@@ -48,6 +48,7 @@ class CacheDevice {
   virtual Status store_codes(const StoreCodesParams& params) noexcept = 0;
   virtual Status load(const LoadParams& params) noexcept = 0;
   virtual Status move(const MoveParams& params) noexcept = 0;
+  virtual Status copy(const CopyParams& params) noexcept = 0;
   virtual Status clear(const ClearParams& params) noexcept = 0;
   /// Runs an operator of this device. The cache has checked that it can do what the call needs.
   virtual Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept = 0;

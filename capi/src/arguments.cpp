@@ -26,6 +26,9 @@ Status check_elements(const char* name, uint32_t dtype, Elements elements) {
     case Elements::mask:
       if (dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BOOL) return Status::ok;
       return wrong_dtype(name, dtype, "f32, f16 or bool");
+    case Elements::shown:
+      if (dtype == KVC_BOOL || dtype == KVC_I32) return Status::ok;
+      return wrong_dtype(name, dtype, "bool or i32");
     case Elements::i8: return check_one(name, dtype, KVC_I8);
     case Elements::u8: return check_one(name, dtype, KVC_U8);
     case Elements::f16: return check_one(name, dtype, KVC_F16);
@@ -74,10 +77,10 @@ bool writes_twice(const kvc_tensor& t) {
 Status wrong_shape(const char* name, const kvc_tensor& t, const Expected& expected) {
   const Words wanted = words_for_list(expected.shape, expected.ndim);
   if (t.ndim < 0 || t.ndim > KVC_MAX_DIMS)
-    return fail(Status::shape, "%s has %d dimensions, not %d: %s (%s)", name, t.ndim, expected.ndim,
-                wanted.text, expected.axes);
-  return fail(Status::shape, "%s has shape %s, not %s (%s)", name,
-              words_for_list(t.shape, t.ndim).text, wanted.text, expected.axes);
+    return fail(Status::shape, "%s has %d dimensions, not %d: %s (%s%s)", name, t.ndim,
+                expected.ndim, wanted.text, expected.leading, expected.axes);
+  return fail(Status::shape, "%s has shape %s, not %s (%s%s)", name,
+              words_for_list(t.shape, t.ndim).text, wanted.text, expected.leading, expected.axes);
 }
 
 Status check_shape(const char* name, const kvc_tensor& t, const Expected& expected,
@@ -209,6 +212,7 @@ Elements elements_of(DType dtype) {
     case DType::f16: return Elements::f16;
     case DType::bf16: return Elements::bf16;
     case DType::boolean: return Elements::boolean;
+    case DType::i32: return Elements::shown;
     case DType::i8: return Elements::i8;
     case DType::u8: return Elements::u8;
     case DType::f8_e4m3: return Elements::f8_e4m3;
@@ -269,6 +273,35 @@ Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& 
   return Status::ok;
 }
 
+TokenDims token_dims(const Cache& cache) {
+  const int32_t n = cache.n_tokens();
+  const int32_t q_len = cache.rows() == nullptr ? 0 : cache.rows()->q_len();
+  return q_len == 0 ? TokenDims::list(n) : TokenDims::rows(n / q_len, q_len);
+}
+
+Expected expect_tokens(const TokenDims& tokens, int64_t heads, int64_t per_head, const char* axes) {
+  if (tokens.are_rows())
+    return {4, {tokens.extent[0], tokens.extent[1], heads, per_head}, axes, "batch, q_len, "};
+  return {3, {tokens.extent[0], heads, per_head}, axes, "n_tokens, "};
+}
+
+void fold_tokens(const TokenDims& tokens, int32_t dim, Tensor* tensor) {
+  if (!tokens.are_rows() || tensor->ndim == 0) return;
+  const int64_t n_rows = tokens.extent[0], per_row = tokens.extent[1];
+  const int64_t row_stride = tensor->stride[dim], stride = tensor->stride[dim + 1];
+  tensor->shape[dim] = n_rows * per_row;
+  tensor->stride[dim] = per_row == 1 ? row_stride : stride;
+  if (n_rows > 1 && per_row > 1 && row_stride != per_row * stride) {
+    tensor->fold = static_cast<int32_t>(per_row);
+    tensor->fold_stride = row_stride;
+  }
+  --tensor->ndim;
+  for (int32_t d = dim + 1; d < tensor->ndim; ++d) {
+    tensor->shape[d] = tensor->shape[d + 1];
+    tensor->stride[d] = tensor->stride[d + 1];
+  }
+}
+
 void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out) {
   *out = {};
   out->data = view.data;
@@ -298,18 +331,29 @@ Status need_no_v(const char* name, const kvc_tensor* v) {
               name);
 }
 
+Status dims_to_put(const LayerAttention& cache, const kvc_tensor* k, TokenDims* tokens) {
+  *tokens = token_dims(cache.holder());
+  return tokens->are_rows() ? Status::ok : cache.rows_to_put(rows_of(k), &tokens->extent[0]);
+}
+
 int64_t rows_of(const kvc_tensor* k) { return k != nullptr && k->ndim == 3 ? k->shape[0] : 1; }
 
-Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device, int64_t rows,
-                            const kvc_tensor* k, const kvc_tensor* v, KeysAndValues* put) {
-  const Expected k_shape = {
-      3, {rows, bounds.n_kv_heads, bounds.head_dim_k}, "n_tokens, n_kv_heads, head_dim_k"};
-  const Expected v_shape = {
-      3, {rows, bounds.n_kv_heads, bounds.head_dim_v}, "n_tokens, n_kv_heads, head_dim_v"};
+Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device,
+                            const TokenDims& tokens, const kvc_tensor* k, const kvc_tensor* v,
+                            KeysAndValues* put) {
+  const Expected k_shape = expect_tokens(tokens, bounds.n_kv_heads, bounds.head_dim_k,
+                                         "n_kv_heads, head_dim_k");
+  const Expected v_shape = expect_tokens(
+      tokens, bounds.value_heads, bounds.head_dim_v,
+      bounds.value_heads == bounds.n_kv_heads ? "n_kv_heads, head_dim_v" : "value_heads, head_dim_v");
   if (Status s = read_tensor("k", k, k_shape, Direction::in, device, &put->k); s != Status::ok)
     return s;
+  fold_tokens(tokens, 0, &put->k);
   if (bounds.v_in_k) return need_no_v("v", v);
-  return read_tensor("v", v, v_shape, Direction::in, device, &put->v);
+  if (Status s = read_tensor("v", v, v_shape, Direction::in, device, &put->v); s != Status::ok)
+    return s;
+  fold_tokens(tokens, 0, &put->v);
+  return Status::ok;
 }
 
 bool overlap(const Tensor& a, const Tensor& b) {

@@ -13,6 +13,7 @@
 #include "kvc/metadata.h"
 #include "kvc/recurrent.h"
 #include "kvc/storage.h"
+#include "kvc/transformer.h"
 
 /// Checks of what callers hand in: descriptors and tensors.
 namespace kvc::capi {
@@ -33,6 +34,8 @@ template <>
 inline constexpr size_t first_size<kvc_encoder_desc> = 20;
 template <>
 inline constexpr size_t first_size<kvc_recurrent_desc> = 56;
+template <>
+inline constexpr size_t first_size<kvc_transformer_desc> = 24;
 template <>
 inline constexpr size_t first_size<kvc_attention_desc> = 24;
 template <>
@@ -104,11 +107,12 @@ enum class Direction { in, out };
 struct Expected {
   int32_t ndim;
   int64_t shape[KVC_MAX_DIMS];
-  const char* axes;  // what the extents are, for messages
+  const char* axes;          // what the extents are, for messages
+  const char* leading = "";  // what those before `axes` are
 };
 
 /// Element types that an argument takes: a set of these, or one type alone.
-enum class Elements { floats, f32, boolean, mask, i8, u8, f16, bf16, f8_e4m3, f8_e5m2, any };
+enum class Elements { floats, f32, boolean, mask, shown, i8, u8, f16, bf16, f8_e4m3, f8_e5m2, any };
 
 /// The one type that an element of codes or scales has.
 Elements elements_of(DType dtype);
@@ -126,6 +130,22 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
 Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected,
                       const DeviceInfo& device, Tensor* to, Elements elements = Elements::floats);
 
+/// The dimensions of a tensor that count the tokens of a pass: [n_tokens], or [batch, q_len] in a pass of rows.
+struct TokenDims {
+  int32_t n = 1;
+  int64_t extent[2] = {};
+
+  static TokenDims list(int64_t n_tokens) { return {1, {n_tokens, 0}}; }
+  static TokenDims rows(int64_t n_rows, int64_t per_row) { return {2, {n_rows, per_row}}; }
+  bool are_rows() const { return n == 2; }
+};
+TokenDims token_dims(const Cache& cache);
+
+/// [tokens…, heads, per_head]; `axes` are the last two.
+Expected expect_tokens(const TokenDims& tokens, int64_t heads, int64_t per_head, const char* axes);
+/// Two dimensions of tokens, the first at `dim`, become one, as kernels count tokens. Behind all checks of the tensor.
+void fold_tokens(const TokenDims& tokens, int32_t dim, Tensor* tensor);
+
 /// A view as callers read it.
 void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out);
 
@@ -139,11 +159,14 @@ struct KeysAndValues {
 /// With V in K there is no v to put.
 Status need_no_v(const char* name, const kvc_tensor* v);
 
+/// The dimensions of tokens of what a put stores.
+Status dims_to_put(const LayerAttention& cache, const kvc_tensor* k, TokenDims* tokens);
 /// How many rows k has for a put; 1 where it has no shape, which read_keys_and_values() refuses.
 int64_t rows_of(const kvc_tensor* k);
 /// The tensors of a put of this many rows.
-Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device, int64_t rows,
-                            const kvc_tensor* k, const kvc_tensor* v, KeysAndValues* put);
+Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device,
+                            const TokenDims& tokens, const kvc_tensor* k, const kvc_tensor* v,
+                            KeysAndValues* put);
 
 /// Whether the spans of two tensors, from first to last element, meet.
 bool overlap(const Tensor& a, const Tensor& b);

@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "capi/src/arguments.hpp"
 #include "capi/src/inside.hpp"
 #include "core/base/planted.hpp"
@@ -10,9 +12,9 @@ namespace {
 /// The rows that put() stores.
 Status read_put(const LayerAttention& cache, const kvc_tensor* k, const kvc_tensor* v,
                 KeysAndValues* put) {
-  int64_t rows = 0;
-  if (Status s = cache.rows_to_put(rows_of(k), &rows); s != Status::ok) return s;
-  return read_keys_and_values(cache.holder().bounds(), cache.holder().device(), rows, k, v, put);
+  TokenDims tokens;
+  if (Status s = dims_to_put(cache, k, &tokens); s != Status::ok) return s;
+  return read_keys_and_values(cache.holder().bounds(), cache.holder().device(), tokens, k, v, put);
 }
 
 /// While put_attention() is read, and refused or done: attention counts what it will put.
@@ -36,19 +38,21 @@ Status overlaps(const char* written, const char* other) {
 Status read_queries(const LayerAttention& cache, int32_t layer, const kvc_tensor* q,
                     const kvc_tensor* out, AttentionTensors* a) {
   const CacheBounds& bounds = cache.holder().bounds();
-  const int32_t n = cache.holder().n_tokens();
+  const TokenDims tokens = token_dims(cache.holder());
   if (q == nullptr) return is_null("q");
   int64_t heads = cache.bound_q_heads(layer);
   if (heads == 0) {
-    if (q->ndim != 3)
-      return fail(Status::shape, "q has %d dimensions, not 3 (n_tokens, n_q_heads, head_dim_k)",
-                  q->ndim);
-    heads = q->shape[1];
-    if (check_q_heads(cache.holder().bounds(), "q.shape[1]", heads) != Status::ok)
+    if (q->ndim != tokens.n + 2)
+      return fail(Status::shape, "q has %d dimensions, not %d (%sn_q_heads, head_dim_k)", q->ndim,
+                  tokens.n + 2, tokens.are_rows() ? "batch, q_len, " : "n_tokens, ");
+    heads = q->shape[tokens.n];
+    if (check_q_heads(cache.holder().bounds(), tokens.are_rows() ? "q.shape[2]" : "q.shape[1]",
+                      heads) != Status::ok)
       return Status::shape;
   }
-  const Expected q_shape = {3, {n, heads, bounds.head_dim_k}, "n_tokens, n_q_heads, head_dim_k"};
-  const Expected out_shape = {3, {n, heads, bounds.head_dim_v}, "n_tokens, n_q_heads, head_dim_v"};
+  const Expected q_shape = expect_tokens(tokens, heads, bounds.head_dim_k, "n_q_heads, head_dim_k");
+  const Expected out_shape = expect_tokens(tokens, heads, bounds.head_dim_v,
+                                           "n_q_heads, head_dim_v");
   if (Status s = read_tensor("q", q, q_shape, Direction::in, cache.holder().device(), &a->q);
       s != Status::ok)
     return s;
@@ -109,18 +113,44 @@ Status check_reserved(const kvc_attention_extra& extra) {
   return Status::ok;
 }
 
+/// [n_q_heads, n_tokens, history], or [batch, n_q_heads, q_len, columns] in a pass of rows.
+Expected expect_columns(const TokenDims& tokens, int64_t n_q_heads, int64_t columns, bool broadcast) {
+  if (!tokens.are_rows()) {
+    return {3,
+            {n_q_heads, tokens.extent[0], columns},
+            broadcast ? "n_q_heads, n_tokens, history; any may be 1, leading ones may be missing"
+                      : "n_q_heads, n_tokens, history"};
+  }
+  return {4,
+          {tokens.extent[0], n_q_heads, tokens.extent[1], columns},
+          broadcast ? "batch, n_q_heads, q_len, columns; any may be 1, leading ones may be missing"
+                    : "batch, n_q_heads, q_len, columns"};
+}
+
+/// [batch, n_q_heads, q_len, columns] as kernels read it: heads first, then tokens.
+void fold_columns(const TokenDims& tokens, Tensor* tensor) {
+  if (!tokens.are_rows() || tensor->ndim == 0) return;
+  std::swap(tensor->shape[0], tensor->shape[1]);
+  std::swap(tensor->stride[0], tensor->stride[1]);
+  fold_tokens(tokens, 1, tensor);
+}
+
+/// From tensors as callers shape them to tensors as kernels read them. Behind all checks.
+void fold(const TokenDims& tokens, AttentionTensors* a) {
+  for (Tensor* tensor : {&a->q, &a->out, &a->lse}) fold_tokens(tokens, 0, tensor);
+  for (Tensor* tensor : {&a->bias, &a->mask, &a->weights}) fold_columns(tokens, tensor);
+}
+
 /// The tensors over columns. The history is looked up for them alone: a plain call need not know it.
 Status read_columns(LayerAttention& cache, int32_t layer, const kvc_attention_extra& extra,
                     AttentionTensors* a) {
   if (extra.bias == nullptr && extra.mask == nullptr && extra.weights == nullptr) return Status::ok;
   int32_t first = 0, history = 0;
   if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
-  const Expected shape = {
-      3, {a->q.shape[1], cache.holder().n_tokens(), history}, "n_q_heads, n_tokens, history"};
-  const Expected broadcast = {
-      3,
-      {a->q.shape[1], cache.holder().n_tokens(), history},
-      "n_q_heads, n_tokens, history; any may be 1, leading ones may be missing"};
+  const TokenDims tokens = token_dims(cache.holder());
+  const int64_t n_q_heads = a->q.shape[tokens.n];
+  const Expected shape = expect_columns(tokens, n_q_heads, history, false);
+  const Expected broadcast = expect_columns(tokens, n_q_heads, history, true);
   const DeviceInfo& device = cache.holder().device();
   if (extra.bias != nullptr) {
     const Status s = read_broadcast("bias", extra.bias, broadcast, device, &a->bias);
@@ -146,7 +176,13 @@ Status read_extra(LayerAttention& cache, int32_t layer, const kvc_attention_extr
     if (Status s = read_columns(cache, layer, extra, a); s != Status::ok) return s;
   }
   if (extra.lse != nullptr) {
-    const Expected shape = {2, {cache.holder().n_tokens(), a->q.shape[1]}, "n_tokens, n_q_heads"};
+    const TokenDims tokens = token_dims(cache.holder());
+    const Expected shape = tokens.are_rows()
+                               ? Expected{3,
+                                          {tokens.extent[0], tokens.extent[1], a->q.shape[2]},
+                                          "batch, q_len, n_q_heads"}
+                               : Expected{
+                                     2, {tokens.extent[0], a->q.shape[1]}, "n_tokens, n_q_heads"};
     const Status s = read_tensor("lse", extra.lse, shape, Direction::out, cache.holder().device(),
                                  &a->lse, Elements::f32);
     if (s != Status::ok) return s;
@@ -159,7 +195,9 @@ Status read_extra(LayerAttention& cache, int32_t layer, const kvc_attention_extr
 Status read_attention(LayerAttention& cache, int32_t layer, const kvc_tensor* q,
                       const kvc_tensor* out, const kvc_attention_extra* extra, AttentionTensors* a) {
   if (Status s = read_queries(cache, layer, q, out, a); s != Status::ok) return s;
-  return read_extra(cache, layer, extra, a);
+  if (Status s = read_extra(cache, layer, extra, a); s != Status::ok) return s;
+  fold(token_dims(cache.holder()), a);
+  return Status::ok;
 }
 
 // ---- Reading ------------------------------------------------------------------------------------------------------------------------
@@ -169,19 +207,28 @@ Status mask(KeyValues& cache, int32_t layer, kvc_tensor* into) {
   if (into == nullptr) return is_null("into");
   int32_t first = 0, history = 0;
   if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
+  const TokenDims tokens = token_dims(cache.holder());
+  const Expected shape = tokens.are_rows()
+                             ? Expected{4,
+                                        {tokens.extent[0], 1, tokens.extent[1], history},
+                                        "batch, 1, q_len, columns"}
+                             : Expected{2, {tokens.extent[0], history}, "n_tokens, history"};
   if (into->data == nullptr) {
-    const int64_t shape[] = {cache.holder().n_tokens(), history};
-    const Status s = static_cast<Status>(
-        kvc_tensor_dense(nullptr, static_cast<uint32_t>(cache.mask_dtype()), 2, shape, into));
+    const Status s = static_cast<Status>(kvc_tensor_dense(
+        nullptr, static_cast<uint32_t>(cache.mask_dtype()), shape.ndim, shape.shape, into));
     into->device_type = cache.holder().device().type;
     into->device_id = cache.holder().device().id;
     return s;
   }
   Tensor tensor;
-  const Expected shape = {2, {cache.holder().n_tokens(), history}, "n_tokens, history"};
   const Status s = read_tensor("into", into, shape, Direction::out, cache.holder().device(),
                                &tensor, Elements::mask);
-  return s == Status::ok ? cache.mask(layer, tensor) : s;
+  if (s != Status::ok) return s;
+  if (tokens.are_rows()) {
+    fold_columns(tokens, &tensor);  // [1, tokens, columns]
+    tensor = tensor.first_of_all();
+  }
+  return cache.mask(layer, tensor);
 }
 
 Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tensor* k,
@@ -203,9 +250,9 @@ Status gather(KeyValues& cache, int32_t layer, int32_t sequence, const kvc_tenso
     const bool transposed = v->flags == KVC_TENSOR_TRANSPOSED;
     if (transposed) plain.flags = 0;
     const Expected rows = {
-        3, {info.count, bounds.n_kv_heads, bounds.head_dim_v}, "count, n_kv_heads, head_dim_v"};
+        3, {info.count, bounds.value_heads, bounds.head_dim_v}, "count, n_kv_heads, head_dim_v"};
     const Expected columns = {3,
-                              {bounds.n_kv_heads, bounds.head_dim_v, info.count},
+                              {bounds.value_heads, bounds.head_dim_v, info.count},
                               "n_kv_heads, head_dim_v, count with KVC_TENSOR_TRANSPOSED"};
     const Status s = read_tensor("v", &plain, transposed ? columns : rows, Direction::out,
                                  cache.holder().device(), &to_v);

@@ -60,6 +60,14 @@ Status destroy(kvc_cache* handle) {
   return Status::ok;
 }
 
+/// A batch of rows has passes of rows alone.
+Status check_takes_lists(const Cache& cache) {
+  if (cache.takes_lists()) return Status::ok;
+  return fail(Status::not_supported,
+              "a transformer cache (KVC_TRANSFORMER) takes as many tokens in every row: call "
+              "kvc_begin_rows or kvc_fits_rows");
+}
+
 Status read_batch(const int32_t* position, const int32_t* sequence, Batch* batch) {
   if (position == nullptr) return is_null("position");
   if (sequence == nullptr) return is_null("sequence");
@@ -72,7 +80,8 @@ Status read_batch(const int32_t* position, const int32_t* sequence, Batch* batch
 }  // namespace kvc::capi
 
 using kvc::Cache, kvc::fail, kvc::Status;
-using kvc::capi::with_cache, kvc::capi::with_sequences;
+using kvc::capi::CacheObject, kvc::capi::with_cache, kvc::capi::with_object;
+using kvc::capi::with_sequences;
 
 kvc_status kvc_cache_memory_bytes(const kvc_device* device, const kvc_cache_desc* desc,
                                   const void* kind_desc, uint64_t* out_bytes) noexcept {
@@ -109,7 +118,9 @@ kvc_status kvc_cache_destroy(kvc_cache* cache) noexcept {
 kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position,
                      const int32_t* sequence, const uint32_t* token_flags, uint32_t flags,
                      void* stream) noexcept {
-  return with_sequences(cache, [&](Cache& c) -> Status {
+  return with_object(cache, [&](const CacheObject& object, Cache& c) -> Status {
+    if (Status s = kvc::capi::check_takes_lists(c); s != Status::ok) return s;
+    if (Status s = kvc::capi::check_not_wrapped(object); s != Status::ok) return s;
     const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
     constexpr uint32_t known = KVC_BEGIN_RESERVE | KVC_BEGIN_REPLAY;
     if ((flags & ~known) != 0)
@@ -132,11 +143,12 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
 kvc_status kvc_fits(const kvc_cache* cache, int32_t n_tokens, const int32_t* position,
                     const int32_t* sequence, const uint32_t* token_flags) noexcept {
   return with_cache(cache, [&](const Cache& c) -> Status {
+    if (Status s = kvc::capi::check_takes_lists(c); s != Status::ok) return s;
     kvc::Batch batch;
     if (Status s = kvc::capi::read_batch(position, sequence, &batch); s != Status::ok) return s;
     batch.n_tokens = n_tokens;
     batch.flags = token_flags;
-    return c.fits(batch);
+    return c.fits(batch, false);
   });
 }
 

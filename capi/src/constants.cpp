@@ -182,22 +182,24 @@ Status bind_scales(const LayerRange& layers, const float* k_scales, const float*
   if (Status s = check_owners<OfKeyValues>(layers); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
   if (!layers.has_owner()) return layers.check_idle();
-  int32_t heads = 0;  // of the first owner: the arrays have one length
+  int32_t heads = 0, value_heads = 0;  // of the first owner: the arrays have one length
   const Status invalid = layers.each_owner([&](const Cache& cache) {
     const int32_t n = cache.bounds().n_kv_heads;
-    if (heads != 0 && n != heads) {
+    const int32_t n_values = cache.bounds().value_heads;
+    if (heads != 0 && (n != heads || n_values != value_heads)) {
       return fail(Status::invalid_argument,
                   "n_kv_heads is %d, and %d in other layers of the range: bind the scales of "
                   "each in a call of its own",
                   n, heads);
     }
     heads = n;
+    value_heads = n_values;
     if (Status s = check_f8_scales("k_scales", k_scales, n); s != Status::ok) return s;
     if (v_scales != nullptr && cache.bounds().v_in_k) {
       return fail(Status::invalid_argument,
                   "v_scales must be null: with KVC_CACHE_V_IN_K V is a part of K, with K's scales");
     }
-    return check_f8_scales("v_scales", v_scales, n);
+    return check_f8_scales("v_scales", v_scales, n_values);
   });
   if (invalid != Status::ok) return invalid;
   const Status refused = layers.each_owner([&](const Cache& cache) {

@@ -6,6 +6,7 @@
 #include "capi/src/words.hpp"
 #include "kvc/encoder.h"
 #include "kvc/recurrent.h"
+#include "kvc/transformer.h"
 
 namespace kvc::capi {
 namespace {
@@ -66,7 +67,7 @@ Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
     return fail(Status::invalid_argument,
                 "kind %u is none of KVC_CAUSAL (%d) to KVC_LIGHTNING (%d); this version creates "
-                "KVC_CAUSAL, KVC_ENCODER and KVC_RECURRENT",
+                "KVC_CAUSAL, KVC_ENCODER, KVC_RECURRENT and KVC_TRANSFORMER",
                 d.kind, KVC_CAUSAL, KVC_LIGHTNING);
   request->kind = static_cast<CacheKind>(d.kind);
   if (const uint64_t unknown = d.flags & ~cache_flags; unknown != 0) {
@@ -101,9 +102,10 @@ Status check_kind(const void* kind_desc, uint32_t kind) {
   } head = {};
   std::memcpy(&head.struct_size, kind_desc, sizeof head.struct_size);
   if (head.struct_size < sizeof head) {
-    return wrong_struct_size(kind == KVC_ENCODER     ? "kvc_encoder_desc"
-                             : kind == KVC_RECURRENT ? "kvc_recurrent_desc"
-                                                     : "kvc_causal_desc",
+    return wrong_struct_size(kind == KVC_ENCODER       ? "kvc_encoder_desc"
+                             : kind == KVC_RECURRENT   ? "kvc_recurrent_desc"
+                             : kind == KVC_TRANSFORMER ? "kvc_transformer_desc"
+                                                       : "kvc_causal_desc",
                              head.struct_size, "below", sizeof head);
   }
   std::memcpy(&head, kind_desc, sizeof head);
@@ -154,6 +156,27 @@ Status read_encoder(const void* desc, EncoderRequest* request) {
   if (d.flags != 0) return unknown_bits("kvc_encoder_desc.flags", d.flags, nullptr);
   request->inputs = d.inputs;
   return read_mask_dtype(d.mask_dtype, &request->mask_dtype);
+}
+
+Status read_transformer(const void* desc, CacheRequest* request) {
+  if (desc == nullptr) return Status::ok;
+  if (Status s = check_kind(desc, KVC_TRANSFORMER); s != Status::ok) return s;
+  kvc_transformer_desc d;
+  const auto* given = static_cast<const kvc_transformer_desc*>(desc);
+  if (Status s = read_descriptor("kvc_transformer_desc", given, &d); s != Status::ok) return s;
+  constexpr uint32_t known = KVC_TRANSFORMER_RING | KVC_TRANSFORMER_NOT_CAUSAL;
+  if ((d.flags & ~known) != 0) {
+    return unknown_bits("kvc_transformer_desc.flags", d.flags & ~known,
+                        "KVC_TRANSFORMER_RING and KVC_TRANSFORMER_NOT_CAUSAL");
+  }
+  TransformerRequest& transformer = request->transformer;
+  const Status s = read_mask_dtype(d.mask_dtype, &transformer.mask_dtype);
+  if (s != Status::ok) return s;
+  transformer.ring = (d.flags & KVC_TRANSFORMER_RING) != 0;
+  transformer.not_causal = (d.flags & KVC_TRANSFORMER_NOT_CAUSAL) != 0;
+  transformer.reach = d.reach;
+  request->bounds.value_heads = d.value_heads;
+  return Status::ok;
 }
 
 /// States are stored as f32, f16 or bf16, in every version.
@@ -211,6 +234,9 @@ Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequ
   }
   if (request->kind == CacheKind::recurrent) {
     if (Status s = read_recurrent(kind_desc, &request->recurrent); s != Status::ok) return s;
+  }
+  if (request->kind == CacheKind::transformer) {
+    if (Status s = read_transformer(kind_desc, request); s != Status::ok) return s;
   }
   return check_request(*request);
 }

@@ -149,6 +149,18 @@ struct OfListedCheckpoints {
       "and KVC_LIGHTNING)";
 };
 
+struct OfRows {
+  static auto* in(auto& cache) { return cache.rows(); }
+  static constexpr const char* lacking =
+      "this call is for caches whose sequences are the rows of a batch (KVC_TRANSFORMER), and "
+      "wrappers of them";
+};
+struct OfRowStorage {
+  static auto* in(auto& cache) { return cache.row_storage(); }
+  static constexpr const char*
+      lacking = "this call is for transformer caches (kind KVC_TRANSFORMER)";
+};
+
 template <class Facet, class SomeCache, class Body>
 Status on_facet(SomeCache& cache, Body body) {
   auto* facet = Facet::in(cache);

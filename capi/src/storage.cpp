@@ -11,37 +11,42 @@ namespace {
 struct Part {
   const char* name;
   DType element;
+  int32_t n_heads;
   int32_t per_row;
   const char* axes;
 };
 
-Status read_part(const Part& part, const kvc_tensor* from, const CacheBounds& bounds,
-                 const DeviceInfo& device, int64_t rows, Tensor* to) {
+Status read_part(const Part& part, const kvc_tensor* from, const DeviceInfo& device,
+                 const TokenDims& tokens, Tensor* to) {
   if (part.per_row == 0) {
     if (from == nullptr) return Status::ok;
     return fail(Status::invalid_argument, "%s must be null: the type stores no scales", part.name);
   }
-  const Expected shape = {3, {rows, bounds.n_kv_heads, part.per_row}, part.axes};
-  return read_tensor(part.name, from, shape, Direction::in, device, to, elements_of(part.element));
+  const Expected shape = expect_tokens(tokens, part.n_heads, part.per_row, part.axes);
+  const Status s = read_tensor(part.name, from, shape, Direction::in, device, to,
+                               elements_of(part.element));
+  if (s == Status::ok) fold_tokens(tokens, 0, to);
+  return s;
 }
 
-Status read_codes(const CacheBounds& bounds, const DeviceInfo& device, int64_t rows,
+Status read_codes(const CacheBounds& bounds, const DeviceInfo& device, const TokenDims& tokens,
                   const kvc_tensor* const (&given)[4], KeyValues::Codes* codes) {
-  constexpr const char* code_axes = "n_tokens, n_kv_heads, codes_per_row";
-  constexpr const char* scale_axes = "n_tokens, n_kv_heads, scales_per_row";
-  const auto codes_of = [&](const char* name, const RowFormat& format) {
-    return Part{name, format_of(format.type).code, format.n_codes(), code_axes};
+  constexpr const char* code_axes = "n_kv_heads, codes_per_row";
+  constexpr const char* scale_axes = "n_kv_heads, scales_per_row";
+  const auto codes_of = [&](const char* name, const RowFormat& format, int32_t n_heads) {
+    return Part{name, format_of(format.type).code, n_heads, format.n_codes(), code_axes};
   };
-  const auto scales_of = [&](const char* name, const RowFormat& format) {
-    return Part{name, format_of(format.type).scale, format.n_scales(), scale_axes};
+  const auto scales_of = [&](const char* name, const RowFormat& format, int32_t n_heads) {
+    return Part{name, format_of(format.type).scale, n_heads, format.n_scales(), scale_axes};
   };
-  const Part parts[4] = {codes_of("k", bounds.row_k), scales_of("k_scales", bounds.row_k),
-                         codes_of("v", bounds.row_v), scales_of("v_scales", bounds.row_v)};
+  const int32_t of_k = bounds.n_kv_heads, of_v = bounds.value_heads;
+  const Part parts[4] = {
+      codes_of("k", bounds.row_k, of_k), scales_of("k_scales", bounds.row_k, of_k),
+      codes_of("v", bounds.row_v, of_v), scales_of("v_scales", bounds.row_v, of_v)};
   Tensor* const to[4] = {&codes->k, &codes->k_scales, &codes->v, &codes->v_scales};
   for (int32_t i = 0; i < 4; ++i) {
-    const Status s = bounds.v_in_k && i >= 2
-                         ? need_no_v(parts[i].name, given[i])
-                         : read_part(parts[i], given[i], bounds, device, rows, to[i]);
+    const Status s = bounds.v_in_k && i >= 2 ? need_no_v(parts[i].name, given[i])
+                                             : read_part(parts[i], given[i], device, tokens, to[i]);
     if (s != Status::ok) return s;
   }
   return Status::ok;
@@ -49,73 +54,88 @@ Status read_codes(const CacheBounds& bounds, const DeviceInfo& device, int64_t r
 
 Status put_codes(KeyValues& cache, int32_t layer, const kvc_tensor* const (&given)[4]) {
   if (Status s = cache.ready_to_put(layer); s != Status::ok) return s;
-  int64_t rows = 0;
-  if (Status s = cache.rows_to_put(rows_of(given[0]), &rows); s != Status::ok) return s;
+  TokenDims tokens;
+  if (Status s = dims_to_put(cache, given[0], &tokens); s != Status::ok) return s;
   KeyValues::Codes codes;
-  const Status s = read_codes(cache.holder().bounds(), cache.holder().device(), rows, given, &codes);
+  const Status s = read_codes(cache.holder().bounds(), cache.holder().device(), tokens, given, &codes);
   return s == Status::ok ? cache.put_codes(layer, codes) : s;
 }
 
-/// A tensor that receives [columns, n_kv_heads, head_dim] numbers; without data in `to` where none are wanted.
-Status read_target(const Cache& holder, const char* name, const kvc_tensor* from, int64_t columns,
-                   int32_t head_dim, Tensor* to) {
-  if (from == nullptr || from->data == nullptr) return Status::ok;
-  const Expected expected = {
-      3, {columns, holder.bounds().n_kv_heads, head_dim}, "history, n_kv_heads, head_dim"};
-  return read_tensor(name, from, expected, Direction::out, holder.device(), to);
-}
+/// What kvc_get_copy() writes of one side.
+struct Side {
+  const char* name;
+  kvc_tensor* given;
+  int32_t n_heads, head_dim;
+  Tensor to;  // without data where none is wanted
 
-struct Targets {
-  kvc_tensor *k, *v;
-  Tensor to_k, to_v;
+  bool is_wanted() const { return given != nullptr && given->data != nullptr; }
+  bool is_to_be_filled_in() const { return given != nullptr && given->data == nullptr; }
 
-  Status read(const Cache& holder, int64_t columns_of_k, int64_t columns_of_v) {
-    const CacheBounds& bounds = holder.bounds();
-    if (Status s = read_target(holder, "k", k, columns_of_k, bounds.head_dim_k, &to_k);
-        s != Status::ok)
-      return s;
-    if (Status s = read_target(holder, "v", v, columns_of_v, bounds.head_dim_v, &to_v);
-        s != Status::ok)
-      return s;
-    if (to_k.data == nullptr || to_v.data == nullptr || !overlap(to_k, to_v)) return Status::ok;
-    return fail(Status::invalid_argument,
-                "v overlaps k: kvc writes to both, and each needs memory of its own");
+  /// [history, n_kv_heads, head_dim], or [batch, columns, …] of rows.
+  Expected expected(const TokenDims& columns) const {
+    Expected shape = expect_tokens(columns, n_heads, head_dim, "n_kv_heads, head_dim");
+    shape.leading = columns.are_rows() ? "batch, columns, " : "history, ";
+    return shape;
+  }
+  Status read(const DeviceInfo& device, const TokenDims& columns) {
+    if (!is_wanted()) return Status::ok;
+    to = {};
+    return read_tensor(name, given, expected(columns), Direction::out, device, &to);
+  }
+  /// The columns that the tensor has itself, which copies may yet bring about. Those of rows are always as many.
+  TokenDims own(const TokenDims& columns) const {
+    const bool has_shape = given != nullptr && given->ndim == 3 && given->shape[0] >= 0;
+    return columns.are_rows() || !has_shape ? columns : TokenDims::list(given->shape[0]);
+  }
+  /// A tensor without data is filled in for the caller to allocate.
+  Status fill_in(const DeviceInfo& device, const TokenDims& columns) const {
+    if (!is_to_be_filled_in()) return Status::ok;
+    const Expected shape = expected(columns);
+    const auto s = static_cast<Status>(
+        kvc_tensor_dense(nullptr, KVC_F32, shape.ndim, shape.shape, given));
+    if (s != Status::ok) return s;
+    given->device_type = device.type;
+    given->device_id = device.id;
+    return Status::ok;
   }
 };
 
-/// The columns that a tensor has itself; `history` where it has no shape, which read_target() refuses.
-int64_t own_columns(const kvc_tensor* tensor, int64_t history) {
-  return tensor != nullptr && tensor->ndim == 3 && tensor->shape[0] >= 0 ? tensor->shape[0] : history;
-}
-
-/// A tensor without data is filled in for the caller to allocate.
-Status fill_in(const Cache& holder, int64_t history, int32_t head_dim, kvc_tensor* tensor) {
-  if (tensor == nullptr || tensor->data != nullptr) return Status::ok;
-  const int64_t shape[] = {history, holder.bounds().n_kv_heads, head_dim};
-  const auto s = static_cast<Status>(kvc_tensor_dense(nullptr, KVC_F32, 3, shape, tensor));
-  if (s != Status::ok) return s;
-  tensor->device_type = holder.device().type;
-  tensor->device_id = holder.device().id;
+/// Columns of a copy: the history, or all of every row.
+Status copy_columns(KeyValues& cache, int32_t layer, TokenDims* columns) {
+  int32_t first = 0, history = 0;
+  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
+  const TokenDims tokens = token_dims(cache.holder());
+  *columns = tokens.are_rows() ? TokenDims::rows(tokens.extent[0], history)
+                               : TokenDims::list(history);
   return Status::ok;
 }
 
 Status get_copy(KeyValues& cache, int32_t layer, kvc_tensor* k, kvc_tensor* v) {
   if (Status s = cache.ready_for_layer(layer, true); s != Status::ok) return s;
-  int32_t first = 0, history = 0;
-  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
-  const Cache& holder = cache.holder();
-  Targets targets = {k, v, {}, {}};
+  TokenDims columns;
+  if (Status s = copy_columns(cache, layer, &columns); s != Status::ok) return s;
+  const CacheBounds& bounds = cache.holder().bounds();
+  const DeviceInfo& device = cache.holder().device();
+  Side sides[] = {{"k", k, bounds.n_kv_heads, bounds.head_dim_k, {}},
+                  {"v", v, bounds.value_heads, bounds.head_dim_v, {}}};
   // The copies may change the number of columns, so everything else that can be wrong is looked for before them.
-  if (Status s = targets.read(holder, own_columns(k, history), own_columns(v, history));
-      s != Status::ok)
-    return s;
+  for (Side& side : sides) {
+    if (Status s = side.read(device, side.own(columns)); s != Status::ok) return s;
+  }
+  if (sides[0].is_wanted() && sides[1].is_wanted() && overlap(sides[0].to, sides[1].to))
+    return fail(Status::invalid_argument,
+                "v overlaps k: kvc writes to both, and each needs memory of its own");
   if (Status s = cache.prepare_copy(layer); s != Status::ok) return s;
-  if (Status s = cache.history(layer, &first, &history); s != Status::ok) return s;
-  if (Status s = targets.read(holder, history, history); s != Status::ok) return s;
-  if (Status s = fill_in(holder, history, holder.bounds().head_dim_k, k); s != Status::ok) return s;
-  if (Status s = fill_in(holder, history, holder.bounds().head_dim_v, v); s != Status::ok) return s;
-  if (targets.to_k.data == nullptr && targets.to_v.data == nullptr) return Status::ok;
-  return cache.get_copy(layer, targets.to_k, targets.to_v);
+  if (Status s = copy_columns(cache, layer, &columns); s != Status::ok) return s;
+  for (Side& side : sides) {
+    if (Status s = side.read(device, columns); s != Status::ok) return s;
+  }
+  for (const Side& side : sides) {
+    if (Status s = side.fill_in(device, columns); s != Status::ok) return s;
+  }
+  for (Side& side : sides) fold_tokens(columns, 0, &side.to);
+  if (sides[0].to.data == nullptr && sides[1].to.data == nullptr) return Status::ok;
+  return cache.get_copy(layer, sides[0].to, sides[1].to);
 }
 
 }  // namespace

@@ -51,6 +51,31 @@ class Candidates {
       if (!objects_[i]->children) continue;
       return fail(Status::not_supported, "children[%d] is a wrapper: list its children instead", i);
     }
+    return check_passes();
+  }
+
+  /// Passes of a list of tokens, or of rows: some must be common to all.
+  Status check_passes() const {
+    int32_t rows_alone = -1, lists_alone = -1;
+    for (int32_t i = 0; i < n_; ++i) {
+      if (!cache(i).takes_lists()) rows_alone = i;
+      if (cache(i).rows() == nullptr) lists_alone = i;
+    }
+    if (rows_alone < 0) return Status::ok;
+    if (lists_alone >= 0) {
+      return fail(Status::not_supported,
+                  "children[%d] takes passes of rows alone (kvc_begin_rows) and children[%d] lists "
+                  "of tokens alone (kvc_begin): no pass would reach both",
+                  rows_alone, lists_alone);
+    }
+    for (int32_t i = 0; i < n_; ++i) {
+      const int32_t rows = cache(i).bounds().max_sequences;
+      const int32_t wanted = cache(rows_alone).bounds().max_sequences;
+      if (rows == wanted) continue;
+      return fail(Status::not_supported,
+                  "children[%d] has %d rows and children[%d] has %d: a batch has as many in all", i,
+                  rows, rows_alone, wanted);
+    }
     return Status::ok;
   }
 

@@ -38,7 +38,7 @@ FeatureSet needed_features(const AttentionParams& params, const Visibility& visi
   const auto add = [&needed](bool condition, Feature feature) {
     if (condition) needed |= feature;
   };
-  add(tensors.mask.data != nullptr, feature_mask);
+  add(tensors.mask.data != nullptr || params.plan.seen != nullptr, feature_mask);
   add(tensors.bias.data != nullptr, feature_bias);
   add(tensors.lse.data != nullptr, feature_lse);
   add(tensors.weights.data != nullptr, feature_weights);

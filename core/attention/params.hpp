@@ -54,7 +54,9 @@ struct TokenList {
   int64_t start[3] = {};  // offset in the token arrays; positions ascend, a gap is legal
   int32_t count[3] = {};
   int32_t total = 0;  // sum of count
-  int32_t first_cell = 0;  // added to every cell that the arrays name: lists in different places may share entries
+  // Added to every cell and every position that the arrays name: lists in different places may share entries.
+  int32_t first_cell = 0;
+  int32_t first_position = 0;
   bool has_pending = false;  // some token's position differs from the one its key was rotated for
 };
 
@@ -88,6 +90,20 @@ struct AttentionPlan {
   int32_t n_lists = 0;
   int32_t n_shared = 0;
   int32_t n_padding = 0;
+  // Where what tokens see is no range: a bit per token of the batch and cell of its list, counted from first_cell. 0 hides what
+  // the rows name. Null: they name no more than what is seen.
+  const uint64_t* seen = nullptr;  // [n_tokens][seen_words]
+  int64_t seen_words = 0;
+  /// Columns of tensors count from the first cell of the token's own list, not from that of all that the batch sees.
+  bool columns_by_list = false;
+
+  bool hides(int32_t token, int32_t cell) const {
+    return seen != nullptr && (seen[token * seen_words + cell / 64] >> (cell % 64) & 1u) == 0;
+  }
+  /// The cell of column 0 for the tokens of a list; `of_batch` is that of the batch.
+  int32_t first_column(const TokenList& list, int32_t of_batch) const {
+    return columns_by_list ? list.first_cell : of_batch;
+  }
 };
 
 /// What the tensors of one attention call say. Columns are cells, counted from the first that the batch's history spans.
@@ -115,6 +131,9 @@ struct AttentionParams {
   AttentionTensors tensors;
   int32_t first_column = 0;        // the cell of column 0
   std::byte* workspace = nullptr;  // attention_workspace_bytes() of them, aligned to 4096
+
+  /// Whether something beside the ranges of rows decides what a token sees, or a bias is added.
+  bool changes_scores() const { return plan.seen != nullptr || tensors.changes_scores(); }
 };
 
 /// Rows of a put: token t goes to cell[t] of every KV head, converted or encoded, rotated before that where the format says so.
@@ -122,12 +141,12 @@ struct StoreParams {
   LayerStorage storage;
   const int32_t* cell = nullptr;  // [n_tokens]; −1: the row is not read
   int32_t n_tokens = 0;
-  Tensor k;  // [n_tokens, n_kv_heads, head_dim_k] f32, f16 or bf16, any strides
-  Tensor v;  // [n_tokens, n_kv_heads, head_dim_v]; without data where V is a part of K
+  Tensor k;  // [n_tokens, n_kv_heads, head_dim_k] f32, f16 or bf16, any strides; without data: stays, as V where it is a part of K
+  Tensor v;  // [n_tokens, heads of V, head_dim_v]
 };
 
-/// Rows as another cache of the same storage keeps them: codes and scales, byte for byte. Scales of a type without stored ones,
-/// and V where it is a part of K, have no data.
+/// Rows as another cache of the same storage keeps them: codes and scales, byte for byte. Without data: what stays, scales of a
+/// type without stored ones, and V where it is a part of K.
 struct StoreCodesParams {
   LayerStorage storage;
   const int32_t* cell = nullptr;  // [n_tokens]; −1: the row is not read
@@ -160,6 +179,23 @@ struct MoveParams {
   const int32_t* to = nullptr;      // [n_cells], no cell named twice, none of them a later `from`
   const int32_t* offset = nullptr;  // [n_cells]
   int32_t n_cells = 0;
+};
+
+/// Stretches of cells of one layer: [to, to + n) in the place of [from, from + n).
+struct CellStretch {
+  int32_t from = 0;
+  int32_t to = 0;
+  int32_t n = 0;
+};
+
+/// Stored bytes of cells that become those of others, in K and V of every head, as they are; of another cache's layer too, if it
+/// stores in the same way. No stretch overlaps another.
+struct CopyParams {
+  LayerStorage from;
+  LayerStorage to;
+  const CellStretch* stretch = nullptr;  // [n_stretches]
+  int32_t n_stretches = 0;
+  bool exchange = false;  // and the other way round
 };
 
 /// Cells of one layer that become zeros in K and V of every head.

@@ -15,9 +15,12 @@ void for_each_visible(const AttentionPlan& plan, const AttentionRow& row, Visit 
   for (int32_t piece = 0; piece < 3; start += list.count[piece++]) {
     const auto walk = [&](int32_t begin, int32_t end) {
       const int32_t last = std::min(end - start, list.count[piece]);
-      for (int32_t i = std::max(begin - start, 0); i < last; ++i)
-        visit(start + i, list.first_cell + plan.tokens.cell[list.start[piece] + i],
-              plan.tokens.position[list.start[piece] + i]);
+      for (int32_t i = std::max(begin - start, 0); i < last; ++i) {
+        const int32_t cell = plan.tokens.cell[list.start[piece] + i];
+        if (plan.hides(row.token, cell)) continue;
+        visit(start + i, list.first_cell + cell,
+              list.first_position + plan.tokens.position[list.start[piece] + i]);
+      }
     };
     walk(0, row.first_end);
     walk(row.begin, row.end);

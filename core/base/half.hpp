@@ -53,10 +53,11 @@ inline float load_element(const void* data, DType dtype, int64_t index) {
     case DType::bf16: return bf16_to_f32(static_cast<const uint16_t*>(data)[index]);
     case DType::f32: return static_cast<const float*>(data)[index];
     case DType::boolean: return static_cast<const uint8_t*>(data)[index] != 0 ? 1.0f : 0.0f;
+    case DType::i32:
     case DType::i8:
     case DType::u8:
     case DType::f8_e4m3:
-    case DType::f8_e5m2: break;  // codes are read by their codec
+    case DType::f8_e5m2: break;  // codes are read by their codec, masks by what they hide
   }
   __builtin_unreachable();
 }
@@ -67,6 +68,7 @@ inline void store_element(void* data, DType dtype, int64_t index, float value) {
     case DType::bf16: static_cast<uint16_t*>(data)[index] = f32_to_bf16(value); return;
     case DType::f32: static_cast<float*>(data)[index] = value; return;
     case DType::boolean: static_cast<uint8_t*>(data)[index] = value != 0; return;
+    case DType::i32:
     case DType::i8:
     case DType::u8:
     case DType::f8_e4m3:

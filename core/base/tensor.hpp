@@ -11,6 +11,7 @@ enum class DType : uint32_t {
   f16 = 2 | 16 << 8 | 1 << 16,
   bf16 = 4 | 16 << 8 | 1 << 16,
   boolean = 6 | 8 << 8 | 1 << 16,
+  i32 = 0 | 32 << 8 | 1 << 16,  // of attention masks alone
   // Of codes alone.
   i8 = 0 | 8 << 8 | 1 << 16,
   u8 = 1 | 8 << 8 | 1 << 16,
@@ -29,9 +30,30 @@ struct Tensor {
   int64_t stride[8] = {};
   int32_t ndim = 0;
   DType dtype = DType::f32;
+  // Of a batch of rows whose tokens are no evenly spaced list: the dimension of tokens counts through rows of `fold` tokens,
+  // which lie fold_stride elements apart. 0: it is one list.
+  int32_t fold = 0;
+  int64_t fold_stride = 0;
 
   bool is_empty() const {
     return std::any_of(shape, shape + ndim, [](int64_t extent) { return extent == 0; });
+  }
+
+  /// The first element along the first dimension, which goes.
+  Tensor first_of_all() const {
+    Tensor rest = *this;
+    --rest.ndim;
+    for (int32_t d = 0; d < rest.ndim; ++d) {
+      rest.shape[d] = shape[d + 1];
+      rest.stride[d] = stride[d + 1];
+    }
+    return rest;
+  }
+
+  /// Elements from the first token to another; `dim` is the dimension of tokens.
+  int64_t token_offset(int64_t token, int32_t dim = 0) const {
+    if (fold == 0) return token * stride[dim];
+    return token / fold * fold_stride + token % fold * stride[dim];
   }
 
   /// The same tensor from row `row` of its first dimension on; without data it stays as it is.

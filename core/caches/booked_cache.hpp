@@ -27,9 +27,9 @@ class BookedCache : public Cache {
   const Health& health() const final { return health_; }
   int32_t n_tokens() const final { return pass_.n_tokens(); }
 
-  Status fits(const Batch& batch) const final {
+  Status fits(const Batch& batch, bool reserve) const final {
     const std::lock_guard lock(planning_);
-    return can_begin(batch, false);
+    return can_begin(batch, reserve);
   }
 
   // Asking.
@@ -92,11 +92,11 @@ class BookedCache : public Cache {
     book_.cut(sequence, position);
     return clear_freed();
   }
-  Status copy(int32_t source, int32_t destination, int32_t position) final {
+  Status copy(int32_t source, int32_t destination, int32_t position) override {
     book_.copy_prefix(source, destination, position);
     return clear_freed();
   }
-  Status apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) final {
+  Status apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) override {
     book_.reorder(n, destination, source);
     return clear_freed();
   }

@@ -32,6 +32,7 @@ Status check_bounds(const CacheBounds& b) {
 
 Status resolve_heads(CacheBounds& bounds) {
   if (bounds.head_dim_v == 0) bounds.head_dim_v = bounds.head_dim_k;
+  if (bounds.value_heads == 0) bounds.value_heads = bounds.n_kv_heads;
   if (bounds.max_q_heads == 0) bounds.max_q_heads = bounds.n_kv_heads * 16;
   if (bounds.max_q_heads >= bounds.n_kv_heads) return Status::ok;
   return fail(Status::invalid_argument,

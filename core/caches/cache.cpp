@@ -113,4 +113,54 @@ Status Cache::take_checkpoint(int32_t sequence) {
   return checkpoints()->take_checkpoint(sequence);
 }
 
+// ---- Rows ---------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Status check_rows(int32_t row_begin, int32_t n, int32_t n_rows) {
+  if (n >= 0 && row_begin >= 0 && row_begin <= n_rows - n) return Status::ok;
+  return fail(Status::invalid_argument,
+              "row_begin %d and n %d name no rows of [0, %d), which is max_sequences", row_begin, n,
+              n_rows);
+}
+
+/// Refusals that come before BAD_STATE for an open pass that is not fully put.
+bool is_about_arguments(Status status) {
+  return status == Status::invalid_argument || status == Status::device_mismatch;
+}
+
+}  // namespace
+
+Status Cache::query_rows(int32_t row_begin, int32_t n, int32_t* index, int32_t* starts) const {
+  if (Status s = check_rows(row_begin, n, bounds().max_sequences); s != Status::ok) return s;
+  for (int32_t i = 0; i < n; ++i) {
+    if (index != nullptr) index[i] = info(row_begin + i).next;
+    if (starts != nullptr) starts[i] = rows()->starts(row_begin + i);
+  }
+  return Status::ok;
+}
+
+Status Cache::set_rows(int32_t row_begin, int32_t n, const int32_t* index, const int32_t* starts) {
+  if (Status s = check_rows(row_begin, n, bounds().max_sequences); s != Status::ok) return s;
+  const Status refused = rows()->check_set(row_begin, n, index, starts);
+  if (is_about_arguments(refused)) return refused;
+  if (Status s = need_fully_put(); s != Status::ok) return s;
+  if (refused != Status::ok) return refused;
+  if (Status s = end_pass(); s != Status::ok) return s;
+  return rows()->apply_set(row_begin, n, index, starts);
+}
+
+Status Cache::insert(const Cache& other, int32_t slot) {
+  const Status refused = rows()->check_insert(other, slot);
+  if (is_about_arguments(refused)) return refused;
+  if (other.stats().state == CacheState::pass) {
+    return fail(Status::bad_state,
+                "a pass of other is open: end it with kvc_commit or kvc_abort first");
+  }
+  if (Status s = need_fully_put(); s != Status::ok) return s;
+  if (refused != Status::ok) return refused;
+  if (Status s = end_pass(); s != Status::ok) return s;
+  return rows()->apply_insert(other, slot);
+}
+
 }  // namespace kvc

@@ -21,6 +21,7 @@ struct CacheBounds {
   int32_t n_kv_heads = 0;
   int32_t head_dim_k = 0;
   int32_t head_dim_v = 0;
+  int32_t value_heads = 0;  // heads of V: n_kv_heads, but in a transformer cache
   StorageType type_k = StorageType::f32;
   StorageType type_v = StorageType::f32;
   int32_t block_k = 0;
@@ -207,6 +208,49 @@ class Checkpoints {
   virtual Status take_checkpoint(int32_t sequence) = 0;
 };
 
+/// The facet of a cache whose sequences are the rows of a batch: its passes may take as many tokens in every row (Batch::rows).
+/// Where a row continues is its info().next.
+class Rows {
+ public:
+  virtual ~Rows() = default;
+  /// Tokens per row of an open pass of rows; 0: no pass is open, or its tokens are a list.
+  virtual int32_t q_len() const = 0;
+  /// Whether rows may begin with padding; else starts() is 0.
+  virtual bool has_starts() const = 0;
+  /// Positions of the row below this one are padding.
+  virtual int32_t starts(int32_t row) const = 0;
+
+  // Asking and doing, as below. The rows exist; an array that is null leaves its side as it is. What is wrong with arguments
+  // comes first: the caller looks at the open pass before it heeds any other refusal.
+  virtual Status check_set(int32_t row_begin, int32_t n, const int32_t* index,
+                           const int32_t* starts) const = 0;
+  virtual Status apply_set(int32_t row_begin, int32_t n, const int32_t* index,
+                           const int32_t* starts) = 0;
+  /// Rows of another cache, which no one changes meanwhile, in the place of those from `slot` on.
+  virtual Status check_insert(const Cache& other, int32_t slot) const = 0;
+  virtual Status apply_insert(const Cache& other, int32_t slot) = 0;
+};
+
+/// The facet of a cache that keeps the rows of a batch in places of their own.
+class RowStorage {
+ public:
+  virtual ~RowStorage() = default;
+  /// All columns of all rows: [batch, columns, heads, …].
+  virtual Status view_rows(int32_t layer, KeyValues::Codes* codes) const = 0;
+  virtual int32_t n_columns() const = 0;
+  /// Whether rows [row_begin, row_begin + n) may be filled in a layer.
+  virtual Status check_fill(int32_t layer, int32_t row_begin, int32_t n) const = 0;
+  /// What the first columns of n rows are to hold, each side [n, columns, heads, …]: numbers to be stored, or codes as
+  /// view_rows() has them. Without data: stays.
+  struct Filling {
+    int32_t columns = 0;
+    Tensor k, v;
+    KeyValues::Codes codes;
+  };
+  /// Columns without a stored position are not read.
+  virtual Status fill_rows(int32_t layer, int32_t row_begin, int32_t n, const Filling& filling) = 0;
+};
+
 /// What every kind of cache does, as capi/include/kvc documents it. The boundary has checked pointers and tensors (their
 /// shapes against bounds() and n_tokens()); a cache checks states, ranges and room, in the order that cache.h states.
 /// Const members may run at the same time as each other; any other member runs alone.
@@ -238,11 +282,17 @@ class Cache {
   virtual const ListedCheckpoints* listed_checkpoints() const { return nullptr; }
   virtual Checkpoints* checkpoints() { return nullptr; }
   virtual const Checkpoints* checkpoints() const { return nullptr; }
+  virtual Rows* rows() { return nullptr; }
+  virtual const Rows* rows() const { return nullptr; }
+  virtual RowStorage* row_storage() { return nullptr; }
+  virtual const RowStorage* row_storage() const { return nullptr; }
+  /// Whether its passes may take a list of tokens.
+  virtual bool takes_lists() const { return true; }
 
   // A pass.
   Status begin(const Batch& batch, bool reserve);
   /// Const calls overlap, also where planning needs scratch: what fits() plans with is the kind's to protect.
-  virtual Status fits(const Batch& batch) const = 0;
+  virtual Status fits(const Batch& batch, bool reserve) const = 0;
   virtual int32_t n_tokens() const = 0;  // of the open pass
   Status commit();
   Status commit_prefix(int32_t n, const int32_t* sequence, const int32_t* keep);
@@ -259,6 +309,10 @@ class Cache {
   Status sequence_info(int32_t sequence, SequenceInfo* info) const;
   /// Only of a cache with checkpoints().
   Status take_checkpoint(int32_t sequence);
+  // Only of a cache with rows().
+  Status query_rows(int32_t row_begin, int32_t n, int32_t* index, int32_t* starts) const;
+  Status set_rows(int32_t row_begin, int32_t n, const int32_t* index, const int32_t* starts);
+  Status insert(const Cache& other, int32_t slot);
 
   // Watching.
   virtual CacheStats stats() const = 0;

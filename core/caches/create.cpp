@@ -32,15 +32,22 @@ Status with_kind(const CacheRequest& request, Use use) {
         return s;
       return use(static_cast<RecurrentCache*>(nullptr), bounds, settings);
     }
-    case CacheKind::transformer:
+    case CacheKind::transformer: {
+      TransformerSettings settings;
+      if (Status s = TransformerCache::resolve(bounds, request.transformer, &settings);
+          s != Status::ok)
+        return s;
+      return use(static_cast<TransformerCache*>(nullptr), bounds, settings);
+    }
     case CacheKind::lightning: break;
   }
   return fail(
       Status::not_supported,
-      "kind %u is reserved: this version creates causal, encoder and recurrent caches (KVC_CAUSAL, "
-      "%u; KVC_ENCODER, %u; KVC_RECURRENT, %u)",
+      "kind %u is reserved: this version creates causal, encoder, recurrent and transformer "
+      "caches (KVC_CAUSAL, %u; KVC_ENCODER, %u; KVC_RECURRENT, %u; KVC_TRANSFORMER, %u)",
       static_cast<uint32_t>(request.kind), static_cast<uint32_t>(CacheKind::causal),
-      static_cast<uint32_t>(CacheKind::encoder), static_cast<uint32_t>(CacheKind::recurrent));
+      static_cast<uint32_t>(CacheKind::encoder), static_cast<uint32_t>(CacheKind::recurrent),
+      static_cast<uint32_t>(CacheKind::transformer));
 }
 
 }  // namespace

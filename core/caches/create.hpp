@@ -6,6 +6,7 @@
 #include "core/caches/causal.hpp"
 #include "core/caches/encoder.hpp"
 #include "core/caches/recurrent.hpp"
+#include "core/caches/transformer.hpp"
 #include "core/device.hpp"
 
 namespace kvc {
@@ -20,6 +21,7 @@ struct CacheRequest {
   CausalRequest causal;
   EncoderRequest encoder;
   RecurrentRequest recurrent;
+  TransformerRequest transformer;
 };
 
 /// Checks kind, bounds and what the kind alone needs, as the two functions below do.

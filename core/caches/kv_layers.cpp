@@ -36,16 +36,17 @@ void KvLayers::carve_host(Carver& carver) {
     layer.slopes = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
     layer.sinks = carver.take<float>(static_cast<uint64_t>(bounds_.max_q_heads), 64);
     layer.frequency = carver.take<double>(static_cast<uint64_t>(bounds_.head_dim_k / 2), 64);
-    layer.k_scales = carve_scales(carver, bounds_.row_k);
-    layer.v_scales = bounds_.v_in_k ? layer.k_scales : carve_scales(carver, bounds_.row_v);
+    layer.k_scales = carve_scales(carver, bounds_.row_k, bounds_.n_kv_heads);
+    layer.v_scales = bounds_.v_in_k ? layer.k_scales
+                                    : carve_scales(carver, bounds_.row_v, bounds_.value_heads);
   }
 }
 
 /// Of f8 heads: 1 until others are bound.
-float* KvLayers::carve_scales(Carver& carver, const RowFormat& format) const {
+float* KvLayers::carve_scales(Carver& carver, const RowFormat& format, int32_t n_heads) {
   if (!is_f8(format.type)) return nullptr;
-  auto* scales = carver.take<float>(static_cast<uint64_t>(bounds_.n_kv_heads), 64);
-  if (scales != nullptr) std::fill_n(scales, bounds_.n_kv_heads, 1.0f);
+  auto* scales = carver.take<float>(static_cast<uint64_t>(n_heads), 64);
+  if (scales != nullptr) std::fill_n(scales, n_heads, 1.0f);
   return scales;
 }
 
@@ -55,32 +56,37 @@ void KvLayers::carve_device(Carver& carver, int32_t rows) {
     carve_storage(carver, layers_ == nullptr ? measured : layers_[index], rows);
 }
 
-Slab KvLayers::make_slab(const RowFormat& format, const float* head_scale, int32_t rows) const {
+Slab KvLayers::make_slab(const RowFormat& format, const float* head_scale, int32_t n_heads,
+                         int32_t rows) {
   Slab slab;
   slab.format = format;
   slab.head_scale = head_scale;
-  slab.n_heads = bounds_.n_kv_heads;
+  slab.n_heads = n_heads;
   slab.n_cells = rows;
   slab.codes.row_bytes = slab.codes.row_stride = format.code_bytes();
   slab.scales.row_bytes = slab.scales.row_stride = format.scale_bytes();
   return slab;
 }
 
-void KvLayers::carve_plane(Carver& carver, Plane& plane, int32_t rows, uint64_t alignment) const {
-  if (plane.row_bytes == 0) return;
-  const CheckedSize stride = head_stride(rows, plane.row_stride);
-  plane.head_stride = stride.value();
-  plane.data = carver.take<std::byte>(
-      CheckedSize(static_cast<uint64_t>(bounds_.n_kv_heads)) * stride, alignment);
+/// `alignment` of its codes.
+void KvLayers::carve_slab(Carver& carver, Slab& slab, uint64_t alignment) {
+  const auto carve = [&](Plane& plane, uint64_t aligned) {
+    if (plane.row_bytes == 0) return;
+    const CheckedSize stride = head_stride(slab.n_cells, plane.row_stride);
+    plane.head_stride = stride.value();
+    plane.data = carver.take<std::byte>(CheckedSize(static_cast<uint64_t>(slab.n_heads)) * stride,
+                                        aligned);
+  };
+  carve(slab.codes, alignment);
+  carve(slab.scales, 64);
 }
 
 void KvLayers::carve_storage(Carver& carver, Layer& layer, int32_t rows) const {
-  Slab& k = layer.storage.k = make_slab(bounds_.row_k, layer.k_scales, rows);
-  Slab& v = layer.storage.v = make_slab(bounds_.row_v, layer.v_scales, rows);
+  Slab& k = layer.storage.k = make_slab(bounds_.row_k, layer.k_scales, bounds_.n_kv_heads, rows);
+  Slab& v = layer.storage.v = make_slab(bounds_.row_v, layer.v_scales, bounds_.value_heads, rows);
   layer.storage.v_in_k = bounds_.v_in_k;
   if (bounds_.interleaved) k.codes.row_stride += v.codes.row_bytes;
-  carve_plane(carver, k.codes, rows, page_bytes);
-  carve_plane(carver, k.scales, rows, 64);
+  carve_slab(carver, k, page_bytes);
   if (bounds_.interleaved) {
     place_inside(v.codes, k.codes, k.codes.row_bytes);
   } else if (bounds_.v_in_k) {
@@ -90,8 +96,7 @@ void KvLayers::carve_storage(Carver& carver, Layer& layer, int32_t rows) const {
     place_inside(v.scales, k.scales, before.scale_bytes());
   } else {
     carver.take<std::byte>(page_bytes / 2, page_bytes);  // V begins half a page off K
-    carve_plane(carver, v.codes, rows, 64);
-    carve_plane(carver, v.scales, rows, 64);
+    carve_slab(carver, v, 64);
   }
 }
 
@@ -146,7 +151,7 @@ void KvLayers::bind_scales(int32_t layer_begin, int32_t layer_end, const float* 
   for (int32_t index = layer_begin; index < layer_end; ++index) {
     Layer& layer = layers_[planted(Bug::scales_of_first_layer) ? 0 : index];
     if (k_scales != nullptr) std::copy_n(k_scales, bounds_.n_kv_heads, layer.k_scales);
-    if (v_scales != nullptr) std::copy_n(v_scales, bounds_.n_kv_heads, layer.v_scales);
+    if (v_scales != nullptr) std::copy_n(v_scales, bounds_.value_heads, layer.v_scales);
   }
 }
 

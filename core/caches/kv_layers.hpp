@@ -17,7 +17,7 @@ class KvLayers {
     float* slopes = nullptr;       // [max_q_heads]
     float* sinks = nullptr;        // [max_q_heads]
     double* frequency = nullptr;   // [head_dim_k / 2]
-    float* k_scales = nullptr;     // [n_kv_heads] of f8, else null; likewise v_scales
+    float* k_scales = nullptr;  // [n_kv_heads] of f8, else null; likewise v_scales, [value_heads]
     float* v_scales = nullptr;
   };
 
@@ -48,9 +48,10 @@ class KvLayers {
   AttentionConstants constants_for(int32_t layer, int64_t n_q_heads) const;
 
  private:
-  float* carve_scales(Carver& carver, const RowFormat& format) const;
-  Slab make_slab(const RowFormat& format, const float* head_scale, int32_t rows) const;
-  void carve_plane(Carver& carver, Plane& plane, int32_t rows, uint64_t alignment) const;
+  static float* carve_scales(Carver& carver, const RowFormat& format, int32_t n_heads);
+  static Slab make_slab(const RowFormat& format, const float* head_scale, int32_t n_heads,
+                        int32_t rows);
+  static void carve_slab(Carver& carver, Slab& slab, uint64_t alignment);
   void carve_storage(Carver& carver, Layer& layer, int32_t rows) const;
 
   const CacheBounds& bounds_;

@@ -8,9 +8,9 @@ namespace kvc {
 
 Status RowDigests::add_layer(int32_t layer, const LayerStorage& storage, int32_t n) {
   for (int32_t i = 0; i < n; ++i) digest_[i].update(&layer, sizeof layer);
-  for (int32_t head = 0; head < storage.k.n_heads; ++head) {
+  for (int32_t head = 0; head < std::max(storage.k.n_heads, storage.v.n_heads); ++head) {
     for (const Slab* slab : {&storage.k, &storage.v}) {
-      if (slab == &storage.v && storage.v_in_k) continue;
+      if ((slab == &storage.v && storage.v_in_k) || head >= slab->n_heads) continue;
       if (Status s = add_rows(slab->codes, head, n); s != Status::ok) return s;
       if (planted(Bug::digest_without_scales)) continue;
       if (Status s = add_rows(slab->scales, head, n); s != Status::ok) return s;

@@ -15,11 +15,13 @@ namespace {
 int order_of(Status status) {
   switch (status) {
     case Status::invalid_argument: return 1;
-    case Status::bad_state: return 2;
-    case Status::window_lost: return 3;
-    case Status::not_found: return 4;
-    case Status::not_supported: return 5;
-    case Status::cache_full: return 6;
+    case Status::shape: return 2;
+    case Status::device_mismatch: return 3;
+    case Status::bad_state: return 4;
+    case Status::window_lost: return 5;
+    case Status::not_found: return 6;
+    case Status::not_supported: return 7;
+    case Status::cache_full: return 8;
     default: return 0;  // a child is broken
   }
 }
@@ -100,11 +102,11 @@ Status WrapperCache::can_begin(const Batch& batch, bool reserve) const {
   return status;
 }
 
-Status WrapperCache::fits(const Batch& batch) const {
+Status WrapperCache::fits(const Batch& batch, bool reserve) const {
   if (Status s = check_tokens(batch); s != Status::ok) return s;
   Batch for_child = batch;
   for_child.others_flags = flag_bits_;
-  return ask_all([&](const Cache& c) { return c.fits(for_child); });
+  return ask_all([&](const Cache& c) { return c.fits(for_child, reserve); });
 }
 
 Status WrapperCache::check_distinct(int32_t n, const int32_t* sequence) const {
@@ -267,6 +269,72 @@ Status WrapperCache::take_checkpoint(int32_t sequence) {
     return c.checkpoints() == nullptr || skipped ? Status::ok
                                                  : c.checkpoints()->take_checkpoint(sequence);
   });
+}
+
+// ---- Rows ---------------------------------------------------------------------------------------------------------------
+
+bool WrapperCache::has_rows() const {
+  return std::all_of(children_.begin(), children_.end(), [this](const std::shared_ptr<Cache>& c) {
+    return c->rows() != nullptr && c->bounds().max_sequences == bounds_.max_sequences;
+  });
+}
+
+bool WrapperCache::takes_lists() const {
+  return std::all_of(children_.begin(), children_.end(),
+                     [](const std::shared_ptr<Cache>& c) { return c->takes_lists(); });
+}
+
+bool WrapperCache::has_starts() const {
+  return std::any_of(children_.begin(), children_.end(),
+                     [](const std::shared_ptr<Cache>& c) { return c->rows()->has_starts(); });
+}
+
+int32_t WrapperCache::starts(int32_t row) const {
+  for (const std::shared_ptr<Cache>& c : children_) {
+    if (c->rows()->has_starts()) return c->rows()->starts(row);
+  }
+  return 0;
+}
+
+/// Starts are for the children that have them. Without any, all refuse what they refuse.
+const int32_t* WrapperCache::starts_for(const Cache& of_child, const int32_t* starts) const {
+  return of_child.rows()->has_starts() || !has_starts() ? starts : nullptr;
+}
+
+Status WrapperCache::check_set(int32_t row_begin, int32_t n, const int32_t* index,
+                               const int32_t* starts) const {
+  return ask_all([&](const Cache& c) {
+    return c.rows()->check_set(row_begin, n, index, starts_for(c, starts));
+  });
+}
+
+Status WrapperCache::apply_set(int32_t row_begin, int32_t n, const int32_t* index,
+                               const int32_t* starts) {
+  return do_all(
+      [&](Cache& c) { return c.rows()->apply_set(row_begin, n, index, starts_for(c, starts)); });
+}
+
+Status WrapperCache::check_insert(const Cache& other, int32_t slot) const {
+  const auto* const from = dynamic_cast<const WrapperCache*>(&other);
+  if (from == nullptr || from->n_children() != n_children()) {
+    return fail(Status::invalid_argument,
+                "other is no wrapper of %d children: a wrapper takes rows of one that is like it",
+                n_children());
+  }
+  return ask_all(
+      [&](const Cache& c) { return c.rows()->check_insert(*from->twin_of(*this, c), slot); });
+}
+
+/// The child that stands where `child` stands in the other wrapper.
+const Cache* WrapperCache::twin_of(const WrapperCache& other, const Cache& child) const {
+  size_t index = 0;
+  while (other.children_[index].get() != &child) ++index;
+  return children_[index].get();
+}
+
+Status WrapperCache::apply_insert(const Cache& other, int32_t slot) {
+  const auto& from = static_cast<const WrapperCache&>(other);
+  return do_all([&](Cache& c) { return c.rows()->apply_insert(*from.twin_of(*this, c), slot); });
 }
 
 // ---- Watching -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ namespace kvc {
 ///
 /// Calls on one layer are not here: whoever makes them goes to the child that owns the layer (place_of), which others may use
 /// at the same time.
-class WrapperCache final : public Cache, public Causality, public Checkpoints {
+class WrapperCache final : public Cache, public Causality, public Checkpoints, public Rows {
  public:
   static constexpr int32_t max_children = 16;
 
@@ -36,7 +36,12 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints {
   Checkpoints* checkpoints() override { return has_checkpoints() ? this : nullptr; }
   const Checkpoints* checkpoints() const override { return has_checkpoints() ? this : nullptr; }
 
-  Status fits(const Batch& batch) const override;
+  /// Where all children take rows, as many.
+  Rows* rows() override { return has_rows() ? this : nullptr; }
+  const Rows* rows() const override { return has_rows() ? this : nullptr; }
+  bool takes_lists() const override;
+
+  Status fits(const Batch& batch, bool reserve) const override;
   int32_t n_tokens() const override { return child(0).n_tokens(); }
 
   /// Its own state and passes. What children hold others may change at the same time, so they count that themselves.
@@ -72,6 +77,15 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints {
   Status check_checkpoint(int32_t sequence) const override;
   Status take_checkpoint(int32_t sequence) override;
 
+  int32_t q_len() const override { return child(0).rows()->q_len(); }
+  bool has_starts() const override;
+  int32_t starts(int32_t row) const override;
+  Status check_set(int32_t row_begin, int32_t n, const int32_t* index,
+                   const int32_t* starts) const override;
+  Status apply_set(int32_t row_begin, int32_t n, const int32_t* index, const int32_t* starts) override;
+  Status check_insert(const Cache& other, int32_t slot) const override;
+  Status apply_insert(const Cache& other, int32_t slot) override;
+
  private:
   template <class Ask>
   Status ask_all(Ask ask) const;
@@ -79,6 +93,9 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints {
   Status do_all(Do work);
   Status check_tokens(const Batch& batch) const;
   bool has_checkpoints() const;
+  bool has_rows() const;
+  const int32_t* starts_for(const Cache& of_child, const int32_t* starts) const;
+  const Cache* twin_of(const WrapperCache& other, const Cache& child) const;
 
   const std::vector<std::shared_ptr<Cache>> children_;
   const std::vector<LayerPlace> layers_;

@@ -12,6 +12,19 @@ Status check_n_tokens(const Batch& batch, int32_t max_batch) {
               batch.n_tokens, max_batch);
 }
 
+Status check_row_lengths(const RowTokens& tokens, int32_t n_rows, int32_t q_max) {
+  if (tokens.q_len < 1 || tokens.q_len > q_max)
+    return fail(Status::invalid_argument,
+                "q_len %d out of range [1, %d], which is max_batch / max_sequences", tokens.q_len,
+                q_max);
+  for (int32_t row = 0; tokens.valid != nullptr && row < n_rows; ++row) {
+    if (tokens.valid[row] >= 0 && tokens.valid[row] <= tokens.q_len) continue;
+    return fail(Status::invalid_argument, "valid[%d] is %d; it must be from 0 to q_len %d", row,
+                tokens.valid[row], tokens.q_len);
+  }
+  return Status::ok;
+}
+
 Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& known) {
   const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
   if (const uint32_t unknown = flags & ~(known.bits | batch.others_flags); unknown != 0) {

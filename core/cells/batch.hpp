@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "core/base/status.hpp"
+#include "core/base/tensor.hpp"
 
 namespace kvc {
 
@@ -17,9 +18,21 @@ constexpr uint32_t type_of_flags(uint32_t flags) { return flags >> token_type_sh
 /// In the place of a sequence: a padding token, which belongs to none, is never read and gets zeros.
 inline constexpr int32_t no_sequence = -1;
 
-/// The tokens of a pass.
+/// The tokens of a pass of rows, where row b of a batch is sequence b: q_len in each. The first valid[b] of a row continue it,
+/// the others are padding. Token i of row b has the number b · q_len + i.
+struct RowTokens {
+  int32_t q_len = 0;
+  const int32_t* valid = nullptr;  // [batch], may be null: all
+  Tensor attention_mask;  // [batch, n] or [batch, 1, q_len, n] booleans or i32, on the host, any strides; ndim 0: none
+  const int32_t* types = nullptr;  // [batch · q_len], may be null: none
+  bool not_causal = false;         // every token is in the except set
+  bool postpadded = false;         // valid is null: it is read off the mask
+};
+
+/// The tokens of a pass: a list, or as many in every row.
 struct Batch {
   int32_t n_tokens = 0;
+  const RowTokens* rows = nullptr;    // null: a list, that of the three arrays below
   const int32_t* position = nullptr;  // [n_tokens]
   const int32_t* sequence = nullptr;  // [n_tokens]
   const uint32_t* flags = nullptr;    // [n_tokens], may be null: none
@@ -29,6 +42,8 @@ struct Batch {
 };
 
 Status check_n_tokens(const Batch& batch, int32_t max_batch);
+/// The lengths of a pass of rows; q_max is what max_batch leaves for each of them.
+Status check_row_lengths(const RowTokens& tokens, int32_t n_rows, int32_t q_max);
 /// What token flags a kind of cache knows, and their names for messages.
 struct KnownFlags {
   uint32_t bits;

@@ -273,7 +273,7 @@ void Call::load_queries(const Item& item) const {
   for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
     const int64_t token = params_.plan.rows[item.tile->row + t].token;
     for (int32_t h = 0; h < item.n_heads; ++h, to += q_stride_) {
-      const int64_t index = token * q.stride[0] + (item.q_head + h) * q.stride[1];
+      const int64_t index = q.token_offset(token) + (item.q_head + h) * q.stride[1];
       if (q.stride[2] == 1) {
         const auto* from = static_cast<const std::byte*>(q.data) +
                            index * static_cast<int64_t>(size_of(q.dtype));
@@ -349,7 +349,7 @@ void Call::process(const Tile& tile) const {
 void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const {
   place_cells(item, tile, begin, end);
   place_tokens(item, begin, end);
-  if (params_.tensors.changes_scores()) place_bias(item, tile);
+  if (params_.changes_scores()) place_bias(item, tile);
   if (keys_turn(item)) {
     attend_pending(item, tile);
   } else {
@@ -359,7 +359,7 @@ void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end
 
 /// Cells of a tile; fewer where its bias must fit the scratch.
 int32_t Call::cells_at_once(const Item& item) const {
-  if (!params_.tensors.changes_scores()) return tile_cells_max;
+  if (!params_.changes_scores()) return tile_cells_max;
   const int32_t fitting = bias_floats_max / padded(item.n_rows());
   return std::min(tile_cells_max, fitting / bias_cells_min * bias_cells_min);
 }
@@ -369,15 +369,22 @@ void Call::place_bias(const Item& item, Tile& tile) const {
   const AttentionTensors& tensors = params_.tensors;
   tile.bias = item.scratch.bias;
   tile.bias_stride = padded(tile.n_rows);
-  const int64_t n_columns = (tensors.bias.data ? tensors.bias : tensors.mask).shape[2];
-  const int32_t first_column = params_.first_column - params_.plan.lists[item.tile->list].first_cell;
+  const int64_t n_columns = tensors.changes_scores()
+                                ? (tensors.bias.data ? tensors.bias : tensors.mask).shape[2]
+                                : INT64_MAX;
+  const TokenList& list = params_.plan.lists[item.tile->list];
+  const int32_t first_column = params_.plan.first_column(list, params_.first_column) - list.first_cell;
   for (int32_t i = 0; i < tile.n_cells; ++i) {
     float* to = item.scratch.bias + static_cast<size_t>(i) * static_cast<size_t>(tile.bias_stride);
     std::fill(to, to + tile.bias_stride, minus_infinity);
     const int64_t column = tile.v.cell[i] - first_column;
     if (column < 0 || column >= n_columns) continue;  // of another row's history: not seen here
     for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
-      const int64_t token = params_.plan.rows[item.tile->row + t].token;
+      const int32_t token = params_.plan.rows[item.tile->row + t].token;
+      if (params_.plan.hides(token, tile.v.cell[i])) {
+        to += item.n_heads;
+        continue;
+      }
       for (int32_t h = 0; h < item.n_heads; ++h, ++to)
         *to = in_log2(score_bias(tensors, item.q_head + h, token, column));
     }
@@ -436,7 +443,7 @@ void Call::place_tokens(const Item& item, int32_t begin, int32_t end) const {
     token.first_end = first_part(row.first_end);
     token.begin = second_part(row.begin);
     token.end = std::max(token.begin, second_part(row.end));
-    token.position = row.position;
+    token.position = row.position - params_.plan.lists[work.list].first_position;
   }
 }
 
@@ -639,7 +646,7 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   if (values.format.rotation != 0 && !planted(Bug::output_not_rotated_back))
     kernels_.rotate_back(o, head_dim, values.format.rotation);
   const Tensor& out = params_.tensors.out;
-  const int64_t index = token * out.stride[0] + q_head * out.stride[1];
+  const int64_t index = out.token_offset(token) + q_head * out.stride[1];
   if (out.stride[2] == 1) {
     auto* to = static_cast<std::byte*>(out.data) + index * static_cast<int64_t>(size_of(out.dtype));
     kernels_.from_f32_scaled(to, out.dtype, o, static_cast<float>(factor), head_dim);
@@ -650,7 +657,7 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   }
   if (!params_.tensors.lse.data) return;
   const Tensor& lse = params_.tensors.lse;
-  float* to = static_cast<float*>(lse.data) + token * lse.stride[0] + q_head * lse.stride[1];
+  float* to = static_cast<float*>(lse.data) + lse.token_offset(token) + q_head * lse.stride[1];
   const double value = (static_cast<double>(max) + std::log2(static_cast<double>(sum))) * ln_2;
   *to = sees_nothing ? minus_infinity : static_cast<float>(value);
 }
@@ -664,15 +671,15 @@ static void write_padding(const AttentionParams& params) {
       const Tensor& out = tensors.out;
       for (int64_t d = 0; d < params.storage.v.head_dim(); ++d) {
         store_element(out.data, out.dtype,
-                      token * out.stride[0] + head * out.stride[1] + d * out.stride[2], 0.0f);
+                      out.token_offset(token) + head * out.stride[1] + d * out.stride[2], 0.0f);
       }
       const Tensor& lse = tensors.lse;
       if (lse.data) {
-        static_cast<float*>(lse.data)[token * lse.stride[0] + head * lse.stride[1]] = minus_infinity;
+        static_cast<float*>(lse.data)[lse.token_offset(token) + head * lse.stride[1]] = minus_infinity;
       }
       const Tensor& weights = tensors.weights;
       for (int64_t column = 0; weights.data && column < weights.shape[2]; ++column) {
-        static_cast<float*>(weights.data)[head * weights.stride[0] + token * weights.stride[1] +
+        static_cast<float*>(weights.data)[head * weights.stride[0] + weights.token_offset(token, 1) +
                                           column * weights.stride[2]] = 0.0f;
       }
     }

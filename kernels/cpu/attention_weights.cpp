@@ -30,16 +30,16 @@ float dot(const float* a, const float* b, int32_t n) {
   return sum[0];
 }
 
-int64_t index_of(const Tensor& tensor, int64_t head, int64_t token, int64_t column) {
-  return head * tensor.stride[0] + token * tensor.stride[1] + column * tensor.stride[2];
-}
-
 /// One row of the plan and one query head.
 class WeightsRow {
  public:
   WeightsRow(const AttentionParams& params, const ThreadScratch& scratch, const AttentionRow& row,
              int32_t head)
-      : params_(params), scratch_(scratch), row_(row), head_(head) {}
+      : params_(params),
+        scratch_(scratch),
+        row_(row),
+        head_(head),
+        first_column_(params.plan.first_column(params.plan.lists[row.list], params.first_column)) {}
 
   void run() {
     const Tensor& weights = params_.tensors.weights;
@@ -51,13 +51,13 @@ class WeightsRow {
     float max = minus_infinity;
     for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t position) {
       const float x = score(cell, position);
-      at(cell - params_.first_column) = x;
+      at(cell - first_column_) = x;
       if (x > max) max = x;
     });
     const float shift = max == minus_infinity ? 0.0f : max;
     double total = 0;
     for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t) {
-      float& weight = at(cell - params_.first_column);
+      float& weight = at(cell - first_column_);
       weight = weight == minus_infinity ? 0.0f : std::exp(weight - shift);
       total += static_cast<double>(weight);
     });
@@ -66,7 +66,7 @@ class WeightsRow {
       total += std::exp(static_cast<double>(sinks[head_] - shift));
     // What a bias or mask hides keeps its 0 beside a NaN, too.
     for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t) {
-      float& weight = at(cell - params_.first_column);
+      float& weight = at(cell - first_column_);
       if (weight != 0) weight = static_cast<float>(static_cast<double>(weight) / total);
     });
   }
@@ -74,16 +74,18 @@ class WeightsRow {
  private:
   float& at(int64_t column) {
     const Tensor& weights = params_.tensors.weights;
-    return static_cast<float*>(weights.data)[index_of(weights, head_, row_.token, column)];
+    return static_cast<float*>(
+        weights.data)[head_ * weights.stride[0] + weights.token_offset(row_.token, 1) +
+                      column * weights.stride[2]];
   }
 
   void load_query() {
     const Tensor& q = params_.tensors.q;
     const int32_t head_dim = params_.storage.k.head_dim();
     std::fill_n(scratch_.q, padded(head_dim), 0.0f);
+    const int64_t first = q.token_offset(row_.token) + head_ * q.stride[1];
     for (int32_t i = 0; i < head_dim; ++i)
-      scratch_.q[i] = load_element(q.data, q.dtype, index_of(q, row_.token, head_, i)) *
-                      params_.constants.scale;
+      scratch_.q[i] = load_element(q.data, q.dtype, first + i * q.stride[2]) * params_.constants.scale;
   }
 
   /// Rotates a query as its keys are stored.
@@ -107,7 +109,7 @@ class WeightsRow {
   float score(int32_t cell, int32_t position) {
     const Slab& keys = params_.storage.k;
     const AttentionConstants& constants = params_.constants;
-    const float bias = score_bias(params_.tensors, head_, row_.token, cell - params_.first_column);
+    const float bias = score_bias(params_.tensors, head_, row_.token, cell - first_column_);
     if (bias == minus_infinity) return minus_infinity;
     const int32_t kv_head = head_ / (constants.n_q_heads / keys.n_heads);
     float* wide = scratch_.q + padded(keys.head_dim());
@@ -127,6 +129,7 @@ class WeightsRow {
   const ThreadScratch& scratch_;  // q: the query, a key, the query as keys are stored; q_rotated: turned, too
   const AttentionRow& row_;
   const int32_t head_;
+  const int32_t first_column_;
   int32_t rotated_by_ = 0;
   float* stored_query_ = nullptr;
 };

@@ -81,6 +81,10 @@ class CpuCacheDevice final : public CacheDevice {
     move_rows(params, pool_);
     return Status::ok;
   }
+  Status copy(const CopyParams& params) noexcept override {
+    copy_cells(params, pool_);
+    return Status::ok;
+  }
   Status clear(const ClearParams& params) noexcept override {
     clear_rows(params, pool_);
     return Status::ok;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "core/attention/visible.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 
 /// A row of a mask is written as runs: what it hides is filled in, then the stretches of neighbouring cells that it sees. Rows of one
@@ -45,7 +46,7 @@ class Mask {
  private:
   int64_t n_columns() const { return params_.into.shape[1]; }
   Element* row_at(int64_t token) const {
-    return static_cast<Element*>(params_.into.data) + token * params_.into.stride[0];
+    return static_cast<Element*>(params_.into.data) + params_.into.token_offset(token);
   }
 
   void write_rows(int32_t item) const {
@@ -53,7 +54,10 @@ class Mask {
     const int32_t end = std::min(begin + rows_at_once_, plan_.n_rows);
     for (int32_t r = begin; r < end; ++r) {
       const AttentionRow& row = plan_.rows[r];
-      if (r > begin && plan_.rows[r - 1].list == row.list) {
+      if (plan_.seen != nullptr) {
+        fill_columns(row.token, hidden_);
+        fill_seen(row);
+      } else if (r > begin && plan_.rows[r - 1].list == row.list) {
         write_after(plan_.rows[r - 1], row);
       } else {
         fill_columns(row.token, hidden_);
@@ -100,16 +104,26 @@ class Mask {
   void fill(const AttentionRow& row, int32_t begin, int32_t end, Element value) const {
     const TokenList& list = plan_.lists[row.list];
     Element* const first = row_at(row.token);
+    const int32_t first_column = plan_.first_column(list, params_.first_column);
     int32_t start = 0;  // of the piece
     for (int32_t piece = 0; piece < 3; start += list.count[piece++]) {
       const int32_t* const cell = plan_.tokens.cell + list.start[piece];
       const int32_t last = std::min(end - start, list.count[piece]);
       for (int32_t i = std::max(begin - start, 0); i < last;) {
         const int32_t n = kernels().run_length(cell + i, last - i);
-        fill_run(first, list.first_cell + cell[i] - params_.first_column, n, value);
+        fill_run(first, list.first_cell + cell[i] - first_column, n, value);
         i += n;
       }
     }
+  }
+
+  /// Where ranges name more than what the row sees.
+  void fill_seen(const AttentionRow& row) const {
+    Element* const first = row_at(row.token);
+    const int32_t first_column = plan_.first_column(plan_.lists[row.list], params_.first_column);
+    for_each_visible(plan_, row, [&](int32_t, int32_t cell, int32_t) {
+      first[(cell - first_column) * params_.into.stride[1]] = visible_;
+    });
   }
 
   void fill_run(Element* row, int64_t column, int32_t n, Element value) const {

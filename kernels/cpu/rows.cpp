@@ -21,7 +21,7 @@ constexpr size_t parallel_bytes = size_t{256} << 10;
 constexpr int32_t item_tokens = 64;
 
 Row row_at(const Tensor& tensor, int64_t token, int64_t head) {
-  const int64_t element = token * tensor.stride[0] + head * tensor.stride[1];
+  const int64_t element = tensor.token_offset(token) + head * tensor.stride[1];
   auto* data = static_cast<std::byte*>(tensor.data) +
                element * static_cast<int64_t>(size_of(tensor.dtype));
   return {.data = data, .stride = tensor.stride[2], .dtype = tensor.dtype};
@@ -117,14 +117,19 @@ void for_each_row(int32_t n_tokens, int32_t n_heads, size_t bytes, ThreadPool& p
   }
 }
 
+/// V may have more heads than K, or fewer: calls that go through both go through as many as there are.
+int32_t most_heads(const LayerStorage& storage) {
+  return std::max(storage.k.n_heads, storage.v.n_heads);
+}
+
 /// Bytes that a call over so many tokens moves: the numbers, not the codes, which take longer to make.
 size_t bytes_of(const LayerStorage& storage, int32_t n_tokens) {
   const auto bytes = [](const Slab& slab) {
     const size_t codes = slab.codes.row_bytes;
-    return is_plain(slab.type()) ? codes : static_cast<size_t>(slab.head_dim()) * sizeof(float);
+    return static_cast<size_t>(slab.n_heads) *
+           (is_plain(slab.type()) ? codes : static_cast<size_t>(slab.head_dim()) * sizeof(float));
   };
-  return (bytes(storage.k) + bytes(storage.v)) * static_cast<size_t>(storage.k.n_heads) *
-         static_cast<size_t>(n_tokens);
+  return (bytes(storage.k) + bytes(storage.v)) * static_cast<size_t>(n_tokens);
 }
 
 void store_row(const Slab& slab, int32_t cell, int32_t head, const Row& from, float* values) {
@@ -163,10 +168,14 @@ void store_rows(const StoreParams& params, ThreadPool& pool, const RowScratch& s
     const int32_t cell = params.cell[token];
     if (cell < 0) return;
     float* values = scratch.of(thread).values;
-    store_row(storage.k, cell, head, row_at(params.k, token, head), values);
-    if (!storage.v_in_k) store_row(storage.v, cell, head, row_at(params.v, token, head), values);
+    const auto side = [&](const Slab& slab, const Tensor& rows) {
+      if (rows.data == nullptr || head >= slab.n_heads) return;
+      store_row(slab, cell, head, row_at(rows, token, head), values);
+    };
+    side(storage.k, params.k);
+    if (!storage.v_in_k) side(storage.v, params.v);
   };
-  for_each_row(params.n_tokens, storage.k.n_heads, bytes_of(storage, params.n_tokens), pool, store);
+  for_each_row(params.n_tokens, most_heads(storage), bytes_of(storage, params.n_tokens), pool, store);
 }
 
 void store_codes(const StoreCodesParams& params, ThreadPool& pool) noexcept {
@@ -175,16 +184,18 @@ void store_codes(const StoreCodesParams& params, ThreadPool& pool) noexcept {
     const int32_t cell = params.cell[token];
     if (cell < 0) return;
     const auto copy = [&](const Plane& plane, const Tensor& rows) {
-      if (plane.row_bytes == 0) return;
+      if (plane.row_bytes == 0 || rows.data == nullptr) return;
       copy_bytes(plane.row(head, cell), row_at(rows, token, head), plane.row_bytes);
     };
-    copy(storage.k.codes, params.k);
-    copy(storage.k.scales, params.k_scales);
-    if (storage.v_in_k) return;
+    if (head < storage.k.n_heads) {
+      copy(storage.k.codes, params.k);
+      copy(storage.k.scales, params.k_scales);
+    }
+    if (storage.v_in_k || head >= storage.v.n_heads) return;
     copy(storage.v.codes, params.v);
     copy(storage.v.scales, params.v_scales);
   };
-  for_each_row(params.n_tokens, storage.k.n_heads, bytes_of(storage, params.n_tokens), pool, store);
+  for_each_row(params.n_tokens, most_heads(storage), bytes_of(storage, params.n_tokens), pool, store);
 }
 
 void load_rows(const LoadParams& params, ThreadPool& pool, const RowScratch& scratch) noexcept {
@@ -192,8 +203,10 @@ void load_rows(const LoadParams& params, ThreadPool& pool, const RowScratch& scr
   const auto load = [&](int32_t token, int32_t head, int32_t thread) {
     const int32_t cell = params.cell[token];
     const int64_t row = params.row != nullptr ? params.row[token] : token;
-    const Row to_k = params.k.data ? row_at(params.k, row, head) : Row{};
-    const Row to_v = params.v.data ? row_at(params.v, row, head) : Row{};
+    const auto target = [&](const Slab& slab, const Tensor& rows) {
+      return rows.data != nullptr && head < slab.n_heads ? row_at(rows, row, head) : Row{};
+    };
+    const Row to_k = target(storage.k, params.k), to_v = target(storage.v, params.v);
     const int32_t offset = params.offset != nullptr && params.rope.n_dims > 0 ? params.offset[token]
                                                                               : 0;
     const ThreadRows mine = scratch.of(thread);
@@ -201,7 +214,7 @@ void load_rows(const LoadParams& params, ThreadPool& pool, const RowScratch& scr
     load_row(storage.v, cell, head, to_v, {}, 0, mine);
   };
   for (int32_t thread = 0; thread < pool.n_threads(); ++thread) *scratch.of(thread).turned_by = 0;
-  for_each_row(params.n_tokens, storage.k.n_heads, bytes_of(storage, params.n_tokens), pool, load);
+  for_each_row(params.n_tokens, most_heads(storage), bytes_of(storage, params.n_tokens), pool, load);
 }
 
 void move_rows(const MoveParams& params, ThreadPool& pool) noexcept {
@@ -250,10 +263,10 @@ void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept {
   const Slab& v = params.storage.v;
   const auto clear = [&](int32_t i, int32_t head, int32_t) {
     if (params.cell[i] < 0) return;
-    clear_row(k, head, params.cell[i]);
-    if (!params.storage.v_in_k) clear_row(v, head, params.cell[i]);
+    if (head < k.n_heads) clear_row(k, head, params.cell[i]);
+    if (!params.storage.v_in_k && head < v.n_heads) clear_row(v, head, params.cell[i]);
   };
-  for_each_row(params.n_cells, params.storage.k.n_heads, bytes_of(params.storage, params.n_cells),
+  for_each_row(params.n_cells, most_heads(params.storage), bytes_of(params.storage, params.n_cells),
                pool, clear);
 }
 

@@ -27,6 +27,7 @@ void store_rows(const StoreParams& params, ThreadPool& pool, const RowScratch& s
 void store_codes(const StoreCodesParams& params, ThreadPool& pool) noexcept;
 void load_rows(const LoadParams& params, ThreadPool& pool, const RowScratch& scratch) noexcept;
 void move_rows(const MoveParams& params, ThreadPool& pool) noexcept;
+void copy_cells(const CopyParams& params, ThreadPool& pool) noexcept;
 void clear_rows(const ClearParams& params, ThreadPool& pool) noexcept;
 
 }  // namespace kvc::cpu

@@ -10,7 +10,7 @@ namespace kvc::cpu {
 /// What a call's bias adds to the score of a token and a column; minus infinity where the bias or the mask hides it.
 inline float score_bias(const AttentionTensors& tensors, int64_t head, int64_t token, int64_t column) {
   const auto index_in = [=](const Tensor& tensor) {
-    return head * tensor.stride[0] + token * tensor.stride[1] + column * tensor.stride[2];
+    return head * tensor.stride[0] + tensor.token_offset(token, 1) + column * tensor.stride[2];
   };
   const Tensor& mask = tensors.mask;
   if (mask.data != nullptr && static_cast<const uint8_t*>(mask.data)[index_in(mask)] == 0)

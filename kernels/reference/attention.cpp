@@ -41,15 +41,19 @@ void rotate(std::vector<double>& key, const Rope& rope, int32_t offset) {
   }
 }
 
+int32_t first_column(const AttentionParams& params, const AttentionRow& row) {
+  return params.plan.first_column(params.plan.lists[row.list], params.first_column);
+}
+
 int64_t index_of(const Tensor& tensor, int32_t head, int32_t token, int32_t column) {
-  return head * tensor.stride[0] + token * tensor.stride[1] + column * tensor.stride[2];
+  return head * tensor.stride[0] + tensor.token_offset(token, 1) + column * tensor.stride[2];
 }
 
 /// What a bias adds, minus infinity where it or a mask hides.
 double bias_of(const AttentionParams& params, const AttentionRow& row, int32_t head,
                const Seen& token) {
   const AttentionTensors& tensors = params.tensors;
-  const int32_t column = token.cell - params.first_column;
+  const int32_t column = token.cell - first_column(params, row);
   if (tensors.mask.data &&
       static_cast<const uint8_t*>(
           tensors.mask.data)[index_of(tensors.mask, head, row.token, column)] == 0)
@@ -67,7 +71,7 @@ double score(const AttentionParams& params, const AttentionRow& row, int32_t hea
   if (token.offset != 0) rotate(key, constants.rope, token.offset);
   double x = 0;
   for (int32_t i = 0; i < storage.k.head_dim(); ++i) {
-    const int64_t index = row.token * params.tensors.q.stride[0] +
+    const int64_t index = params.tensors.q.token_offset(row.token) +
                           head * params.tensors.q.stride[1] + i * params.tensors.q.stride[2];
     x += key[static_cast<size_t>(i)] *
          load_element(params.tensors.q.data, params.tensors.q.dtype, index);
@@ -106,7 +110,7 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
   const bool sees_nothing = sum == 0;
   const double sink = constants.sinks && !sees_nothing ? std::exp(constants.sinks[head] - shift) : 0;
   for (int32_t i = 0; i < storage.v.head_dim(); ++i) {
-    const int64_t index = row.token * params.tensors.out.stride[0] +
+    const int64_t index = params.tensors.out.token_offset(row.token) +
                           head * params.tensors.out.stride[1] + i * params.tensors.out.stride[2];
     const double value = sees_nothing ? 0 : out[static_cast<size_t>(i)] / (sum + sink);
     store_element(params.tensors.out.data, params.tensors.out.dtype, index, static_cast<float>(value));
@@ -116,14 +120,14 @@ void attend(const AttentionParams& params, const AttentionRow& row, int32_t head
     for (int64_t column = 0; column < params.tensors.weights.shape[2]; ++column)
       weights[index_of(params.tensors.weights, head, row.token, static_cast<int32_t>(column))] = 0;
     for (size_t j = 0; j < tokens.size(); ++j) {
-      weights[index_of(params.tensors.weights, head, row.token,
-                       tokens[j].cell - params.first_column)] = static_cast<float>(std::exp(scores[j] -
-                                                                                            shift) /
-                                                                                   (sum + sink));
+      weights[index_of(
+          params.tensors.weights, head, row.token,
+          tokens[j].cell - first_column(params, row))] = static_cast<float>(std::exp(scores[j] - shift) /
+                                                                            (sum + sink));
     }
   }
   if (params.tensors.lse.data) {
-    const int64_t index = row.token * params.tensors.lse.stride[0] +
+    const int64_t index = params.tensors.lse.token_offset(row.token) +
                           head * params.tensors.lse.stride[1];
     const double value = sees_nothing ? -infinity : shift + std::log(sum);
     static_cast<float*>(params.tensors.lse.data)[index] = static_cast<float>(value);

@@ -91,6 +91,36 @@ class DeviceBlock {
   int32_t n_inside_ = 0;
 };
 
+/// The blocks of all fake devices of the process.
+class Blocks {
+ public:
+  static void add(DeviceBlock* block) {
+    const std::lock_guard lock(mutex_);
+    block->next = first_;
+    first_ = block;
+  }
+  static void remove(const void* data) {
+    const std::lock_guard lock(mutex_);
+    for (DeviceBlock** at = &first_; *at != nullptr; at = &(*at)->next) {
+      if ((*at)->data() != data) continue;
+      DeviceBlock* found = *at;
+      *at = found->next;
+      delete found;
+      return;
+    }
+  }
+  static DeviceBlock* holding(const std::byte* address) {
+    const std::lock_guard lock(mutex_);
+    DeviceBlock* block = first_;
+    while (block != nullptr && !block->contains(address)) block = block->next;
+    return block;
+  }
+
+ private:
+  static inline std::mutex mutex_;
+  static inline DeviceBlock* first_ = nullptr;
+};
+
 /// Memory for the device's own token arrays: zeros until they are written, like the book's.
 class TokenMirror {
  public:
@@ -155,6 +185,15 @@ class FakeCacheDevice final : public kvc::CacheDevice {
   }
   Status move(const kvc::MoveParams& params) noexcept override {
     return inside([&] { return cpu_->move(params); });
+  }
+  /// `from` may be another cache's, behind another block.
+  Status copy(const kvc::CopyParams& params) noexcept override {
+    DeviceBlock* const other = Blocks::holding(params.from.k.codes.data);
+    if (other == nullptr || other == block_) return inside([&] { return cpu_->copy(params); });
+    other->enter();
+    const Status status = inside([&] { return cpu_->copy(params); });
+    other->leave();
+    return status;
   }
   Status clear(const kvc::ClearParams& params) noexcept override {
     return inside([&] { return cpu_->clear(params); });
@@ -230,21 +269,12 @@ class FakeDevice final : public kvc::Device {
     if (place == kvc::Place::host || !owns_memory_) return cpu_->allocate(place, bytes, prefault);
     DeviceBlock* block = DeviceBlock::make(bytes);
     if (block == nullptr) return nullptr;
-    const std::lock_guard lock(mutex_);
-    block->next = blocks_;
-    blocks_ = block;
+    Blocks::add(block);
     return block->data();
   }
   void release(kvc::Place place, void* data, size_t bytes) noexcept override {
     if (place == kvc::Place::host || !owns_memory_) return cpu_->release(place, data, bytes);
-    const std::lock_guard lock(mutex_);
-    for (DeviceBlock** at = &blocks_; *at != nullptr; at = &(*at)->next) {
-      if ((*at)->data() != data) continue;
-      DeviceBlock* found = *at;
-      *at = found->next;
-      delete found;
-      return;
-    }
+    Blocks::remove(data);
   }
   const kvc::AttentionOperator* attention_operator(int32_t index) const noexcept override {
     return cpu_->attention_operator(index);
@@ -259,8 +289,8 @@ class FakeDevice final : public kvc::Device {
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     std::unique_ptr<kvc::CacheDevice> cpu;
     if (Status s = cpu_->attach(bounds, workspace, &cpu); s != Status::ok) return s;
-    std::unique_ptr<FakeCacheDevice> made(new (std::nothrow)
-                                              FakeCacheDevice(std::move(cpu), block_of(workspace)));
+    std::unique_ptr<FakeCacheDevice> made(
+        new (std::nothrow) FakeCacheDevice(std::move(cpu), Blocks::holding(workspace)));
     if (made == nullptr || !made->mirror(bounds.n_token_entries))
       return kvc::fail(Status::out_of_memory, "no memory for the fake device's token arrays");
     *out = std::move(made);
@@ -268,17 +298,8 @@ class FakeDevice final : public kvc::Device {
   }
 
  private:
-  DeviceBlock* block_of(const std::byte* address) {
-    const std::lock_guard lock(mutex_);
-    DeviceBlock* block = blocks_;
-    while (block != nullptr && !block->contains(address)) block = block->next;
-    return block;
-  }
-
   std::shared_ptr<kvc::Device> cpu_;
   bool owns_memory_;
-  std::mutex mutex_;
-  DeviceBlock* blocks_ = nullptr;
 };
 
 Status open(const kvc::DeviceOptions& options, std::shared_ptr<kvc::Device>* out) {

@@ -31,6 +31,9 @@ class CacheDeviceOver : public kvc::CacheDevice {
   kvc::Status move(const kvc::MoveParams& params) noexcept override {
     return around_([&] { return cpu_->move(params); });
   }
+  kvc::Status copy(const kvc::CopyParams& params) noexcept override {
+    return around_([&] { return cpu_->copy(params); });
+  }
   kvc::Status clear(const kvc::ClearParams& params) noexcept override {
     return around_([&] { return cpu_->clear(params); });
   }

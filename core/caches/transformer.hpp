@@ -1,0 +1,154 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "core/attention/row_plan.hpp"
+#include "core/caches/booked_cache.hpp"
+#include "core/caches/kv_layers.hpp"
+#include "core/cells/row_book.hpp"
+#include "core/device.hpp"
+
+namespace kvc {
+
+class DigestSum;
+
+/// As the caller asks: 0 is the default. The heads of V are in the bounds.
+struct TransformerRequest {
+  bool ring = false;
+  bool not_causal = false;
+  int32_t reach = 0;
+  DType mask_dtype = DType::f32;
+};
+
+struct TransformerSettings {
+  RowRules rules;
+  DType mask_dtype = DType::f32;
+};
+
+/// The cache of a batch of rows (semantics §6): the token at a position of row b lies in one column of it, cell
+/// b · columns + column. The book knows where rows continue, the plan what tokens of the open pass see; this class adds K and V.
+///
+/// The files: transformer.cpp (creation, watching), transformer_pass.cpp (begin … abort, put, attention),
+/// transformer_reading.cpp (get, mask, gather, views), transformer_rows.cpp (copies, insert, fill).
+class TransformerCache final : public LabelledCache<RowBook>,
+                               public KeyValues,
+                               public Causality,
+                               public Rows,
+                               public RowStorage {
+ public:
+  /// Checks bounds and request and fills in defaults. Needs no device.
+  static Status resolve(CacheBounds& bounds, const TransformerRequest& request,
+                        TransformerSettings* settings);
+  static Status memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                             const TransformerSettings& settings, uint64_t* bytes);
+  static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                       const TransformerSettings& settings, std::shared_ptr<Cache>* out);
+
+  KeyValues* key_values() override { return this; }
+  const KeyValues* key_values() const override { return this; }
+  Causality* causality() override { return this; }
+  Rows* rows() override { return this; }
+  const Rows* rows() const override { return this; }
+  RowStorage* row_storage() override { return this; }
+  const RowStorage* row_storage() const override { return this; }
+  bool takes_lists() const override { return false; }
+
+  const Cache& holder() const override { return *this; }
+  Status ready_for_layer(int32_t layer, bool needs_put) const override;
+  Status ready_to_put(int32_t layer) const override { return ready_for_layer(layer, false); }
+  Status rows_to_put(int64_t, int64_t* rows) const override {
+    *rows = pass_.n_tokens();
+    return Status::ok;
+  }
+  Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
+  Status put_codes(int32_t layer, const Codes& codes) override;
+  Status attention(int32_t layer, const AttentionTensors& tensors) override;
+  Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
+                       const AttentionTensors& tensors) override;
+  Status set_causal(int32_t n_except, const int32_t* except) override;
+  Status check_binding(const AttentionConstants& constants) const override;
+  void bind_attention(int32_t layer_begin, int32_t layer_end,
+                      const AttentionConstants& constants) override;
+  int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
+  Status check_scales(bool of_k, bool of_v) const override;
+  void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                   const float* v_scales) override;
+  Status get(int32_t layer, Tensor* k, Tensor* v) override;
+  Status get_codes(int32_t layer, Codes* codes) override;
+  Status prepare_copy(int32_t layer) override { return ready_for_layer(layer, true); }
+  Status get_copy(int32_t layer, const Tensor& k, const Tensor& v) override;
+  Status history(int32_t layer, int32_t* first, int32_t* cells) override;
+  DType mask_dtype() const override { return settings_.mask_dtype; }
+  Status mask(int32_t layer, const Tensor& into) override;
+  Status gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) override;
+  Status runs(int32_t layer, int32_t sequence, int32_t capacity, Run* runs, int32_t* n) const override;
+
+  int32_t q_len() const override { return pass_.n_tokens() / bounds_.max_sequences; }
+  bool has_starts() const override { return true; }
+  int32_t starts(int32_t row) const override { return book_.sequence(row).starts; }
+  Status check_set(int32_t row_begin, int32_t n, const int32_t* index,
+                   const int32_t* starts) const override {
+    return book_.check_set(row_begin, n, index, starts);
+  }
+  Status apply_set(int32_t row_begin, int32_t n, const int32_t* index, const int32_t* starts) override;
+  Status check_insert(const Cache& other, int32_t slot) const override;
+  Status apply_insert(const Cache& other, int32_t slot) override;
+
+  Status view_rows(int32_t layer, Codes* codes) const override;
+  Status check_fill(int32_t layer, int32_t row_begin, int32_t n) const override;
+  int32_t n_columns() const override { return book_.rules().columns; }
+  Status fill_rows(int32_t layer, int32_t row_begin, int32_t n, const Filling& filling) override;
+
+  Status copy(int32_t source, int32_t destination, int32_t position) override;
+  Status apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) override;
+
+  CacheStats stats() const override;
+  Status digest(uint64_t out[2]) const override;
+
+ private:
+  friend BookedCache<RowBook>;  // creates it
+  TransformerCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                   const TransformerSettings& settings);
+  AttentionBounds attention_bounds() const;
+  void carve_host(Carver& carver);
+  void carve_device(Carver& carver);
+  Status attach();
+
+  // A pass (transformer_pass.cpp).
+  Status open_pass(const Batch& batch) override;
+  Status check_kept_tokens(int32_t row, int32_t n) const override;
+  Status settle_unput() override;
+  Status clear_freed() override;
+  Status clear(int32_t layer, const int32_t* cell, int32_t n);
+  Status make_plan();
+  Status prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params);
+
+  // Reading (transformer_reading.cpp).
+  Tensor by_rows(const Tensor& cells) const;
+
+  // Rows (transformer_rows.cpp).
+  Status check_same(const TransformerCache& other) const;
+  Status copy_stretches(const KvLayers& from, const CellStretch* stretch, int32_t n, bool exchange);
+  Status copy_row(const TransformerCache& from, int32_t source, int32_t destination, int32_t end);
+  Status exchange_rows(int32_t a, int32_t b);
+  Status fill_cells(int32_t layer, const int32_t* cell, int32_t n, const Filling& from);
+
+  // Watching.
+  Status digest_row(int32_t index, DigestSum& sum) const;
+
+  const TransformerSettings settings_;
+  const AttentionOperator* operator_;
+  std::unique_ptr<CacheDevice> on_device_;
+
+  KvLayers layers_;
+  RowPlan plan_;
+  struct Move {
+    int32_t source;  // −1: the row has what it shall have
+    int32_t n_uses;  // as the source of rows that have not
+  };
+  Move* moves_ = nullptr;           // [rows] while they are reordered
+  std::byte* workspace_ = nullptr;  // on the device
+  bool entries_are_told_ = false;   // to a device that follows them
+};
+
+}  // namespace kvc

@@ -1,0 +1,194 @@
+#include <algorithm>
+
+#include "core/attention/operator.hpp"
+#include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
+#include "core/caches/planted_scales.hpp"
+#include "core/caches/transformer.hpp"
+#include "core/cells/sequence_checks.hpp"
+
+namespace kvc {
+
+Status TransformerCache::open_pass(const Batch& batch) {
+  plan_.open(*batch.rows);
+  const bool nothing_to_put = std::all_of(book_.batch_cell(), book_.batch_cell() + batch.n_tokens,
+                                          [](int32_t cell) { return cell < 0; });
+  pass_.open(batch.n_tokens, nothing_to_put);
+  return device_info_.plans_ahead ? make_plan() : Status::ok;
+}
+
+Status TransformerCache::ready_for_layer(int32_t layer, bool needs_put) const {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (Status s = layers_.check(layer); s != Status::ok) return s;
+  return needs_put ? pass_.need_put(layer) : Status::ok;
+}
+
+// ---- Put and the except set -------------------------------------------------------------------------------------------------
+
+Status TransformerCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
+  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  const StoreParams store = {layers_[layer].storage, book_.batch_cell(), pass_.n_tokens(), k, v};
+  if (Status s = health_.after(on_device_->store(store)); s != Status::ok) return s;
+  pass_.note_put(layer);
+  return Status::ok;
+}
+
+Status TransformerCache::put_codes(int32_t layer, const Codes& codes) {
+  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  const LayerStorage storage = with_scales_unless(Bug::codes_put_without_scales,
+                                                  layers_[layer].storage);
+  const StoreCodesParams store = {storage,       book_.batch_cell(), pass_.n_tokens(),
+                                  codes.k,       codes.k_scales,     codes.v,
+                                  codes.v_scales};
+  if (Status s = health_.after(on_device_->store_codes(store)); s != Status::ok) return s;
+  pass_.note_put(layer);
+  return Status::ok;
+}
+
+Status TransformerCache::set_causal(int32_t n_except, const int32_t* except) {
+  if (Status s = pass_.need_pass(); s != Status::ok) return s;
+  if (Status s = check_arrays("n_except", n_except, {{"except", except}}); s != Status::ok)
+    return s;
+  for (int32_t i = 0; i < n_except; ++i) {
+    if (except[i] < 0 || except[i] >= pass_.n_tokens())
+      return no_index("except", i, except[i], pass_.n_tokens());
+  }
+  if (!pass_.is_open()) return Status::ok;
+  plan_.set_except(n_except, except);
+  return Status::ok;
+}
+
+// ---- The end of a pass ---------------------------------------------------------------------------------------------------------
+
+Status TransformerCache::clear(int32_t layer, const int32_t* cell, int32_t n) {
+  return health_.after(on_device_->clear({layers_[layer].storage, cell, n}));
+}
+
+/// With zero_on_free what became free becomes zeros.
+Status TransformerCache::clear_freed() {
+  constexpr int32_t at_once = 256;
+  int32_t cell[at_once], n = 0;
+  const auto flush = [&] {
+    for (int32_t layer = 0; n > 0 && health_.ok() && layer < bounds_.n_layers; ++layer)
+      (void)clear(layer, cell, n);
+    n = 0;
+  };
+  book_.for_each_freed([&](int32_t freed) {
+    cell[n++] = freed;
+    if (n == at_once) flush();
+  });
+  flush();
+  return health_.status();
+}
+
+/// In a layer that was not put, the kept tokens hold zeros.
+Status TransformerCache::settle_unput() {
+  if (pass_.is_fully_put()) return Status::ok;
+  for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
+    if (pass_.was_put(layer)) continue;
+    if (Status s = clear(layer, book_.batch_cell(), pass_.n_tokens()); s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+Status TransformerCache::check_kept_tokens(int32_t index, int32_t n) const {
+  const int32_t n_added = book_.sequence(index).n_added, first = index * q_len();
+  if (n == n_added) return Status::ok;
+  for (int32_t kept = 0; kept < n; ++kept) {
+    if (plan_.sees_later(first + kept)) {
+      return fail(Status::invalid_argument,
+                  "keep %d of row %d keeps its token %d, which sees later ones and saw one that "
+                  "would be dropped: keep all %d, or drop it too",
+                  n, index, kept, n_added);
+    }
+    for (int32_t dropped = n; dropped < n_added; ++dropped) {
+      if (!plan_.same_type(first + kept, first + dropped)) continue;
+      return fail(Status::invalid_argument,
+                  "keep %d of row %d keeps its token %d, which has the type of token %d and saw "
+                  "it: keep or drop tokens of one type together",
+                  n, index, kept, dropped);
+    }
+  }
+  return Status::ok;
+}
+
+// ---- Constants and attention ----------------------------------------------------------------------------------------------
+
+Status TransformerCache::check_binding(const AttentionConstants&) const {
+  return pass_.need_no_pass("constants are bound");
+}
+
+void TransformerCache::bind_attention(int32_t layer_begin, int32_t layer_end,
+                                      const AttentionConstants& constants) {
+  layers_.bind_attention(layer_begin, layer_end, constants);
+}
+
+Status TransformerCache::check_scales(bool of_k, bool of_v) const {
+  if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
+  if (!book_.is_empty()) {
+    return fail(Status::bad_state,
+                "rows hold tokens: call kvc_bind_scales while the cache is empty, right after "
+                "kvc_cache_create, or empty every row with kvc_remove first");
+  }
+  return layers_.check_scales(of_k, of_v);
+}
+
+void TransformerCache::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
+                                   const float* v_scales) {
+  layers_.bind_scales(layer_begin, layer_end, k_scales, v_scales);
+}
+
+Status TransformerCache::make_plan() {
+  if (plan_.is_made()) return Status::ok;
+  const AttentionPlan& plan = plan_.make();
+  health_.expect(plan.n_rows + plan.n_padding == pass_.n_tokens(),
+                 "the attention plan misses tokens of the batch");
+  if (!health_.ok()) return health_.status();
+  const TokenRange all = {0, plan_.n_entries()};
+  const bool tells = device_info_.follows_tokens && !entries_are_told_;
+  entries_are_told_ = true;
+  return health_.after(on_device_->begin_pass(plan, {&all, tells ? 1 : 0}, stream_));
+}
+
+/// Everything that comes before the call of the device, checks included.
+Status TransformerCache::prepare(int32_t layer, const AttentionTensors& tensors,
+                                 AttentionParams* params) {
+  if (bounds_.value_heads != bounds_.n_kv_heads) {
+    return fail(Status::not_supported,
+                "value_heads is %d and n_kv_heads %d: attention needs as many heads of V as of K",
+                bounds_.value_heads, bounds_.n_kv_heads);
+  }
+  if (Status s = make_plan(); s != Status::ok) return s;
+  params->plan = plan_.made();
+  params->storage = layers_[layer].storage;
+  params->constants = layers_.constants_for(layer, tensors.q.shape[1]);
+  params->tensors = tensors;
+  if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
+  const RowRules& rules = book_.rules();
+  Visibility visibility;  // a ring of length 1 has reach 0, and is limited all the same
+  visibility.reach = rules.reach == RowRules::no_limit ? 0 : std::max(rules.reach, 1);
+  return check_operator(*operator_, needed_features(*params, visibility, plan_.any_sees_later()),
+                        params->storage);
+}
+
+Status TransformerCache::attention(int32_t layer, const AttentionTensors& tensors) {
+  if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  AttentionParams params;
+  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
+  return health_.after(on_device_->attention(*operator_, params));
+}
+
+Status TransformerCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
+                                       const AttentionTensors& tensors) {
+  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (pass_.is_reserve()) return Status::ok;
+  AttentionParams params;
+  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
+  if (Status s = put(layer, k, v); s != Status::ok) return s;
+  return health_.after(on_device_->attention(*operator_, params));
+}
+
+}  // namespace kvc
