@@ -54,7 +54,8 @@ typedef struct kvc_cache kvc_cache; /* a handle, see base.h */
 
 /* ---- Creating -------------------------------------------------------------------------------------------------------- */
 
-enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL, KVC_ENCODER (encoder.h) and KVC_RECURRENT (recurrent.h);
+enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL, KVC_ENCODER (encoder.h), KVC_RECURRENT (recurrent.h)
+          and, experimentally, KVC_TRANSFORMER (transformer.h);
           kvc_cache_wrap() makes wrappers (wrapper.h). The other kinds return NOT_SUPPORTED */
   KVC_CAUSAL = 1,
   KVC_ENCODER,
