@@ -10,6 +10,7 @@
 #include "kvc/encoder.h"
 #include "kvc/experimental.h"
 #include "kvc/kvc.h"
+#include "kvc/lightning.h"
 #include "kvc/metadata.h"
 #include "kvc/recurrent.h"
 #include "kvc/storage.h"
@@ -36,6 +37,8 @@ template <>
 inline constexpr size_t first_size<kvc_recurrent_desc> = 56;
 template <>
 inline constexpr size_t first_size<kvc_transformer_desc> = 24;
+template <>
+inline constexpr size_t first_size<kvc_lightning_desc> = 32;
 template <>
 inline constexpr size_t first_size<kvc_attention_desc> = 24;
 template <>

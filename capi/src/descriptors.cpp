@@ -5,6 +5,7 @@
 #include "capi/src/arguments.hpp"
 #include "capi/src/words.hpp"
 #include "kvc/encoder.h"
+#include "kvc/lightning.h"
 #include "kvc/recurrent.h"
 #include "kvc/transformer.h"
 
@@ -37,6 +38,32 @@ Status check_no_keys(const kvc_cache_desc& d) {
                       "KVC_CACHE_STRICT, KVC_CACHE_ZERO_ON_FREE and KVC_CACHE_PREFAULT");
 }
 
+/// A lightning cache holds states in f32: what describes storage and bounds of keys and values must be 0.
+Status check_states_alone(const kvc_cache_desc& d) {
+  struct Field {
+    const char* name;
+    int64_t value;
+  };
+  for (const Field& field :
+       {Field{"capacity", d.capacity}, Field{"cells", d.cells}, Field{"block_k", d.block_k},
+        Field{"block_v", d.block_v}, Field{"v_first", d.v_first}}) {
+    if (field.value == 0) continue;
+    return fail(Status::invalid_argument,
+                "%s is %lld; it must be 0: a lightning cache holds states of one size, and no keys "
+                "and values",
+                field.name, static_cast<long long>(field.value));
+  }
+  if ((d.flags & key_flags) != 0) {
+    return unknown_bits("kvc_cache_desc.flags of a lightning cache", d.flags & key_flags,
+                        "KVC_CACHE_STRICT, KVC_CACHE_ZERO_ON_FREE and KVC_CACHE_PREFAULT");
+  }
+  for (const Field& field : {Field{"dtype_k", d.dtype_k}, Field{"dtype_v", d.dtype_v}}) {
+    if (field.value != 0 && field.value != KVC_F32)
+      return wrong_dtype(field.name, static_cast<uint32_t>(field.value), "f32");
+  }
+  return Status::ok;
+}
+
 /// How K and V are stored.
 Status read_storage(const kvc_cache_desc& d, CacheBounds* bounds) {
   if (Status s = read_storage_type("dtype_k", d.dtype_k, &bounds->type_k); s != Status::ok)
@@ -67,7 +94,7 @@ Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   if (d.kind < KVC_CAUSAL || d.kind > KVC_LIGHTNING)
     return fail(Status::invalid_argument,
                 "kind %u is none of KVC_CAUSAL (%d) to KVC_LIGHTNING (%d); this version creates "
-                "KVC_CAUSAL, KVC_ENCODER, KVC_RECURRENT and KVC_TRANSFORMER",
+                "KVC_CAUSAL, KVC_ENCODER, KVC_RECURRENT, KVC_TRANSFORMER and KVC_LIGHTNING",
                 d.kind, KVC_CAUSAL, KVC_LIGHTNING);
   request->kind = static_cast<CacheKind>(d.kind);
   if (const uint64_t unknown = d.flags & ~cache_flags; unknown != 0) {
@@ -78,6 +105,9 @@ Status read_common(const kvc_cache_desc& d, CacheRequest* request) {
   }
   if (d.kind == KVC_RECURRENT) {
     if (Status s = check_no_keys(d); s != Status::ok) return s;
+  }
+  if (d.kind == KVC_LIGHTNING) {
+    if (Status s = check_states_alone(d); s != Status::ok) return s;
   }
   if (Status s = read_storage(d, bounds); s != Status::ok) return s;
   bounds->n_layers = d.n_layers;
@@ -105,6 +135,7 @@ Status check_kind(const void* kind_desc, uint32_t kind) {
     return wrong_struct_size(kind == KVC_ENCODER       ? "kvc_encoder_desc"
                              : kind == KVC_RECURRENT   ? "kvc_recurrent_desc"
                              : kind == KVC_TRANSFORMER ? "kvc_transformer_desc"
+                             : kind == KVC_LIGHTNING   ? "kvc_lightning_desc"
                                                        : "kvc_causal_desc",
                              head.struct_size, "below", sizeof head);
   }
@@ -220,6 +251,21 @@ Status read_recurrent(const void* desc, RecurrentRequest* request) {
   return Status::ok;
 }
 
+Status read_lightning(const void* desc, LightningRequest* request) {
+  if (desc == nullptr) return Status::ok;
+  if (Status s = check_kind(desc, KVC_LIGHTNING); s != Status::ok) return s;
+  kvc_lightning_desc d;
+  const auto* given = static_cast<const kvc_lightning_desc*>(desc);
+  if (Status s = read_descriptor("kvc_lightning_desc", given, &d); s != Status::ok) return s;
+  if (const uint32_t unknown = d.flags & ~uint32_t{KVC_LIGHTNING_APPROXIMATE}; unknown != 0)
+    return unknown_bits("kvc_lightning_desc.flags", unknown, "KVC_LIGHTNING_APPROXIMATE");
+  request->approximate = (d.flags & KVC_LIGHTNING_APPROXIMATE) != 0;
+  request->block = d.block;
+  request->checkpoints = {d.checkpoints, d.checkpoint_interval, d.checkpoint_min_pos};
+  request->draft_states = d.draft_states;
+  return Status::ok;
+}
+
 }  // namespace
 
 Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequest* request) {
@@ -237,6 +283,9 @@ Status read_request(const kvc_cache_desc* desc, const void* kind_desc, CacheRequ
   }
   if (request->kind == CacheKind::transformer) {
     if (Status s = read_transformer(kind_desc, request); s != Status::ok) return s;
+  }
+  if (request->kind == CacheKind::lightning) {
+    if (Status s = read_lightning(kind_desc, &request->lightning); s != Status::ok) return s;
   }
   return check_request(*request);
 }

@@ -142,6 +142,10 @@ struct OfRecurrentStates {
   static constexpr const char* lacking = "this call is for recurrent caches (kind KVC_RECURRENT)";
 };
 
+struct OfDecayedStates {
+  static auto* in(auto& cache) { return cache.decayed_states(); }
+  static constexpr const char* lacking = "this call is for lightning caches (kind KVC_LIGHTNING)";
+};
 struct OfListedCheckpoints {
   static auto* in(auto& cache) { return std::as_const(cache).listed_checkpoints(); }
   static constexpr const char* lacking =

@@ -190,6 +190,23 @@ class RecurrentStates {
                               const Tensor& into) = 0;
 };
 
+/// The facet of a cache that holds states of linear attention with decay, [n, n_kv_heads, head_dim_k, head_dim_v] a layer.
+class DecayedStates {
+ public:
+  virtual ~DecayedStates() = default;
+  virtual const Cache& holder() const = 0;
+  /// Whether bind_decay() may follow.
+  virtual Status check_decay() const = 0;
+  virtual void bind_decay(int32_t layer_begin, int32_t layer_end, const float* slopes) = 0;
+  /// Whether the layer and the n sequences from `first` on exist.
+  virtual Status check_states(int32_t layer, int32_t first, int32_t n) const = 0;
+  /// As of next, as if the open pass were committed.
+  virtual Status read_states(int32_t layer, int32_t first, const Tensor& into) const = 0;
+  /// check_states(), and whether write_states() may follow.
+  virtual Status check_write(int32_t layer, int32_t first, int32_t n) const = 0;
+  virtual Status write_states(int32_t layer, int32_t first, const Tensor& from) = 0;
+};
+
 /// The facet of a cache that itself holds checkpoints of its sequences.
 class ListedCheckpoints {
  public:
@@ -279,6 +296,8 @@ class Cache {
   virtual const EncoderInputs* encoder_inputs() const { return nullptr; }
   virtual RecurrentStates* recurrent_states() { return nullptr; }
   virtual const RecurrentStates* recurrent_states() const { return nullptr; }
+  virtual DecayedStates* decayed_states() { return nullptr; }
+  virtual const DecayedStates* decayed_states() const { return nullptr; }
   virtual const ListedCheckpoints* listed_checkpoints() const { return nullptr; }
   virtual Checkpoints* checkpoints() { return nullptr; }
   virtual const Checkpoints* checkpoints() const { return nullptr; }

@@ -39,15 +39,14 @@ Status with_kind(const CacheRequest& request, Use use) {
         return s;
       return use(static_cast<TransformerCache*>(nullptr), bounds, settings);
     }
-    case CacheKind::lightning: break;
+    case CacheKind::lightning: {
+      LightningSettings settings;
+      if (Status s = LightningCache::resolve(bounds, request.lightning, &settings); s != Status::ok)
+        return s;
+      return use(static_cast<LightningCache*>(nullptr), bounds, settings);
+    }
   }
-  return fail(
-      Status::not_supported,
-      "kind %u is reserved: this version creates causal, encoder, recurrent and transformer "
-      "caches (KVC_CAUSAL, %u; KVC_ENCODER, %u; KVC_RECURRENT, %u; KVC_TRANSFORMER, %u)",
-      static_cast<uint32_t>(request.kind), static_cast<uint32_t>(CacheKind::causal),
-      static_cast<uint32_t>(CacheKind::encoder), static_cast<uint32_t>(CacheKind::recurrent),
-      static_cast<uint32_t>(CacheKind::transformer));
+  __builtin_unreachable();  // the boundary knows no other kinds
 }
 
 }  // namespace

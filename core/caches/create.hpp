@@ -5,6 +5,7 @@
 #include "core/caches/cache.hpp"
 #include "core/caches/causal.hpp"
 #include "core/caches/encoder.hpp"
+#include "core/caches/lightning.hpp"
 #include "core/caches/recurrent.hpp"
 #include "core/caches/transformer.hpp"
 #include "core/device.hpp"
@@ -22,6 +23,7 @@ struct CacheRequest {
   EncoderRequest encoder;
   RecurrentRequest recurrent;
   TransformerRequest transformer;
+  LightningRequest lightning;
 };
 
 /// Checks kind, bounds and what the kind alone needs, as the two functions below do.

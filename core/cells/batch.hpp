@@ -10,6 +10,8 @@ namespace kvc {
 inline constexpr uint32_t token_sees_later = 1;  // not causal: it sees later tokens of its sequence too
 inline constexpr uint32_t token_encoder_input = 2;  // it carries an input of an encoder cache
 
+inline constexpr uint32_t token_masked = 4;  // it adds nothing to the state of a lightning cache, but time passes
+
 /// The type of a token, 0: none. The tokens of one sequence with the same type see each other.
 inline constexpr uint32_t token_type_shift = 16;
 inline constexpr uint32_t token_types = ~uint32_t{0} << token_type_shift;

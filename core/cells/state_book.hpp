@@ -124,6 +124,11 @@ class StateBook {
   int32_t checkpoint_slot(int32_t sequence, int32_t at) const;
   int32_t list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at) const;
   void take_checkpoint(int32_t sequence);
+  void forget_checkpoints(int32_t sequence);
+  /// A slot that the sequence alone owns, for a caller who writes its state: its own or a fresh one. No slot is listed as freed.
+  int32_t take_own_slot(int32_t sequence);
+  /// The state is one of another position; 0: the sequence is emptied. Checkpoints are forgotten.
+  void relabel(int32_t sequence, int32_t position);
   void cut(int32_t sequence, int32_t position);
   void copy_prefix(int32_t source, int32_t destination, int32_t position);
   Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {

@@ -75,6 +75,34 @@ void StateBook::take_checkpoint(int32_t index) {
   if (sequence.next > 0 && !has_one) push_checkpoint(index);
 }
 
+void StateBook::forget_checkpoints(int32_t index) {
+  for (int32_t i = 0; i < sequences_[index].n_checkpoints; ++i) {
+    const auto slot = static_cast<int32_t>(checkpoints(index)[i].slot);
+    change(slot, -1, 0);
+    release_if_free(slot);
+  }
+  sequences_[index].n_checkpoints = 0;
+}
+
+// ---- States that a caller sets ----------------------------------------------------------------------------------------------
+
+int32_t StateBook::take_own_slot(int32_t index) {
+  Sequence& sequence = sequences_[index];
+  if (sequence.slot != zeros && slots_[sequence.slot].n_then == 1) return sequence.slot;
+  health_.expect(n_free_ > 0 && n_freed_ == 0, "no free slot where there is always one");
+  if (!health_.ok()) return sequence.slot;
+  change(sequence.slot, -1, 0);
+  sequence.slot = free_[--n_free_];
+  change(sequence.slot, 1, 0);
+  return sequence.slot;
+}
+
+void StateBook::relabel(int32_t index, int32_t position) {
+  if (position == 0) return cut(index, 0);
+  forget_checkpoints(index);
+  sequences_[index].next = position;
+}
+
 // ---- Stepping back and copies ---------------------------------------------------------------------------------------------------
 
 void StateBook::own(const Sequence& sequence, const Checkpoint* checkpoints) {

@@ -120,7 +120,7 @@ class LightningCall {
 namespace {
 
 Row row_at(const Tensor& t, int64_t token, int64_t head) {
-  const int64_t at = token * t.stride[0] + head * t.stride[1];
+  const int64_t at = t.token_offset(token) + head * t.stride[1];
   auto* data = static_cast<std::byte*>(t.data) + at * static_cast<int64_t>(size_of(t.dtype));
   return {data, t.stride[2], t.dtype};
 }

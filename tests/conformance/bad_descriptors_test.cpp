@@ -115,8 +115,9 @@ std::vector<Wrong> wrong_caches() {
   using W = kvc_causal_desc;
   std::vector<Wrong> list;
   add(list, "kind", &C::kind, {0u, 7u, UINT32_MAX});
-  add(list, "kind with keys and values", &C::kind, {uint32_t{KVC_RECURRENT}});
-  add(list, "kind", &C::kind, {4u, 5u, 6u}, KVC_E_NOT_SUPPORTED);
+  add(list, "kind of another descriptor", &C::kind,
+      {uint32_t{KVC_RECURRENT}, uint32_t{KVC_TRANSFORMER}, uint32_t{KVC_LIGHTNING}});
+  add(list, "kind", &C::kind, {uint32_t{KVC_WRAPPER}}, KVC_E_NOT_SUPPORTED);
   add(list, "flags", &C::flags, {uint64_t{128}, uint64_t{1} << 32, ~uint64_t{0}});
   add(list, "n_layers", &C::n_layers, {least, -1, 0, 65537, most});
   add(list, "n_kv_heads", &C::n_kv_heads, {least, -1, 0, 65537, most});

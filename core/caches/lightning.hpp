@@ -1,0 +1,123 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "core/attention/lightning.hpp"
+#include "core/caches/state_cache.hpp"
+
+namespace kvc {
+
+/// As the caller asks: 0 is the default, −1 is off.
+struct LightningRequest {
+  bool approximate = false;
+  int32_t block = 0;
+  CheckpointRequest checkpoints;
+  int32_t draft_states = 0;
+};
+
+struct LightningSettings {
+  int32_t block = 0;  // 0: the kernel's own
+  int32_t draft_states = 0;  // a pass with up to so many tokens of a sequence, and one, keeps K and V of every layer
+  StateRules rules;
+};
+
+/// The cache of linear attention with decay (semantics §7). A slot holds a state: of each layer [n_kv_heads, head_dim_k,
+/// head_dim_v], rows padded to whole vectors. Time is the position, so states also decay over positions without a token.
+///
+/// A pass leaves one state per sequence, behind its last token. For commit_prefix the cache keeps K and V of sequences with few
+/// tokens, and computes the state behind those that stay when the pass ends.
+///
+/// The files: lightning.cpp (creation, constants, states that come and go), lightning_pass.cpp (the pass, put, attention).
+class LightningCache final : public StateCache, public LayerAttention, public DecayedStates {
+ public:
+  /// Checks bounds and request and fills in defaults. Needs no device.
+  static Status resolve(CacheBounds& bounds, const LightningRequest& request,
+                        LightningSettings* settings);
+  static Status memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                             const LightningSettings& settings, uint64_t* bytes);
+  static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                       const LightningSettings& settings, std::shared_ptr<Cache>* out);
+
+  LayerAttention* layer_attention() override { return this; }
+  const LayerAttention* layer_attention() const override { return this; }
+  DecayedStates* decayed_states() override { return this; }
+  const DecayedStates* decayed_states() const override { return this; }
+  const Cache& holder() const override { return *this; }
+
+  Status ready_for_layer(int32_t layer, bool needs_put) const override;
+  Status ready_to_put(int32_t layer) const override;
+  Status rows_to_put(int64_t offered, int64_t* rows) const override;
+  Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
+  Status attention(int32_t layer, const AttentionTensors& tensors) override;
+  Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
+                       const AttentionTensors& tensors) override;
+  Status history(int32_t layer, int32_t* first, int32_t* cells) override;
+  Status check_binding(const AttentionConstants& constants) const override;
+  void bind_attention(int32_t layer_begin, int32_t layer_end,
+                      const AttentionConstants& constants) override;
+  int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].n_q_heads; }
+
+  Status check_decay() const override;
+  void bind_decay(int32_t layer_begin, int32_t layer_end, const float* slopes) override;
+  Status check_states(int32_t layer, int32_t first, int32_t n) const override;
+  Status read_states(int32_t layer, int32_t first, const Tensor& into) const override;
+  Status check_write(int32_t layer, int32_t first, int32_t n) const override;
+  Status write_states(int32_t layer, int32_t first, const Tensor& from) override;
+
+ private:
+  friend BookedCache<StateBook>;  // creates it
+  struct Layer {
+    int32_t n_q_heads = 0;  // 0: never bound
+    float scale = 1;
+    bool has_slopes = false;
+  };
+
+  LightningCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
+                 const LightningSettings& settings);
+  LightningBounds lightning_bounds() const;
+  void carve_host(Carver& carver);
+  void carve_device(Carver& carver);
+  KeptTokens carve_kept(Carver& carver, int64_t layers, int64_t n_tokens) const;
+  Status attach();
+  Status too_large() const;
+  int32_t in_pass() const;  // sequences of a pass at most
+  int32_t drafted_tokens() const;
+
+  // A pass.
+  Status open_pass(const Batch& batch) override;
+  Status check_kept_tokens(int32_t sequence, int32_t keep) const override;
+  Status settle_unput() override;
+  LightningParams params_for(int32_t layer) const;
+  LightningState state_at(int32_t layer, int32_t slot) const;
+  Status need_slopes(int32_t layer) const;
+  Status place_attention(int32_t layer, const AttentionTensors& tensors, LightningParams* params) const;
+  Status run(const LightningParams& params) { return health_.after(on_device_->lightning(params)); }
+  StatePart part_at(int32_t layer, int32_t part) const override;
+  bool is_drafted(int32_t n_tokens) const {
+    return settings_.draft_states > 0 && n_tokens <= settings_.draft_states + 1;
+  }
+
+  static constexpr int32_t whole = 0;  // the only part of a layer
+
+  const LightningSettings settings_;
+
+  // Host memory.
+  Layer* layers_ = nullptr;  // [n_layers]
+  float* slopes_ = nullptr;  // [n_layers][n_kv_heads] zeros where a layer has none: its states are zeros
+
+  // On the device.
+  std::byte* workspace_ = nullptr;
+  uint64_t layer_bytes_ = 0;
+  KeptTokens kept_;     // [max_batch] of the layer that was put last
+  KeptTokens drafted_;  // [n_layers][drafted_tokens()] of sequences with few tokens, for commit_prefix
+
+  // The open pass.
+  LightningToken* tokens_ = nullptr;  // [max_batch] sequence by sequence
+  LightningRow* rows_ = nullptr;      // [in_pass()] by order in the batch
+  LightningRow* settled_ = nullptr;   // [in_pass()] while a pass ends
+  int32_t* padding_ = nullptr;        // [max_batch]
+  int32_t n_padding_ = 0;
+  int32_t last_put_ = -1;  // the layer whose K and V are in kept_
+};
+
+}  // namespace kvc
