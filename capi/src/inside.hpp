@@ -156,8 +156,8 @@ struct OfListedCheckpoints {
 struct OfRows {
   static auto* in(auto& cache) { return cache.rows(); }
   static constexpr const char* lacking =
-      "this call is for caches whose sequences are the rows of a batch (KVC_TRANSFORMER), and "
-      "wrappers of them";
+      "this call is for caches whose sequences are the rows of a batch (KVC_TRANSFORMER and "
+      "KVC_LIGHTNING), and wrappers of them";
 };
 struct OfRowStorage {
   static auto* in(auto& cache) { return cache.row_storage(); }

@@ -57,11 +57,12 @@ struct ConvRows {
   Tensor x;                        // [n_tokens, n_channels] f32, f16 or bf16, any strides
 };
 
-/// Slots whose part becomes a copy of other slots' part.
+/// Slots whose part becomes a copy of other slots' part, of another cache that is laid out alike or of this one.
 struct StateCopies {
   StatePart part;
-  const int32_t* from = nullptr;  // [n]
-  const int32_t* to = nullptr;    // [n] no slot named twice, none of them a `from`
+  const StatePart* source = nullptr;  // null: part
+  const int32_t* from = nullptr;      // [n]
+  const int32_t* to = nullptr;        // [n] no slot named twice, none of them a `from`
   int32_t n = 0;
 };
 

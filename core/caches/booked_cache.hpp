@@ -62,6 +62,7 @@ class BookedCache : public Cache {
 
   // Doing.
   Status open(const Batch& batch, bool reserve) final {
+    tokens_per_row_ = batch.rows != nullptr ? batch.rows->q_len : 0;
     if (reserve) {
       pass_.open_reserve(batch.n_tokens);
       return Status::ok;
@@ -168,7 +169,8 @@ class BookedCache : public Cache {
   mutable std::mutex planning_;  // const calls plan in the book's scratch, and may overlap
   PassState pass_;
   Book book_;
-  void* stream_ = nullptr;  // of the open pass
+  void* stream_ = nullptr;      // of the open pass
+  int32_t tokens_per_row_ = 0;  // likewise; 0: its tokens are a list
 
  private:
   /// Lays the cache out over no blocks, which touches nothing.

@@ -18,15 +18,6 @@ Status no_softmax(const char* option) {
               "a lightning cache (KVC_LIGHTNING) takes no %s: its attention has no softmax", option);
 }
 
-/// The i-th of a tensor of states.
-Tensor state_of(const Tensor& states, int64_t i) {
-  Tensor one = states.from_row(i);
-  one.ndim = 3;
-  std::copy_n(states.shape + 1, 3, one.shape);
-  std::copy_n(states.stride + 1, 3, one.stride);
-  return one;
-}
-
 Status check_sizes(const CacheBounds& bounds, const LightningRequest& request) {
   struct Check {
     const char* name;
@@ -68,6 +59,7 @@ Status LightningCache::resolve(CacheBounds& bounds, const LightningRequest& requ
   rules.approximate = request.approximate;
   rules.approximate_flag = "KVC_LIGHTNING_APPROXIMATE";
   rules.known_flags = {token_masked, "KVC_TOKEN_MASKED"};
+  rules.takes_rows = true;
   rules.strict = bounds.strict;
 
   const int64_t wanted = slots_for(rules, bounds.max_sequences);
@@ -135,6 +127,9 @@ void LightningCache::carve_host(Carver& carver) {
   carve_book(carver);
   layers_ = carver.take<Layer>(layers, 64);
   slopes_ = carver.take<float>(layers * static_cast<uint64_t>(bounds_.n_kv_heads), 64);
+  const auto of_sequence = static_cast<uint64_t>(settings_.rules.checkpoints) + 1;
+  slots_from_ = carver.take<int32_t>(of_sequence, 64);
+  slots_to_ = carver.take<int32_t>(of_sequence, 64);
   tokens_ = carver.take<LightningToken>(batch, 64);
   rows_ = carver.take<LightningRow>(sequences, 64);
   settled_ = carver.take<LightningRow>(sequences, 64);
@@ -225,68 +220,6 @@ Status LightningCache::need_slopes(int32_t layer) const {
               "layer %d has no slopes, so nobody knows how its states decay: call kvc_bind_decay "
               "while the cache is empty",
               layer);
-}
-
-// ---- States that come and go ----------------------------------------------------------------------------------------------
-
-Status LightningCache::check_states(int32_t layer, int32_t first, int32_t n) const {
-  if (layer < 0 || layer >= bounds_.n_layers) return no_index("layer", layer, bounds_.n_layers);
-  if (first >= 0 && n >= 0 && n <= bounds_.max_sequences - first) return Status::ok;
-  return fail(Status::invalid_argument,
-              "sequence_begin %d and n %d are no range of sequences: both are 0 or more, and their "
-              "sum is at most max_sequences, which is %d",
-              first, n, bounds_.max_sequences);
-}
-
-/// In the open pass, a layer that was put has the state behind it already; any other decays.
-Status LightningCache::read_states(int32_t layer, int32_t first, const Tensor& into) const {
-  for (int64_t i = 0; i < into.shape[0]; ++i) {
-    const StateBook::Sequence& sequence = book_.sequence(first + static_cast<int32_t>(i));
-    const bool is_behind = sequence.n_kept > 0 && was_put(layer, whole);
-    LightningState state = state_at(layer, is_behind ? book_.kept_slot(sequence) : sequence.slot);
-    if (sequence.n_kept > 0 && !is_behind) state.passed = sequence.next - sequence.next_before;
-    state.tensor = state_of(into, i);
-    if (Status s = health_.after(on_device_->load_lightning(state)); s != Status::ok) return s;
-  }
-  return Status::ok;
-}
-
-Status LightningCache::check_write(int32_t layer, int32_t first, int32_t n) const {
-  if (Status s = pass_.need_no_pass("kvc_lightning_write"); s != Status::ok) return s;
-  if (Status s = check_states(layer, first, n); s != Status::ok) return s;
-  if (Status s = need_slopes(layer); s != Status::ok) return s;
-  for (int32_t sequence = first; sequence < first + n; ++sequence) {
-    if (book_.sequence(sequence).next > 0) continue;
-    return fail(
-        Status::bad_state,
-        "sequence %d is empty, so its state is zeros: set the position that the state is of "
-        "with kvc_rows_set first",
-        sequence);
-  }
-  return Status::ok;
-}
-
-/// A slot that nobody else reads takes the numbers; its other layers stay as they are.
-Status LightningCache::write_states(int32_t layer, int32_t first, const Tensor& from) {
-  for (int64_t i = 0; i < from.shape[0]; ++i) {
-    const int32_t index = first + static_cast<int32_t>(i);
-    book_.forget_checkpoints(index);
-    if (Status s = clear_freed(); s != Status::ok) return s;
-    const int32_t before = book_.sequence(index).slot, slot = book_.take_own_slot(index);
-    if (slot != before) {
-      const StatePart all = {.data = slots_,
-                             .slot_bytes = slot_bytes_,
-                             .n_elements = static_cast<int64_t>(slot_bytes_ / sizeof(float)),
-                             .n_slots = settings_.rules.n_slots,
-                             .type = StorageType::f32};
-      const StateCopies copy = {all, &before, &slot, 1};
-      if (Status s = health_.after(on_device_->copy_states(copy)); s != Status::ok) return s;
-    }
-    LightningState state = state_at(layer, slot);
-    state.tensor = state_of(from, i);
-    if (Status s = health_.after(on_device_->store_lightning(state)); s != Status::ok) return s;
-  }
-  return Status::ok;
 }
 
 }  // namespace kvc

@@ -27,8 +27,12 @@ struct LightningSettings {
 /// A pass leaves one state per sequence, behind its last token. For commit_prefix the cache keeps K and V of sequences with few
 /// tokens, and computes the state behind those that stay when the pass ends.
 ///
-/// The files: lightning.cpp (creation, constants, states that come and go), lightning_pass.cpp (the pass, put, attention).
-class LightningCache final : public StateCache, public LayerAttention, public DecayedStates {
+/// The files: lightning.cpp (creation, constants), lightning_pass.cpp (the pass, put, attention), lightning_states.cpp (states
+/// that come and go, rows).
+class LightningCache final : public StateCache,
+                             public LayerAttention,
+                             public DecayedStates,
+                             public Rows {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const LightningRequest& request,
@@ -42,6 +46,8 @@ class LightningCache final : public StateCache, public LayerAttention, public De
   const LayerAttention* layer_attention() const override { return this; }
   DecayedStates* decayed_states() override { return this; }
   const DecayedStates* decayed_states() const override { return this; }
+  Rows* rows() override { return this; }
+  const Rows* rows() const override { return this; }
   const Cache& holder() const override { return *this; }
 
   Status ready_for_layer(int32_t layer, bool needs_put) const override;
@@ -63,6 +69,15 @@ class LightningCache final : public StateCache, public LayerAttention, public De
   Status read_states(int32_t layer, int32_t first, const Tensor& into) const override;
   Status check_write(int32_t layer, int32_t first, int32_t n) const override;
   Status write_states(int32_t layer, int32_t first, const Tensor& from) override;
+
+  int32_t q_len() const override { return pass_.n_tokens() > 0 ? tokens_per_row_ : 0; }
+  bool has_starts() const override { return false; }
+  int32_t starts(int32_t) const override { return 0; }
+  Status check_set(int32_t row_begin, int32_t n, const int32_t* index,
+                   const int32_t* starts) const override;
+  Status apply_set(int32_t row_begin, int32_t n, const int32_t* index, const int32_t* starts) override;
+  Status check_insert(const Cache& other, int32_t slot) const override;
+  Status apply_insert(const Cache& other, int32_t slot) override;
 
  private:
   friend BookedCache<StateBook>;  // creates it
@@ -93,6 +108,8 @@ class LightningCache final : public StateCache, public LayerAttention, public De
   Status place_attention(int32_t layer, const AttentionTensors& tensors, LightningParams* params) const;
   Status run(const LightningParams& params) { return health_.after(on_device_->lightning(params)); }
   StatePart part_at(int32_t layer, int32_t part) const override;
+  StatePart whole_slots() const;
+  Status check_same(const LightningCache& other) const;
   bool is_drafted(int32_t n_tokens) const {
     return settings_.draft_states > 0 && n_tokens <= settings_.draft_states + 1;
   }
@@ -104,6 +121,8 @@ class LightningCache final : public StateCache, public LayerAttention, public De
   // Host memory.
   Layer* layers_ = nullptr;  // [n_layers]
   float* slopes_ = nullptr;  // [n_layers][n_kv_heads] zeros where a layer has none: its states are zeros
+  int32_t* slots_from_ = nullptr;  // [1 + checkpoints] that rows are inserted from, and the slots that they come to
+  int32_t* slots_to_ = nullptr;
 
   // On the device.
   std::byte* workspace_ = nullptr;

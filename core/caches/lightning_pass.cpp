@@ -50,7 +50,8 @@ Status LightningCache::check_kept_tokens(int32_t index, int32_t keep) const {
 
 // ---- Begin ------------------------------------------------------------------------------------------------------------------
 
-Status LightningCache::open_pass(const Batch& batch) {
+Status LightningCache::open_pass(const Batch& given) {
+  const Batch batch = book_.list_of(given);
   forget_puts();
   last_put_ = -1;
   n_padding_ = 0;

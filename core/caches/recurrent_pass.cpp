@@ -275,7 +275,7 @@ Status RecurrentCache::settle_unput() {
   for (int32_t layer = 0; layer < bounds_.n_layers && n > 0; ++layer) {
     for (const int32_t part : {conv, recurrent}) {
       if (!has_part(part) || was_put(layer, part)) continue;
-      const StateCopies copies = {part_at(layer, part), read_slots_, kept_slots_, n};
+      const StateCopies copies = {part_at(layer, part), nullptr, read_slots_, kept_slots_, n};
       if (Status s = health_.after(on_device_->copy_states(copies)); s != Status::ok) return s;
     }
   }

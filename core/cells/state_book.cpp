@@ -22,6 +22,7 @@ void StateBook::carve(Carver& carver) {
   slots_ = carver.take<Slot>(slots, 64);
   free_ = carver.take<int32_t>(slots, 64);
   plans_.carve(carver);
+  row_list_.carve(carver);
   copies_ = carver.take<Sequence>(sequences, 64);
   copied_checkpoints_ = carver.take<Checkpoint>(checkpoints, 64);
   batch_position_ = carver.take<int32_t>(batch, 64);
@@ -61,15 +62,19 @@ void StateBook::release_if_free(int32_t slot) {
 // ---- Planning -----------------------------------------------------------------------------------------------------------
 
 Status StateBook::check_batch(const Batch& batch) const {
-  return plans_.check_batch(
-      batch, known_flags, [this](int32_t sequence) { return sequences_[sequence].next; },
-      [](int32_t, SequencePlans::Plan&) { return Status::ok; });
+  const auto next_of = [this](int32_t sequence) { return sequences_[sequence].next; };
+  if (batch.rows != nullptr) {
+    if (Status s = row_list_.read(*batch.rows, next_of); s != Status::ok) return s;
+  }
+  return plans_.check_batch(list_of(batch), known_flags, next_of,
+                            [](int32_t, SequencePlans::Plan&) { return Status::ok; });
 }
 
 // ---- A pass ---------------------------------------------------------------------------------------------------------------
 
 /// check_batch() has just planned it.
-void StateBook::open_pass(const Batch& batch) {
+void StateBook::open_pass(const Batch& given) {
+  const Batch batch = list_of(given);
   n_in_batch_ = n_rows_ = 0;
   for (int32_t i = 0; i < batch.n_tokens; ++i) {
     const int32_t index = batch.sequence[i];

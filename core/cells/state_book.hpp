@@ -5,6 +5,7 @@
 #include "core/base/health.hpp"
 #include "core/base/status.hpp"
 #include "core/cells/batch.hpp"
+#include "core/cells/row_list.hpp"
 #include "core/cells/sequence_info.hpp"
 #include "core/cells/sequence_plans.hpp"
 
@@ -21,6 +22,7 @@ struct StateRules {
   bool approximate = false;  // middle parts may be removed
   const char* approximate_flag = "";      // the caller's name of that, for messages
   KnownFlags known_flags = {0, nullptr};  // of tokens
+  bool takes_rows = false;                // passes may take as many tokens in every row
   bool strict = false;
 };
 
@@ -75,7 +77,8 @@ class StateBook {
       : known_flags(rules.known_flags),
         rules_(rules),
         health_(health),
-        plans_({rules.max_sequences, rules.max_batch, rules.strict}) {}
+        plans_({rules.max_sequences, rules.max_batch, rules.strict}),
+        row_list_(rules.max_sequences, rules.takes_rows ? rules.max_batch : 0) {}
 
   const KnownFlags known_flags;
 
@@ -94,7 +97,13 @@ class StateBook {
 
   // ---- A pass ----
   Status check_batch(const Batch& batch) const;
-  Status check_room(const Batch&) const { return Status::ok; }
+  Status check_room(const Batch& batch) const {
+    return batch.rows == nullptr ? Status::ok : RowList::check_supported(*batch.rows);
+  }
+  /// The tokens of a batch that check_batch() has just planned, as a list.
+  Batch list_of(const Batch& batch) const {
+    return batch.rows == nullptr ? batch : row_list_.list(batch);
+  }
   void open_pass(const Batch& batch);
   /// Whether there is a row behind the first n tokens of a sequence.
   Status check_kept(int32_t sequence, int32_t n) const;
@@ -129,6 +138,9 @@ class StateBook {
   int32_t take_own_slot(int32_t sequence);
   /// The state is one of another position; 0: the sequence is emptied. Checkpoints are forgotten.
   void relabel(int32_t sequence, int32_t position);
+  /// An empty sequence becomes what one of another book is, in slots of its own: from[i] of the other becomes to[i]. Returns how
+  /// many there are, 1 + checkpoints at most; the lowest checkpoints stay behind where there are more. No slot is listed as freed.
+  int32_t adopt(int32_t sequence, const StateBook& other, int32_t source, int32_t* from, int32_t* to);
   void cut(int32_t sequence, int32_t position);
   void copy_prefix(int32_t source, int32_t destination, int32_t position);
   Status check_reorder(int32_t n, const int32_t* destination, const int32_t* source) const {
@@ -186,6 +198,7 @@ class StateBook {
   int32_t shared_ = 0;
 
   SequencePlans plans_;
+  RowList row_list_;
   // Sources of a reorder.
   Sequence* copies_ = nullptr;                // [max_sequences]
   Checkpoint* copied_checkpoints_ = nullptr;  // [max_sequences][checkpoints]

@@ -103,6 +103,34 @@ void StateBook::relabel(int32_t index, int32_t position) {
   sequences_[index].next = position;
 }
 
+int32_t StateBook::adopt(int32_t index, const StateBook& other, int32_t source, int32_t* from,
+                         int32_t* to) {
+  health_.expect(n_freed_ == 0 && sequences_[index].next == 0,
+                 "a sequence is replaced and not empty");
+  int32_t n = 0;
+  const auto own_copy = [&](int32_t slot) -> int32_t {
+    if (slot == zeros) return zeros;
+    for (int32_t i = 0; i < n; ++i) {
+      if (from[i] == slot) return to[i];
+    }
+    health_.expect(n_free_ > 0, "no free slot where there is always one");
+    if (!health_.ok()) return zeros;
+    from[n] = slot;
+    return to[n++] = free_[--n_free_];
+  };
+  Sequence sequence = other.sequences_[source];
+  const int32_t n_left = std::max(sequence.n_checkpoints - rules_.checkpoints, 0);
+  sequence.n_checkpoints -= n_left;
+  sequence.slot = own_copy(sequence.slot);
+  for (int32_t i = 0; i < sequence.n_checkpoints; ++i) {
+    Checkpoint& mine = list(index)[i] = other.checkpoints(source)[n_left + i];
+    mine.slot = static_cast<uint32_t>(own_copy(static_cast<int32_t>(mine.slot))) & INT32_MAX;
+  }
+  own(sequence, list(index));
+  sequences_[index] = sequence;
+  return n;
+}
+
 // ---- Stepping back and copies ---------------------------------------------------------------------------------------------------
 
 void StateBook::own(const Sequence& sequence, const Checkpoint* checkpoints) {
@@ -254,8 +282,6 @@ Status StateBook::check_one(int32_t index, bool pass_is_open) const {
     const Checkpoint& checkpoint = checkpoints(index)[i];
     if (checkpoint.at <= before) return broken("its checkpoints do not ascend");
     if (checkpoint.at > next) return broken("has a checkpoint behind its next");
-    if (checkpoint.is_approximate != 0 && !rules_.approximate)
-      return broken("has an approximate checkpoint in a cache without approximate states");
     if (static_cast<int32_t>(checkpoint.slot) >= rules_.n_slots)
       return broken("names a slot that does not exist");
     before = checkpoint.at;

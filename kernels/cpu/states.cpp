@@ -155,8 +155,9 @@ void store_conv(const ConvRows& params, ThreadPool& pool) noexcept {
 }
 
 void copy_states(const StateCopies& params, ThreadPool& pool) noexcept {
+  const StatePart& source = params.source != nullptr ? *params.source : params.part;
   const auto per_stretch = [&](int32_t i, int64_t begin, int64_t end) {
-    std::memcpy(params.part.slot(params.to[i]) + begin, params.part.slot(params.from[i]) + begin,
+    std::memcpy(params.part.slot(params.to[i]) + begin, source.slot(params.from[i]) + begin,
                 static_cast<size_t>(end - begin));
   };
   for_each_stretch(params.n, static_cast<int64_t>(params.part.bytes()), 1, pool, per_stretch);

@@ -188,12 +188,7 @@ class FakeCacheDevice final : public kvc::CacheDevice {
   }
   /// `from` may be another cache's, behind another block.
   Status copy(const kvc::CopyParams& params) noexcept override {
-    DeviceBlock* const other = Blocks::holding(params.from.k.codes.data);
-    if (other == nullptr || other == block_) return inside([&] { return cpu_->copy(params); });
-    other->enter();
-    const Status status = inside([&] { return cpu_->copy(params); });
-    other->leave();
-    return status;
+    return beside(params.from.k.codes.data, [&] { return cpu_->copy(params); });
   }
   Status clear(const kvc::ClearParams& params) noexcept override {
     return inside([&] { return cpu_->clear(params); });
@@ -228,7 +223,8 @@ class FakeCacheDevice final : public kvc::CacheDevice {
     return inside([&] { return cpu_->store_conv(params); });
   }
   Status copy_states(const kvc::StateCopies& params) noexcept override {
-    return inside([&] { return cpu_->copy_states(params); });
+    const std::byte* source = params.source != nullptr ? params.source->data : nullptr;
+    return beside(source, [&] { return cpu_->copy_states(params); });
   }
   Status clear_states(const kvc::StateClears& params) noexcept override {
     return inside([&] { return cpu_->clear_states(params); });
@@ -241,6 +237,16 @@ class FakeCacheDevice final : public kvc::CacheDevice {
   }
 
  private:
+  /// Inside this cache's memory and the one that `source` lies in.
+  template <class Call>
+  Status beside(const std::byte* source, Call call) const {
+    DeviceBlock* const other = Blocks::holding(source);
+    if (other == nullptr || other == block_) return inside(call);
+    other->enter();
+    const Status status = inside(call);
+    other->leave();
+    return status;
+  }
   template <class Call>
   Status inside(Call call) const {
     if (block_ == nullptr) return call();

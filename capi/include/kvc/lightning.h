@@ -35,6 +35,11 @@
  *   kvc_resume, kvc_can_resume, kvc_copy_prefix, kvc_reorder, kvc_remove, kvc_checkpoint_take, kvc_checkpoint_list,
  *   kvc_sequence_query, kvc_cache_stats, kvc_state_digest
  *                      as in a recurrent cache (recurrent.h), with KVC_LIGHTNING_APPROXIMATE
+ *   kvc_begin_rows     (rows.h) works too. attention_mask is [batch, q_len]: a token that it hides counts as KVC_TOKEN_MASKED, with
+ *                      KVC_ROWS_POSTPADDED as padding. token_types and KVC_ROWS_NOT_CAUSAL: NOT_SUPPORTED
+ *   kvc_rows_set       the index is a label of time: the state stays as it is, checkpoints are dropped; 0 empties the row. starts
+ *                      must be 0
+ *   kvc_insert         states and checkpoints, of more checkpoints than there may be not the lowest. Slopes must be the same
  *   kvc_get, kvc_mask, kvc_history, kvc_gather, kvc_runs, kvc_set_causal, kvc_bind_rope, kvc_bind_shift, kvc_bind_scales, calls
  *   on codes           NOT_SUPPORTED
  *

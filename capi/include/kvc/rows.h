@@ -1,5 +1,5 @@
-/* kvc/rows.h: batches of rows, for transformer caches (transformer.h). Experimental: these calls may change in any version. Not
- * part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/rows.h: batches of rows, for transformer and lightning caches (transformer.h, lightning.h). Experimental: these calls may change
+ * in any version. Not part of <kvc/kvc.h>: including this header is your consent.
  *
  * A batch has kvc_cache_desc.max_sequences rows, and row b is sequence b. A pass has q_len tokens in each row, of which the first
  * valid[b] continue the row and the others are padding. The index of a row is where it continues: padding on its left counts.
