@@ -12,6 +12,7 @@
 #include "kvc/kvc.h"
 #include "kvc/lightning.h"
 #include "kvc/metadata.h"
+#include "kvc/operators.h"
 #include "kvc/recurrent.h"
 #include "kvc/storage.h"
 #include "kvc/transformer.h"
@@ -27,6 +28,12 @@ template <>
 inline constexpr size_t first_size<kvc_device_desc> = 16;
 template <>
 inline constexpr size_t first_size<kvc_device_info> = 80;
+template <>
+inline constexpr size_t first_size<kvc_operator_info> = 112;
+template <>
+inline constexpr size_t first_size<kvc_operator_needs> = 44;
+template <>
+inline constexpr size_t first_size<kvc_operator_desc> = 40;
 template <>
 inline constexpr size_t first_size<kvc_cache_desc> = 72;
 template <>

@@ -101,8 +101,7 @@ Status check_reserved(const kvc_attention_extra& extra) {
     const char* name;
   };
   for (const Reserved& reserved :
-       {Reserved{(extra.flags & KVC_EXTRA_DROPOUT) != 0, "the flag KVC_EXTRA_DROPOUT"},
-        Reserved{(extra.flags & KVC_EXTRA_BY_POSITION) != 0, "the flag KVC_EXTRA_BY_POSITION"},
+       {Reserved{(extra.flags & KVC_EXTRA_BY_POSITION) != 0, "the flag KVC_EXTRA_BY_POSITION"},
         Reserved{(extra.flags & KVC_EXTRA_MASK_ALONE) != 0, "the flag KVC_EXTRA_MASK_ALONE"},
         Reserved{extra.first_position != nullptr, "kvc_attention_extra.first_position"},
         Reserved{extra.constants != nullptr, "kvc_attention_extra.constants"},
@@ -189,6 +188,8 @@ Status read_extra(LayerAttention& cache, int32_t layer, const kvc_attention_extr
   }
   if (Status s = check_overlaps(*a); s != Status::ok) return s;
   a->leaves_sinks_out = (extra.flags & KVC_EXTRA_NO_SINKS) != 0;
+  a->drops = (extra.flags & KVC_EXTRA_DROPOUT) != 0;
+  a->dropout_seed = extra.dropout_seed;
   return check_reserved(extra);
 }
 

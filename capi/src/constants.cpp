@@ -3,6 +3,7 @@
 
 #include "capi/src/arguments.hpp"
 #include "capi/src/inside.hpp"
+#include "core/caches/kv_layers.hpp"
 
 /// The constants of the model: what kvc_bind_attention(), kvc_bind_rope(), kvc_bind_scales() and kvc_bind_shift() take.
 namespace kvc::capi {
@@ -98,9 +99,23 @@ Status bind_attention(const LayerRange& layers, const kvc_attention_desc* desc, 
   if (heads != Status::ok) return heads;
   AttentionConstants constants;
   if (Status s = read_constants(d, slopes, sinks, &constants); s != Status::ok) return s;
+  const auto ask_operators = [&](auto question) {
+    return layers.each_part_until([&](Cache& cache, int32_t begin, int32_t end) {
+      const KvLayers* const of = cache.layer_attention()->layers_with_operators();
+      return of == nullptr ? Status::ok : question(*of, begin, end);
+    });
+  };
+  const Status scale = ask_operators([&](const KvLayers& of, int32_t begin, int32_t end) {
+    return of.check_scale_for_operators(begin, end, constants);
+  });
+  if (scale != Status::ok) return scale;
   const Status refused = layers.each_owner(
       [&](const Cache& cache) { return cache.layer_attention()->check_binding(constants); });
   if (refused != Status::ok) return refused;
+  const Status lacking = ask_operators([&](const KvLayers& of, int32_t begin, int32_t end) {
+    return of.check_operators(begin, end, constants);
+  });
+  if (lacking != Status::ok) return lacking;
   layers.each_part([&](Cache& cache, int32_t begin, int32_t end) {
     cache.layer_attention()->bind_attention(begin, end, constants);
   });

@@ -105,6 +105,7 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
                                  .allocator = allocator != nullptr ? &hook : nullptr};
   if (Status s = entry->open(options, &object->device); s != Status::ok) return s;
   object->name = entry->name;
+  object->operators = std::make_shared<OperatorRegistry>(object->device);
   *out = static_cast<kvc_device*>(handles::add(Kind::device, object.get(), {}));
   if (*out == nullptr) return Status::out_of_memory;
   (void)object.release();  // the table owns it now

@@ -125,7 +125,17 @@ struct Key {
 
 StatsBoard& board_of(Table& table, const Slot& slot) { return table.boards[&slot - table.slots]; }
 
-const char* name_of(Kind kind) { return kind == Kind::cache ? "cache" : "device"; }
+const char* name_of(Kind kind) {
+  switch (kind) {
+    case Kind::device: return "device";
+    case Kind::cache: return "cache";
+    case Kind::op: return "op";
+  }
+  return "handle";
+}
+
+/// What a handle stands for, in a sentence.
+const char* noun_of(Kind kind) { return kind == Kind::op ? "operator" : name_of(kind); }
 
 Status not_live(Kind kind) {
   return fail(Status::handle, "%s was closed or destroyed already, or is no handle of kvc",
@@ -155,8 +165,9 @@ Status decode(const void* handle, Kind kind, Key* key) {
   const uint32_t slot_kind = slot.kind.load(std::memory_order_relaxed);
   if (slot_kind != (payload & 15u)) return not_live(kind);
   if (slot_kind != static_cast<uint32_t>(kind)) {
-    return fail(Status::handle, "%s is the handle of a %s", name_of(kind),
-                name_of(static_cast<Kind>(slot_kind)));
+    const auto is = static_cast<Kind>(slot_kind);
+    return fail(Status::handle, "%s is the handle of %s %s", name_of(kind),
+                is == Kind::op ? "an" : "a", noun_of(is));
   }
   *key = {&slot, generation};
   return Status::ok;
@@ -177,10 +188,10 @@ Status check_access(uint64_t word, Kind kind, Access access) {
   return fail(Status::busy,
               "another call is inside this %s, and %s: let calls on one %s follow each other, or "
               "repeat this one",
-              name_of(kind),
+              noun_of(kind),
               (inside & exclusive_bit) != 0 ? "that call excludes all others"
                                             : "this call, which is not const, needs it alone",
-              name_of(kind));
+              noun_of(kind));
 }
 
 uint64_t entered(uint64_t word, Access access) {
@@ -217,10 +228,11 @@ void* add(Kind kind, void* object, const CacheStats& stats, const Pin* children,
   } else if (table->n_begun < n_slots) {
     index = table->n_begun++;
   } else {
-    (void)fail(
-        Status::out_of_memory,
-        "all %u handles are in use: destroy caches or close devices that are no longer needed",
-        n_slots);
+    (void)fail(Status::out_of_memory,
+               "all %u handles are in use: destroy caches and operators or close devices that are "
+               "no longer "
+               "needed",
+               n_slots);
     return nullptr;
   }
   Slot& slot = table->slots[index];

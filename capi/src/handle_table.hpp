@@ -6,7 +6,7 @@
 
 namespace kvc::capi {
 
-enum class Kind : uint32_t { device = 1, cache = 2 };
+enum class Kind : uint32_t { device = 1, cache = 2, op = 3 };
 
 /// How a call uses an object: any number of shared calls at a time, or one exclusive call.
 enum class Access { shared, exclusive };

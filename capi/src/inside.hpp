@@ -277,12 +277,22 @@ class LayerRange {
   /// Calls `visit(Cache&, begin, end)` for ranges of its owners' layers that cover it.
   template <class Visit>
   void each_part(Visit visit) const {
+    (void)each_part_until([&](Cache& cache, int32_t begin, int32_t end) {
+      visit(cache, begin, end);
+      return Status::ok;
+    });
+  }
+  /// Stops at the first refusal.
+  template <class Visit>
+  Status each_part_until(Visit visit) const {
     if (!object_.children) return visit(*object_.cache, begin_, end_);
     const WrapperCache& wrapper = *object_.children->wrapper;
     for (int32_t layer = begin_; layer < end_; ++layer) {
       const WrapperCache::LayerPlace& place = wrapper.place_of(layer);
-      visit(wrapper.child(place.child), place.layer, place.layer + 1);
+      const Status s = visit(wrapper.child(place.child), place.layer, place.layer + 1);
+      if (s != Status::ok) return of_layer(s, layer, place);
     }
+    return Status::ok;
   }
 
  private:

@@ -2,6 +2,8 @@
 #include <memory>
 
 #include "capi/src/handle_table.hpp"
+#include "core/attention/operator.hpp"
+#include "core/attention/registry.hpp"
 #include "core/caches/cache.hpp"
 #include "core/caches/wrapper.hpp"
 #include "core/device.hpp"
@@ -11,7 +13,14 @@ namespace kvc::capi {
 /// What a handle stands for. A cache keeps its device, so the handles of both may be destroyed in any order.
 struct DeviceObject {
   std::shared_ptr<Device> device;
+  std::shared_ptr<OperatorRegistry> operators;
   const char* name = "";  // as it was opened
+};
+
+struct OperatorObject {
+  std::shared_ptr<Device> device;
+  std::shared_ptr<const ChosenOperator> chosen;
+  char name[OperatorRegistry::name_capacity] = {};  // as it was created
 };
 
 /// The children of a wrapper as handles: each stays, wherever its own handle goes, until the wrapper is destroyed.

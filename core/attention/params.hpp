@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/attention/dropout.hpp"
 #include "core/base/storage.hpp"
 #include "core/base/tensor.hpp"
 
@@ -69,6 +70,7 @@ struct AttentionRow {
   int32_t first_end = 0;
   int32_t begin = 0;
   int32_t end = 0;
+  int32_t sequence = 0;  // of the token itself
 };
 
 /// Lists whose first `length` entries name the same cells at the same positions: their rows may be served by one read.
@@ -117,11 +119,26 @@ struct AttentionTensors {
   Tensor weights;  // [n_q_heads, n_tokens, columns] f32; data null: not wanted. 0 for what a token does not see
 
   bool leaves_sinks_out = false;  // a result to be merged with others: the sinks come once, at the end
+  bool drops = false;  // weights are dropped, with the probability of the layer's operator
+  uint64_t dropout_seed = 0;
 
   bool changes_scores() const { return bias.data != nullptr || mask.data != nullptr; }
 };
 
-/// One attention call. Scores are softmax(scale · q kᵀ → softcap → + ALiBi → + bias / visibility → sinks) v.
+/// How an operator works, as a caller created it. 0: as the operator thinks best.
+struct OperatorSettings {
+  int32_t block_q = 0;        // query rows of a KV head that share a read of the keys, at most
+  int32_t block_k = 0;        // keys that are read at a time, at most
+  int32_t block_b = 0;        // batch entries that are attended at a time
+  int32_t stretches = 0;      // parts that the keys are cut into, each attended by itself
+  bool side_by_side = false;  // several threads may attend the stretches of the same rows
+  bool in_double = false;     // scores, softmax and sums
+
+  bool operator==(const OperatorSettings&) const = default;
+};
+
+/// One attention call. Scores are softmax(scale · q kᵀ → softcap → + ALiBi → + bias / visibility → sinks) v,
+/// weights dropped before v.
 /// Where a key has a pending rotation d = position − rotated_for, the query is rotated the other way instead:
 /// q · R(d) k = (R(−d) q) · k.
 struct AttentionParams {
@@ -129,6 +146,8 @@ struct AttentionParams {
   AttentionConstants constants;
   AttentionPlan plan;
   AttentionTensors tensors;
+  OperatorSettings settings;
+  Dropout dropout;
   int32_t first_column = 0;        // the cell of column 0
   std::byte* workspace = nullptr;  // attention_workspace_bytes() of them, aligned to 4096
 

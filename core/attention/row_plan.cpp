@@ -178,7 +178,8 @@ void RowPlan::add_row(int32_t index) {
                              .position = row.next - row.n_added + i,
                              .first_end = 0,
                              .begin = seen.begin - row.first,
-                             .end = seen.end - row.first};
+                             .end = seen.end - row.first,
+                             .sequence = index};
   }
   if (plan_.n_rows == n_before) return;
   TokenList& made = lists_[plan_.n_lists++] = {};

@@ -73,6 +73,7 @@ struct KeyShift {
 };
 
 class Cache;
+class KvLayers;
 
 /// The facet of a cache whose layers take keys and values and attend over them, however it keeps them.
 class LayerAttention {
@@ -102,6 +103,8 @@ class LayerAttention {
                               const AttentionConstants& constants) = 0;
   /// Query heads bound to a layer; 0: never bound.
   virtual int32_t bound_q_heads(int32_t layer) const = 0;
+  /// Layers whose operators callers may choose; null: the cache attends in one way alone.
+  virtual KvLayers* layers_with_operators() { return nullptr; }
 };
 
 /// The facet of a cache that holds keys and values, token by token. Dense views span history().

@@ -103,7 +103,7 @@ CausalCache::CausalCache(const std::shared_ptr<Device>& device, const CacheBound
     : BookedCache(device, bounds, rules_of(bounds, settings, device->info())),
       settings_(settings),
       operator_(device->attention_operator(0)),
-      layers_(bounds_),
+      layers_(bounds_, features_of(settings.visibility)),
       plan_(book_, bounds.max_batch),
       copies_(book_) {}
 

@@ -84,6 +84,7 @@ class CausalCache final : public BookedCache<CellBook>,
   void bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) override;
   Status bind_shift(const KeyShift& shift) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
+  KvLayers* layers_with_operators() override { return &layers_; }
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
   Status get_codes(int32_t layer, Codes* codes) override;
   Status prepare_copy(int32_t layer) override;
@@ -130,7 +131,9 @@ class CausalCache final : public BookedCache<CellBook>,
     int32_t from[tokens_per_move], to[tokens_per_move], offset[tokens_per_move];
     int32_t n = 0;
   };
-  Status prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params);
+  Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
+                 AttentionParams* params);
+  Status run(const AttentionOperator& op, const AttentionParams& params);
   Status make_plan();  // unless it is made, and tells the device
   template <class Visit>
   void for_each_pending(Visit visit);

@@ -90,28 +90,34 @@ Status CausalCache::make_plan() {
 }
 
 /// Everything that comes before the call of the device, checks included.
-Status CausalCache::prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params) {
+Status CausalCache::prepare(int32_t layer, const AttentionTensors& tensors,
+                            const AttentionOperator** op, AttentionParams* params) {
   if (Status s = make_plan(); s != Status::ok) return s;
+  *op = operator_;
   params->plan = plan_.made();
-  params->storage = layers_[layer].storage;
-  params->constants = layers_.constants_for(layer, tensors.q.shape[1]);
-  params->tensors = tensors;
-  if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
+  const bool one_each = params->plan.n_rows == params->plan.n_lists;
+  if (Status s = layers_.describe_call(layer, tensors, one_each, op, params); s != Status::ok)
+    return s;
   if (tensors.changes_scores() || tensors.weights.data != nullptr) {
     PassPlan::Span range;
     if (Status s = span(&range); s != Status::ok) return s;
     params->first_column = range.first;
   }
   const FeatureSet needed = needed_features(*params, settings_.visibility, plan_.any_sees_later());
-  return check_operator(*operator_, needed, params->storage);
+  return check_operator(**op, needed, params->storage);
+}
+
+Status CausalCache::run(const AttentionOperator& op, const AttentionParams& params) {
+  return after_call(health_, op, on_device_->attention(op, params));
 }
 
 Status CausalCache::attention(int32_t layer, const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
-  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
-  return health_.after(on_device_->attention(*operator_, params));
+  const AttentionOperator* op = nullptr;
+  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
+  return run(*op, params);
 }
 
 Status CausalCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
@@ -119,9 +125,10 @@ Status CausalCache::put_attention(int32_t layer, const Tensor& k, const Tensor& 
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
-  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
+  const AttentionOperator* op = nullptr;
+  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
   if (Status s = put(layer, k, v); s != Status::ok) return s;
-  return health_.after(on_device_->attention(*operator_, params));
+  return run(*op, params);
 }
 
 }  // namespace kvc

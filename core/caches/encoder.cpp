@@ -58,7 +58,7 @@ EncoderCache::EncoderCache(const std::shared_ptr<Device>& device, const CacheBou
                                .strict = bounds.strict}),
       settings_(settings),
       operator_(device->attention_operator(0)),
-      layers_(bounds_) {}
+      layers_(bounds_, feature_not_causal) {}
 
 Status EncoderCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                   const EncoderSettings& settings, uint64_t* bytes) {

@@ -55,6 +55,7 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
   void bind_attention(int32_t layer_begin, int32_t layer_end,
                       const AttentionConstants& constants) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
+  KvLayers* layers_with_operators() override { return &layers_; }
   Status check_scales(bool of_k, bool of_v) const override;
   void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
                    const float* v_scales) override;
@@ -104,7 +105,9 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
 
   // The plan and what reads it (encoder_attention.cpp).
   Status make_plan();
-  Status prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params);
+  Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
+                 AttentionParams* params);
+  Status run(const AttentionOperator& op, const AttentionParams& params);
   void span(int32_t* first, int32_t* cells) const;  // needs a plan
   bool is_stored(int32_t layer, int32_t slot) const;
   Status digest_input(int32_t sequence, const Input& input, int32_t tag, DigestSum& sum) const;
@@ -132,6 +135,7 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
   int32_t* padding_ = nullptr;    // [max_batch] tokens that see nothing
   AttentionPlan plan_;
   bool is_planned_ = false;
+  bool has_one_each_ = false;      // each sequence of the pass has one token
   bool entries_are_told_ = false;  // to a device that follows them
 };
 

@@ -49,11 +49,16 @@ Status EncoderCache::make_plan() {
     AttentionRow& row = rows_[list_end_[*list - 1]++];
     row = {};
     row.token = token;
+    row.position = book_.batch_position()[token];
+    row.sequence = book_.batch_sequence()[token];
     row.list = *list - 1;
     row.end = lists_[row.list].total;
   }
   for (int32_t i = 0; i < plan_.n_lists; ++i) list_of_[lists_[i].first_cell / bounds_.capacity] = 0;
   is_planned_ = true;
+  has_one_each_ = true;
+  for (int32_t i = 0; i < book_.n_in_batch(); ++i)
+    has_one_each_ &= book_.sequence(book_.in_batch(i)).n_added == 1;
   const TokenRange all = {0, bounds_.capacity};
   const bool tells = device_info_.follows_tokens && !entries_are_told_;
   entries_are_told_ = true;
@@ -78,24 +83,29 @@ void EncoderCache::bind_attention(int32_t layer_begin, int32_t layer_end,
 }
 
 /// Everything that comes before the call of the device, checks included.
-Status EncoderCache::prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params) {
+Status EncoderCache::prepare(int32_t layer, const AttentionTensors& tensors,
+                             const AttentionOperator** op, AttentionParams* params) {
   if (Status s = make_plan(); s != Status::ok) return s;
+  *op = operator_;
   params->plan = plan_;
-  params->storage = layers_[layer].storage;
-  params->constants = layers_.constants_for(layer, tensors.q.shape[1]);
-  params->tensors = tensors;
-  if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
+  if (Status s = layers_.describe_call(layer, tensors, has_one_each_, op, params); s != Status::ok)
+    return s;
   int32_t cells = 0;
   span(&params->first_column, &cells);
-  return check_operator(*operator_, needed_features(*params, Visibility{}, true), params->storage);
+  return check_operator(**op, needed_features(*params, Visibility{}, true), params->storage);
+}
+
+Status EncoderCache::run(const AttentionOperator& op, const AttentionParams& params) {
+  return after_call(health_, op, on_device_->attention(op, params));
 }
 
 Status EncoderCache::attention(int32_t layer, const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
-  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
-  return health_.after(on_device_->attention(*operator_, params));
+  const AttentionOperator* op = nullptr;
+  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
+  return run(*op, params);
 }
 
 /// `tensors` was read against the history that expect_rows() announced.
@@ -104,9 +114,10 @@ Status EncoderCache::put_attention(int32_t layer, const Tensor& k, const Tensor&
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
-  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
+  const AttentionOperator* op = nullptr;
+  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
   if (Status s = put(layer, k, v); s != Status::ok) return s;
-  return health_.after(on_device_->attention(*operator_, params));
+  return run(*op, params);
 }
 
 void EncoderCache::expect_rows(int64_t rows) {

@@ -28,6 +28,11 @@ void place_inside(Plane& part, const Plane& whole, size_t first) {
 
 }  // namespace
 
+KvLayers::~KvLayers() {
+  for (int32_t index = 0; layers_ != nullptr && index < bounds_.n_layers; ++index)
+    layers_[index].~Layer();
+}
+
 void KvLayers::carve_host(Carver& carver) {
   layers_ = carver.take<Layer>(static_cast<uint64_t>(bounds_.n_layers), page_bytes);
   Layer measured;
@@ -161,10 +166,12 @@ AttentionConstants KvLayers::constants_for(int32_t layer, int64_t n_q_heads) con
     constants.n_q_heads = static_cast<int32_t>(n_q_heads);
     constants.scale = 0;
   }
-  if (!(constants.scale != 0)) {
-    constants.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(bounds_.head_dim_k)));
-  }
+  if (!(constants.scale != 0)) constants.scale = default_scale();
   return constants;
+}
+
+float KvLayers::default_scale() const {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(bounds_.head_dim_k)));
 }
 
 }  // namespace kvc

@@ -68,7 +68,7 @@ TransformerCache::TransformerCache(const std::shared_ptr<Device>& device, const 
     : LabelledCache(device, bounds, settings.rules),
       settings_(settings),
       operator_(device->attention_operator(0)),
-      layers_(bounds_),
+      layers_(bounds_, feature_transformer | features_of(visibility_of(settings.rules))),
       plan_(book_) {}
 
 Status TransformerCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,

@@ -70,6 +70,7 @@ class TransformerCache final : public LabelledCache<RowBook>,
   void bind_attention(int32_t layer_begin, int32_t layer_end,
                       const AttentionConstants& constants) override;
   int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
+  KvLayers* layers_with_operators() override { return &layers_; }
   Status check_scales(bool of_k, bool of_v) const override;
   void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
                    const float* v_scales) override;
@@ -121,7 +122,10 @@ class TransformerCache final : public LabelledCache<RowBook>,
   Status clear_freed() override;
   Status clear(int32_t layer, const int32_t* cell, int32_t n);
   Status make_plan();
-  Status prepare(int32_t layer, const AttentionTensors& tensors, AttentionParams* params);
+  Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
+                 AttentionParams* params);
+  Status run(const AttentionOperator& op, const AttentionParams& params);
+  static Visibility visibility_of(const RowRules& rules);
 
   // Reading (transformer_reading.cpp).
   Tensor by_rows(const Tensor& cells) const;

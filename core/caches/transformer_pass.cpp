@@ -154,31 +154,44 @@ Status TransformerCache::make_plan() {
 
 /// Everything that comes before the call of the device, checks included.
 Status TransformerCache::prepare(int32_t layer, const AttentionTensors& tensors,
-                                 AttentionParams* params) {
+                                 const AttentionOperator** op, AttentionParams* params) {
   if (bounds_.value_heads != bounds_.n_kv_heads) {
     return fail(Status::not_supported,
                 "value_heads is %d and n_kv_heads %d: attention needs as many heads of V as of K",
                 bounds_.value_heads, bounds_.n_kv_heads);
   }
   if (Status s = make_plan(); s != Status::ok) return s;
+  *op = operator_;
   params->plan = plan_.made();
-  params->storage = layers_[layer].storage;
-  params->constants = layers_.constants_for(layer, tensors.q.shape[1]);
-  params->tensors = tensors;
-  if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
-  const RowRules& rules = book_.rules();
-  Visibility visibility;  // a ring of length 1 has reach 0, and is limited all the same
+  bool one_each = true;
+  for (int32_t row = 0; row < bounds_.max_sequences; ++row)
+    one_each &= book_.sequence(row).n_added <= 1;
+  if (Status s = layers_.describe_call(layer, tensors, one_each, op, params); s != Status::ok)
+    return s;
+  const FeatureSet needed = feature_transformer |
+                            needed_features(*params, visibility_of(book_.rules()),
+                                            plan_.any_sees_later());
+  return check_operator(**op, needed, params->storage);
+}
+
+/// A ring of length 1 has reach 0, and is limited all the same.
+Visibility TransformerCache::visibility_of(const RowRules& rules) {
+  Visibility visibility;
   visibility.reach = rules.reach == RowRules::no_limit ? 0 : std::max(rules.reach, 1);
-  return check_operator(*operator_, needed_features(*params, visibility, plan_.any_sees_later()),
-                        params->storage);
+  return visibility;
+}
+
+Status TransformerCache::run(const AttentionOperator& op, const AttentionParams& params) {
+  return after_call(health_, op, on_device_->attention(op, params));
 }
 
 Status TransformerCache::attention(int32_t layer, const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
-  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
-  return health_.after(on_device_->attention(*operator_, params));
+  const AttentionOperator* op = nullptr;
+  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
+  return run(*op, params);
 }
 
 Status TransformerCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
@@ -186,9 +199,10 @@ Status TransformerCache::put_attention(int32_t layer, const Tensor& k, const Ten
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
-  if (Status s = prepare(layer, tensors, &params); s != Status::ok) return s;
+  const AttentionOperator* op = nullptr;
+  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
   if (Status s = put(layer, k, v); s != Status::ok) return s;
-  return health_.after(on_device_->attention(*operator_, params));
+  return run(*op, params);
 }
 
 }  // namespace kvc

@@ -82,6 +82,7 @@ class InputBook {
   int32_t n_in_batch() const { return n_in_batch_; }
   int32_t in_batch(int32_t index) const { return in_batch_[index]; }
   const int32_t* batch_sequence() const { return batch_sequence_; }  // no_sequence: padding
+  const int32_t* batch_position() const { return batch_position_; }
   /// The slot that a token of the batch sees, −1: none.
   int32_t seen_slot(int32_t token) const;
   /// Calls visit(sequence) for each sequence that carries an input in the open pass.

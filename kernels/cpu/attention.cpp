@@ -120,7 +120,8 @@ class Call {
 };
 
 void Call::cut(Schedule& schedule) {
-  if (schedule.n_q_heads_ == params_.constants.n_q_heads && schedule.kernels_ == &kernels_) {
+  if (schedule.n_q_heads_ == params_.constants.n_q_heads && schedule.kernels_ == &kernels_ &&
+      schedule.settings_ == params_.settings) {
     space_.work = schedule.work_;
     return;
   }
@@ -130,6 +131,7 @@ void Call::cut(Schedule& schedule) {
   schedule.work_ = work;
   schedule.n_q_heads_ = params_.constants.n_q_heads;
   schedule.kernels_ = &kernels_;
+  schedule.settings_ = params_.settings;
 }
 
 void Call::run(ThreadPool& pool, Schedule& schedule) noexcept {
@@ -357,11 +359,13 @@ void Call::attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end
   }
 }
 
-/// Cells of a tile; fewer where its bias must fit the scratch.
+/// Cells of a tile; fewer where its bias must fit the scratch, or the operator was created with smaller blocks.
 int32_t Call::cells_at_once(const Item& item) const {
-  if (!params_.changes_scores()) return tile_cells_max;
+  const int32_t block = params_.settings.block_k;
+  const int32_t most = block > 0 ? std::min(block, tile_cells_max) : tile_cells_max;
+  if (!params_.changes_scores()) return most;
   const int32_t fitting = bias_floats_max / padded(item.n_rows());
-  return std::min(tile_cells_max, fitting / bias_cells_min * bias_cells_min);
+  return std::min(most, fitting / bias_cells_min * bias_cells_min);
 }
 
 /// Bias and mask of the tile's rows and cells as the kernels read them: in f32, rows side by side, hidden ones −infinity.
@@ -662,8 +666,7 @@ void Call::write(const Item& item, int32_t plan_row, int32_t head, float* o, flo
   *to = sees_nothing ? minus_infinity : static_cast<float>(value);
 }
 
-/// Padding tokens: zeros, and the log-sum-exp of nothing.
-static void write_padding(const AttentionParams& params) {
+void write_padding(const AttentionParams& params) noexcept {
   const AttentionTensors& tensors = params.tensors;
   for (int32_t i = 0; i < params.plan.n_padding; ++i) {
     const int64_t token = params.plan.padding[i];

@@ -19,6 +19,7 @@ class Schedule {
   friend class Call;
   WorkPlan work_;
   int32_t n_q_heads_ = 0;  // 0: nothing is cut
+  OperatorSettings settings_;
   const KernelTable* kernels_ = nullptr;
 };
 
@@ -29,6 +30,9 @@ inline void attention(const AttentionParams& params, ThreadPool& pool) noexcept 
   Schedule once;
   attention(params, pool, once);
 }
+
+/// What padding tokens get: zeros, and the log-sum-exp of nothing.
+void write_padding(const AttentionParams& params) noexcept;
 
 /// Bytes of workspace for calls within these bounds, served by a pool of n_threads.
 size_t attention_workspace_bytes(const AttentionBounds& bounds, int32_t n_threads) noexcept;

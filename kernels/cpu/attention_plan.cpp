@@ -46,10 +46,12 @@ Range clamp(const AttentionRow& row, int32_t low, int32_t high) {
 
 class Planner {
  public:
-  Planner(const AttentionParams& params, WorkPlan& work) : plan_(params.plan), work_(work) {
+  Planner(const AttentionParams& params, WorkPlan& work)
+      : plan_(params.plan), settings_(params.settings), work_(work) {
     wide_rows_min_ = kernels().wide_tile_rows_min(params.storage.k.type(), params.storage.v.type());
     group_ = params.constants.n_q_heads / params.storage.k.n_heads;
-    work_.n_pieces = (group_ + tile_rows_max - 1) / tile_rows_max;
+    const int32_t rows_max = settings_.block_q > 0 ? settings_.block_q : tile_rows_max;
+    work_.n_pieces = (group_ + rows_max - 1) / rows_max;
     work_.piece_heads = (group_ + work_.n_pieces - 1) / work_.n_pieces;
     n_heads_ = static_cast<int64_t>(params.storage.k.n_heads) * work_.n_pieces;
   }
@@ -67,6 +69,7 @@ class Planner {
  private:
   /// Tokens of a tile, by the rows that it is cut from.
   int32_t tokens_at_once(int32_t n_rows) const {
+    if (settings_.block_q > 0) return settings_.block_q / work_.piece_heads;
     int32_t rows = kernels().wide_tile_rows;
     while (rows > tile_rows_min && int64_t{n_rows} * group_ * n_heads_ < items_wanted * rows)
       rows /= 2;
@@ -157,7 +160,9 @@ class Planner {
   void make_tiles() {
     work_.n_tiles = work_.n_waves = 0;
     begin_wave(0);
-    int32_t next_shared = work_.n_slots_max < 4 ? plan_.n_shared : 0;
+    // A prefix that is read once for all is a stretch of its own, which nobody asked for.
+    const bool shares = work_.n_slots_max >= 4 && settings_.stretches == 0;
+    int32_t next_shared = shares ? 0 : plan_.n_shared;
     for (int32_t row = 0; row < plan_.n_rows;) {
       const int32_t list = plan_.rows[row].list;
       while (next_shared < plan_.n_shared && plan_.shared[next_shared].list_end <= list)
@@ -185,6 +190,11 @@ class Planner {
   /// How many stretches a tile has: so many that one list alone keeps all threads busy. It follows from the list's own rows
   /// and history, so that a token has the same bits whatever else is in the batch.
   void set_stretches(WorkTile& tile, int32_t n_tiles_of_list) const {
+    if (settings_.stretches > 0) {
+      tile.stretch_cells = std::max(1, (tile.n_seen + settings_.stretches - 1) / settings_.stretches);
+      tile.n_stretches = std::max(1, (tile.n_seen + tile.stretch_cells - 1) / tile.stretch_cells);
+      return;
+    }
     const int64_t items = n_tiles_of_list * n_heads_;
     const int64_t by_items = (items_wanted + items - 1) / items;
     const int64_t by_cells = std::max(1, tile.n_seen / stretch_cells_min);
@@ -202,10 +212,13 @@ class Planner {
     const int32_t end = work_.waves[wave + 1].tile;
     for (int32_t i = w.tile; i < end; ++i) w.cost += cost_of(work_.tiles[i]) * n_heads_;
     // Tiles that stay whole have slots enough: a prefix is shared by as many rows only as that allows.
-    for (int64_t item_cost = std::max<int64_t>(1, w.cost / items_wanted);; item_cost *= 2) {
+    const bool all = settings_.stretches > 0 && settings_.side_by_side;
+    const bool none = settings_.stretches > 0 && !settings_.side_by_side;
+    const int64_t least = all ? 1 : std::max<int64_t>(1, w.cost / items_wanted);
+    for (int64_t item_cost = least;; item_cost *= 2) {
       for (int32_t i = w.tile; i < end; ++i) {
         WorkTile& tile = work_.tiles[i];
-        tile.is_split = tile.n_stretches > 1 && cost_of(tile) > item_cost;
+        tile.is_split = !none && tile.n_stretches > 1 && cost_of(tile) > item_cost;
       }
       if (assign_slots(wave)) return;
     }
@@ -256,6 +269,7 @@ class Planner {
   }
 
   const AttentionPlan& plan_;
+  const OperatorSettings& settings_;
   WorkPlan& work_;
   int32_t group_ = 1;
   int32_t wide_rows_min_ = 0;

@@ -16,6 +16,7 @@
 #include "kernels/cpu/pages.hpp"
 #include "kernels/cpu/rows.hpp"
 #include "kernels/cpu/states.hpp"
+#include "kernels/cpu/vanilla.hpp"
 
 namespace kvc::cpu {
 namespace {
@@ -90,7 +91,9 @@ class CpuCacheDevice final : public CacheDevice {
     return Status::ok;
   }
   Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept override {
-    return op.run(params, *this);
+    AttentionParams call = params;
+    call.workspace = workspace_;
+    return op.run(op, call, *this);
   }
   Status write_mask(const MaskParams& params) noexcept override {
     cpu::write_mask(params, pool_);
@@ -140,7 +143,10 @@ class CpuCacheDevice final : public CacheDevice {
   }
 
  private:
-  friend Status run_flash(const AttentionParams& params, CacheDevice& device) noexcept;
+  friend Status run_tiles(const AttentionOperator&, const AttentionParams& params,
+                          CacheDevice& device) noexcept;
+  friend Status run_vanilla(const AttentionOperator&, const AttentionParams& params,
+                            CacheDevice& device) noexcept;
 
   static std::byte* stored(const RowBytes& rows, int32_t i) {
     return rows.plane.row(rows.head, rows.cell[i]) + rows.first_byte;
@@ -154,22 +160,63 @@ class CpuCacheDevice final : public CacheDevice {
 
 /// FlashAttention's online softmax over tiles. The driver picks the narrow, the medium or the wide kernel by the number of rows
 /// of a tile.
-Status run_flash(const AttentionParams& params, CacheDevice& device) noexcept {
+Status run_tiles(const AttentionOperator&, const AttentionParams& params,
+                 CacheDevice& device) noexcept {
   auto& here = static_cast<CpuCacheDevice&>(device);
-  AttentionParams call = params;
-  call.workspace = here.workspace_;
-  cpu::attention(call, here.pool_, here.schedule_);
+  cpu::attention(params, here.pool_, here.schedule_);
   return Status::ok;
 }
 
-constexpr AttentionOperator operators[] = {
-    {.name = "flash",
-     .features = feature_mask | feature_bias | feature_window | feature_chunk | feature_not_causal |
-                 feature_softcap | feature_alibi | feature_sinks | feature_lse | feature_weights |
-                 feature_grouped | feature_dims_differ | feature_shifted,
-     .storage = (1u << n_storage_types) - 1,
-     .workspace_bytes = attention_workspace_bytes,
-     .run = run_flash}};
+Status run_vanilla(const AttentionOperator&, const AttentionParams& params,
+                   CacheDevice& device) noexcept {
+  vanilla_attention(params, static_cast<CpuCacheDevice&>(device).pool_);
+  return Status::ok;
+}
+
+constexpr FeatureSet of_all = feature_mask | feature_bias | feature_window | feature_chunk |
+                              feature_not_causal | feature_softcap | feature_alibi | feature_sinks |
+                              feature_lse | feature_weights | feature_grouped | feature_dims_differ |
+                              feature_shifted | feature_rotated | feature_transformer;
+
+constexpr const char* flash_aliases[] = {"flash_attn2",     "sdpa", "splash", "blockwise",
+                                         "paged_attention", nullptr};
+constexpr const char* decode_aliases[] = {"autoregressive_decodeattn", nullptr};
+
+// Blocks are multiples of the kernels' steps: vectors of rows; strips of 12 cells, blocks of 64, blocks of 96 or 128.
+constexpr int32_t block_q_multiple = 16, block_k_multiple = 384;
+static_assert(tile_rows_max % block_q_multiple == 0 && tile_cells_max % block_k_multiple == 0);
+
+/// The first is what attends where no other is bound.
+constexpr AttentionOperator operators[] = {{.name = "flash",
+                                            .aliases = flash_aliases,
+                                            .features = of_all | feature_block_q | feature_block_k,
+                                            .storage = every_storage,
+                                            .block_q_multiple = block_q_multiple,
+                                            .block_k_multiple = block_k_multiple,
+                                            .block_q_max = tile_rows_max,
+                                            .block_k_max = tile_cells_max,
+                                            .workspace_bytes = attention_workspace_bytes,
+                                            .run = run_tiles},
+                                           {.name = "vanilla",
+                                            .features = of_all | feature_dropout,
+                                            .storage = every_storage,
+                                            .softmax_types = in_f64 | in_f32 | in_f16 | in_bf16,
+                                            .workspace_bytes = attention_workspace_bytes,
+                                            .run = run_vanilla},
+                                           {.name = "decode",
+                                            .aliases = decode_aliases,
+                                            .features = of_all | feature_block_k,
+                                            .modes = mode_autoregressive,
+                                            .storage = every_storage,
+                                            .block_k_multiple = block_k_multiple,
+                                            .block_k_max = tile_cells_max,
+                                            .workspace_bytes = attention_workspace_bytes,
+                                            .run = run_tiles},
+                                           {.name = "ring",
+                                            .features = of_all | feature_scan,
+                                            .storage = every_storage,
+                                            .workspace_bytes = attention_workspace_bytes,
+                                            .run = run_tiles}};
 
 }  // namespace
 

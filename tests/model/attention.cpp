@@ -25,7 +25,7 @@ double attend_row(const Constants& constants, int32_t head, double scale,
   double total = visible;
   if (!constants.sinks.empty()) total += std::exp(constants.sinks[h] - largest);
   for (size_t i = 0; i < keys.size(); ++i) {
-    const double weight = std::exp(logit[i] - largest) / total;
+    const double weight = std::exp(logit[i] - largest) / total * keys[i].counts;
     if (weights) weights[i] = weight;
     for (int32_t d = 0; d < head_dim_v; ++d) out[d] += weight * keys[i].value[d];
   }
@@ -33,7 +33,7 @@ double attend_row(const Constants& constants, int32_t head, double scale,
 }
 
 AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
-                       const std::vector<double>& q, const Bias& bias) {
+                       const std::vector<double>& q, const Bias& bias, const Bias& counts) {
   const int32_t n = oracle.pass.n_tokens;
   const int32_t dk = oracle.cache.head_dim_k;
   const int32_t dv = oracle.cache.head_dim_v;
@@ -87,6 +87,7 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
           sum += std::fabs(constants.slopes[static_cast<size_t>(h)]) * distance;
         magnitude = std::max(magnitude, sum);
         seen.push_back({dot, distance, value, added});
+        if (counts) seen.back().counts = counts(h, t, tokens[i].position);
         weights.emplace_back(tokens[i].position, 0);
       }
       double* out = result.out.data() + (t * n_q_heads + h) * dv;

@@ -26,6 +26,7 @@ struct Seen {
   double distance;
   const double* value;  // [head_dim_v]
   double bias = 0;
+  double counts = 1;  // what its weight is multiplied with: dropout
 };
 
 /// What a call adds to the score of a batch token and a position of its sequence; minus infinity
@@ -38,8 +39,9 @@ double attend_row(const Constants& constants, int32_t head, double scale,
                   const std::vector<Seen>& keys, int32_t head_dim_v, double* out,
                   double* weights = nullptr);
 
-/// The whole batch of the oracle's open pass. q [n_tokens, n_q_heads, head_dim_k].
+/// The whole batch of the oracle's open pass. q [n_tokens, n_q_heads, head_dim_k]. `counts`, likewise, is what a weight is
+/// multiplied with behind the softmax: dropout.
 AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
-                       const std::vector<double>& q, const Bias& bias = {});
+                       const std::vector<double>& q, const Bias& bias = {}, const Bias& counts = {});
 
 }  // namespace model

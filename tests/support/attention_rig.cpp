@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "host_view.hpp"
+#include "model/dropout.hpp"
 
 namespace support {
 namespace {
@@ -81,6 +82,23 @@ AttentionRig::AttentionRig(kvc_device* device, const AttentionOptions& chosen, i
   constants = {options.n_q_heads, options.scale, options.softcap, {}, {}};
   if (options.slopes) constants.slopes.assign(slopes.begin(), slopes.end());
   if (options.sinks) constants.sinks.assign(sinks.begin(), sinks.end());
+  if (!options.op.empty()) bind_operator(device);
+}
+
+void AttentionRig::bind_operator(kvc_device* device) {
+  kvc_operator* op = nullptr;
+  ASSERT_EQ(kvc_operator_create(device, options.op.c_str(), &options.op_desc, &op), KVC_OK)
+      << last_message();
+  EXPECT_EQ(kvc_bind_operator(cache, 0, 1, options.op_modes, op), KVC_OK) << last_message();
+  EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);  // the cache keeps what it needs
+}
+
+double AttentionRig::dropout_factor(int32_t head, int32_t token, int32_t position,
+                                    uint64_t dropout_seed) const {
+  const auto at = static_cast<size_t>(token);
+  return model::dropout_factor(
+      {dropout_seed, 0, head, oracle.pass.sequence[at], oracle.pass.position[at], position},
+      options.op_desc.dropout_prob);
 }
 
 void AttentionRig::bind_rope() {
@@ -256,17 +274,28 @@ double AttentionRig::attend_and_compare() {
   Extra extra = make_extra();
   Array weights = array(KVC_F32, {heads, n, std::max(extra.n_cells, 1)});
   if (options.weights) extra.desc.weights = weights.tensor();
+  const bool drops = options.op_desc.dropout_prob > 0;
+  model::Bias counts;
+  double keep_factor = 1;
+  if (drops) {
+    extra.desc.flags |= KVC_EXTRA_DROPOUT;
+    extra.desc.dropout_seed = static_cast<uint64_t>(random.below(1 << 30)) << 17 | 1;
+    keep_factor = 1 / (1 - static_cast<double>(options.op_desc.dropout_prob));
+    counts = [this, seed = extra.desc.dropout_seed](int32_t head, int32_t token, int32_t position) {
+      return dropout_factor(head, token, position, seed);
+    };
+  }
   EXPECT_EQ(support::attention(cache, 0, q.tensor(), out.tensor(),
                                options.lse ? lse.tensor() : nullptr, &extra.desc),
             KVC_OK)
       << last_message();
   EXPECT_TRUE(out.gaps_intact() && lse.gaps_intact() && weights.gaps_intact());
   const model::AttentionResult wanted = model::attend(oracle, 0, options.n_q_heads, q.doubles(),
-                                                      extra.bias);
+                                                      extra.bias, counts);
   if (options.weights) compare_weights(weights, extra, wanted);
   double worst = 0;
   for (int64_t row = 0; row < n * heads; ++row) {
-    const double largest = wanted.largest[static_cast<size_t>(row)];
+    const double largest = keep_factor * wanted.largest[static_cast<size_t>(row)];
     for (int64_t d = 0; d < dv; ++d) {
       const double exact = wanted.out[static_cast<size_t>(row * dv + d)];
       const double rounding = options.dtype_out == KVC_F32

@@ -6,6 +6,7 @@
 
 #include "abi.hpp"
 #include "array.hpp"
+#include "kvc/operators.h"
 #include "model/attention.hpp"
 #include "model/oracle.hpp"
 #include "random.hpp"
@@ -31,6 +32,9 @@ struct AttentionOptions {
   bool bias = false, mask = false, weights = false;
   bool hidden_nan = false;  // every fifth token holds NaN, and bias or mask hides it from everyone
   int32_t padding = 0;
+  std::string op;  // the operator that is bound; empty: none
+  uint32_t op_modes = KVC_MODE_ALL;
+  kvc_operator_desc op_desc = KVC_OPERATOR_DESC_INIT;
   std::string name;
 };
 
@@ -73,6 +77,8 @@ class AttentionRig {
   void put(Array& k, Array& v);
   void bind_rope();
   void bind_scales();
+  void bind_operator(kvc_device* device);
+  double dropout_factor(int32_t head, int32_t token, int32_t position, uint64_t dropout_seed) const;
 
   /// What a call adds, beside where its columns are.
   struct Extra {

@@ -120,8 +120,9 @@ KVC_API kvc_status kvc_bind_shift(kvc_cache *cache, kvc_shift_function function,
 
 /* ---- Attention ------------------------------------------------------------------------------------------------------- */
 
-enum { /* kvc_attention_extra.flags; all but KVC_EXTRA_NO_SINKS are reserved, NOT_SUPPORTED in this version */
-  KVC_EXTRA_DROPOUT = 1,     /* drop weights by dropout_seed */
+enum { /* kvc_attention_extra.flags; the last two are reserved, NOT_SUPPORTED in this version */
+  KVC_EXTRA_DROPOUT = 1,     /* drop weights by dropout_seed, with the probability of the layer's operator (operators.h); a layer
+                                without one: NOT_SUPPORTED */
   KVC_EXTRA_NO_SINKS = 2,    /* a partial result, to be merged: the layer's sinks take no part in the softmax */
   KVC_EXTRA_BY_POSITION = 4, /* columns of bias, mask and weights are positions of the row's own sequence, not cells */
   KVC_EXTRA_MASK_ALONE = 8   /* the mask alone decides what a row sees of its sequence */
@@ -144,7 +145,8 @@ enum { /* kvc_attention_extra.flags; all but KVC_EXTRA_NO_SINKS are reserved, NO
  *          visible keys, without the sink. With it, two results over disjoint keys can be merged into the one over all.
  *
  * What a bias or mask hides never influences the result, even if it is NaN. A row with nothing left to see gets 0.
- * The fields from dropout_seed on are reserved: all 0 or null. */
+ * dropout_seed is 0 without KVC_EXTRA_DROPOUT; with it weights are what is left after dropout, and lse is that of all keys.
+ * The fields from first_position on are reserved: all null. */
 typedef struct kvc_attention_extra {
   uint32_t struct_size;
   uint32_t flags; /* KVC_EXTRA_… */

@@ -1,5 +1,18 @@
-/* kvc/operators.h: partial results of attention, and dropout. Experimental: these calls may change in any version. Not part of
- * <kvc/kvc.h>: including this header is your consent.
+/* kvc/operators.h: attention operators by name, partial results of attention, and dropout. Experimental: these calls may change in
+ * any version. Not part of <kvc/kvc.h>: including this header is your consent.
+ *
+ * An operator is an algorithm for attention. A device has a registry of them by name:
+ *
+ *   flash    flash_attn2, sdpa, splash, blockwise, paged_attention
+ *            softmax on the fly over tiles: every option but dropout. What attends where no operator is bound
+ *   vanilla  the definition, row by row: every option, dropout and a softmax in f64 included. For comparisons, not for speed
+ *   decode   autoregressive_decodeattn
+ *            flash for passes in which each sequence has one token
+ *   ring     flash over `stretches` of the keys, each attended by itself and merged in their order
+ *
+ * kvc_operator_create() makes one with settings, and kvc_bind_operator() lets layers of caches attend with it. Nothing is ever
+ * ignored: what a layer or a call needs and its operator lacks is NOT_SUPPORTED, and the message names it. Every built-in operator
+ * keeps the bounds of docs/SEMANTICS.md, section 8, with every setting. Settings change bits, never which keys count.
  *
  * The calls of the first part need no handle: their tensors are on KVC_CPU, they allocate nothing, and any number of threads may
  * make them. What lies between the first and the last element of a tensor that is written must not overlap another tensor. */
@@ -82,6 +95,159 @@ enum { /* what attention is called for; to be combined */
  *
  * Errors: INVALID_ARGUMENT, SHAPE. Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_mode_of(const kvc_tensor *q, int32_t bthd, uint32_t *mode) KVC_NOEXCEPT;
+
+/* ---- The registry ------------------------------------------------------------------------------------------------------------
+ *
+ * Every device that is opened has one of its own, with the built-in operators in it. */
+
+enum { /* what an operator has, and a layer or a call may need */
+  KVC_FEATURE_MASK = 1,
+  KVC_FEATURE_BIAS = 2,
+  KVC_FEATURE_WINDOW = 4,
+  KVC_FEATURE_CHUNK = 8,
+  KVC_FEATURE_NOT_CAUSAL = 16,     /* tokens that see later ones; encoder caches */
+  KVC_FEATURE_SOFTCAP = 32,
+  KVC_FEATURE_ALIBI = 64,
+  KVC_FEATURE_SINKS = 128,
+  KVC_FEATURE_LSE = 256,
+  KVC_FEATURE_WEIGHTS = 512,
+  KVC_FEATURE_DROPOUT = 1024,
+  KVC_FEATURE_GROUPED = 2048,      /* fewer KV heads than query heads */
+  KVC_FEATURE_DIMS_DIFFER = 4096,  /* head dimensions of K and V that differ */
+  KVC_FEATURE_SHIFTED = 8192,      /* keys with a pending rotation */
+  KVC_FEATURE_ROTATED = 1 << 14,   /* storage rotated by a Hadamard matrix */
+  KVC_FEATURE_TRANSFORMER = 1 << 15, /* rows of a transformer cache */
+  KVC_FEATURE_LIGHTNING = 1 << 16, /* states of a lightning cache */
+  KVC_FEATURE_FORWARD = 1 << 17,   /* attention without a cache */
+  KVC_FEATURE_BLOCK_Q = 1 << 18,   /* settings of kvc_operator_desc */
+  KVC_FEATURE_BLOCK_K = 1 << 19,
+  KVC_FEATURE_BLOCK_B = 1 << 20,
+  KVC_FEATURE_SCAN = 1 << 21       /* stretches */
+};
+
+enum { /* sets of types */
+  KVC_SET_F64 = 1,
+  KVC_SET_F32 = 2,
+  KVC_SET_F16 = 4,
+  KVC_SET_BF16 = 8,
+  KVC_SET_F8_E4M3 = 16,
+  KVC_SET_F8_E5M2 = 32,
+  KVC_SET_Q8_0 = 64,
+  KVC_SET_Q4_0 = 128,
+  KVC_SET_INT8 = 256,
+  KVC_SET_NF4 = 512
+};
+
+typedef struct kvc_operator_info {
+  uint32_t struct_size;
+  uint32_t devices;        /* 1 << KVC_CPU, 1 << KVC_CUDA */
+  uint32_t modes;          /* KVC_MODE_… */
+  uint32_t features;       /* KVC_FEATURE_… */
+  uint32_t storage;        /* KVC_SET_… of K and V in a cache */
+  uint32_t runtime_dtypes; /* KVC_SET_… that may be asked for */
+  uint32_t softmax_dtypes;
+  int32_t head_dim_min; /* 0: any */
+  int32_t head_dim_max;
+  int32_t head_dim_multiple;
+  int32_t block_q_multiple; /* what is asked for is rounded up to a multiple */
+  int32_t block_k_multiple;
+  char name[32];      /* that was asked for or listed */
+  char canonical[32]; /* the first name of the operator, the same for all of its aliases */
+} kvc_operator_info;
+
+#define KVC_OPERATOR_INFO_INIT {sizeof(kvc_operator_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}
+
+/* Describes name `i`, in order of registration: an alias follows its operator. Count up until the call returns NOT_FOUND.
+ * Errors: INVALID_ARGUMENT, NOT_FOUND. Threads: any. Since 0.2. */
+KVC_API kvc_status kvc_operator_at(const kvc_device *device, int32_t i, kvc_operator_info *out) KVC_NOEXCEPT;
+
+/* Describes the operator that a name stands for.
+ * Errors: INVALID_ARGUMENT, NOT_FOUND (the message lists the names). Threads: any. Since 0.2. */
+KVC_API kvc_status kvc_operator_find(const kvc_device *device, const char *name, kvc_operator_info *out) KVC_NOEXCEPT;
+
+typedef struct kvc_operator_needs {
+  uint32_t struct_size;
+  uint32_t mode;     /* one KVC_MODE_… */
+  uint32_t features; /* KVC_FEATURE_…; KVC_FEATURE_GROUPED and KVC_FEATURE_DIMS_DIFFER follow from the numbers below, too */
+  uint32_t dtype_k;  /* storage; 0: KVC_F32 */
+  uint32_t dtype_v;
+  int32_t n_q_heads; /* 0: any */
+  int32_t n_kv_heads;
+  int32_t head_dim_k;
+  int32_t head_dim_v;
+  uint32_t runtime_dtype; /* 0: KVC_F32 */
+  uint32_t softmax_dtype;
+} kvc_operator_needs;
+
+#define KVC_OPERATOR_NEEDS_INIT {sizeof(kvc_operator_needs), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+/* Tells whether an operator can do what is needed.
+ *
+ * name    null: whether any built-in operator can
+ * chosen  [32], may be null: receives the name of the operator; without a name, the first that can
+ *
+ * Errors: NOT_FOUND, INVALID_ARGUMENT, DTYPE, VERSION, NOT_SUPPORTED (the message names the first thing that it lacks). Threads: any.
+ * Since 0.2. */
+KVC_API kvc_status kvc_operator_supports(const kvc_device *device, const char *name, const kvc_operator_needs *needs,
+                                         char *chosen) KVC_NOEXCEPT;
+
+/* ---- Operators with settings ------------------------------------------------------------------------------------------------- */
+
+typedef struct kvc_operator kvc_operator; /* a handle, see base.h */
+
+enum { /* kvc_operator_desc.flags */
+  KVC_OPERATOR_NO_SCAN = 1 /* stretches side by side, on several threads, instead of one after the other; same bits */
+};
+
+/* Settings. Everything 0 is the default, see kvc_operator_resolve(). */
+typedef struct kvc_operator_desc {
+  uint32_t struct_size;
+  uint32_t flags;         /* KVC_OPERATOR_NO_SCAN */
+  uint32_t runtime_dtype; /* the least exact type that q, k, v and weights may be rounded to before they are multiplied; sums stay
+                             f32. KVC_F32, KVC_F16 or KVC_BF16. A floor: the built-in operators always compute in f32 */
+  uint32_t softmax_dtype; /* the same for scores, exponentials and sums; KVC_F64 (vanilla) computes all of them in double */
+  float softmax_scale;    /* 0: that of the layer. A layer to which kvc_bind_attention() bound constants must have the same one */
+  float dropout_prob;     /* 0 or more, below 1: of calls with KVC_EXTRA_DROPOUT */
+  int32_t block_q;        /* query rows (tokens times query heads of a KV head) that read the keys together, at most */
+  int32_t block_k;        /* keys that are read at a time, at most */
+  int32_t block_b;        /* no built-in operator has it */
+  int32_t stretches;      /* ring: parts that a row's keys are cut into; 0: one per thread of the device */
+} kvc_operator_desc;
+
+#define KVC_OPERATOR_DESC_INIT {sizeof(kvc_operator_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+/* Fills in each field of `desc` that is 0: from `base` (null: there is none), and KVC_F32 for the two types.
+ * Errors: INVALID_ARGUMENT, VERSION. Threads: any. Since 0.2. */
+KVC_API kvc_status kvc_operator_resolve(const kvc_operator_desc *base, kvc_operator_desc *desc) KVC_NOEXCEPT;
+
+/* Makes an operator with settings. Blocks are rounded up to multiples of kvc_operator_info; kvc_operator_query() shows what is used.
+ *
+ * desc  null: all defaults
+ * out   receives the handle, or null if the call fails
+ *
+ * Ownership: the caller destroys it. Layers that are bound to it keep what they need of it, and so does it of its device: destroy
+ * and close in any order.
+ * Errors: NOT_FOUND, INVALID_ARGUMENT, DTYPE, VERSION, NOT_SUPPORTED (a setting that the operator lacks, or a block larger than it
+ * has), OUT_OF_MEMORY. Threads: any. Since 0.2. */
+KVC_API kvc_status kvc_operator_create(kvc_device *device, const char *name, const kvc_operator_desc *desc,
+                                       kvc_operator **out) KVC_NOEXCEPT;
+
+/* Destroys the handle. Null is allowed and does nothing. Errors: HANDLE (destroyed twice), BUSY. Since 0.2. */
+KVC_API kvc_status kvc_operator_destroy(kvc_operator *op) KVC_NOEXCEPT;
+
+/* Describes an operator, and its settings as they are used. Either may be null; its struct_size must be set.
+ * Errors: INVALID_ARGUMENT. Threads: const. Since 0.2. */
+KVC_API kvc_status kvc_operator_query(const kvc_operator *op, kvc_operator_info *info, kvc_operator_desc *desc) KVC_NOEXCEPT;
+
+/* Layers [layer_begin, layer_end) attend with `op` in passes of these modes; null: with what the library chooses. A pass whose
+ * sequences have one token each is KVC_MODE_AUTOREGRESSIVE, any other KVC_MODE_PREFILL, and a call with KVC_EXTRA_DROPOUT is
+ * KVC_MODE_TRAIN. Takes no memory.
+ *
+ * Errors: INVALID_ARGUMENT (bounds; modes; a softmax_scale other than that of a layer), DEVICE_MISMATCH, BAD_STATE (a pass is open),
+ * NOT_SUPPORTED (the cache attends in one way alone; what the layers have bound and store and the operator lacks). What a later
+ * kvc_bind_attention() adds is checked there, what a call brings at the call. Since 0.2. */
+KVC_API kvc_status kvc_bind_operator(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, uint32_t modes,
+                                     kvc_operator *op) KVC_NOEXCEPT;
 
 #ifdef __cplusplus
 }
