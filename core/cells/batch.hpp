@@ -34,13 +34,13 @@ struct RowTokens {
 /// The tokens of a pass: a list, or as many in every row.
 struct Batch {
   int32_t n_tokens = 0;
-  const RowTokens* rows = nullptr;    // null: a list, that of the three arrays below
   const int32_t* position = nullptr;  // [n_tokens]
   const int32_t* sequence = nullptr;  // [n_tokens]
   const uint32_t* flags = nullptr;    // [n_tokens], may be null: none
   void* stream = nullptr;             // that the device's work is ordered on
   uint32_t others_flags = 0;  // token flags for other caches that get the same batch: known, and not looked at
-  bool replay = false;  // the caller asks for KVC_BEGIN_REPLAY, which is not built
+  bool replay = false;              // the caller asks for KVC_BEGIN_REPLAY, which is not built
+  const RowTokens* rows = nullptr;  // null: a list, that of the three arrays above
 };
 
 Status check_n_tokens(const Batch& batch, int32_t max_batch);
