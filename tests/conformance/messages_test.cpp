@@ -161,8 +161,6 @@ TEST_F(Messages, KindsAndReservedThingsAreNamed) {
          {"kind_desc", "recurrent (3)", "causal (1)"});
   expect(KVC_E_NOT_SUPPORTED, [&] { return create([](auto& d, auto&) { d.kind = KVC_WRAPPER; }); },
          {"kind 4", "kvc_cache_wrap"});
-  expect(KVC_E_NOT_SUPPORTED, [&] { return create([](auto& d, auto&) { d.kind = KVC_LIGHTNING; }); },
-         {"kind 6", "KVC_CAUSAL", "KVC_ENCODER"});
   expect(invalid, [&] { return create([](auto& d, auto&) { d.flags = KVC_CACHE_V_IN_K; }); },
          {"KVC_CACHE_V_IN_K", "dtype_v is f32", "must be 0"});
 }
