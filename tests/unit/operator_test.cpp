@@ -83,10 +83,8 @@ void attend(kvc::FeatureSet lacking, uint32_t storage, std::string* message, kvc
     std::vector<int32_t> position, sequence(static_cast<size_t>(n), 0);
     for (int32_t i = 0; i < n; ++i) position.push_back(first + i);
     std::vector<uint32_t> flags(static_cast<size_t>(n), kvc::token_sees_later);
-    const kvc::Batch batch = {.n_tokens = n,
-                              .position = position.data(),
-                              .sequence = sequence.data(),
-                              .flags = flags.data()};
+    const kvc::Batch batch = {
+        .n_tokens = n, .position = position.data(), .sequence = sequence.data(), .flags = flags.data()};
     ASSERT_EQ(cache.begin(batch, false), Status::ok);
     ASSERT_EQ(kv.put(0, tensor(n, 1, 4), tensor(n, 1, 2)), Status::ok);
   };
