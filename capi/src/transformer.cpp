@@ -67,7 +67,7 @@ Status fill(RowStorage& rows, const Cache& cache, int32_t layer, int32_t row_beg
   const CacheBounds& bounds = cache.bounds();
   const int64_t columns = columns_of(k, v);
   if (columns < 0 || columns > rows.n_columns()) {
-    return fail(Status::shape, "%s.shape[1] is %lld: a row has %d columns",
+    return fail(Status::shape, "%s.shape[1] is %lld, not at most the %d columns of a row",
                 k != nullptr ? "k" : "v", static_cast<long long>(columns), rows.n_columns());
   }
   RowStorage::Filling filling;

@@ -123,7 +123,7 @@ Status TransformerCache::digest_row(int32_t index, DigestSum& sum) const {
   const RowBook::Row& row = book_.sequence(index);
   const int32_t added = row.next - row.n_added;
   RowDigests rows(*on_device_, health_);
-  for (int32_t at = row.first, n = 0; at < row.next; at += n) {
+  for (int32_t at = book_.first_kept(row), n = 0; at < row.next; at += n) {
     const bool of_open_pass = at >= added;
     n = std::min((of_open_pass ? row.next : added) - at, RowDigests::rows_max);
     for (int32_t i = 0; i < n; ++i) {
@@ -145,7 +145,7 @@ Status TransformerCache::digest(uint64_t out[2]) const {
   for (int32_t index = 0; index < bounds_.max_sequences; ++index) {
     const RowBook::Row& row = book_.sequence(index);
     if (row.next != 0 || row.starts != 0) {
-      const int32_t header[] = {-1, index, row.next, row.lost_below, row.starts};
+      const int32_t header[] = {-1, index, row.next, book_.lost_after(row), row.starts};
       sum.add(Digest().update(header, sizeof header));
     }
     if (Status s = digest_row(index, sum); s != Status::ok) return s;
@@ -154,7 +154,7 @@ Status TransformerCache::digest(uint64_t out[2]) const {
     const int32_t open[] = {-2};
     sum.add(Digest().update(open, sizeof open));
     for (int32_t token = 0; token < pass_.n_tokens(); ++token) {
-      if (!plan_.sees_later(token)) continue;
+      if (!plan_.sees_later(token) || book_.batch_cell()[token] < 0) continue;
       const int32_t except[] = {-3, token / q_len(), token % q_len()};
       sum.add(Digest().update(except, sizeof except));
     }

@@ -122,6 +122,7 @@ class TransformerCache final : public LabelledCache<RowBook>,
   Status clear_freed() override;
   Status clear(int32_t layer, const int32_t* cell, int32_t n);
   Status make_plan();
+  Status check_attends() const;
   Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
                  AttentionParams* params);
   Status run(const AttentionOperator& op, const AttentionParams& params);

@@ -152,14 +152,16 @@ Status TransformerCache::make_plan() {
   return health_.after(on_device_->begin_pass(plan, {&all, tells ? 1 : 0}, stream_));
 }
 
+Status TransformerCache::check_attends() const {
+  if (bounds_.value_heads == bounds_.n_kv_heads) return Status::ok;
+  return fail(Status::not_supported,
+              "value_heads is %d and n_kv_heads %d: kvc_attention needs as many heads of V as of K",
+              bounds_.value_heads, bounds_.n_kv_heads);
+}
+
 /// Everything that comes before the call of the device, checks included.
 Status TransformerCache::prepare(int32_t layer, const AttentionTensors& tensors,
                                  const AttentionOperator** op, AttentionParams* params) {
-  if (bounds_.value_heads != bounds_.n_kv_heads) {
-    return fail(Status::not_supported,
-                "value_heads is %d and n_kv_heads %d: attention needs as many heads of V as of K",
-                bounds_.value_heads, bounds_.n_kv_heads);
-  }
   if (Status s = make_plan(); s != Status::ok) return s;
   *op = operator_;
   params->plan = plan_.made();
@@ -187,6 +189,7 @@ Status TransformerCache::run(const AttentionOperator& op, const AttentionParams&
 
 Status TransformerCache::attention(int32_t layer, const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+  if (Status s = check_attends(); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
   const AttentionOperator* op = nullptr;
@@ -197,6 +200,7 @@ Status TransformerCache::attention(int32_t layer, const AttentionTensors& tensor
 Status TransformerCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
                                        const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (Status s = check_attends(); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   AttentionParams params;
   const AttentionOperator* op = nullptr;

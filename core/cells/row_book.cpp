@@ -121,9 +121,10 @@ Status RowBook::check_mask(const RowTokens& tokens) const {
   for (int32_t row = 0; row < rules_.n_rows; ++row) {
     const int32_t least = std::min(rules_.length, rows_[row].next + planned_valid_[row]);
     if (reach >= least && reach <= rules_.length) continue;
-    return fail(Status::shape,
-                "attention_mask reaches %lld columns; row %d needs at least %d, and capacity is %d",
-                static_cast<long long>(reach), row, least, rules_.length);
+    return fail(
+        Status::shape,
+        "attention_mask reaches %lld columns, not %d, which row %d needs, to %d, which is capacity",
+        static_cast<long long>(reach), least, row, rules_.length);
   }
   return Status::ok;
 }
@@ -229,11 +230,12 @@ Status RowBook::check_removal(int32_t index, int32_t begin, int32_t end) const {
   const Row& row = rows_[index];
   if (begin == end || begin >= row.next) return Status::ok;
   if (end < row.next) {
-    return fail(Status::not_supported,
-                "positions %d to %d lie in the middle of row %d, which continues at %d: a "
-                "transformer cache never moves a token to another column; remove to the end, and "
-                "feed the rest again",
-                begin, end - 1, index, row.next);
+    return fail(
+        Status::not_supported,
+        "positions %d to %d lie in the middle of row %d, which continues at %d: a "
+        "transformer cache never moves a token to another column; remove to KVC_SEQ_END, and "
+        "feed the rest again",
+        begin, end - 1, index, row.next);
   }
   if (can_continue(index, begin)) return Status::ok;
   return fail(Status::window_lost,
@@ -290,7 +292,7 @@ void RowBook::set(int32_t row_begin, int32_t n, const int32_t* index, const int3
       const bool begins = row.next == 0;  // of a ring, over a gap
       now.next = index[i];
       now.first = begins ? index[i] : std::min(row.first, index[i]);
-      if (index[i] == 0) now.lost_below = 0;
+      now.lost_below = index[i] == 0 ? 0 : lost_after(now);
     }
     if (starts != nullptr) now.starts = starts[i];
     replace(row, now);
