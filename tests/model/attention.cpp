@@ -32,8 +32,12 @@ double attend_row(const Constants& constants, int32_t head, double scale,
   return largest + std::log(visible);
 }
 
-AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
-                       const std::vector<double>& q, const Bias& bias, const Bias& counts) {
+namespace {
+
+/// The oracles of causal and of transformer caches are asked the same.
+template <class Asked>
+AttentionResult attend_asking(const Asked& oracle, int32_t layer, int32_t n_q_heads,
+                              const std::vector<double>& q, const Bias& bias, const Bias& counts) {
   const int32_t n = oracle.pass.n_tokens;
   const int32_t dk = oracle.cache.head_dim_k;
   const int32_t dv = oracle.cache.head_dim_v;
@@ -100,6 +104,18 @@ AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
     }
   }
   return result;
+}
+
+}  // namespace
+
+AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
+                       const std::vector<double>& q, const Bias& bias, const Bias& counts) {
+  return attend_asking(oracle, layer, n_q_heads, q, bias, counts);
+}
+
+AttentionResult attend(const RowsOracle& oracle, int32_t layer, int32_t n_q_heads,
+                       const std::vector<double>& q, const Bias& bias, const Bias& counts) {
+  return attend_asking(oracle, layer, n_q_heads, q, bias, counts);
 }
 
 }  // namespace model

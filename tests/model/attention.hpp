@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "oracle.hpp"
+#include "rows_oracle.hpp"
 
 /// softmax(scale * q k^T -> softcap -> + ALiBi / visibility -> sinks) v, by its definition, in
 /// double.
@@ -42,6 +43,9 @@ double attend_row(const Constants& constants, int32_t head, double scale,
 /// The whole batch of the oracle's open pass. q [n_tokens, n_q_heads, head_dim_k]. `counts`, likewise, is what a weight is
 /// multiplied with behind the softmax: dropout.
 AttentionResult attend(const Oracle& oracle, int32_t layer, int32_t n_q_heads,
+                       const std::vector<double>& q, const Bias& bias = {}, const Bias& counts = {});
+/// The same of a pass of rows, token b * q_len + i of which is token i of row b.
+AttentionResult attend(const RowsOracle& oracle, int32_t layer, int32_t n_q_heads,
                        const std::vector<double>& q, const Bias& bias = {}, const Bias& counts = {});
 
 }  // namespace model

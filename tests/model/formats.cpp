@@ -42,7 +42,7 @@ double decode_half(uint16_t bits) {
 }  // namespace
 
 size_t element_bytes(uint32_t dtype) {
-  if (dtype == KVC_F32) return 4;
+  if (dtype == KVC_F32 || dtype == KVC_I32) return 4;
   const bool is_byte = dtype == KVC_BOOL || dtype == KVC_U8 || dtype == KVC_I8 ||
                        dtype == KVC_F8_E4M3 || dtype == KVC_F8_E5M2;
   if (is_byte) return 1;
@@ -69,6 +69,11 @@ double round_to(uint32_t dtype, double value) {
 double load(const void* data, uint32_t dtype, int64_t index) {
   const char* at = static_cast<const char*>(data) + index * static_cast<int64_t>(element_bytes(dtype));
   if (dtype == KVC_BOOL) return *at != 0;
+  if (dtype == KVC_I32) {
+    int32_t value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+  }
   if (dtype == KVC_F32) {
     float value;
     std::memcpy(&value, at, sizeof value);
@@ -85,6 +90,11 @@ double load(const void* data, uint32_t dtype, int64_t index) {
 
 void store(void* data, uint32_t dtype, int64_t index, double value) {
   char* at = static_cast<char*>(data) + index * static_cast<int64_t>(element_bytes(dtype));
+  if (dtype == KVC_I32) {
+    const auto whole = static_cast<int32_t>(value);
+    std::memcpy(at, &whole, sizeof whole);
+    return;
+  }
   const double rounded = round_to(dtype, value);
   if (dtype == KVC_BOOL) {
     *at = rounded != 0;

@@ -108,11 +108,15 @@ bool Array::gaps_intact() const {
 }
 
 double broadcast_get(const Array& array, int64_t head, int64_t token, int64_t column) {
+  return broadcast_get(array, {head, token, column});
+}
+
+double broadcast_get(const Array& array, std::initializer_list<int64_t> element) {
   const kvc_tensor& t = *array.tensor();
-  const int64_t wanted[3] = {head, token, column};
+  const int64_t* const wanted = element.end() - t.ndim;
   int64_t index = 0;
   for (int32_t d = 0; d < t.ndim; ++d)
-    index = index * t.shape[d] + (t.shape[d] == 1 ? 0 : wanted[3 - t.ndim + d]);
+    index = index * t.shape[d] + (t.shape[d] == 1 ? 0 : wanted[d]);
   return array.get(index);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -55,5 +56,7 @@ class Array {
 /// Element [head, token, column] of an array that is broadcast: an extent may be 1, and leading
 /// dimensions may be missing.
 double broadcast_get(const Array& array, int64_t head, int64_t token, int64_t column);
+/// The same of any number of dimensions.
+double broadcast_get(const Array& array, std::initializer_list<int64_t> element);
 
 }  // namespace support

@@ -37,6 +37,14 @@ Counts recurrent_counts() {
       {"shared", "checkpoints", "approximate", "drafts", "pass open"});
 }
 
+Counts rows_counts() {
+  return Counts(operations({Op::rows_set, Op::insert, Op::rows_view, Op::rows_fill, Op::put,
+                            Op::put_attention, Op::attention, Op::get, Op::get_codes, Op::get_copy,
+                            Op::put_codes, Op::bind_scales, Op::mask, Op::history, Op::gather,
+                            Op::set_causal, Op::runs, Op::bind_attention, Op::lacking}),
+                {"padding", "slid", "full", "pass open"});
+}
+
 Counts wrapper_counts() {
   return Counts(operations({Op::of_child, Op::refused, Op::share, Op::set_causal,
                             Op::checkpoint_take, Op::lacking}),

@@ -46,7 +46,7 @@ std::vector<Choice> KindWorld::sequence_choices() {
   const int32_t ending = !open ? 0 : is_complete() ? 6 : 1;
   const auto weight = [&](int32_t idle, int32_t in_pass) { return open ? in_pass * ending : idle; };
   const bool has_checkpoints = oracle().has_checkpoints();
-  return {{weight(400, 8), [this] { begin(draw_batch()); }},
+  return {{weight(400, 8), [this] { begin_drawn(); }},
           {weight(20, 5), [this] { begin_reserve(); }},
           {open ? 12 : 25, [this] { fits(); }},
           {weight(4, 5), [this] { commit(); }},

@@ -133,10 +133,11 @@ class KindWorld : public Steps {
   Batch draw_batch();
   Batch next_tokens(int32_t n);
 
-  // Operations.
+  // Operations. Those on lists of tokens are replaced where a kind takes rows.
+  virtual void begin_drawn() { begin(draw_batch()); }
+  virtual void begin_reserve();
+  virtual void fits();
   void begin(const Batch& batch);
-  void begin_reserve();
-  void fits();
   void set_causal();
   void commit();
   void commit_prefix();
@@ -150,7 +151,7 @@ class KindWorld : public Steps {
   void can_remove();
   void remove(Op op, int32_t sequence, int32_t begin, int32_t end);
   void checkpoint_take();
-  void poison_by_abort();
+  virtual void poison_by_abort();
 
   // Comparisons.
   void compare_all();

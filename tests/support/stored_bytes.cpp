@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "model/formats.hpp"
 
@@ -92,17 +93,23 @@ void append_row(model::Oracle::Bytes& bytes, const model::StoredRows& rows, size
   bytes.scales.insert(bytes.scales.end(), rows.scales(row), rows.scales(row) + storage.scale_bytes());
 }
 
-CodeArrays::CodeArrays(const model::Storage& storage, const model::Oracle::Bytes& bytes, int64_t n,
-                       int64_t heads)
-    : codes([&] {
-        support::Random layout(static_cast<uint64_t>(n + heads));
-        return support::Array(storage.code_dtype(), {n, heads, storage.codes_per_row()}, layout);
-      }()) {
+namespace {
+
+support::Array laid_out(uint32_t dtype, std::vector<int64_t> shape, int64_t last, int64_t seed) {
+  support::Random layout(static_cast<uint64_t>(seed));
+  shape.push_back(last);
+  return support::Array(dtype, shape, layout);
+}
+
+}  // namespace
+
+CodeArrays::CodeArrays(const model::Storage& storage, const model::Oracle::Bytes& bytes,
+                       const std::vector<int64_t>& leading)
+    : codes(laid_out(storage.code_dtype(), leading, storage.codes_per_row(),
+                     std::accumulate(leading.begin(), leading.end(), int64_t{0}))) {
   codes.set_elements(bytes.codes);
   if (storage.block == 0) return;
-  support::Random layout(static_cast<uint64_t>(n));
-  scales.emplace(storage.scale_dtype(), std::vector<int64_t>{n, heads, storage.scales_per_row()},
-                 layout);
+  scales = laid_out(storage.scale_dtype(), leading, storage.scales_per_row(), leading[0]);
   scales->set_elements(bytes.scales);
 }
 

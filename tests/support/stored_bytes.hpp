@@ -16,10 +16,12 @@ model::Oracle::Bytes nan_bytes(const model::Storage& storage, int64_t n_rows);
 void double_scales(const model::Storage& storage, model::Oracle::Bytes& bytes);
 void append_row(model::Oracle::Bytes& bytes, const model::StoredRows& rows, size_t row);
 
-/// Tensors of rows of bytes, [n, heads, …] in some layout.
+/// Tensors of rows of bytes, [n, heads, …] or of other leading extents, in some layout.
 struct CodeArrays {
-  CodeArrays(const model::Storage& storage, const model::Oracle::Bytes& bytes, int64_t n,
-             int64_t heads);
+  CodeArrays(const model::Storage& storage, const model::Oracle::Bytes& bytes, int64_t n, int64_t heads)
+      : CodeArrays(storage, bytes, {n, heads}) {}
+  CodeArrays(const model::Storage& storage, const model::Oracle::Bytes& bytes,
+             const std::vector<int64_t>& leading);
   const kvc_tensor* scales_or_null() { return scales ? scales->tensor() : nullptr; }
 
   support::Array codes;
