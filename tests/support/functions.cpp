@@ -2,6 +2,7 @@
 
 #include "kvc/encoder.h"
 #include "kvc/recurrent.h"
+#include "kvc/transformer.h"
 #include "kvc/wrapper.h"
 
 namespace support {
@@ -92,6 +93,16 @@ std::vector<Function> functions_of_other_kinds() {
       {"checkpoint_list",
        [](kvc_cache* c) { return kvc_checkpoint_list(c, -1, -1, nullptr, nullptr); }},
       {"cache_child", [](kvc_cache* c) { return kvc_cache_child(c, -1, nullptr, nullptr); }},
+      {"begin_rows",
+       [](kvc_cache* c) { return kvc_begin_rows(c, -1, 8, nullptr, nullptr, nullptr, nullptr); }},
+      {"fits_rows", [](kvc_cache* c) { return kvc_fits_rows(c, -1, 8, nullptr, nullptr, nullptr); }},
+      {"rows_query", [](kvc_cache* c) { return kvc_rows_query(c, -1, -1, nullptr, nullptr); }},
+      {"rows_set", [](kvc_cache* c) { return kvc_rows_set(c, -1, -1, nullptr, nullptr); }},
+      {"insert", [](kvc_cache* c) { return kvc_insert(c, nullptr, -1); }},
+      {"rows_view",
+       [](kvc_cache* c) { return kvc_rows_view(c, -1, nullptr, nullptr, nullptr, nullptr); }},
+      {"rows_fill",
+       [](kvc_cache* c) { return kvc_rows_fill(c, -1, -1, -1, nullptr, nullptr, nullptr, nullptr); }},
   };
 }
 
