@@ -373,9 +373,9 @@ void Call::place_bias(const Item& item, Tile& tile) const {
   const AttentionTensors& tensors = params_.tensors;
   tile.bias = item.scratch.bias;
   tile.bias_stride = padded(tile.n_rows);
-  const int64_t n_columns = tensors.changes_scores()
-                                ? (tensors.bias.data ? tensors.bias : tensors.mask).shape[2]
-                                : INT64_MAX;
+  const bool adds = tensors.changes_scores();
+  const int64_t n_columns = adds ? (tensors.bias.data ? tensors.bias : tensors.mask).shape[2]
+                                 : INT64_MAX;
   const TokenList& list = params_.plan.lists[item.tile->list];
   const int32_t first_column = params_.plan.first_column(list, params_.first_column) - list.first_cell;
   for (int32_t i = 0; i < tile.n_cells; ++i) {
@@ -387,6 +387,10 @@ void Call::place_bias(const Item& item, Tile& tile) const {
       const int32_t token = params_.plan.rows[item.tile->row + t].token;
       if (params_.plan.hides(token, tile.v.cell[i])) {
         to += item.n_heads;
+        continue;
+      }
+      if (!adds) {  // the mask of the pass alone
+        to = std::fill_n(to, item.n_heads, 0.0f);
         continue;
       }
       for (int32_t h = 0; h < item.n_heads; ++h, ++to)
