@@ -173,7 +173,7 @@ class VanillaRow {
     if (lse.data == nullptr) return;
     const double sum = static_cast<double>(shift()) + std::log(seen);
     static_cast<float*>(
-        lse.data)[row_.token * lse.stride[0] + head_ * lse.stride[1]] = static_cast<float>(sum);
+        lse.data)[lse.token_offset(row_.token) + head_ * lse.stride[1]] = static_cast<float>(sum);
   }
 
   void write_out(bool sees_nothing) {

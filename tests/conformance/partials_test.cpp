@@ -113,7 +113,9 @@ TEST(Partials, DropoutMasksAreThoseOfTheVectors) {
   const auto file = std::filesystem::path(__FILE__).parent_path() / "vectors" / "attention.json";
   std::ifstream stream(file);
   Random random(13);
-  for (const nlohmann::json& one : nlohmann::json::parse(stream)["dropout"]) {
+  const nlohmann::json all = nlohmann::json::parse(stream);
+  ASSERT_EQ(all["dropout"].size(), 12u);
+  for (const nlohmann::json& one : all["dropout"]) {
     const std::vector<int32_t> q = one["q_position"], k = one["k_position"];
     const std::vector<std::vector<std::string>> kept = one["kept"];
     Array mask(KVC_BOOL,

@@ -29,7 +29,9 @@ TEST(Philox, IsThatOfItsAuthors) {
 }
 
 TEST(Dropout, RoundsProbabilitiesOnce) {
-  for (const json& one : vectors()["dropout"]) {
+  const json all = vectors()["dropout"];
+  ASSERT_EQ(all.size(), 12u);
+  for (const json& one : all) {
     const kvc::Dropout dropout = kvc::Dropout::of(0, one["prob"].get<float>(), 0);
     EXPECT_EQ(dropout.keep_factor, one["factor"].get<float>());
   }
