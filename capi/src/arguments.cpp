@@ -302,6 +302,13 @@ void fold_tokens(const TokenDims& tokens, int32_t dim, Tensor* tensor) {
   }
 }
 
+void fold_columns(const TokenDims& tokens, Tensor* tensor) {
+  if (!tokens.are_rows() || tensor->ndim == 0) return;
+  std::swap(tensor->shape[0], tensor->shape[1]);
+  std::swap(tensor->stride[0], tensor->stride[1]);
+  fold_tokens(tokens, 1, tensor);
+}
+
 void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out) {
   *out = {};
   out->data = view.data;

@@ -33,7 +33,11 @@ inline constexpr size_t first_size<kvc_operator_info> = 112;
 template <>
 inline constexpr size_t first_size<kvc_operator_needs> = 44;
 template <>
-inline constexpr size_t first_size<kvc_operator_desc> = 40;
+inline constexpr size_t first_size<kvc_operator_desc> = 68;
+template <>
+inline constexpr size_t first_size<kvc_forward_desc> = 40;
+template <>
+inline constexpr size_t first_size<kvc_operator_functions> = 48;
 template <>
 inline constexpr size_t first_size<kvc_cache_desc> = 72;
 template <>
@@ -156,6 +160,9 @@ Expected expect_tokens(const TokenDims& tokens, int64_t heads, int64_t per_head,
 /// Two dimensions of tokens, the first at `dim`, become one, as kernels count tokens. Behind all checks of the tensor.
 void fold_tokens(const TokenDims& tokens, int32_t dim, Tensor* tensor);
 
+/// [batch, n_q_heads, q_len, columns] as kernels read it: heads first, then tokens. Behind all checks, too.
+void fold_columns(const TokenDims& tokens, Tensor* tensor);
+
 /// A view as callers read it.
 void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out);
 
@@ -177,6 +184,15 @@ int64_t rows_of(const kvc_tensor* k);
 Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device,
                             const TokenDims& tokens, const kvc_tensor* k, const kvc_tensor* v,
                             KeysAndValues* put);
+
+/// Constants of the model, but for what depends on layers.
+Status read_constants(const kvc_attention_desc& d, const float* slopes, const float* sinks,
+                      AttentionConstants* constants);
+
+/// INVALID_ARGUMENT: "out overlaps q".
+Status overlaps(const char* written, const char* other);
+/// What a call writes must not overlap what it reads or writes besides.
+Status check_overlaps(const AttentionTensors& a);
 
 /// Whether the spans of two tensors, from first to last element, meet.
 bool overlap(const Tensor& a, const Tensor& b);

@@ -5,6 +5,35 @@
 #include "core/base/planted.hpp"
 
 namespace kvc::capi {
+
+Status overlaps(const char* written, const char* other) {
+  return fail(Status::invalid_argument,
+              "%s overlaps %s: kvc writes to %s, which needs memory of its own", written, other,
+              written);
+}
+
+/// What a call writes must not overlap what it reads or writes besides.
+Status check_overlaps(const AttentionTensors& a) {
+  struct Named {
+    const char* name;
+    const Tensor* tensor;
+  };
+  const Named written[] = {{"out", &a.out}, {"lse", &a.lse}, {"weights", &a.weights}};
+  const Named read[] = {{"q", &a.q}, {"bias", &a.bias}, {"mask", &a.mask}};
+  const auto meet = [](const Named& x, const Named& y) {
+    return x.tensor->data != nullptr && y.tensor->data != nullptr && overlap(*x.tensor, *y.tensor);
+  };
+  for (const Named& w : written) {
+    for (const Named& other : written) {
+      if (other.tensor > w.tensor && meet(w, other)) return overlaps(other.name, w.name);
+    }
+    for (const Named& r : read) {
+      if (meet(w, r)) return overlaps(w.name, r.name);
+    }
+  }
+  return Status::ok;
+}
+
 namespace {
 
 // ---- Put and attention ----------------------------------------------------------------------------------------------------------
@@ -28,12 +57,6 @@ class ExpectedRows {
  private:
   LayerAttention& cache_;
 };
-
-Status overlaps(const char* written, const char* other) {
-  return fail(Status::invalid_argument,
-              "%s overlaps %s: kvc writes to %s, which needs memory of its own", written, other,
-              written);
-}
 
 Status read_queries(const LayerAttention& cache, int32_t layer, const kvc_tensor* q,
                     const kvc_tensor* out, AttentionTensors* a) {
@@ -60,28 +83,6 @@ Status read_queries(const LayerAttention& cache, int32_t layer, const kvc_tensor
       s != Status::ok)
     return s;
   return overlap(a->q, a->out) ? overlaps("out", "q") : Status::ok;
-}
-
-/// What a call writes must not overlap what it reads or writes besides.
-Status check_overlaps(const AttentionTensors& a) {
-  struct Named {
-    const char* name;
-    const Tensor* tensor;
-  };
-  const Named written[] = {{"out", &a.out}, {"lse", &a.lse}, {"weights", &a.weights}};
-  const Named read[] = {{"q", &a.q}, {"bias", &a.bias}, {"mask", &a.mask}};
-  const auto meet = [](const Named& x, const Named& y) {
-    return x.tensor->data != nullptr && y.tensor->data != nullptr && overlap(*x.tensor, *y.tensor);
-  };
-  for (const Named& w : written) {
-    for (const Named& other : written) {
-      if (other.tensor > w.tensor && meet(w, other)) return overlaps(other.name, w.name);
-    }
-    for (const Named& r : read) {
-      if (meet(w, r)) return overlaps(w.name, r.name);
-    }
-  }
-  return Status::ok;
 }
 
 /// Fields and flags that later versions fill in.
@@ -124,14 +125,6 @@ Expected expect_columns(const TokenDims& tokens, int64_t n_q_heads, int64_t colu
           {tokens.extent[0], n_q_heads, tokens.extent[1], columns},
           broadcast ? "batch, n_q_heads, q_len, columns; any may be 1, leading ones may be missing"
                     : "batch, n_q_heads, q_len, columns"};
-}
-
-/// [batch, n_q_heads, q_len, columns] as kernels read it: heads first, then tokens.
-void fold_columns(const TokenDims& tokens, Tensor* tensor) {
-  if (!tokens.are_rows() || tensor->ndim == 0) return;
-  std::swap(tensor->shape[0], tensor->shape[1]);
-  std::swap(tensor->stride[0], tensor->stride[1]);
-  fold_tokens(tokens, 1, tensor);
 }
 
 /// From tensors as callers shape them to tensors as kernels read them. Behind all checks.

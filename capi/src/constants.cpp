@@ -58,7 +58,8 @@ Status check_frequencies(const RopeSettings& settings) {
   return Status::ok;
 }
 
-/// What does not depend on the layers.
+}  // namespace
+
 Status read_constants(const kvc_attention_desc& d, const float* slopes, const float* sinks,
                       AttentionConstants* constants) {
   if (!std::isfinite(d.softcap) || d.softcap < 0) {
@@ -77,6 +78,8 @@ Status read_constants(const kvc_attention_desc& d, const float* slopes, const fl
   constants->sinks = sinks;
   return Status::ok;
 }
+
+namespace {
 
 /// A layer of a kind that lacks the facet is NOT_SUPPORTED, before anything but the range is looked at.
 template <class Facet>

@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "capi/src/handle_table.hpp"
+#include "core/attention/forward.hpp"
 #include "core/attention/operator.hpp"
 #include "core/attention/registry.hpp"
 #include "core/caches/cache.hpp"
@@ -20,6 +21,7 @@ struct DeviceObject {
 struct OperatorObject {
   std::shared_ptr<Device> device;
   std::shared_ptr<const ChosenOperator> chosen;
+  std::unique_ptr<Forward> forward;                 // null: it is only bound to caches
   char name[OperatorRegistry::name_capacity] = {};  // as it was created
 };
 

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "capi/src/arguments.hpp"
+#include "capi/src/callers_operator.hpp"
 #include "capi/src/inside.hpp"
 #include "capi/src/operator_words.hpp"
 #include "core/attention/registry.hpp"
@@ -104,6 +105,33 @@ Status supports(const kvc_device* device, const char* name, const kvc_operator_n
   return refused;  // what the last one lacks
 }
 
+// ---- Operators of callers -----------------------------------------------------------------------------------------------
+
+Status add(const kvc_device* device, const char* names, uint32_t flags,
+           const kvc_operator_info* info, const kvc_operator_functions* functions, void* user) {
+  DeviceOperators of;
+  if (Status s = operators_of(device, &of); s != Status::ok) return s;
+  if (const uint32_t unknown = flags & ~uint32_t{KVC_OPERATOR_REPLACE}; unknown != 0)
+    return unknown_bits("flags", unknown, "KVC_OPERATOR_REPLACE");
+  std::shared_ptr<CallersOperator> op;
+  if (Status s = make_callers_operator(names, info, functions, user, of.device->info(), &op);
+      s != Status::ok)
+    return s;
+  if (Status s = of.registry->add(op, (flags & KVC_OPERATOR_REPLACE) != 0); s != Status::ok)
+    return s;
+  op->is_registered = true;
+  return Status::ok;
+}
+
+/// What the registry lets go of ends behind its lock.
+Status take_away(const kvc_device* device, const char* name) {
+  DeviceOperators of;
+  if (Status s = operators_of(device, &of); s != Status::ok) return s;
+  if (name == nullptr) return is_null("name");
+  std::shared_ptr<const AttentionOperator> op;
+  return of.registry->remove(name, &op);
+}
+
 // ---- Settings -----------------------------------------------------------------------------------------------------------
 
 Status check_settings(const kvc_operator_desc& d) {
@@ -188,6 +216,52 @@ Status choose(const kvc_operator_desc& d, const DeviceInfo& device, ChosenOperat
   return Status::ok;
 }
 
+struct Bound {
+  const char* name;
+  int32_t value;
+};
+
+/// 0 in all of them: none.
+Status read_bounds(const kvc_operator_desc& d, ForwardBounds* bounds, bool* given) {
+  constexpr int32_t largest = 1 << 30, most_heads = 65536;
+  const Bound all[] = {{"max_rows", d.max_rows},       {"max_q_len", d.max_q_len},
+                       {"max_kv_len", d.max_kv_len},   {"n_kv_heads", d.n_kv_heads},
+                       {"max_q_heads", d.max_q_heads}, {"head_dim_k", d.head_dim_k},
+                       {"head_dim_v", d.head_dim_v}};
+  *given = false;
+  for (const Bound& bound : all) *given |= bound.value != 0;
+  if (!*given) return Status::ok;
+  *bounds = {.max_rows = d.max_rows,
+             .max_q_len = d.max_q_len,
+             .max_kv_len = d.max_kv_len,
+             .n_kv_heads = d.n_kv_heads,
+             .max_q_heads = d.max_q_heads != 0 ? d.max_q_heads : d.n_kv_heads,
+             .head_dim_k = d.head_dim_k,
+             .head_dim_v = d.head_dim_v != 0 ? d.head_dim_v : d.head_dim_k};
+  const struct {
+    Bound bound;
+    int32_t most;
+  } limits[] = {{{"max_rows", bounds->max_rows}, largest},
+                {{"max_q_len", bounds->max_q_len}, largest},
+                {{"max_kv_len", bounds->max_kv_len}, largest},
+                {{"n_kv_heads", bounds->n_kv_heads}, most_heads},
+                {{"max_q_heads", bounds->max_q_heads}, most_heads},
+                {{"head_dim_k", bounds->head_dim_k}, max_head_dim},
+                {{"head_dim_v", bounds->head_dim_v}, max_head_dim}};
+  for (const auto& [bound, most] : limits) {
+    if (bound.value < 1 || bound.value > most)
+      return out_of_range(bound.name, bound.value, 1, most);
+  }
+  if (bounds->max_q_heads < bounds->n_kv_heads)
+    return out_of_range("max_q_heads", bounds->max_q_heads, bounds->n_kv_heads, most_heads);
+  for (const Bound& length : {all[1], all[2]}) {
+    if (int64_t{d.max_rows} * length.value > largest)
+      return fail(Status::overflow, "max_rows %d * %s %d is more than %d", d.max_rows, length.name,
+                  length.value, largest);
+  }
+  return Status::ok;
+}
+
 Status create(const kvc_device* device, const char* name, const kvc_operator_desc* desc,
               kvc_operator** out) {
   if (out != nullptr) *out = nullptr;
@@ -200,12 +274,25 @@ Status create(const kvc_device* device, const char* name, const kvc_operator_des
     if (Status s = read_descriptor("kvc_operator_desc", desc, &d); s != Status::ok) return s;
   }
   if (Status s = check_settings(d); s != Status::ok) return s;
+  ForwardBounds bounds;
+  bool attends_alone = false;
+  if (Status s = read_bounds(d, &bounds, &attends_alone); s != Status::ok) return s;
   OperatorRegistry::Entry entry = {};
   if (Status s = of.registry->find(name, &entry); s != Status::ok) return s;
   auto object = std::make_unique<OperatorObject>();
   auto chosen = std::make_shared<ChosenOperator>();
   chosen->op = entry.op;
   if (Status s = choose(d, of.device->info(), chosen.get()); s != Status::ok) return s;
+  if (attends_alone) {
+    OperatorNeeds needs;
+    needs.mode = mode_insert;
+    needs.features = feature_forward;
+    needs.type_k = needs.type_v = first_storage(*chosen->op);
+    needs.head_dim_k = bounds.head_dim_k;
+    needs.head_dim_v = bounds.head_dim_v;
+    if (Status s = check_operator(*chosen->op, needs); s != Status::ok) return s;
+    if (Status s = Forward::create(of.device, bounds, &object->forward); s != Status::ok) return s;
+  }
   std::memcpy(object->name, entry.name, sizeof object->name);
   object->device = of.device;
   object->chosen = std::move(chosen);
@@ -235,6 +322,16 @@ Status query(const OperatorObject& object, kvc_operator_info* info, kvc_operator
   d.block_k = chosen.settings.block_k;
   d.block_b = chosen.settings.block_b;
   d.stretches = chosen.settings.stretches;
+  if (object.forward) {
+    const ForwardBounds& bounds = object.forward->bounds();
+    d.max_rows = bounds.max_rows;
+    d.max_q_len = bounds.max_q_len;
+    d.max_kv_len = bounds.max_kv_len;
+    d.n_kv_heads = bounds.n_kv_heads;
+    d.max_q_heads = bounds.max_q_heads;
+    d.head_dim_k = bounds.head_dim_k;
+    d.head_dim_v = bounds.head_dim_v;
+  }
   write_output(d, desc);
   return Status::ok;
 }
@@ -257,6 +354,13 @@ Status resolve(const kvc_operator_desc* base, kvc_operator_desc* desc) {
   fill(d.block_k, b.block_k, 0);
   fill(d.block_b, b.block_b, 0);
   fill(d.stretches, b.stretches, 0);
+  fill(d.max_rows, b.max_rows, 0);
+  fill(d.max_q_len, b.max_q_len, 0);
+  fill(d.max_kv_len, b.max_kv_len, 0);
+  fill(d.n_kv_heads, b.n_kv_heads, 0);
+  fill(d.max_q_heads, b.max_q_heads, 0);
+  fill(d.head_dim_k, b.head_dim_k, 0);
+  fill(d.head_dim_v, b.head_dim_v, 0);
   write_output(d, desc);
   return Status::ok;
 }
@@ -378,9 +482,19 @@ kvc_status kvc_operator_query(const kvc_operator* op, kvc_operator_info* info,
   });
 }
 
+kvc_status kvc_operator_register(kvc_device* device, const char* names, uint32_t flags,
+                                 const kvc_operator_info* info,
+                                 const kvc_operator_functions* functions, void* user) noexcept {
+  return kvc::capi::guard_lifetime(
+      [&] { return kvc::capi::add(device, names, flags, info, functions, user); });
+}
+
+kvc_status kvc_operator_unregister(kvc_device* device, const char* name) noexcept {
+  return kvc::capi::guard_lifetime([&] { return kvc::capi::take_away(device, name); });
+}
+
 kvc_status kvc_bind_operator(kvc_cache* cache, int32_t layer_begin, int32_t layer_end,
                              uint32_t modes, kvc_operator* op) noexcept {
-  // What the layers let go may be the last that kept an operator: it ends when the cache has been left.
   return kvc::capi::with_object(cache, [&](kvc::capi::CacheObject& object, kvc::Cache& c) {
     std::shared_ptr<const kvc::ChosenOperator> chosen;
     if (kvc::Status s = kvc::capi::chosen_of(op, &chosen); s != kvc::Status::ok) return s;

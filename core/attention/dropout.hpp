@@ -26,6 +26,7 @@ struct Dropout {
   uint64_t seed = 0;
   uint32_t threshold = 0;  // a weight is kept if its word is at least this
   float keep_factor = 1;
+  float probability = 0;
   int32_t layer = 0;
   bool drops = false;  // else every weight counts, and none of this does
 
@@ -35,6 +36,7 @@ struct Dropout {
     return {.seed = seed,
             .threshold = static_cast<uint32_t>(std::floor(std::ldexp(p, 32))),
             .keep_factor = static_cast<float>(1 / (1 - p)),
+            .probability = probability,
             .layer = layer,
             .drops = true};
   }

@@ -150,7 +150,9 @@ Status check_operator(const AttentionOperator& op, const OperatorNeeds& needs) {
   if (Status s = check_head_dims(op, needs.head_dim_k, needs.head_dim_v); s != Status::ok) return s;
   const Status runtime = check_precision(op, "runtime_dtype", op.runtime_types, needs.runtime_type);
   if (runtime != Status::ok) return runtime;
-  return check_precision(op, "softmax_dtype", op.softmax_types, needs.softmax_type);
+  const Status softmax = check_precision(op, "softmax_dtype", op.softmax_types, needs.softmax_type);
+  if (softmax != Status::ok || op.supports == nullptr) return softmax;
+  return op.supports(op, needs);
 }
 
 }  // namespace kvc

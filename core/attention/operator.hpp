@@ -55,6 +55,15 @@ enum Precision : uint32_t { in_f64 = 1, in_f32 = 2, in_f16 = 4, in_bf16 = 8 };
 constexpr uint32_t storage_bit(StorageType type) { return uint32_t{1} << static_cast<int>(type); }
 inline constexpr uint32_t every_storage = (uint32_t{1} << n_storage_types) - 1;
 
+/// What an operator is wanted for.
+struct OperatorNeeds {
+  Mode mode = mode_prefill;
+  FeatureSet features = 0;
+  StorageType type_k = StorageType::f32, type_v = StorageType::f32;
+  int32_t n_q_heads = 0, n_kv_heads = 0, head_dim_k = 0, head_dim_v = 0;  // 0: any
+  uint32_t runtime_type = in_f32, softmax_type = in_f32;
+};
+
 /// An algorithm for attention, by name. A device offers one or more; how one picks kernels by the number of rows is its own
 /// business.
 struct AttentionOperator {
@@ -76,6 +85,8 @@ struct AttentionOperator {
   /// One call. `device` is the CacheDevice that the operator belongs to.
   Status (*run)(const AttentionOperator& self, const AttentionParams& params,
                 CacheDevice& device) noexcept = nullptr;
+  /// What else it has to say about needs that it has the features for; null: nothing.
+  Status (*supports)(const AttentionOperator& self, const OperatorNeeds& needs) noexcept = nullptr;
 };
 
 /// An operator as a caller created it. Caches keep it while layers are bound to it.
@@ -87,15 +98,6 @@ struct ChosenOperator {
   uint32_t runtime_type = in_f32;
   uint32_t softmax_type = in_f32;
   int32_t device_type = 0, device_id = 0;
-};
-
-/// What an operator is wanted for.
-struct OperatorNeeds {
-  Mode mode = mode_prefill;
-  FeatureSet features = 0;
-  StorageType type_k = StorageType::f32, type_v = StorageType::f32;
-  int32_t n_q_heads = 0, n_kv_heads = 0, head_dim_k = 0, head_dim_v = 0;  // 0: any
-  uint32_t runtime_type = in_f32, softmax_type = in_f32;
 };
 
 /// What a layer has bound and stores needs.

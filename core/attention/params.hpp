@@ -98,6 +98,7 @@ struct AttentionPlan {
   int64_t seen_words = 0;
   /// Columns of tensors count from the first cell of the token's own list, not from that of all that the batch sees.
   bool columns_by_list = false;
+  int32_t batch = 0;  // rows of a batch, of as many tokens each; 0: the tokens are one list
 
   bool hides(int32_t token, int32_t cell) const {
     return seen != nullptr && (seen[token * seen_words + cell / 64] >> (cell % 64) & 1u) == 0;
@@ -148,7 +149,11 @@ struct AttentionParams {
   AttentionTensors tensors;
   OperatorSettings settings;
   Dropout dropout;
-  int32_t first_column = 0;        // the cell of column 0
+  int32_t first_column = 0;  // the cell of column 0
+  int32_t n_columns = 0;     // only for operators of callers, and so is what follows
+  uint32_t features = 0;     // that the call needs
+  uint32_t mode = 0;
+  int32_t layer = 0;
   std::byte* workspace = nullptr;  // attention_workspace_bytes() of them, aligned to 4096
 
   /// Whether something beside the ranges of rows decides what a token sees, or a bias is added.

@@ -197,6 +197,7 @@ const AttentionPlan& RowPlan::make() {
   plan_.tokens = {cells_, positions_};
   plan_.seen_words = n_words_;
   plan_.columns_by_list = true;
+  plan_.batch = rules_.n_rows;
   for (int32_t index = 0; index < rules_.n_rows; ++index) add_row(index);
   is_made_ = true;
   return plan_;

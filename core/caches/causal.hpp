@@ -133,6 +133,7 @@ class CausalCache final : public BookedCache<CellBook>,
   };
   Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
                  AttentionParams* params);
+  Status pay_rotations(const AttentionOperator& op, AttentionParams* params);
   Status run(const AttentionOperator& op, const AttentionParams& params);
   Status make_plan();  // unless it is made, and tells the device
   template <class Visit>

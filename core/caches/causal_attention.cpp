@@ -98,13 +98,39 @@ Status CausalCache::prepare(int32_t layer, const AttentionTensors& tensors,
   const bool one_each = params->plan.n_rows == params->plan.n_lists;
   if (Status s = layers_.describe_call(layer, tensors, one_each, op, params); s != Status::ok)
     return s;
-  if (tensors.changes_scores() || tensors.weights.data != nullptr) {
+  params->features = needed_features(*params, settings_.visibility, plan_.any_sees_later());
+  if ((*op)->is_callers) {
+    if (Status s = pay_rotations(**op, params); s != Status::ok) return s;
+  }
+  if (tensors.changes_scores() || tensors.weights.data != nullptr || (*op)->is_callers) {
     PassPlan::Span range;
     if (Status s = span(&range); s != Status::ok) return s;
     params->first_column = range.first;
+    params->n_columns = range.end - range.first;
   }
-  const FeatureSet needed = needed_features(*params, settings_.visibility, plan_.any_sees_later());
-  return check_operator(**op, needed, params->storage);
+  return check_operator(**op, params->features, params->storage);
+}
+
+/// For a caller's operator that knows no pending rotations: it gets keys as kvc_get() lends them.
+Status CausalCache::pay_rotations(const AttentionOperator& op, AttentionParams* params) {
+  const FeatureSet owing = params->features & feature_shifted & ~op.features;
+  if (owing == 0 || !is_plain(bounds_.type_k)) return Status::ok;
+  const FeatureSet others = params->features & ~owing;
+  if (Status s = check_operator(op, others, params->storage); s != Status::ok) return s;
+  const int32_t free = book_.pool().n_free();
+  if (Status s = rotate_pending(); s != Status::ok) return s;
+  if (Status s = make_plan(); s != Status::ok) return s;
+  const AttentionTensors& tensors = params->tensors;
+  if (free != book_.pool().n_free() && (tensors.changes_scores() || tensors.weights.data != nullptr)) {
+    return fail(
+        Status::shape,
+        "shared keys with a pending rotation were copied for the operator %s, so the columns "
+        "of kvc_history() have changed: make bias, mask and weights for them",
+        op.name);
+  }
+  params->plan = plan_.made();
+  params->features = others;
+  return Status::ok;
 }
 
 Status CausalCache::run(const AttentionOperator& op, const AttentionParams& params) {

@@ -90,9 +90,9 @@ Status EncoderCache::prepare(int32_t layer, const AttentionTensors& tensors,
   params->plan = plan_;
   if (Status s = layers_.describe_call(layer, tensors, has_one_each_, op, params); s != Status::ok)
     return s;
-  int32_t cells = 0;
-  span(&params->first_column, &cells);
-  return check_operator(**op, needed_features(*params, Visibility{}, true), params->storage);
+  span(&params->first_column, &params->n_columns);
+  params->features = needed_features(*params, Visibility{}, true);
+  return check_operator(**op, params->features, params->storage);
 }
 
 Status EncoderCache::run(const AttentionOperator& op, const AttentionParams& params) {

@@ -46,6 +46,20 @@ Status KvLayers::check_operator(int32_t layer_begin, int32_t layer_end, ModeSet 
     const Layer& layer = layers_[index];
     const FeatureSet needed = always_ | features_of(layer.constants, layer.storage);
     if (Status s = kvc::check_operator(*op.op, needed, layer.storage); s != Status::ok) return s;
+    for (const Mode mode : {mode_train, mode_prefill, mode_autoregressive}) {
+      if ((modes & mode) == 0 || op.op->supports == nullptr) continue;
+      const OperatorNeeds needs = {.mode = mode,
+                                   .features = needed,
+                                   .type_k = layer.storage.k.type(),
+                                   .type_v = layer.storage.v.type(),
+                                   .n_q_heads = layer.constants.n_q_heads,
+                                   .n_kv_heads = layer.storage.k.n_heads,
+                                   .head_dim_k = bounds_.head_dim_k,
+                                   .head_dim_v = bounds_.head_dim_v,
+                                   .runtime_type = op.runtime_type,
+                                   .softmax_type = op.softmax_type};
+      if (Status s = op.op->supports(*op.op, needs); s != Status::ok) return s;
+    }
   }
   return Status::ok;
 }
@@ -93,6 +107,8 @@ Status KvLayers::describe_call(int32_t layer, const AttentionTensors& tensors, b
   params->storage = layers_[layer].storage;
   params->constants = constants_for(layer, tensors.q.shape[1]);
   params->tensors = tensors;
+  params->mode = mode;
+  params->layer = layer;
   if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
   const ChosenOperator* const chosen = operator_of(layer, mode);
   if (chosen != nullptr) {

@@ -170,10 +170,10 @@ Status TransformerCache::prepare(int32_t layer, const AttentionTensors& tensors,
     one_each &= book_.sequence(row).n_added <= 1;
   if (Status s = layers_.describe_call(layer, tensors, one_each, op, params); s != Status::ok)
     return s;
-  const FeatureSet needed = feature_transformer |
-                            needed_features(*params, visibility_of(book_.rules()),
-                                            plan_.any_sees_later());
-  return check_operator(**op, needed, params->storage);
+  params->n_columns = book_.rules().columns;
+  params->features = feature_transformer |
+                     needed_features(*params, visibility_of(book_.rules()), plan_.any_sees_later());
+  return check_operator(**op, params->features, params->storage);
 }
 
 /// A ring of length 1 has reach 0, and is limited all the same.

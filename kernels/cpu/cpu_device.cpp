@@ -175,8 +175,9 @@ Status run_vanilla(const AttentionOperator&, const AttentionParams& params,
 
 constexpr FeatureSet of_all = feature_mask | feature_bias | feature_window | feature_chunk |
                               feature_not_causal | feature_softcap | feature_alibi | feature_sinks |
-                              feature_lse | feature_weights | feature_grouped | feature_dims_differ |
-                              feature_shifted | feature_rotated | feature_transformer;
+                              feature_lse | feature_weights | feature_grouped |
+                              feature_dims_differ | feature_shifted | feature_rotated |
+                              feature_transformer | feature_forward;
 
 constexpr const char* flash_aliases[] = {"flash_attn2",     "sdpa", "splash", "blockwise",
                                          "paged_attention", nullptr};

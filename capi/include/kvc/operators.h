@@ -212,15 +212,24 @@ typedef struct kvc_operator_desc {
   int32_t block_k;        /* keys that are read at a time, at most */
   int32_t block_b;        /* no built-in operator has it */
   int32_t stretches;      /* ring: parts that a row's keys are cut into; 0: one per thread of the device */
+  /* Bounds of kvc_operator_forward(). All 0: the operator is only bound to caches. max_rows * max_q_len and max_rows * max_kv_len are
+     at most 2^30. */
+  int32_t max_rows;
+  int32_t max_q_len;
+  int32_t max_kv_len;
+  int32_t n_kv_heads;
+  int32_t max_q_heads; /* 0: n_kv_heads */
+  int32_t head_dim_k;
+  int32_t head_dim_v;  /* 0: head_dim_k */
 } kvc_operator_desc;
 
-#define KVC_OPERATOR_DESC_INIT {sizeof(kvc_operator_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define KVC_OPERATOR_DESC_INIT {sizeof(kvc_operator_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* Fills in each field of `desc` that is 0: from `base` (null: there is none), and KVC_F32 for the two types.
  * Errors: INVALID_ARGUMENT, VERSION. Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_operator_resolve(const kvc_operator_desc *base, kvc_operator_desc *desc) KVC_NOEXCEPT;
 
-/* Makes an operator with settings. Blocks are rounded up to multiples of kvc_operator_info; kvc_operator_query() shows what is used.
+/* Makes an operator with settings, and takes the room of kvc_operator_forward(). Blocks are rounded up to multiples of kvc_operator_info; kvc_operator_query() shows what is used.
  *
  * desc  null: all defaults
  * out   receives the handle, or null if the call fails
@@ -228,7 +237,7 @@ KVC_API kvc_status kvc_operator_resolve(const kvc_operator_desc *base, kvc_opera
  * Ownership: the caller destroys it. Layers that are bound to it keep what they need of it, and so does it of its device: destroy
  * and close in any order.
  * Errors: NOT_FOUND, INVALID_ARGUMENT, DTYPE, VERSION, NOT_SUPPORTED (a setting that the operator lacks, or a block larger than it
- * has), OUT_OF_MEMORY. Threads: any. Since 0.2. */
+ * has), OVERFLOW, OUT_OF_MEMORY. Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_operator_create(kvc_device *device, const char *name, const kvc_operator_desc *desc,
                                        kvc_operator **out) KVC_NOEXCEPT;
 
@@ -248,6 +257,163 @@ KVC_API kvc_status kvc_operator_query(const kvc_operator *op, kvc_operator_info 
  * kvc_bind_attention() adds is checked there, what a call brings at the call. Since 0.2. */
 KVC_API kvc_status kvc_bind_operator(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, uint32_t modes,
                                      kvc_operator *op) KVC_NOEXCEPT;
+
+/* ---- Attention without a cache ------------------------------------------------------------------------------------------------- */
+
+enum { /* kvc_forward_desc.flags */
+  KVC_FORWARD_CAUSAL = 1,  /* query position p sees keys at or below p */
+  KVC_FORWARD_DROPOUT = 2, /* with dropout_prob of the operator and dropout_seed */
+  KVC_FORWARD_NO_SINKS = 4 /* a partial result, as with KVC_EXTRA_NO_SINKS */
+};
+
+typedef struct kvc_forward_desc {
+  uint32_t struct_size;
+  uint32_t flags; /* KVC_FORWARD_… */
+  uint64_t dropout_seed;
+  int32_t reach;        /* keys at or above p - reach; 0: no limit */
+  int32_t chunk;        /* keys of the chunk that p lies in; 0: no chunks */
+  int32_t query_offset; /* position of query 0, keys count from 0. 0: kv_len - q_len, the queries are the last; KVC_NONE: 0 */
+  int32_t layer;        /* of dropout, 0 … 65535 */
+  float softcap;
+  int32_t reserved; /* 0 */
+} kvc_forward_desc;
+
+#define KVC_FORWARD_DESC_INIT {sizeof(kvc_forward_desc), 0, 0, 0, 0, 0, 0, 0, 0}
+
+/* Attention without a cache, over tensors within the bounds that the operator was created with. Scale: softmax_scale of the operator,
+ * or 1 / sqrt(head_dim_k). In dropout `sequence` is the row. A query that sees no key gets 0 and minus infinity.
+ *
+ * desc          null: all defaults
+ * q             [rows, q_len, n_q_heads, head_dim_k] f32, f16 or bf16, any strides, as the others
+ * k             [rows, kv_len, n_kv_heads, head_dim_k]
+ * v             [rows, kv_len, n_kv_heads, head_dim_v]
+ * alibi_slopes  [n_q_heads], may be null; as in kvc_bind_attention()
+ * sinks         [n_q_heads], may be null
+ * extra         may be null. Of it bias, mask [rows, n_q_heads, q_len, kv_len], broadcast as there, weights, and lse
+ *               [rows, q_len, n_q_heads]; every other field is 0
+ * out           [rows, q_len, n_q_heads, head_dim_v]; written. Must not overlap q
+ *
+ * Threads: exclusive on the operator; the device's threads share the work.
+ * Errors: INVALID_ARGUMENT, SHAPE (beyond the bounds, too), DTYPE, DEVICE_MISMATCH, OVERFLOW, VERSION, NOT_SUPPORTED (the operator was
+ * created without bounds; what the call needs and it lacks). Since 0.2. */
+KVC_API kvc_status kvc_operator_forward(kvc_operator *op, const kvc_forward_desc *desc, const kvc_tensor *q,
+                                        const kvc_tensor *k, const kvc_tensor *v, const float *alibi_slopes,
+                                        const float *sinks, const kvc_attention_extra *extra,
+                                        kvc_tensor *out) KVC_NOEXCEPT;
+
+/* ---- A caller's operator ------------------------------------------------------------------------------------------------------- */
+
+/* One call, made by the library and valid until the function returns. What takes no part is null.
+ *
+ * `columns` are those of kvc_history(); in passes of rows and without a cache, [n_tokens] is [batch, q_len], and the tensors over
+ * columns are [batch, n_q_heads, q_len, columns]. Bias and mask have their full shape, with strides of 0 where they were broadcast. */
+typedef struct kvc_operator_call {
+  uint32_t struct_size;
+  uint32_t mode;     /* KVC_MODE_… */
+  uint32_t features; /* KVC_FEATURE_… that this call needs */
+  int32_t layer;
+  int32_t n_tokens;
+  int32_t n_q_heads;
+  int32_t n_kv_heads;
+  int32_t batch;       /* rows of the batch; 0: tokens are a list */
+  float scale;
+  float softcap;       /* 0: none */
+  float dropout_prob;  /* 0: no dropout in this call */
+  float keep_factor;   /* 1 / (1 - dropout_prob) */
+  int32_t block_q;     /* settings of kvc_operator_desc; 0: the operator's own */
+  int32_t block_k;
+  int32_t block_b;
+  int32_t stretches;
+  uint64_t dropout_seed;
+  const float *slopes; /* [n_q_heads] */
+  const float *sinks;  /* [n_q_heads]; null too where the call leaves them out */
+  const kvc_tensor *q; /* [n_tokens, n_q_heads, head_dim_k] */
+  const kvc_tensor *k; /* [columns, n_kv_heads, …] codes and scales, as kvc_get_codes() lends them; rows: [batch, columns, …] */
+  const kvc_tensor *k_scales;
+  const kvc_tensor *v;
+  const kvc_tensor *v_scales;
+  const kvc_tensor *bias;  /* [n_q_heads, n_tokens, columns] */
+  const kvc_tensor *mask;
+  const int32_t *position; /* [n_tokens] of the queries */
+  const int32_t *sequence; /* [n_tokens]; KVC_NONE: padding, whose rows the library writes */
+  kvc_tensor *out;         /* to be written: [n_tokens, n_q_heads, head_dim_v] */
+  kvc_tensor *lse;         /* [n_tokens, n_q_heads] */
+  kvc_tensor *weights;     /* [n_q_heads, n_tokens, columns] */
+  void *stream;
+} kvc_operator_call;
+
+#define KVC_OPERATOR_CALL_INIT \
+  {sizeof(kvc_operator_call), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+   NULL, NULL, NULL, NULL, NULL, NULL}
+
+/* Writes what the call's queries see, its mask included and its bias not: 1 or 0 of KVC_BOOL, 0 or minus infinity of f32 and f16.
+ *
+ * call  as the function got it, on the thread that the function runs on
+ * into  [n_tokens, columns], rows: [batch, 1, q_len, columns]; any strides
+ *
+ * Errors: INVALID_ARGUMENT (not within this call), SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, NOT_SUPPORTED (the call's mask differs from
+ * head to head: read call->mask). Since 0.2. */
+KVC_API kvc_status kvc_call_mask(const kvc_operator_call *call, kvc_tensor *into) KVC_NOEXCEPT;
+
+/* Writes the positions of the columns for one sequence: -1 where no query of it sees the cell. A cell may have one position for one
+ * sequence and another one for another.
+ *
+ * position  [capacity] receives the first `capacity` columns
+ *
+ * Errors: INVALID_ARGUMENT (not within this call; capacity is negative; no query is of this sequence). Since 0.2. */
+KVC_API kvc_status kvc_call_positions(const kvc_operator_call *call, int32_t sequence, int32_t capacity,
+                                      int32_t *position) KVC_NOEXCEPT;
+
+/* Attends. It runs on the thread that called kvc_attention(), with cancellation disabled and in kvc's floating-point environment, and
+ * may change both while it runs. It must return: an exception poisons the cache (INTERNAL). Calls on the cache, and on the operator in
+ * kvc_operator_forward(), return BUSY meanwhile.
+ *
+ * Returns KVC_OK, or a status that the call then returns (INVALID_ARGUMENT for a number that is no status of kvc). KVC_E_DEVICE and
+ * KVC_E_INTERNAL poison the cache; after any other the cache is as it was, but what kvc_put_attention() has put stays put, and the
+ * caller's tensors may have been written. */
+typedef kvc_status (*kvc_operator_forward_function)(void *user, const kvc_operator_call *call);
+
+/* Whether it can do what is needed, in addition to what kvc_operator_info says, which was compared before: KVC_OK or
+ * NOT_SUPPORTED. It is asked by kvc_operator_supports() and kvc_bind_operator(). */
+typedef kvc_status (*kvc_operator_supports_function)(void *user, const kvc_operator_needs *needs);
+
+/* Runs once, when neither the registry nor an operator nor a layer holds the functions: within the call that lets go of them last. It
+ * must not use the handles of that call. */
+typedef void (*kvc_operator_release_function)(void *user);
+
+typedef struct kvc_operator_functions {
+  uint32_t struct_size;
+  uint32_t reserved;                            /* 0 */
+  kvc_operator_supports_function supports;      /* may be null */
+  kvc_operator_forward_function forward_native; /* must not be null */
+  kvc_operator_forward_function forward_cpu;    /* on KVC_CPU; null: forward_native */
+  kvc_operator_forward_function forward_cuda;   /* on KVC_CUDA, with tensors there; null: forward_native */
+  kvc_operator_release_function release;        /* may be null */
+} kvc_operator_functions;
+
+#define KVC_OPERATOR_FUNCTIONS_INIT {sizeof(kvc_operator_functions), 0, NULL, NULL, NULL, NULL, NULL}
+
+enum { /* kvc_operator_register() flags */
+  KVC_OPERATOR_REPLACE = 1 /* names that are taken are given to the new operator */
+};
+
+/* Adds an operator of the caller's to a device. Layers and operators that exist keep what they have, whatever happens to its names.
+ *
+ * names      "mine", or "mine,alias,another": 1 to 31 of a-z, 0-9, _ and - each
+ * flags      KVC_OPERATOR_REPLACE
+ * info       what it has; name and canonical are not read. devices 0: this one; types 0: KVC_SET_F32. Keys that owe a rotation are
+ *            rotated first, as kvc_get() does it, unless it has KVC_FEATURE_SHIFTED (quantised keys: NOT_SUPPORTED while any owes)
+ * functions  copied
+ * user       passed through
+ *
+ * Errors: INVALID_ARGUMENT (a name that is taken; the message names what is wrong), VERSION, OUT_OF_MEMORY. `release` does not run if
+ * the call fails. Threads: any. Since 0.2. */
+KVC_API kvc_status kvc_operator_register(kvc_device *device, const char *names, uint32_t flags, const kvc_operator_info *info,
+                                         const kvc_operator_functions *functions, void *user) KVC_NOEXCEPT;
+
+/* Takes a caller's operator away, with all of its names.
+ * Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED (it is built in). Threads: any. Since 0.2. */
+KVC_API kvc_status kvc_operator_unregister(kvc_device *device, const char *name) KVC_NOEXCEPT;
 
 #ifdef __cplusplus
 }
