@@ -8,7 +8,7 @@
 /// Plain structs that say what linear attention with decay means (semantics §7). The cache fills them in, kernels only read them.
 namespace kvc {
 
-/// Floats of a row of a state, and of K and V that are kept: padded with zeros to whole vectors of any instruction set.
+/// Floats of a row of a state: padded with zeros to whole vectors of any instruction set.
 constexpr int64_t padded_to_vectors(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 /// Bounds of the calls of a cache; all 0: it has none.
@@ -26,11 +26,17 @@ struct LightningToken {
   bool is_masked = false;  // its key and value are not read and count as zeros
 };
 
-/// K and V of tokens in f32, [n_heads][n_tokens][padded head_dim]: what put() leaves for attention and for a commit of a part.
+/// K and V of tokens as put() got them, [n_heads][n_tokens] rows of whole lines: for attention, and for a commit of a part.
 struct KeptTokens {
-  float* k = nullptr;
-  float* v = nullptr;
+  std::byte* k = nullptr;
+  std::byte* v = nullptr;
   int64_t n_tokens = 0;  // from one head to the next
+  DType k_type = DType::f32;
+  DType v_type = DType::f32;
+
+  static constexpr int64_t row_bytes(int64_t head_dim, DType type) {
+    return (head_dim * static_cast<int64_t>(size_of(type)) + 63) / 64 * 64;
+  }
 };
 
 /// A sequence of the pass.

@@ -136,12 +136,13 @@ void LightningCache::carve_host(Carver& carver) {
   padding_ = carver.take<int32_t>(batch, 64);
 }
 
+/// Room for the largest type that a put takes.
 KeptTokens LightningCache::carve_kept(Carver& carver, int64_t layers, int64_t n_tokens) const {
   const auto take = [&](int32_t head_dim) {
     const CheckedSize rows = CheckedSize(static_cast<uint64_t>(layers * bounds_.n_kv_heads)) *
                              CheckedSize(static_cast<uint64_t>(n_tokens));
-    return carver.take<float>(
-        rows * CheckedSize(static_cast<uint64_t>(padded_to_vectors(head_dim))), 64);
+    const int64_t row_bytes = KeptTokens::row_bytes(head_dim, DType::f32);
+    return carver.take<std::byte>(rows * CheckedSize(static_cast<uint64_t>(row_bytes)), 64);
   };
   KeptTokens kept;
   kept.k = take(bounds_.head_dim_k);

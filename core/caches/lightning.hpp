@@ -85,6 +85,8 @@ class LightningCache final : public StateCache,
     int32_t n_q_heads = 0;  // 0: never bound
     float scale = 1;
     bool has_slopes = false;
+    DType k_type = DType::f32;  // of what was put in the open pass
+    DType v_type = DType::f32;
   };
 
   LightningCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
@@ -103,6 +105,7 @@ class LightningCache final : public StateCache,
   Status check_kept_tokens(int32_t sequence, int32_t keep) const override;
   Status settle_unput() override;
   LightningParams params_for(int32_t layer) const;
+  Status run_put(int32_t layer, const Tensor& k, const Tensor& v, LightningParams* params);
   LightningState state_at(int32_t layer, int32_t slot) const;
   Status need_slopes(int32_t layer) const;
   Status place_attention(int32_t layer, const AttentionTensors& tensors, LightningParams* params) const;

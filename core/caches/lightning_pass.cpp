@@ -101,8 +101,12 @@ LightningParams LightningCache::params_for(int32_t layer) const {
   params.last_layer = kept_;
   params.drafted = drafted_;
   const int64_t rows = int64_t{layer} * bounds_.n_kv_heads * drafted_.n_tokens;
-  params.drafted.k += rows * padded_to_vectors(bounds_.head_dim_k);
-  params.drafted.v += rows * padded_to_vectors(bounds_.head_dim_v);
+  params.drafted.k += rows * KeptTokens::row_bytes(bounds_.head_dim_k, DType::f32);
+  params.drafted.v += rows * KeptTokens::row_bytes(bounds_.head_dim_v, DType::f32);
+  for (KeptTokens* kept : {&params.last_layer, &params.drafted}) {
+    kept->k_type = layers_[layer].k_type;
+    kept->v_type = layers_[layer].v_type;
+  }
   params.workspace = workspace_;
   return params;
 }
@@ -122,17 +126,28 @@ Status LightningCache::place_attention(int32_t layer, const AttentionTensors& te
   return Status::ok;
 }
 
+Status LightningCache::run_put(int32_t layer, const Tensor& k, const Tensor& v,
+                               LightningParams* params) {
+  layers_[layer].k_type = k.dtype;
+  layers_[layer].v_type = v.dtype;
+  params->k = k;
+  params->v = v;
+  for (KeptTokens* kept : {&params->last_layer, &params->drafted}) {
+    kept->k_type = k.dtype;
+    kept->v_type = v.dtype;
+  }
+  params->writes_states = true;
+  if (Status s = run(*params); s != Status::ok) return s;
+  note_put(layer, whole);
+  last_put_ = layer;
+  return Status::ok;
+}
+
 Status LightningCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   LightningParams params = params_for(layer);
-  params.k = k;
-  params.v = v;
-  params.writes_states = true;
-  if (Status s = run(params); s != Status::ok) return s;
-  note_put(layer, whole);
-  last_put_ = layer;
-  return Status::ok;
+  return run_put(layer, k, v, &params);
 }
 
 Status LightningCache::attention(int32_t layer, const AttentionTensors& tensors) {
@@ -149,14 +164,7 @@ Status LightningCache::put_attention(int32_t layer, const Tensor& k, const Tenso
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
   LightningParams params = params_for(layer);
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  params.k = k;
-  params.v = v;
-  params.writes_states = true;
-  if (Status s = run(params); s != Status::ok) return s;
-  note_put(layer, whole);
-  last_put_ = layer;
-  return Status::ok;
+  return pass_.is_reserve() ? Status::ok : run_put(layer, k, v, &params);
 }
 
 // ---- The end of a pass --------------------------------------------------------------------------------------------------------

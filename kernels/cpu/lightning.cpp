@@ -12,7 +12,7 @@ namespace {
 
 /// Tokens of a block unless the cache says otherwise: the more, the more products of tokens that a recurrence would not need;
 /// the fewer, the more often the state comes from the second-level cache.
-constexpr int32_t default_block = 64;
+constexpr int32_t default_block = 60;
 
 int32_t block_of(int32_t asked) { return asked == 0 ? default_block : asked; }
 
@@ -22,20 +22,33 @@ constexpr int64_t parallel_floats = 16384;
 /// States written together by a call of one token each go past the caches from so many bytes on.
 constexpr int64_t streamed_bytes = int64_t{4} << 20;
 
+/// So do K and V that are kept, from so many numbers on.
+constexpr int64_t kept_past_caches = int64_t{1} << 18;
+
 size_t extent(int64_t n) { return static_cast<size_t>(n); }
+
+/// Rows of a token that are longer are not prefetched.
+constexpr int64_t most_bytes_ahead = 8192;
+
+/// Heads that a thread takes through the blocks side by side: their rows of a token lie beside each other, often in one page of
+/// memory, and finding a page costs as much as reading a row.
+constexpr int32_t heads_at_once_max = 4;
 
 /// What one thread works with.
 struct Scratch {
+  float* k = nullptr;            // [block][dims_k]
+  float* v = nullptr;            // [block][dims_v] in panels
   float* q = nullptr;            // [block or query heads of a state head][dims_k]
   float* out = nullptr;          // likewise
-  float* state = nullptr;        // [head_dim_k][dims_v] in panels
+  float* state = nullptr;        // [heads_at_once_max][head_dim_k][dims_v] in panels
   float* key_columns = nullptr;  // the others as in LightningBlock
   float* decayed_keys = nullptr;
   float* weights = nullptr;
-  float* decay = nullptr;
+  float* decay = nullptr;  // [heads_at_once_max][block + 1]
   float* reversed = nullptr;
   float* from_decay = nullptr;
-  float* zeros = nullptr;  // [dims_k or dims_v]
+  const std::byte** row = nullptr;    // [block] of a tensor
+  const std::byte** ahead = nullptr;  // [3 · block] rows of the next block
 
   void place(Carver& carver, const LightningBounds& bounds) {
     const int64_t dims_k = padded_to_vectors(bounds.head_dim_k);
@@ -44,16 +57,19 @@ struct Scratch {
     const int64_t group = bounds.n_heads == 0 ? 0 : bounds.max_q_heads / bounds.n_heads;
     const int64_t rows = std::max(block, group);
     const auto take = [&](int64_t n) { return carver.take<float>(extent(n), 64); };
+    k = take(block * dims_k);
+    v = take(block * dims_v);
     q = take(rows * dims_k);
     out = take(rows * dims_v);
-    state = take(bounds.head_dim_k * dims_v);
+    state = take(heads_at_once_max * bounds.head_dim_k * dims_v);
     key_columns = take(padded_block * dims_k);
     decayed_keys = take(block * dims_k);
     weights = take(block * padded_block);
-    decay = take(block + 1);
+    decay = take(heads_at_once_max * (block + 1));
     reversed = take(block + decay_margin);
     from_decay = take(block);
-    zeros = take(std::max(dims_k, dims_v));
+    row = carver.take<const std::byte*>(extent(block), 64);
+    ahead = carver.take<const std::byte*>(extent(3 * block), 64);
   }
 };
 
@@ -85,24 +101,42 @@ class LightningCall {
     const LightningRow& row;
     const LightningToken* token;
     int32_t head;
-    double slope;
-    float* kept_k;
-    float* kept_v;
+    int32_t place;  // among the heads that go side by side
     Scratch scratch;
   };
+  /// K or V of the call, as tensors or as they were kept.
+  struct Side {
+    const Tensor& tensor;
+    std::byte* kept;  // the head's row of the sequence's first token
+    DType kept_type;
+    int32_t head_dim;
+    int64_t kept_stride() const { return KeptTokens::row_bytes(head_dim, kept_type); }
+  };
 
+  double slope_of(const Item& item) const { return static_cast<double>(params_.slopes[item.head]); }
   bool attends() const { return params_.q.data != nullptr; }
   void clear_padding() const;
   void run_item(int32_t index, int32_t thread) noexcept;
-  void step(const Item& item, const float* k, const float* v) const;
-  void run_blocks(const Item& item) const;
+  void run_head(const Item& item) const;
+  void step(const Item& item) const;
+  void run_blocks(const Item& first_head, int32_t n_heads) const;
+  void run_block(const Item& item, int32_t first, const LightningBlock& block, bool advances) const;
   void read_state(const Item& item) const;
   void write_state(const Item& item) const;
   template <class Copy>
   void for_each_panel_row(const Item& item, int32_t slot, Copy copy) const;
-  void keep(const Item& item, int32_t first, int32_t n) const;
+  Side side(const Item& item, bool is_k) const;
+  template <class Put>
+  void load_side(const Item& item, const Side& side, int32_t first, int32_t n, const Put& put) const;
+  void load_keys_and_values(const Item& item, int32_t first, int32_t n) const;
+  void keep(const Item& item, const Side& side, int32_t first, int32_t n) const;
+  void look_ahead(const Item& item, int32_t n_heads, int32_t first, int32_t n,
+                  LightningAhead* ahead) const;
   void load_query(const LightningToken& token, int32_t q_head, float* to) const;
   void store_out(const LightningToken& token, int32_t q_head, const float* from) const;
+  float* state_in_scratch(const Item& item) const {
+    return item.scratch.state + extent(int64_t{item.place} * bounds_.head_dim_k * dims_v_);
+  }
   float* state_of(int32_t slot, int32_t head) const {
     return reinterpret_cast<float*>(params_.states.slot(slot)) +
            extent(int64_t{head} * bounds_.head_dim_k * dims_v_);
@@ -114,7 +148,10 @@ class LightningCall {
   const KernelTable& kernels_;
   const int32_t dims_k_, dims_v_, block_;
   const int32_t group_;  // query heads of a state head, 0: no outputs are wanted
-  int32_t first_item_ = 0;
+  bool keeps_past_caches_ = false;
+  int32_t heads_at_once_ = 1;
+  int32_t items_per_row_ = 1;
+  int32_t first_row_ = 0;  // of those that are handed out
 };
 
 namespace {
@@ -148,11 +185,15 @@ void LightningCall::run(ThreadPool& pool) noexcept {
   const int64_t floats_of_row = int64_t{bounds_.n_heads} * bounds_.head_dim_k * dims_v_;
   int64_t n_tokens = 0;
   for (int32_t i = 0; i < params_.n_rows; ++i) n_tokens += params_.row[i].n_tokens;
+  keeps_past_caches_ = n_tokens * bounds_.n_heads * (dims_k_ + dims_v_) >= kept_past_caches;
   const bool is_small = n_tokens * floats_of_row < parallel_floats;
-  const int32_t rows_at_once = ThreadPool::items_max / bounds_.n_heads;
-  for (int32_t first = 0; first < params_.n_rows; first += rows_at_once) {
-    first_item_ = first;
-    const int32_t n = std::min(rows_at_once, params_.n_rows - first) * bounds_.n_heads;
+  // How many heads go side by side changes no bit: they have nothing in common.
+  heads_at_once_ = std::clamp(params_.n_rows * bounds_.n_heads / (4 * pool.n_threads()), 1,
+                              heads_at_once_max);
+  items_per_row_ = (bounds_.n_heads + heads_at_once_ - 1) / heads_at_once_;
+  const int32_t rows_at_once = ThreadPool::items_max / items_per_row_;
+  for (first_row_ = 0; first_row_ < params_.n_rows; first_row_ += rows_at_once) {
+    const int32_t n = std::min(rows_at_once, params_.n_rows - first_row_) * items_per_row_;
     if (!is_small) {
       pool.run(n, work, this);
       continue;
@@ -169,39 +210,123 @@ void LightningCall::clear_padding() const {
 }
 
 void LightningCall::run_item(int32_t index, int32_t thread) noexcept {
-  const LightningRow& row = params_.row[first_item_ + index / bounds_.n_heads];
-  const int32_t head = index % bounds_.n_heads;
-  Item item = {row,     params_.token + row.first_token,
-               head,    static_cast<double>(params_.slopes[head]),
-               nullptr, nullptr,
-               {}};
+  const LightningRow& row = params_.row[first_row_ + index / items_per_row_];
+  const int32_t first = index % items_per_row_ * heads_at_once_;
+  const int32_t n = std::min(heads_at_once_, bounds_.n_heads - first);
+  Item item = {row, params_.token + row.first_token, first, 0, {}};
   Carver carver(params_.workspace + extent(thread) * scratch_bytes_);
   item.scratch.place(carver, bounds_);
-  if (params_.input == LightningInput::none) {
-    std::fill_n(item.scratch.zeros, std::max(dims_k_, dims_v_), 0.0f);
-    return step(item, item.scratch.zeros, item.scratch.zeros);
-  }
-  const KeptTokens& kept = row.is_drafted ? params_.drafted : params_.last_layer;
-  const int64_t at = head * kept.n_tokens + row.first_kept;
-  item.kept_k = kept.k + at * dims_k_;
-  item.kept_v = kept.v + at * dims_v_;
-  if (row.n_tokens > 1) return run_blocks(item);
-  keep(item, 0, 1);
-  step(item, item.kept_k, item.kept_v);
+  if (row.n_tokens > 1 && params_.input != LightningInput::none) return run_blocks(item, n);
+  for (; item.head < first + n; ++item.head) run_head(item);
 }
 
-/// Copies keys and values into what is kept, unless they are there.
-void LightningCall::keep(const Item& item, int32_t first, int32_t n) const {
-  if (params_.input != LightningInput::tensors) return;
-  const auto copy = [&](const Tensor& from, int32_t head_dim, int32_t dims, float* to, int32_t i) {
-    const LightningToken& token = item.token[i];
-    if (!token.is_masked) convert_row(floats(to), row_at(from, token.index, item.head), head_dim);
-    std::fill(to + (token.is_masked ? 0 : head_dim), to + dims, 0.0f);
-  };
-  for (int32_t i = first; i < first + n; ++i) {
-    copy(params_.k, bounds_.head_dim_k, dims_k_, item.kept_k + int64_t{i} * dims_k_, i);
-    copy(params_.v, bounds_.head_dim_v, dims_v_, item.kept_v + int64_t{i} * dims_v_, i);
+/// The row's only token, or nothing but time.
+void LightningCall::run_head(const Item& item) const {
+  if (params_.input == LightningInput::none) {
+    std::fill_n(item.scratch.k, dims_k_, 0.0f);
+    std::fill_n(item.scratch.v, dims_v_, 0.0f);
+  } else {
+    load_keys_and_values(item, 0, 1);
   }
+  step(item);
+}
+
+// ---- Keys, values, queries, outputs -----------------------------------------------------------------------------------------
+
+LightningCall::Side LightningCall::side(const Item& item, bool is_k) const {
+  const KeptTokens& kept = item.row.is_drafted ? params_.drafted : params_.last_layer;
+  Side side = {is_k ? params_.k : params_.v, is_k ? kept.k : kept.v,
+               is_k ? kept.k_type : kept.v_type, is_k ? bounds_.head_dim_k : bounds_.head_dim_v};
+  side.kept += (item.head * kept.n_tokens + item.row.first_kept) * side.kept_stride();
+  return side;
+}
+
+/// Calls put(i, row) for tokens [first, first + n) of the item: where their keys or values are. A masked token has none.
+template <class Put>
+void LightningCall::load_side(const Item& item, const Side& side, int32_t first, int32_t n,
+                              const Put& put) const {
+  const bool from_tensor = params_.input == LightningInput::tensors;
+  for (int32_t i = first; i < first + n; ++i) {
+    const LightningToken& token = item.token[i];
+    if (token.is_masked) {
+      put(i - first, Row{});
+    } else if (from_tensor) {
+      put(i - first, row_at(side.tensor, token.index, item.head));
+    } else {
+      put(i - first, Row{side.kept + i * side.kept_stride(), 1, side.kept_type});
+    }
+  }
+}
+
+/// Tokens [first, first + n) of the item in f32, and kept unless they are.
+void LightningCall::load_keys_and_values(const Item& item, int32_t first, int32_t n) const {
+  const Side k = side(item, true), v = side(item, false);
+  load_side(item, k, first, n, [&](int32_t i, const Row& from) {
+    float* to = item.scratch.k + int64_t{i} * dims_k_;
+    if (from.data != nullptr) convert_row(floats(to), from, k.head_dim);
+    std::fill(to + (from.data != nullptr ? k.head_dim : 0), to + dims_k_, 0.0f);
+  });
+  load_side(item, v, first, n, [&](int32_t i, const Row& from) {
+    for (int32_t column = 0; column < dims_v_; column += kernels_.lightning_panel_dims) {
+      const int32_t width = std::min(kernels_.lightning_panel_dims, dims_v_ - column);
+      float* to = item.scratch.v + int64_t{column} * n + i * width;
+      const int32_t filled = from.data == nullptr ? 0 : std::min(width, v.head_dim - column);
+      if (filled > 0) {
+        const int64_t bytes = column * from.stride * static_cast<int64_t>(size_of(from.dtype));
+        convert_row(floats(to), Row{from.data + bytes, from.stride, from.dtype}, filled);
+      }
+      std::fill(to + filled, to + width, 0.0f);
+    }
+  });
+  if (params_.input != LightningInput::tensors) return;
+  keep(item, k, first, n);
+  keep(item, v, first, n);
+}
+
+/// Rows as they are. Those of masked tokens are never read.
+void LightningCall::keep(const Item& item, const Side& side, int32_t first, int32_t n) const {
+  std::byte* to = side.kept + first * side.kept_stride();
+  int32_t n_runs = 0;  // rows in a run, since the last masked token
+  const auto flush = [&](int32_t end) {
+    if (n_runs > 0)
+      kernels_.lightning_keep(to + (end - n_runs) * side.kept_stride(), extent(side.kept_stride()),
+                              item.scratch.row, n_runs,
+                              extent(side.head_dim) * size_of(side.kept_type));
+    n_runs = 0;
+  };
+  load_side(item, side, first, n, [&](int32_t i, const Row& from) {
+    if (from.data != nullptr && from.stride == 1 && keeps_past_caches_) {
+      item.scratch.row[n_runs++] = from.data;
+      return;
+    }
+    flush(i);
+    if (from.data != nullptr)
+      convert_row(Row{to + i * side.kept_stride(), 1, side.kept_type}, from, side.head_dim);
+  });
+  flush(n);
+}
+
+/// Where the tokens [first, first + n) of n_heads heads lie, for the kernels of the block before.
+void LightningCall::look_ahead(const Item& item, int32_t n_heads, int32_t first, int32_t n,
+                               LightningAhead* ahead) const {
+  *ahead = {};
+  int64_t row_bytes = 0;
+  const auto add = [&](const Tensor& tensor, int32_t head, int32_t heads) {
+    if (tensor.data == nullptr || tensor.stride[2] != 1) return;
+    const int64_t last = (heads - 1) * tensor.stride[1] + tensor.shape[2];
+    const int64_t bytes = last * static_cast<int64_t>(size_of(tensor.dtype));
+    if (bytes < 0 || bytes > most_bytes_ahead) return;
+    row_bytes = std::max(row_bytes, bytes);
+    for (int32_t i = first; i < first + n; ++i)
+      item.scratch.ahead[ahead->n++] = row_at(tensor, item.token[i].index, head).data;
+  };
+  add(params_.k, item.head, n_heads);
+  add(params_.v, item.head, n_heads);
+  add(params_.q, item.head * group_, n_heads * group_);
+  const int32_t products = 60 * n_heads;  // about as many as kernels make of a block
+  ahead->row = item.scratch.ahead;
+  ahead->at_once = (ahead->n + products - 1) / products;
+  ahead->row_bytes = static_cast<int32_t>(row_bytes);
 }
 
 void LightningCall::load_query(const LightningToken& token, int32_t q_head, float* to) const {
@@ -217,20 +342,20 @@ void LightningCall::store_out(const LightningToken& token, int32_t q_head, const
 // ---- A token ----------------------------------------------------------------------------------------------------------------
 
 /// From the position of the old state to behind the row's last token, which alone has a key and a value.
-void LightningCall::step(const Item& item, const float* k, const float* v) const {
+void LightningCall::step(const Item& item) const {
   const LightningToken& last = item.token[item.row.n_tokens - 1];
   LightningStep step;
   step.from = state_of(item.row.from, item.head);
   step.to = params_.writes_states ? state_of(item.row.to, item.head) : nullptr;
-  step.k = k;
-  step.v = v;
+  step.k = item.scratch.k;
+  step.v = item.scratch.v;
   step.q = item.scratch.q;
   step.out = item.scratch.out;
   step.depth = bounds_.head_dim_k;
   step.dims_k = dims_k_;
   step.dims_v = dims_v_;
   step.n_q = group_;
-  step.decay = in_two_floats(decay_of(item.slope, int64_t{last.position} + 1 - item.row.next));
+  step.decay = in_two_floats(decay_of(slope_of(item), int64_t{last.position} + 1 - item.row.next));
   const int64_t written = int64_t{params_.n_rows} * static_cast<int64_t>(params_.states.bytes());
   step.streams = written >= streamed_bytes;
   for (int32_t i = 0; i < group_; ++i)
@@ -246,7 +371,7 @@ void LightningCall::step(const Item& item, const float* k, const float* v) const
 template <class Copy>
 void LightningCall::for_each_panel_row(const Item& item, int32_t slot, Copy copy) const {
   float* stored = state_of(slot, item.head);
-  float* panel = item.scratch.state;
+  float* panel = state_in_scratch(item);
   for (int32_t column = 0; column < dims_v_; column += kernels_.lightning_panel_dims) {
     const int32_t width = std::min(kernels_.lightning_panel_dims, dims_v_ - column);
     for (int32_t d = 0; d < bounds_.head_dim_k; ++d, panel += width)
@@ -267,50 +392,71 @@ void LightningCall::write_state(const Item& item) const {
 }
 
 /// Blocks are tokens whose positions follow each other: where a position is missing, another block begins.
-void LightningCall::run_blocks(const Item& item) const {
-  const Scratch& s = item.scratch;
-  read_state(item);
+void LightningCall::run_blocks(const Item& first_head, int32_t n_heads) const {
+  const Scratch& s = first_head.scratch;
+  LightningAhead ahead;
   LightningBlock block;
   block.depth = bounds_.head_dim_k;
   block.dims_k = dims_k_;
   block.dims_v = dims_v_;
-  block.decay = s.decay;
-  block.state = s.state;
+  block.k = s.k;
+  block.v = s.v;
   block.q = s.q;
   block.out = s.out;
   block.key_columns = s.key_columns;
   block.decayed_keys = s.decayed_keys;
   block.reversed = s.reversed;
   block.weights = s.weights;
-  for (int32_t i = 0; i <= std::min(block_, item.row.n_tokens); ++i)
-    s.decay[i] = static_cast<float>(decay_of(item.slope, i));
-  int64_t next = item.row.next;
-  for (int32_t first = 0; first < item.row.n_tokens; first += block.n) {
-    const LightningToken* token = item.token + first;
-    const int32_t most = std::min(block_, item.row.n_tokens - first);
+  block.ahead = &ahead;
+  const LightningToken* const tokens = first_head.token;
+  const int32_t n_tokens = first_head.row.n_tokens;
+  Item item = first_head;
+  const auto for_each_head = [&](const auto& visit) {
+    for (item.place = 0; item.place < n_heads; ++item.place) {
+      item.head = first_head.head + item.place;
+      visit(s.decay + extent(item.place) * extent(block_ + 1));
+    }
+  };
+  for_each_head([&](float* decay) {
+    read_state(item);
+    for (int32_t i = 0; i <= std::min(block_, n_tokens); ++i)
+      decay[i] = static_cast<float>(decay_of(slope_of(item), i));
+  });
+  int64_t next = first_head.row.next;
+  for (int32_t first = 0; first < n_tokens; first += block.n) {
+    const LightningToken* token = tokens + first;
+    const int32_t most = std::min(block_, n_tokens - first);
     for (block.n = 1; block.n < most && token[block.n].position == token->position + block.n;)
       ++block.n;
-    keep(item, first, block.n);
-    block.k = item.kept_k + int64_t{first} * dims_k_;
-    block.v = item.kept_v + int64_t{first} * dims_v_;
     const int64_t gap = token->position - next;
-    block.from_decay = gap == 0 ? s.decay + 1 : s.from_decay;
-    for (int32_t i = 0; gap != 0 && i < block.n; ++i)
-      s.from_decay[i] = static_cast<float>(decay_of(item.slope, gap + i + 1));
-    block.state_decay = in_two_floats(decay_of(item.slope, gap + block.n));
-    const bool advances = params_.writes_states || first + block.n < item.row.n_tokens;
-    kernels_.lightning_pack(block, attends(), advances);
-    for (int32_t head = item.head * group_; head < (item.head + 1) * group_; ++head) {
-      for (int32_t i = 0; i < block.n; ++i)
-        load_query(token[i], head, s.q + extent(i) * extent(dims_k_));
-      kernels_.lightning_attend(block);
-      for (int32_t i = 0; i < block.n; ++i)
-        store_out(token[i], head, s.out + extent(i) * extent(dims_v_));
-    }
-    if (advances) kernels_.lightning_advance(block);
     next = int64_t{token->position} + block.n;
+    const int32_t behind = first + block.n;
+    look_ahead(first_head, n_heads, behind, std::min(block_, n_tokens - behind), &ahead);
+    for_each_head([&](const float* decay) {
+      block.decay = decay;
+      block.state = state_in_scratch(item);
+      block.from_decay = gap == 0 ? decay + 1 : s.from_decay;
+      for (int32_t i = 0; gap != 0 && i < block.n; ++i)
+        s.from_decay[i] = static_cast<float>(decay_of(slope_of(item), gap + i + 1));
+      block.state_decay = in_two_floats(decay_of(slope_of(item), gap + block.n));
+      run_block(item, first, block, params_.writes_states || behind < n_tokens);
+    });
   }
-  if (params_.writes_states) write_state(item);
+  if (params_.writes_states) for_each_head([&](const float*) { write_state(item); });
+}
+
+void LightningCall::run_block(const Item& item, int32_t first, const LightningBlock& block,
+                              bool advances) const {
+  load_keys_and_values(item, first, block.n);
+  kernels_.lightning_pack(block, attends(), advances);
+  for (int32_t head = item.head * group_; head < (item.head + 1) * group_; ++head) {
+    for (int32_t i = 0; i < block.n; ++i)
+      load_query(item.token[first + i], head, item.scratch.q + extent(i) * extent(dims_k_));
+    kernels_.lightning_attend(block);
+    for (int32_t i = 0; i < block.n; ++i)
+      store_out(item.token[first + i], head, item.scratch.out + extent(i) * extent(dims_v_));
+  }
+  if (advances) kernels_.lightning_advance(block);
 }
 
 // ---- The call -----------------------------------------------------------------------------------------------------------------
@@ -338,14 +484,26 @@ void for_each_row(const LightningState& s, const Copy& copy) {
 
 }  // namespace
 
+/// Time passes as in lightning(): by the same kernel, over a part of a row at a time.
 void load_lightning(const LightningState& s) noexcept {
+  constexpr int64_t part = 256;
+  alignas(64) float decayed[part];
+  alignas(64) const float zeros[part] = {};
+  const KernelTable& table = kernels();
   for_each_row(s, [&](const float* stored, const Row& row, int64_t head) {
-    convert_row(row, floats(stored), s.bounds.head_dim_v);
-    if (s.passed == 0) return;
-    const Decay decay = in_two_floats(decay_of(static_cast<double>(s.slopes[head]), s.passed));
-    for (int64_t i = 0; i < s.bounds.head_dim_v; ++i) {
-      float& x = reinterpret_cast<float*>(row.data)[i * row.stride];
-      x = std::fma(x, decay.high, x * decay.low);
+    if (s.passed == 0) return convert_row(row, floats(stored), s.bounds.head_dim_v);
+    LightningStep step;
+    step.decay = in_two_floats(decay_of(static_cast<double>(s.slopes[head]), s.passed));
+    step.depth = 1;
+    step.k = step.v = zeros;
+    step.to = decayed;
+    for (int64_t first = 0; first < s.bounds.head_dim_v; first += part) {
+      const int64_t n = std::min<int64_t>(part, s.bounds.head_dim_v - first);
+      step.from = stored + first;
+      step.dims_v = static_cast<int32_t>(padded_to_vectors(n));
+      table.lightning_step(step);
+      const int64_t at = first * row.stride * static_cast<int64_t>(size_of(row.dtype));
+      convert_row(Row{row.data + at, row.stride, row.dtype}, floats(decayed), n);
     }
   });
 }

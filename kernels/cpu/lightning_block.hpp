@@ -32,6 +32,15 @@ struct LightningStep {
 /// Kernels read so many factors behind the last, for tokens that they then leave out.
 inline constexpr int32_t decay_margin = 32;
 
+/// Rows of memory that will be read next, so that nobody waits for them then: kernels prefetch a few between two products.
+struct LightningAhead {
+  const std::byte* const* row = nullptr;  // [n]
+  int32_t n = 0;
+  int32_t row_bytes = 0;
+  int32_t at_once = 0;
+  int32_t at = 0;  // those before are prefetched
+};
+
 /// n tokens of one state head whose positions follow each other. The state lies in panels, as KernelTable::lightning_panel_dims
 /// says: panel p at depth · p · panel dims, a row of it has as many floats (the last panel's rows what is left of dims_v).
 struct LightningBlock {
@@ -55,6 +64,7 @@ struct LightningBlock {
   float* decayed_keys = nullptr;  // [n][dims_k] each key as it counts in the state behind the block
   float* reversed = nullptr;      // [n + decay_margin] λ^(n − 1 − i), then zeros
   float* weights = nullptr;       // [n][n rounded up to 16]
+  LightningAhead* ahead = nullptr;
 };
 
 }  // namespace kvc::cpu

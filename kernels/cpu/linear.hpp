@@ -11,29 +11,29 @@
 ///
 ///   lightning_step     state' = λ state + kᵀ v; out = q state'       the state is read and written once
 ///
-///   for each block of tokens                                         sums: rows × vectors, AVX-512 (others)
+///   for each block of tokens
 ///     lightning_pack     k → columns; k · λ^(n−1−j)
 ///     for each query head: lightning_attend
-///       weights_of       q · columns, times λ^(i−j) → weights        6 × 4 (4 × 3)
-///       outputs_of       λ^(i+1) · q state + weights · v → out       6 × 4 (6 × 2)
-///     lightning_advance  λ^n state + (decayed k)ᵀ v → state          6 × 4 (6 × 2)
+///       weights_of       q · columns, times λ^(i−j) → weights
+///       outputs_of       λ^(i+1) · q state + weights · v → out
+///     lightning_advance  λ^n state + (decayed k)ᵀ v → state
 ///
 /// What a token does not see takes no part, not even times 0: 0 · NaN is NaN.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide::linear {
 
-/// Rows of sums at once.
-inline constexpr int32_t rows_max = 6;
+/// Sums at once: rows × vectors. As in the wide kernel they fill the registers with the fewest loads for a multiply-add.
+inline constexpr int32_t vectors_max = value_vectors;
+inline constexpr int32_t panel_width = vectors_max * lanes;
 
 /// Calls `use.template operator()<rows, vectors>()` with the numbers as constants.
 template <int32_t rows, class Use>
 KVC_INLINE void with_vectors(int32_t vectors, Use use) {
-  static_assert(value_vectors <= 4 && strip_vectors <= 4);
-  switch (vectors) {
-    case 1: return use.template operator()<rows, 1>();
-    case 2: return use.template operator()<rows, 2>();
-    case 3: return use.template operator()<rows, 3>();
-    default: return use.template operator()<rows, 4>();
+  if (vectors == 1) return use.template operator()<rows, 1>();
+  if constexpr (vectors_max > 2) {
+    if (vectors == 3) return use.template operator()<rows, 3>();
+    if (vectors == 4) return use.template operator()<rows, 4>();
   }
+  return use.template operator()<rows, 2>();
 }
 
 template <class Use>
@@ -62,6 +62,13 @@ KVC_INLINE void store_past_caches(float* p, Vec x) {
   _mm256_stream_ps(p, x);
 #else
   store(p, x);
+#endif
+}
+
+/// Whoever is told that a kernel is done must find what it stored past the caches.
+KVC_INLINE void finish_stores() {
+#if defined(__AVX2__)
+  _mm_sfence();
 #endif
 }
 
@@ -128,10 +135,17 @@ KVC_INLINE void step_queries(const LightningStep& s, int32_t n, int32_t first_q)
 
 // ---- A block ------------------------------------------------------------------------------------------------------------------
 
-/// Keys as columns lie in strips of strip_rows tokens, each [dims_k][width of the strip].
+/// Keys as columns lie in strips of panel_width tokens, each [dims_k][width of the strip].
 KVC_INLINE int32_t width_of_strip(int32_t n, int32_t begin) {
-  const int32_t left = rounded_up(n - begin, lanes);
-  return smaller(left, strip_rows);
+  return smaller(rounded_up(n - begin, lanes), panel_width);
+}
+
+KVC_INLINE void prefetch_some(LightningAhead& ahead) {
+  const int32_t end = smaller(ahead.at + ahead.at_once, ahead.n);
+  for (; ahead.at < end; ++ahead.at) {
+    for (int32_t byte = 0; byte < ahead.row_bytes; byte += 64)
+      prefetch_far(ahead.row[ahead.at] + byte);
+  }
 }
 
 constexpr int32_t weights_stride(int32_t n) { return rounded_up(n, 16); }
@@ -172,14 +186,15 @@ template <int32_t rows, int32_t vectors>
 #pragma GCC unroll 4
     for (int32_t j = 0; j < vectors; ++j) c[i][j] = c[i][j] * decay;
   }
+  constexpr size_t width = vectors * lanes;
   const float* weights = b.weights + static_cast<size_t>(row) * stride;
-  const float* v = b.v + column;
-  multiply_add_rows(c, weights, stride, v, dims_v, row + 1);
+  const float* v = b.v + static_cast<size_t>(column) * static_cast<size_t>(b.n);
+  multiply_add_rows(c, weights, stride, v, width, row + 1);
   // The first of the rows sees no more, each other one its predecessors among them and itself.
   weights += row + 1;
-  v += static_cast<size_t>(row + 1) * dims_v;
+  v += static_cast<size_t>(row + 1) * width;
 #pragma GCC unroll 8
-  for (int32_t later = 1; later < rows; ++later, v += dims_v, ++weights) {
+  for (int32_t later = 1; later < rows; ++later, v += width, ++weights) {
 #pragma GCC unroll 4
     for (int32_t j = 0; j < vectors; ++j) {
       const Vec value = load(v + j * lanes);
@@ -197,8 +212,8 @@ template <int32_t rows, int32_t vectors>
   constexpr size_t width = vectors * lanes;
   Vec c[rows][vectors];
   clear_sums(c);
-  multiply_add_columns(c, b.decayed_keys + row, static_cast<size_t>(b.dims_k), b.v + column,
-                       static_cast<size_t>(b.dims_v), b.n);
+  multiply_add_columns(c, b.decayed_keys + row, static_cast<size_t>(b.dims_k),
+                       b.v + static_cast<size_t>(column) * static_cast<size_t>(b.n), width, b.n);
   float* state = b.state + static_cast<size_t>(column) * static_cast<size_t>(b.depth) +
                  static_cast<size_t>(row) * width;
   const Vec high = broadcast(b.state_decay.high), low = broadcast(b.state_decay.low);
@@ -227,15 +242,27 @@ template <int32_t rows, int32_t vectors>
     }
     if (step.n_q == 0) break;
   }
-#if defined(__AVX2__)
-  if (step.streams) _mm_sfence();  // whoever is told that the step is done must find it
-#endif
+  if (step.streams) finish_stores();
+}
+
+/// Copies rows of bytes that are not needed soon: past the caches, except for their ends. `to` is aligned to 64 bytes.
+[[maybe_unused]] static void lightning_keep(std::byte* to, size_t to_stride,
+                                            const std::byte* const* from, int32_t n, size_t bytes) {
+  constexpr size_t vector_bytes = lanes * sizeof(float);
+  for (int32_t i = 0; i < n; ++i, to += to_stride) {
+    size_t at = 0;
+    for (; at + vector_bytes <= bytes; at += vector_bytes)
+      store_past_caches(reinterpret_cast<float*>(to + at),
+                        load_unaligned(reinterpret_cast<const float*>(from[i] + at)));
+    for (; at < bytes; ++at) to[at] = from[i][at];
+  }
+  finish_stores();
 }
 
 /// What the query heads of a block, and the state behind it, have in common.
 [[maybe_unused]] static void lightning_pack(const LightningBlock& b, bool attends, bool advances) {
   const auto dims_k = static_cast<size_t>(b.dims_k);
-  for (int32_t strip = 0; attends && strip < b.n; strip += strip_rows) {
+  for (int32_t strip = 0; attends && strip < b.n; strip += panel_width) {
     const int32_t width = width_of_strip(b.n, strip);
     float* columns = b.key_columns + static_cast<size_t>(strip) * dims_k;
     for (int32_t token = 0; token < width; token += lanes)
@@ -256,19 +283,16 @@ template <int32_t rows, int32_t vectors>
 [[maybe_unused]] static void lightning_attend(const LightningBlock& b) {
   for (int32_t row = 0, rows = 0; row < b.n; row += rows) {
     rows = rows_of(b.n - row);
-    for (int32_t strip = 0; strip < row + rows; strip += strip_rows) {
+    for (int32_t strip = 0; strip < row + rows; strip += panel_width) {
       const int32_t width = width_of_strip(b.n, strip);
       const int32_t seen = rounded_up(smaller(row + rows - strip, width), lanes);
-      // On few registers a strip has three vectors and four rows fill them.
-      for (int32_t first = 0, some = 0; first < rows; first += some) {
-        some = lanes == 16 ? rows : rows_of(smaller(rows - first, 4));
-        with_sums(some, seen / lanes, [&]<int32_t n_rows, int32_t vectors>() {
-          weights_of<n_rows, vectors>(b, row + first, strip, width);
-        });
-      }
+      with_sums(rows, seen / lanes, [&]<int32_t n_rows, int32_t vectors>() {
+        weights_of<n_rows, vectors>(b, row, strip, width);
+      });
     }
-    for (int32_t column = 0; column < b.dims_v; column += panel_dims) {
-      const int32_t vectors = smaller(panel_dims, b.dims_v - column) / lanes;
+    for (int32_t column = 0; column < b.dims_v; column += panel_width) {
+      const int32_t vectors = smaller(panel_width, b.dims_v - column) / lanes;
+      prefetch_some(*b.ahead);
       with_sums(rows, vectors, [&]<int32_t n_rows, int32_t n_vectors>() {
         outputs_of<n_rows, n_vectors>(b, row, column);
       });
@@ -278,10 +302,11 @@ template <int32_t rows, int32_t vectors>
 
 /// The state behind the block. Needs pack().
 [[maybe_unused]] static void lightning_advance(const LightningBlock& b) {
-  for (int32_t column = 0; column < b.dims_v; column += panel_dims) {
-    const int32_t vectors = smaller(panel_dims, b.dims_v - column) / lanes;
+  for (int32_t column = 0; column < b.dims_v; column += panel_width) {
+    const int32_t vectors = smaller(panel_width, b.dims_v - column) / lanes;
     for (int32_t row = 0, rows = 0; row < b.depth; row += rows) {
       rows = rows_of(b.depth - row);
+      prefetch_some(*b.ahead);
       with_sums(rows, vectors, [&]<int32_t n_rows, int32_t n_vectors>() {
         advance_rows<n_rows, n_vectors>(b, row, column);
       });

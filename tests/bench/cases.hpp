@@ -16,6 +16,7 @@ void interrupted_cases(Limits& limits);
 void bookkeeping_cases();
 void encoder_cases(Limits& limits);
 void recurrent_cases(Limits& limits);
+void lightning_cases(Limits& limits);
 void rows_cases(Limits& limits);
 void storage_cases(Limits& limits);
 void wrapper_cases(Limits& limits);

@@ -45,6 +45,7 @@ constexpr Group groups[] = {
     {"bookkeeping", [](Limits&) { bookkeeping_cases(); }},
     {"encoder", encoder_cases},
     {"recurrent", recurrent_cases},
+    {"lightning", lightning_cases},
     {"rows", rows_cases},
     {"storage", storage_cases},
     {"wrapper", wrapper_cases},

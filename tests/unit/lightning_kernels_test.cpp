@@ -90,7 +90,9 @@ class Case {
     make_tokens();
     kept_k_ = std::make_unique<Floats>(shape.n_heads * int64_t{n_tokens_} * dims_k);
     kept_v_ = std::make_unique<Floats>(shape.n_heads * int64_t{n_tokens_} * dims_v);
-    params.last_layer = {kept_k_->data(), kept_v_->data(), n_tokens_};
+    params.last_layer = {reinterpret_cast<std::byte*>(kept_k_->data()),
+                         reinterpret_cast<std::byte*>(kept_v_->data()), n_tokens_, shape.dtype,
+                         shape.dtype};
     params.k = make_tensor(k_, shape.n_heads, shape.head_dim_k);
     params.v = make_tensor(v_, shape.n_heads, shape.head_dim_v);
     params.q = make_tensor(q_, params.n_q_heads, shape.head_dim_k);
