@@ -54,16 +54,25 @@ bool RowBook::holds(const Row& row, int32_t column) const {
   return after < row.next - row.first;
 }
 
-/// Called before a row changes: what it holds until then may become free.
-void RowBook::note_freed(Row& row) {
+/// Positions that a row held and may no longer hold.
+void RowBook::note_freed(Row& row, int32_t begin, int32_t end) {
+  if (begin >= end) return;
   const bool is_first = row.freed_first == row.freed_end;
-  row.freed_first = is_first ? row.first : std::min(row.freed_first, row.first);
-  row.freed_end = is_first ? row.next : std::max(row.freed_end, row.next);
+  row.freed_first = is_first ? begin : std::min(row.freed_first, begin);
+  row.freed_end = is_first ? end : std::max(row.freed_end, end);
+}
+
+/// Forgets what a row holds at and behind a position, where it then continues.
+void RowBook::drop_from(Row& row, int32_t position) {
+  note_freed(row, std::max(row.first, position), row.next);
+  row.first = std::min(row.first, position);
+  row.next = position;
+  if (position == 0) row.lost_below = 0;
 }
 
 /// The row becomes another; no pass is open.
 void RowBook::replace(Row& row, const Row& by) {
-  note_freed(row);
+  note_freed(row, row.first, row.next);
   const int32_t freed_first = row.freed_first, freed_end = row.freed_end;
   row = by;
   row.n_added = 0;
@@ -164,15 +173,16 @@ void RowBook::open_pass(const Batch& batch) {
 /// Keeps the first n tokens of those that the pass added to the row.
 void RowBook::keep_added(int32_t index, int32_t n) {
   Row& row = rows_[index];
-  note_freed(row);
-  row.next -= row.n_added - n;
+  const int32_t dropped = row.n_added - n;
+  note_freed(row, row.next - dropped, row.next);
+  row.next -= dropped;
   row.n_added = n;
 }
 
 void RowBook::commit_pass() {
   for (int32_t i = 0; i < rules_.n_rows; ++i) {
     Row& row = rows_[i];
-    note_freed(row);
+    note_freed(row, row.first, first_kept(row));
     row.lost_below = lost_after(row);
     row.first = first_kept(row);
     row.n_added = 0;
@@ -183,7 +193,7 @@ void RowBook::commit_pass() {
 void RowBook::abort_pass() {
   for (int32_t i = 0; i < rules_.n_rows; ++i) {
     Row& row = rows_[i];
-    note_freed(row);
+    note_freed(row, row.next - row.n_added, row.next);
     row.next -= row.n_added;
     row.n_added = 0;
   }
@@ -205,10 +215,8 @@ int32_t RowBook::best_continuation(int32_t index, int32_t want) const {
 /// A row that is emptied is as new.
 void RowBook::cut(int32_t index, int32_t position) {
   Row& row = rows_[index];
-  Row rest = row;
-  rest.next = position;
-  rest.first = std::min(row.first, position);
-  replace(row, position == 0 ? Row() : rest);
+  drop_from(row, position);
+  if (position == 0) row.starts = 0;
   recount();
 }
 
@@ -287,15 +295,13 @@ Status RowBook::check_set(int32_t row_begin, int32_t n, const int32_t* index,
 void RowBook::set(int32_t row_begin, int32_t n, const int32_t* index, const int32_t* starts) {
   for (int32_t i = 0; i < n; ++i) {
     Row& row = rows_[row_begin + i];
-    Row now = row;
-    if (index != nullptr) {
-      const bool begins = row.next == 0;  // of a ring, over a gap
-      now.next = index[i];
-      now.first = begins ? index[i] : std::min(row.first, index[i]);
-      now.lost_below = index[i] == 0 ? 0 : lost_after(now);
+    if (index != nullptr && row.next == 0) {  // of a ring, over a gap
+      row.first = row.next = index[i];
+      row.lost_below = lost_after(row);
+    } else if (index != nullptr) {
+      drop_from(row, index[i]);
     }
-    if (starts != nullptr) now.starts = starts[i];
-    replace(row, now);
+    if (starts != nullptr) row.starts = starts[i];
   }
   recount();
 }

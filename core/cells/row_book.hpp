@@ -123,8 +123,9 @@ class RowBook {
 
  private:
   bool holds(const Row& row, int32_t column) const;
-  static void note_freed(Row& row);
-  void replace(Row& row, const Row& by);
+  static void note_freed(Row& row, int32_t begin, int32_t end);
+  static void drop_from(Row& row, int32_t position);
+  static void replace(Row& row, const Row& by);
   void recount();
   Status read_valid(const RowTokens& tokens) const;
   Status check_mask(const RowTokens& tokens) const;

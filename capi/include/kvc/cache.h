@@ -74,10 +74,11 @@ enum { /* kvc_cache_desc.flags */
   KVC_CACHE_ROTATE_K = 8,     /* K is stored rotated by a Hadamard matrix: q8_0, q4_0, int8, nf4; head_dim_k is even */
   KVC_CACHE_ROTATE_V = 16,    /* V likewise */
   KVC_CACHE_INTERLEAVED = 32, /* K and V of a token lie side by side in one row: f32, f16 or bf16, the same for both. Causal
-                                 caches */
+                                 and transformer caches */
   KVC_CACHE_V_IN_K = 64       /* V is dims [v_first, v_first + head_dim_v) of K and is not stored: latent attention, as in
                                  DeepSeek V2 (arXiv 2405.04434). kvc_put() takes a null v, and views of V are views into K.
-                                 RoPE may not turn those dims. Not with INTERLEAVED or ROTATE_V. Causal caches */
+                                 RoPE may not turn those dims. Not with INTERLEAVED or ROTATE_V. Causal and
+                                 transformer caches */
 };
 
 /* The geometry that every kind of cache shares. All bounds are hard. Counts of sequences, positions, tokens and cells are at

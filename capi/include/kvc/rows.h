@@ -97,8 +97,8 @@ KVC_API kvc_status kvc_rows_set(kvc_cache *cache, int32_t row_begin, int32_t n, 
  * other  is read beside const calls on it
  *
  * Errors: INVALID_ARGUMENT (the same cache, rows that do not exist, other layers, heads, dimensions, types, blocks, rotations or
- * f8 scales; a ring and none; rings of two capacities), DEVICE_MISMATCH, BAD_STATE (a pass of other is open, or the open pass is not fully put),
- * CACHE_FULL (index or starts of a row are beyond capacity). Since 0.2. */
+ * f8 scales; a ring and none; rings of two capacities), DEVICE_MISMATCH, BAD_STATE (a pass of other is open, or the open pass is
+ * not fully put), CACHE_FULL (index or starts of a row are beyond capacity). Since 0.2. */
 KVC_API kvc_status kvc_insert(kvc_cache *cache, const kvc_cache *other, int32_t slot) KVC_NOEXCEPT;
 
 #ifdef __cplusplus
