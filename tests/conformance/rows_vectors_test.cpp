@@ -11,6 +11,7 @@
 #include "kvc/transformer.h"
 #include "support/abi.hpp"
 #include "support/array.hpp"
+#include "support/host_view.hpp"
 #include "tests/model/rows_oracle.hpp"
 
 namespace {
@@ -287,6 +288,7 @@ class AbiPlayer {
   double value_at(int64_t b, int64_t position) const {
     kvc_tensor v{};
     EXPECT_EQ(kvc_rows_view(cache_, 1, nullptr, nullptr, &v, nullptr), KVC_OK);
+    v = support::on_host(v);
     const auto* data = reinterpret_cast<const float*>(static_cast<const char*>(v.data) +
                                                       v.byte_offset);
     return static_cast<double>(data[b * v.strides[0] + position % n_columns() * v.strides[1]]);
