@@ -121,6 +121,59 @@ Status resolve_in_place(kvc_metadata* metadata) {
   return Status::ok;
 }
 
+// ---- Descriptors -------------------------------------------------------------------------------------------------------------
+
+void describe(const kvc_metadata& m, kvc_cache_desc* desc) {
+  desc->kind = m.kind;
+  desc->n_layers = m.num_hidden_layers;
+  desc->n_kv_heads = m.key_heads;
+  desc->head_dim_k = m.key_dim;
+  desc->head_dim_v = m.value_dim;
+  desc->max_sequences = m.batch_size;
+  desc->capacity = m.sequence_length;
+  desc->cells = 0;
+}
+
+void describe(const kvc_metadata& m, kvc_transformer_desc* desc) {
+  constexpr uint32_t not_causal = KVC_TRANSFORMER_NOT_CAUSAL;
+  const bool causal = (m.flags & KVC_METADATA_NO_CAUSAL_MASK) == 0;
+  desc->flags = causal ? desc->flags & ~not_causal : desc->flags | not_causal;
+  desc->value_heads = m.value_heads;
+  desc->mask_dtype = (m.flags & KVC_METADATA_NO_ATTENTION_BIAS) != 0 ? KVC_BOOL : KVC_F32;
+}
+
+Status descriptors(const kvc_metadata* metadata, kvc_cache_desc* desc,
+                   kvc_transformer_desc* kind_desc) {
+  kvc_metadata m;
+  if (Status s = read_metadata(metadata, &m); s != Status::ok) return s;
+  if (Status s = resolve(&m); s != Status::ok) return s;
+  kvc_cache_desc cache;
+  if (Status s = read_descriptor("kvc_cache_desc", desc, &cache); s != Status::ok) return s;
+  describe(m, &cache);
+  if (m.kind == KVC_LIGHTNING) {
+    if (kind_desc != nullptr) {
+      return fail(
+          Status::invalid_argument,
+          "kind_desc must be null: a lightning cache takes nothing of a kvc_transformer_desc");
+    }
+    if (m.key_heads != m.value_heads) {
+      return fail(Status::not_supported,
+                  "key_heads is %d and value_heads %d; this version holds lightning states of one "
+                  "number of heads alone",
+                  m.key_heads, m.value_heads);
+    }
+    write_output(cache, desc);
+    return Status::ok;
+  }
+  kvc_transformer_desc transformer;
+  if (Status s = read_descriptor("kvc_transformer_desc", kind_desc, &transformer); s != Status::ok)
+    return s;
+  describe(m, &transformer);
+  write_output(cache, desc);
+  write_output(transformer, kind_desc);
+  return Status::ok;
+}
+
 // ---- JSON --------------------------------------------------------------------------------------------------------------------
 
 /// One object of fields whose names and values need no escapes.
@@ -321,6 +374,11 @@ Status padding(int32_t n_rows, int32_t q_len, const int32_t* token_ids, int32_t 
 
 kvc_status kvc_metadata_resolve(kvc_metadata* metadata) noexcept {
   return kvc::capi::guard([&] { return kvc::capi::resolve_in_place(metadata); });
+}
+
+kvc_status kvc_metadata_descriptors(const kvc_metadata* metadata, kvc_cache_desc* desc,
+                                    kvc_transformer_desc* kind_desc) noexcept {
+  return kvc::capi::guard([&] { return kvc::capi::descriptors(metadata, desc, kind_desc); });
 }
 
 kvc_status kvc_metadata_to_json(const kvc_metadata* metadata, char* buffer, size_t capacity,

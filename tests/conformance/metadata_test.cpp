@@ -172,6 +172,93 @@ TEST(Metadata, RefusesStructsThatItDoesNotKnow) {
   expect_refused(kvc_metadata_resolve(&newer.known), KVC_E_VERSION, "kvc_metadata");
 }
 
+// ---- Descriptors -------------------------------------------------------------------------------------------------------------
+
+TEST(Metadata, DescribesATransformerCache) {
+  kvc_metadata metadata = transformer();
+  metadata.value_heads = 2;
+  metadata.key_dim = 96;
+  metadata.flags = KVC_METADATA_NO_CAUSAL_MASK | KVC_METADATA_NO_ATTENTION_BIAS;
+  const kvc_metadata given = metadata;
+  kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+  desc.dtype_k = KVC_BF16;
+  desc.max_batch = 4 * 3;
+  desc.max_q_heads = 16;
+  desc.cells = 77;
+  desc.flags = KVC_CACHE_ZERO_ON_FREE;
+  kvc_transformer_desc kind_desc = KVC_TRANSFORMER_DESC_INIT;
+  kind_desc.flags = KVC_TRANSFORMER_RING;
+  kind_desc.reach = 5;
+  ASSERT_EQ(kvc_metadata_descriptors(&metadata, &desc, &kind_desc), KVC_OK)
+      << support::last_message();
+  EXPECT_TRUE(same(metadata, given));
+  EXPECT_EQ(desc.kind, uint32_t{KVC_TRANSFORMER});
+  EXPECT_EQ(desc.n_layers, 2);
+  EXPECT_EQ(desc.n_kv_heads, 8);
+  EXPECT_EQ(desc.head_dim_k, 96);
+  EXPECT_EQ(desc.head_dim_v, 64);
+  EXPECT_EQ(desc.max_sequences, 4);
+  EXPECT_EQ(desc.capacity, 10);
+  EXPECT_EQ(desc.cells, 0);
+  EXPECT_EQ(desc.dtype_k, uint32_t{KVC_BF16});
+  EXPECT_EQ(desc.max_batch, 12);
+  EXPECT_EQ(desc.max_q_heads, 16);
+  EXPECT_EQ(desc.flags, uint64_t{KVC_CACHE_ZERO_ON_FREE});
+  EXPECT_EQ(kind_desc.value_heads, 2);
+  EXPECT_EQ(kind_desc.mask_dtype, uint32_t{KVC_BOOL});
+  EXPECT_EQ(kind_desc.reach, 5);
+  EXPECT_EQ(kind_desc.flags, uint32_t{KVC_TRANSFORMER_RING | KVC_TRANSFORMER_NOT_CAUSAL});
+  const support::Device device(1);
+  support::Cache cache;
+  EXPECT_EQ(kvc_cache_create(device, &desc, &kind_desc, &cache.handle), KVC_OK)
+      << support::last_message();
+  // What the flags set, their absence takes back.
+  metadata.flags = 0;
+  ASSERT_EQ(kvc_metadata_descriptors(&metadata, &desc, &kind_desc), KVC_OK);
+  EXPECT_EQ(kind_desc.mask_dtype, uint32_t{KVC_F32});
+  EXPECT_EQ(kind_desc.flags, uint32_t{KVC_TRANSFORMER_RING});
+}
+
+TEST(Metadata, DescribesALightningCache) {
+  const kvc_metadata metadata = lightning();
+  kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+  desc.max_batch = 4 * 3;
+  desc.capacity = 5;
+  ASSERT_EQ(kvc_metadata_descriptors(&metadata, &desc, nullptr), KVC_OK) << support::last_message();
+  EXPECT_EQ(desc.kind, uint32_t{KVC_LIGHTNING});
+  EXPECT_EQ(desc.capacity, 0);
+  EXPECT_EQ(desc.n_kv_heads, 8);
+  const support::Device device(1);
+  support::Cache cache;
+  EXPECT_EQ(kvc_cache_create(device, &desc, nullptr, &cache.handle), KVC_OK)
+      << support::last_message();
+}
+
+TEST(Metadata, DescriptorsAreFilledInTogetherOrNotAtAll) {
+  kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+  kvc_transformer_desc kind_desc = KVC_TRANSFORMER_DESC_INIT;
+  const kvc_cache_desc desc_before = desc;
+  const kvc_transformer_desc kind_before = kind_desc;
+  const auto expect = [&](const kvc_metadata& metadata, kvc_cache_desc* to,
+                          kvc_transformer_desc* kind, kvc_status wanted, const std::string& part) {
+    expect_refused(kvc_metadata_descriptors(&metadata, to, kind), wanted, part);
+    EXPECT_EQ(std::memcmp(&desc, &desc_before, sizeof desc), 0);
+    EXPECT_EQ(std::memcmp(&kind_desc, &kind_before, sizeof kind_desc), 0);
+  };
+  kvc_metadata metadata = transformer();
+  expect(metadata, nullptr, &kind_desc, KVC_E_INVALID_ARGUMENT, "kvc_cache_desc is null");
+  expect(metadata, &desc, nullptr, KVC_E_INVALID_ARGUMENT, "kvc_transformer_desc is null");
+  kvc_transformer_desc small = kind_desc;
+  small.struct_size = 8;
+  expect(metadata, &desc, &small, KVC_E_INVALID_ARGUMENT, "kvc_transformer_desc.struct_size is 8");
+  metadata.batch_size = 0;
+  expect(metadata, &desc, &kind_desc, KVC_E_INVALID_ARGUMENT, "batch_size must be positive");
+  metadata = lightning();
+  expect(metadata, &desc, &kind_desc, KVC_E_INVALID_ARGUMENT, "kind_desc must be null");
+  metadata.value_heads = 4;
+  expect(metadata, &desc, nullptr, KVC_E_NOT_SUPPORTED, "key_heads is 8 and value_heads 4");
+}
+
 // ---- JSON --------------------------------------------------------------------------------------------------------------------
 
 TEST(Metadata, IsWrittenAsPythonWritesIt) {

@@ -2,19 +2,28 @@
  * part of <kvc/kvc.h>: including this header is your consent.
  *
  * kvc_metadata has the fields of EasyDeL's TransformerCacheMetaData and LightningCacheMetaData. It is checked and completed by
- * kvc_metadata_resolve(), and written and read as JSON. No call here takes a cache, and none keeps a pointer. */
+ * kvc_metadata_resolve(), becomes descriptors by kvc_metadata_descriptors(), and is written and read as JSON. No call here takes a
+ * cache, and none keeps a pointer.
+ *
+ *   kvc_metadata metadata = KVC_METADATA_INIT;
+ *   metadata.batch_size = 8;  metadata.sequence_length = 4096;  metadata.num_hidden_layers = 32;
+ *   metadata.num_heads = 8;   metadata.head_dim = 128;
+ *   kvc_metadata_descriptors(&metadata, &desc, &kind_desc);
+ *   desc.max_batch = 8 * 512;
+ *   kvc_cache_create(device, &desc, &kind_desc, &cache); */
 #ifndef KVC_METADATA_H
 #define KVC_METADATA_H
 
-#include "base.h"
+#include "cache.h"
+#include "transformer.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 enum { /* kvc_metadata.flags, KVC_TRANSFORMER only */
-  KVC_METADATA_NO_CAUSAL_MASK = 1,   /* update_causal_mask = false: passes are not causal by themselves */
-  KVC_METADATA_NO_ATTENTION_BIAS = 2 /* create_attention_bias = false: masks are KVC_BOOL instead of KVC_F32 */
+  KVC_METADATA_NO_CAUSAL_MASK = 1,   /* update_causal_mask = false: KVC_TRANSFORMER_NOT_CAUSAL */
+  KVC_METADATA_NO_ATTENTION_BIAS = 2 /* create_attention_bias = false: kvc_mask() proposes KVC_BOOL instead of KVC_F32 */
 };
 
 typedef struct kvc_metadata { /* 0 in a field: not given */
@@ -28,7 +37,7 @@ typedef struct kvc_metadata { /* 0 in a field: not given */
   int32_t num_heads;         /* KV heads: key_heads and value_heads, where they are not given */
   int32_t head_dim;          /* key_dim and value_dim, where they are not given */
   int32_t key_heads;         /* n_kv_heads */
-  int32_t value_heads;
+  int32_t value_heads;       /* kvc_transformer_desc.value_heads */
   int32_t key_dim;           /* head_dim_k */
   int32_t value_dim;         /* head_dim_v */
 } kvc_metadata;
@@ -47,6 +56,20 @@ typedef struct kvc_metadata { /* 0 in a field: not given */
  *   "num_hidden_layers must be positive", then the same of key_heads, value_heads, key_dim, value_dim
  * Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_metadata_resolve(kvc_metadata *metadata) KVC_NOEXCEPT;
+
+/* Fills in the descriptors of a cache. The metadata need not be resolved, and stays as it is.
+ *
+ * desc       receives kind, n_layers, n_kv_heads, head_dim_k, head_dim_v, max_sequences, capacity (KVC_LIGHTNING: 0) and cells
+ *            (0). The other fields, for instance the storage types, max_batch and max_q_heads, stay as they are. Its struct_size
+ *            must be set.
+ * kind_desc  receives value_heads, mask_dtype and the flag KVC_TRANSFORMER_NOT_CAUSAL. Ring and reach stay as they are. Its
+ *            struct_size and kind must be set. KVC_LIGHTNING: must be null.
+ *
+ * kvc_cache_create() checks the rest. On failure nothing is filled in.
+ * Errors: those of kvc_metadata_resolve(), also for the descriptors; NOT_SUPPORTED (KVC_LIGHTNING with key_heads other than
+ * value_heads: a state has one number of heads). Threads: any. Since 0.2. */
+KVC_API kvc_status kvc_metadata_descriptors(const kvc_metadata *metadata, kvc_cache_desc *desc,
+                                            kvc_transformer_desc *kind_desc) KVC_NOEXCEPT;
 
 /* Writes the metadata as one JSON object, on one line, as Python's json.dumps() would. What was not given is null; pad_token_id is
  * always a number. Nothing is derived or checked: what kvc_metadata_from_json() reads back is the same.
