@@ -22,8 +22,8 @@ Status read_attention_mask(const kvc_tensor* from, int64_t n_rows, int64_t q_len
   const bool per_token = from->ndim == 4;
   const int64_t reach = from->ndim == 2 || per_token ? from->shape[from->ndim - 1] : 0;
   if (reach < 0)
-    return fail(Status::shape, "attention_mask.shape[%d] is %lld; extents are 0 or more",
-                from->ndim - 1, static_cast<long long>(reach));
+    return fail(Status::shape, "attention_mask.shape[%d] is %lld, not 0 or more", from->ndim - 1,
+                static_cast<long long>(reach));
   const Expected expected = per_token ? Expected{4, {n_rows, 1, q_len, reach}, "batch, 1, q_len, n"}
                                       : Expected{2, {n_rows, reach}, "batch, n"};
   const DeviceInfo host;
@@ -125,7 +125,8 @@ kvc_status kvc_insert(kvc_cache* cache, const kvc_cache* other, int32_t slot) no
     return kvc::capi::on_facet<OfRows>(c, [&](Rows&, Cache&) -> Status {
       const auto insert = [&](const Cache& from) -> Status {
         if (Status s = kvc::capi::check_not_wrapped(object); s != Status::ok) return s;
-        if (other == cache) return kvc::fail(Status::invalid_argument, "other is the cache itself");
+        if (other == cache)
+          return kvc::fail(Status::invalid_argument, "other must not be the cache itself");
         return c.insert(from, slot);
       };
       return other == cache ? insert(c) : kvc::capi::within(other, insert);

@@ -4,6 +4,8 @@
 #include <bit>
 #include <numeric>
 
+#include "core/base/planted.hpp"
+
 namespace kvc {
 namespace {
 
@@ -48,15 +50,15 @@ void RowPlan::open(const RowTokens& tokens) {
   for (int32_t token = 0; (tokens.not_causal || rules_.not_causal) && token < n_tokens; ++token) {
     if (book_.batch_cell()[token] >= 0) except_[token / 64] |= uint64_t{1} << (token % 64);
   }
-  has_types_ = tokens.types != nullptr;
-  if (has_types_) std::copy_n(tokens.types, n_tokens, type_);
+  has_types_ = tokens.types != nullptr || (planted(Bug::types_of_last_pass) && has_types_);
+  if (tokens.types != nullptr) std::copy_n(tokens.types, n_tokens, type_);
   has_mask_ = tokens.attention_mask.ndim != 0;
   if (has_mask_) copy_mask(tokens.attention_mask);
   needs_bits_ = has_mask_ || types_are_apart();
   is_made_ = false;
 }
 
-/// The caller's mask ends with the call. Columns that it does not reach are shown.
+/// The caller's mask ends with the call. Columns that it does not reach hold nothing.
 void RowPlan::copy_mask(const Tensor& mask) {
   mask_is_per_token_ = mask.ndim == 4;
   const auto reach = static_cast<int32_t>(mask.shape[mask.ndim - 1]);
@@ -66,8 +68,9 @@ void RowPlan::copy_mask(const Tensor& mask) {
       uint64_t* const shown = bits_of(shown_, row * book_.q_len() + i);
       std::fill_n(shown, n_words_, uint64_t{0});
       for (int32_t column = 0; column < reach; ++column)
-        shown[column / 64] |= uint64_t{mask_shows(mask, row, i, column)} << (column % 64);
-      set_bits(shown, reach, rules_.columns);
+        shown[column / 64] |= uint64_t{mask_shows(mask, planted(Bug::mask_of_first_row) ? 0 : row,
+                                                  i, column)}
+                              << (column % 64);
     }
   }
 }
@@ -106,8 +109,11 @@ bool RowPlan::any_sees_later() const {
 RowPlan::Range RowPlan::without_types(int32_t index, int32_t i) const {
   const RowBook::Row& row = book_.sequence(index);
   const int32_t position = row.next - row.n_added + i;
-  const int32_t begin = std::max({row.first, row.starts, rules_.low(position)});
-  const int32_t end = sees_later(index * book_.q_len() + i) ? row.next : position + 1;
+  const bool later = sees_later(index * book_.q_len() + i);
+  const int32_t starts = planted(Bug::padding_rows_seen) ? 0 : row.starts;
+  const int32_t low = planted(Bug::except_row_past_window) && later ? 0 : rules_.low(position);
+  const int32_t begin = std::max({row.first, starts, low});
+  const int32_t end = later ? row.next : position + 1;
   return {begin, std::max(begin, end)};
 }
 
@@ -119,7 +125,8 @@ RowPlan::Range RowPlan::with_types(int32_t index, int32_t i, Range seen) const {
   int32_t first = 0, last = row.n_added - 1;
   while (!same_type(token + i, token + first)) ++first;
   while (!same_type(token + i, token + last)) --last;
-  const int32_t begin = std::max({position + first, row.first, row.starts});
+  const int32_t low = planted(Bug::type_ends_at_window) ? rules_.low(position + i) : 0;
+  const int32_t begin = std::max({position + first, row.first, row.starts, low});
   const int32_t end = position + last + 1;
   if (begin >= end) return seen;
   if (seen.begin >= seen.end) return {begin, end};

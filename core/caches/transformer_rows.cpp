@@ -1,5 +1,7 @@
 #include <algorithm>
 
+#include "core/base/planted.hpp"
+#include "core/caches/planted_scales.hpp"
 #include "core/caches/transformer.hpp"
 
 /// Rows that become copies of others: of the same cache, of another one, and of what callers hand in.
@@ -28,7 +30,12 @@ int32_t find_stretches(const RowBook& from, int32_t source, const RowBook& to, i
 Status TransformerCache::copy_stretches(const KvLayers& from, const CellStretch* stretch, int32_t n,
                                         bool exchange) {
   for (int32_t layer = 0; n > 0 && layer < bounds_.n_layers; ++layer) {
-    const CopyParams params = {from[layer].storage, layers_[layer].storage, stretch, n, exchange};
+    const bool inserts = &from != &layers_;
+    const auto storage_of = [&](const LayerStorage& storage) {
+      return inserts ? with_scales_unless(Bug::inserted_without_scales, storage) : storage;
+    };
+    const CopyParams params = {storage_of(from[layer].storage), storage_of(layers_[layer].storage),
+                               stretch, n, exchange};
     if (Status s = health_.after(on_device_->copy(params)); s != Status::ok) return s;
   }
   return Status::ok;
@@ -59,6 +66,8 @@ Status TransformerCache::exchange_rows(int32_t a, int32_t b) {
 /// Rows that are no sources, or no longer, take their copies first. What is then left are cycles, which exchanges resolve
 /// without a spare row.
 Status TransformerCache::apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) {
+  for (int32_t i = 0; planted(Bug::rows_reordered_in_turn) && i < n; ++i)
+    (void)copy_row(*this, source[i], destination[i], book_.sequence(source[i]).next);
   constexpr int32_t done = -1;
   std::fill_n(moves_, bounds_.max_sequences, Move{done, 0});
   for (int32_t i = 0; i < n; ++i) {
@@ -151,7 +160,8 @@ Status TransformerCache::check_same(const TransformerCache& other) const {
 Status TransformerCache::check_insert(const Cache& other, int32_t slot) const {
   const auto* const from = dynamic_cast<const TransformerCache*>(&other);
   if (from == nullptr) {
-    return fail(Status::invalid_argument, "other is a cache of another kind");
+    return fail(Status::invalid_argument,
+                "other is a cache of another kind; it must be a transformer cache");
   }
   const int32_t n = from->bounds_.max_sequences;
   if (slot < 0 || slot > bounds_.max_sequences - n) {
@@ -202,7 +212,8 @@ Status TransformerCache::fill_rows(int32_t layer, int32_t row_begin, int32_t n,
     for (int32_t column = 0, count = 0; column < filling.columns; column += count) {
       count = std::min(cells_per_store, filling.columns - column);
       for (int32_t i = 0; i < count; ++i) {
-        const bool is_held = book_.holds_column(row_begin + row, column + i);
+        const bool is_held = book_.holds_column(row_begin + row, column + i) ||
+                             planted(Bug::columns_filled_unheld);
         cell[i] = is_held ? (row_begin + row) * n_columns() + column + i : -1;
       }
       const auto part = [&](const Tensor& tensor) { return columns_of(tensor, row, column); };

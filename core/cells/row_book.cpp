@@ -2,6 +2,7 @@
 
 #include <new>
 
+#include "core/base/planted.hpp"
 #include "core/cells/sequence_checks.hpp"
 
 namespace kvc {
@@ -108,8 +109,8 @@ Status RowBook::read_valid(const RowTokens& tokens) const {
     const Tensor& mask = tokens.attention_mask;
     if (mask.ndim != 2) {
       return fail(Status::shape,
-                  "attention_mask has %d dimensions; with KVC_ROWS_POSTPADDED it must have 2, "
-                  "[batch, n]",
+                  "attention_mask has %d dimensions, not 2 ([batch, n]), which "
+                  "KVC_ROWS_POSTPADDED takes alone",
                   mask.ndim);
     }
     const int32_t next = rows_[row].next;
@@ -145,7 +146,8 @@ Status RowBook::check_room(const Batch& batch) const {
                 "valid and starts (kvc_rows_set)");
   }
   for (int32_t row = 0; !rules_.ring && row < rules_.n_rows; ++row) {
-    if (rows_[row].next + planned_valid_[row] <= rules_.length) continue;
+    const int32_t n = planted(Bug::room_for_padding_asked) ? batch.rows->q_len : planned_valid_[row];
+    if (rows_[row].next + n <= rules_.length) continue;
     return fail(Status::cache_full,
                 "row %d continues at %d, and %d more tokens go beyond capacity %d: no row of the "
                 "batch was changed",
@@ -163,9 +165,14 @@ void RowBook::open_pass(const Batch& batch) {
   for (int32_t index = 0; index < rules_.n_rows; ++index) {
     Row& row = rows_[index];
     const int32_t valid = planned_valid_[index];
-    for (int32_t i = 0; i < q_len_; ++i) *to++ = i < valid ? cell(index, row.next + i) : -1;
+    const bool stores_padding = planted(Bug::padding_token_stored) && row.next + valid < rules_.length;
+    for (int32_t i = 0; i < q_len_; ++i)
+      *to++ = i < valid + stores_padding ? cell(index, row.next + i) : -1;
     row.n_added = valid;
     row.next += valid;
+    if (!planted(Bug::ring_slides_at_begin)) continue;
+    row.lost_below = lost_after(row);
+    row.first = first_kept(row);
   }
   recount();
 }
@@ -216,7 +223,7 @@ int32_t RowBook::best_continuation(int32_t index, int32_t want) const {
 void RowBook::cut(int32_t index, int32_t position) {
   Row& row = rows_[index];
   drop_from(row, position);
-  if (position == 0) row.starts = 0;
+  if (position == 0 && !planted(Bug::emptied_row_keeps_starts)) row.starts = 0;
   recount();
 }
 
@@ -224,6 +231,7 @@ void RowBook::copy_prefix(int32_t source, int32_t destination, int32_t position)
   Row copy = rows_[source];
   copy.next = position;
   copy.first = std::min(copy.first, position);
+  if (planted(Bug::copied_row_without_starts)) copy.starts = 0;
   replace(rows_[destination], position == 0 ? Row() : copy);
   recount();
 }
@@ -297,7 +305,7 @@ void RowBook::set(int32_t row_begin, int32_t n, const int32_t* index, const int3
     Row& row = rows_[row_begin + i];
     if (index != nullptr && row.next == 0) {  // of a ring, over a gap
       row.first = row.next = index[i];
-      row.lost_below = lost_after(row);
+      if (!planted(Bug::late_ring_loses_nothing)) row.lost_below = lost_after(row);
     } else if (index != nullptr) {
       drop_from(row, index[i]);
     }

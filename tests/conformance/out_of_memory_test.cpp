@@ -128,9 +128,11 @@ struct Kind {
   const void* kind_desc;
 };
 
-/// Creates a cache of each kind and a wrapper of all; as many as there is memory for, which end again.
-kvc_status caches_once(kvc_device* device, const std::array<Kind, 3>& kinds) {
-  kvc_cache* caches[3] = {};
+constexpr int32_t n_wrapped = 3;  // the others have no pass in common with those
+
+/// Creates a cache of each kind and a wrapper of the first ones; as many as there is memory for, which end again.
+kvc_status caches_once(kvc_device* device, const std::array<Kind, 4>& kinds) {
+  kvc_cache* caches[4] = {};
   int32_t n = 0;
   kvc_status status = KVC_OK;
   for (const Kind& kind : kinds) {
@@ -148,7 +150,7 @@ kvc_status caches_once(kvc_device* device, const std::array<Kind, 3>& kinds) {
   if (status == KVC_OK) {
     const int32_t child = 0, layer = 0;
     auto* wrapper = reinterpret_cast<kvc_cache*>(&status);
-    status = kvc_cache_wrap(caches, n, &child, &layer, 1, &wrapper);
+    status = kvc_cache_wrap(caches, n_wrapped, &child, &layer, 1, &wrapper);
     if (status != KVC_OK && wrapper) status = KVC_E_INTERNAL;
     if (status == KVC_OK) status = kvc_cache_destroy(wrapper);
   }
@@ -162,13 +164,15 @@ kvc_status live_once() {
   kvc_recurrent_desc recurrent = KVC_RECURRENT_DESC_INIT;
   recurrent.state_size = recurrent.conv_channels = 8;
   recurrent.conv_dim = 3;
-  std::array<Kind, 3> kinds = {};
+  std::array<Kind, 4> kinds = {};
   kinds[0].desc = kinds[1].desc = support::cache_desc(2, 2, 8, 8);
   kinds[1].desc.kind = KVC_ENCODER;
   kinds[2] = {KVC_CACHE_DESC_INIT, &recurrent};
   kinds[2].desc.kind = KVC_RECURRENT;
   kinds[2].desc.n_layers = 2;
   kinds[2].desc.max_batch = 16;
+  kinds[3].desc = kinds[0].desc;
+  kinds[3].desc.kind = KVC_TRANSFORMER;
   for (Kind& kind : kinds) {
     kind.desc.max_sequences = 3;
     kind.desc.flags = KVC_CACHE_PREFAULT;

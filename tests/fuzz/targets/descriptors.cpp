@@ -10,6 +10,7 @@
 #include "fuzz/targets/require.hpp"
 #include "kvc/encoder.h"
 #include "kvc/recurrent.h"
+#include "kvc/transformer.h"
 #include "support/abi.hpp"
 
 namespace {
@@ -181,6 +182,36 @@ void use_states(kvc_cache* cache, const kvc_cache_desc& desc, Bytes& bytes) {
   answered(kvc_resume(cache, sequence, bytes.take<int32_t>(), nullptr), "resume");
 }
 
+/// Passes of rows whose lengths, mask and types are made of bytes; rows that are set.
+void use_rows(kvc_cache* cache, const kvc_cache_desc& desc, Bytes& bytes) {
+  if (desc.max_sequences > 64) return;
+  const auto rows = static_cast<size_t>(desc.max_sequences);
+  for (int32_t pass = 0; pass < 3; ++pass) {
+    const int32_t q_len = bytes.take<int8_t>();
+    std::vector<int32_t> valid(rows), types(rows * 128);
+    for (int32_t& n : valid) n = bytes.take<int8_t>();
+    for (int32_t& type : types) type = bytes.take<uint8_t>() % 4;
+    std::vector<float> shown(rows * 256, 0.5f);
+    kvc_tensor made;
+    const kvc_tensor* mask = tensor(bytes, shown.data(), {desc.max_sequences, 1, 256}, made);
+    const auto flags = bytes.take<uint8_t>();
+    const int32_t* const lengths = flags % 2 == 0 ? valid.data() : nullptr;
+    const kvc_status fits = kvc_fits_rows(cache, q_len, flags / 2, lengths, mask, types.data());
+    require(answered(kvc_begin_rows(cache, q_len, flags / 2, lengths, mask, types.data(), nullptr),
+                     "begin_rows") == fits,
+            "fits_rows and begin_rows differ");
+    if (fits != KVC_OK) continue;
+    require(kvc_commit(cache) == KVC_OK, "commit");
+  }
+  std::vector<int32_t> index(rows), starts(rows);
+  for (int32_t& each : index) each = bytes.take<int32_t>();
+  for (int32_t& each : starts) each = bytes.take<int8_t>();
+  const auto row = bytes.take<int8_t>(), n = static_cast<int8_t>(bytes.take<uint8_t>() % 2);
+  const bool with_starts = bytes.take<uint8_t>() % 2 == 0;
+  answered(kvc_rows_set(cache, row, n, index.data(), with_starts ? starts.data() : nullptr),
+           "rows_set");
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -196,6 +227,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<unsigned char> other_memory;  // what another kind needs
   if (desc->kind == KVC_ENCODER) other_memory = descriptor<kvc_encoder_desc>(bytes);
   if (desc->kind == KVC_RECURRENT) other_memory = descriptor<kvc_recurrent_desc>(bytes);
+  if (desc->kind == KVC_TRANSFORMER) other_memory = descriptor<kvc_transformer_desc>(bytes);
   const void* kind_desc = other_memory.empty() ? causal_memory.data() : other_memory.data();
   if (defaults) kind_desc = nullptr;
 
@@ -222,6 +254,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (desc->kind == KVC_CAUSAL)
       use(cache, *desc, bound == KVC_OK ? attention->n_q_heads : desc->n_kv_heads, bytes);
     if (desc->kind == KVC_RECURRENT) use_states(cache, *desc, bytes);
+    if (desc->kind == KVC_TRANSFORMER) use_rows(cache, *desc, bytes);
     require(kvc_check(cache) == KVC_OK, "check");
     require(kvc_cache_destroy(cache) == KVC_OK, "destroy");
   }

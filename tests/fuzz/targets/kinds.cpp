@@ -1,16 +1,17 @@
-// libFuzzer: the random operations of fuzz_encoder, fuzz_recurrent and fuzz_wrapper, chosen by the fuzzer's bytes instead of by a
-// seed.
+// libFuzzer: the random operations of fuzz_encoder, fuzz_recurrent, fuzz_rows and fuzz_wrapper, chosen by the fuzzer's bytes instead
+// of by a seed.
 #include "support/encoder_world.hpp"
 #include "support/fuzz_bytes.hpp"
 #include "support/fuzz_coverage.hpp"
 #include "support/recurrent_world.hpp"
+#include "support/rows_world.hpp"
 #include "support/wrapper_world.hpp"
 
 namespace {
 
 struct Tables {
   fuzz::Counts encoder = fuzz::encoder_counts(), recurrent = fuzz::recurrent_counts(),
-               wrapper = fuzz::wrapper_counts();
+               rows = fuzz::rows_counts(), wrapper = fuzz::wrapper_counts();
   fuzz::ChildCounts of_children;
 };
 
@@ -20,7 +21,7 @@ const std::string& some(const std::vector<std::string>& names, support::Random& 
 
 std::unique_ptr<fuzz::KindWorld> draw_world(kvc_device* device, support::Random& random,
                                             Tables& tables) {
-  const int32_t kind = random.below(3);
+  const int32_t kind = random.below(4);
   if (kind == 0) {
     const auto setup = fuzz::draw_encoder_setup(some(fuzz::encoder_setup_names(), random), random);
     return std::make_unique<fuzz::EncoderWorld>(device, setup, random, tables.encoder);
@@ -28,6 +29,10 @@ std::unique_ptr<fuzz::KindWorld> draw_world(kvc_device* device, support::Random&
   if (kind == 1) {
     const auto setup = fuzz::draw_recurrent_setup(some(fuzz::recurrent_setup_names(), random), random);
     return std::make_unique<fuzz::RecurrentWorld>(device, setup, random, tables.recurrent);
+  }
+  if (kind == 3) {
+    const auto setup = fuzz::draw_rows_setup(some(fuzz::rows_setup_names(), random), random);
+    return std::make_unique<fuzz::RowsWorld>(device, setup, random, tables.rows);
   }
   return std::make_unique<fuzz::WrapperWorld>(device, some(fuzz::wrapper_setup_names(), random),
                                               random, tables.wrapper, tables.of_children);
