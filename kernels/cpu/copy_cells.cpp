@@ -7,8 +7,8 @@
 namespace kvc::cpu {
 namespace {
 
-/// Work is handed out in items of about this size, large enough for memcpy to write past the caches.
-constexpr size_t item_bytes = size_t{2} << 20;
+/// Work is handed out in items of about this size.
+constexpr size_t item_bytes = size_t{256} << 10;
 
 /// The caller alone does less than this: handing out work costs some microseconds.
 constexpr size_t parallel_bytes = size_t{256} << 10;
@@ -49,60 +49,75 @@ void copy_part(Part part, bool both_ways) {
   }
 }
 
-/// One plane of one side of a layer.
-struct Job {
-  const CopyParams& params;
-  const Plane& from;
-  const Plane& to;
-  int32_t n_heads;
-  int32_t cells_at_once;
-  int32_t items_per_head;
+/// All planes of a layer, cut into items.
+class Job {
+ public:
+  explicit Job(const CopyParams& params) : params_(params) {
+    const LayerStorage &from = params.from, &to = params.to;
+    add(from.k.codes, to.k.codes, from.k.n_heads);
+    add(from.k.scales, to.k.scales, from.k.n_heads);
+    if (from.v_in_k) return;
+    add(from.v.codes, to.v.codes, from.v.n_heads);
+    add(from.v.scales, to.v.scales, from.v.n_heads);
+  }
+
+  void run(ThreadPool& pool) {
+    const auto work = [](void* context, int32_t item, int32_t) noexcept {
+      static_cast<const Job*>(context)->copy(item);
+    };
+    if (bytes_ >= parallel_bytes) return pool.run(n_items_, work, this);
+    for (int32_t item = 0; item < n_items_; ++item) work(this, item, 0);
+  }
+
+ private:
+  struct PlaneItems {
+    const Plane* from;
+    const Plane* to;
+    int32_t first_item;
+    int32_t items_per_head;
+    int32_t cells_at_once;
+
+    int32_t items_of(const CellStretch& cells) const {
+      return (cells.n + cells_at_once - 1) / cells_at_once;
+    }
+  };
+
+  void add(const Plane& from, const Plane& to, int32_t n_heads) {
+    if (from.row_bytes == 0) return;
+    const auto at_once = static_cast<int32_t>(std::max<size_t>(item_bytes / from.row_bytes, 1));
+    PlaneItems& plane = planes_[n_planes_++] = {&from, &to, n_items_, 0, at_once};
+    size_t n_cells = 0;
+    for (int32_t i = 0; i < params_.n_stretches; ++i) {
+      n_cells += static_cast<size_t>(params_.stretch[i].n);
+      plane.items_per_head += plane.items_of(params_.stretch[i]);
+    }
+    n_items_ += plane.items_per_head * n_heads;
+    bytes_ += n_cells * from.row_bytes * static_cast<size_t>(n_heads);
+  }
 
   void copy(int32_t item) const {
-    const int32_t head = item / items_per_head;
-    int32_t rest = item % items_per_head, stretch = 0;  // the item's place among those of a head
-    while (rest >= items_of(params.stretch[stretch])) rest -= items_of(params.stretch[stretch++]);
-    const CellStretch& cells = params.stretch[stretch];
-    const int32_t first = rest * cells_at_once;
-    copy_part({from.row(head, cells.from + first), to.row(head, cells.to + first), from.row_stride,
-               to.row_stride, from.row_bytes, std::min(cells_at_once, cells.n - first)},
-              params.exchange);
+    const PlaneItems* plane = planes_ + n_planes_ - 1;
+    while (item < plane->first_item) --plane;
+    const int32_t head = (item - plane->first_item) / plane->items_per_head;
+    int32_t rest = (item - plane->first_item) % plane->items_per_head;
+    const CellStretch* cells = params_.stretch;
+    while (rest >= plane->items_of(*cells)) rest -= plane->items_of(*cells++);
+    const int32_t first = rest * plane->cells_at_once;
+    copy_part({plane->from->row(head, cells->from + first), plane->to->row(head, cells->to + first),
+               plane->from->row_stride, plane->to->row_stride, plane->from->row_bytes,
+               std::min(plane->cells_at_once, cells->n - first)},
+              params_.exchange);
   }
-  int32_t items_of(const CellStretch& cells) const {
-    return (cells.n + cells_at_once - 1) / cells_at_once;
-  }
-};
 
-void copy_plane(const CopyParams& params, const Plane& from, const Plane& to, int32_t n_heads,
-                ThreadPool& pool) {
-  if (from.row_bytes == 0) return;
-  const auto at_once = static_cast<int32_t>(std::max<size_t>(item_bytes / from.row_bytes, 1));
-  Job job{params, from, to, n_heads, at_once, 0};
-  int64_t n_cells = 0;
-  for (int32_t i = 0; i < params.n_stretches; ++i) {
-    n_cells += params.stretch[i].n;
-    job.items_per_head += job.items_of(params.stretch[i]);
-  }
-  const int32_t n_items = job.items_per_head * n_heads;
-  const auto work = [](void* context, int32_t item, int32_t) noexcept {
-    static_cast<const Job*>(context)->copy(item);
-  };
-  if (static_cast<size_t>(n_cells) * from.row_bytes * static_cast<size_t>(n_heads) < parallel_bytes) {
-    for (int32_t item = 0; item < n_items; ++item) work(&job, item, 0);
-  } else {
-    pool.run(n_items, work, &job);
-  }
-}
+  const CopyParams& params_;
+  PlaneItems planes_[4];
+  int32_t n_planes_ = 0;
+  int32_t n_items_ = 0;
+  size_t bytes_ = 0;
+};
 
 }  // namespace
 
-void copy_cells(const CopyParams& params, ThreadPool& pool) noexcept {
-  const LayerStorage &from = params.from, &to = params.to;
-  copy_plane(params, from.k.codes, to.k.codes, from.k.n_heads, pool);
-  copy_plane(params, from.k.scales, to.k.scales, from.k.n_heads, pool);
-  if (from.v_in_k) return;
-  copy_plane(params, from.v.codes, to.v.codes, from.v.n_heads, pool);
-  copy_plane(params, from.v.scales, to.v.scales, from.v.n_heads, pool);
-}
+void copy_cells(const CopyParams& params, ThreadPool& pool) noexcept { Job(params).run(pool); }
 
 }  // namespace kvc::cpu
