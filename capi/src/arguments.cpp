@@ -273,6 +273,21 @@ Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& 
   return Status::ok;
 }
 
+Status read_for_heads(const char* name, const kvc_tensor* from, const Expected& expected,
+                      const HeadAxis& heads, const DeviceInfo& device, Tensor* to, int32_t* sharers,
+                      Elements elements) {
+  Expected given = expected;
+  const bool has_shape = from != nullptr && from->ndim >= 1 && from->ndim <= expected.ndim;
+  const int32_t axis = has_shape ? heads.axis - (expected.ndim - from->ndim) : -1;
+  const int64_t n_heads = expected.shape[heads.axis];
+  const bool by_group = axis >= 0 && heads.n_kv_heads > 1 && from->shape[axis] == heads.n_kv_heads;
+  if (by_group) given.shape[heads.axis] = heads.n_kv_heads;
+  if (Status s = read_broadcast(name, from, given, device, to, elements); s != Status::ok) return s;
+  to->shape[heads.axis] = n_heads;
+  *sharers = by_group ? static_cast<int32_t>(n_heads / heads.n_kv_heads) : 1;
+  return Status::ok;
+}
+
 TokenDims token_dims(const Cache& cache) {
   const int32_t n = cache.n_tokens();
   const int32_t q_len = cache.rows() == nullptr ? 0 : cache.rows()->q_len();

@@ -144,6 +144,16 @@ Status read_tensor(const char* name, const kvc_tensor* from, const Expected& exp
 Status read_broadcast(const char* name, const kvc_tensor* from, const Expected& expected,
                       const DeviceInfo& device, Tensor* to, Elements elements = Elements::floats);
 
+/// The same for a tensor whose dimension `axis` counts query heads: as many as KV heads stand for a group each. `sharers` receives
+/// how many neighbouring query heads share one of the tensor.
+struct HeadAxis {
+  int32_t axis;
+  int64_t n_kv_heads;
+};
+Status read_for_heads(const char* name, const kvc_tensor* from, const Expected& expected,
+                      const HeadAxis& heads, const DeviceInfo& device, Tensor* to, int32_t* sharers,
+                      Elements elements = Elements::floats);
+
 /// The dimensions of a tensor that count the tokens of a pass: [n_tokens], or [batch, q_len] in a pass of rows.
 struct TokenDims {
   int32_t n = 1;

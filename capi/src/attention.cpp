@@ -144,13 +144,15 @@ Status read_columns(LayerAttention& cache, int32_t layer, const kvc_attention_ex
   const Expected shape = expect_columns(tokens, n_q_heads, history, false);
   const Expected broadcast = expect_columns(tokens, n_q_heads, history, true);
   const DeviceInfo& device = cache.holder().device();
+  const HeadAxis heads = {tokens.are_rows() ? 1 : 0, cache.holder().bounds().n_kv_heads};
   if (extra.bias != nullptr) {
-    const Status s = read_broadcast("bias", extra.bias, broadcast, device, &a->bias);
+    const Status s = read_for_heads("bias", extra.bias, broadcast, heads, device, &a->bias,
+                                    &a->bias_sharers);
     if (s != Status::ok) return s;
   }
   if (extra.mask != nullptr && !(planted(Bug::mask_ignored_with_bias) && extra.bias != nullptr)) {
-    const Status s = read_broadcast("mask", extra.mask, broadcast, device, &a->mask,
-                                    Elements::boolean);
+    const Status s = read_for_heads("mask", extra.mask, broadcast, heads, device, &a->mask,
+                                    &a->mask_sharers, Elements::boolean);
     if (s != Status::ok) return s;
   }
   if (extra.weights == nullptr) return Status::ok;

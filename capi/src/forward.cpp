@@ -74,7 +74,7 @@ Status read_sizes(const ForwardBounds& bounds, const ForwardArguments& given, Fo
 
 /// The tensors of an extra, whose other fields are those of kvc_attention() alone.
 Status read_extra(const DeviceInfo& device, const ForwardCall& call, int64_t heads,
-                  const kvc_attention_extra* from, AttentionTensors* a) {
+                  int32_t n_kv_heads, const kvc_attention_extra* from, AttentionTensors* a) {
   if (from == nullptr) return Status::ok;
   kvc_attention_extra extra;
   if (Status s = read_descriptor("kvc_attention_extra", from, &extra); s != Status::ok) return s;
@@ -88,11 +88,13 @@ Status read_extra(const DeviceInfo& device, const ForwardCall& call, int64_t hea
   const Expected columns = {
       4, {call.n_rows, heads, call.q_len, call.kv_len}, "rows, n_q_heads, q_len, kv_len"};
   if (extra.bias != nullptr) {
-    const Status s = read_broadcast("bias", extra.bias, columns, device, &a->bias);
+    const Status s = read_for_heads("bias", extra.bias, columns, {1, n_kv_heads}, device, &a->bias,
+                                    &a->bias_sharers);
     if (s != Status::ok) return s;
   }
   if (extra.mask != nullptr) {
-    const Status s = read_broadcast("mask", extra.mask, columns, device, &a->mask, Elements::boolean);
+    const Status s = read_for_heads("mask", extra.mask, columns, {1, n_kv_heads}, device, &a->mask,
+                                    &a->mask_sharers, Elements::boolean);
     if (s != Status::ok) return s;
   }
   if (extra.weights != nullptr) {
@@ -128,7 +130,8 @@ Status read_tensors(const DeviceInfo& device, const ForwardBounds& bounds,
     return s;
   if (Status s = read_tensor("out", given.out, out, Direction::out, device, &a.out); s != Status::ok)
     return s;
-  if (Status s = read_extra(device, *call, heads, given.extra, &a); s != Status::ok) return s;
+  if (Status s = read_extra(device, *call, heads, bounds.n_kv_heads, given.extra, &a); s != Status::ok)
+    return s;
   return check_overlaps(a);
 }
 

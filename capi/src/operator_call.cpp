@@ -131,8 +131,12 @@ void CallInProgress::describe() {
   call_.v = stored(storage.v.view(first, n_cells), &v_);
   call_.v_scales = stored(storage.v.scale_view(first, n_cells), &v_scales_);
   call_.q = view(tensors.q, 0, &q_);
-  call_.bias = view(tensors.bias, 1, &bias_);
-  call_.mask = view(tensors.mask, 1, &mask_);
+  Tensor bias = tensors.bias,
+         mask = tensors.mask;  // those that KV heads share have as many heads as these
+  bias.shape[0] /= tensors.bias_sharers;
+  mask.shape[0] /= tensors.mask_sharers;
+  call_.bias = view(bias, 1, &bias_);
+  call_.mask = view(mask, 1, &mask_);
   (void)view(tensors.out, 0, &out_);
   call_.out = &out_;
   call_.lse = view(tensors.lse, 0, &lse_) != nullptr ? &lse_ : nullptr;

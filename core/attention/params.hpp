@@ -119,6 +119,9 @@ struct AttentionTensors {
   Tensor mask;  // [n_q_heads, n_tokens, columns] bytes, likewise: 0 hides
   Tensor weights;  // [n_q_heads, n_tokens, columns] f32; data null: not wanted. 0 for what a token does not see
 
+  // Neighbouring query heads that share a head of it: 1, or the group of a KV head.
+  int32_t bias_sharers = 1;
+  int32_t mask_sharers = 1;
   bool leaves_sinks_out = false;  // a result to be merged with others: the sinks come once, at the end
   bool drops = false;  // weights are dropped, with the probability of the layer's operator
   uint64_t dropout_seed = 0;

@@ -56,11 +56,12 @@ double bias_of(const AttentionParams& params, const AttentionRow& row, int32_t h
   const int32_t column = token.cell - first_column(params, row);
   if (tensors.mask.data &&
       static_cast<const uint8_t*>(
-          tensors.mask.data)[index_of(tensors.mask, head, row.token, column)] == 0)
+          tensors.mask.data)[index_of(tensors.mask, head / tensors.mask_sharers, row.token, column)] ==
+          0)
     return -infinity;
   if (!tensors.bias.data) return 0;
   return load_element(tensors.bias.data, tensors.bias.dtype,
-                      index_of(tensors.bias, head, row.token, column));
+                      index_of(tensors.bias, head / tensors.bias_sharers, row.token, column));
 }
 
 double score(const AttentionParams& params, const AttentionRow& row, int32_t head, const Seen& token) {

@@ -66,8 +66,12 @@ struct Problem {
     const kvc_tensor& t = *array.tensor();
     const int64_t wanted[4] = {r, h, i, j};
     int64_t index = 0;
-    for (int32_t d = 0; d < t.ndim; ++d)
-      index = index * t.shape[d] + (t.shape[d] == 1 ? 0 : wanted[4 - t.ndim + d]);
+    for (int32_t d = 0; d < t.ndim; ++d) {
+      const int32_t axis = 4 - t.ndim + d;
+      const bool by_group = axis == 1 && t.shape[d] == s.kv_heads;
+      const int64_t at = by_group ? h / (s.q_heads / s.kv_heads) : wanted[axis];
+      index = index * t.shape[d] + (t.shape[d] == 1 ? 0 : at);
+    }
     return array.get(index);
   }
 
@@ -205,7 +209,8 @@ Problem random_problem(Random& random, bool decodes) {
     for (int32_t h = 0; h < s.q_heads; ++h) p.sinks.push_back(random.value() * 3);
   if (!p.sinks.empty() && random.chance(0.3)) p.desc.flags |= KVC_FORWARD_NO_SINKS;
   const auto columns = [&] {
-    std::vector<int64_t> shape = {random.chance(0.5) ? 1 : s.rows, random.chance(0.5) ? 1 : s.q_heads,
+    const int32_t heads = random.chance(0.5) ? s.kv_heads : s.q_heads;
+    std::vector<int64_t> shape = {random.chance(0.5) ? 1 : s.rows, random.chance(0.5) ? 1 : heads,
                                   random.chance(0.3) ? 1 : s.q_len, s.kv_len};
     if (random.chance(0.3)) shape.erase(shape.begin());
     return shape;

@@ -137,7 +137,7 @@ enum { /* kvc_attention_extra.flags; the last two are reserved, NOT_SUPPORTED in
  * mask     [n_q_heads, n_tokens, history] KVC_BOOL, any strides; null: none. 0 hides. It can hide more than the cache's own
  *          rules do, never less. (A mask of 0 and minus infinity is a bias.)
  *          Bias and mask are broadcast: an extent may be 1, and leading dimensions may be missing ([n_tokens, history],
- *          [history]).
+ *          [history]). With n_kv_heads heads, each stands for the query heads of its group.
  * weights  [n_q_heads, n_tokens, history] f32, any strides; null: not wanted. Written: the weight of each value, with the sink
  *          in the softmax; 0 where a token does not see the cell. Computed by a second pass over the keys: for analysis, not
  *          for speed.
