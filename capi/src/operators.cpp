@@ -97,12 +97,10 @@ Status supports(const kvc_device* device, const char* name, const kvc_operator_n
     if (Status s = check_operator(*entry.op, needs); s != Status::ok) return s;
     return name_it(*entry.op);
   }
-  Status refused = Status::not_supported;
   for (int32_t i = 0; const AttentionOperator* op = of.registry->built_in(i); ++i) {
-    refused = check_operator(*op, needs);
-    if (refused == Status::ok) return name_it(*op);
+    if (check_operator(*op, needs) == Status::ok) return name_it(*op);
   }
-  return refused;  // what the last one lacks
+  return check_operator(*of.registry->built_in(0), needs);  // what the one that attends by itself lacks
 }
 
 // ---- Operators of callers -----------------------------------------------------------------------------------------------
@@ -187,10 +185,17 @@ Status choose(const kvc_operator_desc& d, const DeviceInfo& device, ChosenOperat
   if (Status s = read_precision("softmax_dtype", d.softmax_dtype, &needs.softmax_type);
       s != Status::ok)
     return s;
-  needs.features = (d.dropout_prob != 0 ? feature_dropout : 0u) |
-                   (d.block_q != 0 ? feature_block_q : 0u) |
-                   (d.block_k != 0 ? feature_block_k : 0u) | (d.block_b != 0 ? feature_block_b : 0u) |
-                   (d.stretches != 0 || d.flags != 0 ? feature_scan : 0u);
+  if (op.run == nullptr) {  // it is bound to states, which have a scale and nothing to round
+    needs.features = feature_lightning;
+    if (d.softmax_scale != 0)
+      return fail(Status::not_supported,
+                  "the operator %s has no softmax_scale: its layers have one", op.name);
+  }
+  needs.features |= (d.dropout_prob != 0 ? feature_dropout : 0u) |
+                    (d.block_q != 0 ? feature_block_q : 0u) |
+                    (d.block_k != 0 ? feature_block_k : 0u) |
+                    (d.block_b != 0 ? feature_block_b : 0u) |
+                    (d.stretches != 0 || d.flags != 0 ? feature_scan : 0u);
   needs.type_k = needs.type_v = first_storage(op);
   if (Status s = check_operator(op, needs); s != Status::ok) return s;
   OperatorSettings& settings = chosen->settings;
@@ -286,7 +291,7 @@ Status create(const kvc_device* device, const char* name, const kvc_operator_des
   if (attends_alone) {
     OperatorNeeds needs;
     needs.mode = mode_insert;
-    needs.features = feature_forward;
+    needs.features = feature_forward | (chosen->op->features & feature_lightning);
     needs.type_k = needs.type_v = first_storage(*chosen->op);
     needs.head_dim_k = bounds.head_dim_k;
     needs.head_dim_v = bounds.head_dim_v;
@@ -367,13 +372,20 @@ Status resolve(const kvc_operator_desc* base, kvc_operator_desc* desc) {
 
 // ---- Layers -------------------------------------------------------------------------------------------------------------
 
+/// Of a cache that attends in one way alone: null.
+KvLayers* layers_of(Cache& cache) { return cache.layer_attention()->layers_with_operators(); }
+
 Status check_layers(const LayerRange& layers) {
   return layers.each_owner([](Cache& cache) -> Status {
-    LayerAttention* const attention = cache.layer_attention();
-    if (attention != nullptr && attention->layers_with_operators() != nullptr) return Status::ok;
-    return fail(Status::not_supported,
-                "a cache of this kind has no layers that attend with an operator of choice");
+    if (cache.layer_attention() != nullptr) return Status::ok;
+    return fail(Status::not_supported, "a cache of this kind has no layers that attend");
   });
+}
+
+/// Caches of states attend by themselves, and their operator has no more to it than its name.
+Status check_states(const ChosenOperator& op) {
+  if ((op.op->features & feature_lightning) != 0) return Status::ok;
+  return fail(Status::not_supported, "the operator %s has no lightning attention", op.op->name);
 }
 
 Status bind(const LayerRange& layers, const DeviceInfo& device, uint32_t modes,
@@ -388,29 +400,26 @@ Status bind(const LayerRange& layers, const DeviceInfo& device, uint32_t modes,
   if (op && (op->device_type != device.type || op->device_id != device.id)) {
     return fail(Status::device_mismatch, "op was created on another device than the cache");
   }
-  const auto layers_of = [](Cache& cache) {
-    return cache.layer_attention()->layers_with_operators();
-  };
   const auto ask = [&](auto question) {
     return layers.each_part_until([&](Cache& cache, int32_t begin, int32_t end) {
-      return question(*layers_of(cache), begin, end);
+      return question(layers_of(cache), begin, end);
     });
   };
   if (op) {
-    const Status scale = ask([&](const KvLayers& of, int32_t begin, int32_t end) {
-      return of.check_scale(begin, end, *op);
+    const Status scale = ask([&](const KvLayers* of, int32_t begin, int32_t end) {
+      return of == nullptr ? Status::ok : of->check_scale(begin, end, *op);
     });
     if (scale != Status::ok) return scale;
   }
   if (Status s = layers.check_idle(); s != Status::ok) return s;
   if (op) {
-    const Status lacks = ask([&](const KvLayers& of, int32_t begin, int32_t end) {
-      return of.check_operator(begin, end, modes, *op);
+    const Status lacks = ask([&](const KvLayers* of, int32_t begin, int32_t end) {
+      return of == nullptr ? check_states(*op) : of->check_operator(begin, end, modes, *op);
     });
     if (lacks != Status::ok) return lacks;
   }
   layers.each_part([&](Cache& cache, int32_t begin, int32_t end) {
-    layers_of(cache)->bind_operator(begin, end, modes, op);
+    if (KvLayers* const of = layers_of(cache)) of->bind_operator(begin, end, modes, op);
   });
   return Status::ok;
 }

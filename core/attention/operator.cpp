@@ -118,6 +118,14 @@ Status check_operator(const AttentionOperator& op, FeatureSet needed, const Laye
   return check_features(op, needed);
 }
 
+Status check_softmax(const AttentionOperator& op) {
+  if (op.run != nullptr) return Status::ok;
+  return fail(
+      Status::not_supported,
+      "the operator %s is for lightning caches (KVC_LIGHTNING): it has no softmax over keys",
+      op.name);
+}
+
 Status check_modes(const AttentionOperator& op, ModeSet wanted) {
   for (const Name& mode : modes) {
     if ((wanted & ~op.modes & mode.bit) != 0)
@@ -144,6 +152,9 @@ Status check_operator(const AttentionOperator& op, const OperatorNeeds& needs) {
   if (needs.n_q_heads != 0 && needs.n_q_heads != needs.n_kv_heads) features |= feature_grouped;
   if (needs.head_dim_v != 0 && needs.head_dim_v != needs.head_dim_k)
     features |= feature_dims_differ;
+  if ((features & feature_lightning) == 0) {
+    if (Status s = check_softmax(op); s != Status::ok) return s;
+  }
   if (Status s = check_modes(op, needs.mode); s != Status::ok) return s;
   if (Status s = check_storage(op, needs.type_k, needs.type_v); s != Status::ok) return s;
   if (Status s = check_features(op, features); s != Status::ok) return s;

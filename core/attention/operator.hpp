@@ -82,7 +82,7 @@ struct AttentionOperator {
 
   /// Device memory that its calls need at most under these bounds.
   size_t (*workspace_bytes)(const AttentionBounds& bounds, int32_t n_threads) noexcept = nullptr;
-  /// One call. `device` is the CacheDevice that the operator belongs to.
+  /// One call. `device` is the CacheDevice that the operator belongs to. Null: only caches that attend by themselves have it.
   Status (*run)(const AttentionOperator& self, const AttentionParams& params,
                 CacheDevice& device) noexcept = nullptr;
   /// What else it has to say about needs that it has the features for; null: nothing.
@@ -112,6 +112,8 @@ FeatureSet needed_features(const AttentionParams& params, const Visibility& visi
 /// ok, or NOT_SUPPORTED with a message that names the first thing that the operator lacks.
 Status check_operator(const AttentionOperator& op, FeatureSet needed, const LayerStorage& storage);
 Status check_operator(const AttentionOperator& op, const OperatorNeeds& needs);
+/// Whether it computes a softmax over keys.
+Status check_softmax(const AttentionOperator& op);
 Status check_modes(const AttentionOperator& op, ModeSet modes);
 Status check_head_dims(const AttentionOperator& op, int32_t head_dim_k, int32_t head_dim_v);
 

@@ -93,7 +93,7 @@ AttentionRow PassPlan::row_of(const CellBook::Sequence& sequence, int32_t token,
   AttentionRow row;
   row.token = token;
   row.position = position;
-  row.sequence = book_.batch_sequence()[token];
+  row.sequence = planted(Bug::dropout_of_first_sequence) ? 0 : book_.batch_sequence()[token];
   row.end = sees_later(token) ? tokens.count() : tokens.count() - sequence.n_added + order + 1;
   const int32_t low = visibility.low(position) + (planted(Bug::short_window) && visibility.reach > 0) +
                       (planted(Bug::late_chunk) && visibility.chunk_start(position) > 0 &&

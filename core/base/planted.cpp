@@ -114,8 +114,12 @@ constexpr const char* names[] = {
     "query_not_rotated",
     "output_not_rotated_back",
     "query_rotated_before_turn",
+    "operator_of_other_mode",
+    "dropout_of_first_layer",
+    "dropout_of_first_sequence",
+    "sinks_in_partial_result",
 };
-static_assert(std::size(names) == static_cast<size_t>(Bug::query_rotated_before_turn) + 1);
+static_assert(std::size(names) == static_cast<size_t>(Bug::sinks_in_partial_result) + 1);
 
 }  // namespace
 

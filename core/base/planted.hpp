@@ -109,6 +109,10 @@ enum class Bug {
   query_not_rotated,
   output_not_rotated_back,
   query_rotated_before_turn,
+  operator_of_other_mode,
+  dropout_of_first_layer,
+  dropout_of_first_sequence,
+  sinks_in_partial_result,
 };
 
 #ifdef KVC_PLANTED_BUGS

@@ -39,6 +39,7 @@ Status KvLayers::check_scale(int32_t layer_begin, int32_t layer_end, const Chose
 
 Status KvLayers::check_operator(int32_t layer_begin, int32_t layer_end, ModeSet modes,
                                 const ChosenOperator& op) const {
+  if (Status s = check_softmax(*op.op); s != Status::ok) return s;
   if (Status s = check_modes(*op.op, modes); s != Status::ok) return s;
   const Status dims = check_head_dims(*op.op, bounds_.head_dim_k, bounds_.head_dim_v);
   if (dims != Status::ok) return dims;
@@ -109,8 +110,10 @@ Status KvLayers::describe_call(int32_t layer, const AttentionTensors& tensors, b
   params->tensors = tensors;
   params->mode = mode;
   params->layer = layer;
-  if (tensors.leaves_sinks_out) params->constants.sinks = nullptr;
-  const ChosenOperator* const chosen = operator_of(layer, mode);
+  if (tensors.leaves_sinks_out && !planted(Bug::sinks_in_partial_result))
+    params->constants.sinks = nullptr;
+  const bool other = planted(Bug::operator_of_other_mode) && mode == mode_train;
+  const ChosenOperator* const chosen = operator_of(layer, other ? mode_prefill : mode);
   if (chosen != nullptr) {
     *own = chosen->op.get();
     params->settings = chosen->settings;
@@ -128,7 +131,8 @@ Status KvLayers::describe_call(int32_t layer, const AttentionTensors& tensors, b
     return fail(Status::not_supported, "n_q_heads is %d; dropout tells %d query heads apart",
                 params->constants.n_q_heads, dropout_heads_max);
   }
-  params->dropout = Dropout::of(tensors.dropout_seed, chosen->dropout_probability, layer);
+  params->dropout = Dropout::of(tensors.dropout_seed, chosen->dropout_probability,
+                                planted(Bug::dropout_of_first_layer) ? 0 : layer);
   return Status::ok;
 }
 

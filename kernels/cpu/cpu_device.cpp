@@ -188,36 +188,41 @@ constexpr int32_t block_q_multiple = 16, block_k_multiple = 384;
 static_assert(tile_rows_max % block_q_multiple == 0 && tile_cells_max % block_k_multiple == 0);
 
 /// The first is what attends where no other is bound.
-constexpr AttentionOperator operators[] = {{.name = "flash",
-                                            .aliases = flash_aliases,
-                                            .features = of_all | feature_block_q | feature_block_k,
-                                            .storage = every_storage,
-                                            .block_q_multiple = block_q_multiple,
-                                            .block_k_multiple = block_k_multiple,
-                                            .block_q_max = tile_rows_max,
-                                            .block_k_max = tile_cells_max,
-                                            .workspace_bytes = attention_workspace_bytes,
-                                            .run = run_tiles},
-                                           {.name = "vanilla",
-                                            .features = of_all | feature_dropout,
-                                            .storage = every_storage,
-                                            .softmax_types = in_f64 | in_f32 | in_f16 | in_bf16,
-                                            .workspace_bytes = attention_workspace_bytes,
-                                            .run = run_vanilla},
-                                           {.name = "decode",
-                                            .aliases = decode_aliases,
-                                            .features = of_all | feature_block_k,
-                                            .modes = mode_autoregressive,
-                                            .storage = every_storage,
-                                            .block_k_multiple = block_k_multiple,
-                                            .block_k_max = tile_cells_max,
-                                            .workspace_bytes = attention_workspace_bytes,
-                                            .run = run_tiles},
-                                           {.name = "ring",
-                                            .features = of_all | feature_scan,
-                                            .storage = every_storage,
-                                            .workspace_bytes = attention_workspace_bytes,
-                                            .run = run_tiles}};
+constexpr AttentionOperator operators[] = {
+    {.name = "flash",
+     .aliases = flash_aliases,
+     .features = of_all | feature_block_q | feature_block_k,
+     .storage = every_storage,
+     .block_q_multiple = block_q_multiple,
+     .block_k_multiple = block_k_multiple,
+     .block_q_max = tile_rows_max,
+     .block_k_max = tile_cells_max,
+     .workspace_bytes = attention_workspace_bytes,
+     .run = run_tiles},
+    {.name = "vanilla",
+     .features = of_all | feature_dropout,
+     .storage = every_storage,
+     .softmax_types = in_f64 | in_f32 | in_f16 | in_bf16,
+     .workspace_bytes = attention_workspace_bytes,
+     .run = run_vanilla},
+    {.name = "decode",
+     .aliases = decode_aliases,
+     .features = of_all | feature_block_k,
+     .modes = mode_autoregressive,
+     .storage = every_storage,
+     .block_k_multiple = block_k_multiple,
+     .block_k_max = tile_cells_max,
+     .workspace_bytes = attention_workspace_bytes,
+     .run = run_tiles},
+    {.name = "ring",
+     .features = of_all | feature_scan,
+     .storage = every_storage,
+     .workspace_bytes = attention_workspace_bytes,
+     .run = run_tiles},
+    // Caches that hold states attend by themselves: the name is all that there is to bind.
+    {.name = "lightning",
+     .features = feature_lightning | feature_grouped | feature_dims_differ | feature_transformer,
+     .storage = storage_bit(StorageType::f32)}};
 
 }  // namespace
 
@@ -271,8 +276,10 @@ const AttentionOperator* CpuDevice::attention_operator(int32_t index) const noex
 
 size_t CpuDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept {
   size_t most = 0;
-  for (const AttentionOperator& op : operators)
-    most = std::max(most, op.workspace_bytes(bounds, pool_->n_threads()));
+  for (const AttentionOperator& op : operators) {
+    if (op.workspace_bytes != nullptr)
+      most = std::max(most, op.workspace_bytes(bounds, pool_->n_threads()));
+  }
   return most;
 }
 

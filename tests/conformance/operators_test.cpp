@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kvc/lightning.h"
 #include "kvc/operators.h"
 #include "support/abi.hpp"
 #include "support/array.hpp"
@@ -56,7 +57,7 @@ TEST(Registry, ListsNamesWithTheirAliases) {
   const std::vector<std::string> first = {"flash",   "flash_attn2", "sdpa",
                                           "splash",  "blockwise",   "paged_attention",
                                           "vanilla", "decode",      "autoregressive_decodeattn",
-                                          "ring"};
+                                          "ring",    "lightning"};
   ASSERT_GE(names.size(), first.size());
   EXPECT_TRUE(std::equal(first.begin(), first.end(), names.begin()));
   for (const char* op : {"flash", "vanilla", "decode", "ring"}) EXPECT_EQ(canonical.count(op), 1u);
@@ -352,6 +353,38 @@ TEST(Binding, OutlivesHandles) {
   EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
   rig.open(4);
   EXPECT_EQ(rig.attend(), KVC_OK) << last_message();
+}
+
+/// Caches of states have an operator of their own, whose name is all that there is to bind.
+TEST(Binding, KnowsLightningCaches) {
+  const support::Device device(1);
+  const Operator lightning(device, "lightning"), flash(device, "flash");
+  ASSERT_EQ(lightning.status, KVC_OK) << last_message();
+  Rig rig(device);
+  expect(KVC_E_NOT_SUPPORTED, "lightning caches", rig.bind(lightning));
+  kvc_operator_needs needs = KVC_OPERATOR_NEEDS_INIT;
+  needs.mode = KVC_MODE_PREFILL;
+  expect(KVC_E_NOT_SUPPORTED, "lightning caches",
+         kvc_operator_supports(device, "lightning", &needs, nullptr));
+  needs.features = KVC_FEATURE_LIGHTNING;
+  char chosen[32] = {};
+  expect(KVC_OK, "", kvc_operator_supports(device, nullptr, &needs, chosen));
+  EXPECT_STREQ(chosen, "lightning");
+  kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;
+  desc.softmax_scale = 1;
+  EXPECT_EQ(Operator(device, "lightning", desc).status, KVC_E_NOT_SUPPORTED);
+
+  kvc_cache_desc states = support::cache_desc(2, 1, 8, 8);
+  states.kind = KVC_LIGHTNING;
+  states.capacity = 0;
+  kvc_lightning_desc kind = KVC_LIGHTNING_DESC_INIT;
+  kvc_cache* cache = nullptr;
+  ASSERT_EQ(kvc_cache_create(device, &states, &kind, &cache), KVC_OK) << last_message();
+  expect(KVC_OK, "", kvc_bind_operator(cache, 0, 2, KVC_MODE_ALL, lightning));
+  expect(KVC_E_NOT_SUPPORTED, "flash has no lightning",
+         kvc_bind_operator(cache, 0, 2, KVC_MODE_ALL, flash));
+  expect(KVC_OK, "", kvc_bind_operator(cache, 0, 2, KVC_MODE_ALL, nullptr));
+  EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
 }
 
 }  // namespace

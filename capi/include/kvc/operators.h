@@ -9,6 +9,8 @@
  *   decode   autoregressive_decodeattn
  *            flash for passes in which each sequence has one token
  *   ring     flash over `stretches` of the keys, each attended by itself and merged in their order
+ *   lightning
+ *            what lightning caches (KVC_LIGHTNING) do; no other cache takes it, and they take no other
  *
  * kvc_operator_create() makes one with settings, and kvc_bind_operator() lets layers of caches attend with it. Nothing is ever
  * ignored: what a layer or a call needs and its operator lacks is NOT_SUPPORTED, and the message names it. Every built-in operator
@@ -306,7 +308,8 @@ KVC_API kvc_status kvc_operator_forward(kvc_operator *op, const kvc_forward_desc
 /* One call, made by the library and valid until the function returns. What takes no part is null.
  *
  * `columns` are those of kvc_history(); in passes of rows and without a cache, [n_tokens] is [batch, q_len], and the tensors over
- * columns are [batch, n_q_heads, q_len, columns]. Bias and mask have their full shape, with strides of 0 where they were broadcast. */
+ * columns are [batch, n_q_heads, q_len, columns]. Bias and mask have their full shape, with strides of 0 where they were broadcast; given
+ * with n_kv_heads heads, they keep those. */
 typedef struct kvc_operator_call {
   uint32_t struct_size;
   uint32_t mode;     /* KVC_MODE_… */
