@@ -154,10 +154,10 @@ class VanillaRow {
     for (int32_t i = 0; i < n; ++i) {
       const auto weight = static_cast<double>(std::exp(score_[i] - shift()));
       total_ += weight;
-      const double counts = weight * dropped(position_[i]);
-      if (counts == 0) continue;
+      const double kept = dropped(position_[i]);
+      if (kept == 0) continue;
       kernels().decode(values.format, value_, values.stored(kv_head_, cell_[i]));
-      for (int32_t d = 0; d < dim; ++d) sum_[d] += counts * static_cast<double>(value_[d]);
+      for (int32_t d = 0; d < dim; ++d) sum_[d] += weight * kept * static_cast<double>(value_[d]);
     }
   }
 

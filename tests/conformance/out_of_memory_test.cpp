@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "kvc/operators.h"
 #include "kvc/recurrent.h"
 #include "kvc/storage.h"
 #include "kvc/wrapper.h"
@@ -159,6 +160,24 @@ kvc_status caches_once(kvc_device* device, const std::array<Kind, 4>& kinds) {
   return status;
 }
 
+kvc_status attend(void*, const kvc_operator_call*) { return KVC_OK; }
+
+/// Creates an operator that attends without a cache, and registers one of the caller's; both end again.
+kvc_status operators_once(kvc_device* device) {
+  kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;
+  desc.max_rows = desc.max_q_len = desc.max_kv_len = desc.n_kv_heads = desc.head_dim_k = 2;
+  auto* op = reinterpret_cast<kvc_operator*>(&desc);
+  kvc_status status = kvc_operator_create(device, "vanilla", &desc, &op);
+  if (status != KVC_OK) return op ? KVC_E_INTERNAL : status;
+  kvc_operator_info info = KVC_OPERATOR_INFO_INIT;
+  info.modes = KVC_MODE_ALL;
+  kvc_operator_functions functions = KVC_OPERATOR_FUNCTIONS_INIT;
+  functions.forward_native = attend;
+  status = kvc_operator_register(device, "mine,another", 0, &info, &functions, nullptr);
+  if (status == KVC_OK) status = kvc_operator_unregister(device, "another");
+  return kvc_operator_destroy(op) == KVC_OK ? status : KVC_E_INTERNAL;
+}
+
 /// Opens a device of three threads, asks what caches take, creates and wraps them, ends all. OK, or what failed.
 kvc_status live_once() {
   kvc_recurrent_desc recurrent = KVC_RECURRENT_DESC_INIT;
@@ -183,7 +202,8 @@ kvc_status live_once() {
   const Inside library;
   const kvc_status opened = kvc_device_open("cpu", &settings, nullptr, &device);
   if (opened != KVC_OK) return device ? KVC_E_INTERNAL : opened;
-  const kvc_status status = caches_once(device, kinds);
+  kvc_status status = caches_once(device, kinds);
+  if (status == KVC_OK) status = operators_once(device);
   return kvc_device_close(device) == KVC_OK ? status : KVC_E_INTERNAL;
 }
 

@@ -27,6 +27,7 @@ double attend_row(const Constants& constants, int32_t head, double scale,
   for (size_t i = 0; i < keys.size(); ++i) {
     const double weight = std::exp(logit[i] - largest) / total * keys[i].counts;
     if (weights) weights[i] = weight;
+    if (keys[i].counts == 0) continue;  // dropped, whatever its value
     for (int32_t d = 0; d < head_dim_v; ++d) out[d] += weight * keys[i].value[d];
   }
   return largest + std::log(visible);

@@ -5,6 +5,7 @@
 
 #include "fuzz_world.hpp"
 #include "host_view.hpp"
+#include "kvc/operators.h"
 
 /// Constants of the model, and a caller's shift function.
 namespace fuzz {
@@ -52,6 +53,49 @@ void World::bind_attention() {
   }
   const Door at = door(index);
   judge(made, changed.bind(at.cache, at.layer), expected);
+  if (expected == KVC_OK) choose_operators(index);
+}
+
+/// Other operators for a layer: what attention returns stays within the same bounds.
+void World::choose_operators(int32_t layer) {
+  for (const uint32_t mode : {KVC_MODE_TRAIN, KVC_MODE_PREFILL, KVC_MODE_AUTOREGRESSIVE})
+    if (random_.chance(0.5)) choose_operator(layer, mode);
+}
+
+void World::choose_operator(int32_t layer, uint32_t mode) {
+  kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;
+  const char* name = nullptr;
+  switch (random_.below(mode == KVC_MODE_AUTOREGRESSIVE ? 6 : 5)) {
+    case 0: break;  // none
+    case 1:
+      name = "flash";
+      desc.block_q = random_.below(40);
+      desc.block_k = random_.below(400);
+      break;
+    case 2:
+    case 3:
+      name = "vanilla";
+      desc.dropout_prob = random_.pick({0.0f, 0.1f, 0.5f, 0.9f});
+      desc.softmax_dtype = random_.pick<uint32_t>({KVC_F32, KVC_F64});
+      break;
+    case 4:
+      name = "ring";
+      desc.stretches = 1 + random_.below(5);
+      desc.flags = random_.chance(0.5) ? uint32_t{KVC_OPERATOR_NO_SCAN} : 0;
+      break;
+    default: name = "decode"; break;
+  }
+  kvc_operator* op = nullptr;
+  if (name != nullptr && kvc_operator_create(device_, name, &desc, &op) != KVC_OK)
+    differ("operator_create: " + support::last_message());
+  const Door at = door(layer);
+  if (kvc_bind_operator(at.cache, at.layer, at.layer + 1, mode, op) != KVC_OK)
+    differ("bind_operator: " + support::last_message());
+  if (kvc_operator_destroy(op) != KVC_OK) differ("operator_destroy: " + support::last_message());
+  if (mode != KVC_MODE_TRAIN) return;
+  const bool drops = name != nullptr && name == std::string("vanilla");
+  dropout_[static_cast<size_t>(layer)] = drops ? std::optional<float>(desc.dropout_prob)
+                                               : std::nullopt;
 }
 
 void World::bind_rope(int32_t layer, const LayerRope& rope) {

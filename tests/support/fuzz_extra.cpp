@@ -3,6 +3,7 @@
 
 #include "fuzz_world.hpp"
 #include "model/attention.hpp"
+#include "model/dropout.hpp"
 
 /// the extras of kvc_attention(): a bias and a mask of every shape that is broadcast, weights, and the columns
 /// that they share.
@@ -26,6 +27,11 @@ kvc_attention_extra World::Extra::describe() {
   if (bias) desc.bias = bias->tensor();
   if (mask) desc.mask = mask->tensor();
   if (weights) desc.weights = weights->tensor();
+  if (without_sinks) desc.flags |= KVC_EXTRA_NO_SINKS;
+  if (dropout_seed) {
+    desc.flags |= KVC_EXTRA_DROPOUT;
+    desc.dropout_seed = *dropout_seed;
+  }
   return desc;
 }
 
@@ -70,6 +76,8 @@ World::Extra World::draw_extra(int64_t heads) {
     extra.weights.emplace(KVC_F32, std::vector<int64_t>{heads, n, columns}, random_);
     extra.weights->fill(3);
   }
+  extra.without_sinks = random_.chance(0.3);
+  if (random_.chance(0.4)) extra.dropout_seed = random_.bits();
   return extra;
 }
 
@@ -107,6 +115,20 @@ model::Bias World::oracle_bias(const Extra& extra) const {
   };
 }
 
+/// What dropout multiplies the weight of a token and a position with; the layer is the cache's own.
+model::Bias World::oracle_dropout(int32_t layer, const Extra& extra) {
+  if (!extra.dropout_seed) return {};
+  const float probability = *dropout_[static_cast<size_t>(layer)];
+  const int32_t own = door(layer).layer;
+  return [this, probability, own, seed = *extra.dropout_seed](int32_t head, int32_t token,
+                                                              int32_t position) {
+    const auto at = static_cast<size_t>(token);
+    return model::dropout_factor(
+        {seed, own, head, oracle_.pass.sequence[at], oracle_.pass.position[at], position},
+        probability);
+  };
+}
+
 /// A weight where a row sees something, 0 everywhere else.
 void World::compare_weights(int32_t layer, int32_t heads, const Extra& extra,
                             const model::AttentionResult& expected) const {
@@ -117,7 +139,11 @@ void World::compare_weights(int32_t layer, int32_t heads, const Extra& extra,
     const auto sequence = static_cast<size_t>(oracle_.pass.sequence[static_cast<size_t>(t)]);
     for (int32_t h = 0; h < heads; ++h) {
       std::vector<double> wanted(static_cast<size_t>(extra.n_cells));
-      const double slack = 4e-5 + logit_rounding(expected.lse[static_cast<size_t>(t * heads + h)]);
+      const double kept = extra.dropout_seed
+                              ? 1 / (1 - double{*dropout_[static_cast<size_t>(layer)]})
+                              : 1;
+      const double slack = kept *
+                           (4e-5 + logit_rounding(expected.lse[static_cast<size_t>(t * heads + h)]));
       for (const auto& [position, weight] : expected.weights[static_cast<size_t>(t * heads + h)])
         for (const support::Place& place : places_[sequence])
           if (place.position == position)
@@ -148,7 +174,10 @@ void World::attention_extra() {
   Call made = query(Op::attention_extra, oracle_.pass.sequence,
                     "layer " + std::to_string(layer) + (extra.bias ? " bias" : "") +
                         (extra.mask ? " mask" : "") + (extra.weights ? " weights" : ""));
-  const kvc_status expected = oracle_.needs_put(layer);
+  kvc_status expected = oracle_.needs_put(layer);
+  if (expected == KVC_OK && !oracle_.pass.reserve && extra.dropout_seed &&
+      !dropout_[static_cast<size_t>(layer)])
+    expected = KVC_E_NOT_SUPPORTED;
   const Door at = door(layer);
   const kvc_status status = support::attention(at.cache, at.layer, q.tensor(), out.tensor(),
                                                lse.tensor(), &desc);

@@ -41,8 +41,16 @@ void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vecto
                               const Extra* extra) {
   if (!out.gaps_intact() || (lse && !lse->gaps_intact()))
     differ("attention wrote beside its output");
+  model::Constants& constants = oracle_.constants[static_cast<size_t>(layer)];
+  const model::Constants bound = constants;
+  if (extra && extra->without_sinks) constants.sinks.clear();
   const model::AttentionResult expected = model::attend(
-      oracle_, layer, n_q_heads, q, extra ? oracle_bias(*extra) : model::Bias());
+      oracle_, layer, n_q_heads, q, extra ? oracle_bias(*extra) : model::Bias(),
+      extra ? oracle_dropout(layer, *extra) : model::Bias());
+  constants = bound;
+  const double kept = extra && extra->dropout_seed
+                          ? 1 / (1 - double{*dropout_[static_cast<size_t>(layer)]})
+                          : 1;
   const int64_t dv = oracle_.cache.head_dim_v;
   for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
     if (is_huge(layer, oracle_.visible(t))) {
@@ -53,8 +61,8 @@ void World::compare_attention(int32_t layer, int32_t n_q_heads, const std::vecto
     for (int32_t h = 0; h < n_q_heads; ++h) {
       const int64_t row = t * n_q_heads + h;
       const double magnitude = expected.magnitude[static_cast<size_t>(row)];
-      const double error = model::attention_error(magnitude,
-                                                  expected.largest[static_cast<size_t>(row)]);
+      const double error = model::attention_error(
+          magnitude, kept * expected.largest[static_cast<size_t>(row)]);
       const double sum = expected.lse[static_cast<size_t>(row)];
       for (int64_t d = 0; d < dv; ++d) {
         const double wanted = expected.out[static_cast<size_t>(row * dv + d)];

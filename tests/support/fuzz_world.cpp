@@ -18,6 +18,7 @@ World::World(kvc_device* device, const Setup& setup, const support::Random& rand
     const LayerRope rope = setup_.rope[static_cast<size_t>(layer)];
     if (rope.bound) bind_rope(layer, rope);
   }
+  dropout_.resize(static_cast<size_t>(setup_.cache.n_layers));
   if (setup_.bind_attention(cache_) != KVC_OK) differ("bind_attention: " + support::last_message());
   setup_.bind_attention(oracle_);
   if (setup_.shift) bind_shift(false);

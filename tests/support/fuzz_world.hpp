@@ -63,6 +63,8 @@ class World : public KindWorld {
 
   // Constants of the model.
   void bind_attention();
+  void choose_operators(int32_t layer);
+  void choose_operator(int32_t layer, uint32_t mode);
   void bind_rope();
   void bind_rope(int32_t layer, const LayerRope& rope);
   void bind_scales();
@@ -76,6 +78,8 @@ class World : public KindWorld {
   struct Extra {
     std::optional<support::Array> bias, mask, weights;
     int32_t first_cell = 0, n_cells = 0;
+    bool without_sinks = false;
+    std::optional<uint64_t> dropout_seed;
     kvc_attention_extra describe();
   };
   void attention();
@@ -94,6 +98,7 @@ class World : public KindWorld {
   Extra draw_extra(int64_t heads);
   void spoil_bias(Extra& extra);
   model::Bias oracle_bias(const Extra& extra) const;
+  model::Bias oracle_dropout(int32_t layer, const Extra& extra);
   void compare_weights(int32_t layer, int32_t heads, const Extra& extra,
                        const model::AttentionResult& expected) const;
   void compare_gathered(int32_t layer, int32_t sequence);
@@ -142,6 +147,7 @@ class World : public KindWorld {
   model::Oracle oracle_;
   CausalStates states_;
   std::vector<std::vector<support::Place>> places_;  // per sequence
+  std::vector<std::optional<float>> dropout_;  // per layer, of its operator for training, if that can
 
   /// What the shift function was called with during one removal: per layer the positions of each key.
   struct Moved {

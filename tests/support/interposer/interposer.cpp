@@ -12,6 +12,7 @@
 #include <cstddef>
 
 #include "kvc/encoder.h"
+#include "kvc/operators.h"
 #include "kvc/recurrent.h"
 
 namespace {
@@ -160,6 +161,8 @@ WATCHED(kvc_bind_attention,
         e, d, a, s)
 WATCHED(kvc_bind_rope,
         (kvc_cache * c, int32_t b, int32_t e, const kvc_rope_desc* d, const float* f), c, b, e, d, f)
+WATCHED(kvc_bind_operator, (kvc_cache * c, int32_t b, int32_t e, uint32_t m, kvc_operator* o), c, b,
+        e, m, o)
 WATCHED(kvc_bind_shift, (kvc_cache * c, kvc_shift_function f, void* u), c, f, u)
 WATCHED(kvc_attention, (kvc_cache * c, int32_t l, In q, Out o, Extra e), c, l, q, o, e)
 WATCHED(kvc_put_attention, (kvc_cache * c, int32_t l, In k, In v, In q, Out o, Extra e), c, l, k, v,
