@@ -246,8 +246,7 @@ static void add_value_singly(const Tile& tile, const RowQuad& quad, const std::b
   const size_t stride = static_cast<size_t>(tile.o_stride);
   float* o = tile.o + static_cast<size_t>(quad.row) * stride;
   for (int32_t r = 0; r < quad.n_rows; ++r) {
-    const bool visible = cell < quad.first_end[r] || (cell >= quad.begin[r] && cell < quad.end[r]);
-    if (!visible || (tile.bias && is_hidden(tile, cell, quad.row + r))) continue;
+    if (!sees(tile, quad, cell, r)) continue;
     add_value<V>(tile, o + static_cast<size_t>(r) * stride, row, probability[r]);
   }
 }

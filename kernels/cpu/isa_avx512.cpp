@@ -1,5 +1,5 @@
 /// The kernels for AVX-512 F, BW, VL and DQ (x86-64-v4), and the table of those for AMX, which adds
-/// but one. The build gives this file, and no other, the flags it needs.
+/// a wide kernel and one for a few rows of codes. The build gives this file, and no other, the flags it needs.
 #if defined(__x86_64__)
 #define KVC_ISA_NAMESPACE avx512
 #include "kernels/cpu/isa.inc"
@@ -9,6 +9,10 @@ namespace avx512 {
 
 constexpr KernelTable make_amx_table() {
   KernelTable table = make_table("amx");
+  table.process_narrow_tile = amx::process_codes_tile;
+  table.narrow_tile_scratch_bytes = amx::codes_tile_scratch_bytes;
+  table.process_medium_tile = amx::process_medium_codes_tile;
+  table.medium_tile_scratch_bytes = amx::codes_tile_scratch_bytes;
   table.process_wide_tile = amx::process_matrix_tile;
   table.wide_tile_scratch_bytes = amx::matrix_tile_scratch_bytes;
   table.wide_tile_scales = true;

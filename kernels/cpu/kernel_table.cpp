@@ -32,7 +32,7 @@ bool has_f16c() noexcept {
   return has;
 }
 
-/// AMX with bf16. A process has to request it from Linux, because a thread's state grows by 8 KiB,
+/// AMX with bf16 and bytes. A process has to request it from Linux, because a thread's state grows by 8 KiB,
 /// and with it the stack that a signal needs. Not requested when the environment names another set.
 struct AmxPermission {
   bool given = false;
@@ -44,8 +44,10 @@ struct AmxPermission {
         return;
     }
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, both = amx_bf16 | amx_tile;
-    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & both) != both) return;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25,
+                       all = amx_bf16 | amx_tile | amx_int8;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & all) != all) return;
+    if (!__builtin_cpu_supports("avx512vbmi")) return;
     constexpr long request_permission = 0x1023,
                    tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     const int callers_errno = errno;

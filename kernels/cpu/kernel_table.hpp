@@ -8,6 +8,7 @@
 /// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags:
 ///
 ///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
+///   codes.hpp    process_codes_tile(tile)         few rows over integer codes, with AMX
 ///   medium.hpp   process_medium_tile(tile)        some rows, AVX-512; needs medium_tile_scratch_bytes
 ///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
 ///   matrix.hpp   process_matrix_tile(tile)        many rows, with AMX
@@ -112,8 +113,11 @@ extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
 extern const KernelTable amx_kernels;
 
-/// The one kernel that isa_amx.cpp compiles; the others of its table are those for AVX-512.
+/// The kernels that isa_amx.cpp compiles; the others of its table are those for AVX-512.
 namespace amx {
+void process_codes_tile(const Tile& tile);
+void process_medium_codes_tile(const Tile& tile);
+size_t codes_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v);
 void process_matrix_tile(const Tile& tile);
 size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v);
 int32_t matrix_tile_rows_min(StorageType k, StorageType v);

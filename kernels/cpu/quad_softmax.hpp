@@ -73,6 +73,12 @@ KVC_INLINE bool is_hidden(const Tile& tile, int32_t cell, int32_t row) {
                    static_cast<size_t>(row)] == minus_infinity;
 }
 
+/// Returns whether row `r` of the quad sees the cell: neither its token's limits nor the bias hide it.
+KVC_INLINE bool sees(const Tile& tile, const RowQuad& quad, int32_t cell, int32_t r) {
+  if (cell >= quad.first_end[r] && (cell < quad.begin[r] || cell >= quad.end[r])) return false;
+  return tile.bias == nullptr || !is_hidden(tile, cell, quad.row + r);
+}
+
 template <int32_t block_cells>
 KVC_INLINE void apply_cap(const Tile& tile, float* scores) {
   const Vec cap = broadcast(tile.cap), inverse = broadcast(tile.cap_inverse);

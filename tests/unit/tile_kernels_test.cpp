@@ -589,15 +589,34 @@ TEST_P(TileKernel, KeepsErrorsSmallForSmallAndLargeNumbers) {
 
 /// One row sees small values alone, beside others that see ordinary ones in the same block.
 TEST_P(TileKernel, KeepsErrorsSmallInARowOfSmallValues) {
-  Shape shape;
-  shape.k.type = shape.v.type = StorageType::f32;
-  shape.group = 1;
-  shape.tokens = shape.n_cells = 60;
-  Problem problem(shape, first_seed);  // causal: the first token sees the first cell alone
-  for (int32_t d = 0; d < shape.head_dim_v; ++d)
-    problem.set_value(0, d, std::ldexp(1.0f + static_cast<float>(d) * 0.007f, -120));
-  problem.run(kernel_, 0, shape.n_cells);
-  EXPECT_LE(problem.error(), 4e-6) << kernel_.name;
+  for (const StorageType type : {StorageType::f32, StorageType::int8}) {
+    Shape shape;
+    shape.k.type = shape.v.type = type;
+    shape.group = 1;
+    shape.tokens = shape.n_cells = at_most(60, 1);
+    Problem problem(shape, first_seed);  // causal: the first token sees the first cell alone
+    for (int32_t d = 0; d < shape.head_dim_v; ++d)
+      problem.set_value(0, d, std::ldexp(1.0f + static_cast<float>(d) * 0.007f, -120));
+    problem.run(kernel_, 0, shape.n_cells);
+    EXPECT_LE(problem.error(), 4e-6) << kernel_.name;
+  }
+}
+
+/// Large numbers of a query meet small ones of the keys, so that its small numbers count.
+TEST_P(TileKernel, StaysWithinTheBoundWhereAQueryHasLargeNumbersThatDoNotCount) {
+  for (const StorageType type : {StorageType::q8_0, StorageType::q4_0, StorageType::f32}) {
+    Shape shape;
+    shape.k.type = shape.v.type = type;
+    shape.tokens = at_most(4);
+    shape.n_cells = 200;
+    Problem problem(shape, first_seed);
+    for (int32_t cell = 0; cell < shape.n_cells; ++cell) {
+      for (int32_t d = 0; d < 32; ++d) problem.set_key(cell, d, 0x1p-14f);
+    }
+    for (int32_t row = 0; row < problem.n_rows(); ++row) problem.set_query(row, row % 32, 0x1p12f);
+    problem.run(kernel_, 0, shape.n_cells);
+    EXPECT_LE(problem.errors().of_bound, 1) << kernel_.name;
+  }
 }
 
 TEST_P(TileKernel, WhatIsSeenPropagatesAndWhatIsHiddenDoesNot) {
