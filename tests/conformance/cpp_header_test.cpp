@@ -206,7 +206,7 @@ TEST_F(CppHeader, AKindIsNamedOrFollowsFromItsDescriptor) {
   EXPECT_EQ(kvc::Cache::memory_bytes(device, kvc::Kind::causal, desc),
             kvc::Cache::memory_bytes(device, desc));
   EXPECT_EQ(kvc::Cache(device, kvc::Kind::causal, desc).stats().cells, 16u);
-  EXPECT_THROW(kvc::Cache(device, kvc::Kind::transformer, desc), kvc::NotSupported);
+  EXPECT_THROW(kvc::Cache(device, kvc::Kind::wrapper, desc), kvc::NotSupported);
   kvc::CausalDesc window;
   window.kind = KVC_ENCODER;
   EXPECT_THROW(kvc::Cache(device, desc, window), kvc::InvalidArgument);

@@ -75,27 +75,26 @@ _ONLY = (
     (_RECURRENT, ("recurrent",)),
 )
 _NEEDED = ("n_kv_heads", "head_dim", "capacity")  # by causal and encoder caches
-_LATER = ("transformer", "lightning")  # the library refuses them
+_LATER = ("transformer", "lightning")  # experimental, and in C alone
 
 _MOST_ELEMENTS = 2**40  # of a state
 
 
 def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
-    """The descriptor of a cache and that of its kind (None for a kind of later versions), from all
-    arguments of kvc.Cache by name."""
+    """The descriptor of a cache and that of its kind, from all arguments of kvc.Cache by name."""
     kind = arguments["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidArgument(f"kind {kind!r} is not one of {', '.join(KINDS)}")
     if kind == "wrapper":
         raise NotSupported("kvc.Cache.wrap() and kvc.Cache.from_layers() make wrappers")
+    if kind in _LATER:
+        raise NotSupported(f"{kind} caches are experimental, and this version makes them in C alone")
     _check_names(kind, arguments)
     if kind == "recurrent":
         return _cache_descriptor(arguments), _recurrent_descriptor(arguments)
     if kind == "causal":
         return _keys_and_values(arguments), _causal_descriptor(arguments)
-    if kind == "encoder":
-        return _keys_and_values(arguments), _encoder_descriptor(arguments)
-    return _keys_and_values(arguments), None
+    return _keys_and_values(arguments), _encoder_descriptor(arguments)
 
 
 def shape_of(arguments: Mapping[str, Any], desc: Any, kind_desc: Any) -> Shape:
@@ -122,8 +121,7 @@ def _check_names(kind: str, arguments: Mapping[str, Any]) -> None:
     """Refuses arguments that the kind of the cache does not take, and a lack of those it needs."""
     for names, kinds in _ONLY:
         given = [name for name, default in names.items() if arguments[name] != default]
-        allowed = kinds + _LATER if names is _CAUSAL_AND_ENCODER else kinds
-        if given and kind not in allowed:
+        if given and kind not in kinds:
             raise InvalidArgument(f"only {' and '.join(kinds)} caches take {', '.join(given)}")
     missing = [name for name in _NEEDED if arguments[name] is None]
     if missing and kind != "recurrent":

@@ -53,8 +53,8 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
 
     Every kind of cache:
 
-    kind                  "causal", "encoder" or "recurrent". This version raises NotSupported for
-                          "transformer" and "lightning"; wrap() makes a "wrapper"
+    kind                  "causal", "encoder" or "recurrent". This version makes "transformer" and
+                          "lightning" caches in C alone (NotSupported); wrap() makes a "wrapper"
     max_sequences         sequences are 0 … max_sequences - 1
     max_batch             a pass has 1 … max_batch tokens, padding included
     strict                each position of a batch must be its sequence's next: no gaps
