@@ -1,23 +1,15 @@
 #include "recurrent_oracle.hpp"
 
 #include <algorithm>
-#include <limits>
 
 #include "formats.hpp"
 
 namespace model {
-namespace {
-
-int32_t either(int32_t given, int32_t otherwise) { return given == 0 ? otherwise : given; }
-
-}  // namespace
-
 RecurrentOracle::RecurrentOracle(const kvc_cache_desc& cache_desc, const kvc_recurrent_desc& desc)
-    : ListKind(cache_desc), recurrent(desc) {
-  recurrent.checkpoints = either(recurrent.checkpoints, 24);
-  recurrent.checkpoint_interval = either(recurrent.checkpoint_interval, 1664);
-  recurrent.checkpoint_min_pos = either(recurrent.checkpoint_min_pos, 16);
-  if (recurrent.checkpoint_min_pos == KVC_NONE) recurrent.checkpoint_min_pos = 0;
+    : StateOracle(cache_desc, {desc.checkpoints, desc.checkpoint_interval, desc.checkpoint_min_pos,
+                               (desc.flags & KVC_RECURRENT_APPROXIMATE) != 0}),
+      recurrent(desc) {
+  recurrent.checkpoints = most_checkpoints();
   if (recurrent.dtype_conv == 0) recurrent.dtype_conv = KVC_F32;
   if (recurrent.dtype_state == 0) recurrent.dtype_state = KVC_F32;
   RecurrentState zeros;
@@ -45,13 +37,6 @@ std::vector<float> RecurrentOracle::values(int32_t state, int32_t layer, int32_t
   const std::vector<float>& of = part == KVC_PART_CONV ? all.conv : all.recurrent;
   const auto from = of.begin() + static_cast<ptrdiff_t>(layer * size_of(part));
   return std::vector<float>(from, from + static_cast<ptrdiff_t>(size_of(part)));
-}
-
-Info RecurrentOracle::info(int32_t s) const {
-  const int32_t n = at(s).next;
-  return {n, n,
-          0, std::numeric_limits<int32_t>::max() - 1 - n,
-          0, at(s).approximate ? uint32_t{KVC_SEQUENCE_APPROXIMATE} : 0};
 }
 
 int64_t RecurrentOracle::n_slots() const {
@@ -196,69 +181,9 @@ void RecurrentOracle::keep(const std::vector<char>& kept) {
     const size_t n = kept_of(rows, kept);
     if (n == 0) continue;
     RecurrentSequence& sequence = at(rows.sequence);
-    sequence.next = pass.position[static_cast<size_t>(rows.tokens[n - 1])] + 1;
-    sequence.state = n == rows.tokens.size() ? rows.states.back() : rows.states[n - 1];
-    if (recurrent.checkpoints == KVC_NONE || recurrent.checkpoint_interval == KVC_NONE) continue;
-    if (sequence.next <= recurrent.checkpoint_min_pos) continue;
-    if (sequence.checkpoints.empty() ||
-        sequence.next - recurrent.checkpoint_interval >= sequence.checkpoints.back().at)
-      add_checkpoint(sequence);
+    const int32_t state = n == rows.tokens.size() ? rows.states.back() : rows.states[n - 1];
+    advance(sequence, pass.position[static_cast<size_t>(rows.tokens[n - 1])] + 1, state);
   }
-}
-
-// ---- Checkpoints and stepping back -------------------------------------------------------------
-
-void RecurrentOracle::add_checkpoint(RecurrentSequence& sequence) const {
-  std::vector<Checkpoint>& all = sequence.checkpoints;
-  if (sequence.next == 0 || (!all.empty() && all.back().at == sequence.next)) return;
-  if (static_cast<int32_t>(all.size()) == recurrent.checkpoints) all.erase(all.begin());
-  all.push_back({sequence.next, sequence.state, sequence.approximate});
-}
-
-int32_t RecurrentOracle::state_at(int32_t s, int32_t g) const {
-  if (g == 0) return 0;
-  if (g == at(s).next) return at(s).state;
-  for (const Checkpoint& checkpoint : at(s).checkpoints)
-    if (checkpoint.at == g) return checkpoint.state;
-  return -1;
-}
-
-int32_t RecurrentOracle::best(int32_t s, int32_t want) const {
-  if (want >= at(s).next) return at(s).next;
-  int32_t result = 0;
-  for (const Checkpoint& checkpoint : at(s).checkpoints)
-    if (checkpoint.at <= want) result = checkpoint.at;
-  return result;
-}
-
-RecurrentSequence RecurrentOracle::cut_to(RecurrentSequence sequence, int32_t g) const {
-  if (g == sequence.next) return sequence;
-  RecurrentSequence result;
-  result.next = g;
-  for (const Checkpoint& checkpoint : sequence.checkpoints) {
-    if (checkpoint.at > g) continue;
-    result.checkpoints.push_back(checkpoint);
-    result.state = checkpoint.state;  // the last one is at g, unless g is 0
-    result.approximate = checkpoint.approximate;
-  }
-  return result;
-}
-
-kvc_status RecurrentOracle::may_remove_middle(int32_t, int32_t, int32_t) const {
-  return recurrent.flags & KVC_RECURRENT_APPROXIMATE ? KVC_OK : KVC_E_NOT_SUPPORTED;
-}
-
-/// Only labels change.
-void RecurrentOracle::remove_middle(int32_t s, int32_t b, int32_t e) {
-  RecurrentSequence& sequence = at(s);
-  std::vector<Checkpoint> stay;
-  for (const Checkpoint& checkpoint : sequence.checkpoints) {
-    if (checkpoint.at <= b) stay.push_back(checkpoint);
-    if (checkpoint.at > e) stay.push_back({checkpoint.at - (e - b), checkpoint.state, true});
-  }
-  sequence.checkpoints = stay;
-  sequence.approximate = true;
-  sequence.next -= e - b;
 }
 
 }  // namespace model

@@ -2,8 +2,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "kind.hpp"
 #include "kvc/recurrent.h"
+#include "state_oracle.hpp"
 
 namespace model {
 
@@ -11,19 +11,6 @@ namespace model {
 struct RecurrentState {
   std::vector<float> conv;       // [n_layers, conv_channels, conv_dim]
   std::vector<float> recurrent;  // [n_layers, state_size]
-};
-
-struct Checkpoint {
-  int32_t at = 0;     // where it continues
-  int32_t state = 0;  // index into RecurrentOracle::states
-  bool approximate = false;
-};
-
-struct RecurrentSequence {
-  int32_t next = 0;
-  int32_t state = 0;  // index into RecurrentOracle::states; 0 is the state of zeros
-  bool approximate = false;
-  std::vector<Checkpoint> checkpoints;  // ascending
 };
 
 /// A sequence of the batch.
@@ -42,7 +29,7 @@ struct RecurrentPass : Batch {
 /// The oracle of recurrent caches: what such a cache must do, written as lists. A sequence is where it continues, a state, and
 /// the states that it can go back to. The oracle knows no slots: a pass appends states to the list of all, with what was
 /// there before in them, and puts write into those.
-class RecurrentOracle : public ListKind<RecurrentSequence> {
+class RecurrentOracle : public StateOracle {
  public:
   RecurrentOracle(const kvc_cache_desc& cache, const kvc_recurrent_desc& recurrent);
 
@@ -56,9 +43,7 @@ class RecurrentOracle : public ListKind<RecurrentSequence> {
 
   bool fully_put() const override;
   bool any_put() const;
-  bool has_checkpoints() const override { return true; }
   const Batch& batch() const override { return pass; }
-  Info info(int32_t sequence) const override;
   int32_t n_rows() const;
   int64_t n_slots() const;
   bool has(int32_t part) const { return size_of(part) > 0; }
@@ -66,8 +51,6 @@ class RecurrentOracle : public ListKind<RecurrentSequence> {
   uint32_t dtype_of(int32_t part) const;
   /// The layout of a pass, of a reserve pass too.
   std::vector<RecurrentRows> layout() const;
-  /// The state with which a sequence would continue at `g`, −1: there is none.
-  int32_t state_at(int32_t sequence, int32_t g) const;
   /// A part of a layer of a state: [size_of(part)].
   std::vector<float> values(int32_t state, int32_t layer, int32_t part) const;
 
@@ -79,21 +62,13 @@ class RecurrentOracle : public ListKind<RecurrentSequence> {
   uint32_t known_flags() const override { return 0; }
   kvc_status room(int32_t, const int32_t*, const uint32_t*) const override { return KVC_OK; }
   kvc_status may_keep(const std::vector<char>& kept) const override;
-  bool can_continue(int32_t s, int32_t g) const override { return state_at(s, g) >= 0; }
-  int32_t best(int32_t sequence, int32_t want) const override;
-  kvc_status may_remove_middle(int32_t sequence, int32_t begin, int32_t end) const override;
-  bool checkpoints_are_off() const override { return recurrent.checkpoints == KVC_NONE; }
   void open(int32_t n, const int32_t* position, const int32_t* sequence,
             const uint32_t* token_flags, bool reserve) override;
   void keep(const std::vector<char>& kept) override;
   void settle() override {}  // the states already hold what was there before
   void forget() override { sequences = pass.before; }
   void clear_pass() override { pass = {}; }
-  RecurrentSequence cut_to(RecurrentSequence sequence, int32_t g) const override;
-  void remove_middle(int32_t sequence, int32_t begin, int32_t end) override;
-  void take_checkpoint(int32_t s) override { add_checkpoint(at(s)); }
 
-  void add_checkpoint(RecurrentSequence& sequence) const;
   std::vector<float>& all_of(int32_t state, int32_t part);
 };
 
