@@ -118,8 +118,18 @@ constexpr const char* names[] = {
     "dropout_of_first_layer",
     "dropout_of_first_sequence",
     "sinks_in_partial_result",
+    "gap_without_decay",
+    "masked_token_adds",
+    "unput_state_does_not_decay",
+    "cut_draft_keeps_state",
+    "attention_of_overwritten_layer",
+    "written_state_shared",
+    "write_keeps_checkpoints",
+    "label_keeps_checkpoints",
+    "state_read_before_pass",
+    "inserted_checkpoints_lost",
 };
-static_assert(std::size(names) == static_cast<size_t>(Bug::sinks_in_partial_result) + 1);
+static_assert(std::size(names) == static_cast<size_t>(Bug::inserted_checkpoints_lost) + 1);
 
 }  // namespace
 

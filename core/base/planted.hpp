@@ -113,6 +113,16 @@ enum class Bug {
   dropout_of_first_layer,
   dropout_of_first_sequence,
   sinks_in_partial_result,
+  gap_without_decay,
+  masked_token_adds,
+  unput_state_does_not_decay,
+  cut_draft_keeps_state,
+  attention_of_overwritten_layer,
+  written_state_shared,
+  write_keeps_checkpoints,
+  label_keeps_checkpoints,
+  state_read_before_pass,
+  inserted_checkpoints_lost,
 };
 
 #ifdef KVC_PLANTED_BUGS

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
 #include "core/caches/lightning.hpp"
 #include "core/cells/sequence_checks.hpp"
 
@@ -19,7 +20,7 @@ Status LightningCache::ready_for_layer(int32_t layer, bool needs_put) const {
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
   if (!needs_put || !pass_.is_open() || book_.n_in_batch() == 0) return Status::ok;
   if (Status s = pass_.need_put(layer); s != Status::ok) return s;
-  if (layer == last_put_) return Status::ok;
+  if (layer == last_put_ || planted(Bug::attention_of_overwritten_layer)) return Status::ok;
   return fail(
       Status::bad_state,
       "layer %d was put after layer %d, whose K and V are no longer kept: attend to a layer "
@@ -61,14 +62,16 @@ Status LightningCache::open_pass(const Batch& given) {
     LightningRow& row = rows_[i] = {};
     row.from = sequence.slot;
     row.to = book_.row_slot(sequence.first_row);
-    row.next = sequence.next_before;
+    row.next = planted(Bug::gap_without_decay) ? batch.position[sequence.first_added]
+                                               : sequence.next_before;
     row.first_token = first_token;
     row.n_tokens = sequence.n_added;
     row.is_drafted = is_drafted(sequence.n_added);
     row.first_kept = row.is_drafted ? first_drafted : first_token;
     if (row.is_drafted) first_drafted += sequence.n_added;
     for (int32_t token = sequence.first_added; token >= 0; token = book_.follower(token)) {
-      const bool is_masked = batch.flags != nullptr && (batch.flags[token] & token_masked) != 0;
+      const bool is_masked = batch.flags != nullptr && (batch.flags[token] & token_masked) != 0 &&
+                             !planted(Bug::masked_token_adds);
       tokens_[first_token++] = {token, batch.position[token], is_masked};
     }
   }
@@ -188,7 +191,9 @@ Status LightningCache::settle_unput() {
     params.n_rows = was_put(layer, whole) ? n_cut : n_kept;
     params.input = was_put(layer, whole) ? LightningInput::kept : LightningInput::none;
     params.writes_states = true;
-    if (params.n_rows == 0) continue;
+    const Bug bug = was_put(layer, whole) ? Bug::cut_draft_keeps_state
+                                          : Bug::unput_state_does_not_decay;
+    if (params.n_rows == 0 || planted(bug)) continue;
     if (Status s = run(params); s != Status::ok) return s;
   }
   return Status::ok;

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/base/messages.hpp"
+#include "core/base/planted.hpp"
 #include "core/caches/lightning.hpp"
 
 /// States that come and go: read, written, of another position, of another cache.
@@ -31,7 +32,8 @@ Status LightningCache::check_states(int32_t layer, int32_t first, int32_t n) con
 Status LightningCache::read_states(int32_t layer, int32_t first, const Tensor& into) const {
   for (int64_t i = 0; i < into.shape[0]; ++i) {
     const StateBook::Sequence& sequence = book_.sequence(first + static_cast<int32_t>(i));
-    const bool is_behind = sequence.n_kept > 0 && was_put(layer, whole);
+    const bool is_behind = sequence.n_kept > 0 && was_put(layer, whole) &&
+                           !planted(Bug::state_read_before_pass);
     LightningState state = state_at(layer, is_behind ? book_.kept_slot(sequence) : sequence.slot);
     if (sequence.n_kept > 0 && !is_behind) state.passed = sequence.next - sequence.next_before;
     state.tensor = state_of(into, i);
@@ -68,7 +70,7 @@ StatePart LightningCache::whole_slots() const {
 Status LightningCache::write_states(int32_t layer, int32_t first, const Tensor& from) {
   for (int64_t i = 0; i < from.shape[0]; ++i) {
     const int32_t index = first + static_cast<int32_t>(i);
-    book_.forget_checkpoints(index);
+    if (!planted(Bug::write_keeps_checkpoints)) book_.forget_checkpoints(index);
     if (Status s = clear_freed(); s != Status::ok) return s;
     const int32_t before = book_.sequence(index).slot, slot = book_.take_own_slot(index);
     if (slot != before) {

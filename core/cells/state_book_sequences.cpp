@@ -88,7 +88,8 @@ void StateBook::forget_checkpoints(int32_t index) {
 
 int32_t StateBook::take_own_slot(int32_t index) {
   Sequence& sequence = sequences_[index];
-  if (sequence.slot != zeros && slots_[sequence.slot].n_then == 1) return sequence.slot;
+  const bool is_own = slots_[sequence.slot].n_then == 1 || planted(Bug::written_state_shared);
+  if (sequence.slot != zeros && is_own) return sequence.slot;
   health_.expect(n_free_ > 0 && n_freed_ == 0, "no free slot where there is always one");
   if (!health_.ok()) return sequence.slot;
   change(sequence.slot, -1, 0);
@@ -99,7 +100,7 @@ int32_t StateBook::take_own_slot(int32_t index) {
 
 void StateBook::relabel(int32_t index, int32_t position) {
   if (position == 0) return cut(index, 0);
-  forget_checkpoints(index);
+  if (!planted(Bug::label_keeps_checkpoints)) forget_checkpoints(index);
   sequences_[index].next = position;
 }
 
@@ -121,6 +122,7 @@ int32_t StateBook::adopt(int32_t index, const StateBook& other, int32_t source, 
   Sequence sequence = other.sequences_[source];
   const int32_t n_left = std::max(sequence.n_checkpoints - rules_.checkpoints, 0);
   sequence.n_checkpoints -= n_left;
+  if (planted(Bug::inserted_checkpoints_lost)) sequence.n_checkpoints = 0;
   sequence.slot = own_copy(sequence.slot);
   for (int32_t i = 0; i < sequence.n_checkpoints; ++i) {
     Checkpoint& mine = list(index)[i] = other.checkpoints(source)[n_left + i];

@@ -12,7 +12,7 @@ namespace {
 constexpr const char* names[] = {
     "begin", "begin_reserve", "fits", "rows_set", "insert", "rows_view", "rows_fill", "put", "encoder_put", "put_attention", "encoder_share", "attention", "attention_extra", "get",
     "get_codes", "get_copy", "put_codes", "mask", "history", "gather", "state_layout", "state_get", "state_put", "state_conv", "state_in_place", "state_gather",
-    "checkpoint_take", "checkpoint_list", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
+    "lightning_read", "lightning_write", "checkpoint_take", "checkpoint_list", "set_causal", "commit", "commit_prefix", "abort", "can_resume", "resume", "copy_prefix",
     "reorder", "remove_tail", "remove_middle", "can_remove", "bind_attention", "bind_rope", "bind_scales", "bind_shift", "lacking", "of_child",
     "refused", "runs", "sequence_query", "stats", "digest", "check"};
 // clang-format on

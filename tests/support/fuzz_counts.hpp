@@ -40,6 +40,8 @@ enum class Op {
   state_conv,
   state_in_place,  // view, slots, done
   state_gather,
+  lightning_read,
+  lightning_write,
   checkpoint_take,
   checkpoint_list,
   set_causal,

@@ -37,6 +37,13 @@ Counts recurrent_counts() {
       {"shared", "checkpoints", "approximate", "drafts", "pass open"});
 }
 
+Counts lightning_counts() {
+  return Counts(
+      operations({Op::put, Op::put_attention, Op::attention, Op::lightning_read, Op::lightning_write,
+                  Op::rows_set, Op::checkpoint_take, Op::checkpoint_list, Op::lacking}),
+      {"shared", "checkpoints", "approximate", "drafts", "pass open"});
+}
+
 Counts rows_counts() {
   return Counts(operations({Op::rows_set, Op::insert, Op::rows_view, Op::rows_fill, Op::put,
                             Op::put_attention, Op::attention, Op::get, Op::get_codes, Op::get_copy,

@@ -8,6 +8,7 @@ namespace fuzz {
 Counts causal_counts();  // shared cells, tokens that have slid out of the window, a full pool, an open pass
 Counts encoder_counts();  // shared inputs, no free slot, an open pass
 Counts recurrent_counts();
+Counts lightning_counts();  // a shared state, all checkpoints, an approximate state, a draft that can be cut, an open pass
 Counts rows_counts();  // padding at the start of a row or of the pass, a ring that has lost positions, a full row, an open pass
 Counts wrapper_counts();
 

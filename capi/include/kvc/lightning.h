@@ -43,9 +43,9 @@
  *   kvc_get, kvc_mask, kvc_history, kvc_gather, kvc_runs, kvc_set_causal, kvc_bind_rope, kvc_bind_shift, kvc_bind_scales, calls
  *   on codes           NOT_SUPPORTED
  *
- * Accuracy: each number of an output or a state is off by at most 1e-5 of the sum of the magnitudes of the terms that make it,
- * compared with double over the same inputs, then rounded to the output's type. The same inputs, block and instruction set give
- * the same bits for any number of threads. */
+ * Accuracy: each number of an output or a state is off by at most 1e-5 of the sum of the magnitudes of the terms that make it, or by
+ * 2^-120 if that is more, compared with double over the same inputs; then it is rounded to the output's type. The same inputs,
+ * block and instruction set give the same bits for any number of threads. */
 #ifndef KVC_LIGHTNING_H
 #define KVC_LIGHTNING_H
 
