@@ -93,7 +93,6 @@ constexpr const char* names[] = {
     "kept_type_unasked",
     "mask_of_first_row",
     "rows_reordered_in_turn",
-    "late_ring_loses_nothing",
     "inserted_without_scales",
     "columns_filled_unheld",
     "digest_without_starts",

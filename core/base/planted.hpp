@@ -88,7 +88,6 @@ enum class Bug {
   kept_type_unasked,
   mask_of_first_row,
   rows_reordered_in_turn,
-  late_ring_loses_nothing,
   inserted_without_scales,
   columns_filled_unheld,
   digest_without_starts,

@@ -305,7 +305,7 @@ void RowBook::set(int32_t row_begin, int32_t n, const int32_t* index, const int3
     Row& row = rows_[row_begin + i];
     if (index != nullptr && row.next == 0) {  // of a ring, over a gap
       row.first = row.next = index[i];
-      if (!planted(Bug::late_ring_loses_nothing)) row.lost_below = lost_after(row);
+      row.lost_below = lost_after(row);
     } else if (index != nullptr) {
       drop_from(row, index[i]);
     }
