@@ -102,7 +102,9 @@ kvc_status EncoderWorld::spoil(Queries& queries, kvc_attention_extra& desc) {
   switch (random_.below(40)) {
     case 0: *queries.q.tensor() = *with_wrong_rows(queries.q); return KVC_E_SHAPE;
     case 1: desc.lse = with_wrong_rows(queries.lse); return KVC_E_SHAPE;
-    case 2: desc.flags = KVC_EXTRA_DROPOUT; return KVC_E_NOT_SUPPORTED;
+    case 2:  // without an operator; a reserve pass attends with none
+      desc.flags = KVC_EXTRA_DROPOUT;
+      return oracle_.pass.reserve ? KVC_OK : KVC_E_NOT_SUPPORTED;
     case 3: desc.flags = 1u << 20; return KVC_E_INVALID_ARGUMENT;
     case 4: desc.weights = queries.lse.tensor(); return KVC_E_SHAPE;
     default: return KVC_OK;
