@@ -119,12 +119,11 @@ model::Bias World::oracle_bias(const Extra& extra) const {
 model::Bias World::oracle_dropout(int32_t layer, const Extra& extra) {
   if (!extra.dropout_seed) return {};
   const float probability = *dropout_[static_cast<size_t>(layer)];
-  const int32_t own = door(layer).layer;
-  return [this, probability, own, seed = *extra.dropout_seed](int32_t head, int32_t token,
-                                                              int32_t position) {
+  return [this, probability, layer, seed = *extra.dropout_seed](int32_t head, int32_t token,
+                                                                int32_t position) {
     const auto at = static_cast<size_t>(token);
     return model::dropout_factor(
-        {seed, own, head, oracle_.pass.sequence[at], oracle_.pass.position[at], position},
+        {seed, layer, head, oracle_.pass.sequence[at], oracle_.pass.position[at], position},
         probability);
   };
 }
