@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kvc/encoder.h"
 #include "kvc/lightning.h"
 #include "kvc/operators.h"
 #include "support/abi.hpp"
@@ -353,6 +354,52 @@ TEST(Binding, OutlivesHandles) {
   EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
   rig.open(4);
   EXPECT_EQ(rig.attend(), KVC_OK) << last_message();
+}
+
+/// In an encoder cache a key's position is its place in the input, and a query's that of its token: two sequences that share an input
+/// drop different weights of it.
+TEST(Binding, DropsInEncoderCaches) {
+  const support::Device device(1);
+  kvc_cache_desc desc = support::cache_desc(1, 1, 8, 8);
+  desc.kind = KVC_ENCODER;
+  desc.max_sequences = 2;
+  desc.max_q_heads = 3;
+  kvc_cache* cache = nullptr;
+  kvc_encoder_desc kind = KVC_ENCODER_DESC_INIT;
+  ASSERT_EQ(kvc_cache_create(device, &desc, &kind, &cache), KVC_OK) << last_message();
+  kvc_operator_desc half = KVC_OPERATOR_DESC_INIT;
+  half.dropout_prob = 0.5f;
+  const Operator vanilla(device, "vanilla", half);
+  ASSERT_EQ(kvc_bind_operator(cache, 0, 1, KVC_MODE_TRAIN, vanilla), KVC_OK) << last_message();
+  const int32_t position[] = {5, 9, 10}, sequence[] = {0, 1, 1}, length = 20;
+  const uint32_t flags[] = {KVC_TOKEN_ENCODER_INPUT, KVC_TOKEN_ENCODER_INPUT, 0};
+  ASSERT_EQ(kvc_begin(cache, 3, position, sequence, flags, 0, nullptr), KVC_OK) << last_message();
+  support::Random random(4);
+  Array k(KVC_F32, {length, 1, 8}), q(KVC_F32, {3, 3, 8}), out(KVC_F32, {3, 3, 8});
+  k.fill(random);
+  q.fill(random);
+  ASSERT_EQ(kvc_encoder_share(cache, 1, 0), KVC_OK) << last_message();
+  ASSERT_EQ(kvc_encoder_put(cache, 0, 0, k.tensor(), k.tensor()), KVC_OK) << last_message();
+  int32_t first = 0, columns = 0;
+  ASSERT_EQ(kvc_history(cache, 0, &first, &columns), KVC_OK);
+  ASSERT_EQ(columns, length);
+  Array weights(KVC_F32, {3, 3, columns});
+  kvc_attention_extra extra = support::extra(nullptr, nullptr, weights.tensor());
+  extra.flags = KVC_EXTRA_DROPOUT;
+  extra.dropout_seed = 99;
+  ASSERT_EQ(kvc_attention(cache, 0, q.tensor(), out.tensor(), &extra), KVC_OK) << last_message();
+  std::vector<int32_t> keys;
+  for (int32_t j = 0; j < length; ++j) keys.push_back(j);
+  for (int32_t token = 0; token < 3; ++token) {
+    Array mask(KVC_BOOL, {3, 1, length});
+    ASSERT_EQ(kvc_dropout_mask(99, 0.5f, 0, sequence[token], 1, position + token, length,
+                               keys.data(), mask.tensor()),
+              KVC_OK);
+    for (int32_t head = 0; head < 3; ++head)
+      for (int32_t j = 0; j < length; ++j)
+        EXPECT_EQ(weights.get((head * 3 + token) * length + j) != 0, mask.get(head * length + j) != 0);
+  }
+  EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
 }
 
 /// Caches of states have an operator of their own, whose name is all that there is to bind.

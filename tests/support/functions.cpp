@@ -1,6 +1,7 @@
 #include "functions.hpp"
 
 #include "kvc/encoder.h"
+#include "kvc/operators.h"
 #include "kvc/recurrent.h"
 #include "kvc/transformer.h"
 #include "kvc/wrapper.h"
@@ -44,6 +45,8 @@ std::vector<Function> functions(Specimen& s) {
       {"bind_rope", [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, &rope, nullptr); }},
       {"bind_scales", [](kvc_cache* c) { return kvc_bind_scales(c, 0, 1, nullptr, nullptr); }},
       {"bind_shift", [](kvc_cache* c) { return kvc_bind_shift(c, nullptr, nullptr); }},
+      {"bind_operator",
+       [](kvc_cache* c) { return kvc_bind_operator(c, 0, 1, KVC_MODE_ALL, nullptr); }},
       {"attention", [&s](kvc_cache* c) { return support::attention(c, 0, &s.q, &s.out, &s.lse); }},
       {"attention_extra",
        [&s](kvc_cache* c) {
