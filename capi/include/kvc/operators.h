@@ -231,7 +231,8 @@ typedef struct kvc_operator_desc {
  * Errors: INVALID_ARGUMENT, VERSION. Threads: any. Since 0.2. */
 KVC_API kvc_status kvc_operator_resolve(const kvc_operator_desc *base, kvc_operator_desc *desc) KVC_NOEXCEPT;
 
-/* Makes an operator with settings, and takes the room of kvc_operator_forward(). Blocks are rounded up to multiples of kvc_operator_info; kvc_operator_query() shows what is used.
+/* Makes an operator with settings, and takes the room of kvc_operator_forward(). Blocks are rounded up to the multiples of
+ * kvc_operator_info; kvc_operator_query() shows what is used.
  *
  * desc  null: all defaults
  * out   receives the handle, or null if the call fails
