@@ -149,8 +149,8 @@ struct OfDecayedStates {
 struct OfListedCheckpoints {
   static auto* in(auto& cache) { return std::as_const(cache).listed_checkpoints(); }
   static constexpr const char* lacking =
-      "this call is for caches with checkpoints: recurrent and lightning ones (kinds KVC_RECURRENT "
-      "and KVC_LIGHTNING)";
+      "this call is for recurrent caches (kind KVC_RECURRENT) and lightning caches (kind "
+      "KVC_LIGHTNING)";
 };
 
 struct OfRows {
