@@ -75,6 +75,7 @@ struct BlockCells {
 struct Ahead {
   const std::byte* at = nullptr;  // of a run: the next line
   int32_t n_lines = 0;            // of a call
+  int32_t n_calls = 0;            // that are left
   const TileRows* rows = nullptr;
   const int32_t* cell = nullptr;  // null: it is a run. Else the next of its cells, two a call
 
@@ -82,6 +83,7 @@ struct Ahead {
   [[gnu::always_inline]] void begin(const TileRows& of, const BlockCells& cells) {
     const stored::Row first = stored::row_of(of, cells.cell[0]);
     rows = &of;
+    n_calls = block_cells / 2;
     if (cells.is_run) {
       at = first.codes;
       n_lines = static_cast<int32_t>((of.stride * block_cells / 64 + 31) / 32);
@@ -95,6 +97,8 @@ struct Ahead {
     for (int32_t i = 0; i < block_cells; ++i) prefetch_far(stored::row_of(of, cell[i]).scales);
   }
   [[gnu::always_inline]] void prefetch_some() {
+    if (n_calls == 0) return;
+    --n_calls;
     if (cell == nullptr) {
       for (int32_t i = 0; i < n_lines; ++i, at += 64) prefetch_far(at);
       return;
