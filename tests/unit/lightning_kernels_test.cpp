@@ -264,9 +264,15 @@ TEST_P(LightningKernels, AgreeWithTheOracle) {
     shapes.push_back({.tokens = {1, 30}, .slope = slope});
   for (const DType dtype : {DType::f16, DType::bf16})
     shapes.push_back({.tokens = {1, 20}, .scale = 0.125f, .dtype = dtype});
+#ifdef KVC_SANITIZED  // products are slow there
+  const std::vector<bool> with_gaps = {true};
+  std::erase_if(shapes, [](const Shape& shape) { return shape.tokens[0] > 70; });
+#else
+  const std::vector<bool> with_gaps = {false, true};
+#endif
   uint32_t seed = 1;
   for (Shape shape : shapes) {
-    for (const bool gaps : {false, true}) {
+    for (const bool gaps : with_gaps) {
       shape.gaps = shape.masked = gaps;
       Case one(shape, seed++);
       one.run(2);
