@@ -194,7 +194,7 @@ void World::expect_removal(int32_t sequence, int32_t begin, int32_t end) {
   }
   shift_complaint_.clear();
   to_be_moved_.clear();
-  if (!oracle_.shift.turn || !oracle_.is_sequence(sequence) || begin >= end) return;
+  if (!oracle_.shift.turn || !oracle_.is_sequence(sequence) || begin < 0 || begin >= end) return;
   for (const model::Token& token : oracle_.sequences[static_cast<size_t>(sequence)].tokens)
     if (token.position >= end && begin < oracle_.next(sequence))
       to_be_moved_.push_back({token.position, token.position - (end - begin)});
