@@ -18,13 +18,14 @@
  *
  *   begin, fits, commit, commit_prefix, abort, remove, can_remove, copy_prefix, reorder, resume, can_resume
  *                      on all children, checkpoint_take on all recurrent and lightning ones. First all are asked, also for what an
- *                      open pass would leave, and only if none refuses do all do it. If several refuse, the status is the first in the order of cache.h (INVALID_ARGUMENT, BAD_STATE,
- *                      WINDOW_LOST, NOT_FOUND, NOT_SUPPORTED, CACHE_FULL); the message names the child. A child's shift function
- *                      works on copies, which replace nothing unless all children agree
+ *                      open pass would leave, and only if none refuses do all do it. If several refuse, the status is the first in
+ *                      the order of cache.h (INVALID_ARGUMENT, BAD_STATE, WINDOW_LOST, NOT_FOUND, NOT_SUPPORTED, CACHE_FULL); the
+ *                      message names the child. A child's shift function works on copies, which replace nothing unless all
+ *                      children agree
  *   begin, fits        a token flag must be known to some child; each child sees the flags that it knows
  *   resume, can_resume, copy_prefix    the largest place at which every child can continue
- *   put, put_codes, put_attention, attention, get, get_codes, get_copy, gather, mask, history, runs, encoder_put, state_get, rows_view …
- *                      on the child that owns the layer
+ *   put, put_codes, put_attention, attention, get, get_codes, get_copy, gather, mask, history, runs, encoder_put, state_get …,
+ *   rows_view …        on the child that owns the layer
  *   encoder_share, encoder_query, state_layout, state_slots, checkpoint_list
  *                      on the only child of that kind; NOT_SUPPORTED if there are several or none
  *   bind_attention, bind_rope, bind_scales, bind_decay, bind_operator
