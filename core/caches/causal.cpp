@@ -100,11 +100,9 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
 
 CausalCache::CausalCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                          const CausalSettings& settings)
-    : BookedCache(device, bounds, rules_of(bounds, settings, device->info())),
+    : TokenCache(device, bounds, rules_of(bounds, settings, device->info()),
+                 features_of(settings.visibility), bounds.max_batch),
       settings_(settings),
-      operator_(device->attention_operator(0)),
-      layers_(bounds_, features_of(settings.visibility)),
-      plan_(book_, bounds.max_batch),
       copies_(book_) {}
 
 Status CausalCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,

@@ -4,8 +4,7 @@
 
 #include "core/attention/plan.hpp"
 #include "core/attention/visibility.hpp"
-#include "core/caches/booked_cache.hpp"
-#include "core/caches/kv_layers.hpp"
+#include "core/caches/kv_cache.hpp"
 #include "core/cells/book.hpp"
 #include "core/device.hpp"
 
@@ -36,10 +35,7 @@ struct CausalRequest {
 /// The files: causal.cpp (creation), causal_pass.cpp (begin … abort), causal_sequences.cpp (remove, copies),
 /// causal_shift.cpp (a caller's shift function), causal_attention.cpp (constants, attention), causal_reading.cpp (get, mask,
 /// gather, runs), causal_copy.cpp (get_codes, get_copy), causal_watching.cpp (stats, digest, check).
-class CausalCache final : public BookedCache<CellBook>,
-                          public KeyValues,
-                          public Causality,
-                          public PositionedKeys {
+class CausalCache final : public TokenCache<BookedCache<CellBook>, PassPlan>, public PositionedKeys {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const CausalRequest& request, CausalSettings* settings);
@@ -51,9 +47,6 @@ class CausalCache final : public BookedCache<CellBook>,
   static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const CausalSettings& settings, std::shared_ptr<Cache>* out);
 
-  KeyValues* key_values() override { return this; }
-  const KeyValues* key_values() const override { return this; }
-  Causality* causality() override { return this; }
   PositionedKeys* positioned_keys() override { return this; }
 
   Status check_removal(int32_t sequence, int32_t begin, int32_t end) const override;
@@ -61,30 +54,10 @@ class CausalCache final : public BookedCache<CellBook>,
   Status apply_removal() override;
   Status cancel_removal() override;
 
-  const Cache& holder() const override { return *this; }
-  Status ready_for_layer(int32_t layer, bool needs_put) const override;
-  Status ready_to_put(int32_t layer) const override { return ready_for_layer(layer, false); }
-  Status rows_to_put(int64_t, int64_t* rows) const override {
-    *rows = pass_.n_tokens();
-    return Status::ok;
-  }
-  Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
-  Status put_codes(int32_t layer, const Codes& codes) override;
-  Status attention(int32_t layer, const AttentionTensors& tensors) override;
-  Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
-                       const AttentionTensors& tensors) override;
-  Status set_causal(int32_t n_except, const int32_t* except) override;
-  Status check_binding(const AttentionConstants& constants) const override;
-  void bind_attention(int32_t layer_begin, int32_t layer_end,
-                      const AttentionConstants& constants) override;
   Status check_scales(bool of_k, bool of_v) const override;
-  void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
-                   const float* v_scales) override;
   Status check_rope(const RopeSettings& settings) const override;
   void bind_rope(int32_t layer_begin, int32_t layer_end, const RopeSettings& settings) override;
   Status bind_shift(const KeyShift& shift) override;
-  int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
-  KvLayers* layers_with_operators() override { return &layers_; }
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
   Status get_codes(int32_t layer, Codes* codes) override;
   Status prepare_copy(int32_t layer) override;
@@ -132,9 +105,8 @@ class CausalCache final : public BookedCache<CellBook>,
     int32_t n = 0;
   };
   Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
-                 AttentionParams* params);
+                 AttentionParams* params) override;
   Status pay_rotations(const AttentionOperator& op, AttentionParams* params);
-  Status run(const AttentionOperator& op, const AttentionParams& params);
   Status make_plan();  // unless it is made, and tells the device
   template <class Visit>
   void for_each_pending(Visit visit);
@@ -148,12 +120,6 @@ class CausalCache final : public BookedCache<CellBook>,
   Status digest_tokens(int32_t sequence, DigestSum& sum) const;
 
   const CausalSettings settings_;
-  const AttentionOperator* operator_;
-  std::unique_ptr<CacheDevice> on_device_;
-
-  KvLayers layers_;
-  PassPlan plan_;
-  std::byte* workspace_ = nullptr;  // on the device
   KeyShift shift_;
   // Of a removal that is prepared.
   Removal removal_;

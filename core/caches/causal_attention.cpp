@@ -13,25 +13,11 @@ Status CausalCache::check_keys_may_rotate() const {
               "the cache was created with KVC_CAUSAL_POSITION_FREE: its keys carry no rotation");
 }
 
-Status CausalCache::check_binding(const AttentionConstants&) const {
-  return pass_.need_no_pass("constants are bound");
-}
-
-void CausalCache::bind_attention(int32_t layer_begin, int32_t layer_end,
-                                 const AttentionConstants& constants) {
-  layers_.bind_attention(layer_begin, layer_end, constants);
-}
-
 Status CausalCache::check_scales(bool of_k, bool of_v) const {
   if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
   if (!book_.is_empty() && !planted(Bug::scales_bound_too_late))
     return still_holds_tokens("kvc_bind_scales");
   return layers_.check_scales(of_k, of_v);
-}
-
-void CausalCache::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
-                              const float* v_scales) {
-  layers_.bind_scales(layer_begin, layer_end, k_scales, v_scales);
 }
 
 Status CausalCache::still_holds_tokens(const char* call) const {
@@ -89,7 +75,6 @@ Status CausalCache::make_plan() {
   return health_.after(on_device_->begin_pass(plan, book_.take_changes(), stream_));
 }
 
-/// Everything that comes before the call of the device, checks included.
 Status CausalCache::prepare(int32_t layer, const AttentionTensors& tensors,
                             const AttentionOperator** op, AttentionParams* params) {
   if (Status s = make_plan(); s != Status::ok) return s;
@@ -131,30 +116,6 @@ Status CausalCache::pay_rotations(const AttentionOperator& op, AttentionParams* 
   params->plan = plan_.made();
   params->features = others;
   return Status::ok;
-}
-
-Status CausalCache::run(const AttentionOperator& op, const AttentionParams& params) {
-  return after_call(health_, op, on_device_->attention(op, params));
-}
-
-Status CausalCache::attention(int32_t layer, const AttentionTensors& tensors) {
-  if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  AttentionParams params;
-  const AttentionOperator* op = nullptr;
-  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
-  return run(*op, params);
-}
-
-Status CausalCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
-                                  const AttentionTensors& tensors) {
-  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  AttentionParams params;
-  const AttentionOperator* op = nullptr;
-  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
-  if (Status s = put(layer, k, v); s != Status::ok) return s;
-  return run(*op, params);
 }
 
 }  // namespace kvc

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/causal.hpp"
@@ -8,53 +6,10 @@
 
 namespace kvc {
 
-Status CausalCache::ready_for_layer(int32_t layer, bool needs_put) const {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = layers_.check(layer); s != Status::ok) return s;
-  return needs_put ? pass_.need_put(layer) : Status::ok;
-}
-
 Status CausalCache::open_pass(const Batch& batch) {
   plan_.open(batch.n_tokens, batch.flags);
   pass_.open(batch.n_tokens, book_.n_in_batch() == 0);
   return device_info_.plans_ahead ? make_plan() : Status::ok;
-}
-
-// ---- Put and the except set -------------------------------------------------------------------------------------------------
-
-Status CausalCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
-  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  if (planted(Bug::second_put_ignored) && pass_.was_put(layer)) return Status::ok;
-  const StoreParams store = {layers_[layer].storage, book_.batch_cell(), pass_.n_tokens(), k, v};
-  if (Status s = health_.after(on_device_->store(store)); s != Status::ok) return s;
-  pass_.note_put(layer);
-  return Status::ok;
-}
-
-Status CausalCache::put_codes(int32_t layer, const Codes& codes) {
-  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  const LayerStorage storage = with_scales_unless(Bug::codes_put_without_scales,
-                                                  layers_[layer].storage);
-  const StoreCodesParams store = {storage,       book_.batch_cell(), pass_.n_tokens(),
-                                  codes.k,       codes.k_scales,     codes.v,
-                                  codes.v_scales};
-  if (Status s = health_.after(on_device_->store_codes(store)); s != Status::ok) return s;
-  pass_.note_put(layer);
-  return Status::ok;
-}
-
-Status CausalCache::set_causal(int32_t n_except, const int32_t* except) {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = check_arrays("n_except", n_except, {{"except", except}}); s != Status::ok)
-    return s;
-  for (int32_t i = 0; i < n_except; ++i) {
-    if (except[i] < 0 || except[i] >= pass_.n_tokens())
-      return no_index("except", i, except[i], pass_.n_tokens());
-  }
-  if (pass_.is_open()) plan_.set_except(n_except, except);
-  return Status::ok;
 }
 
 // ---- The end of a pass ---------------------------------------------------------------------------------------------------------

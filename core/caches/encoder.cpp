@@ -51,14 +51,13 @@ Status EncoderCache::resolve(CacheBounds& bounds, const EncoderRequest& request,
 
 EncoderCache::EncoderCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                            const EncoderSettings& settings)
-    : LabelledCache(device, bounds,
-                    InputRules{.max_sequences = bounds.max_sequences,
-                               .max_batch = bounds.max_batch,
-                               .n_slots = settings.n_slots,
-                               .strict = bounds.strict}),
-      settings_(settings),
-      operator_(device->attention_operator(0)),
-      layers_(bounds_, feature_not_causal) {}
+    : KvCache(device, bounds,
+              InputRules{.max_sequences = bounds.max_sequences,
+                         .max_batch = bounds.max_batch,
+                         .n_slots = settings.n_slots,
+                         .strict = bounds.strict},
+              feature_not_causal),
+      settings_(settings) {}
 
 Status EncoderCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                   const EncoderSettings& settings, uint64_t* bytes) {

@@ -2,8 +2,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "core/caches/booked_cache.hpp"
-#include "core/caches/kv_layers.hpp"
+#include "core/caches/kv_cache.hpp"
 #include "core/cells/input_book.hpp"
 #include "core/device.hpp"
 
@@ -27,7 +26,7 @@ struct EncoderSettings {
 ///
 /// The files: encoder.cpp (creation, sequences, watching), encoder_pass.cpp (begin … abort, put, share),
 /// encoder_attention.cpp (the plan, attention, reading).
-class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, public EncoderInputs {
+class EncoderCache final : public KvCache<LabelledCache<InputBook>>, public EncoderInputs {
  public:
   /// Checks bounds and request and fills in defaults. Needs no device.
   static Status resolve(CacheBounds& bounds, const EncoderRequest& request, EncoderSettings* settings);
@@ -36,29 +35,16 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
   static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const EncoderSettings& settings, std::shared_ptr<Cache>* out);
 
-  KeyValues* key_values() override { return this; }
-  const KeyValues* key_values() const override { return this; }
   EncoderInputs* encoder_inputs() override { return this; }
   const EncoderInputs* encoder_inputs() const override { return this; }
 
-  const Cache& holder() const override { return *this; }
-  Status ready_for_layer(int32_t layer, bool needs_put) const override;
   Status ready_to_put(int32_t layer) const override;
   Status rows_to_put(int64_t offered, int64_t* rows) const override;
   void expect_rows(int64_t rows) override;
   Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
   Status put_codes(int32_t layer, const Codes& codes) override;
-  Status attention(int32_t layer, const AttentionTensors& tensors) override;
-  Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
-                       const AttentionTensors& tensors) override;
   Status check_binding(const AttentionConstants& constants) const override;
-  void bind_attention(int32_t layer_begin, int32_t layer_end,
-                      const AttentionConstants& constants) override;
-  int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
-  KvLayers* layers_with_operators() override { return &layers_; }
   Status check_scales(bool of_k, bool of_v) const override;
-  void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
-                   const float* v_scales) override;
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
   Status get_codes(int32_t layer, Codes* codes) override;
   Status prepare_copy(int32_t layer) override { return ready_for_layer(layer, true); }
@@ -106,18 +92,12 @@ class EncoderCache final : public LabelledCache<InputBook>, public KeyValues, pu
   // The plan and what reads it (encoder_attention.cpp).
   Status make_plan();
   Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
-                 AttentionParams* params);
-  Status run(const AttentionOperator& op, const AttentionParams& params);
+                 AttentionParams* params) override;
   void span(int32_t* first, int32_t* cells) const;  // needs a plan
   bool is_stored(int32_t layer, int32_t slot) const;
   Status digest_input(int32_t sequence, const Input& input, int32_t tag, DigestSum& sum) const;
 
   const EncoderSettings settings_;
-  const AttentionOperator* operator_;
-  std::unique_ptr<CacheDevice> on_device_;
-
-  KvLayers layers_;
-  std::byte* workspace_ = nullptr;  // on the device
 
   // What was put in the open pass, per input that a sequence carries and does not share.
   int32_t n_carrying_ = 0;

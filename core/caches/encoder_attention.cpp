@@ -77,12 +77,7 @@ Status EncoderCache::check_binding(const AttentionConstants& constants) const {
   return Status::ok;
 }
 
-void EncoderCache::bind_attention(int32_t layer_begin, int32_t layer_end,
-                                  const AttentionConstants& constants) {
-  layers_.bind_attention(layer_begin, layer_end, constants);
-}
-
-/// Everything that comes before the call of the device, checks included.
+/// In put_attention() the tensors were read against the history that expect_rows() announced.
 Status EncoderCache::prepare(int32_t layer, const AttentionTensors& tensors,
                              const AttentionOperator** op, AttentionParams* params) {
   if (Status s = make_plan(); s != Status::ok) return s;
@@ -93,31 +88,6 @@ Status EncoderCache::prepare(int32_t layer, const AttentionTensors& tensors,
   span(&params->first_column, &params->n_columns);
   params->features = needed_features(*params, Visibility{}, true);
   return check_operator(**op, params->features, params->storage);
-}
-
-Status EncoderCache::run(const AttentionOperator& op, const AttentionParams& params) {
-  return after_call(health_, op, on_device_->attention(op, params));
-}
-
-Status EncoderCache::attention(int32_t layer, const AttentionTensors& tensors) {
-  if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  AttentionParams params;
-  const AttentionOperator* op = nullptr;
-  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
-  return run(*op, params);
-}
-
-/// `tensors` was read against the history that expect_rows() announced.
-Status EncoderCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
-                                   const AttentionTensors& tensors) {
-  if (Status s = ready_to_put(layer); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  AttentionParams params;
-  const AttentionOperator* op = nullptr;
-  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
-  if (Status s = put(layer, k, v); s != Status::ok) return s;
-  return run(*op, params);
 }
 
 void EncoderCache::expect_rows(int64_t rows) {
@@ -136,11 +106,6 @@ Status EncoderCache::check_scales(bool of_k, bool of_v) const {
         "after kvc_cache_create, or empty every sequence with kvc_remove first");
   }
   return layers_.check_scales(of_k, of_v);
-}
-
-void EncoderCache::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
-                               const float* v_scales) {
-  layers_.bind_scales(layer_begin, layer_end, k_scales, v_scales);
 }
 
 // ---- Reading --------------------------------------------------------------------------------------------------------------

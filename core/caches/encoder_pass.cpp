@@ -24,12 +24,6 @@ Status EncoderCache::open_pass(const Batch& batch) {
 
 // ---- Put ----------------------------------------------------------------------------------------------------------------
 
-Status EncoderCache::ready_for_layer(int32_t layer, bool needs_put) const {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = layers_.check(layer); s != Status::ok) return s;
-  return needs_put ? pass_.need_put(layer) : Status::ok;
-}
-
 /// The sequence whose input put() stores: the only one that carries one.
 Status EncoderCache::ready_to_put(int32_t layer) const {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;

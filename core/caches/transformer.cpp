@@ -66,11 +66,9 @@ Status TransformerCache::resolve(CacheBounds& bounds, const TransformerRequest& 
 
 TransformerCache::TransformerCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                    const TransformerSettings& settings)
-    : LabelledCache(device, bounds, settings.rules),
-      settings_(settings),
-      operator_(device->attention_operator(0)),
-      layers_(bounds_, feature_transformer | features_of(visibility_of(settings.rules))),
-      plan_(book_) {}
+    : TokenCache(device, bounds, settings.rules,
+                 feature_transformer | features_of(visibility_of(settings.rules))),
+      settings_(settings) {}
 
 Status TransformerCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                       const TransformerSettings& settings, uint64_t* bytes) {

@@ -3,8 +3,7 @@
 #include <memory>
 
 #include "core/attention/row_plan.hpp"
-#include "core/caches/booked_cache.hpp"
-#include "core/caches/kv_layers.hpp"
+#include "core/caches/kv_cache.hpp"
 #include "core/cells/row_book.hpp"
 #include "core/device.hpp"
 
@@ -30,9 +29,7 @@ struct TransformerSettings {
 ///
 /// The files: transformer.cpp (creation, watching), transformer_pass.cpp (begin … abort, put, attention),
 /// transformer_reading.cpp (get, mask, gather, views), transformer_rows.cpp (copies, insert, fill).
-class TransformerCache final : public LabelledCache<RowBook>,
-                               public KeyValues,
-                               public Causality,
+class TransformerCache final : public TokenCache<LabelledCache<RowBook>, RowPlan>,
                                public Rows,
                                public RowStorage {
  public:
@@ -44,36 +41,13 @@ class TransformerCache final : public LabelledCache<RowBook>,
   static Status create(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const TransformerSettings& settings, std::shared_ptr<Cache>* out);
 
-  KeyValues* key_values() override { return this; }
-  const KeyValues* key_values() const override { return this; }
-  Causality* causality() override { return this; }
   Rows* rows() override { return this; }
   const Rows* rows() const override { return this; }
   RowStorage* row_storage() override { return this; }
   const RowStorage* row_storage() const override { return this; }
   bool takes_lists() const override { return false; }
 
-  const Cache& holder() const override { return *this; }
-  Status ready_for_layer(int32_t layer, bool needs_put) const override;
-  Status ready_to_put(int32_t layer) const override { return ready_for_layer(layer, false); }
-  Status rows_to_put(int64_t, int64_t* rows) const override {
-    *rows = pass_.n_tokens();
-    return Status::ok;
-  }
-  Status put(int32_t layer, const Tensor& k, const Tensor& v) override;
-  Status put_codes(int32_t layer, const Codes& codes) override;
-  Status attention(int32_t layer, const AttentionTensors& tensors) override;
-  Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
-                       const AttentionTensors& tensors) override;
-  Status set_causal(int32_t n_except, const int32_t* except) override;
-  Status check_binding(const AttentionConstants& constants) const override;
-  void bind_attention(int32_t layer_begin, int32_t layer_end,
-                      const AttentionConstants& constants) override;
-  int32_t bound_q_heads(int32_t layer) const override { return layers_[layer].constants.n_q_heads; }
-  KvLayers* layers_with_operators() override { return &layers_; }
   Status check_scales(bool of_k, bool of_v) const override;
-  void bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
-                   const float* v_scales) override;
   Status get(int32_t layer, Tensor* k, Tensor* v) override;
   Status get_codes(int32_t layer, Codes* codes) override;
   Status prepare_copy(int32_t layer) override { return ready_for_layer(layer, true); }
@@ -122,10 +96,9 @@ class TransformerCache final : public LabelledCache<RowBook>,
   Status clear_freed() override;
   Status clear(int32_t layer, const int32_t* cell, int32_t n);
   Status make_plan();
-  Status check_attends() const;
+  Status check_attends() const override;
   Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
-                 AttentionParams* params);
-  Status run(const AttentionOperator& op, const AttentionParams& params);
+                 AttentionParams* params) override;
   static Visibility visibility_of(const RowRules& rules);
 
   // Reading (transformer_reading.cpp).
@@ -142,18 +115,12 @@ class TransformerCache final : public LabelledCache<RowBook>,
   Status digest_row(int32_t index, DigestSum& sum) const;
 
   const TransformerSettings settings_;
-  const AttentionOperator* operator_;
-  std::unique_ptr<CacheDevice> on_device_;
-
-  KvLayers layers_;
-  RowPlan plan_;
   struct Move {
     int32_t source;  // −1: the row has what it shall have
     int32_t n_uses;  // as the source of rows that have not
   };
-  Move* moves_ = nullptr;           // [rows] while they are reordered
-  std::byte* workspace_ = nullptr;  // on the device
-  bool entries_are_told_ = false;   // to a device that follows them
+  Move* moves_ = nullptr;          // [rows] while they are reordered
+  bool entries_are_told_ = false;  // to a device that follows them
 };
 
 }  // namespace kvc

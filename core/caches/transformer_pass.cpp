@@ -1,9 +1,7 @@
 #include <algorithm>
 
-#include "core/attention/operator.hpp"
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
-#include "core/caches/planted_scales.hpp"
 #include "core/caches/transformer.hpp"
 #include "core/cells/sequence_checks.hpp"
 
@@ -15,49 +13,6 @@ Status TransformerCache::open_pass(const Batch& batch) {
                                           [](int32_t cell) { return cell < 0; });
   pass_.open(batch.n_tokens, nothing_to_put);
   return device_info_.plans_ahead ? make_plan() : Status::ok;
-}
-
-Status TransformerCache::ready_for_layer(int32_t layer, bool needs_put) const {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = layers_.check(layer); s != Status::ok) return s;
-  return needs_put ? pass_.need_put(layer) : Status::ok;
-}
-
-// ---- Put and the except set -------------------------------------------------------------------------------------------------
-
-Status TransformerCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
-  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  const StoreParams store = {layers_[layer].storage, book_.batch_cell(), pass_.n_tokens(), k, v};
-  if (Status s = health_.after(on_device_->store(store)); s != Status::ok) return s;
-  pass_.note_put(layer);
-  return Status::ok;
-}
-
-Status TransformerCache::put_codes(int32_t layer, const Codes& codes) {
-  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  const LayerStorage storage = with_scales_unless(Bug::codes_put_without_scales,
-                                                  layers_[layer].storage);
-  const StoreCodesParams store = {storage,       book_.batch_cell(), pass_.n_tokens(),
-                                  codes.k,       codes.k_scales,     codes.v,
-                                  codes.v_scales};
-  if (Status s = health_.after(on_device_->store_codes(store)); s != Status::ok) return s;
-  pass_.note_put(layer);
-  return Status::ok;
-}
-
-Status TransformerCache::set_causal(int32_t n_except, const int32_t* except) {
-  if (Status s = pass_.need_pass(); s != Status::ok) return s;
-  if (Status s = check_arrays("n_except", n_except, {{"except", except}}); s != Status::ok)
-    return s;
-  for (int32_t i = 0; i < n_except; ++i) {
-    if (except[i] < 0 || except[i] >= pass_.n_tokens())
-      return no_index("except", i, except[i], pass_.n_tokens());
-  }
-  if (!pass_.is_open()) return Status::ok;
-  plan_.set_except(n_except, except);
-  return Status::ok;
 }
 
 // ---- The end of a pass ---------------------------------------------------------------------------------------------------------
@@ -117,15 +72,6 @@ Status TransformerCache::check_kept_tokens(int32_t index, int32_t n) const {
 
 // ---- Constants and attention ----------------------------------------------------------------------------------------------
 
-Status TransformerCache::check_binding(const AttentionConstants&) const {
-  return pass_.need_no_pass("constants are bound");
-}
-
-void TransformerCache::bind_attention(int32_t layer_begin, int32_t layer_end,
-                                      const AttentionConstants& constants) {
-  layers_.bind_attention(layer_begin, layer_end, constants);
-}
-
 Status TransformerCache::check_scales(bool of_k, bool of_v) const {
   if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
   if (!book_.is_empty()) {
@@ -134,11 +80,6 @@ Status TransformerCache::check_scales(bool of_k, bool of_v) const {
                 "kvc_cache_create, or empty every row with kvc_remove first");
   }
   return layers_.check_scales(of_k, of_v);
-}
-
-void TransformerCache::bind_scales(int32_t layer_begin, int32_t layer_end, const float* k_scales,
-                                   const float* v_scales) {
-  layers_.bind_scales(layer_begin, layer_end, k_scales, v_scales);
 }
 
 Status TransformerCache::make_plan() {
@@ -160,7 +101,6 @@ Status TransformerCache::check_attends() const {
               bounds_.value_heads, bounds_.n_kv_heads);
 }
 
-/// Everything that comes before the call of the device, checks included.
 Status TransformerCache::prepare(int32_t layer, const AttentionTensors& tensors,
                                  const AttentionOperator** op, AttentionParams* params) {
   if (Status s = make_plan(); s != Status::ok) return s;
@@ -182,32 +122,6 @@ Visibility TransformerCache::visibility_of(const RowRules& rules) {
   Visibility visibility;
   visibility.reach = rules.reach == RowRules::no_limit ? 0 : std::max(rules.reach, 1);
   return visibility;
-}
-
-Status TransformerCache::run(const AttentionOperator& op, const AttentionParams& params) {
-  return after_call(health_, op, on_device_->attention(op, params));
-}
-
-Status TransformerCache::attention(int32_t layer, const AttentionTensors& tensors) {
-  if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
-  if (Status s = check_attends(); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  AttentionParams params;
-  const AttentionOperator* op = nullptr;
-  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
-  return run(*op, params);
-}
-
-Status TransformerCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
-                                       const AttentionTensors& tensors) {
-  if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
-  if (Status s = check_attends(); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
-  AttentionParams params;
-  const AttentionOperator* op = nullptr;
-  if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
-  if (Status s = put(layer, k, v); s != Status::ok) return s;
-  return run(*op, params);
 }
 
 }  // namespace kvc
