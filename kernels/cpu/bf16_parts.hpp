@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/magnitudes.hpp"
 #include "kernels/cpu/matrix_tiles.hpp"
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/stored_rows.hpp"
@@ -68,42 +69,20 @@ KVC_INLINE void store_parts(std::byte* to, Vec a, Vec b) {
   }
 }
 
-/// The range of the magnitudes that are packed, and the bits that they use.
-struct Magnitudes {
-  __m512i largest = _mm512_setzero_si512();
-  __m512i smallest = _mm512_set1_epi32(-1);  // less one, so that zeros are the largest of all
+/// Returns whether products of parts are exact: everything is finite, and nothing so small that a
+/// part of it would be denormal, which AMX takes for 0. The smallest magnitude decides and not
+/// the largest, because a row may see nothing else.
+KVC_INLINE bool are_suited(const Magnitudes& magnitudes) {
+  const float smallest = magnitudes.smallest();
+  return magnitudes.largest() < __builtin_inff() && (smallest == 0 || smallest >= 0x1p-100f);
+}
+
+/// The bits that some numbers use.
+struct UsedBits {
   __m512i used = _mm512_setzero_si512();
 
-  [[gnu::always_inline]] void add(Vec x) {
-    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-    largest = _mm512_maskz_max_epu32(0xffff, largest, bits);
-    smallest = _mm512_maskz_min_epu32(0xffff, smallest, _mm512_sub_epi32(bits, _mm512_set1_epi32(1)));
-  }
-  [[gnu::always_inline]] void add_bits(Vec x) {
-    used = _mm512_or_si512(used, _mm512_castps_si512(x));
-  }
-
-  /// Returns whether products of parts are exact: everything is finite, and nothing so small that a
-  /// part of it would be denormal, which AMX takes for 0. The smallest magnitude decides and not
-  /// the largest, because a row may see nothing else.
-  [[gnu::always_inline]] bool are_suited() const {
-    constexpr uint32_t infinity = 0x7f800000, least = (127 - 100) << 23;  // 2^−100
-    alignas(64) uint32_t low[lanes];
-    _mm512_store_si512(low, smallest);
-    bool all = stay_below(infinity);
-    for (int32_t i = 0; i < lanes; ++i) all &= low[i] >= least - 1;
-    return all;
-  }
-
-  [[gnu::always_inline]] bool stay_below(uint32_t limit_bits) const {
-    alignas(64) uint32_t high[lanes];
-    _mm512_store_si512(high, largest);
-    bool all = true;
-    for (int32_t i = 0; i < lanes; ++i) all &= high[i] < limit_bits;
-    return all;
-  }
-
-  /// Parts that all of what add_bits saw needs: further ones would be 0.
+  [[gnu::always_inline]] void add(Vec x) { used = _mm512_or_si512(used, _mm512_castps_si512(x)); }
+  /// Parts that all of them need: further ones would be 0.
   [[gnu::always_inline]] int32_t n_parts() const {
     alignas(64) uint32_t bits[lanes];
     _mm512_store_si512(bits, used);

@@ -37,6 +37,7 @@
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 inline constexpr int32_t block_cells = 12;
+inline constexpr int32_t row_quads_max = tile_rows_max / quad_rows;
 /// Where the rows of a block's cells lie, in bytes from the first row. Cells past the last one
 /// repeat it.
 struct RowOffsets {

@@ -113,13 +113,14 @@ KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32
 }
 
 KVC_INLINE void pack_queries(Work& work) {
-  constexpr uint32_t limit = (127 + 50) << 23;  // 2^50
+  constexpr float limit = 0x1p50f;
   const Tile& tile = *work.plain.tile;
   const size_t stride = static_cast<size_t>(tile.q_stride);
   const int32_t dims = work.plain.dims_k;
   float* columns = work.columns;
   for (int32_t i = dims * 16; i < work.dims_k * 16; i += 16) store(columns + i, zero());
   Magnitudes magnitudes;
+  UsedBits used;
   wide::plan_prefetch(work.plain, 0, (tile.n_rows + amx_rows - 1) / amx_rows);
   std::byte* to = work.queries;
   for (int32_t row = 0; row < tile.n_rows; row += amx_rows) {
@@ -132,15 +133,15 @@ KVC_INLINE void pack_queries(Work& work) {
                   y = load(columns + (d + pair + amx_depth / 2) * 16);
         magnitudes.add(x);
         magnitudes.add(y);
-        magnitudes.add_bits(x);
-        magnitudes.add_bits(y);
+        used.add(x);
+        used.add(y);
         store_parts<parts_max>(to + pair * 64, x, y);
       }
     }
   }
   const bool scaled = tile.scale != 1.0f || tile.k.type == StorageType::int8;
-  work.suited = magnitudes.are_suited() && (!scaled || magnitudes.stay_below(limit));
-  work.query_parts = magnitudes.n_parts();
+  work.suited = are_suited(magnitudes) && (!scaled || magnitudes.largest() < limit);
+  work.query_parts = used.n_parts();
 }
 
 // ---- A strip ------------------------------------------------------------------------------------

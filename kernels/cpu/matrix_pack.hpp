@@ -73,7 +73,7 @@ KVC_INLINE void place_scales(float* to, stored::Reader<Type> rows, const int32_t
 template <class Type>
 [[gnu::noinline]] static bool pack_keys(const Tile& tile, const Block& block,
                                         stored::Reader<Type> keys, Range range, int32_t dims) {
-  constexpr uint32_t limit = (127 + 60) << 23;  // 2^60
+  constexpr float limit = 0x1p60f;
   const int32_t* cell = tile.k.cell + block.begin;
   const size_t side_bytes = static_cast<size_t>(dims / amx_depth) * parts_of<Type> * amx_tile_bytes;
   Magnitudes magnitudes;
@@ -83,7 +83,7 @@ template <class Type>
     pack_key_cells(block.keys + static_cast<size_t>(i / amx_rows) * side_bytes, keys, cell + i,
                    block.n_cells - i, dims, magnitudes);
   }
-  return magnitudes.are_suited() && (!block.scales_scores || magnitudes.stay_below(limit));
+  return are_suited(magnitudes) && (!block.scales_scores || magnitudes.largest() < limit);
 }
 
 /// The same of values; `n_steps` is 32 cells each of the largest block.
@@ -99,7 +99,7 @@ template <class Type>
     pack_value_cells(block.values + static_cast<size_t>(i / amx_depth) * step_bytes,
                      n_steps * step_bytes, values, cell + i, block.n_cells - i, magnitudes);
   }
-  return magnitudes.are_suited();
+  return are_suited(magnitudes);
 }
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE::matrix

@@ -7,7 +7,6 @@
 namespace kvc::cpu::KVC_ISA_NAMESPACE {
 
 inline constexpr int32_t quad_rows = 4;
-inline constexpr int32_t row_quads_max = tile_rows_max / quad_rows;
 inline constexpr float minus_infinity = -__builtin_inff();
 
 KVC_INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
