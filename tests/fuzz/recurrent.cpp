@@ -12,5 +12,5 @@ int main(int argc, char** argv) {
     return std::make_unique<fuzz::RecurrentWorld>(device, setup, support::Random(random.bits()),
                                                   counts);
   };
-  return fuzz::run({"fuzz_recurrent", fuzz::recurrent_setup_names(), counts, begin}, argc, argv);
+  return fuzz::run({"fuzz_recurrent", fuzz::state_setup_names(), counts, begin}, argc, argv);
 }

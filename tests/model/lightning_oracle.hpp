@@ -55,7 +55,7 @@ class LightningOracle : public StateOracle {
 
   const Batch& batch() const override { return pass; }
   bool fully_put() const override;
-  int64_t n_slots() const;
+  int64_t n_slots() const override;
   bool is_draft(size_t n_tokens) const {
     return n_tokens <= static_cast<size_t>(lightning.draft_states) + 1;
   }

@@ -45,7 +45,7 @@ class RecurrentOracle : public StateOracle {
   bool any_put() const;
   const Batch& batch() const override { return pass; }
   int32_t n_rows() const;
-  int64_t n_slots() const;
+  int64_t n_slots() const override;
   bool has(int32_t part) const { return size_of(part) > 0; }
   int64_t size_of(int32_t part) const;  // elements of a layer; 0: the cache lacks it, or it does not exist
   uint32_t dtype_of(int32_t part) const;

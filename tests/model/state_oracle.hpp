@@ -33,6 +33,7 @@ class StateOracle : public ListKind<RecurrentSequence> {
   Info info(int32_t sequence) const override;
   /// The state with which a sequence would continue at `g`, −1: there is none.
   int32_t state_at(int32_t sequence, int32_t g) const;
+  virtual int64_t n_slots() const = 0;
   int32_t most_checkpoints() const { return rules_.checkpoints; }  // KVC_NONE: they are off
 
  protected:

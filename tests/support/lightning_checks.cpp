@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cmath>
 
 #include "kvc/rows.h"
@@ -6,26 +5,6 @@
 
 /// What is compared after every operation; the same state in another cache; NaN in free slots.
 namespace fuzz {
-
-void LightningWorld::compare_kind() {
-  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
-    const auto& wanted = oracle_.sequences[static_cast<size_t>(s)].checkpoints;
-    Numbers at(wanted.size() + 1);
-    int32_t n = -7;
-    if (kvc_checkpoint_list(handle(), s, static_cast<int32_t>(at.size()), at.data(), &n) != KVC_OK)
-      differ("checkpoint_list: " + support::last_message());
-    expect_equal(n, static_cast<int64_t>(wanted.size()), "checkpoints");
-    for (size_t i = 0; i < wanted.size(); ++i)
-      expect_equal(at[i], wanted[i].at, "place of a checkpoint");
-  }
-  if (random_.chance(0.2)) compare_contents();
-}
-
-void LightningWorld::compare_cells(const kvc_stats& stats) const {
-  expect_equal(static_cast<int64_t>(stats.cells), oracle_.n_slots(), "slots");
-  if (stats.cells_used > stats.cells || stats.cells_shared > stats.cells_used)
-    differ("more slots are used than there are");
-}
 
 /// Row `row` of an array of states.
 void LightningWorld::compare_state(int32_t layer, int32_t s, const support::Array& got,
@@ -121,27 +100,6 @@ void LightningWorld::put_nan(const Batch& batch) {
   for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer)
     if (kvc_put(handle(), layer, k.tensor(), v.tensor()) != KVC_OK)
       differ("put of NaN: " + support::last_message());
-}
-
-/// An empty cache: every sequence takes as many checkpoints of NaN as it can, then all are given up.
-void LightningWorld::poison_all() {
-  const int32_t n = std::max(oracle_.most_checkpoints(), 0) + 1;
-  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s)
-    for (int32_t position = 0; position < n; ++position) {
-      if (kvc_begin(cache_, 1, &position, &s, nullptr, 0, nullptr) != KVC_OK)
-        differ("begin: " + support::last_message());
-      Batch batch;
-      batch.n = 1;
-      put_nan(batch);
-      if (kvc_commit(cache_) != KVC_OK) differ("commit: " + support::last_message());
-      if (n > 1 && kvc_checkpoint_take(cache_, s) != KVC_OK)
-        differ("checkpoint_take: " + support::last_message());
-    }
-  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s)
-    if (kvc_remove(cache_, s, 0, KVC_SEQ_END) != KVC_OK)
-      differ("remove: " + support::last_message());
-  oracle_.passes = support::stats(cache_).passes;
-  ++counts_.poisonings;
 }
 
 }  // namespace fuzz

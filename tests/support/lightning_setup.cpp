@@ -2,13 +2,9 @@
 
 #include <sstream>
 
-namespace fuzz {
+#include "state_world.hpp"
 
-const std::vector<std::string>& lightning_setup_names() {
-  static const std::vector<std::string> all = {"any", "approximate", "drafts", "few_checkpoints",
-                                               "strict"};
-  return all;
-}
+namespace fuzz {
 
 LightningSetup draw_lightning_setup(const std::string& name, support::Random& random,
                                     const InCommon& common) {
@@ -31,12 +27,7 @@ LightningSetup draw_lightning_setup(const std::string& name, support::Random& ra
   lightning = KVC_LIGHTNING_DESC_INIT;
   if (is("approximate") || random.chance(0.3)) lightning.flags |= KVC_LIGHTNING_APPROXIMATE;
   lightning.block = random.pick({0, 0, 1, 2, 3});
-  lightning.checkpoints = is("few_checkpoints") ? random.between(1, 2)
-                                                : random.pick({0, 1, 2, 3, 5, KVC_NONE});
-  if (is("approximate") && lightning.checkpoints == KVC_NONE) lightning.checkpoints = 3;
-  lightning.checkpoint_interval = random.pick({0, 1, 2, 3, 5, 9, KVC_NONE});
-  lightning.checkpoint_min_pos = random.pick({0, KVC_NONE, 1, 3, 7});
-  lightning.draft_states = is("drafts") ? random.between(1, 7) : random.pick({0, 0, 1, 3});
+  draw_checkpoints(name, random, lightning);
   setup.n_q_heads = cache.n_kv_heads * random.between(1, 3);
   setup.binds_attention = random.chance(0.7);
   setup.scale = setup.binds_attention ? random.pick({0.0f, 0.5f, 1.0f}) : 0.0f;

@@ -20,7 +20,6 @@ struct LightningSetup {
   std::string describe() const;
 };
 
-const std::vector<std::string>& lightning_setup_names();
 LightningSetup draw_lightning_setup(const std::string& name, support::Random& random,
                                     const InCommon& common = {});
 

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <sstream>
 
 #include "kvc/rows.h"
 
@@ -12,7 +10,7 @@ namespace fuzz {
 
 LightningWorld::LightningWorld(kvc_device* device, const LightningSetup& setup,
                                const support::Random& random, Counts& counts)
-    : KindWorld(device, random, counts),
+    : StateWorld(device, random, counts),
       setup_(setup),
       oracle_(setup.cache, setup.lightning, setup.slopes) {
   cache_.status = kvc_cache_create(device, &setup.cache, &setup.lightning, &cache_.handle);
@@ -43,7 +41,7 @@ std::vector<Choice> LightningWorld::layer_choices() {
           {open ? 60 : 6, [this] { attention(); }},
           {20, [this] { read(); }},
           {open ? 2 : 15, [this] { write(); }},
-          {20, [this] { checkpoint_list(); }},
+          {20, [this] { checkpoint_list(some_sequence(), 6); }},
           {10, [this] { lacking(); }}};
 }
 
@@ -69,24 +67,6 @@ int32_t LightningWorld::missing_layer() {
     layer = some_layer();
   }
   return layer;
-}
-
-int32_t LightningWorld::some_position(int32_t sequence) {
-  if (!oracle_.is_sequence(sequence)) return random_.below(20);
-  const model::RecurrentSequence& held = oracle_.sequences[static_cast<size_t>(sequence)];
-  const auto n = static_cast<int32_t>(held.checkpoints.size());
-  const int32_t near = random_.below(3) - 1;
-  switch (random_.below(6)) {
-    case 0: return std::max(0, held.next - random_.below(3));
-    case 1: return random_.below(4);
-    case 2:
-    case 3:
-      if (n > 0)
-        return std::max(0, held.checkpoints[static_cast<size_t>(random_.below(n))].at + near);
-      break;
-    default: break;
-  }
-  return random_.below(std::min(held.next, 1000) + 1);
 }
 
 support::Array LightningWorld::draw_tokens(int64_t heads, int64_t dim, bool is_query) {
@@ -213,22 +193,6 @@ void LightningWorld::rows_set() {
   judge(made, kvc_rows_set(handle(), row, 1, &index, nullptr), expected);
 }
 
-void LightningWorld::checkpoint_list() {
-  const int32_t sequence = some_sequence();
-  Call made = query(Op::checkpoint_list, {sequence}, "sequence " + std::to_string(sequence));
-  Numbers at(7, -7);
-  int32_t n = -7;
-  const kvc_status status = kvc_checkpoint_list(door_of_kind(sequence), sequence, 6, at.data(), &n);
-  const bool legal = oracle_.is_sequence(sequence);
-  if (status == KVC_OK && legal) {
-    const auto& wanted = oracle_.sequences[static_cast<size_t>(sequence)].checkpoints;
-    expect_equal(n, static_cast<int64_t>(wanted.size()), "checkpoints");
-    for (int32_t i = 0; i < std::min(n, 6); ++i)
-      expect_equal(at[static_cast<size_t>(i)], wanted[static_cast<size_t>(i)].at, "a checkpoint");
-  }
-  judge(made, status, legal ? KVC_OK : KVC_E_INVALID_ARGUMENT);
-}
-
 void LightningWorld::lacking() {
   const int32_t which = random_.below(9), number = odd_number();
   Call made = query(Op::lacking, {}, std::to_string(which));
@@ -249,40 +213,11 @@ void LightningWorld::lacking() {
   judge(made, perform(), KVC_E_NOT_SUPPORTED);
 }
 
-// ---- What an operation meets -------------------------------------------------------------------
-
-Met LightningWorld::circumstances(const Numbers& sequences) const {
-  std::map<int32_t, int32_t> owners;
-  for (const model::RecurrentSequence& sequence : oracle_.sequences) {
-    if (sequence.next > 0) ++owners[sequence.state];
-    for (const model::Checkpoint& each : sequence.checkpoints) ++owners[each.state];
-  }
-  bool shared = false, full = false, approximate = false, drafts = false;
-  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
-    if (!sequences.empty() && std::find(sequences.begin(), sequences.end(), s) == sequences.end())
-      continue;
-    const model::RecurrentSequence& sequence = oracle_.sequences[static_cast<size_t>(s)];
-    shared = shared || (sequence.next > 0 && owners[sequence.state] > 1);
-    full = full || static_cast<int32_t>(sequence.checkpoints.size()) == oracle_.most_checkpoints();
-    approximate = approximate || sequence.approximate;
-  }
-  for (const model::LightningRows& rows : oracle_.pass.layout)
-    drafts = drafts || (rows.tokens.size() > 1 && oracle_.is_draft(rows.tokens.size()));
-  return {shared, full, approximate, drafts, oracle_.pass_open && !oracle_.pass.reserve};
-}
-
-std::string LightningWorld::describe() const {
-  std::ostringstream text;
-  text << setup_.describe() << "\nthe oracle, per sequence (checkpoints as at:state):\n";
-  for (size_t s = 0; s < oracle_.sequences.size(); ++s) {
-    const model::RecurrentSequence& sequence = oracle_.sequences[s];
-    text << "  " << s << " next " << sequence.next << " state " << sequence.state
-         << (sequence.approximate ? " approximate" : "") << " |";
-    for (const model::Checkpoint& each : sequence.checkpoints)
-      text << ' ' << each.at << ':' << each.state << (each.approximate ? "~" : "");
-    text << '\n';
-  }
-  return text.str();
+bool LightningWorld::has_drafts() const {
+  return std::any_of(oracle_.pass.layout.begin(), oracle_.pass.layout.end(),
+                     [&](const model::LightningRows& rows) {
+                       return rows.tokens.size() > 1 && oracle_.is_draft(rows.tokens.size());
+                     });
 }
 
 }  // namespace fuzz

@@ -2,33 +2,31 @@
 #include <string>
 #include <vector>
 
-#include "fuzz_kind.hpp"
 #include "lightning_setup.hpp"
 #include "model/lightning_oracle.hpp"
+#include "state_world.hpp"
 
 namespace fuzz {
 
 /// A lightning cache and its oracle.
 ///
-/// The parts, besides those of KindWorld: lightning_world.cpp (choices and arguments, put and attention, states that come and go),
+/// The parts, besides those of StateWorld: lightning_world.cpp (choices and arguments, put and attention, states that come and go),
 /// lightning_checks.cpp (what is compared after every operation, the state in another cache, NaN in free slots).
-class LightningWorld : public KindWorld {
+class LightningWorld : public StateWorld {
  public:
   LightningWorld(kvc_device* device, const LightningSetup& setup, const support::Random& random,
                  Counts& counts);
 
-  kvc_cache* handle() const override { return cache_; }
   model::LightningOracle& oracle() override { return oracle_; }
   void give_flags(Batch& batch) override;
   void put_nan(const Batch& batch) override;
   void compare_rebuilt() override;
-  int32_t some_position(int32_t sequence) override;
-  std::string describe() const override;
-  Met circumstances(const Numbers& sequences) const override;
 
  private:
   std::vector<Choice> layer_choices() override;
   std::vector<Choice> more_choices() override;
+  std::string describe_setup() const override { return setup_.describe(); }
+  bool has_drafts() const override;
 
   void bind(kvc_cache* cache) const;
   int32_t missing_layer();  // rather one that was not put
@@ -41,20 +39,15 @@ class LightningWorld : public KindWorld {
   void read();
   void write();
   void rows_set();
-  void checkpoint_list();
   void lacking();
 
   static constexpr double tiny = 0x1p-120;  // below f32's normal numbers nothing is exact
   int64_t dim_v() const { return oracle_.cache.head_dim_v; }
   void compare_state(int32_t layer, int32_t sequence, const support::Array& got, int64_t row) const;
-  void compare_cells(const kvc_stats& stats) const override;
   StateHashes state_hashes() override;
-  void compare_kind() override;
   void compare_contents() override;
-  void poison_all();
 
   LightningSetup setup_;
-  support::Cache cache_;
   model::LightningOracle oracle_;
 };
 

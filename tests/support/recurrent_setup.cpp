@@ -2,13 +2,9 @@
 
 #include <sstream>
 
-namespace fuzz {
+#include "state_world.hpp"
 
-const std::vector<std::string>& recurrent_setup_names() {
-  static const std::vector<std::string> all = {"any", "approximate", "drafts", "few_checkpoints",
-                                               "strict"};
-  return all;
-}
+namespace fuzz {
 
 RecurrentSetup draw_recurrent_setup(const std::string& name, support::Random& random,
                                     const InCommon& common) {
@@ -39,12 +35,7 @@ RecurrentSetup draw_recurrent_setup(const std::string& name, support::Random& ra
   recurrent.dtype_conv = dtype();
   if (is("approximate") || random.chance(0.3)) recurrent.flags |= KVC_RECURRENT_APPROXIMATE;
   if (random.chance(0.2)) recurrent.flags |= KVC_RECURRENT_HOST_CHECKPOINTS;
-  recurrent.checkpoints = is("few_checkpoints") ? random.between(1, 2)
-                                                : random.pick({0, 1, 2, 3, 5, KVC_NONE});
-  if (is("approximate") && recurrent.checkpoints == KVC_NONE) recurrent.checkpoints = 3;
-  recurrent.checkpoint_interval = random.pick({0, 1, 2, 3, 5, 9, KVC_NONE});
-  recurrent.checkpoint_min_pos = random.pick({0, KVC_NONE, 1, 3, 7});
-  recurrent.draft_states = is("drafts") ? random.between(1, 7) : random.pick({0, 0, 1, 3});
+  draw_checkpoints(name, random, recurrent);
   return setup;
 }
 

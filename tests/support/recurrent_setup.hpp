@@ -16,7 +16,6 @@ struct RecurrentSetup {
   std::string describe() const;
 };
 
-const std::vector<std::string>& recurrent_setup_names();
 RecurrentSetup draw_recurrent_setup(const std::string& name, support::Random& random,
                                     const InCommon& common = {});
 

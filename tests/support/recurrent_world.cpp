@@ -1,15 +1,13 @@
 #include "recurrent_world.hpp"
 
 #include <algorithm>
-#include <map>
-#include <sstream>
 
 /// Which operation comes next and with which arguments.
 namespace fuzz {
 
 RecurrentWorld::RecurrentWorld(kvc_device* device, const RecurrentSetup& setup,
                                const support::Random& random, Counts& counts)
-    : KindWorld(device, random, counts), setup_(setup), oracle_(setup.cache, setup.recurrent) {
+    : StateWorld(device, random, counts), setup_(setup), oracle_(setup.cache, setup.recurrent) {
   cache_.status = kvc_cache_create(device, &setup.cache, &setup.recurrent, &cache_.handle);
   if (cache_.status != KVC_OK) differ("create: " + support::last_message());
   poison_all();
@@ -23,7 +21,7 @@ std::vector<Choice> RecurrentWorld::layer_choices() {
   return {{work, [this] { state_layout(); }},      {work, [this] { state_get(); }},
           {put, [this] { state_put(); }},          {put / 2, [this] { state_conv(); }},
           {put / 2, [this] { state_in_place(); }}, {30, [this] { state_gather(); }},
-          {20, [this] { checkpoint_list(); }},     {10, [this] { lacking(); }}};
+          {20, [this] { list_checkpoints(); }},    {10, [this] { lacking(); }}};
 }
 
 std::vector<Choice> RecurrentWorld::more_choices() {
@@ -48,24 +46,6 @@ int32_t RecurrentWorld::missing_part(int32_t* layer) {
   }
   for (int32_t tries = 0; tries < 4 && !oracle_.has(part); ++tries) part = some_part();
   return part;
-}
-
-int32_t RecurrentWorld::some_position(int32_t sequence) {
-  if (!oracle_.is_sequence(sequence)) return random_.below(20);
-  const model::RecurrentSequence& held = oracle_.sequences[static_cast<size_t>(sequence)];
-  const auto n = static_cast<int32_t>(held.checkpoints.size());
-  const int32_t near = random_.below(3) - 1;
-  switch (random_.below(6)) {
-    case 0: return std::max(0, held.next - random_.below(3));
-    case 1: return random_.below(4);
-    case 2:
-    case 3:
-      if (n > 0)
-        return std::max(0, held.checkpoints[static_cast<size_t>(random_.below(n))].at + near);
-      break;
-    default: break;
-  }
-  return random_.below(std::min(held.next, 1000) + 1);
 }
 
 support::Array RecurrentWorld::draw_states(int64_t n, int32_t part) {
@@ -105,42 +85,9 @@ kvc_status RecurrentWorld::spoil(kvc_tensor& tensor, bool has_rows) {
   }
 }
 
-// ---- What an operation meets -------------------------------------------------------------------
-
-Met RecurrentWorld::circumstances(const Numbers& sequences) const {
-  std::map<int32_t, int32_t> owners;
-  for (const model::RecurrentSequence& sequence : oracle_.sequences) {
-    if (sequence.next > 0) ++owners[sequence.state];
-    for (const model::Checkpoint& each : sequence.checkpoints) ++owners[each.state];
-  }
-  bool shared = false, full = false, approximate = false, drafts = false;
-  for (int32_t s = 0; s < setup_.cache.max_sequences; ++s) {
-    if (!sequences.empty() && std::find(sequences.begin(), sequences.end(), s) == sequences.end())
-      continue;
-    const model::RecurrentSequence& sequence = oracle_.sequences[static_cast<size_t>(s)];
-    shared = shared || (sequence.next > 0 && owners[sequence.state] > 1);
-    for (const model::Checkpoint& each : sequence.checkpoints)
-      shared = shared || owners[each.state] > 1;
-    full = full || static_cast<int32_t>(sequence.checkpoints.size()) == oracle_.recurrent.checkpoints;
-    approximate = approximate || sequence.approximate;
-  }
-  for (const model::RecurrentRows& rows : oracle_.pass.layout)
-    drafts = drafts || rows.states.size() > 1;
-  return {shared, full, approximate, drafts, oracle_.pass_open && !oracle_.pass.reserve};
-}
-
-std::string RecurrentWorld::describe() const {
-  std::ostringstream text;
-  text << setup_.describe() << "\nthe oracle, per sequence (checkpoints as at:state):\n";
-  for (size_t s = 0; s < oracle_.sequences.size(); ++s) {
-    const model::RecurrentSequence& sequence = oracle_.sequences[s];
-    text << "  " << s << " next " << sequence.next << " state " << sequence.state
-         << (sequence.approximate ? " approximate" : "") << " |";
-    for (const model::Checkpoint& each : sequence.checkpoints)
-      text << ' ' << each.at << ':' << each.state << (each.approximate ? "~" : "");
-    text << '\n';
-  }
-  return text.str();
+bool RecurrentWorld::has_drafts() const {
+  return std::any_of(oracle_.pass.layout.begin(), oracle_.pass.layout.end(),
+                     [](const model::RecurrentRows& rows) { return rows.states.size() > 1; });
 }
 
 }  // namespace fuzz

@@ -2,33 +2,31 @@
 #include <string>
 #include <vector>
 
-#include "fuzz_kind.hpp"
 #include "model/recurrent_oracle.hpp"
 #include "recurrent_setup.hpp"
+#include "state_world.hpp"
 
 namespace fuzz {
 
 /// A recurrent cache and its oracle.
 ///
-/// The parts, besides those of KindWorld: recurrent_world.cpp (choices and arguments), recurrent_states.cpp (states by copy and in
+/// The parts, besides those of StateWorld: recurrent_world.cpp (choices and arguments), recurrent_states.cpp (states by copy and in
 /// place), recurrent_checks.cpp (what is compared after every operation, the state in other slots, NaN in free slots).
-class RecurrentWorld : public KindWorld {
+class RecurrentWorld : public StateWorld {
  public:
   RecurrentWorld(kvc_device* device, const RecurrentSetup& setup, const support::Random& random,
                  Counts& counts);
 
-  kvc_cache* handle() const override { return cache_; }
   model::RecurrentOracle& oracle() override { return oracle_; }
   void give_flags(Batch&) override {}
   void put_nan(const Batch& batch) override;
   void compare_rebuilt() override;
-  int32_t some_position(int32_t sequence) override;
-  std::string describe() const override;
-  Met circumstances(const Numbers& sequences) const override;
 
  private:
   std::vector<Choice> layer_choices() override;
   std::vector<Choice> more_choices() override;
+  std::string describe_setup() const override { return setup_.describe(); }
+  bool has_drafts() const override;
 
   int32_t some_part();                   // sometimes one that does not exist
   int32_t missing_part(int32_t* layer);  // rather one that was not put
@@ -43,7 +41,7 @@ class RecurrentWorld : public KindWorld {
   void state_conv();
   void state_in_place();
   void state_gather();
-  void checkpoint_list();
+  void list_checkpoints();
   void lacking();
 
   std::vector<model::RecurrentRows> compare_layout(const std::vector<kvc_state_sequence>& sequences);
@@ -55,15 +53,11 @@ class RecurrentWorld : public KindWorld {
   void compare_states(int32_t layer, int32_t part, int32_t state, const support::Array& got,
                       int64_t row, const char* what) const;
 
-  void compare_cells(const kvc_stats& stats) const override;
   StateHashes state_hashes() override;
-  void compare_kind() override;
   void compare_contents() override;
   void put_again(kvc_cache* other, int32_t sequence, int32_t position, int32_t state) const;
-  void poison_all();
 
   RecurrentSetup setup_;
-  support::Cache cache_;
   model::RecurrentOracle oracle_;
 };
 

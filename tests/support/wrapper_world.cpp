@@ -62,7 +62,7 @@ void WrapperWorld::add_child(const std::string& kind, support::Random& random, C
     const EncoderSetup drawn = draw_encoder_setup(some(encoder_setup_names()), random, common);
     children_.push_back(std::make_unique<EncoderWorld>(device_, drawn, own(), counts.encoder));
   } else {
-    const std::string setup = name_ == "shift" ? "approximate" : some(recurrent_setup_names());
+    const std::string setup = name_ == "shift" ? "approximate" : some(state_setup_names());
     const RecurrentSetup drawn = draw_recurrent_setup(setup, random, common);
     children_.push_back(std::make_unique<RecurrentWorld>(device_, drawn, own(), counts.recurrent));
   }

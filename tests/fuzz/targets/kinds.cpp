@@ -27,7 +27,7 @@ std::unique_ptr<fuzz::KindWorld> draw_world(kvc_device* device, support::Random&
     return std::make_unique<fuzz::EncoderWorld>(device, setup, random, tables.encoder);
   }
   if (kind == 1) {
-    const auto setup = fuzz::draw_recurrent_setup(some(fuzz::recurrent_setup_names(), random), random);
+    const auto setup = fuzz::draw_recurrent_setup(some(fuzz::state_setup_names(), random), random);
     return std::make_unique<fuzz::RecurrentWorld>(device, setup, random, tables.recurrent);
   }
   if (kind == 3) {
