@@ -4,21 +4,6 @@
 #include <sstream>
 
 namespace fuzz {
-namespace {
-
-LayerAttention draw_attention(const kvc_cache_desc& cache, support::Random& random) {
-  LayerAttention layer;
-  layer.bound = random.chance(0.7);
-  layer.desc.struct_size = sizeof layer.desc;
-  layer.desc.n_q_heads = cache.n_kv_heads * random.between(1, cache.max_q_heads / cache.n_kv_heads);
-  layer.desc.scale = random.pick({0.0f, 0.0f, 0.3f, 1.5f});
-  layer.desc.softcap = random.pick({0.0f, 0.0f, 2.0f, 15.0f});
-  if (random.chance(0.3))
-    for (int32_t h = 0; h < layer.desc.n_q_heads; ++h) layer.sinks.push_back(random.value());
-  return layer;
-}
-
-}  // namespace
 
 const std::vector<std::string>& encoder_setup_names() {
   static const std::vector<std::string> all = {"any", "few", "strict"};
@@ -49,7 +34,7 @@ EncoderSetup draw_encoder_setup(const std::string& name, support::Random& random
   setup.encoder.mask_dtype = random.pick<uint32_t>({0u, KVC_F32, KVC_F16});
   if (name == "few") setup.encoder.inputs = random.between(1, cache.max_sequences);
   for (int32_t layer = 0; layer < cache.n_layers; ++layer)
-    setup.attention.push_back(draw_attention(cache, random));
+    setup.attention.push_back(draw_layer_attention(cache, random, false));
   return setup;
 }
 

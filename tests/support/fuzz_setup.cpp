@@ -77,23 +77,6 @@ void draw_rope(Random& random, Setup& setup) {
   }
 }
 
-void draw_attention(Random& random, Setup& setup) {
-  setup.attention.resize(static_cast<size_t>(setup.cache.n_layers));
-  for (LayerAttention& layer : setup.attention) {
-    layer.bound = random.chance(0.7);
-    layer.desc.struct_size = sizeof layer.desc;
-    const int32_t groups = setup.cache.max_q_heads / setup.cache.n_kv_heads;
-    layer.desc.n_q_heads = setup.cache.n_kv_heads * random.between(1, groups);
-    layer.desc.scale = random.pick({0.0f, 0.0f, 0.3f, 1.5f});
-    layer.desc.softcap = random.pick({0.0f, 0.0f, 2.0f, 15.0f});
-    const bool slopes = random.chance(0.3), sinks = random.chance(0.3);
-    for (int32_t h = 0; h < layer.desc.n_q_heads; ++h) {
-      if (slopes) layer.slopes.push_back(static_cast<float>(random.unit()));
-      if (sinks) layer.sinks.push_back(random.value());
-    }
-  }
-}
-
 }  // namespace
 
 const std::vector<std::string>& setup_names() {
@@ -126,6 +109,21 @@ LayerRope draw_layer_rope(const kvc_cache_desc& cache, Random& random) {
   return layer;
 }
 
+LayerAttention draw_layer_attention(const kvc_cache_desc& cache, Random& random, bool with_slopes) {
+  LayerAttention layer;
+  layer.bound = random.chance(0.7);
+  layer.desc.struct_size = sizeof layer.desc;
+  layer.desc.n_q_heads = cache.n_kv_heads * random.between(1, cache.max_q_heads / cache.n_kv_heads);
+  layer.desc.scale = random.pick({0.0f, 0.0f, 0.3f, 1.5f});
+  layer.desc.softcap = random.pick({0.0f, 0.0f, 2.0f, 15.0f});
+  const bool slopes = with_slopes && random.chance(0.3), sinks = random.chance(0.3);
+  for (int32_t h = 0; h < layer.desc.n_q_heads; ++h) {
+    if (slopes) layer.slopes.push_back(static_cast<float>(random.unit()));
+    if (sinks) layer.sinks.push_back(random.value());
+  }
+  return layer;
+}
+
 Setup draw_setup(const std::string& name, Random& random, const InCommon& common) {
   Setup setup;
   setup.name = name;
@@ -138,7 +136,8 @@ Setup draw_setup(const std::string& name, Random& random, const InCommon& common
     setup.cache.cells = std::max(setup.cache.max_batch, random.between(most / 5, most * 3 / 4));
   }
   draw_rope(random, setup);
-  draw_attention(random, setup);
+  for (int32_t layer = 0; layer < setup.cache.n_layers; ++layer)
+    setup.attention.push_back(draw_layer_attention(setup.cache, random, true));
   return setup;
 }
 

@@ -41,6 +41,10 @@ struct LayerAttention {
   void bind(model::Constants& constants) const;
 };
 
+/// `with_slopes`: the kind takes ALiBi's slopes.
+LayerAttention draw_layer_attention(const kvc_cache_desc& cache, support::Random& random,
+                                    bool with_slopes);
+
 struct Setup {
   std::string name;
   kvc_cache_desc cache{};

@@ -3,24 +3,6 @@
 #include <sstream>
 
 namespace fuzz {
-namespace {
-
-LayerAttention draw_attention(const kvc_cache_desc& cache, support::Random& random) {
-  LayerAttention layer;
-  layer.bound = random.chance(0.7);
-  layer.desc.struct_size = sizeof layer.desc;
-  layer.desc.n_q_heads = cache.n_kv_heads * random.between(1, cache.max_q_heads / cache.n_kv_heads);
-  layer.desc.scale = random.pick({0.0f, 0.0f, 0.3f, 1.5f});
-  layer.desc.softcap = random.pick({0.0f, 0.0f, 2.0f, 15.0f});
-  const bool slopes = random.chance(0.3), sinks = random.chance(0.3);
-  for (int32_t h = 0; h < layer.desc.n_q_heads; ++h) {
-    if (slopes) layer.slopes.push_back(static_cast<float>(random.unit()));
-    if (sinks) layer.sinks.push_back(random.value());
-  }
-  return layer;
-}
-
-}  // namespace
 
 const std::vector<std::string>& rows_setup_names() {
   static const std::vector<std::string> all = {"any", "ring", "window", "value_heads"};
@@ -53,7 +35,7 @@ RowsSetup draw_rows_setup(const std::string& name, support::Random& random, cons
   if (name == "value_heads" && !(cache.flags & (KVC_CACHE_V_IN_K | KVC_CACHE_INTERLEAVED)))
     transformer.value_heads = random.between(1, 4);
   for (int32_t layer = 0; layer < cache.n_layers; ++layer)
-    setup.attention.push_back(draw_attention(cache, random));
+    setup.attention.push_back(draw_layer_attention(cache, random, true));
   return setup;
 }
 
