@@ -3,14 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "kvc/operators.h"
 #include "support/abi.hpp"
 #include "support/array.hpp"
+#include "support/vectors.hpp"
 #include "tests/model/attention.hpp"
 #include "tests/model/dropout.hpp"
 #include "tests/model/formats.hpp"
@@ -293,11 +291,7 @@ TEST(Forward, WithDropout) {
 // ---- Vectors ------------------------------------------------------------------------------------------------------------
 
 void fill_wave(Array& array, int64_t first, int64_t n, uint64_t salt, double factor) {
-  for (int64_t i = 0; i < n; ++i) {
-    const auto mixed = static_cast<uint32_t>(static_cast<uint64_t>(i + 1) * 2654435761u +
-                                             salt * 2246822519u);
-    array.set(first + i, factor * (static_cast<double>(mixed >> 16) / 32768 - 1));
-  }
+  for (const float value : support::wave(salt, n)) array.set(first++, factor * double{value});
 }
 
 double number(const json& value) { return value.is_string() ? -HUGE_VAL : value.get<double>(); }
@@ -392,9 +386,8 @@ void replay(kvc_device* device, const json& one, const char* name) {
 
 TEST(Forward, ReplaysTheVectors) {
   const support::Device device(1);
-  std::ifstream stream(std::filesystem::path(__FILE__).parent_path() / "vectors" / "attention.json");
   size_t n = 0;
-  const json all = json::parse(stream);
+  const json all = support::vectors("attention.json");
   for (const json& one : all["attention"]) {
     SCOPED_TRACE(one.dump().substr(0, 300));
     replay(device, one, "vanilla");

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kvc/rows.h"
+#include "support/array.hpp"
 #include "support/lightning_rig.hpp"
 
 namespace {

@@ -5,12 +5,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "support/lightning_rig.hpp"
+#include "support/vectors.hpp"
 
 namespace {
 
@@ -18,11 +16,7 @@ using nlohmann::json;
 using Numbers = std::vector<int32_t>;
 
 const json& vectors() {
-  static const json all = [] {
-    std::ifstream stream(std::filesystem::path(__FILE__).parent_path() / "vectors" /
-                         "lightning.json");
-    return json::parse(stream);
-  }();
+  static const json all = support::vectors("lightning.json");
   return all;
 }
 

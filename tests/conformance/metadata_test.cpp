@@ -3,25 +3,19 @@
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "kvc/metadata.h"
 #include "support/abi.hpp"
 #include "support/message_rules.hpp"
+#include "support/vectors.hpp"
 
 namespace {
 
 using nlohmann::json;
 
 const json& vectors() {
-  static const json all = [] {
-    std::ifstream stream(std::filesystem::path(__FILE__).parent_path() / "vectors" /
-                         "metadata.json");
-    return json::parse(stream);
-  }();
+  static const json all = support::vectors("metadata.json");
   return all;
 }
 

@@ -3,14 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "kvc/experimental.h"
 #include "kvc/operators.h"
 #include "support/abi.hpp"
 #include "support/array.hpp"
+#include "support/vectors.hpp"
 #include "tests/model/formats.hpp"
 
 namespace {
@@ -110,10 +108,8 @@ TEST(Partials, RepeatHeadsOfEveryType) {
 }
 
 TEST(Partials, DropoutMasksAreThoseOfTheVectors) {
-  const auto file = std::filesystem::path(__FILE__).parent_path() / "vectors" / "attention.json";
-  std::ifstream stream(file);
   Random random(13);
-  const nlohmann::json all = nlohmann::json::parse(stream);
+  const nlohmann::json all = support::vectors("attention.json");
   ASSERT_EQ(all["dropout"].size(), 12u);
   for (const nlohmann::json& one : all["dropout"]) {
     const std::vector<int32_t> q = one["q_position"], k = one["k_position"];

@@ -3,15 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "kvc/transformer.h"
 #include "support/abi.hpp"
 #include "support/array.hpp"
 #include "support/host_view.hpp"
+#include "support/vectors.hpp"
 #include "tests/model/rows_oracle.hpp"
 
 namespace {
@@ -378,18 +376,11 @@ void replay(const json& script) {
   }
 }
 
-const json& scripts() {
-  static const json all = [] {
-    std::ifstream stream(std::filesystem::path(__FILE__).parent_path() / "vectors" / "rows.json");
-    return json::parse(stream)["transformer"];
-  }();
-  return all;
-}
-
 template <class Player>
 void replay_all() {
-  ASSERT_EQ(scripts().size(), 94u);
-  for (const json& script : scripts()) replay<Player>(script);
+  const json scripts = support::vectors("rows.json")["transformer"];
+  ASSERT_EQ(scripts.size(), 94u);
+  for (const json& script : scripts) replay<Player>(script);
 }
 
 TEST(RowsVectors, OnTheOracle) { replay_all<OraclePlayer>(); }

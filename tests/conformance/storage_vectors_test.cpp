@@ -4,27 +4,22 @@
 
 #include <bit>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "support/abi.hpp"
 #include "support/array.hpp"
+#include "support/vectors.hpp"
 #include "tests/model/formats.hpp"
 #include "tests/model/storage.hpp"
 
 namespace {
 
 using nlohmann::json;
-using support::Array;
+using support::Array, support::wave;
 using Bytes = std::vector<uint8_t>;
 
 const json& vectors() {
-  static const json all = [] {
-    std::ifstream stream(std::filesystem::path(__FILE__).parent_path() / "vectors" / "storage.json");
-    return json::parse(stream);
-  }();
+  static const json all = support::vectors("storage.json");
   return all;
 }
 
@@ -45,16 +40,6 @@ Bytes bytes_of(const std::string& hex) {
   for (size_t i = 0; i < hex.size(); i += 2)
     bytes.push_back(static_cast<uint8_t>(std::stoul(hex.substr(i, 2), nullptr, 16)));
   return bytes;
-}
-
-std::vector<float> wave(uint64_t salt, int64_t n) {
-  std::vector<float> values;
-  for (int64_t i = 0; i < n; ++i) {
-    const auto mixed = static_cast<uint32_t>(static_cast<uint64_t>(i + 1) * 2654435761u +
-                                             salt * 2246822519u);
-    values.push_back(static_cast<float>(mixed >> 16) / 32768 - 1);
-  }
-  return values;
 }
 
 /// One entry of the vectors' codecs.

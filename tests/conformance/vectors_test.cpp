@@ -4,11 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "support/vectors.hpp"
 #include "support/vectors_players.hpp"
 
 namespace {
@@ -17,15 +16,10 @@ using nlohmann::json;
 using players::Numbers;
 using players::Player;
 
-json file(const char* name) {
-  std::ifstream stream(std::filesystem::path(__FILE__).parent_path() / "vectors" / name);
-  return json::parse(stream);
-}
-
 /// The scripts of causal caches in the form of those of all kinds. `times`: that many children, all alike.
 json causal_scripts(bool wrapped, size_t times) {
   json scripts = json::array();
-  for (json entry : file("causal.json")) {
+  for (json entry : support::vectors("causal.json")) {
     json child = entry["cache"];
     child["kind"] = "causal";
     json steps = json::array();
@@ -223,7 +217,7 @@ struct Replay {
 };
 
 void replay_all(Replay replay) {
-  replay(file("kinds.json"));
+  replay(support::vectors("kinds.json"));
   replay(causal_scripts(false, 1));
   replay(causal_scripts(true, 1));
   replay(causal_scripts(true, 2));

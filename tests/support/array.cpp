@@ -120,4 +120,14 @@ double broadcast_get(const Array& array, std::initializer_list<int64_t> element)
   return array.get(index);
 }
 
+std::vector<float> wave(uint64_t salt, int64_t n) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto mixed = static_cast<uint32_t>(static_cast<uint64_t>(i + 1) * 2654435761u +
+                                             salt * 2246822519u);
+    values.push_back(static_cast<float>(mixed >> 16) / 32768 - 1);
+  }
+  return values;
+}
+
 }  // namespace support

@@ -59,4 +59,7 @@ double broadcast_get(const Array& array, int64_t head, int64_t token, int64_t co
 /// The same of any number of dimensions.
 double broadcast_get(const Array& array, std::initializer_list<int64_t> element);
 
+/// The numbers of the vectors: each is exact in float32, between −1 and 1.
+std::vector<float> wave(uint64_t salt, int64_t n);
+
 }  // namespace support

@@ -4,17 +4,9 @@
 
 #include <limits>
 
-namespace support {
+#include "array.hpp"
 
-std::vector<float> wave(uint64_t salt, int64_t n) {
-  std::vector<float> values;
-  for (int64_t i = 0; i < n; ++i) {
-    const auto mixed = static_cast<uint32_t>(static_cast<uint64_t>(i + 1) * 2654435761u +
-                                             salt * 2246822519u);
-    values.push_back(static_cast<float>(mixed >> 16) / 32768 - 1);
-  }
-  return values;
-}
+namespace support {
 
 LightningRig::LightningRig(kvc_device* device) : device_(device) {
   desc.struct_size = sizeof desc;

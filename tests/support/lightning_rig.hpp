@@ -53,7 +53,4 @@ class LightningRig {
   std::vector<float> k_, v_, q_, out_;
 };
 
-/// Element i is exact in float32, between −1 and 1.
-std::vector<float> wave(uint64_t salt, int64_t n);
-
 }  // namespace support

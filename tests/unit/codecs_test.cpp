@@ -4,9 +4,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -16,6 +13,7 @@
 #include "core/base/half.hpp"
 #include "core/base/storage.hpp"
 #include "model/storage.hpp"
+#include "support/vectors.hpp"
 #include "unit/kernel_tables.hpp"
 
 namespace {
@@ -24,11 +22,7 @@ using namespace kvc;
 using nlohmann::json;
 
 const json& vectors() {
-  static const json all = [] {
-    const auto tests = std::filesystem::path(__FILE__).parent_path().parent_path();
-    std::ifstream stream(tests / "conformance" / "vectors" / "storage.json");
-    return json::parse(stream);
-  }();
+  static const json all = support::vectors("storage.json");
   return all;
 }
 

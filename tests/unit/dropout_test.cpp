@@ -5,19 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
+
+#include "support/vectors.hpp"
 
 namespace {
 
 using nlohmann::json;
 
-json vectors() {
-  const auto tests = std::filesystem::path(__FILE__).parent_path().parent_path();
-  std::ifstream stream(tests / "conformance" / "vectors" / "attention.json");
-  return json::parse(stream);
-}
+json vectors() { return support::vectors("attention.json"); }
 
 TEST(Philox, IsThatOfItsAuthors) {
   const json all = vectors()["philox"];
