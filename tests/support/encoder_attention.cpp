@@ -1,20 +1,10 @@
-#include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "encoder_world.hpp"
-#include "fuzz_world.hpp"
 
 /// attention, put_attention and what they add, compared with double.
 namespace fuzz {
 namespace {
-
-constexpr double too_large = 50;  // beyond it a logit's f32 rounding alone outgrows the tolerance
-
-bool wild(const std::vector<double>& values) {
-  return std::any_of(values.begin(), values.end(),
-                     [](double value) { return !(std::fabs(value) <= too_large); });
-}
 
 /// A shape that is broadcast to [heads, tokens, columns].
 std::vector<int64_t> some_shape(support::Random& random, int64_t heads, int64_t tokens,
@@ -26,11 +16,6 @@ std::vector<int64_t> some_shape(support::Random& random, int64_t heads, int64_t 
 }
 
 }  // namespace
-
-kvc_attention_extra EncoderWorld::Extra::describe() {
-  return support::extra(bias ? bias->tensor() : nullptr, mask ? mask->tensor() : nullptr,
-                        weights ? weights->tensor() : nullptr);
-}
 
 bool EncoderWorld::is_wild(int32_t layer, int32_t token) const {
   const int32_t input = oracle_.seen(token);
@@ -54,7 +39,6 @@ EncoderWorld::Extra EncoderWorld::draw_extra(int64_t heads, int32_t first, int32
                                              bool where_known) {
   Extra extra;
   extra.first = first;
-  extra.columns = columns;
   const int64_t n = n_tokens();
   if (random_.chance(0.4)) {
     const uint32_t dtype = random_.pick<uint32_t>({KVC_F32, KVC_F16, KVC_BF16});
@@ -113,58 +97,13 @@ kvc_status EncoderWorld::spoil(Queries& queries, kvc_attention_extra& desc) {
 
 void EncoderWorld::compare_attention(int32_t layer, const Queries& queries, bool with_lse,
                                      const Extra& extra) {
-  const support::Array &out = queries.out, &lse = queries.lse;
-  if (!out.gaps_intact() || !lse.gaps_intact() || (extra.weights && !extra.weights->gaps_intact()))
-    differ("attention wrote beside its output");
   const auto heads = static_cast<int32_t>(queries.q.tensor()->shape[1]);
-  const model::AttentionResult expected = oracle_.attend(layer, heads, queries.q.doubles(),
-                                                         oracle_bias(extra));
-  const int64_t dv = oracle_.cache.head_dim_v;
-  for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
-    if (is_wild(layer, t)) {
-      ++counts_.rows_wild;
-      continue;
-    }
-    ++counts_.rows_compared;
-    for (int32_t h = 0; h < heads; ++h) {
-      const int64_t row = t * heads + h;
-      const double largest = expected.largest[static_cast<size_t>(row)];
-      const double magnitude = expected.magnitude[static_cast<size_t>(row)];
-      const double sum = expected.lse[static_cast<size_t>(row)];
-      for (int64_t d = 0; d < dv; ++d) {
-        const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
-        const double got = out.get(row * dv + d);
-        counts_.trace(std::bit_cast<uint64_t>(got));
-        const double tolerance = model::attention_error(magnitude, largest) +
-                                 0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
-        if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
-          differ("attention of batch token " + std::to_string(t) + " head " + std::to_string(h) +
-                 " dimension " + std::to_string(d) + " is " + std::to_string(got) + ", expected " +
-                 std::to_string(wanted));
-      }
-      if (with_lse && lse.get(row) != sum &&
-          !(std::fabs(lse.get(row) - sum) <= model::log_sum_exp_error(magnitude)))
-        differ("log-sum-exp is " + std::to_string(lse.get(row)) + ", expected " + std::to_string(sum));
-      if (extra.weights) compare_weights(t, h, extra, expected, heads);
-    }
-  }
-}
-
-/// A weight where the row sees something, 0 everywhere else.
-void EncoderWorld::compare_weights(int32_t token, int32_t head, const Extra& extra,
-                                   const model::AttentionResult& expected, int32_t heads) const {
-  std::vector<double> wanted(static_cast<size_t>(extra.columns));
-  const auto row = static_cast<size_t>(token * heads + head);
-  for (const auto& [position, weight] : expected.weights[row])
-    wanted[static_cast<size_t>(cell_of_.at(oracle_.seen(token)) + position - extra.first)] = weight;
-  const double slack = 4e-5 + logit_rounding(expected.lse[row]);
-  for (int32_t c = 0; c < extra.columns; ++c) {
-    const double got = support::broadcast_get(*extra.weights, head, token, c);
-    const double exact = wanted[static_cast<size_t>(c)];
-    if (!(exact == 0 ? got == 0 : std::fabs(got - exact) <= slack))
-      differ("the weight of batch token " + std::to_string(token) + " column " + std::to_string(c) +
-             " is " + std::to_string(got) + ", expected " + std::to_string(exact));
-  }
+  AttentionWorld::compare_attention(
+      layer, queries, with_lse, extra,
+      oracle_.attend(layer, heads, queries.q.doubles(), oracle_bias(extra)),
+      [&](int32_t token, int32_t row) {
+        return cell_of_.at(oracle_.seen(token)) + row - extra.first;
+      });
 }
 
 void EncoderWorld::attention() {

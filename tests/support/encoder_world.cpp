@@ -8,7 +8,7 @@ namespace fuzz {
 
 EncoderWorld::EncoderWorld(kvc_device* device, const EncoderSetup& setup,
                            const support::Random& random, Counts& counts)
-    : KindWorld(device, random, counts), setup_(setup), oracle_(setup.cache, setup.encoder) {
+    : AttentionWorld(device, random, counts), setup_(setup), oracle_(setup.cache, setup.encoder) {
   cache_.status = kvc_cache_create(device, &setup.cache, &setup.encoder, &cache_.handle);
   if (cache_.status != KVC_OK) differ("create: " + support::last_message());
   for (int32_t layer = 0; layer < setup_.cache.n_layers; ++layer) {

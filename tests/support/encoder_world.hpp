@@ -1,27 +1,25 @@
 #pragma once
 #include <map>
-#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "attention_world.hpp"
 #include "encoder_setup.hpp"
-#include "fuzz_kind.hpp"
 #include "model/encoder_oracle.hpp"
 
 namespace fuzz {
 
 /// An encoder cache and its oracle.
 ///
-/// The parts, besides those of KindWorld: encoder_world.cpp (choices and arguments), encoder_passes.cpp (puts, sharing,
+/// The parts, besides those of AttentionWorld: encoder_world.cpp (choices and arguments), encoder_passes.cpp (puts, sharing,
 /// constants, calls that the kind lacks), encoder_attention.cpp (attention against double), encoder_reading.cpp (views, mask,
 /// gather), encoder_checks.cpp (what is compared after every operation, the state in other slots).
-class EncoderWorld : public KindWorld {
+class EncoderWorld : public AttentionWorld {
  public:
   EncoderWorld(kvc_device* device, const EncoderSetup& setup, const support::Random& random,
                Counts& counts);
 
-  kvc_cache* handle() const override { return cache_; }
   model::EncoderOracle& oracle() override { return oracle_; }
   void give_flags(Batch& batch) override;
   void give_poison_flags(Batch& batch) const override;
@@ -41,11 +39,9 @@ class EncoderWorld : public KindWorld {
   int32_t carrying_sequence();              // rather one that carries an input
   int32_t some_length(int32_t sequence);
   int32_t q_heads(int32_t layer);
+  int32_t q_len() const override { return oracle_.pass.n_tokens; }
 
   // Passes.
-  struct KeysAndValues {
-    support::Array k, v;
-  };
   KeysAndValues draw_keys_and_values(int32_t n);
   /// Gives v another number of rows than k, rarely.
   kvc_status spoil(KeysAndValues& put);
@@ -63,27 +59,19 @@ class EncoderWorld : public KindWorld {
   void lacking();
 
   // Attention.
-  /// What one attention call adds; its columns begin at the cell `first`.
-  struct Extra {
-    std::optional<support::Array> bias, mask, weights;
-    int32_t first = 0, columns = 0;
-    kvc_attention_extra describe();
+  /// Its columns begin at the cell `first`.
+  struct Extra : AttentionWorld::Extra {
+    int32_t first = 0;
   };
   /// Of the columns; `where_known`: which cells a token sees is known, so what it does not see may hold NaN.
   Extra draw_extra(int64_t heads, int32_t first, int32_t columns, bool where_known);
   model::Bias oracle_bias(const Extra& extra) const;
   void attention();
   void put_attention();
-  struct Queries {
-    support::Array q, out, lse;
-    kvc_tensor wrong{};  // one of them with another shape
-  };
   Queries draw_queries(int32_t heads);
   kvc_status spoil(Queries& queries, kvc_attention_extra& desc);
   void compare_attention(int32_t layer, const Queries& queries, bool with_lse, const Extra& extra);
-  void compare_weights(int32_t token, int32_t head, const Extra& extra,
-                       const model::AttentionResult& expected, int32_t heads) const;
-  bool is_wild(int32_t layer, int32_t token) const;
+  bool is_wild(int32_t layer, int32_t token) const override;
 
   // Reading.
   struct Span {
@@ -92,9 +80,6 @@ class EncoderWorld : public KindWorld {
   Span span() const;  // of the inputs that the batch sees; in a reserve pass of all slots
   bool sees(int32_t token, int32_t cell) const;
   void get();
-  struct Lent {
-    kvc_tensor codes{}, scales{};
-  };
   void get_codes();
   void compare_codes(int32_t layer, const Lent& lent, bool is_key) const;
   void get_copy();
@@ -122,7 +107,6 @@ class EncoderWorld : public KindWorld {
   void put_again(kvc_cache* other, int32_t sequence, int32_t position, int32_t input) const;
 
   EncoderSetup setup_;
-  support::Cache cache_;
   model::EncoderOracle oracle_;
   std::map<int32_t, int32_t> cell_of_;  // where an input was last seen to lie
 };

@@ -1,8 +1,6 @@
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
-#include "fuzz_world.hpp"
 #include "rows_world.hpp"
 
 /// attention, put_attention and what they add, compared with double.
@@ -20,19 +18,11 @@ std::vector<int64_t> some_shape(support::Random& random, const std::vector<int64
 
 }  // namespace
 
-kvc_attention_extra RowsWorld::Extra::describe() {
-  return support::extra(bias ? bias->tensor() : nullptr, mask ? mask->tensor() : nullptr,
-                        weights ? weights->tensor() : nullptr);
-}
-
 bool RowsWorld::is_wild(int32_t layer, int32_t token) const {
-  constexpr double too_large = 50;  // beyond it a logit's f32 rounding alone outgrows the tolerance
-  const auto wild = [](double value) { return !(std::fabs(value) <= too_large); };
-  for (const model::Token& each : oracle_.visible(token)) {
-    const std::vector<double> k = oracle_.key(layer, each), v = oracle_.value(layer, each);
-    if (std::any_of(k.begin(), k.end(), wild) || std::any_of(v.begin(), v.end(), wild)) return true;
-  }
-  return false;
+  const std::vector<model::Token> seen = oracle_.visible(token);
+  return std::any_of(seen.begin(), seen.end(), [&](const model::Token& each) {
+    return wild(oracle_.key(layer, each)) || wild(oracle_.value(layer, each));
+  });
 }
 
 /// Which columns of its row each token sees, [n_tokens][columns].
@@ -165,59 +155,11 @@ void RowsWorld::put_attention() {
 
 void RowsWorld::compare_attention(int32_t layer, const Queries& queries, bool with_lse,
                                   const Extra& extra) {
-  const support::Array &out = queries.out, &lse = queries.lse;
-  if (!out.gaps_intact() || !lse.gaps_intact() || (extra.weights && !extra.weights->gaps_intact()))
-    differ("attention wrote beside its output");
   const auto heads = static_cast<int32_t>(queries.q.tensor()->shape[2]);
-  const model::AttentionResult expected = model::attend(oracle_, layer, heads, queries.q.doubles(),
-                                                        oracle_bias(extra));
-  const int64_t dv = oracle_.cache.head_dim_v;
-  for (int32_t t = 0; t < oracle_.pass.n_tokens; ++t) {
-    if (is_wild(layer, t)) {
-      ++counts_.rows_wild;
-      continue;
-    }
-    ++counts_.rows_compared;
-    for (int32_t h = 0; h < heads; ++h) {
-      const int64_t row = t * heads + h;
-      const double largest = expected.largest[static_cast<size_t>(row)];
-      const double magnitude = expected.magnitude[static_cast<size_t>(row)];
-      const double sum = expected.lse[static_cast<size_t>(row)];
-      for (int64_t d = 0; d < dv; ++d) {
-        const double wanted = expected.out[static_cast<size_t>(row * dv + d)];
-        const double got = out.get(row * dv + d);
-        counts_.trace(std::bit_cast<uint64_t>(got));
-        const double tolerance = model::attention_error(magnitude, largest) +
-                                 0.51 * model::spacing(out.tensor()->dtype, wanted) + 1e-30;
-        if (!(std::fabs(got - wanted) <= tolerance))  // NaN is a difference
-          differ("attention of token " + std::to_string(t) + " of the batch, head " +
-                 std::to_string(h) + ", dimension " + std::to_string(d) + " is " +
-                 std::to_string(got) + ", expected " + std::to_string(wanted));
-      }
-      if (with_lse && lse.get(row) != sum &&
-          !(std::fabs(lse.get(row) - sum) <= model::log_sum_exp_error(magnitude)))
-        differ("log-sum-exp is " + std::to_string(lse.get(row)) + ", expected " + std::to_string(sum));
-      if (extra.weights) compare_weights(t, h, extra, expected, heads);
-    }
-  }
-}
-
-/// A weight where the row sees something, 0 everywhere else.
-void RowsWorld::compare_weights(int32_t token, int32_t head, const Extra& extra,
-                                const model::AttentionResult& expected, int32_t heads) const {
-  std::vector<double> wanted(static_cast<size_t>(oracle_.columns()));
-  const auto row = static_cast<size_t>(token * heads + head);
-  for (const auto& [position, weight] : expected.weights[row])
-    wanted[static_cast<size_t>(oracle_.column(position))] = weight;
-  const double slack = 4e-5 + logit_rounding(expected.lse[row]);
-  for (int32_t c = 0; c < oracle_.columns(); ++c) {
-    const double got = support::broadcast_get(*extra.weights,
-                                              {token / q_len(), head, token % q_len(), c});
-    const double exact = wanted[static_cast<size_t>(c)];
-    if (!(exact == 0 ? got == 0 : std::fabs(got - exact) <= slack))
-      differ("the weight of token " + std::to_string(token) + " of the batch, column " +
-             std::to_string(c) + " is " + std::to_string(got) + ", expected " + std::to_string(exact));
-  }
+  AttentionWorld::compare_attention(
+      layer, queries, with_lse, extra,
+      model::attend(oracle_, layer, heads, queries.q.doubles(), oracle_bias(extra)),
+      [&](int32_t, int32_t position) { return oracle_.column(position); });
 }
 
 }  // namespace fuzz

@@ -8,7 +8,7 @@ namespace fuzz {
 
 RowsWorld::RowsWorld(kvc_device* device, const RowsSetup& setup, const support::Random& random,
                      Counts& counts)
-    : KindWorld(device, random, counts), setup_(setup), oracle_(setup.cache, setup.transformer) {
+    : AttentionWorld(device, random, counts), setup_(setup), oracle_(setup.cache, setup.transformer) {
   cache_.status = kvc_cache_create(device, &setup.cache, &setup.transformer, &cache_.handle);
   if (cache_.status != KVC_OK) differ("create: " + support::last_message());
   for (int32_t layer = 0; layer < n_layers(); ++layer) {

@@ -3,8 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "fuzz_kind.hpp"
-#include "model/attention.hpp"
+#include "attention_world.hpp"
 #include "model/rows_oracle.hpp"
 #include "rows_setup.hpp"
 #include "stored_bytes.hpp"
@@ -13,15 +12,14 @@ namespace fuzz {
 
 /// A transformer cache and its oracle.
 ///
-/// The parts, besides those of KindWorld: rows_world.cpp (choices and arguments), rows_passes.cpp (passes of rows, puts, constants,
+/// The parts, besides those of AttentionWorld: rows_world.cpp (choices and arguments), rows_passes.cpp (passes of rows, puts, constants,
 /// calls that the kind lacks), rows_attention.cpp (attention against double), rows_reading.cpp (views, codes, copies, mask,
 /// gather), rows_moving.cpp (rows that are set, inserted and filled, the state in another cache), rows_checks.cpp (what is compared
 /// after every operation).
-class RowsWorld : public KindWorld {
+class RowsWorld : public AttentionWorld {
  public:
   RowsWorld(kvc_device* device, const RowsSetup& setup, const support::Random& random, Counts& counts);
 
-  kvc_cache* handle() const override { return cache_; }
   model::RowsOracle& oracle() override { return oracle_; }
   void give_flags(Batch&) override {}
   void put_nan(const Batch&) override { put_nan(); }
@@ -38,7 +36,7 @@ class RowsWorld : public KindWorld {
   int32_t some_put_layer();
   int32_t missing_layer();  // rather one that was not put
   int32_t q_heads(int32_t layer);
-  int32_t q_len() const { return oracle_.pass_open ? oracle_.pass.q_len : 1; }
+  int32_t q_len() const override { return oracle_.pass_open ? oracle_.pass.q_len : 1; }
   int32_t room(int32_t row) const;  // for tokens of a pass
 
   // Passes.
@@ -65,9 +63,6 @@ class RowsWorld : public KindWorld {
   void fits() override;
   void poison_by_abort() override;
   void put_nan();
-  struct KeysAndValues {
-    support::Array k, v;
-  };
   KeysAndValues draw_keys_and_values();
   const kvc_tensor* v_of(const KeysAndValues& drawn) const;
   kvc_status spoil(KeysAndValues& drawn);
@@ -80,15 +75,6 @@ class RowsWorld : public KindWorld {
   void lacking();
 
   // Attention.
-  /// What one attention call adds.
-  struct Extra {
-    std::optional<support::Array> bias, mask, weights;
-    kvc_attention_extra describe();
-  };
-  struct Queries {
-    support::Array q, out, lse;
-    kvc_tensor wrong{};  // one of them with another shape
-  };
   std::vector<std::vector<char>> seen_columns() const;
   Extra draw_extra(int64_t heads);
   void spoil_bias(support::Array& bias);
@@ -98,16 +84,10 @@ class RowsWorld : public KindWorld {
   void attention();
   void put_attention();
   void compare_attention(int32_t layer, const Queries& queries, bool with_lse, const Extra& extra);
-  void compare_weights(int32_t token, int32_t head, const Extra& extra,
-                       const model::AttentionResult& expected, int32_t heads) const;
-  bool is_wild(int32_t layer, int32_t token) const;
+  bool is_wild(int32_t layer, int32_t token) const override;
   bool attends() const { return oracle_.value_heads() == setup_.cache.n_kv_heads; }
 
   // Reading.
-  /// Codes and scales of one side, as views lend them.
-  struct Lent {
-    kvc_tensor codes{}, scales{};
-  };
   void get();
   void get_codes();
   void get_copy();
@@ -158,7 +138,6 @@ class RowsWorld : public KindWorld {
   Hash content_hash(int32_t content);
 
   RowsSetup setup_;
-  support::Cache cache_;
   std::vector<Hash> contents_;  // of those that cannot change any more
   model::RowsOracle oracle_;
 };
