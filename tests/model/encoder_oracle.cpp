@@ -7,14 +7,8 @@ namespace model {
 
 EncoderOracle::EncoderOracle(const kvc_cache_desc& cache_desc, const kvc_encoder_desc& encoder)
     : ListKind(cache_desc) {
-  if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
-  if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
-  if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
+  resolve_storage(cache, &storage_k, &storage_v);
   constants.resize(static_cast<size_t>(cache.n_layers));
-  storage_k = Storage(cache.dtype_k, cache.head_dim_k, cache.block_k,
-                      cache.flags & KVC_CACHE_ROTATE_K);
-  storage_v = Storage(cache.dtype_v, cache.head_dim_v, cache.block_v,
-                      cache.flags & KVC_CACHE_ROTATE_V);
   scales_k.assign(static_cast<size_t>(cache.n_layers * cache.n_kv_heads), 1);
   scales_v = scales_k;
   n_slots_ = encoder.inputs > 0

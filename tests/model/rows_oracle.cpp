@@ -12,15 +12,7 @@ constexpr int32_t furthest = std::numeric_limits<int32_t>::max() - 2;
 
 RowsOracle::RowsOracle(const kvc_cache_desc& cache_desc, const kvc_transformer_desc& desc)
     : ListKind(cache_desc), transformer(desc) {
-  if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
-  if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
-  if (v_in_k()) cache.dtype_v = cache.dtype_k;
-  if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
-  const bool rotates_v = cache.flags & (v_in_k() ? 0 : KVC_CACHE_ROTATE_V);
-  storage_k = Storage(cache.dtype_k, cache.head_dim_k, cache.block_k,
-                      cache.flags & KVC_CACHE_ROTATE_K);
-  storage_v = v_in_k() ? Storage(cache.dtype_k, cache.head_dim_v, 0, false)
-                       : Storage(cache.dtype_v, cache.head_dim_v, cache.block_v, rotates_v);
+  resolve_storage(cache, &storage_k, &storage_v);
   scales_k.assign(key_row(cache.n_layers, 0), 1);
   scales_v.assign(value_row(cache.n_layers, 0), 1);
   constants.resize(static_cast<size_t>(cache.n_layers));

@@ -152,6 +152,18 @@ double hadamard(int32_t i, int32_t j) {
 
 int32_t power_of_two_in(int32_t n) { return n & -n; }
 
+void resolve_storage(kvc_cache_desc& cache, Storage* k, Storage* v) {
+  const bool v_in_k = cache.flags & KVC_CACHE_V_IN_K;
+  if (cache.head_dim_v == 0) cache.head_dim_v = cache.head_dim_k;
+  if (cache.dtype_k == 0) cache.dtype_k = KVC_F32;
+  if (v_in_k) cache.dtype_v = cache.dtype_k;
+  if (cache.dtype_v == 0) cache.dtype_v = KVC_F32;
+  *k = Storage(cache.dtype_k, cache.head_dim_k, cache.block_k, cache.flags & KVC_CACHE_ROTATE_K);
+  *v = v_in_k ? Storage(cache.dtype_k, cache.head_dim_v, 0, false)
+              : Storage(cache.dtype_v, cache.head_dim_v, cache.block_v,
+                        cache.flags & KVC_CACHE_ROTATE_V);
+}
+
 Storage::Storage(uint32_t type, int32_t head_dim, int32_t asked, bool rotates)
     : dtype(type == 0 ? uint32_t{KVC_F32} : type),
       dim(head_dim),

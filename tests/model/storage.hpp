@@ -29,6 +29,9 @@ struct Storage {
   size_t scale_bytes() const;  // of a row
 };
 
+/// How a cache stores K and V. Fills in what its descriptor leaves to the library.
+void resolve_storage(kvc_cache_desc& cache, Storage* k, Storage* v);
+
 /// The largest power of two that divides n.
 int32_t power_of_two_in(int32_t n);
 
