@@ -12,16 +12,12 @@ namespace {
 
 /// A cache whose keys and values are tiny, so that what is left is bookkeeping.
 struct Ledger {
-  kvc_device* device = nullptr;
+  kvc_device* device = open_device(1);
   kvc_cache* cache = nullptr;
   std::vector<float> rows;
   kvc_tensor tensor;
 
   Ledger(int32_t sequences, int32_t capacity, int32_t reach, int32_t cells = 0) {
-    kvc_device_desc one = {};
-    one.struct_size = sizeof one;
-    one.n_threads = 1;
-    must(kvc_device_open("cpu", &one, nullptr, &device), "device");
     kvc_cache_desc desc = {};
     desc.struct_size = sizeof desc;
     desc.kind = KVC_CAUSAL;

@@ -20,9 +20,6 @@ class Cross {
       : layers_(layers),
         q_(KVC_F32, {tokens, setup.n_q_heads, setup.head_dim}),
         out_(KVC_F32, {tokens, setup.n_q_heads, setup.head_dim}) {
-    kvc_device_desc device = KVC_DEVICE_DESC_INIT;
-    device.n_threads = threads();
-    must(kvc_device_open("cpu", &device, nullptr, &device_), "device");
     kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
     desc.kind = KVC_ENCODER;
     desc.flags = KVC_CACHE_PREFAULT;
@@ -67,7 +64,7 @@ class Cross {
  private:
   const int32_t layers_;
   int32_t layer_ = 0;
-  kvc_device* device_ = nullptr;
+  kvc_device* device_ = open_device();
   kvc_cache* cache_ = nullptr;
   Array q_, out_;
 };

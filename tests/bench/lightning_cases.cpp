@@ -1,5 +1,3 @@
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -21,9 +19,6 @@ class Lightning {
  public:
   Lightning(int32_t layers, int32_t sequences, int32_t tokens, uint32_t dtype)
       : layers_(layers), sequences_(sequences), tokens_(tokens) {
-    kvc_device_desc device = KVC_DEVICE_DESC_INIT;
-    device.n_threads = threads();
-    must(kvc_device_open("cpu", &device, nullptr, &device_), "device");
     kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
     desc.kind = KVC_LIGHTNING;
     desc.flags = KVC_CACHE_PREFAULT;
@@ -74,33 +69,17 @@ class Lightning {
 
  private:
   int32_t layers_, sequences_, tokens_, next_ = 0;
-  kvc_device* device_ = nullptr;
+  kvc_device* device_ = open_device();
   kvc_cache* cache_ = nullptr;
   std::vector<Array> arrays_;
-};
-
-/// Blocks of one sequence's states of one layer, written once.
-class Blocks {
- public:
-  explicit Blocks(size_t n)
-      : memory_(static_cast<std::byte*>(std::aligned_alloc(size_t{2} << 20, n * state_bytes))) {
-    std::memset(memory_, 1, n * state_bytes);
-    for (size_t i = 0; i < n; ++i) at.push_back(memory_ + i * state_bytes);
-  }
-  ~Blocks() { std::free(memory_); }
-  Blocks(const Blocks&) = delete;
-  Blocks& operator=(const Blocks&) = delete;
-  std::vector<std::byte*> at;
-
- private:
-  std::byte* memory_;
 };
 
 /// The limit copies states of the same sizes: a pass reads each state and writes it to another slot.
 void decode_cost(Limits& limits) {
   constexpr int32_t layers = 16, batch = 8;
   Lightning lightning(layers, batch, 1, KVC_F16);
-  const Blocks before(size_t{layers} * batch), after(size_t{layers} * batch);
+  const Blocks before(size_t{layers} * batch, state_bytes),
+      after(size_t{layers} * batch, state_bytes);
   for (int i = 0; i < 3; ++i) lightning.pass();
   for (int pair = 0; pair < pairs(); ++pair) {
     std::vector<double> copies, passes;

@@ -232,6 +232,12 @@ struct Limits::State {
   }
 };
 
+Blocks::Blocks(size_t n, size_t bytes)
+    : memory_(static_cast<std::byte*>(std::aligned_alloc(size_t{2} << 20, n * bytes))) {
+  std::memset(memory_, 1, n * bytes);
+  for (size_t i = 0; i < n; ++i) at.push_back(memory_ + i * bytes);
+}
+
 Limits::Limits(int n_threads) : state_(new State()) {
   const size_t buffer_bytes = state_->buffer_bytes;
   void* memory = mmap(nullptr, buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,

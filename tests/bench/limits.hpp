@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <cstdlib>
 #include <vector>
 
 /// What this machine can do, measured beside every kernel call: reading memory and multiplying floats, on as many threads
@@ -8,6 +9,20 @@ namespace bench {
 
 /// So many bytes no cache of this machine holds, not even a good part of them: four times its last level, 1 GiB at least.
 size_t bytes_beyond_caches();
+
+/// So many blocks of so many bytes, written once.
+class Blocks {
+ public:
+  Blocks(size_t n, size_t bytes);
+  ~Blocks() { std::free(memory_); }
+  Blocks(const Blocks&) = delete;
+  Blocks& operator=(const Blocks&) = delete;
+
+  std::vector<std::byte*> at;
+
+ private:
+  std::byte* memory_;
+};
 
 class Limits {
  public:

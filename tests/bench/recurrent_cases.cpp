@@ -1,5 +1,3 @@
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -18,30 +16,9 @@ constexpr int32_t layers = 36;
 constexpr int64_t heads = 32, dim = 128;
 constexpr size_t layer_bytes = heads * dim * dim * sizeof(float);
 
-/// Blocks of the bytes of one layer's state, one per layer, written once.
-class Blocks {
- public:
-  Blocks()
-      : memory_(static_cast<std::byte*>(std::aligned_alloc(size_t{2} << 20, layers * layer_bytes))) {
-    std::memset(memory_, 1, layers * layer_bytes);
-    for (size_t layer = 0; layer < layers; ++layer) at_.push_back(memory_ + layer * layer_bytes);
-  }
-  ~Blocks() { std::free(memory_); }
-  Blocks(const Blocks&) = delete;
-  Blocks& operator=(const Blocks&) = delete;
-  const std::vector<std::byte*>& all() const { return at_; }
-
- private:
-  std::byte* memory_;
-  std::vector<std::byte*> at_;
-};
-
 class States {
  public:
   explicit States(uint32_t stored) {
-    kvc_device_desc device = KVC_DEVICE_DESC_INIT;
-    device.n_threads = threads();
-    must(kvc_device_open("cpu", &device, nullptr, &device_), "device");
     kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
     desc.kind = KVC_RECURRENT;
     desc.flags = KVC_CACHE_PREFAULT;
@@ -68,7 +45,7 @@ class States {
       for (int32_t layer = 0; layer < layers; ++layer) {
         kvc_tensor state;
         const int64_t shape[] = {1, heads, dim, dim};
-        std::byte* data = memory.all()[static_cast<size_t>(layer)];
+        std::byte* data = memory.at[static_cast<size_t>(layer)];
         must(kvc_tensor_dense(data, KVC_F32, 4, shape, &state), "tensor");
         must(kvc_state_get(cache_, layer, KVC_PART_RECURRENT, &state), "state_get");
         must(kvc_state_put(cache_, layer, KVC_PART_RECURRENT, &state), "state_put");
@@ -79,7 +56,7 @@ class States {
   }
 
  private:
-  kvc_device* device_ = nullptr;
+  kvc_device* device_ = open_device();
   kvc_cache* cache_ = nullptr;
   int32_t next_ = 0;
 };
@@ -87,14 +64,15 @@ class States {
 /// The limit copies the same bytes between blocks of the same sizes: in, and out to where the next pass takes them from.
 void copy_cost(Limits& limits) {
   States f32(KVC_F32), bf16(KVC_BF16);
-  const Blocks memory, before, after, between;
+  const Blocks memory(layers, layer_bytes), before(layers, layer_bytes), after(layers, layer_bytes),
+      between(layers, layer_bytes);
   const Blocks* from = &before;
   const Blocks* to = &after;
   const auto limit = [&] {
     std::vector<std::byte*> sources, targets;
     for (size_t layer = 0; layer < layers; ++layer) {
-      sources.insert(sources.end(), {from->all()[layer], between.all()[layer]});
-      targets.insert(targets.end(), {between.all()[layer], to->all()[layer]});
+      sources.insert(sources.end(), {from->at[layer], between.at[layer]});
+      targets.insert(targets.end(), {between.at[layer], to->at[layer]});
     }
     std::swap(from, to);
     return limits.copy_seconds(targets, sources, layer_bytes);

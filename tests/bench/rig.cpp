@@ -20,6 +20,14 @@ void must(kvc_status status, const char* what) {
   std::exit(1);
 }
 
+kvc_device* open_device(int32_t n_threads) {
+  kvc_device_desc desc = KVC_DEVICE_DESC_INIT;
+  desc.n_threads = n_threads != 0 ? n_threads : threads();
+  kvc_device* device = nullptr;
+  must(kvc_device_open("cpu", &desc, nullptr, &device), "device");
+  return device;
+}
+
 Array::Array(uint32_t dtype, const std::vector<int64_t>& shape) {
   must(kvc_tensor_dense(nullptr, dtype, static_cast<int32_t>(shape.size()), shape.data(), &tensor_),
        "tensor");
@@ -40,10 +48,7 @@ void Array::fill(uint32_t seed) {
 
 Rig::Rig(const Setup& setup) : setup_(setup) {
   if (setup_.head_dim_v == 0) setup_.head_dim_v = setup_.head_dim;
-  kvc_device_desc device = {};
-  device.struct_size = sizeof device;
-  device.n_threads = setup.n_threads != 0 ? setup.n_threads : threads();
-  must(kvc_device_open("cpu", &device, nullptr, &device_), "device");
+  device_ = open_device(setup.n_threads);
   kvc_cache_desc desc = {};
   desc.struct_size = sizeof desc;
   desc.kind = KVC_CAUSAL;

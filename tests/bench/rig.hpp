@@ -12,6 +12,9 @@ namespace bench {
 /// Ends the process with the message of a failed call: a bench that goes on after a failure measures nothing.
 void must(kvc_status status, const char* what);
 
+/// The device of this machine's processors; 0: as many threads as the run has.
+kvc_device* open_device(int32_t n_threads = 0);
+
 /// An array in 16- or 32-bit floats with a dense tensor over it.
 class Array {
  public:

@@ -160,10 +160,7 @@ void insert_cost(kvc_device* device, Limits& limits) {
 }  // namespace
 
 void rows_cases(Limits& limits) {
-  kvc_device_desc desc = KVC_DEVICE_DESC_INIT;
-  desc.n_threads = threads();
-  kvc_device* device = nullptr;
-  must(kvc_device_open("cpu", &desc, nullptr, &device), "device");
+  kvc_device* const device = open_device();
   beside_causal(device);
   insert_cost(device, limits);
   must(kvc_device_close(device), "close");

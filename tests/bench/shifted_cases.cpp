@@ -13,10 +13,6 @@ namespace {
 class Stream {
  public:
   explicit Stream(int32_t cells) {
-    kvc_device_desc device = {};
-    device.struct_size = sizeof device;
-    device.n_threads = threads();
-    must(kvc_device_open("cpu", &device, nullptr, &device_), "device");
     kvc_cache_desc desc = {};
     desc.struct_size = sizeof desc;
     desc.kind = KVC_CAUSAL;
@@ -91,7 +87,7 @@ class Stream {
     layer_ = (layer_ + 1) % layers;
   }
 
-  kvc_device* device_ = nullptr;
+  kvc_device* device_ = open_device();
   kvc_cache* cache_ = nullptr;
   int32_t next_ = 0, layer_ = 0;
   Array kv_{KVC_F32, {chunk, kv_heads, head_dim}};
