@@ -10,44 +10,11 @@
 
 namespace {
 
-using support::BadInput;
+using support::BadInput, support::expect_struct_sizes, support::Longer;
 using support::Specimen;
 
 constexpr kvc_status invalid = KVC_E_INVALID_ARGUMENT;
 constexpr int32_t least = INT32_MIN, most = INT32_MAX, billion = 1 << 30;
-
-/// A descriptor with room behind it, as a program built against a newer kvc would pass.
-template <class Descriptor>
-struct Longer {
-  Descriptor known;
-  unsigned char tail[32];
-};
-
-/// Calls with every wrong struct_size, and with a tail that the library does not know.
-template <class Descriptor>
-void expect_struct_sizes(BadInput& bad, const std::string& what, const Descriptor& good,
-                         const std::function<kvc_status(const Descriptor*)>& call) {
-  const auto size = static_cast<uint32_t>(sizeof good);
-  for (const uint32_t wrong : {0u, 1u, 4u, 7u, size - 1, size - 4, UINT32_MAX, 1u << 31}) {
-    Longer<Descriptor> desc{};
-    desc.known = good;
-    desc.known.struct_size = wrong;
-    bad.expect(invalid, what + ": struct_size " + std::to_string(wrong),
-               [&] { return call(&desc.known); });
-  }
-  for (const size_t at : {size_t{0}, size_t{31}}) {
-    Longer<Descriptor> desc{};
-    desc.known = good;
-    desc.known.struct_size = size + 32;
-    desc.tail[at] = 1;
-    bad.expect(KVC_E_VERSION, what + ": a field from the future", [&] { return call(&desc.known); });
-  }
-  Longer<Descriptor> desc{};
-  desc.known = good;
-  desc.known.struct_size = size + 32;
-  bad.expect(KVC_OK, what + ": fields from the future that are zero",
-             [&] { return call(&desc.known); });
-}
 
 TEST(BadDescriptors, Device) {
   BadInput bad(nullptr);

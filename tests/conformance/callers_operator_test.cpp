@@ -10,12 +10,12 @@
 #include "kvc/operators.h"
 #include "kvc/rows.h"
 #include "kvc/transformer.h"
-#include "support/abi.hpp"
 #include "support/array.hpp"
+#include "support/bad_input.hpp"
 
 namespace {
 
-using support::Array, support::last_message, support::Random;
+using support::Array, support::expect, support::last_message, support::Random;
 
 /// What the functions of a test do, and what they saw.
 struct Table {
@@ -145,12 +145,6 @@ kvc_operator* create(kvc_device* device, const char* name,
   kvc_operator* op = nullptr;
   EXPECT_EQ(kvc_operator_create(device, name, &desc, &op), KVC_OK) << last_message();
   return op;
-}
-
-void expect(kvc_status wanted, const char* word, kvc_status got) {
-  EXPECT_EQ(support::name(got), support::name(wanted)) << word << ": " << last_message();
-  if (got == KVC_OK) return;
-  EXPECT_NE(last_message().find(word), std::string::npos) << last_message();
 }
 
 /// A causal cache with RoPE, sequences and a window, whose passes attend twice: by the caller's operator and by the built-in one.

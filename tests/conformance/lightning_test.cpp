@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
+#include "kvc/rows.h"
+#include "support/bad_input.hpp"
 #include "support/lightning_rig.hpp"
 
 namespace {
@@ -62,15 +65,15 @@ TEST_F(Lightning, AttentionIsOfTheLayerThatWasPutLast) {
 }
 
 TEST_F(Lightning, APaddingTokenChangesNothingAndGetsZeros) {
-  Rig padded(device_);
-  create(rig_), create(padded);
+  create(rig_);
   rig_.pass({{0}, {1}, {0}}, 3);
   commit(rig_);
-  ASSERT_EQ(padded.begin({{KVC_NONE}, {KVC_NONE}}, 4), KVC_OK);  // fully put from the start
-  ASSERT_EQ(padded.attention(0), KVC_OK) << support::last_message();
-  for (const float x : padded.out()) EXPECT_EQ(x, 0);
-  commit(padded);
-  EXPECT_EQ(padded.next(0), 0);
+  const support::Digest before = support::digest(rig_.cache);
+  ASSERT_EQ(rig_.begin({{KVC_NONE}, {KVC_NONE}}, 4), KVC_OK);  // fully put from the start
+  ASSERT_EQ(rig_.attention(0), KVC_OK) << support::last_message();
+  for (const float x : rig_.out()) EXPECT_EQ(x, 0);
+  commit(rig_);
+  EXPECT_EQ(support::digest(rig_.cache), before);
 }
 
 TEST_F(Lightning, AMaskedTokenIsAGapWithAnOutput) {
@@ -105,8 +108,6 @@ TEST_F(Lightning, ALayerThatWasNotPutDecays) {
 
 /// Cutting a draft leaves what a pass of the kept tokens alone makes, in layers that were put and in one that was not.
 TEST_F(Lightning, ADraftThatIsCutIsThePassOfItsKeptTokens) {
-  rig_.lightning.draft_states = 3;
-  rig_.n_q_heads = 4;
   for (int32_t keep = 0; keep <= 4; ++keep) {
     Rig drafted(device_), alone(device_);
     for (Rig* rig : {&drafted, &alone}) {
@@ -281,6 +282,91 @@ TEST_F(Lightning, AReservePassChecksAndDoesNothing) {
   EXPECT_EQ(kvc_attention(rig_.cache, 1, &k, &out, nullptr), KVC_OK) << support::last_message();
   ASSERT_EQ(kvc_commit(rig_.cache), KVC_OK);
   EXPECT_EQ(support::digest(rig_.cache), digest);
+}
+
+TEST_F(Lightning, DescriptorsBeyondTheirBounds) {
+  constexpr kvc_status invalid = KVC_E_INVALID_ARGUMENT;
+  struct Case {
+    const char* what;
+    kvc_status expected;
+    void (*spoil)(kvc_cache_desc&, kvc_lightning_desc&);
+  };
+  const Case cases[] = {
+      {"capacity", invalid, [](auto& d, auto&) { d.capacity = 1; }},
+      {"cells", invalid, [](auto& d, auto&) { d.cells = 1; }},
+      {"block_k", invalid, [](auto& d, auto&) { d.block_k = 32; }},
+      {"block_v", invalid, [](auto& d, auto&) { d.block_v = 32; }},
+      {"v_first", invalid, [](auto& d, auto&) { d.v_first = 1; }},
+      {"dtype_k", KVC_E_DTYPE, [](auto& d, auto&) { d.dtype_k = KVC_F16; }},
+      {"dtype_v", KVC_E_DTYPE, [](auto& d, auto&) { d.dtype_v = KVC_BF16; }},
+      {"rotated K", invalid, [](auto& d, auto&) { d.flags = KVC_CACHE_ROTATE_K; }},
+      {"V within K", invalid, [](auto& d, auto&) { d.flags = KVC_CACHE_V_IN_K; }},
+      {"head_dim_k", invalid, [](auto& d, auto&) { d.head_dim_k = 0; }},
+      {"max_batch", invalid, [](auto& d, auto&) { d.max_batch = 0; }},
+      {"slots", KVC_E_OVERFLOW, [](auto& d, auto&) { d.max_sequences = 1 << 30; }},
+      {"flags", invalid, [](auto&, auto& l) { l.flags = 2; }},
+      {"kind", invalid, [](auto&, auto& l) { l.kind = KVC_RECURRENT; }},
+      {"block", invalid, [](auto&, auto& l) { l.block = -1; }},
+      {"block", invalid, [](auto&, auto& l) { l.block = 1025; }},
+      {"checkpoints", invalid, [](auto&, auto& l) { l.checkpoints = -2; }},
+      {"checkpoint_interval", invalid, [](auto&, auto& l) { l.checkpoint_interval = -2; }},
+      {"checkpoint_min_pos", invalid, [](auto&, auto& l) { l.checkpoint_min_pos = -2; }},
+      {"draft_states", invalid, [](auto&, auto& l) { l.draft_states = -1; }},
+      {"draft_states", invalid, [](auto&, auto& l) { l.draft_states = 65537; }}};
+  support::BadInput bad(nullptr);
+  for (const Case& each : cases) {
+    kvc_cache_desc desc = rig_.desc;
+    kvc_lightning_desc lightning = rig_.lightning;
+    each.spoil(desc, lightning);
+    bad.expect(each.expected, each.what, [&] {
+      uint64_t bytes = 0;
+      kvc_cache* cache = nullptr;
+      const kvc_status told = kvc_cache_memory_bytes(device_, &desc, &lightning, &bytes);
+      const kvc_status status = kvc_cache_create(device_, &desc, &lightning, &cache);
+      EXPECT_EQ(support::name(told), support::name(status)) << each.what;
+      EXPECT_EQ(cache, nullptr) << each.what;
+      return status;
+    });
+  }
+}
+
+TEST_F(Lightning, StatesThatAreNotReadAndNotWritten) {
+  constexpr kvc_status invalid = KVC_E_INVALID_ARGUMENT;
+  create(rig_);
+  rig_.pass({{0}, {1}}, 3);
+  commit(rig_);
+  support::BadInput bad(rig_.cache);
+  std::vector<float> data(2 * 2 * 5 * 20);
+  kvc_tensor state = support::dense(data.data(), KVC_F32, {2, 2, 5, 20});
+  const auto read = [&](int32_t layer, int32_t first, int32_t n) {
+    return kvc_lightning_read(rig_.cache, layer, first, n, &state);
+  };
+  const auto write = [&](int32_t layer, int32_t first, int32_t n) {
+    return kvc_lightning_write(rig_.cache, layer, first, n, &state);
+  };
+  for (const support::Fault& fault : support::faults(state, support::Fault::written)) {
+    const kvc_tensor good = state;
+    fault.spoil(state);
+    bad.expect(fault.expected, "read " + fault.what, [&] { return read(1, 0, 2); });
+    state = good;
+  }
+  support::expect_faults(bad, "write", state, false, [&] { return write(1, 0, 2); });
+  const std::array<int32_t, 3> wrong[] = {{-1, 0, 2}, {2, 0, 2}, {INT32_MAX, 0, 2},
+                                          {0, -1, 2}, {0, 3, 2}, {0, INT32_MIN, 2},
+                                          {0, 0, -1}, {0, 0, 5}, {0, 1, INT32_MAX}};
+  for (const std::array<int32_t, 3>& at : wrong) {
+    bad.expect(invalid, "read", [&] { return read(at[0], at[1], at[2]); });
+    bad.expect(invalid, "write", [&] { return write(at[0], at[1], at[2]); });
+  }
+  bad.expect(invalid, "no tensor", [&] { return kvc_lightning_read(rig_.cache, 0, 0, 2, nullptr); });
+  bad.expect(invalid, "no tensor", [&] { return kvc_lightning_write(rig_.cache, 0, 0, 2, nullptr); });
+
+  Rig bare(device_);  // without slopes
+  ASSERT_EQ(kvc_cache_create(device_, &bare.desc, nullptr, &bare.cache.handle), KVC_OK);
+  const int32_t index[] = {4, 4};
+  ASSERT_EQ(kvc_rows_set(bare.cache, 0, 2, index, nullptr), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_lightning_write(bare.cache, 0, 0, 2, &state), KVC_E_BAD_STATE);
+  support::expect_words("without slopes", {"layer 0 has no slopes"});
 }
 
 TEST_F(Lightning, SlopesOfUnknownFamilies) {

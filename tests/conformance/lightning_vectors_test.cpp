@@ -153,6 +153,7 @@ TEST(LightningVectors, Slopes) {
                                                     {"lightning2", KVC_SLOPES_LIGHTNING2},
                                                     {"minimax", KVC_SLOPES_MINIMAX},
                                                     {"linear", KVC_SLOPES_LINEAR}};
+  ASSERT_EQ(vectors()["slopes"].size(), 10u);
   for (const json& fields : vectors()["slopes"]) {
     const int32_t heads = fields["heads"];
     std::vector<float> slopes(static_cast<size_t>(heads));

@@ -403,6 +403,7 @@ TEST(Metadata, TextThatIsNoObjectIsCorrupt) {
 // ---- Padding -----------------------------------------------------------------------------------------------------------------
 
 TEST(Padding, FindsBothEnds) {
+  ASSERT_EQ(vectors()["padding"].size(), 2u);
   for (const json& vector : vectors()["padding"]) {
     const auto rows = vector["ids"].get<std::vector<std::vector<int32_t>>>();
     std::vector<int32_t> ids, starts(rows.size(), -7), ends(rows.size(), -7);

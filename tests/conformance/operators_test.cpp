@@ -10,12 +10,12 @@
 #include "kvc/encoder.h"
 #include "kvc/lightning.h"
 #include "kvc/operators.h"
-#include "support/abi.hpp"
 #include "support/array.hpp"
+#include "support/bad_input.hpp"
 
 namespace {
 
-using support::Array, support::last_message;
+using support::Array, support::expect, support::last_message;
 
 /// A handle that ends with its scope.
 class Operator {
@@ -32,12 +32,6 @@ class Operator {
   kvc_operator* handle = nullptr;
   kvc_status status = KVC_OK;
 };
-
-void expect(kvc_status wanted, const char* word, kvc_status got) {
-  EXPECT_EQ(support::name(got), support::name(wanted)) << word << ": " << last_message();
-  if (got == KVC_OK) return;
-  EXPECT_NE(last_message().find(word), std::string::npos) << last_message();
-}
 
 TEST(Registry, ListsNamesWithTheirAliases) {
   const support::Device device(1);

@@ -217,6 +217,9 @@ TEST(Partials, RefuseWhatIsWrong) {
   refuse(KVC_E_INVALID_ARGUMENT, "q_position", [&] { return dropout(0, 0, 0, nullptr, at); });
   refuse(KVC_E_SHAPE, "into",
          [&] { return kvc_dropout_mask(1, 0, 0, 0, 2, at, 1, at, mask.tensor()); });
+  Array many(KVC_BOOL, {65537, 1, 1});
+  refuse(KVC_E_NOT_SUPPORTED, "65537 heads",
+         [&] { return kvc_dropout_mask(1, 0, 0, 0, 1, at, 1, at, many.tensor()); });
 
   uint32_t mode = 0;
   refuse(KVC_E_SHAPE, "q has 3", [&] { return kvc_mode_of(o.tensor(), 1, &mode); });

@@ -86,7 +86,6 @@ TEST_F(RowsTest, MasksOfRowsAndOfTokens) {
 
 TEST_F(RowsTest, PostpaddedReadsTheLengthsOffTheMask) {
   rig_.create();
-  const std::vector<std::vector<uint8_t>> mask = {{1, 1, 0}, {1, 1, 1}, {0, 0, 0}};
   std::vector<uint8_t> shown = {1, 1, 0, 1, 1, 1, 0, 0, 0};
   kvc_tensor tensor = support::dense(shown.data(), KVC_BOOL, {3, 3});
   ASSERT_EQ(kvc_begin_rows(rig_.cache, 3, KVC_ROWS_POSTPADDED, nullptr, &tensor, nullptr, nullptr), KVC_OK)

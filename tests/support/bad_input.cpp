@@ -87,6 +87,12 @@ void expect_faults(BadInput& bad, const std::string& name, kvc_tensor& tensor, b
   tensor = good;
 }
 
+void expect(kvc_status wanted, const char* word, kvc_status got) {
+  EXPECT_EQ(name(got), name(wanted)) << word << ": " << last_message();
+  if (got == KVC_OK) return;
+  EXPECT_NE(last_message().find(word), std::string::npos) << last_message();
+}
+
 void expect_words(const std::string& what, const std::vector<std::string>& words) {
   const std::string message = support::last_message();
   for (const std::string& word : words)
