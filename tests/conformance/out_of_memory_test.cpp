@@ -129,11 +129,11 @@ struct Kind {
   const void* kind_desc;
 };
 
-constexpr int32_t n_wrapped = 3;  // the others have no pass in common with those
+constexpr int32_t n_wrapped = 4;  // the last one has no pass in common with those
 
 /// Creates a cache of each kind and a wrapper of the first ones; as many as there is memory for, which end again.
-kvc_status caches_once(kvc_device* device, const std::array<Kind, 4>& kinds) {
-  kvc_cache* caches[4] = {};
+kvc_status caches_once(kvc_device* device, const std::array<Kind, 5>& kinds) {
+  kvc_cache* caches[5] = {};
   int32_t n = 0;
   kvc_status status = KVC_OK;
   for (const Kind& kind : kinds) {
@@ -183,15 +183,17 @@ kvc_status live_once() {
   kvc_recurrent_desc recurrent = KVC_RECURRENT_DESC_INIT;
   recurrent.state_size = recurrent.conv_channels = 8;
   recurrent.conv_dim = 3;
-  std::array<Kind, 4> kinds = {};
+  std::array<Kind, 5> kinds = {};
   kinds[0].desc = kinds[1].desc = support::cache_desc(2, 2, 8, 8);
   kinds[1].desc.kind = KVC_ENCODER;
   kinds[2] = {KVC_CACHE_DESC_INIT, &recurrent};
   kinds[2].desc.kind = KVC_RECURRENT;
   kinds[2].desc.n_layers = 2;
   kinds[2].desc.max_batch = 16;
-  kinds[3].desc = kinds[0].desc;
-  kinds[3].desc.kind = KVC_TRANSFORMER;
+  kinds[3].desc = kinds[4].desc = kinds[0].desc;
+  kinds[3].desc.kind = KVC_LIGHTNING;
+  kinds[3].desc.capacity = 0;
+  kinds[4].desc.kind = KVC_TRANSFORMER;
   for (Kind& kind : kinds) {
     kind.desc.max_sequences = 3;
     kind.desc.flags = KVC_CACHE_PREFAULT;

@@ -186,7 +186,9 @@ void RowsRig::expect_rows() const {
     const kvc_sequence_info info = sequence_info(cache, row);
     ASSERT_EQ(info.count, static_cast<int32_t>(r.held.size())) << "row " << row;
     EXPECT_EQ(info.first, r.held.empty() ? r.next : r.held.begin()->first);
-    for (const Place& place : places(cache, row)) {
+    const std::vector<Place> all = places(cache, row);
+    EXPECT_EQ(all.size(), r.held.size()) << "row " << row;
+    for (const Place& place : all) {
       EXPECT_EQ(place.cell, row * columns() + place.position % columns());
       EXPECT_TRUE(r.held.contains(place.position));
     }
