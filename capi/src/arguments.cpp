@@ -324,6 +324,14 @@ void fold_columns(const TokenDims& tokens, Tensor* tensor) {
   fold_tokens(tokens, 1, tensor);
 }
 
+Status check_counts(std::initializer_list<Count> counts, int32_t most) {
+  for (const Count& count : counts) {
+    if (count.value < 0 || count.value > most)
+      return out_of_range(count.name, count.value, 0, most);
+  }
+  return Status::ok;
+}
+
 void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out) {
   *out = {};
   out->data = view.data;
@@ -335,6 +343,25 @@ void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out) {
     out->shape[d] = view.shape[d];
     out->strides[d] = view.stride[d];
   }
+}
+
+void write_codes(const KeyValues::Codes& codes, const DeviceInfo& device, kvc_tensor* k,
+                 kvc_tensor* k_scales, kvc_tensor* v, kvc_tensor* v_scales) {
+  const auto write = [&device](const Tensor& view, kvc_tensor* out) {
+    if (out != nullptr) write_view(view, device, out);
+  };
+  write(codes.k, k);
+  write(codes.k_scales, k_scales);
+  write(codes.v, v);
+  write(codes.v_scales, v_scales);
+}
+
+Status fill_in(const Expected& shape, uint32_t dtype, const DeviceInfo& device, kvc_tensor* out) {
+  const auto s = static_cast<Status>(kvc_tensor_dense(nullptr, dtype, shape.ndim, shape.shape, out));
+  if (s != Status::ok) return s;
+  out->device_type = device.type;
+  out->device_id = device.id;
+  return Status::ok;
 }
 
 Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_heads) {

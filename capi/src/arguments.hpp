@@ -1,5 +1,6 @@
 #pragma once
 #include <cstring>
+#include <initializer_list>
 
 #include "core/base/messages.hpp"
 #include "core/base/status.hpp"
@@ -175,6 +176,11 @@ void fold_columns(const TokenDims& tokens, Tensor* tensor);
 
 /// A view as callers read it.
 void write_view(const Tensor& view, const DeviceInfo& device, kvc_tensor* out);
+/// Views of codes and scales; where one is null it is not wanted.
+void write_codes(const KeyValues::Codes& codes, const DeviceInfo& device, kvc_tensor* k,
+                 kvc_tensor* k_scales, kvc_tensor* v, kvc_tensor* v_scales);
+/// A tensor without data is filled in for the caller to allocate.
+Status fill_in(const Expected& shape, uint32_t dtype, const DeviceInfo& device, kvc_tensor* out);
 
 /// Whether a cache of these bounds can attend with so many query heads; `name` is where they come from.
 Status check_q_heads(const CacheBounds& bounds, const char* name, int64_t n_q_heads);
@@ -198,6 +204,14 @@ Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device,
 /// Constants of the model, but for what depends on layers.
 Status read_constants(const kvc_attention_desc& d, const float* slopes, const float* sinks,
                       AttentionConstants* constants);
+
+/// A whole number of a descriptor, by its name.
+struct Count {
+  const char* name;
+  int32_t value;
+};
+/// Whether each is from 0 to `most`.
+Status check_counts(std::initializer_list<Count> counts, int32_t most);
 
 /// INVALID_ARGUMENT: "out overlaps q".
 Status overlaps(const char* written, const char* other);

@@ -209,13 +209,8 @@ Status mask(KeyValues& cache, int32_t layer, kvc_tensor* into) {
                                         {tokens.extent[0], 1, tokens.extent[1], history},
                                         "batch, 1, q_len, columns"}
                              : Expected{2, {tokens.extent[0], history}, "n_tokens, history"};
-  if (into->data == nullptr) {
-    const Status s = static_cast<Status>(kvc_tensor_dense(
-        nullptr, static_cast<uint32_t>(cache.mask_dtype()), shape.ndim, shape.shape, into));
-    into->device_type = cache.holder().device().type;
-    into->device_id = cache.holder().device().id;
-    return s;
-  }
+  if (into->data == nullptr)
+    return fill_in(shape, static_cast<uint32_t>(cache.mask_dtype()), cache.holder().device(), into);
   Tensor tensor;
   const Status s = read_tensor("into", into, shape, Direction::out, cache.holder().device(),
                                &tensor, Elements::mask);

@@ -140,18 +140,13 @@ Status read_info(const kvc_operator_info* from, CallersOperator* op) {
   if (runtime != Status::ok) return runtime;
   const Status softmax = check_bits("softmax_dtypes", info.softmax_dtypes, precisions, "KVC_SET_…");
   if (softmax != Status::ok) return softmax;
-  const struct {
-    const char* name;
-    int32_t value;
-  } counts[] = {{"head_dim_min", info.head_dim_min},
-                {"head_dim_max", info.head_dim_max},
-                {"head_dim_multiple", info.head_dim_multiple},
-                {"block_q_multiple", info.block_q_multiple},
-                {"block_k_multiple", info.block_k_multiple}};
-  for (const auto& count : counts) {
-    if (count.value < 0 || count.value > max_head_dim)
-      return out_of_range(count.name, count.value, 0, max_head_dim);
-  }
+  const Status counts = check_counts({{"head_dim_min", info.head_dim_min},
+                                      {"head_dim_max", info.head_dim_max},
+                                      {"head_dim_multiple", info.head_dim_multiple},
+                                      {"block_q_multiple", info.block_q_multiple},
+                                      {"block_k_multiple", info.block_k_multiple}},
+                                     max_head_dim);
+  if (counts != Status::ok) return counts;
   const auto or_f32 = [](uint32_t set) { return set != 0 ? set : uint32_t{in_f32}; };
   op->modes = info.modes & modes_that_attend;
   op->features = info.features;

@@ -106,12 +106,7 @@ Status read(const DecayedStates& states, int32_t layer, int32_t first, int32_t n
   if (state == nullptr) return is_null("state");
   const Expected shape = shape_of(states.holder().bounds(), n);
   const DeviceInfo& device = states.holder().device();
-  if (state->data == nullptr) {
-    const auto s = static_cast<Status>(kvc_tensor_dense(nullptr, KVC_F32, 4, shape.shape, state));
-    state->device_type = device.type;
-    state->device_id = device.id;
-    return s;
-  }
+  if (state->data == nullptr) return fill_in(shape, KVC_F32, device, state);
   Tensor into;
   const Status s = read_tensor("state", state, shape, Direction::out, device, &into, Elements::f32);
   return s == Status::ok ? states.read_states(layer, first, into) : s;

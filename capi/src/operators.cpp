@@ -57,17 +57,12 @@ Status read_needs(const kvc_operator_needs* from, OperatorNeeds* needs) {
     return unknown_bits("kvc_operator_needs.features", unknown, "KVC_FEATURE_…");
   if (Status s = read_storage_type("dtype_k", n.dtype_k, &needs->type_k); s != Status::ok) return s;
   if (Status s = read_storage_type("dtype_v", n.dtype_v, &needs->type_v); s != Status::ok) return s;
-  const struct {
-    const char* name;
-    int32_t value;
-  } counts[] = {{"n_q_heads", n.n_q_heads},
-                {"n_kv_heads", n.n_kv_heads},
-                {"head_dim_k", n.head_dim_k},
-                {"head_dim_v", n.head_dim_v}};
-  for (const auto& count : counts) {
-    if (count.value < 0 || count.value > max_head_dim)
-      return out_of_range(count.name, count.value, 0, max_head_dim);
-  }
+  const Status counts = check_counts({{"n_q_heads", n.n_q_heads},
+                                      {"n_kv_heads", n.n_kv_heads},
+                                      {"head_dim_k", n.head_dim_k},
+                                      {"head_dim_v", n.head_dim_v}},
+                                     max_head_dim);
+  if (counts != Status::ok) return counts;
   const Status runtime = read_precision("runtime_dtype", n.runtime_dtype, &needs->runtime_type);
   if (runtime != Status::ok) return runtime;
   const Status softmax = read_precision("softmax_dtype", n.softmax_dtype, &needs->softmax_type);
@@ -146,19 +141,11 @@ Status check_settings(const kvc_operator_desc& d) {
                 "softmax_scale is %g; it must be 0 or of a magnitude from 2^-100 to 2^100",
                 static_cast<double>(d.softmax_scale));
   }
-  const struct {
-    const char* name;
-    int32_t value;
-  } counts[] = {{"block_q", d.block_q},
-                {"block_k", d.block_k},
-                {"block_b", d.block_b},
-                {"stretches", d.stretches}};
-  constexpr int32_t largest = 1 << 20;
-  for (const auto& count : counts) {
-    if (count.value < 0 || count.value > largest)
-      return out_of_range(count.name, count.value, 0, largest);
-  }
-  return Status::ok;
+  return check_counts({{"block_q", d.block_q},
+                       {"block_k", d.block_k},
+                       {"block_b", d.block_b},
+                       {"stretches", d.stretches}},
+                      1 << 20);
 }
 
 /// A block that was asked for, as the operator has it; 0: its own.
@@ -221,20 +208,15 @@ Status choose(const kvc_operator_desc& d, const DeviceInfo& device, ChosenOperat
   return Status::ok;
 }
 
-struct Bound {
-  const char* name;
-  int32_t value;
-};
-
 /// 0 in all of them: none.
 Status read_bounds(const kvc_operator_desc& d, ForwardBounds* bounds, bool* given) {
   constexpr int32_t largest = 1 << 30, most_heads = 65536;
-  const Bound all[] = {{"max_rows", d.max_rows},       {"max_q_len", d.max_q_len},
+  const Count all[] = {{"max_rows", d.max_rows},       {"max_q_len", d.max_q_len},
                        {"max_kv_len", d.max_kv_len},   {"n_kv_heads", d.n_kv_heads},
                        {"max_q_heads", d.max_q_heads}, {"head_dim_k", d.head_dim_k},
                        {"head_dim_v", d.head_dim_v}};
   *given = false;
-  for (const Bound& bound : all) *given |= bound.value != 0;
+  for (const Count& bound : all) *given |= bound.value != 0;
   if (!*given) return Status::ok;
   *bounds = {.max_rows = d.max_rows,
              .max_q_len = d.max_q_len,
@@ -244,7 +226,7 @@ Status read_bounds(const kvc_operator_desc& d, ForwardBounds* bounds, bool* give
              .head_dim_k = d.head_dim_k,
              .head_dim_v = d.head_dim_v != 0 ? d.head_dim_v : d.head_dim_k};
   const struct {
-    Bound bound;
+    Count bound;
     int32_t most;
   } limits[] = {{{"max_rows", bounds->max_rows}, largest},
                 {{"max_q_len", bounds->max_q_len}, largest},
@@ -259,7 +241,7 @@ Status read_bounds(const kvc_operator_desc& d, ForwardBounds* bounds, bool* give
   }
   if (bounds->max_q_heads < bounds->n_kv_heads)
     return out_of_range("max_q_heads", bounds->max_q_heads, bounds->n_kv_heads, most_heads);
-  for (const Bound& length : {all[1], all[2]}) {
+  for (const Count& length : {all[1], all[2]}) {
     if (int64_t{d.max_rows} * length.value > largest)
       return fail(Status::overflow, "max_rows %d * %s %d is more than %d", d.max_rows, length.name,
                   length.value, largest);

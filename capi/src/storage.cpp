@@ -69,7 +69,6 @@ struct Side {
   Tensor to;  // without data where none is wanted
 
   bool is_wanted() const { return given != nullptr && given->data != nullptr; }
-  bool is_to_be_filled_in() const { return given != nullptr && given->data == nullptr; }
 
   /// [history, n_kv_heads, head_dim], or [batch, columns, …] of rows.
   Expected expected(const TokenDims& columns) const {
@@ -87,16 +86,9 @@ struct Side {
     const bool has_shape = given != nullptr && given->ndim == 3 && given->shape[0] >= 0;
     return columns.are_rows() || !has_shape ? columns : TokenDims::list(given->shape[0]);
   }
-  /// A tensor without data is filled in for the caller to allocate.
   Status fill_in(const DeviceInfo& device, const TokenDims& columns) const {
-    if (!is_to_be_filled_in()) return Status::ok;
-    const Expected shape = expected(columns);
-    const auto s = static_cast<Status>(
-        kvc_tensor_dense(nullptr, KVC_F32, shape.ndim, shape.shape, given));
-    if (s != Status::ok) return s;
-    given->device_type = device.type;
-    given->device_id = device.id;
-    return Status::ok;
+    const bool is_asked = given != nullptr && given->data == nullptr;
+    return is_asked ? capi::fill_in(expected(columns), KVC_F32, device, given) : Status::ok;
   }
 };
 
@@ -150,13 +142,7 @@ kvc_status kvc_get_codes(kvc_cache* cache, int32_t layer, kvc_tensor* k, kvc_ten
       cache, layer, When::in_pass, {}, [&](KeyValues& c, Cache& holder, int32_t own) -> Status {
         KeyValues::Codes codes;
         if (Status s = c.get_codes(own, &codes); s != Status::ok) return s;
-        const auto lend = [&](const kvc::Tensor& view, kvc_tensor* out) {
-          if (out != nullptr) kvc::capi::write_view(view, holder.device(), out);
-        };
-        lend(codes.k, k);
-        lend(codes.k_scales, k_scales);
-        lend(codes.v, v);
-        lend(codes.v_scales, v_scales);
+        kvc::capi::write_codes(codes, holder.device(), k, k_scales, v, v_scales);
         return Status::ok;
       });
 }

@@ -103,13 +103,7 @@ kvc_status kvc_rows_view(const kvc_cache* cache, int32_t layer, kvc_tensor* k, k
       [&](const RowStorage& rows, const Cache& c, int32_t own) -> Status {
         kvc::KeyValues::Codes codes;
         if (Status s = rows.view_rows(own, &codes); s != Status::ok) return s;
-        const auto lend = [&](const kvc::Tensor& view, kvc_tensor* out) {
-          if (out != nullptr) kvc::capi::write_view(view, c.device(), out);
-        };
-        lend(codes.k, k);
-        lend(codes.k_scales, k_scales);
-        lend(codes.v, v);
-        lend(codes.v_scales, v_scales);
+        kvc::capi::write_codes(codes, c.device(), k, k_scales, v, v_scales);
         return Status::ok;
       });
 }
