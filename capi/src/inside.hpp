@@ -130,8 +130,9 @@ struct OfPositionedKeys {
 };
 struct OfCausality {
   static auto* in(auto& cache) { return cache.causality(); }
-  static constexpr const char*
-      lacking = "this call is for causal caches (kind KVC_CAUSAL) and wrappers of them";
+  static constexpr const char* lacking =
+      "this call is for causal caches (kind KVC_CAUSAL), transformer caches (kind KVC_TRANSFORMER) "
+      "and wrappers of them";
 };
 struct OfEncoderInputs {
   static auto* in(auto& cache) { return cache.encoder_inputs(); }
@@ -141,7 +142,6 @@ struct OfRecurrentStates {
   static auto* in(auto& cache) { return cache.recurrent_states(); }
   static constexpr const char* lacking = "this call is for recurrent caches (kind KVC_RECURRENT)";
 };
-
 struct OfDecayedStates {
   static auto* in(auto& cache) { return cache.decayed_states(); }
   static constexpr const char* lacking = "this call is for lightning caches (kind KVC_LIGHTNING)";
@@ -152,7 +152,6 @@ struct OfListedCheckpoints {
       "this call is for recurrent caches (kind KVC_RECURRENT) and lightning caches (kind "
       "KVC_LIGHTNING)";
 };
-
 struct OfRows {
   static auto* in(auto& cache) { return cache.rows(); }
   static constexpr const char* lacking =
