@@ -159,7 +159,6 @@ Status Forward::run(const ChosenOperator& op, const ForwardCall& call) {
   if (call.tensors.drops)
     params.dropout = Dropout::of(call.tensors.dropout_seed, op.dropout_probability, call.layer);
   const FeatureSet needed = feature_forward | needed_features(params, call.visibility, !call.causal);
-  params.first_column = 0;
   params.n_columns = call.kv_len;
   params.layer = call.layer;
   const Mode mode = call.q_len == 1 && !call.tensors.drops ? mode_autoregressive : mode_train;

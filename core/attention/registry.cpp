@@ -24,7 +24,7 @@ OperatorRegistry::Entry entry_of(const char* name, const std::shared_ptr<const A
   return entry;
 }
 
-auto named(std::vector<OperatorRegistry::Entry>& entries, const char* name) {
+auto named(auto& entries, const char* name) {
   return std::find_if(entries.begin(), entries.end(), [name](const OperatorRegistry::Entry& entry) {
     return std::strcmp(entry.name, name) == 0;
   });
@@ -67,18 +67,16 @@ Status OperatorRegistry::not_found(const char* name) const {
 
 Status OperatorRegistry::find(const char* name, Entry* out) const {
   const std::lock_guard lock(mutex_);
-  for (const Entry& entry : entries_) {
-    if (std::strcmp(entry.name, name) != 0) continue;
-    *out = entry;
-    return Status::ok;
-  }
-  return not_found(name);
+  const auto found = named(entries_, name);
+  if (found == entries_.end()) return not_found(name);
+  *out = *found;
+  return Status::ok;
 }
 
 Status OperatorRegistry::add(const std::shared_ptr<const AttentionOperator>& op, bool replace) {
-  std::vector<Entry> replaced;  // outlives the lock: what is let go may call its owner
+  std::vector<Entry> entries;  // outlives the lock: what it lets go of may call its owner
   const std::lock_guard lock(mutex_);
-  std::vector<Entry> entries = entries_;
+  entries = entries_;
   Status status = Status::ok;
   for_each_name(*op, [&](const char* name) {
     const auto taken = named(entries, name);
@@ -93,7 +91,6 @@ Status OperatorRegistry::add(const std::shared_ptr<const AttentionOperator>& op,
   });
   if (status != Status::ok) return status;
   entries_.swap(entries);
-  replaced.swap(entries);
   return Status::ok;
 }
 
@@ -102,10 +99,8 @@ Status OperatorRegistry::remove(const char* name, std::shared_ptr<const Attentio
   const auto found = named(entries_, name);
   if (found == entries_.end()) return not_found(name);
   const std::shared_ptr<const AttentionOperator> op = found->op;
-  for (int32_t i = 0; const AttentionOperator* own = built_in(i); ++i) {
-    if (own == op.get())
-      return fail(Status::not_supported, "the operator %s is built in: it stays", op->name);
-  }
+  if (!op->is_callers)
+    return fail(Status::not_supported, "the operator %s is built in: it stays", op->name);
   *out = op;
   std::erase_if(entries_, [&](const Entry& entry) { return entry.op == op; });
   return Status::ok;

@@ -109,7 +109,7 @@ class LightningCache final : public StateCache,
   LightningState state_at(int32_t layer, int32_t slot) const;
   Status need_slopes(int32_t layer) const;
   Status place_attention(int32_t layer, const AttentionTensors& tensors, LightningParams* params) const;
-  Status run(const LightningParams& params) { return health_.after(on_device_->lightning(params)); }
+  Status run(int32_t layer, LightningParams* params);
   StatePart part_at(int32_t layer, int32_t part) const override;
   StatePart whole_slots() const;
   Status check_same(const LightningCache& other) const;

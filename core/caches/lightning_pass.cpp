@@ -106,12 +106,16 @@ LightningParams LightningCache::params_for(int32_t layer) const {
   const int64_t rows = int64_t{layer} * bounds_.n_kv_heads * drafted_.n_tokens;
   params.drafted.k += rows * KeptTokens::row_bytes(bounds_.head_dim_k, DType::f32);
   params.drafted.v += rows * KeptTokens::row_bytes(bounds_.head_dim_v, DType::f32);
-  for (KeptTokens* kept : {&params.last_layer, &params.drafted}) {
+  params.workspace = workspace_;
+  return params;
+}
+
+Status LightningCache::run(int32_t layer, LightningParams* params) {
+  for (KeptTokens* kept : {&params->last_layer, &params->drafted}) {
     kept->k_type = layers_[layer].k_type;
     kept->v_type = layers_[layer].v_type;
   }
-  params.workspace = workspace_;
-  return params;
+  return health_.after(on_device_->lightning(*params));
 }
 
 Status LightningCache::place_attention(int32_t layer, const AttentionTensors& tensors,
@@ -135,12 +139,8 @@ Status LightningCache::run_put(int32_t layer, const Tensor& k, const Tensor& v,
   layers_[layer].v_type = v.dtype;
   params->k = k;
   params->v = v;
-  for (KeptTokens* kept : {&params->last_layer, &params->drafted}) {
-    kept->k_type = k.dtype;
-    kept->v_type = v.dtype;
-  }
   params->writes_states = true;
-  if (Status s = run(*params); s != Status::ok) return s;
+  if (Status s = run(layer, params); s != Status::ok) return s;
   note_put(layer, whole);
   last_put_ = layer;
   return Status::ok;
@@ -159,7 +159,7 @@ Status LightningCache::attention(int32_t layer, const AttentionTensors& tensors)
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   params.input = LightningInput::kept;
-  return run(params);
+  return run(layer, &params);
 }
 
 Status LightningCache::put_attention(int32_t layer, const Tensor& k, const Tensor& v,
@@ -194,7 +194,7 @@ Status LightningCache::settle_unput() {
     const Bug bug = was_put(layer, whole) ? Bug::cut_draft_keeps_state
                                           : Bug::unput_state_does_not_decay;
     if (params.n_rows == 0 || planted(bug)) continue;
-    if (Status s = run(params); s != Status::ok) return s;
+    if (Status s = run(layer, &params); s != Status::ok) return s;
   }
   return Status::ok;
 }
