@@ -32,8 +32,9 @@ class DeviceBlock {
     return block;
   }
   ~DeviceBlock() {
-    if (data_ != nullptr) munmap(data_, bytes_);
+    // In this order: another thread that gets the first address asks for the second.
     if (on_host_ != nullptr) munmap(on_host_, bytes_);
+    if (data_ != nullptr) munmap(data_, bytes_);
   }
   DeviceBlock(const DeviceBlock&) = delete;
   DeviceBlock& operator=(const DeviceBlock&) = delete;
@@ -68,19 +69,23 @@ class DeviceBlock {
     return mapped;
   }
   bool map_twice(int file) {
-    // Room for an aligned block, given back at once: the second address follows from the first, so both are asked for.
+    // The aligned block replaces a part of room that is held meanwhile, because other threads map, too. The second address
+    // follows from the first, so it is asked for.
     constexpr size_t huge = size_t{2} << 20;
     void* room = mmap(nullptr, bytes_ + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (room == MAP_FAILED) return false;
-    munmap(room, bytes_ + huge);
-    const uintptr_t at = (reinterpret_cast<uintptr_t>(room) + huge - 1) / huge * huge;
-    data_ = map_at(at, PROT_NONE, file);
-    if (data_ != nullptr) on_host_ = map_at(at - host_distance, PROT_READ | PROT_WRITE, file);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(room);
+    const uintptr_t at = (begin + huge - 1) / huge * huge;
+    data_ = map_at(at, PROT_NONE, MAP_FIXED, file);
+    if (at > begin) munmap(room, at - begin);
+    munmap(reinterpret_cast<void*>(at + bytes_), begin + huge - at);
+    if (data_ != nullptr)
+      on_host_ = map_at(at - host_distance, PROT_READ | PROT_WRITE, MAP_FIXED_NOREPLACE, file);
     return on_host_ != nullptr;
   }
-  std::byte* map_at(uintptr_t address, int protection, int file) {
-    void* mapped = mmap(reinterpret_cast<void*>(address), bytes_, protection,
-                        MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0);
+  std::byte* map_at(uintptr_t address, int protection, int flags, int file) {
+    void* mapped = mmap(reinterpret_cast<void*>(address), bytes_, protection, MAP_SHARED | flags,
+                        file, 0);
     return mapped == MAP_FAILED ? nullptr : static_cast<std::byte*>(mapped);
   }
 
