@@ -6,6 +6,7 @@
 
 #include "kvc/experimental.h"
 #include "kvc/operators.h"
+#include "kvc/rows.h"
 #include "support/abi.hpp"
 #include "support/array.hpp"
 #include "support/vectors.hpp"
@@ -129,6 +130,46 @@ TEST(Partials, DropoutMasksAreThoseOfTheVectors) {
     for (const auto& head : kept)
       for (const auto& row : head)
         for (const char digit : row) ASSERT_EQ(mask.get(at++), digit - '0') << one.dump();
+  }
+}
+
+/// In a transformer cache a key's position is its column, and the sequence is the row.
+TEST(Partials, DropoutMasksAreThoseOfRows) {
+  const support::Device device(1);
+  kvc_cache_desc desc = support::cache_desc(1, 1, 8, 8);
+  desc.kind = KVC_TRANSFORMER;
+  desc.capacity = 8;
+  desc.max_sequences = desc.max_q_heads = 2;
+  support::Cache cache;
+  ASSERT_EQ(kvc_cache_create(device, &desc, nullptr, &cache.handle), KVC_OK)
+      << support::last_message();
+  kvc_operator_desc half = KVC_OPERATOR_DESC_INIT;
+  half.dropout_prob = 0.5f;
+  kvc_operator* op = nullptr;
+  ASSERT_EQ(kvc_operator_create(device, "vanilla", &half, &op), KVC_OK);
+  ASSERT_EQ(kvc_bind_operator(cache, 0, 1, KVC_MODE_TRAIN, op), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
+  const int32_t valid[] = {7, 4}, keys[] = {0, 1, 2, 3, 4, 5, 6, 7};
+  ASSERT_EQ(kvc_begin_rows(cache, 7, 0, valid, nullptr, nullptr, nullptr), KVC_OK);
+  Random random(17);
+  Array k(KVC_F32, {2, 7, 1, 8}), q(KVC_F32, {2, 7, 2, 8}), out(KVC_F32, {2, 7, 2, 8});
+  Array weights(KVC_F32, {2, 2, 7, 8});
+  k.fill(random);
+  q.fill(random);
+  ASSERT_EQ(kvc_put(cache, 0, k.tensor(), k.tensor()), KVC_OK);
+  kvc_attention_extra extra = support::extra(nullptr, nullptr, weights.tensor());
+  extra.flags = KVC_EXTRA_DROPOUT;
+  extra.dropout_seed = 99;
+  ASSERT_EQ(kvc_attention(cache, 0, q.tensor(), out.tensor(), &extra), KVC_OK)
+      << support::last_message();
+  for (int32_t row = 0; row < 2; ++row) {
+    Array mask(KVC_BOOL, {2, valid[row], 8});
+    ASSERT_EQ(kvc_dropout_mask(99, 0.5f, 0, row, valid[row], keys, 8, keys, mask.tensor()), KVC_OK);
+    for (int32_t head = 0; head < 2; ++head)
+      for (int32_t token = 0; token < valid[row]; ++token)
+        for (int32_t j = 0; j < 8; ++j)
+          EXPECT_EQ(weights.get(((row * 2 + head) * 7 + token) * 8 + j) != 0,
+                    j <= token && mask.get((head * valid[row] + token) * 8 + j) != 0);
   }
 }
 
