@@ -14,21 +14,24 @@ namespace {
 
 constexpr size_t most_names = CallersOperator::most_names;
 
-/// A status of a caller's function as ours; `what` it was called for is for the message.
-Status status_of(kvc_status status, const char* op, const char* what) {
+/// Calls a caller's function; its status as ours. `what` it was called for is for the message.
+template <class Function>
+Status call_out(const AttentionOperator& op, const char* what, Function function) {
+  kvc_status status = KVC_OK;
+  try {
+    const NoCancellation until_done;
+    const FloatEnvironmentAroundCallback around;
+    status = function();
+  } catch (...) {
+    return fail(Status::internal, "an exception left the operator %s (kvc_operator_register)",
+                op.name);
+  }
   if (status == KVC_OK) return Status::ok;
   const char* name = kvc_status_name(status);
   const bool known = std::strcmp(name, "UNKNOWN") != 0;
   return fail(known ? static_cast<Status>(status) : Status::invalid_argument,
-              "the operator %s (kvc_operator_register) returned %s (%d) %s%s", op, name, status,
-              what, known ? "" : ": no status of kvc");
-}
-
-template <class Function>
-kvc_status call_out(Function function) {
-  const NoCancellation until_done;
-  const FloatEnvironmentAroundCallback around;
-  return function();
+              "the operator %s (kvc_operator_register) returned %s (%d) %s%s", op.name, name,
+              status, what, known ? "" : ": no status of kvc");
 }
 
 /// What core asks of an operator.
@@ -39,14 +42,7 @@ Status run(const AttentionOperator& self, const AttentionParams& params, CacheDe
   const kvc_operator_forward_function forward = own != nullptr ? own : op.functions.forward_native;
   CallInProgress call(params, op.device);
   if (Status s = call.begin(); s != Status::ok) return s;
-  Status status = Status::internal;
-  try {
-    status = status_of(call_out([&] { return forward(op.user, call.call()); }), op.name,
-                       "for a call");
-  } catch (...) {
-    status = fail(Status::internal, "an exception left the operator %s (kvc_operator_register)",
-                  op.name);
-  }
+  const Status status = call_out(op, "for a call", [&] { return forward(op.user, call.call()); });
   cpu::write_padding(params);
   return status;
 }
@@ -64,13 +60,8 @@ Status supports(const AttentionOperator& self, const OperatorNeeds& needs) noexc
   n.head_dim_v = needs.head_dim_v;
   n.runtime_dtype = dtype_of_precision(needs.runtime_type);
   n.softmax_dtype = dtype_of_precision(needs.softmax_type);
-  try {
-    return status_of(call_out([&] { return op.functions.supports(op.user, &n); }), op.name,
-                     "when asked for what it supports");
-  } catch (...) {
-    return fail(Status::internal, "an exception left the operator %s (kvc_operator_register)",
-                op.name);
-  }
+  return call_out(op, "when asked for what it supports",
+                  [&] { return op.functions.supports(op.user, &n); });
 }
 
 // ---- What a caller describes --------------------------------------------------------------------------------------------
@@ -110,10 +101,6 @@ Status read_names(const char* names, CallersOperator* op) {
   return Status::ok;
 }
 
-Status check_bits(const char* name, uint32_t bits, uint32_t known, const char* words) {
-  return (bits & ~known) == 0 ? Status::ok : unknown_bits(name, bits & ~known, words);
-}
-
 Status read_info(const kvc_operator_info* from, CallersOperator* op) {
   kvc_operator_info info;
   if (Status s = read_descriptor("kvc_operator_info", from, &info); s != Status::ok) return s;
@@ -129,17 +116,20 @@ Status read_info(const kvc_operator_info* from, CallersOperator* op) {
                 "modes is %u; it must name one of KVC_MODE_TRAIN, KVC_MODE_PREFILL and "
                 "KVC_MODE_AUTOREGRESSIVE at least",
                 info.modes);
-  if (Status s = check_bits("modes", info.modes, KVC_MODE_ALL, "KVC_MODE_…"); s != Status::ok)
-    return s;
-  const Status features = check_bits("features", info.features, all_features, "KVC_FEATURE_…");
-  if (features != Status::ok) return features;
-  const Status storage = check_bits("storage", info.storage, every_storage << 1, "KVC_SET_…");
-  if (storage != Status::ok) return storage;
   constexpr uint32_t precisions = in_f64 | in_f32 | in_f16 | in_bf16;
-  const Status runtime = check_bits("runtime_dtypes", info.runtime_dtypes, precisions, "KVC_SET_…");
-  if (runtime != Status::ok) return runtime;
-  const Status softmax = check_bits("softmax_dtypes", info.softmax_dtypes, precisions, "KVC_SET_…");
-  if (softmax != Status::ok) return softmax;
+  const struct {
+    const char* name;
+    uint32_t bits, known;
+    const char* words;
+  } sets[] = {{"modes", info.modes, KVC_MODE_ALL, "KVC_MODE_…"},
+              {"features", info.features, all_features, "KVC_FEATURE_…"},
+              {"storage", info.storage, every_storage << 1, "KVC_SET_…"},
+              {"runtime_dtypes", info.runtime_dtypes, precisions, "KVC_SET_…"},
+              {"softmax_dtypes", info.softmax_dtypes, precisions, "KVC_SET_…"}};
+  for (const auto& set : sets) {
+    const uint32_t unknown = set.bits & ~set.known;
+    if (unknown != 0) return unknown_bits(set.name, unknown, set.words);
+  }
   const Status counts = check_counts({{"head_dim_min", info.head_dim_min},
                                       {"head_dim_max", info.head_dim_max},
                                       {"head_dim_multiple", info.head_dim_multiple},

@@ -1,10 +1,11 @@
 #include "core/attention/forward.hpp"
+
+#include <cmath>
+
 #include "capi/src/arguments.hpp"
 #include "capi/src/guard.hpp"
 #include "capi/src/objects.hpp"
 #include "kvc/operators.h"
-
-#include <cmath>
 
 /// Attention without a cache: kvc_operator_forward().
 namespace kvc::capi {

@@ -211,12 +211,8 @@ Status choose(const kvc_operator_desc& d, const DeviceInfo& device, ChosenOperat
 /// 0 in all of them: none.
 Status read_bounds(const kvc_operator_desc& d, ForwardBounds* bounds, bool* given) {
   constexpr int32_t largest = 1 << 30, most_heads = 65536;
-  const Count all[] = {{"max_rows", d.max_rows},       {"max_q_len", d.max_q_len},
-                       {"max_kv_len", d.max_kv_len},   {"n_kv_heads", d.n_kv_heads},
-                       {"max_q_heads", d.max_q_heads}, {"head_dim_k", d.head_dim_k},
-                       {"head_dim_v", d.head_dim_v}};
-  *given = false;
-  for (const Count& bound : all) *given |= bound.value != 0;
+  *given = (d.max_rows | d.max_q_len | d.max_kv_len | d.n_kv_heads | d.max_q_heads | d.head_dim_k |
+            d.head_dim_v) != 0;
   if (!*given) return Status::ok;
   *bounds = {.max_rows = d.max_rows,
              .max_q_len = d.max_q_len,
@@ -241,7 +237,7 @@ Status read_bounds(const kvc_operator_desc& d, ForwardBounds* bounds, bool* give
   }
   if (bounds->max_q_heads < bounds->n_kv_heads)
     return out_of_range("max_q_heads", bounds->max_q_heads, bounds->n_kv_heads, most_heads);
-  for (const Count& length : {all[1], all[2]}) {
+  for (const Count& length : {Count{"max_q_len", d.max_q_len}, Count{"max_kv_len", d.max_kv_len}}) {
     if (int64_t{d.max_rows} * length.value > largest)
       return fail(Status::overflow, "max_rows %d * %s %d is more than %d", d.max_rows, length.name,
                   length.value, largest);
