@@ -1,16 +1,21 @@
-//! The C ABI of kvc, declared by hand: what `kvc/kvc.h` declares, in its order and with its names.
-//! The headers are the manual.
+//! The C ABI of kvc, declared by hand, with its names: what `kvc/kvc.h` declares, `kvc/rows.h`,
+//! `kvc/transformer.h`, `kvc/lightning.h`, `kvc/operators.h` and `kvc/metadata.h`. The headers are the
+//! manual.
 //!
-//! `tests/layout.rs` compares all of this with `tests/abi/layout.txt`, the golden list of the C
-//! headers. Statuses and other constants are integers, never Rust enums: a
-//! later library may return a number that this crate does not know.
+//! `tests/layout.rs` compares all of this with the golden lists of the C headers in `tests/abi`.
+//! Statuses and other constants are integers, never Rust enums: a later library may return a number
+//! that this crate does not know.
 #![allow(non_camel_case_types)]
 
 mod constants;
 mod kinds;
+mod operators;
+mod rows;
 mod storage;
 pub use constants::*;
 pub use kinds::*;
+pub use operators::*;
+pub use rows::*;
 pub use storage::*;
 
 use std::marker::{PhantomData, PhantomPinned};
