@@ -1,4 +1,4 @@
-// kvc/base.hpp: errors as exceptions, and tensors. Part of <kvc/kvc.hpp>.
+// kvc/base.hpp: errors as exceptions, owners of handles, and tensors. Part of <kvc/kvc.hpp>.
 #ifndef KVC_BASE_HPP
 #define KVC_BASE_HPP
 
@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvc.h"
@@ -101,6 +102,35 @@ inline void check_version(std::uint32_t library) {
                              ": load the library of the headers, or compile again with the headers of the library");
 }
 
+// ---- Owners ---------------------------------------------------------------------------------------------------------
+
+// Owns a handle: destroys it in the end, can be moved and not copied. One that was closed or moved from has a null handle.
+template <typename Object, kvc_status (*Destroy)(Object *)>
+class Owner {
+ public:
+  Owner(Owner &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Owner &operator=(Owner &&other) noexcept {
+    if (this != &other) {
+      Destroy(handle_);
+      handle_ = std::exchange(other.handle_, nullptr);
+    }
+    return *this;
+  }
+
+  // The destructor does the same but cannot report BUSY. Closing twice is allowed.
+  void close() {
+    check(Destroy(handle_));
+    handle_ = nullptr;
+  }
+  Object *handle() const noexcept { return handle_; }
+
+ protected:
+  Owner() noexcept = default;
+  ~Owner() { Destroy(handle_); }
+
+  Object *handle_ = nullptr;
+};
+
 // ---- Tensors: views of memory on the CPU that the caller owns -------------------------------------------------------
 
 // A view that kvc writes to. float means KVC_F32; pass 16-bit elements with their type. A vector may be longer than the shape
@@ -175,6 +205,49 @@ class ConstTensor {
  private:
   Tensor view_;
 };
+
+// ---- Lists ----------------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+// All that `list(room, elements, &n)` lists.
+template <typename Element = std::int32_t, typename List>
+std::vector<Element> list_of(List list) {
+  std::vector<Element> found;
+  std::int32_t n = 0, room = 0;
+  do {  // another thread may change their number between two calls
+    found.resize(static_cast<std::size_t>(n));
+    room = n;
+    check(list(room, found.data(), &n));
+  } while (n > room);
+  found.resize(static_cast<std::size_t>(n));
+  return found;
+}
+
+template <typename Element>
+std::int32_t length(const char *name, const std::vector<Element> &values) {
+  if (values.size() > static_cast<std::size_t>(INT32_MAX))
+    raise(KVC_E_INVALID_ARGUMENT,
+          std::string(name) + " has " + std::to_string(values.size()) + " elements; at most 2147483647 are taken");
+  return static_cast<std::int32_t>(values.size());
+}
+
+template <typename Element>
+std::int32_t same_length(const char *a_name, const std::vector<std::int32_t> &a, const char *b_name,
+                         const std::vector<Element> &b) {
+  if (a.size() != b.size())
+    raise(KVC_E_INVALID_ARGUMENT, std::string(a_name) + " has " + std::to_string(a.size()) + " elements, " + b_name + " has " +
+                                      std::to_string(b.size()) + ": they must have the same number");
+  return length(a_name, a);
+}
+
+// Not null: the data() of an empty vector may be, and C would then miss the array and not its elements.
+inline const std::int32_t *elements(const std::vector<std::int32_t> &values) {
+  static constexpr std::int32_t none = 0;
+  return values.empty() ? &none : values.data();
+}
+
+}  // namespace detail
 
 }  // namespace api_0_2
 }  // namespace kvc
