@@ -76,6 +76,7 @@ class VanillaRow {
       total_ += weight;
       const double kept = dropped(position_[i]);
       if (kept == 0) continue;
+      keeps_any_ = true;
       kernels().decode(values.format, value_, values.stored(scores_.kv_head(), cell_[i]));
       for (int32_t d = 0; d < dim; ++d) sum_[d] += weight * kept * static_cast<double>(value_[d]);
     }
@@ -87,7 +88,7 @@ class VanillaRow {
     const double seen = total_;
     if (const float* sinks = params_.constants.sinks; sinks != nullptr && seen != 0)
       total_ += std::exp(static_cast<double>(sinks[head_]) - static_cast<double>(shift()));
-    write_out(seen == 0);
+    write_out();
     if (params_.tensors.weights.data != nullptr) write_weights(seen == 0);
     const Tensor& lse = params_.tensors.lse;
     if (lse.data == nullptr) return;
@@ -96,10 +97,10 @@ class VanillaRow {
         lse.data)[lse.token_offset(row_.token) + head_ * lse.stride[1]] = static_cast<float>(sum);
   }
 
-  void write_out(bool sees_nothing) {
+  void write_out() {
     const RowFormat& format = params_.storage.v.format;
     for (int32_t d = 0; d < format.head_dim; ++d)
-      value_[d] = sees_nothing ? 0 : static_cast<float>(sum_[d] / total_);
+      value_[d] = keeps_any_ ? static_cast<float>(sum_[d] / total_) : 0;
     if (format.rotation != 0) kernels().rotate_back(value_, format.head_dim, format.rotation);
     const Tensor& out = params_.tensors.out;
     const int64_t first = out.token_offset(row_.token) + head_ * out.stride[1];
@@ -116,9 +117,10 @@ class VanillaRow {
     if (sees_nothing) return;
     for_each_visible(params_.plan, row_, [&](int32_t, int32_t cell, int32_t position) {
       const Real x = scores_.score(cell, position);
-      if (x == minus_infinity) return;
+      const double kept = dropped(position);
+      if (x == minus_infinity || kept == 0) return;
       const auto weight = static_cast<double>(std::exp(x - shift()));
-      at(scores_.column(cell)) = static_cast<float>(weight * dropped(position) / total_);
+      at(scores_.column(cell)) = static_cast<float>(weight * kept / total_);
     });
   }
 
@@ -133,6 +135,7 @@ class VanillaRow {
   DropoutRow dropout_;
   Real max_ = minus_infinity;
   double total_ = 0;  // of weights, relative to max_
+  bool keeps_any_ = false;  // a key that is seen and not dropped; without one the output is 0, whatever the scores
 };
 
 }  // namespace

@@ -173,6 +173,45 @@ TEST(Partials, DropoutMasksAreThoseOfRows) {
   }
 }
 
+/// A key of NaN makes every weight NaN that is kept, and none that is dropped.
+TEST(Partials, DroppedKeysCountForNothing) {
+  const support::Device device(1);
+  kvc_cache_desc desc = support::cache_desc(1, 1, 8, 8);
+  support::Cache cache;
+  ASSERT_EQ(kvc_cache_create(device, &desc, nullptr, &cache.handle), KVC_OK)
+      << support::last_message();
+  kvc_operator_desc half = KVC_OPERATOR_DESC_INIT;
+  half.dropout_prob = 0.5f;
+  kvc_operator* op = nullptr;
+  ASSERT_EQ(kvc_operator_create(device, "vanilla", &half, &op), KVC_OK);
+  ASSERT_EQ(kvc_bind_operator(cache, 0, 1, KVC_MODE_TRAIN, op), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
+  Random random(18);
+  Array k(KVC_F32, {1, 1, 8}), v(KVC_F32, {1, 1, 8}), q(KVC_F32, {1, 1, 8}), out(KVC_F32, {1, 1, 8});
+  Array weights(KVC_F32, {1, 1, 1});
+  q.fill(random);
+  v.fill(random);
+  for (int64_t i = 0; i < 8; ++i) k.set(i, std::nan(""));
+  const int32_t zero = 0;
+  ASSERT_EQ(kvc_begin(cache, 1, &zero, &zero, nullptr, 0, nullptr), KVC_OK);
+  ASSERT_EQ(kvc_put(cache, 0, k.tensor(), v.tensor()), KVC_OK);
+  int n_kept = 0;
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    Array mask(KVC_BOOL, {1, 1, 1});
+    ASSERT_EQ(kvc_dropout_mask(seed, 0.5f, 0, 0, 1, &zero, 1, &zero, mask.tensor()), KVC_OK);
+    kvc_attention_extra extra = support::extra(nullptr, nullptr, weights.tensor());
+    extra.flags = KVC_EXTRA_DROPOUT;
+    extra.dropout_seed = seed;
+    ASSERT_EQ(kvc_attention(cache, 0, q.tensor(), out.tensor(), &extra), KVC_OK)
+        << support::last_message();
+    const bool is_kept = mask.get(0) != 0;
+    n_kept += is_kept;
+    EXPECT_TRUE(is_kept ? std::isnan(weights.get(0)) : weights.get(0) == 0);
+    for (int64_t d = 0; d < 8; ++d) EXPECT_TRUE(is_kept ? std::isnan(out.get(d)) : out.get(d) == 0);
+  }
+  EXPECT_TRUE(n_kept > 0 && n_kept < 8);
+}
+
 TEST(Partials, ModesGoByTheLength) {
   Array q(KVC_F32, {2, 1, 3, 4});
   uint32_t mode = 0;

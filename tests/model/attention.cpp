@@ -25,9 +25,9 @@ double attend_row(const Constants& constants, int32_t head, double scale,
   double total = visible;
   if (!constants.sinks.empty()) total += std::exp(constants.sinks[h] - largest);
   for (size_t i = 0; i < keys.size(); ++i) {
+    if (keys[i].counts == 0) continue;  // dropped: its weight is 0, whatever keys and values are
     const double weight = std::exp(logit[i] - largest) / total * keys[i].counts;
     if (weights) weights[i] = weight;
-    if (keys[i].counts == 0) continue;  // dropped, whatever its value
     for (int32_t d = 0; d < head_dim_v; ++d) out[d] += weight * keys[i].value[d];
   }
   return largest + std::log(visible);
