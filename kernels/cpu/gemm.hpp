@@ -26,10 +26,16 @@ KVC_INLINE void multiply_add_step(Vec (&c)[rows][vectors], const float* b, Eleme
 
 inline constexpr int32_t unrolled = 4;
 
+/// What a product does after every `unrolled` steps, unless the caller has something to do meanwhile.
+struct Nothing {
+  [[gnu::always_inline]] void operator()() const {}
+};
+
 /// A by rows: element (i, k) is a[i · a_row + k]. Row k of B starts at b + k · b_step.
-template <int32_t rows, int32_t vectors>
+template <int32_t rows, int32_t vectors, class Meanwhile = Nothing>
 KVC_INLINE void multiply_add_rows(Vec (&c)[rows][vectors], const float* a, size_t a_row,
-                                  const float* b, size_t b_step, int32_t depth) {
+                                  const float* b, size_t b_step, int32_t depth,
+                                  Meanwhile meanwhile = {}) {
   const float* row[rows];
 #pragma GCC unroll 16
   for (int32_t i = 0; i < rows; ++i) {
@@ -44,6 +50,7 @@ KVC_INLINE void multiply_add_rows(Vec (&c)[rows][vectors], const float* a, size_
 #pragma GCC unroll 16
     for (int32_t i = 0; i < rows; ++i) row[i] += unrolled;
     b += unrolled * b_step;
+    meanwhile();
   }
   for (; depth > 0; --depth, b += b_step) {
     multiply_add_step(c, b, [&](int32_t i) { return *row[i]++; });
@@ -51,9 +58,10 @@ KVC_INLINE void multiply_add_rows(Vec (&c)[rows][vectors], const float* a, size_
 }
 
 /// A by columns: element (i, k) is a[i + k · a_step].
-template <int32_t rows, int32_t vectors>
+template <int32_t rows, int32_t vectors, class Meanwhile = Nothing>
 KVC_INLINE void multiply_add_columns(Vec (&c)[rows][vectors], const float* a, size_t a_step,
-                                     const float* b, size_t b_step, int32_t depth) {
+                                     const float* b, size_t b_step, int32_t depth,
+                                     Meanwhile meanwhile = {}) {
   for (; depth >= unrolled; depth -= unrolled) {
 #pragma GCC unroll 8
     for (size_t k = 0; k < unrolled; ++k) {
@@ -62,6 +70,7 @@ KVC_INLINE void multiply_add_columns(Vec (&c)[rows][vectors], const float* a, si
     }
     a += unrolled * a_step;
     b += unrolled * b_step;
+    meanwhile();
   }
   for (; depth > 0; --depth, a += a_step, b += b_step) {
     multiply_add_step(c, b, [&](int32_t i) { return a[i]; });

@@ -90,11 +90,11 @@ struct KernelTable {
   /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
   void (*scale)(float* to, float factor, int64_t count);
-  /// Linear attention (lightning_block.hpp): a token; rows of n tokens that are kept as they are; of a block what its query heads
+  /// Linear attention (lightning_block.hpp): a token; rows of tokens as floats and back; of a block what its query heads
   /// and its state share, then one query head, then the state.
   void (*lightning_step)(const LightningStep& step);
-  void (*lightning_keep)(std::byte* to, size_t to_stride, const std::byte* const* from, int32_t n,
-                         size_t bytes);
+  void (*lightning_load)(const LightningRows& rows);
+  void (*lightning_store)(const LightningOutputs& rows);
   void (*lightning_pack)(const LightningBlock& block, bool attends, bool advances);
   void (*lightning_attend)(const LightningBlock& block);
   void (*lightning_advance)(const LightningBlock& block);

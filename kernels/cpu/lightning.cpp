@@ -12,7 +12,7 @@ namespace {
 
 /// Tokens of a block unless the cache says otherwise: the more, the more products of tokens that a recurrence would not need;
 /// the fewer, the more often the state comes from the second-level cache.
-constexpr int32_t default_block = 60;
+constexpr int32_t default_block = 48;
 
 int32_t block_of(int32_t asked) { return asked == 0 ? default_block : asked; }
 
@@ -22,8 +22,9 @@ constexpr int64_t parallel_floats = 16384;
 /// States written together by a call of one token each go past the caches from so many bytes on.
 constexpr int64_t streamed_bytes = int64_t{4} << 20;
 
-/// So do K and V that are kept, from so many numbers on.
+/// So do K and V that are kept, and outputs, from so many numbers on.
 constexpr int64_t kept_past_caches = int64_t{1} << 18;
+constexpr int64_t outputs_past_caches = int64_t{1} << 21;
 
 size_t extent(int64_t n) { return static_cast<size_t>(n); }
 
@@ -31,8 +32,9 @@ size_t extent(int64_t n) { return static_cast<size_t>(n); }
 constexpr int64_t most_bytes_ahead = 8192;
 
 /// Heads that a thread takes through the blocks side by side: their rows of a token lie beside each other, often in one page of
-/// memory, and finding a page costs as much as reading a row.
-constexpr int32_t heads_at_once_max = 4;
+/// memory, and finding a page costs as much as reading a row. Second-level caches have room for so many bytes of each token.
+constexpr int32_t heads_at_once_max = 8;
+constexpr int64_t bytes_at_once = 2048;
 
 /// What one thread works with.
 struct Scratch {
@@ -47,7 +49,7 @@ struct Scratch {
   float* decay = nullptr;  // [heads_at_once_max][block + 1]
   float* reversed = nullptr;
   float* from_decay = nullptr;
-  const std::byte** row = nullptr;    // [block] of a tensor
+  std::byte** row = nullptr;          // [block or query heads of a state head] of a tensor
   const std::byte** ahead = nullptr;  // [3 · block] rows of the next block
 
   void place(Carver& carver, const LightningBounds& bounds) {
@@ -68,7 +70,7 @@ struct Scratch {
     decay = take(heads_at_once_max * (block + 1));
     reversed = take(block + decay_margin);
     from_decay = take(block);
-    row = carver.take<const std::byte*>(extent(block), 64);
+    row = carver.take<std::byte*>(extent(rows), 64);
     ahead = carver.take<const std::byte*>(extent(3 * block), 64);
   }
 };
@@ -126,14 +128,15 @@ class LightningCall {
   template <class Copy>
   void for_each_panel_row(const Item& item, int32_t slot, Copy copy) const;
   Side side(const Item& item, bool is_k) const;
-  template <class Put>
-  void load_side(const Item& item, const Side& side, int32_t first, int32_t n, const Put& put) const;
+  void load_side(const Item& item, const Side& side, int32_t first, int32_t n, float* to,
+                 int32_t panel) const;
   void load_keys_and_values(const Item& item, int32_t first, int32_t n) const;
-  void keep(const Item& item, const Side& side, int32_t first, int32_t n) const;
   void look_ahead(const Item& item, int32_t n_heads, int32_t first, int32_t n,
                   LightningAhead* ahead) const;
-  void load_query(const LightningToken& token, int32_t q_head, float* to) const;
-  void store_out(const LightningToken& token, int32_t q_head, const float* from) const;
+  template <class At>
+  void load_queries(const Scratch& scratch, int32_t n, At at) const;
+  template <class At>
+  void store_outputs(const Scratch& scratch, int32_t n, At at) const;
   float* state_in_scratch(const Item& item) const {
     return item.scratch.state + extent(int64_t{item.place} * bounds_.head_dim_k * dims_v_);
   }
@@ -148,7 +151,7 @@ class LightningCall {
   const KernelTable& kernels_;
   const int32_t dims_k_, dims_v_, block_;
   const int32_t group_;  // query heads of a state head, 0: no outputs are wanted
-  bool keeps_past_caches_ = false;
+  bool keeps_past_caches_ = false, outputs_past_caches_ = false;
   int32_t heads_at_once_ = 1;
   int32_t items_per_row_ = 1;
   int32_t first_row_ = 0;  // of those that are handed out
@@ -186,10 +189,14 @@ void LightningCall::run(ThreadPool& pool) noexcept {
   int64_t n_tokens = 0;
   for (int32_t i = 0; i < params_.n_rows; ++i) n_tokens += params_.row[i].n_tokens;
   keeps_past_caches_ = n_tokens * bounds_.n_heads * (dims_k_ + dims_v_) >= kept_past_caches;
+  outputs_past_caches_ = n_tokens * params_.n_q_heads * dims_v_ >= outputs_past_caches;
   const bool is_small = n_tokens * floats_of_row < parallel_floats;
   // How many heads go side by side changes no bit: they have nothing in common.
-  heads_at_once_ = std::clamp(params_.n_rows * bounds_.n_heads / (4 * pool.n_threads()), 1,
-                              heads_at_once_max);
+  const auto side_by_side = static_cast<int32_t>(
+      bytes_at_once / KeptTokens::row_bytes(bounds_.head_dim_k, params_.last_layer.k_type));
+  heads_at_once_ = std::clamp(
+      std::min(side_by_side, params_.n_rows * bounds_.n_heads / (4 * pool.n_threads())), 1,
+      heads_at_once_max);
   items_per_row_ = (bounds_.n_heads + heads_at_once_ - 1) / heads_at_once_;
   const int32_t rows_at_once = ThreadPool::items_max / items_per_row_;
   for (first_row_ = 0; first_row_ < params_.n_rows; first_row_ += rows_at_once) {
@@ -241,69 +248,44 @@ LightningCall::Side LightningCall::side(const Item& item, bool is_k) const {
   return side;
 }
 
-/// Calls put(i, row) for tokens [first, first + n) of the item: where their keys or values are. A masked token has none.
-template <class Put>
+/// Tokens [first, first + n) of the item in f32. Those of a tensor are kept, too; of masked ones nothing is read.
 void LightningCall::load_side(const Item& item, const Side& side, int32_t first, int32_t n,
-                              const Put& put) const {
+                              float* to, int32_t panel) const {
+  std::byte* const kept = side.kept + first * side.kept_stride();
   const bool from_tensor = params_.input == LightningInput::tensors;
-  for (int32_t i = first; i < first + n; ++i) {
-    const LightningToken& token = item.token[i];
-    if (token.is_masked) {
-      put(i - first, Row{});
-    } else if (from_tensor) {
-      put(i - first, row_at(side.tensor, token.index, item.head));
+  const bool is_dense = from_tensor && side.tensor.stride[2] == 1;
+  for (int32_t i = 0; i < n; ++i) {
+    const LightningToken& token = item.token[first + i];
+    std::byte*& row = item.scratch.row[i];
+    row = nullptr;
+    if (token.is_masked) continue;
+    row = kept + i * side.kept_stride();
+    if (!from_tensor) continue;
+    const Row from = row_at(side.tensor, token.index, item.head);
+    if (is_dense) {
+      row = from.data;
     } else {
-      put(i - first, Row{side.kept + i * side.kept_stride(), 1, side.kept_type});
+      convert_row(Row{row, 1, side.kept_type}, from, side.head_dim);
     }
   }
+  LightningRows rows;
+  rows.row = item.scratch.row;
+  rows.n = n;
+  rows.type = side.kept_type;
+  rows.dims = side.head_dim;
+  rows.panel = panel;
+  rows.to = to;
+  if (is_dense) {
+    rows.kept = kept;
+    rows.kept_stride = extent(side.kept_stride());
+    rows.keeps_past_caches = keeps_past_caches_;
+  }
+  kernels_.lightning_load(rows);
 }
 
-/// Tokens [first, first + n) of the item in f32, and kept unless they are.
 void LightningCall::load_keys_and_values(const Item& item, int32_t first, int32_t n) const {
-  const Side k = side(item, true), v = side(item, false);
-  load_side(item, k, first, n, [&](int32_t i, const Row& from) {
-    float* to = item.scratch.k + int64_t{i} * dims_k_;
-    if (from.data != nullptr) convert_row(floats(to), from, k.head_dim);
-    std::fill(to + (from.data != nullptr ? k.head_dim : 0), to + dims_k_, 0.0f);
-  });
-  load_side(item, v, first, n, [&](int32_t i, const Row& from) {
-    for (int32_t column = 0; column < dims_v_; column += kernels_.lightning_panel_dims) {
-      const int32_t width = std::min(kernels_.lightning_panel_dims, dims_v_ - column);
-      float* to = item.scratch.v + int64_t{column} * n + i * width;
-      const int32_t filled = from.data == nullptr ? 0 : std::min(width, v.head_dim - column);
-      if (filled > 0) {
-        const int64_t bytes = column * from.stride * static_cast<int64_t>(size_of(from.dtype));
-        convert_row(floats(to), Row{from.data + bytes, from.stride, from.dtype}, filled);
-      }
-      std::fill(to + filled, to + width, 0.0f);
-    }
-  });
-  if (params_.input != LightningInput::tensors) return;
-  keep(item, k, first, n);
-  keep(item, v, first, n);
-}
-
-/// Rows as they are. Those of masked tokens are never read.
-void LightningCall::keep(const Item& item, const Side& side, int32_t first, int32_t n) const {
-  std::byte* to = side.kept + first * side.kept_stride();
-  int32_t n_runs = 0;  // rows in a run, since the last masked token
-  const auto flush = [&](int32_t end) {
-    if (n_runs > 0)
-      kernels_.lightning_keep(to + (end - n_runs) * side.kept_stride(), extent(side.kept_stride()),
-                              item.scratch.row, n_runs,
-                              extent(side.head_dim) * size_of(side.kept_type));
-    n_runs = 0;
-  };
-  load_side(item, side, first, n, [&](int32_t i, const Row& from) {
-    if (from.data != nullptr && from.stride == 1 && keeps_past_caches_) {
-      item.scratch.row[n_runs++] = from.data;
-      return;
-    }
-    flush(i);
-    if (from.data != nullptr)
-      convert_row(Row{to + i * side.kept_stride(), 1, side.kept_type}, from, side.head_dim);
-  });
-  flush(n);
+  load_side(item, side(item, true), first, n, item.scratch.k, dims_k_);
+  load_side(item, side(item, false), first, n, item.scratch.v, kernels_.lightning_panel_dims);
 }
 
 /// Where the tokens [first, first + n) of n_heads heads lie, for the kernels of the block before.
@@ -323,20 +305,58 @@ void LightningCall::look_ahead(const Item& item, int32_t n_heads, int32_t first,
   add(params_.k, item.head, n_heads);
   add(params_.v, item.head, n_heads);
   add(params_.q, item.head * group_, n_heads * group_);
-  const int32_t products = 60 * n_heads;  // about as many as kernels make of a block
+  // Kernels prefetch after every few steps of a product: about as often as this in a block.
+  const int64_t products = int64_t{group_ + 1} * dims_k_ * dims_v_ +
+                           int64_t{group_} * n * (dims_k_ + dims_v_) / 2;
+  const int64_t steps = std::max<int64_t>(
+      1, n_heads * n * products / (6 * 4 * kernels_.lightning_panel_dims));
+  const int64_t lines = ahead->n * ((row_bytes + 63) / 64);
   ahead->row = item.scratch.ahead;
-  ahead->at_once = (ahead->n + products - 1) / products;
+  ahead->lines_at_once = static_cast<int32_t>((lines + steps - 1) / steps);
   ahead->row_bytes = static_cast<int32_t>(row_bytes);
 }
 
-void LightningCall::load_query(const LightningToken& token, int32_t q_head, float* to) const {
-  convert_row(floats(to), row_at(params_.q, token.index, q_head), bounds_.head_dim_k);
-  std::fill(to + bounds_.head_dim_k, to + dims_k_, 0.0f);
-  if (params_.scale != 1) kernels_.scale(to, params_.scale, dims_k_);
+/// n queries, the i-th of them where at(i) says, times the scale.
+template <class At>
+void LightningCall::load_queries(const Scratch& scratch, int32_t n, At at) const {
+  LightningRows rows;
+  rows.row = scratch.row;
+  rows.n = n;
+  rows.type = params_.q.dtype;
+  rows.dims = bounds_.head_dim_k;
+  rows.panel = dims_k_;
+  rows.factor = params_.scale;
+  rows.to = scratch.q;
+  for (int32_t i = 0; i < n; ++i) {
+    const Row from = at(i);
+    scratch.row[i] = from.data;
+    if (from.stride == 1) continue;
+    float* to = scratch.q + extent(i) * extent(dims_k_);
+    convert_row(floats(to), from, bounds_.head_dim_k);
+    scratch.row[i] = reinterpret_cast<std::byte*>(to);
+    rows.type = DType::f32;
+  }
+  kernels_.lightning_load(rows);
 }
 
-void LightningCall::store_out(const LightningToken& token, int32_t q_head, const float* from) const {
-  convert_row(row_at(params_.out, token.index, q_head), floats(from), bounds_.head_dim_v);
+/// n outputs, to where at(i) says.
+template <class At>
+void LightningCall::store_outputs(const Scratch& scratch, int32_t n, At at) const {
+  LightningOutputs rows;
+  rows.from = scratch.out;
+  rows.row = scratch.row;
+  rows.type = params_.out.dtype;
+  rows.dims = bounds_.head_dim_v;
+  rows.past_caches = outputs_past_caches_;
+  for (int32_t i = 0; i < n; ++i) {
+    const Row to = at(i);
+    if (to.stride == 1) {
+      scratch.row[rows.n++] = to.data;
+    } else {
+      convert_row(to, floats(scratch.out + extent(i) * extent(dims_v_)), bounds_.head_dim_v);
+    }
+  }
+  kernels_.lightning_store(rows);
 }
 
 // ---- A token ----------------------------------------------------------------------------------------------------------------
@@ -358,11 +378,14 @@ void LightningCall::step(const Item& item) const {
   step.decay = in_two_floats(decay_of(slope_of(item), int64_t{last.position} + 1 - item.row.next));
   const int64_t written = int64_t{params_.n_rows} * static_cast<int64_t>(params_.states.bytes());
   step.streams = written >= streamed_bytes;
-  for (int32_t i = 0; i < group_; ++i)
-    load_query(last, item.head * group_ + i, item.scratch.q + extent(i) * extent(dims_k_));
+  const int32_t first_head = item.head * group_;
+  if (group_ > 0)
+    load_queries(item.scratch, group_,
+                 [&](int32_t i) { return row_at(params_.q, last.index, first_head + i); });
   kernels_.lightning_step(step);
-  for (int32_t i = 0; i < group_; ++i)
-    store_out(last, item.head * group_ + i, item.scratch.out + extent(i) * extent(dims_v_));
+  if (group_ > 0)
+    store_outputs(item.scratch, group_,
+                  [&](int32_t i) { return row_at(params_.out, last.index, first_head + i); });
 }
 
 // ---- Blocks -------------------------------------------------------------------------------------------------------------------
@@ -449,12 +472,13 @@ void LightningCall::run_block(const Item& item, int32_t first, const LightningBl
                               bool advances) const {
   load_keys_and_values(item, first, block.n);
   kernels_.lightning_pack(block, attends(), advances);
+  const LightningToken* const token = item.token + first;
   for (int32_t head = item.head * group_; head < (item.head + 1) * group_; ++head) {
-    for (int32_t i = 0; i < block.n; ++i)
-      load_query(item.token[first + i], head, item.scratch.q + extent(i) * extent(dims_k_));
+    load_queries(item.scratch, block.n,
+                 [&](int32_t i) { return row_at(params_.q, token[i].index, head); });
     kernels_.lightning_attend(block);
-    for (int32_t i = 0; i < block.n; ++i)
-      store_out(item.token[first + i], head, item.scratch.out + extent(i) * extent(dims_v_));
+    store_outputs(item.scratch, block.n,
+                  [&](int32_t i) { return row_at(params_.out, token[i].index, head); });
   }
   if (advances) kernels_.lightning_advance(block);
 }

@@ -2,6 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/base/tensor.hpp"
+
 /// What the kernels of linear attention with decay work on (semantics §7). Rows are padded with zeros to 16 floats and aligned
 /// to 64 bytes; `dims` are padded dimensions.
 namespace kvc::cpu {
@@ -32,13 +34,39 @@ struct LightningStep {
 /// Kernels read so many factors behind the last, for tokens that they then leave out.
 inline constexpr int32_t decay_margin = 32;
 
-/// Rows of memory that will be read next, so that nobody waits for them then: kernels prefetch a few between two products.
+/// Rows of memory that will be read next. Kernels prefetch them between the steps of their products, a few lines at a time: a
+/// processor waits as soon as more lines are on their way than it can keep track of.
 struct LightningAhead {
   const std::byte* const* row = nullptr;  // [n]
   int32_t n = 0;
   int32_t row_bytes = 0;
-  int32_t at_once = 0;
-  int32_t at = 0;  // those before are prefetched
+  int32_t lines_at_once = 0;
+  int32_t at = 0;    // rows before are prefetched,
+  int32_t byte = 0;  // and so many bytes of this one
+};
+
+/// Rows of tokens, as they lie in tensors, as floats: to[column · n + i · panel + d], in panels of columns.
+struct LightningRows {
+  const std::byte* const* row = nullptr;  // [n]; null: zeros
+  int32_t n = 0;
+  DType type = DType::f32;
+  int32_t dims = 0;
+  int32_t panel = 0;  // a multiple of 16; the last panel may be narrower
+  float factor = 1;
+  float* to = nullptr;
+  std::byte* kept = nullptr;  // [n] rows of kept_stride bytes, which become copies as they are; null: none
+  size_t kept_stride = 0;
+  bool keeps_past_caches = false;
+};
+
+/// Floats as rows of tokens.
+struct LightningOutputs {
+  const float* from = nullptr;      // [n][dims rounded up to 16]
+  std::byte* const* row = nullptr;  // [n]
+  int32_t n = 0;
+  DType type = DType::f32;
+  int32_t dims = 0;
+  bool past_caches = false;
 };
 
 /// n tokens of one state head whose positions follow each other. The state lies in panels, as KernelTable::lightning_panel_dims

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/gemm.hpp"
 #include "kernels/cpu/lightning_block.hpp"
+#include "kernels/cpu/linear_rows.hpp"
 #include "kernels/cpu/pack.hpp"
 #include "kernels/cpu/simd.hpp"
 
@@ -54,23 +55,6 @@ KVC_INLINE int32_t rows_of(int32_t left) {
 
 /// Vectors of a state's row that go through at once.
 inline constexpr int32_t step_vectors = lanes == 16 ? 8 : 4;
-
-KVC_INLINE void store_past_caches(float* p, Vec x) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, x);
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, x);
-#else
-  store(p, x);
-#endif
-}
-
-/// Whoever is told that a kernel is done must find what it stored past the caches.
-KVC_INLINE void finish_stores() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
-}
 
 enum class To { nowhere, caches, memory };
 
@@ -141,10 +125,12 @@ KVC_INLINE int32_t width_of_strip(int32_t n, int32_t begin) {
 }
 
 KVC_INLINE void prefetch_some(LightningAhead& ahead) {
-  const int32_t end = smaller(ahead.at + ahead.at_once, ahead.n);
-  for (; ahead.at < end; ++ahead.at) {
-    for (int32_t byte = 0; byte < ahead.row_bytes; byte += 64)
-      prefetch_far(ahead.row[ahead.at] + byte);
+  for (int32_t i = 0; i < ahead.lines_at_once && ahead.at < ahead.n; ++i) {
+    prefetch_far(ahead.row[ahead.at] + ahead.byte);
+    ahead.byte += 64;
+    if (ahead.byte < ahead.row_bytes) continue;
+    ahead.byte = 0;
+    ++ahead.at;
   }
 }
 
@@ -159,7 +145,8 @@ template <int32_t rows, int32_t vectors>
   const float* columns = b.key_columns + static_cast<size_t>(strip) * dims_k;
   Vec c[rows][vectors];
   clear_sums(c);
-  multiply_add_rows(c, q, dims_k, columns, static_cast<size_t>(width), b.depth);
+  multiply_add_rows(c, q, dims_k, columns, static_cast<size_t>(width), b.depth,
+                    [&] { prefetch_some(*b.ahead); });
   float* to = b.weights + row * weights_stride(b.n) + strip;
 #pragma GCC unroll 8
   for (int32_t i = 0; i < rows; ++i, to += weights_stride(b.n)) {
@@ -179,7 +166,7 @@ template <int32_t rows, int32_t vectors>
   clear_sums(c);
   multiply_add_rows(c, b.q + static_cast<size_t>(row) * dims_k, dims_k,
                     b.state + static_cast<size_t>(column) * static_cast<size_t>(b.depth),
-                    vectors * lanes, b.depth);
+                    vectors * lanes, b.depth, [&] { prefetch_some(*b.ahead); });
 #pragma GCC unroll 8
   for (int32_t i = 0; i < rows; ++i) {
     const Vec decay = broadcast(b.from_decay[row + i]);
@@ -189,7 +176,7 @@ template <int32_t rows, int32_t vectors>
   constexpr size_t width = vectors * lanes;
   const float* weights = b.weights + static_cast<size_t>(row) * stride;
   const float* v = b.v + static_cast<size_t>(column) * static_cast<size_t>(b.n);
-  multiply_add_rows(c, weights, stride, v, width, row + 1);
+  multiply_add_rows(c, weights, stride, v, width, row + 1, [&] { prefetch_some(*b.ahead); });
   // The first of the rows sees no more, each other one its predecessors among them and itself.
   weights += row + 1;
   v += static_cast<size_t>(row + 1) * width;
@@ -213,7 +200,8 @@ template <int32_t rows, int32_t vectors>
   Vec c[rows][vectors];
   clear_sums(c);
   multiply_add_columns(c, b.decayed_keys + row, static_cast<size_t>(b.dims_k),
-                       b.v + static_cast<size_t>(column) * static_cast<size_t>(b.n), width, b.n);
+                       b.v + static_cast<size_t>(column) * static_cast<size_t>(b.n), width, b.n,
+                       [&] { prefetch_some(*b.ahead); });
   float* state = b.state + static_cast<size_t>(column) * static_cast<size_t>(b.depth) +
                  static_cast<size_t>(row) * width;
   const Vec high = broadcast(b.state_decay.high), low = broadcast(b.state_decay.low);
@@ -243,20 +231,6 @@ template <int32_t rows, int32_t vectors>
     if (step.n_q == 0) break;
   }
   if (step.streams) finish_stores();
-}
-
-/// Copies rows of bytes that are not needed soon: past the caches, except for their ends. `to` is aligned to 64 bytes.
-[[maybe_unused]] static void lightning_keep(std::byte* to, size_t to_stride,
-                                            const std::byte* const* from, int32_t n, size_t bytes) {
-  constexpr size_t vector_bytes = lanes * sizeof(float);
-  for (int32_t i = 0; i < n; ++i, to += to_stride) {
-    size_t at = 0;
-    for (; at + vector_bytes <= bytes; at += vector_bytes)
-      store_past_caches(reinterpret_cast<float*>(to + at),
-                        load_unaligned(reinterpret_cast<const float*>(from[i] + at)));
-    for (; at < bytes; ++at) to[at] = from[i][at];
-  }
-  finish_stores();
 }
 
 /// What the query heads of a block, and the state behind it, have in common.
@@ -290,9 +264,11 @@ template <int32_t rows, int32_t vectors>
         weights_of<n_rows, vectors>(b, row, strip, width);
       });
     }
-    for (int32_t column = 0; column < b.dims_v; column += panel_width) {
-      const int32_t vectors = smaller(panel_width, b.dims_v - column) / lanes;
-      prefetch_some(*b.ahead);
+  }
+  for (int32_t column = 0; column < b.dims_v; column += panel_width) {
+    const int32_t vectors = smaller(panel_width, b.dims_v - column) / lanes;
+    for (int32_t row = 0, rows = 0; row < b.n; row += rows) {
+      rows = rows_of(b.n - row);
       with_sums(rows, vectors, [&]<int32_t n_rows, int32_t n_vectors>() {
         outputs_of<n_rows, n_vectors>(b, row, column);
       });
@@ -306,7 +282,6 @@ template <int32_t rows, int32_t vectors>
     const int32_t vectors = smaller(panel_width, b.dims_v - column) / lanes;
     for (int32_t row = 0, rows = 0; row < b.depth; row += rows) {
       rows = rows_of(b.depth - row);
-      prefetch_some(*b.ahead);
       with_sums(rows, vectors, [&]<int32_t n_rows, int32_t n_vectors>() {
         advance_rows<n_rows, n_vectors>(b, row, column);
       });

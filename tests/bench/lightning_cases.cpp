@@ -94,9 +94,9 @@ void decode_cost(Limits& limits) {
   }
 }
 
-/// Counted are the multiply-adds that blocks of 60 tokens need, of tokens with each other those that see each other.
+/// Counted are the multiply-adds that blocks of 48 tokens need, of tokens with each other those that see each other.
 void prefill_cost(Limits& limits) {
-  constexpr int32_t tokens = 2048, block = 60;
+  constexpr int32_t tokens = 2048, block = 48;
   constexpr double operations = 2.0 * tokens * heads * (2.0 * dim * dim + (block + 1) / 2.0 * 2 * dim);
   for (const uint32_t dtype : {KVC_F32, KVC_F16}) {
     Lightning lightning(2, 1, tokens, dtype);
