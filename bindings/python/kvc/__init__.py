@@ -79,6 +79,8 @@ from .errors import (
 )
 from .info import EncoderInput, Run, SequenceInfo, StateSequence, Stats
 from .layers import Layer
+from .lightning import slopes
+from .rows import Rows
 from .storage import Codes
 from .views import View
 
@@ -116,6 +118,7 @@ __all__ = [
     "OutOfMemory",
     "PADDING",
     "Pass",
+    "Rows",
     "Run",
     "SequenceInfo",
     "ShapeError",
@@ -131,5 +134,6 @@ __all__ = [
     "build_info",
     "decode",
     "encode",
+    "slopes",
     "storage_info",
 ]

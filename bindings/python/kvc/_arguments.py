@@ -23,38 +23,56 @@ class Common(TypedDict, total=False):
     device: Optional[Device]
 
 
-class KeysAndValues(Common, total=False):
-    """What kinds with keys and values take."""
+class Heads(Common, total=False):
+    """What kinds that attend take."""
 
     head_dim_v: Optional[int]
+    max_q_heads: int
+
+
+class KeysAndValues(Heads, total=False):
+    """What kinds with keys and values take."""
+
     dtype: Dtype
     dtype_k: Dtype
     dtype_v: Dtype
     block: int
     rotate: Rotate
-    max_q_heads: int
     mask_dtype: Dtype
 
 
-class Causal(KeysAndValues, total=False):
+class Positions(KeysAndValues, total=False):
+    """What kinds take whose tokens see positions before them."""
+
+    reach: Optional[int]
+    sliding_window: Optional[int]
+    interleaved: bool
+    v_first: Optional[int]
+
+
+class Causal(Positions, total=False):
     """What a causal cache takes."""
 
     cells: int
-    reach: Optional[int]
-    sliding_window: Optional[int]
     memory: Optional[int]
     chunk: Optional[int]
     keep_first: int
     position_free: bool
     cell_padding: int
-    interleaved: bool
-    v_first: Optional[int]
 
 
 class Encoder(KeysAndValues, total=False):
     """What an encoder cache takes."""
 
     inputs: int
+
+
+class Transformer(Positions, total=False):
+    """What a transformer cache takes."""
+
+    value_heads: int
+    ring: bool
+    causal: bool
 
 
 class Recurrent(Common, total=False):
@@ -65,6 +83,17 @@ class Recurrent(Common, total=False):
     conv_dim: int
     dtype_state: Dtype
     dtype_conv: Dtype
+    checkpoints: int
+    checkpoint_interval: Optional[int]
+    checkpoint_min_pos: int
+    draft_states: int
+    approximate: bool
+
+
+class Lightning(Heads, total=False):
+    """What a lightning cache takes."""
+
+    block_tokens: int
     checkpoints: int
     checkpoint_interval: Optional[int]
     checkpoint_min_pos: int

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Iterable, Optional
+from typing import TYPE_CHECKING, Any, Iterable, Optional, Tuple
 
 import numpy as np
 
 from . import kvc_capi as _capi
-from .errors import InvalidArgument
+from .errors import DtypeError, InvalidArgument
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,9 +27,10 @@ def token_flags(
     sees_later: Optional[Iterable[int]],
     types: Optional[Integers],
     carries_input: Optional[Iterable[int]],
+    masked: Optional[Iterable[int]],
 ) -> Optional[npt.NDArray[np.int32]]:
     """Flags of a batch's tokens; None if there are none."""
-    if sees_later is None and types is None and carries_input is None:
+    if sees_later is None and types is None and carries_input is None and masked is None:
         return None
     count = len(positions)
     flags = np.zeros(count, dtype=np.uint32)
@@ -44,6 +45,7 @@ def token_flags(
     for name, tokens, flag in (
         ("sees_later", sees_later, _capi.KVC_TOKEN_SEES_LATER),
         ("carries_input", carries_input, _capi.KVC_TOKEN_ENCODER_INPUT),
+        ("masked", masked, _capi.KVC_TOKEN_MASKED),
     ):
         if tokens is None:
             continue
@@ -61,4 +63,34 @@ def _integers(name: str, values: Iterable[int]) -> npt.NDArray[Any]:
         raise TypeError(f"{name} must be a list or array of integers, not {values!r}")
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} must hold integers, not {array.dtype}")
+    return array
+
+
+def int32s(name: str, values: Any, shape: Tuple[int, ...]) -> npt.NDArray[np.int32]:
+    """Integers as a new array, which no other thread writes to; an extent of -1 may be any."""
+    array = np.asarray(listed(values))
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} must hold integers, not {array.dtype}")
+    wanted = tuple(n if each < 0 else each for n, each in zip(array.shape, shape))
+    if array.ndim != len(shape) or array.shape != wanted:
+        words = ", ".join("n" if each < 0 else str(each) for each in shape)
+        raise InvalidArgument(f"{name} has shape {array.shape}, not ({words}{',' * (len(shape) == 1)})")
+    wrong = array[(array < _INT32.min) | (array > _INT32.max)]
+    if wrong.size:
+        raise InvalidArgument(f"{name} has the element {wrong[0]}, which is no integer of 32 bits")
+    return np.array(array, np.int32, order="C")
+
+
+_INT32 = np.iinfo(np.int32)
+
+
+def shown(name: str, mask: Any) -> Any:
+    """A mask of bool, or of integers, where 0 hides, as bool."""
+    if mask is None:
+        return None
+    array = np.asarray(mask)
+    if array.dtype.kind in "iu":
+        return array != 0
+    if array.dtype != bool:
+        raise DtypeError(f"{name} is {array.dtype}; it must hold bool, or integers of which 0 hides")
     return array

@@ -31,51 +31,55 @@ Rotate = Union[bool, Literal["k", "v"]]
 
 # What only some kinds take, with its defaults.
 _CAUSAL = {
-    "reach": None,
-    "sliding_window": None,
     "memory": None,
     "chunk": None,
     "keep_first": 0,
     "position_free": False,
     "cell_padding": 1,
     "cells": 0,
-    "interleaved": False,
-    "v_first": None,
 }
 _ENCODER = {"inputs": 0}
-_CAUSAL_AND_ENCODER = {
-    "n_kv_heads": None,
-    "head_dim": None,
-    "head_dim_v": None,
+_TRANSFORMER = {"value_heads": 0, "ring": False, "causal": True}
+_LIGHTNING = {"block_tokens": 0}
+_POSITIONS = {"reach": None, "sliding_window": None, "interleaved": False, "v_first": None}
+_STORED = {
     "capacity": None,
     "dtype": None,
     "dtype_k": None,
     "dtype_v": None,
     "block": 0,
     "rotate": False,
-    "max_q_heads": 0,
     "mask_dtype": "f32",
 }
+_HEADS = {"n_kv_heads": None, "head_dim": None, "head_dim_v": None, "max_q_heads": 0}
 _RECURRENT = {
     "state_shape": None,
     "conv_channels": 0,
     "conv_dim": 0,
     "dtype_state": "f32",
     "dtype_conv": "f32",
+}
+_STATES = {
     "checkpoints": 24,
     "checkpoint_interval": 1664,
     "checkpoint_min_pos": 16,
     "draft_states": 0,
     "approximate": False,
 }
+_WITH_KEYS = ("causal", "encoder", "transformer")
+_WITH_HEADS = (*_WITH_KEYS, "lightning")
 _ONLY = (
     (_CAUSAL, ("causal",)),
     (_ENCODER, ("encoder",)),
-    (_CAUSAL_AND_ENCODER, ("causal", "encoder")),
+    (_TRANSFORMER, ("transformer",)),
+    (_LIGHTNING, ("lightning",)),
+    (_POSITIONS, ("causal", "transformer")),
+    (_STORED, _WITH_KEYS),
+    (_HEADS, _WITH_HEADS),
     (_RECURRENT, ("recurrent",)),
+    (_STATES, ("recurrent", "lightning")),
 )
-_NEEDED = ("n_kv_heads", "head_dim", "capacity")  # by causal and encoder caches
-_LATER = ("transformer", "lightning")  # experimental, and in C alone
+_NEEDED = {"n_kv_heads": _WITH_HEADS, "head_dim": _WITH_HEADS, "capacity": _WITH_KEYS}
 
 _MOST_ELEMENTS = 2**40  # of a state
 
@@ -87,14 +91,13 @@ def descriptors(arguments: Mapping[str, Any]) -> Tuple[Any, Any]:
         raise InvalidArgument(f"kind {kind!r} is not one of {', '.join(KINDS)}")
     if kind == "wrapper":
         raise NotSupported("kvc.Cache.wrap() and kvc.Cache.from_layers() make wrappers")
-    if kind in _LATER:
-        raise NotSupported(f"{kind} caches are experimental, and this version makes them in C alone")
     _check_names(kind, arguments)
-    if kind == "recurrent":
-        return _cache_descriptor(arguments), _recurrent_descriptor(arguments)
-    if kind == "causal":
-        return _keys_and_values(arguments), _causal_descriptor(arguments)
-    return _keys_and_values(arguments), _encoder_descriptor(arguments)
+    desc, kind_desc = _cache_descriptor(arguments), _OF_KIND[kind](arguments)
+    if kind in _WITH_HEADS:
+        _set_heads(desc, arguments)
+    if kind in _WITH_KEYS:
+        _set_storage(desc, arguments)
+    return desc, kind_desc
 
 
 def shape_of(arguments: Mapping[str, Any], desc: Any, kind_desc: Any) -> Shape:
@@ -114,6 +117,8 @@ def shape_of(arguments: Mapping[str, Any], desc: Any, kind_desc: Any) -> Shape:
         conv_shape=(kind_desc.conv_channels, kind_desc.conv_dim) if has_conv else (),
         state_shape=_state_shape(arguments["state_shape"]),
         v_first=arguments["v_first"],
+        value_heads=arguments["value_heads"],
+        is_causal=bool(arguments["causal"]),
     )
 
 
@@ -122,9 +127,10 @@ def _check_names(kind: str, arguments: Mapping[str, Any]) -> None:
     for names, kinds in _ONLY:
         given = [name for name, default in names.items() if arguments[name] != default]
         if given and kind not in kinds:
-            raise InvalidArgument(f"only {' and '.join(kinds)} caches take {', '.join(given)}")
-    missing = [name for name in _NEEDED if arguments[name] is None]
-    if missing and kind != "recurrent":
+            takers = " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+            raise InvalidArgument(f"only {takers} caches take {', '.join(given)}")
+    missing = [name for name, kinds in _NEEDED.items() if kind in kinds and arguments[name] is None]
+    if missing:
         raise TypeError(f"kvc.Cache() of kind {kind!r} needs {', '.join(missing)}")
 
 
@@ -142,23 +148,21 @@ def _cache_descriptor(arguments: Mapping[str, Any]) -> Any:
     return desc
 
 
-def _keys_and_values(arguments: Mapping[str, Any]) -> Any:
-    """The descriptor of a cache that stores keys and values."""
-    desc = _cache_descriptor(arguments)
+def _set_heads(desc: Any, arguments: Mapping[str, Any]) -> None:
+    """Heads and what they hold."""
     set_integers(
         desc,
         head_dim_k=arguments["head_dim"],
         head_dim_v=0 if arguments["head_dim_v"] is None else arguments["head_dim_v"],
-        **{name: arguments[name] for name in ("n_kv_heads", "capacity", "cells", "max_q_heads")},
+        **{name: arguments[name] for name in ("n_kv_heads", "max_q_heads")},
     )
     if desc.head_dim_v == 0:  # the library's default, which kvc.Cache needs to size arrays
         desc.head_dim_v = desc.head_dim_k
-    _set_storage(desc, arguments)
-    return desc
 
 
 def _set_storage(desc: Any, arguments: Mapping[str, Any]) -> None:
-    """How K and V are stored."""
+    """How K and V are stored, and how many."""
+    set_integers(desc, **{name: arguments[name] for name in ("capacity", "cells")})
     v_in_k = arguments["v_first"] is not None  # V is then stored as K is
     dtype = "f32" if arguments["dtype"] is None else arguments["dtype"]
     types = {"dtype_k": dtype_code(dtype, "dtype", STORED)}
@@ -221,25 +225,62 @@ def _encoder_descriptor(arguments: Mapping[str, Any]) -> Any:
     return encoder
 
 
-def _recurrent_descriptor(arguments: Mapping[str, Any]) -> Any:
-    """The descriptor that a recurrent cache needs besides."""
-    recurrent = _capi.kvc_recurrent_desc()
+def _transformer_descriptor(arguments: Mapping[str, Any]) -> Any:
+    """The descriptor that a transformer cache needs besides."""
+    transformer = _capi.kvc_transformer_desc()
+    set_integers(
+        transformer,
+        kind=_capi.KVC_TRANSFORMER,
+        flags=(_capi.KVC_TRANSFORMER_RING if arguments["ring"] else 0)
+        | (0 if arguments["causal"] else _capi.KVC_TRANSFORMER_NOT_CAUSAL),
+        reach=_reach(arguments["reach"], arguments["sliding_window"]),
+        value_heads=arguments["value_heads"],
+        mask_dtype=dtype_code(arguments["mask_dtype"], "mask_dtype", MASKS),
+    )
+    return transformer
+
+
+def _lightning_descriptor(arguments: Mapping[str, Any]) -> Any:
+    """The descriptor that a lightning cache needs besides."""
+    lightning = _capi.kvc_lightning_desc()
+    set_integers(
+        lightning,
+        kind=_capi.KVC_LIGHTNING,
+        flags=_capi.KVC_LIGHTNING_APPROXIMATE if arguments["approximate"] else 0,
+        block=arguments["block_tokens"],
+    )
+    _set_checkpoints(lightning, arguments)
+    return lightning
+
+
+def _set_checkpoints(desc: Any, arguments: Mapping[str, Any]) -> None:
+    """Which states are kept, of caches that have states."""
     interval = arguments["checkpoint_interval"]
     if interval is not None and integer("checkpoint_interval", interval) < 1:
         raise InvalidArgument(
             f"checkpoint_interval is {interval}; it must be 1 or more, or None for no automatic ones"
         )
     set_integers(
+        desc,
+        checkpoints=_or_none("checkpoints", arguments["checkpoints"]),
+        checkpoint_interval=_capi.KVC_NONE if interval is None else interval,
+        checkpoint_min_pos=_or_none("checkpoint_min_pos", arguments["checkpoint_min_pos"]),
+        draft_states=arguments["draft_states"],
+    )
+
+
+def _recurrent_descriptor(arguments: Mapping[str, Any]) -> Any:
+    """The descriptor that a recurrent cache needs besides."""
+    recurrent = _capi.kvc_recurrent_desc()
+    set_integers(
         recurrent,
         kind=_capi.KVC_RECURRENT,
         flags=_capi.KVC_RECURRENT_APPROXIMATE if arguments["approximate"] else 0,
         dtype_state=dtype_code(arguments["dtype_state"], "dtype_state"),
         dtype_conv=dtype_code(arguments["dtype_conv"], "dtype_conv"),
-        checkpoints=_or_none("checkpoints", arguments["checkpoints"]),
-        checkpoint_interval=_capi.KVC_NONE if interval is None else interval,
-        checkpoint_min_pos=_or_none("checkpoint_min_pos", arguments["checkpoint_min_pos"]),
-        **{name: arguments[name] for name in ("conv_channels", "conv_dim", "draft_states")},
+        **{name: arguments[name] for name in ("conv_channels", "conv_dim")},
     )
+    _set_checkpoints(recurrent, arguments)
     shape = _state_shape(arguments["state_shape"])
     elements = math.prod(shape) if shape else 0
     if elements > _MOST_ELEMENTS:
@@ -280,3 +321,12 @@ def _reach(reach: Optional[int], sliding_window: Optional[int]) -> int:
     if reach is not None and integer("reach", reach) < 1:
         raise InvalidArgument(f"reach {reach} is below 1; None sees everything")
     return 0 if reach is None else reach
+
+
+_OF_KIND = {
+    "causal": _causal_descriptor,
+    "encoder": _encoder_descriptor,
+    "recurrent": _recurrent_descriptor,
+    "transformer": _transformer_descriptor,
+    "lightning": _lightning_descriptor,
+}

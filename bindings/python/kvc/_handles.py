@@ -73,6 +73,10 @@ class Shape(NamedTuple):
     """KVC_CACHE_… of the library"""
     v_first: Optional[int] = None
     """None: V is stored by itself"""
+    value_heads: int = 0
+    """0: n_kv_heads"""
+    is_causal: bool = True
+    """whether tokens see no later ones of their pass, where it does not say otherwise"""
 
 
 class CacheHandle(OwnsHandle):

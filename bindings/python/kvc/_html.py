@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, List
 import numpy as np
 
 from .errors import Error
+from .inspect import FREE, SHARED, WITH_POSITIONS, WITH_STATES, Snapshot
 
 if TYPE_CHECKING:
     from .cache import Cache
-    from .inspect import Snapshot
 
 _SQUARES = 512  # of the map, at most
 _WIDTH, _SIDE = 64, 9  # squares in a row, pixels
@@ -20,8 +20,6 @@ _FREE_COLOUR, _SHARED_COLOUR = "#eeeeee", "#444444"
 
 def html_of(cache: Cache) -> str:
     """A heading, and below it what the cache holds, unless it cannot be read now."""
-    from .inspect import Snapshot
-
     heading = f"<b>{escape(repr(cache)[1:-1])}</b>"
     try:
         snapshot = Snapshot.of(cache)
@@ -32,7 +30,8 @@ def html_of(cache: Cache) -> str:
 
 def _body(snapshot: Snapshot) -> str:
     stats = snapshot.stats
-    unit = "slots" if snapshot.kind == "recurrent" else "cells"
+    has_states = snapshot.kind in WITH_STATES
+    unit = "slots" if has_states else "cells"
     numbers = (
         f"{stats.cells_used} of {stats.cells} {unit} used, {stats.cells_shared} "
         f"shared; {stats.bytes / 1e6:.1f} MB; {stats.passes} passes"
@@ -45,7 +44,7 @@ def _body(snapshot: Snapshot) -> str:
             for i, child in enumerate(snapshot.children)
         ]
         return f"{numbers}<ul>{''.join(children)}</ul>{_legend(snapshot)}"
-    if snapshot.kind == "recurrent":
+    if has_states:
         return f"{numbers}<br>{_legend(snapshot)}"
     return f"{numbers}<br>{_map(snapshot)}<br>{_legend(snapshot)}"
 
@@ -58,8 +57,6 @@ def _colour(owner: int) -> str:
 def _map(snapshot: Snapshot) -> str:
     """Cells in order, as squares of one cell or more. A square has the colour of the owner of most
     of its cells, and is as opaque as it is full."""
-    from .inspect import FREE, SHARED
-
     owner, _ = snapshot.cells()
     per_square = -(-len(owner) // _SQUARES)
     squares: List[str] = []
@@ -95,7 +92,7 @@ def _legend(snapshot: Snapshot) -> str:
     ]
     if len(snapshot.sequences) > len(shown):
         parts.append(f"{len(snapshot.sequences) - len(shown)} more")
-    if snapshot.kind in ("causal", "encoder"):
+    if snapshot.kind in (*WITH_POSITIONS, "encoder"):
         parts.append(f'<span style="color:{_SHARED_COLOUR}">■</span> shared')
         parts.append(f'<span style="color:{_FREE_COLOUR}">■</span> free')
     return ", ".join(parts)
@@ -104,12 +101,12 @@ def _legend(snapshot: Snapshot) -> str:
 def _held(snapshot: Snapshot, sequence: int) -> str:
     """What a sequence holds, in words."""
     info, _ = snapshot.sequences[sequence]
-    if snapshot.kind == "causal":
+    if snapshot.kind in WITH_POSITIONS:
         return f"{info.count} positions"
     if snapshot.kind == "encoder":
         seen = snapshot.inputs.get(sequence)
         return f"an input of {seen.length} at {seen.position}" if seen else "no input"
-    if snapshot.kind == "recurrent":
+    if snapshot.kind in WITH_STATES:
         places = ", ".join(map(str, snapshot.checkpoints[sequence]))
         approximate = ", approximate" if info.approximate else ""
         return f"{info.next} positions{approximate}, checkpoints at {places or 'none'}"

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from .info import EncoderInput, SequenceInfo, Stats
-from .inspect import FREE, SHARED, Snapshot
+from .inspect import FREE, SHARED, WITH_POSITIONS, WITH_STATES, Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,12 @@ _Panel = Tuple[float, Callable[["Axes"], None]]  # its height and what draws it
 
 def figure_of(snapshot: Snapshot, samples: List[Stats]) -> Figure:
     """What the memory holds, what the sequences hold, and, with samples, the memory over the run."""
-    panels = {"causal": _causal, "encoder": _encoder, "recurrent": _recurrent, "wrapper": _wrapper}
+    panels = {
+        **dict.fromkeys(WITH_POSITIONS, _positions),
+        **dict.fromkeys(WITH_STATES, _states),
+        "encoder": _encoder,
+        "wrapper": _wrapper,
+    }
     drawn = panels[snapshot.kind](snapshot)
     if samples:
         drawn.append((1.8, lambda axes: _draw_history(axes, snapshot, samples)))
@@ -40,7 +45,7 @@ def figure_of(snapshot: Snapshot, samples: List[Stats]) -> Figure:
     return figure
 
 
-def _causal(snapshot: Snapshot) -> List[_Panel]:
+def _positions(snapshot: Snapshot) -> List[_Panel]:
     owner, pending = snapshot.cells()
     return [
         (3.0, lambda axes: _draw_pool(axes, snapshot, owner, pending)),
@@ -56,7 +61,7 @@ def _encoder(snapshot: Snapshot) -> List[_Panel]:
     ]
 
 
-def _recurrent(snapshot: Snapshot) -> List[_Panel]:
+def _states(snapshot: Snapshot) -> List[_Panel]:
     rows = [(str(sequence), snapshot, sequence) for sequence in snapshot.sequences]
     return [
         (0.9, lambda axes: _draw_memory(axes, snapshot, [("slots", snapshot)])),
@@ -172,7 +177,7 @@ def _draw_memory(axes: Axes, whole: Snapshot, parts: List[Tuple[str, Snapshot]])
     """How full each part is, as a share of it."""
     for row, (_, part) in enumerate(parts):
         stats = part.stats
-        unit = "slots" if part.kind == "recurrent" else "cells"
+        unit = "slots" if part.kind in WITH_STATES else "cells"
         for cells, colour in (
             (stats.cells, _FREE_COLOUR),
             (stats.cells_used, _USED_COLOUR),
@@ -222,12 +227,12 @@ def _draw_time(axes: Axes, rows: List[Tuple[str, Snapshot, int]]) -> None:
             info, runs = snapshot.sequences[sequence]
             longest = max(longest, info.next, info.lost_below)
             axes.broken_barh([(0, info.next)], (row - 0.06, 0.12), facecolor=_GONE_COLOUR)
-            for run in runs if snapshot.kind == "causal" else []:
+            for run in runs if snapshot.kind in WITH_POSITIONS else []:
                 end = run.position + run.length
                 _bar(axes, row, (run.position, end, sequence, run.offset != 0), 0.7)
             if sequence in snapshot.inputs:
                 _draw_input(axes, row, sequence, snapshot.inputs[sequence], info.next)
-            if snapshot.kind == "recurrent":
+            if snapshot.kind in WITH_STATES:
                 _draw_states(axes, row, sequence, snapshot.checkpoints[sequence], info)
     count = max(1, len(rows))
     axes.set(
@@ -291,8 +296,8 @@ def _draw_history(axes: Axes, snapshot: Snapshot, samples: List[Stats]) -> None:
     cells = max(stats.cells for stats in samples)
     at = np.arange(len(samples))
     kinds = {snapshot.kind, *(child.kind for child in snapshot.children)} - {"wrapper"}
-    units = [["cells"] if kinds - {"recurrent"} else [], ["slots"] if "recurrent" in kinds else []]
-    unit = " and ".join(sum(units, []))
+    units = ["slots" if kind in WITH_STATES else "cells" for kind in kinds]
+    unit = " and ".join(sorted(set(units)))
     axes.fill_between(at, 0, cells, color=_FREE_COLOUR, step="post", linewidth=0)
     axes.fill_between(at, 0, used, color=_USED_COLOUR, step="post", linewidth=0)
     axes.fill_between(at, 0, shared, color=_SHARED_COLOUR, step="post", linewidth=0)
@@ -312,14 +317,14 @@ def _legend(snapshot: Snapshot) -> List[Any]:
         Patch(facecolor=_SHARED_COLOUR, label="shared"),
         Patch(facecolor=_FREE_COLOUR, edgecolor="#aaaaaa", label="free"),
     ]
-    if "causal" in kinds:
+    if kinds & set(WITH_POSITIONS):
         marks.append(Patch(facecolor=_GONE_COLOUR, label="slid out"))
         marks.append(
             Patch(facecolor="white", edgecolor="black", hatch=_PENDING, label="pending rotation")
         )
     if "encoder" in kinds:
         marks.append(marker(">", "token that carried the input"))
-    if "recurrent" in kinds:
+    if kinds & set(WITH_STATES):
         marks += [marker("d", "checkpoint"), marker("s", "state")]
     if snapshot.children:
         marks.append(Line2D([], [], color=_BACK_COLOUR, linestyle="--", label="can step back to"))

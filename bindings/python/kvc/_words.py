@@ -5,10 +5,11 @@ from typing import List
 
 from . import kvc_capi as _capi
 
-_METHODS = """abort attention begin bind_attention bind_rope bind_scales can_remove can_resume check
-checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put encoder_query
-encoder_share fits gather get get_codes get_copy history mask put put_attention put_codes remove
-reorder resume runs set_causal state_conv state_done state_gather state_get
+_METHODS = """abort attention begin begin_rows bind_attention bind_decay bind_rope bind_scales can_remove
+can_resume check checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put
+encoder_query encoder_share fits fits_rows gather get get_codes get_copy history insert lightning_read
+lightning_write mask put put_attention put_codes remove reorder resume rows_fill rows_set rows_view runs
+set_causal state_conv state_done state_gather state_get
 state_layout state_put state_slots state_view""".split()
 _TYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "Q8_0", "Q4_0", "INT8", "NF4")
 _KINDS = ("causal", "encoder", "recurrent", "transformer", "lightning")
@@ -20,6 +21,7 @@ _WORDS = {
     "kvc_cache_memory_bytes": "memory_bytes()",
     "kvc_cache_stats": "stats()",
     "kvc_cache_wrap": "kvc.Cache.wrap()",
+    "kvc_rows_query": "rows()",
     "kvc_sequence_query": "query()",
     "kvc_state_digest": "digest()",
     "bind a shift function (kvc_bind_shift), ": "",  # Python has none
@@ -32,6 +34,12 @@ _WORDS = {
     "KVC_PART_CONV": '"conv"',
     "KVC_PART_RECURRENT": '"recurrent"',
     "KVC_RECURRENT_APPROXIMATE": "approximate=True",
+    "KVC_LIGHTNING_APPROXIMATE": "approximate=True",
+    "KVC_TRANSFORMER_RING": "ring=True",
+    "KVC_ROWS_POSTPADDED": "postpadded=True",
+    "KVC_ROWS_NOT_CAUSAL": "causal=False",
+    "KVC_TRANSFORMER and KVC_LIGHTNING": 'kind="transformer" and kind="lightning"',
+    "attention_mask is null": "attention_mask is None",
     "KVC_CACHE_STRICT": "strict=True",
     "KVC_CAUSAL_POSITION_FREE": "position_free=True",
     "KVC_NONE": "kvc.PADDING",
@@ -46,30 +54,34 @@ _WORDS = {
     "it must be 0 or from 2^-100": "it must be from 2^-100",
     "must be null": "must be None",
     "an encoder cache (KVC_ENCODER)": "an encoder cache",
+    "a transformer cache (KVC_TRANSFORMER)": "a transformer cache",
     **{f"kind KVC_{kind.upper()}": f'kind="{kind}"' for kind in _KINDS},
     "KVC_WRAPPER": '"wrapper"',
     **{f"KVC_{dtype}": dtype.lower() for dtype in _TYPES},
     "KVC_TOKEN_ENCODER_INPUT": "carries_input",
+    "KVC_TOKEN_MASKED": "masked",
     "KVC_TOKEN_SEES_LATER": "sees_later",
     "KVC_TOKEN_TYPE()": "types",
     "except[": "sees_later[",
     "layer_begin": "layers[0]",
     "layer_end": "layers[1]",
     "from has": "states has",
+    "row_begin": "begin",
+    "sequence_begin": "begin",
     "len is": "length is",
     "n_sequences": "the number of sequences",
     "position[": "positions[",
     "sequence[": "sequences[",
-    "token_flags[": "sees_later/types/carries_input[",
+    "token_flags[": "sees_later/types/masked/carries_input[",
 }
 _PATTERN = re.compile(
     "|".join(rf"\b{re.escape(word)}" + (r"\b" if word[-1].isalnum() else "") for word in _WORDS)
 )
 
 
-# The flags of a token come from three arguments, which the bits tell apart.
+# The flags of a token come from four arguments, which the bits tell apart.
 _UNKNOWN_FLAGS = re.compile(r"\btoken_flags\[(\d+)\] has the unknown bits 0x([0-9a-f]+); it takes ")
-_FLAGS = {1: "sees_later", 2: "carries_input", 0xFFFF0000: "types"}
+_FLAGS = {1: "sees_later", 2: "carries_input", 4: "masked", 0xFFFF0000: "types"}
 
 
 def _unknown_flags(found: "re.Match[str]") -> str:

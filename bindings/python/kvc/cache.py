@@ -14,7 +14,9 @@ from .device import Device, device_of
 from .encoder import Encoder
 from .errors import Busy, InvalidHandle
 from .info import Stats
+from .lightning import Lightning
 from .passes import PADDING, Pass, Passes
+from .rows import Batches
 from .sequences import Sequences
 from .states import States
 from .storage import Storage
@@ -38,7 +40,7 @@ _STATES = {
 }
 
 
-class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
+class Cache(Storage, Passes, Batches, Contents, Encoder, States, Lightning, Wrapping):
     """Keys and values of the tokens that a transformer has processed, and attention over them; or what
     takes their place in other layers: inputs of an encoder, states of a recurrence. wrap() and
     from_layers() make one cache of several, for models that mix them.
@@ -49,12 +51,13 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
     head_dim              elements of a key, and of a value unless head_dim_v differs
     capacity              positions that one sequence may hold. With limited memory (see `memory`)
                           it holds at most memory + keep_first + 2 * max_batch instead. In an encoder
-                          cache: positions of one input
+                          cache: positions of one input. In a transformer cache: of a row; with `ring`
+                          those that it keeps. A lightning cache has none
 
     Every kind of cache:
 
-    kind                  "causal", "encoder" or "recurrent". This version makes "transformer" and
-                          "lightning" caches in C alone (NotSupported); wrap() makes a "wrapper"
+    kind                  "causal", "encoder", "recurrent", "transformer" or "lightning"; wrap() makes a
+                          "wrapper"
     max_sequences         sequences are 0 … max_sequences - 1
     max_batch             a pass has 1 … max_batch tokens, padding included
     strict                each position of a batch must be its sequence's next: no gaps
@@ -62,7 +65,7 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
                           one process
     prefault              touch all memory now, so that no page fault happens later
 
-    Causal and encoder caches. How keys and values are stored:
+    Causal, encoder and transformer caches. How keys and values are stored:
 
     dtype                 "f32", "f16", "bf16" or NumPy's, such as np.float16: numbers. "q8_0",
                           "int8", "f8_e4m3", "f8_e5m2": codes of 8 bits. "q4_0", "nf4": codes of 4
@@ -75,21 +78,26 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
                           or True for both. For q8_0, q4_0, int8 and nf4; what attention returns is
                           not rotated
 
-    max_q_heads           query heads that an attention call may have; 0: 16 * n_kv_heads
+    max_q_heads           query heads that an attention call may have (lightning caches too); 0:
+                          16 * n_kv_heads
 
-    Causal caches only:
+    Causal and transformer caches:
 
     v_first               latent attention, as in DeepSeek V2: V is not stored, it is elements v_first
                           to v_first + head_dim_v - 1 of K. put() then takes k alone, dtype_v is not
                           given, and RoPE may not turn these elements
     interleaved           K and V of a token lie side by side: f32, f16 or bf16, the same for both
 
-    Causal caches only. What a token sees:
+    What a token sees, in causal and transformer caches:
 
-    reach                 itself and `reach` positions before it; None: everything before it
+    reach                 itself and `reach` positions before it; None: everything before it (in a
+                          ring capacity - 1, which is also the most)
     sliding_window        the same as Hugging Face counts it, where a window of W includes the token
                           itself: sliding_window=W is reach=W-1. (Ollama's windowSize is the
                           reach.) Pass at most one of the two; the reach is at least 1
+
+    Causal caches only:
+
     memory                positions kept for stepping back; None: the reach; kvc.UNLIMITED, or any
                           number from the capacity on: all. A reach limits memory by itself, a chunk
                           only if `memory` is given
@@ -100,7 +108,7 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
     Causal caches only: cells that all sequences share (0: as many as the bounds can need), and, for
     callers with kernels of their own, cell_padding: the range that get() and mask() span is rounded
     outward to a multiple of it. mask_dtype ("f32", "f16" or "bool") is the type of the masks that
-    mask() makes, in encoder caches too.
+    mask() makes, in encoder and transformer caches too.
 
     Encoder caches only. They hold the keys and values of what an encoder read (an image, 30 seconds
     of audio, a source sentence), for cross attention. A token of a pass carries a new input
@@ -129,6 +137,25 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
                           each, from which commit_prefix() chooses
     approximate           middle parts may be removed. States then still contain what was removed,
                           and query() says so
+
+    Transformer caches only: batches of rows, as EasyDeL's TransformerCache has them. Row b is
+    sequence b, and max_sequences is the number of rows. begin_rows() begins their passes, of q_len
+    tokens in each row, and q_len is at most max_batch / max_sequences. The token at position p of a
+    row lies in column p of it.
+
+    value_heads           heads of V; 0: n_kv_heads. With others attention is NotSupported
+    ring                  a row goes on past the capacity and keeps its last `capacity` positions
+    causal                False: tokens also see later ones of their pass, unless begin_rows() or
+                          set_causal() says otherwise
+
+    Lightning caches only: linear attention with decay (Lightning Attention, RetNet, MiniMax-01). They
+    hold no keys and values: each sequence has a matrix [head_dim, head_dim_v] in float32 for each layer
+    and head. bind_decay() comes first. Of the arguments above they take n_layers, n_kv_heads, head_dim,
+    head_dim_v and max_q_heads, what every kind takes, and those of recurrent caches from `checkpoints`
+    on. begin() and begin_rows() both work.
+
+    block_tokens          that a pass multiplies as matrices at once, 1 … 1024; 0: the kernel's own
+                          number
 
     device                a Device; None: the CPU device that such caches share
 
@@ -181,6 +208,27 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
         kind: Literal["recurrent"],
         **options: Unpack[_arguments.Recurrent],
     ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        kind: Literal["transformer"],
+        **options: Unpack[_arguments.Transformer],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        kind: Literal["lightning"],
+        **options: Unpack[_arguments.Lightning],
+    ) -> None: ...
     @checks_names
     def __init__(
         self,
@@ -224,6 +272,10 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
         checkpoint_min_pos: int = 16,
         draft_states: int = 0,
         approximate: bool = False,
+        value_heads: int = 0,
+        ring: bool = False,
+        causal: bool = True,
+        block_tokens: int = 0,
         device: Optional[Device] = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
@@ -274,6 +326,27 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
         n_layers: int,
         kind: Literal["recurrent"],
         **options: Unpack[_arguments.Recurrent],
+    ) -> int: ...
+    @staticmethod
+    @overload
+    def memory_bytes(
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        kind: Literal["transformer"],
+        **options: Unpack[_arguments.Transformer],
+    ) -> int: ...
+    @staticmethod
+    @overload
+    def memory_bytes(
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        kind: Literal["lightning"],
+        **options: Unpack[_arguments.Lightning],
     ) -> int: ...
     @staticmethod
     @takes_what(__init__)
@@ -374,7 +447,7 @@ class Cache(Storage, Passes, Contents, Encoder, States, Wrapping):
 
 
 # An error about a call names the class that users know.
-for _part in (Constants, Storage, Passes, Sequences, Contents, Encoder, States, Wrapping):
+for _part in (Constants, Sequences, *Cache.__bases__):
     for _method in vars(_part).values():
         _function = getattr(_method, "__func__", _method)  # of a class method
         if inspect.isfunction(_function):

@@ -158,19 +158,19 @@ def stored_in_words(shape: Shape) -> str:
         return ""
     k = _query(shape.dtype_k, shape.head_dim_k, shape.block_k)
     k_words = _side_in_words(k, bool(shape.flags & _capi.KVC_CACHE_ROTATE_K))
-    n_bytes = k.bytes_per_row
+    n_bytes = k.bytes_per_row * shape.n_kv_heads
     if shape.v_first is not None:
         words = f"K in {k_words}, V in K from element {shape.v_first}"
     else:
         v = _query(shape.dtype_v, shape.head_dim_v, shape.block_v)
         v_words = _side_in_words(v, bool(shape.flags & _capi.KVC_CACHE_ROTATE_V))
-        n_bytes += v.bytes_per_row
+        n_bytes += v.bytes_per_row * (shape.value_heads or shape.n_kv_heads)
         same = k_words == v_words
         words = f"K and V in {k_words}" if same else f"K in {k_words}, V in {v_words}"
     if shape.flags & _capi.KVC_CACHE_INTERLEAVED:
         words += ", interleaved"
     unit = "position of an input" if shape.kind == "encoder" else "token"
-    return f"{words}: {n_bytes * shape.n_kv_heads * shape.n_layers:,} bytes a {unit}"
+    return f"{words}: {n_bytes * shape.n_layers:,} bytes a {unit}"
 
 
 def _side_in_words(info: Any, rotated: bool) -> str:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["History", "Snapshot", "draw"]
 
 FREE, SHARED = -1, -2
+WITH_POSITIONS, WITH_STATES = ("causal", "transformer"), ("recurrent", "lightning")
+"""Kinds whose sequences hold positions in cells, and kinds whose sequences hold states in slots."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Snapshot:
     slot_cells: int = 0
     """of an encoder cache: the cells of a slot"""
     checkpoints: Dict[int, List[int]] = field(default_factory=dict)
-    """of a recurrent cache, by sequence: where they continue"""
+    """of a recurrent or lightning cache, by sequence: where they continue"""
     back: Dict[int, int] = field(default_factory=dict)
     """by sequence: where it can continue if it must go back by a token or more"""
     children: List[Snapshot] = field(default_factory=list)
@@ -58,9 +60,9 @@ class Snapshot:
     @staticmethod
     def of(cache: Cache, layer: int = 0) -> Snapshot:
         """The cells of one layer. Raises InvalidHandle (closed), InvalidArgument, Busy."""
-        if cache.kind == "causal" and not 0 <= layer < cache.n_layers:
+        if cache.kind in WITH_POSITIONS and not 0 <= layer < cache.n_layers:
             cache.runs(layer, 0)  # raises
-        has_runs = cache.kind in ("causal", "encoder")
+        has_runs = cache.kind in (*WITH_POSITIONS, "encoder")
         infos = [cache.query(sequence) for sequence in range(cache.max_sequences)]
         sequences = {
             sequence: (info, cache.runs(layer, sequence) if has_runs else [])
@@ -71,7 +73,7 @@ class Snapshot:
         for sequence in sequences:
             if cache.kind == "encoder" and (held := cache.encoder_query(sequence)):
                 inputs[sequence] = held
-            if cache.kind == "recurrent":
+            if cache.kind in WITH_STATES:
                 checkpoints[sequence] = cache.checkpoint_list(sequence)
         return Snapshot(
             cache.stats(),
@@ -125,14 +127,14 @@ def draw(what: Union[Cache, Snapshot], history: Optional[History] = None) -> Fig
     """Draws a cache, and its memory over a run if there is a history. Each sequence has a colour. The
     headings name how keys and values are stored: types, blocks, rotation, bytes of a token.
 
-    A causal cache: the pool, cell after cell, row after row. Below, what each sequence holds by
+    A causal or transformer cache: the pool, cell after cell, row after row. Below, what each sequence holds by
     position, and what slid out of its window. Shared cells are dark. Hatched keys have a pending
     rotation because their positions have moved.
 
     An encoder cache: its slots, a row for each, by the sequence whose input they hold. Below, from
     which position on each sequence sees its input.
 
-    A recurrent cache: its slots. Below, the checkpoints of each sequence on its time line.
+    A recurrent or lightning cache: its slots. Below, the checkpoints of each sequence on its time line.
 
     A wrapper: the memory of each child. Below, what each child holds of each sequence, the place to
     which it can step back, and which child keeps it from going back by fewer tokens.

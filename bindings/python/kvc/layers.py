@@ -69,6 +69,10 @@ class Layer:
     checkpoint_min_pos: int = 16
     draft_states: int = 0
     approximate: bool = False
+    value_heads: int = 0
+    ring: bool = False
+    causal: bool = True
+    block_tokens: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.state_shape, list):  # equal layers are found by their hash
@@ -138,7 +142,7 @@ def _arguments(
 ) -> Dict[str, Any]:
     """The arguments of the cache of some equal layers."""
     own = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    if layer.kind != "recurrent":  # a state has neither a capacity nor keys and values
+    if layer.kind not in ("recurrent", "lightning"):  # a state has neither capacity nor storage type
         if layer.kind == "encoder" and layer.capacity is None:
             raise InvalidArgument(
                 f"{layer!r} needs a capacity of its own: the positions of its longest input"

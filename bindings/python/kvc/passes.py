@@ -47,7 +47,7 @@ PADDING: int = _capi.KVC_NONE
 
 
 class Pass(OwnsHandle):
-    """An open pass of Cache.forward(), for a `with` block.
+    """An open pass of Cache.forward() or begin_rows(), for a `with` block.
 
     Commits the pass when the block ends, or aborts it when the block raises. If the block has put
     no K and V into some layer, aborts the pass and raises BadState, as begin() would: call commit()
@@ -58,9 +58,10 @@ class Pass(OwnsHandle):
     _instead_of_a_copy = "it ends the pass that it was made for, once. Pass it on as it is"
     _instead_of_pickling = "it belongs to a cache of this process"
 
-    def __init__(self, cache: Cache, n_tokens: int) -> None:
+    def __init__(self, cache: Cache, n_tokens: int, *, rows: int = 0) -> None:
         self.cache = cache
         self.n_tokens = n_tokens
+        self._rows = rows  # of a pass of rows; else 0
         self._pass = cache._pass
 
     @property
@@ -84,9 +85,13 @@ class Pass(OwnsHandle):
 
     def _commit(self) -> None:
         try:
-            # Finds room for a padding token in any cache, so it fails only if begin() would refuse
-            # to commit this pass.
-            _capi.kvc_fits(self.cache._handle, [0], [PADDING], None)
+            # Any cache has room for padding, so this fails only if begin() would refuse to commit the
+            # pass.
+            if self._rows:
+                nothing = np.zeros(self._rows, np.int32)
+                _capi.kvc_fits_rows(self.cache._handle, 1, 0, nothing, None, None)
+            else:
+                _capi.kvc_fits(self.cache._handle, [0], [PADDING], None)
         except BadState as refusal:
             found = self._missing() or str(refusal).split(" in the open pass")[0]
             self.cache.abort()
@@ -111,7 +116,7 @@ class Pass(OwnsHandle):
             _capi.kvc_get_codes(self.cache._handle, layer)
         except BadState:
             return False
-        except NotSupported:  # a recurrent layer
+        except NotSupported:  # a layer of states
             pass
         return True
 
@@ -131,6 +136,7 @@ class Passes(CacheHandle):
         sees_later: Optional[Iterable[int]] = None,
         types: Optional[Integers] = None,
         carries_input: Optional[Iterable[int]] = None,
+        masked: Optional[Iterable[int]] = None,
     ) -> None:
         """Opens a pass of n_tokens tokens. If a pass is open and every layer was put, commits it.
 
@@ -148,10 +154,12 @@ class Passes(CacheHandle):
                     encoder caches: indexes of tokens that carry a new input, at most one for each
                     sequence. These and all later tokens of their sequence see the whole of it,
                     until another token carries the next
+        masked      lightning caches: indexes of tokens that add nothing to the state while time passes;
+                    their rows of k and v are not read, and they have an output
 
         Raises CacheFull, BadState (the open pass is not fully put).
         """
-        flags = token_flags(positions, sees_later, types, carries_input)
+        flags = token_flags(positions, sees_later, types, carries_input, masked)
         _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
         self._end_pass()
 
@@ -172,12 +180,18 @@ class Passes(CacheHandle):
         sees_later: Optional[Iterable[int]] = None,
         types: Optional[Integers] = None,
         carries_input: Optional[Iterable[int]] = None,
+        masked: Optional[Iterable[int]] = None,
     ) -> Pass:
         """begin() for a `with` block: commits when the block ends, aborts when it raises or has not
         put every layer, which then raises BadState."""
         positions = listed(positions)
         self.begin(
-            positions, sequences, sees_later=sees_later, types=types, carries_input=carries_input
+            positions,
+            sequences,
+            sees_later=sees_later,
+            types=types,
+            carries_input=carries_input,
+            masked=masked,
         )
         return Pass(cast("Cache", self), len(positions))
 
@@ -189,12 +203,13 @@ class Passes(CacheHandle):
         sees_later: Optional[Iterable[int]] = None,
         types: Optional[Integers] = None,
         carries_input: Optional[Iterable[int]] = None,
+        masked: Optional[Iterable[int]] = None,
     ) -> bool:
         """Whether begin() would find room for this batch: False where it would raise CacheFull.
 
         Raises any other exception that begin() would raise. Changes nothing.
         """
-        flags = token_flags(positions, sees_later, types, carries_input)
+        flags = token_flags(positions, sees_later, types, carries_input, masked)
         try:
             _capi.kvc_fits(self._handle, positions, sequences, flags)
         except CacheFull:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Optional, Tuple, TypeVar,
 import numpy as np
 
 from . import kvc_capi as _capi
-from ._arrays import Array, element_of, numpy_dtype, with_dtype
+from ._arrays import Array, Description, element_of, numpy_dtype, with_dtype
+from ._handles import CacheHandle
 from .constants import Constants, Layers, constants_of
 from .views import View
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class Codes(NamedTuple):
-    """Views of the codes and scales of a layer, in the order in which put_codes() takes them."""
+    """Views of the codes and scales of a layer, in the order in which put_codes() takes them. In a pass of
+    rows, and from rows_view(), [batch, columns, …] stands for [history, …]."""
 
     k: View
     """[history, n_kv_heads, codes_per_row]"""
@@ -32,6 +34,14 @@ class Codes(NamedTuple):
     """likewise; if V is a part of K, a view into k"""
     v_scales: Optional[View]
     """likewise"""
+
+
+def codes_of(
+    lender: CacheHandle, descriptions: Tuple[Optional[Description], ...], call: str
+) -> Codes:
+    """What the library lends, as views."""
+    views = [None if each is None else View(lender, each, call) for each in descriptions]
+    return Codes(*views)  # type: ignore[arg-type]
 
 
 class Storage(Constants):
@@ -73,12 +83,7 @@ class Storage(Constants):
 
         Raises BadState (no pass, or no put of this layer), NotSupported (no keys and values).
         """
-        lender = self._lender_of(layer)
-        views = [
-            None if each is None else View(lender, each, "get_codes")
-            for each in _capi.kvc_get_codes(self._handle, layer)
-        ]
-        return Codes(*views)  # type: ignore[arg-type]
+        return codes_of(self._lender_of(layer), _capi.kvc_get_codes(self._handle, layer), "get_codes")
 
     @overload
     def get_copy(

@@ -29,9 +29,10 @@ class View(OwnsHandle):
     only: pass one head at a time, `jax.dlpack.from_dlpack(view[:, head])`. JAX copies it unless it
     begins at a multiple of 64 bytes. Methods of a cache take views as arguments.
 
-    A view is valid until its pass ends, which begin, commit, commit_prefix, abort, remove,
-    copy_prefix, reorder, resume, checkpoint_take and close do. Using it afterwards raises BadState. A view keeps its
-    cache from being collected.
+    A view is valid until its pass ends, which begin, begin_rows, commit, commit_prefix, abort, remove,
+    copy_prefix, reorder, resume, checkpoint_take, rows_set, insert and close do (of a view of
+    rows_view(), which needs no pass, until one of these is called). Using it afterwards raises BadState.
+    A view keeps its cache from being collected.
 
     An array over a view cannot raise. After the pass it contains whatever the cache stores there
     then: copy what you need longer. Its memory is never freed under it: a cache that is closed
@@ -62,8 +63,8 @@ class View(OwnsHandle):
 
     @property
     def shape(self) -> Tuple[int, ...]:
-        """[history, n_kv_heads, head_dim], of codes and scales [history, n_kv_heads, …], of states
-        [n_slots, …]; or the shape of a part of it."""
+        """[history, n_kv_heads, head_dim], of codes and scales [history, n_kv_heads, …], of rows [batch,
+        columns, …], of states [n_slots, …]; or the shape of a part of it."""
         return self._description[1]
 
     @property
@@ -101,9 +102,10 @@ class View(OwnsHandle):
         cache in between."""
         handle = self._cache._handle
         if not self.valid:
+            again = "again" if self._call == "rows_view" else "in the next pass"
             raise BadState(
-                f"the pass of this view has ended: call {self._call}() in the next pass, or copy in time "
-                "what you need later"
+                f"the pass of this view has ended: call {self._call}() {again}, or copy in time what you "
+                "need later"
             )
         return handle
 

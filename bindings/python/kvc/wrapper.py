@@ -6,6 +6,7 @@ import weakref
 from typing import (
     TYPE_CHECKING,
     Any,
+    Dict,
     Iterable,
     List,
     Optional,
@@ -203,7 +204,7 @@ def _cache_class() -> Any:
 def _shape_of_all(shapes: List[Shape], n_layers: int) -> Shape:
     """What a wrapper of caches of these shapes shows."""
     attention = [shape for shape in shapes if shape.n_kv_heads]
-    common = {}
+    common: Dict[str, Any] = {}
     for name in _OF_ATTENTION:
         values = {getattr(shape, name) for shape in attention}
         common[name] = values.pop() if len(values) == 1 else 0

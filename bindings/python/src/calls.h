@@ -4,8 +4,10 @@
 #define KVC_PYTHON_CALLS_H
 
 #include <kvc/encoder.h>
+#include <kvc/lightning.h>
 #include <kvc/recurrent.h>
 #include <kvc/storage.h>
+#include <kvc/transformer.h>
 #include <kvc/wrapper.h>
 
 #include <string.h>
@@ -46,6 +48,12 @@ static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
 static kvc_status kvc_py_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]) {
   memset(VIEWS, 0, 4 * sizeof *VIEWS);
   return kvc_get_codes(cache, layer, &VIEWS[0], &VIEWS[1], &VIEWS[2], &VIEWS[3]);
+}
+
+/* kvc_rows_view() likewise. */
+static kvc_status kvc_py_rows_view(const kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]) {
+  memset(VIEWS, 0, 4 * sizeof *VIEWS);
+  return kvc_rows_view(cache, layer, &VIEWS[0], &VIEWS[1], &VIEWS[2], &VIEWS[3]);
 }
 
 /* The shapes that kvc_get_copy() proposes. */
@@ -89,6 +97,35 @@ static kvc_status kvc_py_state_gather_shape(kvc_cache *cache, int32_t layer, int
   memset(VIEW, 0, sizeof *VIEW);
   VIEW->device_type = KVC_CPU;
   return kvc_state_gather(cache, layer, part, sequence, at, VIEW);
+}
+
+/* How many rows a tensor is about: its first extent. */
+static int32_t kvc_py_rows_of(const kvc_tensor *tensor) {
+  if (tensor == NULL || tensor->ndim == 0) return 1; /* the library says what is wrong */
+  return tensor->shape[0] > INT32_MAX ? INT32_MAX : (int32_t)tensor->shape[0];
+}
+
+/* kvc_rows_fill() of as many rows as the tensors have. */
+static kvc_status kvc_py_rows_fill(kvc_cache *cache, int32_t layer, int32_t row_begin,
+                                   const kvc_tensor *k, const kvc_tensor *k_scales,
+                                   const kvc_tensor *v, const kvc_tensor *v_scales) {
+  return kvc_rows_fill(cache, layer, row_begin, kvc_py_rows_of(k != NULL ? k : v), k, k_scales, v,
+                       v_scales);
+}
+
+/* kvc_lightning_write() likewise. */
+static kvc_status kvc_py_lightning_write(kvc_cache *cache, int32_t layer, int32_t sequence_begin,
+                                         const kvc_tensor *states) {
+  return kvc_lightning_write(cache, layer, sequence_begin, kvc_py_rows_of(states), states);
+}
+
+/* The shape that kvc_lightning_read() proposes. */
+static kvc_status kvc_py_lightning_shape(const kvc_cache *cache, int32_t layer,
+                                         int32_t sequence_begin, int32_t n_sequences,
+                                         kvc_tensor *VIEW) {
+  memset(VIEW, 0, sizeof *VIEW);
+  VIEW->device_type = KVC_CPU;
+  return kvc_lightning_read(cache, layer, sequence_begin, n_sequences, VIEW);
 }
 
 /* kvc_state_view() with the default dimensions. */

@@ -75,7 +75,7 @@ static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
 %typemap(in) kvc_cache *cache {
   if (!kvc_py_cache_open($input, &$1)) SWIG_fail;
 }
-%typemap(in) const kvc_cache *cache (kvc_cache *handle) {
+%typemap(in) const kvc_cache *cache (kvc_cache *handle), const kvc_cache *other (kvc_cache *handle) {
   if (!kvc_py_cache_open($input, &handle)) SWIG_fail;
   $1 = handle;
 }
@@ -162,21 +162,20 @@ KVC_RECORDS(kvc_state_sequence, sequences)
 KVC_RECORDS(int32_t, slot)
 KVC_RECORDS(int32_t, at)
 
-/* An array of int32 as long as any batch. */
-%typemap(in) int32_t *order (Py_buffer view = KVC_PY_EMPTY) {
-  if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE) != 0) SWIG_fail;
-  $1 = (int32_t *)view.buf;
-}
-%typemap(freearg) int32_t *order "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
-
-/* Constants of the model: float32 arrays whose length the Python code has checked, or None. */
-%typemap(in) const float * (Py_buffer view = KVC_PY_EMPTY) {
+/* Arrays of int32 or float32 whose length and order the Python code has checked, or None. Those that are
+ * read are the package's own: no other thread writes to them. */
+%define KVC_NUMBERS(TYPE, DECLARATION, FLAGS)
+%typemap(in) DECLARATION (Py_buffer view = KVC_PY_EMPTY) {
   if ($input != Py_None) {
-    if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS) != 0) SWIG_fail;
-    $1 = (float *)view.buf;
+    if (PyObject_GetBuffer($input, &view, FLAGS) != 0) SWIG_fail;
+    $1 = (TYPE *)view.buf;
   }
 }
-%typemap(freearg) const float * "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
+%typemap(freearg) DECLARATION "if (view$argnum.obj) PyBuffer_Release(&view$argnum);"
+%enddef
+
+KVC_NUMBERS(int32_t, int32_t *order, PyBUF_WRITABLE)
+KVC_NUMBERS(float, const float *, PyBUF_C_CONTIGUOUS)
 
 /* ---- Tensors --------------------------------------------------------------------------------- */
 
@@ -236,6 +235,9 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %ignore kvc_put_attention;
 %ignore kvc_get;
 %ignore kvc_get_codes;
+%ignore kvc_rows_view;
+%ignore kvc_rows_fill;
+%ignore kvc_lightning_write;
 %ignore kvc_gather;
 %ignore kvc_run;
 %ignore kvc_state_view;
@@ -287,6 +289,13 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %threadallow kvc_state_slots;
 %threadallow kvc_state_gather;
 %threadallow kvc_checkpoint_take;
+%threadallow kvc_begin_rows;
+%threadallow kvc_fits_rows;
+%threadallow kvc_rows_set;
+%threadallow kvc_insert;
+%threadallow kvc_py_rows_fill;
+%threadallow kvc_lightning_read;
+%threadallow kvc_py_lightning_write;
 
 /* Constructors set struct_size, and every other field to zero. */
 %define KVC_SIZED(STRUCT)
@@ -303,6 +312,8 @@ KVC_SIZED(kvc_cache_desc)
 KVC_SIZED(kvc_causal_desc)
 KVC_SIZED(kvc_encoder_desc)
 KVC_SIZED(kvc_recurrent_desc)
+KVC_SIZED(kvc_transformer_desc)
+KVC_SIZED(kvc_lightning_desc)
 KVC_SIZED(kvc_attention_desc)
 KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
@@ -325,6 +336,20 @@ KVC_ARRAY(const kvc_tensor *x, "x", KVC_PY_FLOATS, 0)
 %include "kvc/recurrent.h"
 %include "kvc/wrapper.h"
 
+KVC_NUMBERS(int32_t, const int32_t *valid, PyBUF_C_CONTIGUOUS)
+KVC_NUMBERS(int32_t, const int32_t *token_types, PyBUF_C_CONTIGUOUS)
+KVC_NUMBERS(int32_t, const int32_t *index, PyBUF_C_CONTIGUOUS)
+KVC_NUMBERS(int32_t, const int32_t *starts, PyBUF_C_CONTIGUOUS)
+KVC_NUMBERS(int32_t, int32_t *index, PyBUF_WRITABLE)
+KVC_NUMBERS(int32_t, int32_t *starts, PyBUF_WRITABLE)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *attention_mask, "attention_mask", KVC_PY_BOOL, 0)
+%include "kvc/rows.h"
+
+KVC_NUMBERS(float, float *out, PyBUF_WRITABLE)
+KVC_ARRAY(kvc_tensor *state, "into", KVC_PY_FLOAT32, 1)
+KVC_ARRAY(const kvc_tensor *states, "states", KVC_PY_FLOAT32, 0)
+%include "kvc/lightning.h"
+
 /* Until here, k and v are numbers. */
 KVC_ARRAY(const kvc_tensor *values, "values", KVC_PY_NUMBERS, 0)
 KVC_ARRAY(kvc_tensor *values, "values", KVC_PY_NUMBERS, 1)
@@ -337,6 +362,8 @@ KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_CODES, 0)
 KVC_OPTIONAL_ARRAY(const kvc_tensor *k_scales, "k_scales", KVC_PY_CODES, 0)
 KVC_OPTIONAL_ARRAY(const kvc_tensor *v_scales, "v_scales", KVC_PY_CODES, 0)
 %include "kvc/storage.h"
+
+%include "kvc/transformer.h"
 KVC_ARRAY(const kvc_tensor *k, "k", KVC_PY_FLOATS, 0)
 KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
 
@@ -344,6 +371,10 @@ KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
 %rename(kvc_put_attention) kvc_py_put_attention;
 %rename(kvc_get) kvc_py_get;
 %rename(kvc_get_codes) kvc_py_get_codes;
+%rename(kvc_rows_view) kvc_py_rows_view;
+%rename(kvc_rows_fill) kvc_py_rows_fill;
+%rename(kvc_lightning_write) kvc_py_lightning_write;
+%rename(kvc_lightning_shape) kvc_py_lightning_shape;
 %rename(kvc_copy_shape) kvc_py_copy_shape;
 %rename(kvc_gather) kvc_py_gather;
 %rename(kvc_mask_shape) kvc_py_mask_shape;
@@ -366,6 +397,11 @@ kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kvc_tenso
                                 kvc_tensor *lse);
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]);
+kvc_status kvc_py_lightning_write(kvc_cache *cache, int32_t layer, int32_t sequence_begin,
+                                  const kvc_tensor *states);
+kvc_status kvc_py_lightning_shape(const kvc_cache *cache, int32_t layer, int32_t sequence_begin,
+                                  int32_t n_sequences, kvc_tensor *VIEW);
+kvc_status kvc_py_rows_view(const kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]);
 kvc_status kvc_py_copy_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
                              kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
@@ -384,3 +420,10 @@ PyObject *kvc_py_describe_values(const kvc_tensor *values);
 PyObject *kvc_py_describe_codes(const kvc_tensor *codes);
 PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int flags);
 void kvc_py_set_errors(PyObject *errors, PyObject *translate);
+
+/* Until here, k is given, and k and v are numbers. */
+KVC_OPTIONAL_ARRAY(const kvc_tensor *k, "k", KVC_PY_CODES, 0)
+KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_CODES, 0)
+kvc_status kvc_py_rows_fill(kvc_cache *cache, int32_t layer, int32_t row_begin, const kvc_tensor *k,
+                            const kvc_tensor *k_scales, const kvc_tensor *v,
+                            const kvc_tensor *v_scales);

@@ -36,14 +36,6 @@ def test_caches_are_causal(make, fill):
     assert named.stats().bytes == unnamed.stats().bytes
 
 
-@pytest.mark.parametrize("kind", ["transformer", "lightning"])
-def test_kinds_that_are_in_c_alone(make, kind):
-    with pytest.raises(kvc.NotSupported, match=f"{kind} caches .* in C alone"):
-        make(kind=kind)
-    with pytest.raises(kvc.NotSupported):
-        kvc.Cache.memory_bytes(kind=kind, n_layers=1, n_kv_heads=1, head_dim=8, capacity=8)
-
-
 @pytest.mark.parametrize("kind", ["Causal", "", None, 1])
 def test_kinds_that_do_not_exist(make, kind):
     with pytest.raises(kvc.InvalidArgument, match="kind .* is not one of causal, encoder"):

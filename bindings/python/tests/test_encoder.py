@@ -332,7 +332,7 @@ def test_what_an_encoder_cache_refuses_and_says(encoder, inputs, call, error, me
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(kind="encoder", reach=3, cells=9), "only causal caches take reach, cells"),
+        (dict(kind="encoder", reach=3, cells=9), "only causal caches take cells"),
         (dict(inputs=3), "only encoder caches take inputs"),
     ],
 )

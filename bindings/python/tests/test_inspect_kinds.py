@@ -116,6 +116,26 @@ def test_checkpoints_are_drawn_on_the_time_line(states, tmp_path):
     assert labels(time) == ["0", "2"]
 
 
+def test_rows_are_drawn_as_cells_and_states_of_time_as_slots(made, tmp_path):
+    sizes = dict(n_kv_heads=1, head_dim=8)
+    rows = made(kvc.Layer(kind="transformer", **sizes))
+    with rows.begin_rows(2, valid=[2, 0, 1, 0]):
+        rows.put(0, *[np.ones((4, 2, 1, 8), np.float32)] * 2)
+    owner = Snapshot.of(rows).cells()[0].reshape(4, 64)
+    assert owner[:, :3].tolist() == [[0, 0, FREE], [FREE] * 3, [2, FREE, FREE], [FREE] * 3]
+    draw(rows, History([rows.stats()])).savefig(tmp_path / "rows.svg")
+    assert "2 positions" in rows._repr_html_()
+    lightning = made(kvc.Layer(kind="lightning", **sizes, checkpoint_min_pos=1))
+    lightning.bind_decay([1.0])
+    with lightning.forward(range(3), 1):
+        lightning.put_attention(0, *[np.ones((3, 1, 8), np.float32)] * 3)
+    assert Snapshot.of(lightning).checkpoints == {1: [3]}
+    figure = draw(lightning)
+    figure.savefig(tmp_path / "lightning.svg")
+    assert " slots, " in texts(figure.axes[0])[0] and labels(figure.axes[1]) == ["1"]
+    assert "checkpoints at 3" in lightning._repr_html_()
+
+
 @pytest.fixture
 def hybrid(made):
     """A window that slid, states with checkpoints, an input."""

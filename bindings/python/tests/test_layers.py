@@ -69,7 +69,7 @@ def test_a_layer_has_the_arguments_of_a_cache_and_their_defaults():
         (
             lambda: kvc.Cache.from_layers([FULL, FULL, replace(CROSS, reach=9)], capacity=9),
             kvc.InvalidArgument,
-            r"^the cache of layers\[2\]: only causal caches take reach",
+            r"^the cache of layers\[2\]: only causal and transformer caches take reach",
         ),
         (
             lambda: kvc.Cache.layers_memory_bytes([FULL, replace(FULL, dtype="q8_0")], capacity=9),

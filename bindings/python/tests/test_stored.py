@@ -325,11 +325,11 @@ def test_dlpack_names_the_type_of_codes(wide, drawn):
             dict(v_first=0, dtype="int8", rotate="v"),
             '^v_first must not be set with rotate="v": V is a part of K',
         ),
-        (dict(kind="encoder", v_first=0), "only causal caches take v_first"),
-        (dict(kind="encoder", interleaved=True), "only causal caches take interleaved"),
+        (dict(kind="encoder", v_first=0), "only causal and transformer caches take v_first"),
+        (dict(kind="encoder", interleaved=True), "only causal and transformer caches take interleaved"),
         (
             dict(kind="recurrent", state_shape=4, rotate=True, block=16),
-            "only causal and encoder caches take .*block, rotate",
+            "only causal, encoder and transformer caches take .*block, rotate",
         ),
     ],
 )

@@ -64,6 +64,20 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     assert_type(kvc.decode(codes, None, "f8_e4m3", values=q, scale=0.5), Tensor)
     kvc.encode([1.0], "q8_0")  # type: ignore[arg-type]
     assert_type(kvc.storage_info("nf4", 64, block=16), kvc.StorageInfo)
+    assert_type(cache.begin_rows(2, valid=1, attention_mask=[[1, 0]]), kvc.Pass)
+    cache.begin_rows(2, valid=[1.5])  # type: ignore[list-item]
+    assert_type(cache.fits_rows(2, token_types=[[0, 1]], causal=False), bool)
+    assert_type(cache.rows(1), kvc.Rows)
+    assert_type(cache.rows().starts, npt.NDArray[np.int32])
+    cache.rows_set(starts=[0, 1], begin=1)
+    cache.insert(cache, 1)
+    assert_type(cache.rows_view(0), kvc.Codes)
+    cache.rows_fill(0, held.k, held.v, k_scales=held.k_scales, v_scales=held.v_scales)
+    cache.bind_decay(kvc.slopes("alibi", 8))
+    kvc.slopes("other", 8)  # type: ignore[arg-type]
+    assert_type(cache.lightning_read(0), Floats)
+    assert_type(cache.lightning_read(0, into=q), Tensor)
+    cache.lightning_write(0, q, begin=1)
     view, _ = cache.get(0)
     assert_type(view[:, 0], kvc.View)
     assert_type(view.__array__(), npt.NDArray[np.generic])
@@ -91,6 +105,10 @@ def arguments(device: kvc.Device) -> None:
     kvc.Cache(kind="recurrent", n_layers=1, capacity=8)  # type: ignore[call-overload]
     kvc.Cache.memory_bytes(n_layers=1)  # type: ignore[call-overload]
     assert_type(kvc.Cache.memory_bytes(kind="recurrent", n_layers=1, state_shape=(2, 8)), int)
+    kvc.Cache(kind="transformer", n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, ring=True)
+    kvc.Cache(kind="transformer", n_layers=1, n_kv_heads=1, head_dim=8)  # type: ignore[call-overload]
+    kvc.Cache(kind="lightning", n_layers=1, n_kv_heads=1, head_dim=8, draft_states=2)
+    kvc.Cache(kind="lightning", n_layers=1, n_kv_heads=1, head_dim=8, dtype="f16")  # type: ignore[call-overload]
     layer = kvc.Layer(kind="recurrent", state_shape=(2, 8, 8))
     kvc.Layer(2, 16)  # type: ignore[call-arg]
     kvc.Layer(n_heads=2)  # type: ignore[call-arg]
