@@ -141,8 +141,8 @@ class WindowLost(Error):
     status = Status.WINDOW_LOST
 
 
-class NotFound(Error, LookupError):
-    """There is no such thing."""
+class NotFound(Error, LookupError, ValueError):
+    """There is no such thing: a name, a state, an input."""
 
     status = Status.NOT_FOUND
 

@@ -50,6 +50,7 @@ def test_statuses_are_an_enum_and_still_numbers():
         (kvc.NotSupported, NotImplementedError),
         (kvc.SizeOverflow, OverflowError),
         (kvc.NotFound, LookupError),
+        (kvc.NotFound, ValueError),
     ],
 )
 def test_exceptions_are_built_in_ones_too(kind, builtin):
