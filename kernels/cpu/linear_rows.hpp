@@ -25,20 +25,29 @@ KVC_INLINE void finish_stores() {
 #endif
 }
 
-inline constexpr size_t vector_bytes = lanes * sizeof(float);
+/// Less than a vector.
+KVC_INLINE void copy_some(std::byte* to, const std::byte* from, size_t bytes) {
+  for (; bytes >= 16; bytes -= 16, to += 16, from += 16) __builtin_memcpy(to, from, 16);
+  for (; bytes > 0; --bytes) *to++ = *from++;
+}
 
-/// `to` is aligned to a vector if it lies past the caches.
 KVC_INLINE void copy_bytes(std::byte* to, const std::byte* from, size_t bytes, bool past_caches) {
-  size_t at = 0;
-  for (; at + vector_bytes <= bytes; at += vector_bytes) {
-    const Vec x = load_unaligned(reinterpret_cast<const float*>(from + at));
+  constexpr size_t vector = lanes * sizeof(float);
+  if (past_caches) {  // whole vectors alone, where memory is aligned to them
+    size_t before = (vector - reinterpret_cast<uintptr_t>(to) % vector) % vector;
+    if (before > bytes) before = bytes;
+    copy_some(to, from, before);
+    to += before, from += before, bytes -= before;
+  }
+  for (; bytes >= vector; bytes -= vector, to += vector, from += vector) {
+    const Vec x = load_unaligned(reinterpret_cast<const float*>(from));
     if (past_caches) {
-      store_past_caches(reinterpret_cast<float*>(to + at), x);
+      store_past_caches(reinterpret_cast<float*>(to), x);
     } else {
-      store_unaligned(reinterpret_cast<float*>(to + at), x);
+      store_unaligned(reinterpret_cast<float*>(to), x);
     }
   }
-  for (; at < bytes; ++at) to[at] = from[at];
+  copy_some(to, from, bytes);
 }
 
 [[maybe_unused]] static void lightning_load(const LightningRows& rows) {
@@ -69,11 +78,10 @@ KVC_INLINE void copy_bytes(std::byte* to, const std::byte* from, size_t bytes, b
   for (int32_t i = 0; i < rows.n; ++i) {
     const float* from = rows.from + static_cast<size_t>(i) * static_cast<size_t>(padded);
     std::byte* to = rows.row[i];
-    const bool past_caches = rows.past_caches && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
     for (int32_t d = 0; d < rows.dims; d += part) {
       const int32_t n = rows.dims - d < part ? rows.dims - d : part;
       std::byte* at = to + static_cast<size_t>(d) * size_of(rows.type);
-      if (!past_caches) {
+      if (!rows.past_caches) {
         from_f32(at, rows.type, from + d, n);
         continue;
       }

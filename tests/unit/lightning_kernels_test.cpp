@@ -35,7 +35,7 @@ struct Shape {
   float slope = 0.0625f;
   float scale = 1;
   DType dtype = DType::f32;
-  bool dense = false;  // tensors without gaps, aligned to lines
+  bool dense = false;  // tensors without gaps; those of f32 begin with a line, those of f16 within one
 };
 
 /// Memory in whole lines, NaN wherever something is read before it was written.
@@ -223,9 +223,11 @@ class Case {
     t.dtype = shape_.dtype;
     t.shape[0] = n_tokens_, t.shape[1] = heads, t.shape[2] = dim;
     t.stride[2] = step, t.stride[1] = dim * step + gap, t.stride[0] = heads * t.stride[1] + 3 * gap;
-    memory.resize(static_cast<size_t>(n_tokens_ * t.stride[0]) + 16);
+    memory.resize(static_cast<size_t>(n_tokens_ * t.stride[0]) + 32);
     const auto past_line = reinterpret_cast<uintptr_t>(memory.data()) % 64;
-    t.data = shape_.dense ? memory.data() + (64 - past_line) % 64 / 4 : memory.data();
+    t.data = memory.data();
+    if (shape_.dense)
+      t.data = memory.data() + (64 - past_line) % 64 / 4 + (shape_.dtype == DType::f32 ? 0 : 3);
     for (int64_t i = 0; i < n_tokens_ * t.stride[0]; ++i)
       store_element(t.data, t.dtype, i, normal());
     return t;
