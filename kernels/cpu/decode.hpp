@@ -28,7 +28,8 @@
 /// after the other they would be two bursts, each waiting for the other.
 ///
 /// A step reads rows in place, codes too, where their dimension is a multiple of what its
-/// instructions take at once (step_rows.hpp). Other rows, and nf4 with a scale for each 16 values,
+/// instructions take at once (step_rows.hpp), or they are numbers and its instructions take parts of
+/// vectors, too. Other rows, and nf4 with a scale for each 16 values,
 /// are decoded first, those of a step at a time, into a piece of scratch that stays in the
 /// first-level cache; all quads then read them there.
 ///
@@ -111,8 +112,16 @@ struct StepRows {
   const std::byte* codes;  // that the offsets below count from
   const size_t* near;
   const size_t* far;
+  int32_t head_dim;
   bool prefetches;
 };
+
+template <class Type>
+inline constexpr bool is_partial = false;
+#if defined(__AVX512F__)
+template <class Type>
+inline constexpr bool is_partial<Partial<Type>> = true;
+#endif
 
 template <class Type>
 struct Step {
@@ -125,9 +134,10 @@ struct Step {
   const std::byte* codes;
   const size_t* near;
   const size_t* far;
+  const int32_t head_dim;
 
   [[gnu::always_inline]] explicit Step(const StepRows& rows)
-      : scales(rows.scales), codes(rows.codes), near(rows.near), far(rows.far) {
+      : scales(rows.scales), codes(rows.codes), near(rows.near), far(rows.far), head_dim(rows.head_dim) {
 #pragma GCC unroll 4
     for (int32_t i = 0; i < step_cells; ++i) row[i] = rows.row[i];
   }
@@ -145,12 +155,21 @@ struct Step {
     }
   }
   [[gnu::always_inline]] void load(Vec (&x)[step_cells][unit], size_t chunk, size_t d) const {
-    const size_t scale_chunk = Codes::has_one_scale ? 0 : chunk;
-    const float* scale = scales + scale_chunk * (step_cells * chunk_scales) + d / 32;
+    if constexpr (is_partial<Type>) {
+      const int32_t left = head_dim - static_cast<int32_t>(chunk * chunk_dims + d);
+      const auto mask = static_cast<uint16_t>(left >= lanes ? 0xffff : (1 << left) - 1);
 #pragma GCC unroll 4
-    for (int32_t i = 0; i < step_cells; ++i) {
-      Codes::load(x[i], row[i] + chunk * Codes::chunk_bytes, static_cast<int32_t>(d),
-                  scale + i * chunk_scales);
+      for (int32_t i = 0; i < step_cells; ++i)
+        Codes::load(x[i], row[i] + chunk * Codes::chunk_bytes, static_cast<int32_t>(d), mask);
+      return;
+    } else {
+      const size_t scale_chunk = Codes::has_one_scale ? 0 : chunk;
+      const float* scale = scales + scale_chunk * (step_cells * chunk_scales) + d / 32;
+#pragma GCC unroll 4
+      for (int32_t i = 0; i < step_cells; ++i) {
+        Codes::load(x[i], row[i] + chunk * Codes::chunk_bytes, static_cast<int32_t>(d),
+                    scale + i * chunk_scales);
+      }
     }
   }
 };
@@ -255,6 +274,7 @@ static void add_value_singly(const Tile& tile, const RowQuad& quad, const std::b
 /// K or V of a tile: rows that are read in place, or decoded in scratch.
 struct Side {
   const TileRows& rows;
+  const bool partial;  // read in place, but for the last vector of a row
   const bool in_place;
   const int32_t stride;  // floats of a decoded row
   float* const decoded;  // [step_cells][stride]
@@ -266,20 +286,23 @@ struct Side {
   [[gnu::always_inline]] Side(const TileRows& of, int32_t padded, float* row_scratch,
                               float* scale_scratch)
       : rows(of),
-        in_place(of.head_dim % unit_dims_of(of) == 0 && of.block != 16),
+        partial(loads_partial_vectors && is_plain(of.type) && of.head_dim % 16 != 0),
+        in_place(partial || (of.head_dim % unit_dims_of(of) == 0 && of.block != 16)),
         stride(padded),
         decoded(row_scratch),
         scales(scale_scratch),
         decode_row(decoder_for(of)),
         spread_scales(spreader_for(of)) {
-    if (in_place) return;
+    if (in_place && !partial) return;
     for (int32_t i = 0; i < step_cells; ++i) {
       for (int32_t d = stride - 16; d < stride; d += lanes) store(decoded + i * stride + d, zero());
     }
   }
 
   /// Whether row() is what is stored.
-  [[gnu::always_inline]] bool lends_rows() const { return in_place && is_plain(rows.type); }
+  [[gnu::always_inline]] bool lends_rows() const {
+    return in_place && !partial && is_plain(rows.type);
+  }
 
   /// Decodes a row, to place `i`.
   [[gnu::always_inline]] const std::byte* decode(const RowOffsets& at, int32_t from, int32_t i) const {
@@ -300,6 +323,7 @@ struct Side {
     step.codes = rows.codes;
     step.near = near.codes + first;
     step.far = far.codes + first;
+    step.head_dim = rows.head_dim;
     step.prefetches = in_place;
     step.scales = scales;
     for (int32_t i = 0; i < step_cells; ++i) {
@@ -338,20 +362,24 @@ struct Steps {
 
 /// Calls `use` with what steps take the rows for: their type, or F32 where they are decoded first.
 template <class Use>
-KVC_INLINE void with_step_type(const TileRows& rows, bool in_place, Use use) {
-  if (!in_place) return use(F32{});
-  stored::with_reader(rows, [&]<class Type>(stored::Reader<Type>) { use(Type{}); });
+KVC_INLINE void with_step_type(const Side& side, Use use) {
+  if (!side.in_place) return use(F32{});
+#if defined(__AVX512F__)
+  if (side.partial)
+    return with_storage(side.rows.type, [&]<class Type>(Type) { use(Partial<Type>{}); });
+#endif
+  stored::with_reader(side.rows, [&]<class Type>(stored::Reader<Type>) { use(Type{}); });
 }
 
 KVC_INLINE Steps steps_for(const Side& k, const Side& v) {
   Steps steps;
-  with_step_type(k.rows, k.in_place, [&]<class K>(K) {
+  with_step_type(k, [&]<class K>(K) {
     steps.score[0] = score_step<K, 1>;
     steps.score[1] = score_step<K, 2>;
     steps.score[2] = score_step<K, 3>;
     steps.score[3] = score_step<K, 4>;
   });
-  with_step_type(v.rows, v.in_place, [&]<class V>(V) {
+  with_step_type(v, [&]<class V>(V) {
     steps.value[0] = value_step<V, 1>;
     steps.value[1] = value_step<V, 2>;
     steps.value[2] = value_step<V, 3>;

@@ -88,6 +88,18 @@ KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
 }
 
+/// The elements that the mask names, the others 0; these are not read.
+KVC_INLINE Vec load_some(F32, const float* p, __mmask16 mask) {
+  return _mm512_maskz_loadu_ps(mask, p);
+}
+KVC_INLINE Vec load_some(F16, const uint16_t* p, __mmask16 mask) {
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(mask, p));
+}
+KVC_INLINE Vec load_some(Bf16, const uint16_t* p, __mmask16 mask) {
+  const __m512i words = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, p));
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
+}
+
 KVC_INLINE void store_elements(F32, float* p, Vec x) { _mm512_storeu_ps(p, x); }
 KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
   const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);

@@ -29,6 +29,20 @@ struct StepType {
 
 #if defined(__AVX512F__)
 
+/// Numbers of rows whose last vector is not whole: what lies behind a row is not read and counts as 0.
+template <class Type>
+struct Partial {};
+template <class Type>
+struct StepType<Partial<Type>> {
+  static constexpr int32_t unit_vectors = 1;
+  static constexpr bool has_scales = false;
+  static constexpr bool has_one_scale = false;
+  static constexpr size_t chunk_bytes = chunk_dims * element_bytes<Type>;
+  KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, __mmask16 mask) {
+    x[0] = load_some(Type{}, reinterpret_cast<const typename Type::Element*>(chunk) + d, mask);
+  }
+};
+
 /// Values of 4-bit codes are multiplied with the scale once per block, and then looked up by the low
 /// four bits of each lane.
 template <>
@@ -90,6 +104,13 @@ struct StepType<stored::Nf4> {
   }
 };
 
+#endif
+
+/// Whether rows of numbers whose last vector is not whole can be read in place.
+#if defined(__AVX512F__)
+inline constexpr bool loads_partial_vectors = true;
+#else
+inline constexpr bool loads_partial_vectors = false;
 #endif
 
 /// Rows whose dimension is a multiple of this can be read in place.
