@@ -47,6 +47,17 @@ struct CodeViews {
   std::optional<kvc_tensor> k_scales;
   kvc_tensor v{};
   std::optional<kvc_tensor> v_scales;
+
+  // What `lend(&k, &k_scales, &v, &v_scales)` lends.
+  template <typename Lend>
+  static CodeViews from(const Lend &lend) {
+    CodeViews views;
+    kvc_tensor k_scales{}, v_scales{};
+    check(lend(&views.k, &k_scales, &views.v, &v_scales));
+    if (k_scales.ndim > 0) views.k_scales = k_scales;
+    if (v_scales.ndim > 0) views.v_scales = v_scales;
+    return views;
+  }
 };
 
 // The cells that the columns of views, masks, biases and weights stand for: column i is cell first_cell + i.
@@ -114,12 +125,9 @@ class AttentionCalls {
     return views;
   }
   CodeViews get_codes(std::int32_t layer) {
-    CodeViews views;
-    kvc_tensor k_scales{}, v_scales{};
-    check(kvc_get_codes(raw(), layer, &views.k, &k_scales, &views.v, &v_scales));
-    if (k_scales.ndim > 0) views.k_scales = k_scales;
-    if (v_scales.ndim > 0) views.v_scales = v_scales;
-    return views;
+    return CodeViews::from([&](kvc_tensor *k, kvc_tensor *k_scales, kvc_tensor *v, kvc_tensor *v_scales) {
+      return kvc_get_codes(raw(), layer, k, k_scales, v, v_scales);
+    });
   }
   // The shapes that get_copy() needs, [history, n_kv_heads, head_dim], as f32; data is null.
   KeyValueViews copy_shapes(std::int32_t layer) {

@@ -21,10 +21,6 @@
 namespace kvc {
 inline namespace api_0_2 {
 
-struct EncoderDesc : kvc_encoder_desc {
-  EncoderDesc() noexcept : kvc_encoder_desc(KVC_ENCODER_DESC_INIT) {}
-};
-
 // The input that a sequence of an encoder cache holds.
 struct EncoderInput {
   std::int32_t position = KVC_NONE;  // of the token that carried it; KVC_NONE: the sequence has none

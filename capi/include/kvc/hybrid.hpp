@@ -1,9 +1,9 @@
 // kvc/hybrid.hpp: one cache for a model whose layers differ, made from a description of its layers. For C++17 and later.
 //
-// Windows beside full attention, self attention beside cross attention, states beside keys and values: describe each layer, and
-// layer i of the cache is layer i of the model. Layers with equal descriptions share a cache inside it; a type or a head size of 0
-// equals what it stands for. The calls of kvc/kvc.hpp
-// reach all of these caches or none, and kvc/wrapper.h documents what each call does.
+// Windows beside full attention, self attention beside cross attention, states beside keys and values, linear attention beside
+// softmax: describe each layer, and layer i of the cache is layer i of the model. Layers with equal descriptions share a cache
+// inside it; a type or a head size of 0 equals what it stands for. The calls of kvc/kvc.hpp reach all of these caches or none, and
+// kvc/wrapper.h documents what each call does.
 //
 //   kvc::CacheDesc desc;  // n_layers is counted
 //   desc.n_kv_heads = 1, desc.head_dim_k = 256, desc.capacity = 8192, desc.max_sequences = 4, desc.max_batch = 512;

@@ -1,7 +1,7 @@
 // kvc/kvc.hpp: the C API for C++17 and later, with owners, guards and exceptions. Header only.
 //
-// Each member function calls the C function of the same name; the C headers (cache.h, attention.h, storage.h, encoder.h,
-// recurrent.h, wrapper.h) document what it does, what it costs and what it requires. This header adds four things:
+// Each function calls the C function of the same name; the C header of its subject documents what it does, what it costs and
+// what it requires. This header adds four things:
 //
 //   owners      Device and Cache destroy what they own; they can be moved and not copied
 //   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception restores the cache
@@ -22,15 +22,24 @@
 //     pass.commit();
 //   }
 //
-// It includes one header for each subject: base.hpp (errors, owners, tensors), device.hpp, attention.hpp, storage.hpp (codecs),
-// encoder.hpp and recurrent.hpp. The calls of each are member functions of Cache.
+// It includes a header for each subject, whose calls on caches are member functions of Cache:
+//
+//   base.hpp             errors, owners, tensors
+//   device.hpp           where memory is and how many threads work
+//   kinds.hpp            what a cache is created from
+//   attention.hpp        constants of the model, attention, reading K, V and the mask
+//   storage.hpp          codecs of storage types
+//   encoder.hpp          caches of encoder inputs, for cross attention
+//   recurrent.hpp        caches of the states of recurrent layers
+//   rows.hpp             transformer caches, and batches of rows
+//   lightning.hpp        caches of the states of linear attention
 //
 // Threads: as in C. Const member functions of one cache may overlap each other; all others are exclusive. An overlap that
 // breaks this rule throws Busy. Different caches are independent.
 // A call that throws has changed nothing (DeviceFailure and InternalError excepted).
 //
-// The header needs C++17 and exceptions: constructors report errors, and they have no other way. Programs that are compiled with
-// -fno-exceptions or for an older standard include <kvc/kvc.h>, which C++11 compiles and which never throws.
+// The header needs C++17 and exceptions: constructors report errors, and they have no other way. Programs that are compiled
+// with -fno-exceptions or for an older standard include <kvc/kvc.h>, which C++11 compiles and which never throws.
 #ifndef KVC_KVC_HPP
 #define KVC_KVC_HPP
 
@@ -43,43 +52,23 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <variant>
 #include <vector>
 
 #include "attention.hpp"
 #include "base.hpp"
 #include "device.hpp"
 #include "encoder.hpp"
+#include "kinds.hpp"
+#include "lightning.hpp"
 #include "recurrent.hpp"
+#include "rows.hpp"
 #include "storage.hpp"
 
 namespace kvc {
 inline namespace api_0_2 {
 
-// ---- Descriptors: the C structs, with struct_size set and all else at its default -----------------------------------
-
 // A sequence number that makes a token padding (see kvc_begin).
 inline constexpr std::int32_t padding = KVC_NONE;
-
-enum class Kind : std::uint32_t {
-  causal = KVC_CAUSAL,
-  encoder = KVC_ENCODER,
-  recurrent = KVC_RECURRENT,
-  wrapper = KVC_WRAPPER,
-  transformer = KVC_TRANSFORMER,
-  lightning = KVC_LIGHTNING
-};
-
-struct CacheDesc : kvc_cache_desc {  // Cache fills in the kind
-  CacheDesc() noexcept : kvc_cache_desc(KVC_CACHE_DESC_INIT) {}
-};
-
-struct CausalDesc : kvc_causal_desc {
-  CausalDesc() noexcept : kvc_causal_desc(KVC_CAUSAL_DESC_INIT) {}
-};
-
-// What only one kind needs, and with it the kind: a CausalDesc (all defaults: {}), an EncoderDesc or a RecurrentDesc.
-using KindDesc = std::variant<CausalDesc, EncoderDesc, RecurrentDesc>;
 
 // A layer of a child of a wrapper.
 struct ChildLayer {
@@ -97,16 +86,19 @@ struct LayerOwner {
 class Cache : public Owner<kvc_cache, kvc_cache_destroy>,
               public AttentionCalls<Cache>,
               public EncoderCalls<Cache>,
-              public StateCalls<Cache> {
+              public StateCalls<Cache>,
+              public RowCalls<Cache>,
+              public LightningCalls<Cache> {
  public:
-  // Creates a cache and reserves all memory that it will ever use: a causal one, an encoder cache (inputs of encoders, for cross
-  // attention) or a recurrent one (states of recurrent layers), as the type of the third argument says.
-  Cache(const Device &device, const CacheDesc &desc, const KindDesc &kind = {}) : max_batch_(desc.max_batch) {
-    const CacheDesc with_kind = of_kind(kind_of(kind), desc);
-    check(kvc_cache_create(device.handle(), &with_kind, pointer_to(kind), &handle_));
+  // Creates a cache and reserves all memory that it will ever use. The type of the third argument is its kind.
+  Cache(const Device &device, const CacheDesc &desc, const KindDesc &kind = {})
+      : max_sequences_(desc.max_sequences), max_batch_(desc.max_batch) {
+    const CacheDesc with_kind = of_kind(detail::kind_of(kind), desc);
+    check(kvc_cache_create(device.handle(), &with_kind, detail::pointer_to(kind), &handle_));
   }
   // Creates a cache of any kind, with the defaults of that kind.
-  Cache(const Device &device, Kind kind, const CacheDesc &desc) : max_batch_(desc.max_batch) {
+  Cache(const Device &device, Kind kind, const CacheDesc &desc)
+      : max_sequences_(desc.max_sequences), max_batch_(desc.max_batch) {
     const CacheDesc with_kind = of_kind(kind, desc);
     check(kvc_cache_create(device.handle(), &with_kind, nullptr, &handle_));
   }
@@ -115,24 +107,25 @@ class Cache : public Owner<kvc_cache, kvc_cache_destroy>,
   static Cache wrap(const std::vector<Cache *> &children, const std::vector<ChildLayer> &layers) {
     std::vector<kvc_cache *> handles;
     std::vector<std::int32_t> child(1), layer(1);  // not null when there are no layers
-    std::int32_t max_batch = 0;
+    Cache wrapper;
     for (const Cache *each : children) {
       handles.push_back(each == nullptr ? nullptr : each->handle());
-      if (each != nullptr) max_batch = std::max(max_batch, each->max_batch_);
+      if (each == nullptr) continue;
+      wrapper.max_sequences_ = std::max(wrapper.max_sequences_, each->max_sequences_);  // rows: all children have as many
+      wrapper.max_batch_ = std::max(wrapper.max_batch_, each->max_batch_);
     }
     for (const ChildLayer &place : layers) {
       child.insert(child.end() - 1, place.child);
       layer.insert(layer.end() - 1, place.layer);
     }
-    Cache wrapper;
-    check(kvc_cache_wrap(handles.data(), detail::length("children", handles), child.data(), layer.data(), detail::length("layers", layers),
-                         &wrapper.handle_));
-    wrapper.max_batch_ = max_batch;
+    check(kvc_cache_wrap(handles.data(), detail::length("children", handles), child.data(), layer.data(),
+                         detail::length("layers", layers), &wrapper.handle_));
     return wrapper;
   }
+
   // The bytes that such a cache would take; allocates nothing.
   static std::uint64_t memory_bytes(const Device &device, const CacheDesc &desc, const KindDesc &kind = {}) {
-    return bytes_of(device, of_kind(kind_of(kind), desc), pointer_to(kind));
+    return bytes_of(device, of_kind(detail::kind_of(kind), desc), detail::pointer_to(kind));
   }
   static std::uint64_t memory_bytes(const Device &device, Kind kind, const CacheDesc &desc) {
     return bytes_of(device, of_kind(kind, desc), nullptr);
@@ -140,13 +133,14 @@ class Cache : public Owner<kvc_cache, kvc_cache_destroy>,
 
   // A pass. The guard Pass, below, calls begin and abort; call these yourself to keep a pass open between functions.
   void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) {
-    begin(detail::same_length("position", position, "sequence", sequence), detail::elements(position), detail::elements(sequence));
+    const std::int32_t n = detail::same_length("position", position, "sequence", sequence);
+    begin(n, detail::elements(position), detail::elements(sequence));
   }
   void begin(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence,
              const std::vector<std::uint32_t> &token_flags, std::uint32_t flags = 0, void *stream = nullptr) {
     detail::same_length("position", position, "token_flags", token_flags);
-    begin(detail::same_length("position", position, "sequence", sequence), detail::elements(position), detail::elements(sequence), token_flags.data(),
-          flags, stream);
+    const std::int32_t n = detail::same_length("position", position, "sequence", sequence);
+    begin(n, detail::elements(position), detail::elements(sequence), token_flags.data(), flags, stream);
   }
   void begin(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
              const std::uint32_t *token_flags = nullptr, std::uint32_t flags = 0, void *stream = nullptr) {
@@ -154,13 +148,14 @@ class Cache : public Owner<kvc_cache, kvc_cache_destroy>,
   }
   // Whether begin() would find room. Throws whatever else begin() would throw.
   bool fits(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence) const {
-    return fits(detail::same_length("position", position, "sequence", sequence), detail::elements(position), detail::elements(sequence));
+    const std::int32_t n = detail::same_length("position", position, "sequence", sequence);
+    return fits(n, detail::elements(position), detail::elements(sequence));
   }
   bool fits(const std::vector<std::int32_t> &position, const std::vector<std::int32_t> &sequence,
             const std::vector<std::uint32_t> &token_flags) const {
     detail::same_length("position", position, "token_flags", token_flags);
-    return fits(detail::same_length("position", position, "sequence", sequence), detail::elements(position), detail::elements(sequence),
-                token_flags.data());
+    const std::int32_t n = detail::same_length("position", position, "sequence", sequence);
+    return fits(n, detail::elements(position), detail::elements(sequence), token_flags.data());
   }
   bool fits(std::int32_t n_tokens, const std::int32_t *position, const std::int32_t *sequence,
             const std::uint32_t *token_flags = nullptr) const {
@@ -234,6 +229,7 @@ class Cache : public Owner<kvc_cache, kvc_cache_destroy>,
 
  private:
   friend class StateCalls<Cache>;
+  friend class RowCalls<Cache>;
 
   Cache() noexcept = default;
   static std::uint64_t bytes_of(const Device &device, const CacheDesc &desc, const void *of_its_kind) {
@@ -241,19 +237,12 @@ class Cache : public Owner<kvc_cache, kvc_cache_destroy>,
     check(kvc_cache_memory_bytes(device.handle(), &desc, of_its_kind, &bytes));
     return bytes;
   }
-  // By the descriptor's type. The library refuses one whose field `kind` was overwritten.
-  static Kind kind_of(const KindDesc &kind) {
-    constexpr Kind kinds[] = {Kind::causal, Kind::encoder, Kind::recurrent};
-    return kinds[kind.index()];
-  }
-  static const void *pointer_to(const KindDesc &kind) {
-    return std::visit([](const auto &desc) { return static_cast<const void *>(&desc); }, kind);
-  }
   static CacheDesc of_kind(Kind kind, CacheDesc desc) {
     desc.kind = static_cast<std::uint32_t>(kind);
     return desc;
   }
-  std::int32_t max_batch_ = 0;
+
+  std::int32_t max_sequences_ = 0, max_batch_ = 0;
 };
 
 // ---- Pass -----------------------------------------------------------------------------------------------------------
@@ -276,6 +265,7 @@ class Pass {
       : cache_(cache) {
     cache.begin(n_tokens, position, sequence, token_flags, flags, stream);
   }
+  Pass(Cache &cache, const Rows &rows) : cache_(cache) { cache.begin_rows(rows); }
   Pass(const Pass &) = delete;
   Pass &operator=(const Pass &) = delete;
   ~Pass() {

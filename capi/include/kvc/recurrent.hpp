@@ -23,10 +23,6 @@
 namespace kvc {
 inline namespace api_0_2 {
 
-struct RecurrentDesc : kvc_recurrent_desc {  // the size of one part or both has no default
-  RecurrentDesc() noexcept : kvc_recurrent_desc(KVC_RECURRENT_DESC_INIT) {}
-};
-
 // Parts of a state of a recurrent cache.
 enum class Part : std::int32_t { conv = KVC_PART_CONV, recurrent = KVC_PART_RECURRENT };
 
@@ -43,9 +39,9 @@ class StateCalls {
   StateLayout state_layout() const {
     const auto most_tokens = static_cast<std::size_t>(static_cast<const Self &>(*this).max_batch_);  // of any pass
     StateLayout layout;
-    layout.sequences = detail::list_of<kvc_state_sequence>([&](std::int32_t room, kvc_state_sequence *sequences, std::int32_t *n) {
+    layout.sequences = detail::list_of<kvc_state_sequence>([&](std::int32_t room, kvc_state_sequence *found, std::int32_t *n) {
       layout.order.assign(most_tokens, -1);
-      return kvc_state_layout(raw(), room, sequences, n, layout.order.data());
+      return kvc_state_layout(raw(), room, found, n, layout.order.data());
     });
     layout.order.erase(std::find(layout.order.begin(), layout.order.end(), -1), layout.order.end());
     return layout;
@@ -63,8 +59,8 @@ class StateCalls {
     check(kvc_state_put(raw(), layer, static_cast<std::int32_t>(part), from.get()));
   }
   void state_conv(std::int32_t layer, const ConstTensor &x) { check(kvc_state_conv(raw(), layer, x.get())); }
-  // All slots, [n_slots, dims…], for kernels that work in place: they read the slots that state_layout() names, write those of
-  // state_slots() and call state_done(). The view lasts until the pass ends.
+  // All slots, [n_slots, dims…], for kernels that work in place: they read the slots that state_layout() names, write those
+  // of state_slots() and call state_done(). The view lasts until the pass ends.
   kvc_tensor state_view(std::int32_t layer, Part part, const std::vector<std::int64_t> &dims = {}) {
     kvc_tensor slots{};
     check(kvc_state_view(raw(), layer, static_cast<std::int32_t>(part), detail::length("dims", dims),
