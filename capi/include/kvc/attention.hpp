@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base.hpp"
+#include "callers_operator.hpp"
 
 namespace kvc {
 inline namespace api_0_2 {
@@ -24,6 +25,8 @@ struct RopeDesc : kvc_rope_desc {
 struct AttentionExtra {
   std::optional<ConstTensor> bias, mask;
   std::optional<Tensor> lse, weights;
+  std::uint32_t flags = 0;  // KVC_EXTRA_…
+  std::uint64_t dropout_seed = 0;
 
   // As C takes it, with pointers into this struct.
   kvc_attention_extra pointers() noexcept {
@@ -32,6 +35,8 @@ struct AttentionExtra {
     if (mask) pointers.mask = mask->get();
     if (weights) pointers.weights = weights->get();
     if (lse) pointers.lse = lse->get();
+    pointers.flags = flags;
+    pointers.dropout_seed = dropout_seed;
     return pointers;
   }
 };
@@ -72,7 +77,7 @@ class AttentionCalls {
   // Constants of the model, for layers [layer_begin, layer_end). Arrays are copied and may be null.
   void bind_attention(std::int32_t layer_begin, std::int32_t layer_end, const AttentionDesc &desc,
                       const float *alibi_slopes = nullptr, const float *sinks = nullptr) {
-    check(kvc_bind_attention(raw(), layer_begin, layer_end, &desc, alibi_slopes, sinks));
+    detail::check_call([&] { return kvc_bind_attention(raw(), layer_begin, layer_end, &desc, alibi_slopes, sinks); });
   }
   void bind_rope(std::int32_t layer_begin, std::int32_t layer_end, const RopeDesc &desc,
                  const float *frequency_factors = nullptr) {
@@ -92,19 +97,19 @@ class AttentionCalls {
     check(kvc_put(raw(), layer, k.get(), v.get()));
   }
   void attention(std::int32_t layer, const ConstTensor &q, Tensor out) {
-    check(kvc_attention(raw(), layer, q.get(), out.get(), nullptr));
+    detail::check_call([&] { return kvc_attention(raw(), layer, q.get(), out.get(), nullptr); });
   }
   void attention(std::int32_t layer, const ConstTensor &q, Tensor out, AttentionExtra extra) {
     const kvc_attention_extra pointers = extra.pointers();
-    check(kvc_attention(raw(), layer, q.get(), out.get(), &pointers));
+    detail::check_call([&] { return kvc_attention(raw(), layer, q.get(), out.get(), &pointers); });
   }
   void put_attention(std::int32_t layer, const ConstTensor &k, const ConstTensor &v, const ConstTensor &q, Tensor out) {
-    check(kvc_put_attention(raw(), layer, k.get(), v.get(), q.get(), out.get(), nullptr));
+    detail::check_call([&] { return kvc_put_attention(raw(), layer, k.get(), v.get(), q.get(), out.get(), nullptr); });
   }
   void put_attention(std::int32_t layer, const ConstTensor &k, const ConstTensor &v, const ConstTensor &q, Tensor out,
                      AttentionExtra extra) {
     const kvc_attention_extra pointers = extra.pointers();
-    check(kvc_put_attention(raw(), layer, k.get(), v.get(), q.get(), out.get(), &pointers));
+    detail::check_call([&] { return kvc_put_attention(raw(), layer, k.get(), v.get(), q.get(), out.get(), &pointers); });
   }
   // What a cache of the same storage stored, as encode() and get_codes() have it. Scales that are not stored are {}, and with
   // KVC_CACHE_V_IN_K v and v_scales are.

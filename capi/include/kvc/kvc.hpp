@@ -3,7 +3,7 @@
 // Each function calls the C function of the same name; the C header of its subject documents what it does, what it costs and
 // what it requires. This header adds four things:
 //
-//   owners      Device and Cache destroy what they own; they can be moved and not copied
+//   owners      Device, Cache and Operator destroy what they own; they can be moved and not copied
 //   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception restores the cache
 //   exceptions  a failing call throws Error, which holds the status and the message. Each status that a program may want to
 //               handle has a type of its own: CacheFull, WindowLost …
@@ -33,6 +33,10 @@
 //   recurrent.hpp        caches of the states of recurrent layers
 //   rows.hpp             transformer caches, and batches of rows
 //   lightning.hpp        caches of the states of linear attention
+//   operators.hpp        attention operators by name, and attention without a cache
+//   callers_operator.hpp operators of your own
+//   partials.hpp         merging results over parts of the keys, dropout masks, modes
+//   metadata.hpp         sizes of caches as models describe them, JSON, padding
 //
 // Threads: as in C. Const member functions of one cache may overlap each other; all others are exclusive. An overlap that
 // breaks this rule throws Busy. Different caches are independent.
@@ -56,10 +60,14 @@
 
 #include "attention.hpp"
 #include "base.hpp"
+#include "callers_operator.hpp"
 #include "device.hpp"
 #include "encoder.hpp"
 #include "kinds.hpp"
 #include "lightning.hpp"
+#include "metadata.hpp"
+#include "operators.hpp"
+#include "partials.hpp"
 #include "recurrent.hpp"
 #include "rows.hpp"
 #include "storage.hpp"
@@ -88,7 +96,8 @@ class Cache : public Owner<kvc_cache, kvc_cache_destroy>,
               public EncoderCalls<Cache>,
               public StateCalls<Cache>,
               public RowCalls<Cache>,
-              public LightningCalls<Cache> {
+              public LightningCalls<Cache>,
+              public OperatorCalls<Cache> {
  public:
   // Creates a cache and reserves all memory that it will ever use. The type of the third argument is its kind.
   Cache(const Device &device, const CacheDesc &desc, const KindDesc &kind = {})
