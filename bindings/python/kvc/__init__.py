@@ -80,6 +80,7 @@ from .errors import (
 from .info import EncoderInput, Run, SequenceInfo, StateSequence, Stats
 from .layers import Layer
 from .lightning import slopes
+from .metadata import Metadata, padding
 from .rows import Rows
 from .storage import Codes
 from .views import View
@@ -113,6 +114,7 @@ __all__ = [
     "InvalidRecurrentShape",
     "IoFailure",
     "Layer",
+    "Metadata",
     "NotFound",
     "NotSupported",
     "OutOfMemory",
@@ -134,6 +136,7 @@ __all__ = [
     "build_info",
     "decode",
     "encode",
+    "padding",
     "slopes",
     "storage_info",
 ]

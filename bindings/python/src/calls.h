@@ -5,6 +5,7 @@
 
 #include <kvc/encoder.h>
 #include <kvc/lightning.h>
+#include <kvc/metadata.h>
 #include <kvc/recurrent.h>
 #include <kvc/storage.h>
 #include <kvc/transformer.h>

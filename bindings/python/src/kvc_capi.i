@@ -295,6 +295,7 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %threadallow kvc_insert;
 %threadallow kvc_py_rows_fill;
 %threadallow kvc_lightning_read;
+%threadallow kvc_padding;
 %threadallow kvc_py_lightning_write;
 
 /* Constructors set struct_size, and every other field to zero. */
@@ -314,6 +315,7 @@ KVC_SIZED(kvc_encoder_desc)
 KVC_SIZED(kvc_recurrent_desc)
 KVC_SIZED(kvc_transformer_desc)
 KVC_SIZED(kvc_lightning_desc)
+KVC_SIZED(kvc_metadata)
 KVC_SIZED(kvc_attention_desc)
 KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
@@ -364,6 +366,18 @@ KVC_OPTIONAL_ARRAY(const kvc_tensor *v_scales, "v_scales", KVC_PY_CODES, 0)
 %include "kvc/storage.h"
 
 %include "kvc/transformer.h"
+
+KVC_NUMBERS(int32_t, const int32_t *token_ids, PyBUF_C_CONTIGUOUS)
+KVC_NUMBERS(int32_t, int32_t *ends, PyBUF_WRITABLE)
+%typemap(in, numinputs=0) size_t *length "$1 = NULL;"
+%typemap(in) (const char *text, size_t length) {
+  char *bytes;
+  Py_ssize_t n;
+  if (PyBytes_AsStringAndSize($input, &bytes, &n) != 0) SWIG_fail;
+  $1 = bytes;
+  $2 = (size_t)n;
+}
+%include "kvc/metadata.h"
 KVC_ARRAY(const kvc_tensor *k, "k", KVC_PY_FLOATS, 0)
 KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
 

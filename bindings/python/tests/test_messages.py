@@ -237,10 +237,10 @@ def test_every_message_that_names_c_has_words_of_python():
         r"|KVC_(EXTRA|BEGIN|CODEC|ROPE|TENSOR|TOKEN)_\w+|KVC_CACHE_(ZERO_ON_FREE|PREFAULT)|KVC_(CAUSAL|ENCODER|RECURRENT|LIGHTNING)"
         r"|KVC_RECURRENT_HOST_CHECKPOINTS"
         r"|KVC_(CPU_ISA|PLANTED_BUG|COUNT)"
-        r"|KVC_(ROWS_RESERVE|TRANSFORMER\w*|SLOPES_\w+)|kvc_device_info"
+        r"|KVC_(ROWS_RESERVE|TRANSFORMER\w*|SLOPES_\w+)|kvc_device_info|kvc_metadata|KVC_METADATA_\w+"
         # Calls that are in C alone.
-        r"|KVC_(FEATURE|FORWARD|METADATA|MODE|OPERATOR|SET)\w*"
-        r"|kvc_(bind_operator|metadata|operator_\w+)"
+        r"|KVC_(FEATURE|FORWARD|MODE|OPERATOR|SET)\w*"
+        r"|kvc_(bind_operator|operator_\w+)"
     )
     left = {}
     found = 0

@@ -86,6 +86,12 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     cache.put(0, [1.0], floats)  # type: ignore[arg-type]
 
 
+def metadata() -> None:
+    assert_type(kvc.padding([[0, 1]])[0], npt.NDArray[np.int32])
+    assert_type(kvc.Metadata(batch_size=2).resolve(), kvc.Metadata)
+    kvc.Metadata(kind="causal")  # type: ignore[arg-type]
+
+
 def arguments(device: kvc.Device) -> None:
     cache = kvc.Cache(
         n_layers=1, n_kv_heads=1, head_dim=8, capacity=8, dtype=np.float16, device=device
