@@ -81,6 +81,11 @@ from .info import EncoderInput, Run, SequenceInfo, StateSequence, Stats
 from .layers import Layer
 from .lightning import slopes
 from .metadata import Metadata, padding
+from .operator_calls import OperatorCall, OperatorNeeds
+from .operator_settings import OperatorInfo, OperatorSettings
+from .operators import Operator
+from .partials import apply_sinks, dropout_mask, merge_attention, mode_of, repeat_kv_heads
+from .registry import Operators, operators
 from .rows import Rows
 from .storage import Codes
 from .views import View
@@ -118,6 +123,12 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "OutOfMemory",
+    "Operator",
+    "OperatorCall",
+    "OperatorInfo",
+    "OperatorNeeds",
+    "OperatorSettings",
+    "Operators",
     "PADDING",
     "Pass",
     "Rows",
@@ -133,10 +144,16 @@ __all__ = [
     "VersionMismatch",
     "View",
     "WindowLost",
+    "apply_sinks",
     "build_info",
     "decode",
+    "dropout_mask",
     "encode",
+    "merge_attention",
+    "mode_of",
+    "operators",
     "padding",
+    "repeat_kv_heads",
     "slopes",
     "storage_info",
 ]

@@ -54,6 +54,7 @@ STORED = (*FLOATS, "f8_e4m3", "f8_e5m2", "q8_0", "q4_0", "int8", "nf4")
 """Storage types of keys and values."""
 
 _NUMPY_NAMES = {
+    "float64": "f64",
     "float32": "f32",
     "float16": "f16",
     "bfloat16": "bf16",
@@ -133,12 +134,15 @@ def with_dtype(array: Any, dtype: Dtype) -> Any:
     return array if array is None or dtype is None else (array, dtype_code(dtype))
 
 
+def extents(array: Array) -> Tuple[int, ...]:
+    """The shape of an array."""
+    shape = getattr(array, "shape", None)
+    return tuple(_capi.describe_array(array)[1] if shape is None else shape)
+
+
 def new_result(q: Array, head_dim: int) -> npt.NDArray[np.float32]:
     """A float32 array for the result of a query."""
-    shape = getattr(q, "shape", None)
-    if shape is None:
-        shape = _capi.describe_array(q)[1]
-    rows = tuple(shape[:-1])
+    rows = extents(q)[:-1]
     if isinstance(q, np.ndarray):
         return np.empty((*rows, head_dim), dtype=np.float32)
     memory = np.empty(4 * int(np.prod(rows)) * head_dim + _JAX_ALIGNMENT, dtype=np.uint8)

@@ -203,7 +203,7 @@ def _causal_descriptor(arguments: Mapping[str, Any]) -> Any:
         causal,
         kind=_capi.KVC_CAUSAL,
         flags=_capi.KVC_CAUSAL_POSITION_FREE if arguments["position_free"] else 0,
-        reach=_reach(arguments["reach"], arguments["sliding_window"]),
+        reach=reach_of(arguments["reach"], arguments["sliding_window"]),
         memory=0 if arguments["memory"] is None else arguments["memory"],
         chunk=0 if arguments["chunk"] is None else arguments["chunk"],
         keep_first=arguments["keep_first"],
@@ -233,7 +233,7 @@ def _transformer_descriptor(arguments: Mapping[str, Any]) -> Any:
         kind=_capi.KVC_TRANSFORMER,
         flags=(_capi.KVC_TRANSFORMER_RING if arguments["ring"] else 0)
         | (0 if arguments["causal"] else _capi.KVC_TRANSFORMER_NOT_CAUSAL),
-        reach=_reach(arguments["reach"], arguments["sliding_window"]),
+        reach=reach_of(arguments["reach"], arguments["sliding_window"]),
         value_heads=arguments["value_heads"],
         mask_dtype=dtype_code(arguments["mask_dtype"], "mask_dtype", MASKS),
     )
@@ -308,7 +308,7 @@ def _or_none(name: str, value: Any) -> int:
     return number or int(_capi.KVC_NONE)
 
 
-def _reach(reach: Optional[int], sliding_window: Optional[int]) -> int:
+def reach_of(reach: Optional[int], sliding_window: Optional[int]) -> int:
     """The library's reach (0: everything), given as a reach or as a window."""
     if reach is not None and sliding_window is not None:
         raise InvalidArgument("reach and sliding_window mean the same: pass one of them")

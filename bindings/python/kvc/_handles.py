@@ -154,6 +154,10 @@ class CacheHandle(OwnsHandle):
         owner = self._owner_of(layer)
         return self if owner._handle is None else owner
 
+    def _ended(self, call: str) -> str:
+        again = "again" if call == "rows_view" else "in the next pass"
+        return f"the pass of this view has ended: call {call}() {again}, or"
+
     def _check_without_v(self, layer: Any) -> None:
         """Refuses a put without V, unless the layer's V is a part of its K."""
         if self._owner_of(layer)._shape.v_first is None:
@@ -191,6 +195,14 @@ def number(name: str, value: Any) -> float:
     if result and math.isfinite(result) and not _F32_LEAST <= abs(result) <= _F32_MOST:
         raise InvalidArgument(f"{name} is {result!r}, which float32 does not hold")
     return result
+
+
+def seed_of(name: str, value: Optional[int]) -> int:
+    """A seed of dropout, of 64 bits; 0 for None."""
+    seed = 0 if value is None else integer(name, value)
+    if not 0 <= seed < 1 << 64:
+        raise InvalidArgument(f"{name} is {seed}; it must be 0 to 2^64 - 1")
+    return seed
 
 
 def set_integers(desc: Any, **values: Any) -> None:

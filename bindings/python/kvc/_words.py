@@ -5,13 +5,14 @@ from typing import List
 
 from . import kvc_capi as _capi
 
-_METHODS = """abort attention begin begin_rows bind_attention bind_decay bind_rope bind_scales can_remove
+_METHODS = """abort attention begin begin_rows bind_attention bind_decay bind_operator bind_rope bind_scales can_remove
 can_resume check checkpoint_list checkpoint_take commit commit_prefix copy_prefix encoder_put
 encoder_query encoder_share fits fits_rows gather get get_codes get_copy history insert lightning_read
 lightning_write mask put put_attention put_codes remove reorder resume rows_fill rows_set rows_view runs
 set_causal state_conv state_done state_gather state_get
 state_layout state_put state_slots state_view""".split()
 _TYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "Q8_0", "Q4_0", "INT8", "NF4")
+_MODES = ("train", "prefill", "autoregressive", "insert")
 _KINDS = ("causal", "encoder", "recurrent", "transformer", "lightning")
 
 _WORDS = {
@@ -37,6 +38,11 @@ _WORDS = {
     "KVC_LIGHTNING_APPROXIMATE": "approximate=True",
     "KVC_TRANSFORMER_RING": "ring=True",
     "KVC_ROWS_POSTPADDED": "postpadded=True",
+    "KVC_EXTRA_DROPOUT": "dropout_seed",
+    "KVC_OPERATOR_REPLACE": "replace=True",
+    **{f"KVC_MODE_{mode.upper()}": f'"{mode}"' for mode in _MODES},
+    "kvc_operator_forward": "forward()",
+    "kvc_operator_register": "register()",
     "KVC_ROWS_NOT_CAUSAL": "causal=False",
     "KVC_TRANSFORMER and KVC_LIGHTNING": 'kind="transformer" and kind="lightning"',
     "attention_mask is null": "attention_mask is None",

@@ -15,6 +15,7 @@ from .encoder import Encoder
 from .errors import Busy, InvalidHandle
 from .info import Stats
 from .lightning import Lightning
+from .operators import Attending
 from .passes import PADDING, Pass, Passes
 from .rows import Batches
 from .sequences import Sequences
@@ -40,7 +41,7 @@ _STATES = {
 }
 
 
-class Cache(Storage, Passes, Batches, Contents, Encoder, States, Lightning, Wrapping):
+class Cache(Storage, Attending, Passes, Batches, Contents, Encoder, States, Lightning, Wrapping):
     """Keys and values of the tokens that a transformer has processed, and attention over them; or what
     takes their place in other layers: inputs of an encoder, states of a recurrence. wrap() and
     from_layers() make one cache of several, for models that mix them.

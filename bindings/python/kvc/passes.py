@@ -8,6 +8,7 @@ from typing import (
     Iterable,
     Literal,
     Optional,
+    Tuple,
     TypeVar,
     Union,
     cast,
@@ -19,7 +20,7 @@ import numpy as np
 from . import kvc_capi as _capi
 from ._arrays import Array, DLPackArray, HostArray, kind_of, new_result, with_dtype
 from ._batch import listed, token_flags
-from ._handles import CacheHandle, OwnsHandle
+from ._handles import CacheHandle, OwnsHandle, seed_of
 from ._words import layers_in_words
 from .errors import BadState, CacheFull, Error, NotSupported
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
         mask: Optional[Array]
         weights: Optional[Array]
         lse: Optional[Array]
+        dropout_seed: Optional[int]
+        no_sinks: bool
         dtype: Dtype
 
     Out = TypeVar("Out", bound=Array)
@@ -268,6 +271,8 @@ class Passes(CacheHandle):
         mask: Optional[Array] = None,
         weights: Optional[Array] = None,
         lse: Optional[Array] = None,
+        dropout_seed: Optional[int] = None,
+        no_sinks: bool = False,
         dtype: Dtype = None,
         numpy: bool = False,
     ) -> Array:
@@ -283,6 +288,12 @@ class Passes(CacheHandle):
                  For analysis, not for speed
         lse      float32 [n_tokens, n_q_heads], written if given: natural log of the sum of
                  exponentials over visible keys
+        dropout_seed
+                 0 … 2^64 - 1: drops weights as dropout_mask() says, with the dropout_prob of the layer's
+                 operator (bind_operator); weights are what is left, lse is that of all keys. None: no
+                 dropout
+        no_sinks
+                 a partial result for merge_attention(): the layer's sinks take no part
         dtype    element type of uint16 arrays ("bf16" or "f16")
         numpy    True: a new array is NumPy's, whatever the kind of q
 
@@ -298,7 +309,9 @@ class Passes(CacheHandle):
         given = q, result, bias
         if dtype is not None:
             given = tuple(with_dtype(array, dtype) for array in given)
-        _capi.kvc_attention(self._handle, layer, *given, mask, weights, lse)
+        _capi.kvc_attention(
+            self._handle, layer, *given, mask, weights, lse, *_flags_of(dropout_seed, no_sinks)
+        )
         returned: Array = result if numpy or out is not None else kind_of(q, result)
         return returned
 
@@ -362,6 +375,8 @@ class Passes(CacheHandle):
         mask: Optional[Array] = None,
         weights: Optional[Array] = None,
         lse: Optional[Array] = None,
+        dropout_seed: Optional[int] = None,
+        no_sinks: bool = False,
         dtype: Dtype = None,
         numpy: bool = False,
     ) -> Array:
@@ -375,7 +390,9 @@ class Passes(CacheHandle):
         given = k, v, q, result, bias
         if dtype is not None:
             given = tuple(with_dtype(array, dtype) for array in given)
-        _capi.kvc_put_attention(self._handle, layer, *given, mask, weights, lse)
+        _capi.kvc_put_attention(
+            self._handle, layer, *given, mask, weights, lse, *_flags_of(dropout_seed, no_sinks)
+        )
         returned: Array = result if numpy or out is not None else kind_of(q, result)
         return returned
 
@@ -409,3 +426,11 @@ class Passes(CacheHandle):
         """Discards the pass: the cache is as it was before begin(). Raises BadState (no pass)."""
         _capi.kvc_abort(self._handle)
         self._end_pass()
+
+
+def _flags_of(dropout_seed: Optional[int], no_sinks: bool) -> Tuple[int, int]:
+    """The flags and the seed of a call of attention."""
+    flags = _capi.KVC_EXTRA_NO_SINKS if no_sinks else 0
+    if dropout_seed is None:
+        return flags, 0
+    return flags | _capi.KVC_EXTRA_DROPOUT, seed_of("dropout_seed", dropout_seed)

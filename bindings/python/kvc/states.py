@@ -120,7 +120,7 @@ class States(CacheHandle):
             products = list(itertools.accumulate(reversed(dims[1:]), initial=itemsize, func=_times))
             shape, strides = (shape[0], *dims), (strides[0], *reversed(products))
         description: Description = (address, shape, strides, code)
-        return View(self._lender_of(layer), description, "state_view")
+        return View(self._lender_of(layer), description, "state_view", writable=True)
 
     def state_slots(self) -> npt.NDArray[np.int32]:
         """The slot of each row, the same in every layer, for state_view(). It holds anything before

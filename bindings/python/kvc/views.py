@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Protocol, Tuple
 
 import numpy as np
 
 from . import kvc_capi as _capi
 from ._arrays import Description, bits_dtype, numpy_dtype
-from ._handles import CacheHandle, OwnsHandle
+from ._handles import OwnsHandle
 from .errors import BadState, InvalidArgument
 
 if TYPE_CHECKING:
@@ -19,9 +19,24 @@ _READ_ONLY, _IS_COPIED = 1, 2  # DLPack's flags of a capsule
 _CPU = (1, 0)  # DLPack's type and number of the device that holds the memory of a cache
 
 
+class Lender(Protocol):
+    """Whose memory a view shows: a cache, or a call of a caller's operator."""
+
+    @property
+    def _handle(self) -> Any:
+        """what keeps the memory alive"""
+
+    @property
+    def _pass(self) -> int:
+        """changes when the views end"""
+
+    def _ended(self, call: str) -> str:
+        """why a view that a call returned has ended, and what to do, as the begin of a message"""
+
+
 class View(OwnsHandle):
     """Keys, values, their codes and scales, or states of a layer, in place in the memory of the cache.
-    All are read-only, but states (state_view) may be written.
+    All are read-only, but states (state_view), and what an operator of the caller's writes, may be written.
 
     `np.asarray(view)`, `np.from_dlpack(view)` and `torch.from_dlpack(view)` return arrays over the
     same memory; `view[:, head]` (integers and slices) returns a view of a part. DLPack passes
@@ -44,22 +59,21 @@ class View(OwnsHandle):
     _instead_of_a_copy = "it shows memory of a cache. numpy.array(view) copies its elements"
     _instead_of_pickling = "it shows memory of this process. numpy.array(view) can be pickled"
 
-    __slots__ = ("_cache", "_pass", "_description", "_call", "__weakref__")
+    __slots__ = ("_lender", "_pass", "_description", "_call", "_writable", "__weakref__")
 
-    def __init__(self, cache: CacheHandle, description: Description, call: str) -> None:
-        self._cache = cache
-        self._pass = cache._pass
+    def __init__(
+        self, lender: Lender, description: Description, call: str, writable: bool = False
+    ) -> None:
+        self._lender = lender
+        self._pass = lender._pass
         self._description = description
         self._call = call  # the method that returned it
+        self._writable = writable
 
     @property
     def valid(self) -> bool:
         """Whether the pass that the view belongs to is still open."""
-        return self._cache._pass == self._pass
-
-    @property
-    def _writable(self) -> bool:
-        return self._call == "state_view"
+        return self._lender._pass == self._pass
 
     @property
     def shape(self) -> Tuple[int, ...]:
@@ -100,13 +114,9 @@ class View(OwnsHandle):
     def _memory(self) -> Any:
         """What keeps the memory alive. Read before `valid`, so that another thread may close the
         cache in between."""
-        handle = self._cache._handle
+        handle = self._lender._handle
         if not self.valid:
-            again = "again" if self._call == "rows_view" else "in the next pass"
-            raise BadState(
-                f"the pass of this view has ended: call {self._call}() {again}, or copy in time what you "
-                "need later"
-            )
+            raise BadState(f"{self._lender._ended(self._call)} copy in time what you need later")
         return handle
 
     def _bits(self) -> Tuple[_Loan, npt.NDArray[np.generic]]:
@@ -125,7 +135,7 @@ class View(OwnsHandle):
             raise TypeError("a view is indexed by integers and slices")
         description = (part.ctypes.data, part.shape, part.strides, self._description[3])
         self._memory()
-        return View(self._cache, description, self._call)
+        return View(self._lender, description, self._call, self._writable)
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> npt.NDArray[np.generic]:
         _, bits = self._bits()

@@ -6,6 +6,7 @@
 #include <kvc/encoder.h>
 #include <kvc/lightning.h>
 #include <kvc/metadata.h>
+#include <kvc/operators.h>
 #include <kvc/recurrent.h>
 #include <kvc/storage.h>
 #include <kvc/transformer.h>
@@ -14,17 +15,24 @@
 #include <string.h>
 
 static kvc_attention_extra kvc_py_extra(const kvc_tensor *bias, const kvc_tensor *mask,
-                                        kvc_tensor *weights, kvc_tensor *lse) {
-  const kvc_attention_extra extra = {
-      .struct_size = sizeof extra, .bias = bias, .mask = mask, .weights = weights, .lse = lse};
+                                        kvc_tensor *weights, kvc_tensor *lse, uint32_t flags,
+                                        uint64_t dropout_seed) {
+  const kvc_attention_extra extra = {.struct_size = sizeof extra,
+                                     .flags = flags,
+                                     .bias = bias,
+                                     .mask = mask,
+                                     .weights = weights,
+                                     .lse = lse,
+                                     .dropout_seed = dropout_seed};
   return extra;
 }
 
-/* kvc_attention() with the tensors of its extra as arguments. */
+/* kvc_attention() with the fields of its extra as arguments. */
 static kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q,
                                    kvc_tensor *out, const kvc_tensor *bias, const kvc_tensor *mask,
-                                   kvc_tensor *weights, kvc_tensor *lse) {
-  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse);
+                                   kvc_tensor *weights, kvc_tensor *lse, uint32_t flags,
+                                   uint64_t dropout_seed) {
+  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse, flags, dropout_seed);
   return kvc_attention(cache, layer, q, out, &extra);
 }
 
@@ -32,8 +40,9 @@ static kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_te
 static kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k,
                                        const kvc_tensor *v, const kvc_tensor *q, kvc_tensor *out,
                                        const kvc_tensor *bias, const kvc_tensor *mask,
-                                       kvc_tensor *weights, kvc_tensor *lse) {
-  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse);
+                                       kvc_tensor *weights, kvc_tensor *lse, uint32_t flags,
+                                       uint64_t dropout_seed) {
+  const kvc_attention_extra extra = kvc_py_extra(bias, mask, weights, lse, flags, dropout_seed);
   return kvc_put_attention(cache, layer, k, v, q, out, &extra);
 }
 
@@ -127,6 +136,12 @@ static kvc_status kvc_py_lightning_shape(const kvc_cache *cache, int32_t layer,
   memset(VIEW, 0, sizeof *VIEW);
   VIEW->device_type = KVC_CPU;
   return kvc_lightning_read(cache, layer, sequence_begin, n_sequences, VIEW);
+}
+
+/* The positions that kvc_call_positions() writes, into an array that Python made. */
+static kvc_status kvc_py_call_positions(const kvc_operator_call *call, int32_t sequence,
+                                        int32_t capacity, int32_t *at) {
+  return kvc_call_positions(call, sequence, capacity, at);
 }
 
 /* kvc_state_view() with the default dimensions. */

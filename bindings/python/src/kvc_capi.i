@@ -12,6 +12,7 @@
 #include "arrays.h"
 #include "calls.h"
 #include "handles.h"
+#include "operators.h"
 
 /* How the wrapper reads an array: (address, shape, strides in bytes, dtype). */
 static PyObject *kvc_py_describe_array(const kvc_tensor *described) {
@@ -22,6 +23,9 @@ static PyObject *kvc_py_describe_values(const kvc_tensor *values) {
 }
 static PyObject *kvc_py_describe_codes(const kvc_tensor *codes) {
   return kvc_py_describe(codes);
+}
+static PyObject *kvc_py_describe_elements(const kvc_tensor *in) {
+  return kvc_py_describe(in);
 }
 
 static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
@@ -87,6 +91,22 @@ static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
 }
 %typemap(argout) kvc_device **out {
   $result = SWIG_Python_AppendOutput($result, SWIG_NewPointerObj(*$1, $*1_descriptor, 0));
+}
+
+%typemap(in) kvc_operator *op {
+  if (!kvc_py_operator_open($input, &$1)) SWIG_fail;
+}
+%typemap(in) const kvc_operator *op (kvc_operator *handle) {
+  if (!kvc_py_operator_open($input, &handle)) SWIG_fail;
+  $1 = handle;
+}
+%typemap(in, numinputs=0) kvc_operator **out (kvc_operator *handle = NULL) "$1 = &handle;"
+%typemap(argout) kvc_operator **out {
+  $result = SWIG_Python_AppendOutput($result, kvc_py_operator_new(*$1));
+}
+%typemap(in) const kvc_operator_call *call {
+  $1 = (kvc_operator_call *)PyCapsule_GetPointer($input, KVC_PY_CALL);
+  if ($1 == NULL) SWIG_fail;
 }
 
 /* Children as a list of caches; it keeps them alive during the call. */
@@ -243,6 +263,12 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %ignore kvc_state_view;
 %ignore kvc_state_sequence;
 %ignore kvc_cache_wrap;
+%ignore kvc_operator_destroy; /* the capsule of the operator does it */
+%ignore kvc_operator_call;
+%ignore kvc_operator_functions;
+%ignore kvc_operator_register;
+%ignore kvc_operator_forward;
+%ignore kvc_call_positions;
 %ignore kvc_cache_child; /* the package keeps the children itself */
 
 %cstring_output_maxsize(char *buffer, size_t capacity);
@@ -295,8 +321,32 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %threadallow kvc_insert;
 %threadallow kvc_py_rows_fill;
 %threadallow kvc_lightning_read;
+%threadallow kvc_operator_create;
+%threadallow kvc_py_operator_forward;
+%threadallow kvc_merge_attention;
+%threadallow kvc_apply_sinks;
+%threadallow kvc_repeat_kv_heads;
+%threadallow kvc_dropout_mask;
 %threadallow kvc_padding;
 %threadallow kvc_py_lightning_write;
+
+/* ---- Which calls may run a caller's operator --------------------------------------------------------- */
+
+%define KVC_PY_RUNS_PYTHON(CALL)
+%exception CALL {
+  kvc_py_frame frame;
+  kvc_py_frame_open(&frame, swig_obj, sizeof swig_obj / sizeof *swig_obj);
+  $action
+  kvc_py_frame_close(&frame, result);
+}
+%enddef
+KVC_PY_RUNS_PYTHON(kvc_py_attention)
+KVC_PY_RUNS_PYTHON(kvc_py_put_attention)
+KVC_PY_RUNS_PYTHON(kvc_py_operator_forward)
+KVC_PY_RUNS_PYTHON(kvc_operator_create)
+KVC_PY_RUNS_PYTHON(kvc_operator_supports)
+KVC_PY_RUNS_PYTHON(kvc_bind_operator)
+KVC_PY_RUNS_PYTHON(kvc_bind_attention)
 
 /* Constructors set struct_size, and every other field to zero. */
 %define KVC_SIZED(STRUCT)
@@ -316,6 +366,10 @@ KVC_SIZED(kvc_recurrent_desc)
 KVC_SIZED(kvc_transformer_desc)
 KVC_SIZED(kvc_lightning_desc)
 KVC_SIZED(kvc_metadata)
+KVC_SIZED(kvc_operator_info)
+KVC_SIZED(kvc_operator_needs)
+KVC_SIZED(kvc_operator_desc)
+KVC_SIZED(kvc_forward_desc)
 KVC_SIZED(kvc_attention_desc)
 KVC_SIZED(kvc_rope_desc)
 KVC_SIZED(kvc_sequence_info)
@@ -330,6 +384,24 @@ KVC_SIZED(kvc_codec_desc)
 %include "kvc/cache.h"
 %include "kvc/attention.h"
 %include "kvc/encoder.h"
+
+KVC_ARRAY(kvc_tensor *o, "o", KVC_PY_FLOATS, 1)
+KVC_ARRAY(const kvc_tensor *o2, "o2", KVC_PY_FLOATS, 0)
+KVC_ARRAY(const kvc_tensor *lse, "lse", KVC_PY_FLOAT32, 0)
+KVC_ARRAY(const kvc_tensor *lse2, "lse2", KVC_PY_FLOAT32, 0)
+KVC_ARRAY(const kvc_tensor *in, "x", KVC_PY_ELEMENTS, 0)
+KVC_NUMBERS(int32_t, const int32_t *q_position, PyBUF_C_CONTIGUOUS)
+KVC_NUMBERS(int32_t, const int32_t *k_position, PyBUF_C_CONTIGUOUS)
+%typemap(in, numinputs=0) uint32_t *mode (uint32_t value = 0) "$1 = &value;"
+%typemap(argout) uint32_t *mode {
+  $result = SWIG_Python_AppendOutput($result, PyLong_FromUnsignedLong(*$1));
+}
+%cstring_bounded_output(char *chosen, 32);
+
+/* Until here and from here, `out` is a result and `into` a mask. */
+KVC_ARRAY(kvc_tensor *out, "out", KVC_PY_ELEMENTS, 1)
+%include "kvc/operators.h"
+KVC_ARRAY(kvc_tensor *out, "out", KVC_PY_FLOATS, 1)
 
 /* Until here, `into` is a mask. */
 KVC_ARRAY(kvc_tensor *into, "into", KVC_PY_FLOATS, 1)
@@ -385,6 +457,9 @@ KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
 %rename(kvc_put_attention) kvc_py_put_attention;
 %rename(kvc_get) kvc_py_get;
 %rename(kvc_get_codes) kvc_py_get_codes;
+%rename(kvc_operator_forward) kvc_py_operator_forward;
+%rename(kvc_operator_register) kvc_py_operator_register;
+%rename(kvc_call_positions) kvc_py_call_positions;
 %rename(kvc_rows_view) kvc_py_rows_view;
 %rename(kvc_rows_fill) kvc_py_rows_fill;
 %rename(kvc_lightning_write) kvc_py_lightning_write;
@@ -400,15 +475,26 @@ KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
 %rename(describe_array) kvc_py_describe_array;
 %rename(describe_values) kvc_py_describe_values;
 %rename(describe_codes) kvc_py_describe_codes;
+%rename(describe_elements) kvc_py_describe_elements;
 %rename(lend) kvc_py_lend;
 %rename(set_errors) kvc_py_set_errors;
 kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out,
                             const kvc_tensor *bias, const kvc_tensor *mask, kvc_tensor *weights,
-                            kvc_tensor *lse);
+                            kvc_tensor *lse, uint32_t flags, uint64_t dropout_seed);
 kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *k,
                                 const kvc_tensor *v, const kvc_tensor *q, kvc_tensor *out,
                                 const kvc_tensor *bias, const kvc_tensor *mask, kvc_tensor *weights,
-                                kvc_tensor *lse);
+                                kvc_tensor *lse, uint32_t flags, uint64_t dropout_seed);
+kvc_status kvc_py_operator_forward(kvc_operator *op, const kvc_forward_desc *desc,
+                                   const kvc_tensor *q, const kvc_tensor *k, const kvc_tensor *v,
+                                   kvc_tensor *out, const float *alibi_slopes, const float *sinks,
+                                   const kvc_tensor *bias, const kvc_tensor *mask,
+                                   kvc_tensor *weights, kvc_tensor *lse);
+kvc_status kvc_py_operator_register(kvc_device *device, const char *names, uint32_t flags,
+                                    const kvc_operator_info *info, PyObject *implementation,
+                                    int32_t asks);
+kvc_status kvc_py_call_positions(const kvc_operator_call *call, int32_t sequence, int32_t capacity,
+                                 int32_t *at);
 kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
 kvc_status kvc_py_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]);
 kvc_status kvc_py_lightning_write(kvc_cache *cache, int32_t layer, int32_t sequence_begin,
@@ -432,6 +518,7 @@ kvc_status kvc_py_wrap(kvc_cache *const *children, int32_t n_children, int32_t n
 PyObject *kvc_py_describe_array(const kvc_tensor *described);
 PyObject *kvc_py_describe_values(const kvc_tensor *values);
 PyObject *kvc_py_describe_codes(const kvc_tensor *codes);
+PyObject *kvc_py_describe_elements(const kvc_tensor *in);
 PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int flags);
 void kvc_py_set_errors(PyObject *errors, PyObject *translate);
 

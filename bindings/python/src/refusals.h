@@ -31,6 +31,7 @@ typedef struct kvc_py_argument {
     KVC_PY_MASK,
     KVC_PY_ANY,
     KVC_PY_CODES,  /* elements of codes and scales: the library checks which */
+    KVC_PY_ELEMENTS,
     KVC_PY_NUMBERS /* as FLOATS, of a call whose dtype is another thing than the type of bare bits */
   } takes;
   int written;              /* by the call: a copy in its place would stay empty */
@@ -45,6 +46,7 @@ static int kvc_py_takes(const kvc_py_argument* argument, uint32_t dtype) {
     case KVC_PY_BOOL: return dtype == KVC_BOOL;
     case KVC_PY_MASK: return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BOOL;
     case KVC_PY_CODES: return dtype != KVC_BOOL;
+    case KVC_PY_ELEMENTS: return kvc_py_itemsize(dtype) > 0;
     case KVC_PY_ANY: return dtype == KVC_BOOL || kvc_py_itemsize(dtype) > 1;
   }
   return 0;
@@ -91,6 +93,7 @@ static int kvc_py_refuse_dtype(const kvc_py_argument* argument, const char* othe
                                       "float32, float16 or bool",
                                       "float32, float16, bfloat16 or bool",
                                       "float32, float16, bfloat16, float8, int8 or uint8",
+                                      "float32, float16, bfloat16, float8, int8, uint8 or bool",
                                       "float32, float16 or bfloat16"};
   PyObject* found = kvc_py_type_of(argument->object, otherwise);
   const char* utf8 = found ? PyUnicode_AsUTF8(found) : NULL;

@@ -18,11 +18,21 @@
 static PyObject* kvc_py_errors = NULL;
 static PyObject* kvc_py_translate = NULL;
 
-/* Raises the exception of a status with the message `text`; null: the library's last error message, in
- * the words of Python. */
+/* What a caller's operator raised in the call that has just failed on this thread (operators.h). */
+static __thread PyObject* kvc_py_thrown = NULL;
+
+/* Raises the exception of a status with the message `text`; null: what a caller's operator raised, or the
+ * library's last error message, in the words of Python. */
 static void kvc_py_raise(kvc_status status, const char* text) {
   char message[512];
   PyObject *key, *kind, *value, *shown;
+  if (text == NULL && kvc_py_thrown != NULL) {
+    value = kvc_py_thrown;
+    kvc_py_thrown = NULL;
+    PyErr_SetObject((PyObject*)Py_TYPE(value), value);
+    Py_DECREF(value);
+    return;
+  }
   /* This must come first: creating an object may run a finalizer that calls kvc on this thread. */
   if (text == NULL) {
     kvc_last_error_copy(message, sizeof message);

@@ -78,6 +78,9 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     assert_type(cache.lightning_read(0), Floats)
     assert_type(cache.lightning_read(0, into=q), Tensor)
     cache.lightning_write(0, q, begin=1)
+    assert_type(cache.attention(0, floats, dropout_seed=1, no_sinks=True), Floats)
+    cache.bind_operator(None, layers=range(2), modes="prefill")
+    cache.bind_operator(None, modes=["decode"])  # type: ignore[list-item]
     view, _ = cache.get(0)
     assert_type(view[:, 0], kvc.View)
     assert_type(view.__array__(), npt.NDArray[np.generic])
@@ -86,10 +89,36 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     cache.put(0, [1.0], floats)  # type: ignore[arg-type]
 
 
-def metadata() -> None:
+def operators(device: kvc.Device, floats: Floats, q: Tensor) -> None:
+    found = kvc.operators(device)
+    assert_type([info.name for info in found], List[str])
+    assert_type(found.supports(mode="train", features=["dropout"]), str)
+    found.supports(features=["colour"])  # type: ignore[list-item]
+    operator = kvc.Operator("flash", block_q=8, base=kvc.OperatorSettings(), device=device)
+    assert_type(operator.info, kvc.OperatorInfo)
+    assert_type(operator.settings, kvc.OperatorSettings)
+    assert_type(operator.forward(floats, floats, q, causal=True), Floats)
+    assert_type(operator.forward(q, q, q), Tensor)
+    assert_type(operator.forward(q, q, q, numpy=True), Floats)
+    assert_type(operator.forward(q, q, q, floats), Floats)
+    kvc.merge_attention(floats, floats, q, q)
+    kvc.apply_sinks(q, q, floats)
+    assert_type(kvc.repeat_kv_heads(q, 2, floats), Floats)
+    mask = kvc.dropout_mask(1, 0.5, n_heads=2, q_positions=[0], k_positions=range(3))
+    assert_type(mask, npt.NDArray[np.bool_])
     assert_type(kvc.padding([[0, 1]])[0], npt.NDArray[np.int32])
     assert_type(kvc.Metadata(batch_size=2).resolve(), kvc.Metadata)
     kvc.Metadata(kind="causal")  # type: ignore[arg-type]
+
+    @found.register("mine", features=["lse"])
+    class Mine:
+        def forward(self, call: kvc.OperatorCall) -> None:
+            assert_type(call.lse, Optional[kvc.View])
+            assert_type(call.visible(), npt.NDArray[np.bool_])
+            assert_type(call.visible(floats), Floats)
+            call.column_positions(call.sequences[0])
+
+    assert_type(Mine(), Mine)
 
 
 def arguments(device: kvc.Device) -> None:
