@@ -80,7 +80,7 @@ void WrapperWorld::lacking() {
         return judge(made, kvc_encoder_query(handle(), number, nullptr, nullptr), KVC_E_NOT_SUPPORTED);
       break;
     case 1:
-      if (!one_recurrent)
+      if (only_with_checkpoints() == nullptr)
         return judge(made, kvc_checkpoint_list(handle(), number, number, nullptr, nullptr),
                      KVC_E_NOT_SUPPORTED);
       break;
@@ -136,7 +136,7 @@ void WrapperWorld::compare_kind() {
 /// What the wrapper passes on to its only child of a kind.
 void WrapperWorld::compare_answers() {
   const KindWorld* const encoder = only(KVC_ENCODER);
-  const KindWorld* const recurrent = only(KVC_RECURRENT);
+  const KindWorld* const with_checkpoints = only_with_checkpoints();
   const int32_t s = random_.below(n_sequences());
   if (encoder != nullptr) {
     int32_t through[2] = {-7, -7}, direct[2] = {-7, -7};
@@ -146,10 +146,10 @@ void WrapperWorld::compare_answers() {
     if (through[0] != direct[0] || through[1] != direct[1])
       differ("encoder_query through the wrapper returns something else");
   }
-  if (recurrent == nullptr) return;
+  if (with_checkpoints == nullptr) return;
   int32_t at[2] = {-7, -7}, direct_at[2] = {-7, -7}, n = -7, direct_n = -7;
   if (kvc_checkpoint_list(handle(), s, 2, at, &n) != KVC_OK ||
-      kvc_checkpoint_list(recurrent->handle(), s, 2, direct_at, &direct_n) != KVC_OK)
+      kvc_checkpoint_list(with_checkpoints->handle(), s, 2, direct_at, &direct_n) != KVC_OK)
     differ("checkpoint_list: " + support::last_message());
   if (n != direct_n || at[0] != direct_at[0] || at[1] != direct_at[1])
     differ("checkpoint_list through the wrapper returns something else");

@@ -7,19 +7,39 @@
 #include "fuzz_coverage.hpp"
 #include "fuzz_world.hpp"
 #include "kvc/wrapper.h"
+#include "lightning_world.hpp"
 #include "recurrent_world.hpp"
 
 /// Which children there are, which operation comes next, and what it meets.
 namespace fuzz {
 
 ChildCounts::ChildCounts()
-    : causal(causal_counts()), encoder(encoder_counts()), recurrent(recurrent_counts()) {}
+    : causal(causal_counts()),
+      encoder(encoder_counts()),
+      recurrent(recurrent_counts()),
+      lightning(lightning_counts()) {}
 
 const std::vector<std::string>& wrapper_setup_names() {
-  static const std::vector<std::string> all = {"any",    "windows", "speech",     "hybrid",
-                                               "states", "one",     "everything", "shift"};
+  static const std::vector<std::string> all = {"any", "windows",    "speech", "hybrid", "states",
+                                               "one", "everything", "shift",  "linear"};
   return all;
 }
+
+namespace {
+
+/// The only child of which `is_meant`, null: there are several or none.
+template <class Children, class IsMeant>
+KindWorld* only_of(const Children& children, IsMeant is_meant) {
+  KindWorld* result = nullptr;
+  for (const auto& child : children) {
+    if (!is_meant(*child)) continue;
+    if (result != nullptr) return nullptr;
+    result = child.get();
+  }
+  return result;
+}
+
+}  // namespace
 
 WrapperWorld::WrapperWorld(kvc_device* device, const std::string& setup, support::Random& random,
                            Counts& counts, ChildCounts& of_children)
@@ -31,9 +51,10 @@ WrapperWorld::WrapperWorld(kvc_device* device, const std::string& setup, support
   if (is("speech")) kinds = {"causal", "encoder"};
   if (is("hybrid")) kinds = {"recurrent", "causal"};
   if (is("states")) kinds = {"recurrent", "recurrent"};
-  if (is("everything")) kinds = {"causal", "encoder", "recurrent", "causal"};
+  if (is("linear")) kinds = {"lightning", "causal"};
+  if (is("everything")) kinds = {"causal", "encoder", "recurrent", "lightning", "causal"};
   for (int32_t n = is("any") ? random.between(2, 4) : is("one") ? 1 : 0; n > 0; --n)
-    kinds.push_back(random.pick<const char*>({"causal", "encoder", "recurrent"}));
+    kinds.push_back(random.pick<const char*>({"causal", "encoder", "recurrent", "lightning"}));
   if (random.chance(0.5)) std::reverse(kinds.begin(), kinds.end());
   for (const std::string& kind : kinds) add_child(kind, random, of_children);
   wrap();
@@ -61,6 +82,9 @@ void WrapperWorld::add_child(const std::string& kind, support::Random& random, C
   } else if (kind == "encoder") {
     const EncoderSetup drawn = draw_encoder_setup(some(encoder_setup_names()), random, common);
     children_.push_back(std::make_unique<EncoderWorld>(device_, drawn, own(), counts.encoder));
+  } else if (kind == "lightning") {
+    const LightningSetup drawn = draw_lightning_setup(some(state_setup_names()), random, common);
+    children_.push_back(std::make_unique<LightningWorld>(device_, drawn, own(), counts.lightning));
   } else {
     const std::string setup = name_ == "shift" ? "approximate" : some(state_setup_names());
     const RecurrentSetup drawn = draw_recurrent_setup(setup, random, common);
@@ -89,8 +113,10 @@ void WrapperWorld::wrap() {
   int32_t first = 0;
   for (const Child& child : children_) {
     if (with_layers)
-      child->wrapped_by(cache_, first, oracle_->cache.max_sequences,
-                        only(child->oracle().cache.kind) != nullptr);
+      child->wrapped_by(
+          cache_, first, oracle_->cache.max_sequences,
+          (child->oracle().has_checkpoints() ? only_with_checkpoints()
+                                             : only(child->oracle().cache.kind)) != nullptr);
     first += child->oracle().cache.n_layers;
   }
   compare_all();
@@ -174,13 +200,12 @@ KindWorld& WrapperWorld::some_child() {
 }
 
 KindWorld* WrapperWorld::only(uint32_t kind) const {
-  KindWorld* result = nullptr;
-  for (const Child& child : children_) {
-    if (child->oracle().cache.kind != kind) continue;
-    if (result != nullptr) return nullptr;
-    result = child.get();
-  }
-  return result;
+  return only_of(children_,
+                 [kind](const KindWorld& child) { return child.oracle().cache.kind == kind; });
+}
+
+KindWorld* WrapperWorld::only_with_checkpoints() const {
+  return only_of(children_, [](const KindWorld& child) { return child.oracle().has_checkpoints(); });
 }
 
 model::EncoderOracle* WrapperWorld::only_encoder() const {

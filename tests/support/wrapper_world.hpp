@@ -12,7 +12,7 @@ namespace fuzz {
 
 /// What the children of a wrapper count, by kind. Only the wrapper's own table is held to numbers.
 struct ChildCounts {
-  Counts causal, encoder, recurrent;
+  Counts causal, encoder, recurrent, lightning;
   ChildCounts();
 };
 
@@ -54,6 +54,8 @@ class WrapperWorld : public KindWorld {
   KindWorld& some_child();
   /// The only child of a kind, null: there are several or none.
   KindWorld* only(uint32_t kind) const;
+  /// The only child that keeps checkpoints, of whatever kind.
+  KindWorld* only_with_checkpoints() const;
   model::EncoderOracle* only_encoder() const;
 
   void of_child();
