@@ -43,6 +43,7 @@ class Call {
   Call(const AttentionParams& params, int32_t n_threads) : params_(params), kernels_(kernels()) {
     const LayerStorage& storage = params.storage;
     space_.place(params, n_threads);
+    medium_rows_min_ = kernels_.medium_tile_rows_min(storage.k.type(), storage.v.type());
     wide_rows_min_ = kernels_.wide_tile_rows_min(storage.k.type(), storage.v.type());
     group_ = params.constants.n_q_heads / storage.k.n_heads;
     q_stride_ = padded(storage.k.head_dim());
@@ -115,8 +116,9 @@ class Call {
   int32_t group_ = 1;
   int32_t q_stride_ = 0;
   int32_t o_stride_ = 0;
-  int32_t wide_rows_min_ = 0;  // for the types that are stored, though keys may be read turned, in f32
-  int32_t first_unit_ = 0;     // of those that are handed out
+  // For the types that are stored, though keys may be read turned, in f32.
+  int32_t medium_rows_min_ = 0, wide_rows_min_ = 0;
+  int32_t first_unit_ = 0;  // of those that are handed out
 };
 
 void Call::cut(Schedule& schedule) {
@@ -338,7 +340,7 @@ Tile Call::describe(const Item& item) const {
 }
 
 void Call::process(const Tile& tile) const {
-  if (tile.n_rows < kernels_.medium_tile_rows_min) {
+  if (tile.n_rows < medium_rows_min_) {
     kernels_.process_narrow_tile(tile);
   } else if (tile.n_rows < wide_rows_min_) {
     kernels_.process_medium_tile(tile);

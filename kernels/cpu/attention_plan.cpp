@@ -25,11 +25,6 @@ constexpr int32_t narrow_step = 12;
 constexpr int32_t medium_step = 64;
 constexpr int32_t wide_step = 384;
 
-int32_t step_for(int32_t n_rows, int32_t wide_rows_min) {
-  if (n_rows < kernels().medium_tile_rows_min) return narrow_step;
-  return n_rows < wide_rows_min ? medium_step : wide_step;
-}
-
 struct Range {
   int32_t first_end = 0;
   int32_t begin = 0;
@@ -48,7 +43,9 @@ class Planner {
  public:
   Planner(const AttentionParams& params, WorkPlan& work)
       : plan_(params.plan), settings_(params.settings), work_(work) {
-    wide_rows_min_ = kernels().wide_tile_rows_min(params.storage.k.type(), params.storage.v.type());
+    const StorageType k = params.storage.k.type(), v = params.storage.v.type();
+    medium_rows_min_ = kernels().medium_tile_rows_min(k, v);
+    wide_rows_min_ = kernels().wide_tile_rows_min(k, v);
     group_ = params.constants.n_q_heads / params.storage.k.n_heads;
     const int32_t rows_max = settings_.block_q > 0 ? settings_.block_q : tile_rows_max;
     work_.n_pieces = (group_ + rows_max - 1) / rows_max;
@@ -67,6 +64,11 @@ class Planner {
   }
 
  private:
+  int32_t step_for(int32_t n_rows) const {
+    if (n_rows < medium_rows_min_) return narrow_step;
+    return n_rows < wide_rows_min_ ? medium_step : wide_step;
+  }
+
   /// Tokens of a tile, by the rows that it is cut from.
   int32_t tokens_at_once(int32_t n_rows) const {
     if (settings_.block_q > 0) return settings_.block_q / work_.piece_heads;
@@ -199,7 +201,7 @@ class Planner {
     const int64_t by_items = (items_wanted + items - 1) / items;
     const int64_t by_cells = std::max(1, tile.n_seen / stretch_cells_min);
     const auto n = static_cast<int32_t>(std::min(by_items, by_cells));
-    const int32_t step = step_for(tile.n_tokens * work_.piece_heads, wide_rows_min_);
+    const int32_t step = step_for(tile.n_tokens * work_.piece_heads);
     const int32_t cells = (tile.n_seen + n - 1) / n;
     tile.stretch_cells = std::max(1, (cells + step - 1) / step) * step;
     tile.n_stretches = std::max(1, (tile.n_seen + tile.stretch_cells - 1) / tile.stretch_cells);
@@ -272,6 +274,7 @@ class Planner {
   const OperatorSettings& settings_;
   WorkPlan& work_;
   int32_t group_ = 1;
+  int32_t medium_rows_min_ = 0;
   int32_t wide_rows_min_ = 0;
   int64_t n_heads_ = 1;
   int32_t n_slots_ = 0;  // that the wave needs at least

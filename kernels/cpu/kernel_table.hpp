@@ -58,11 +58,11 @@ struct KernelTable {
   size_t (*narrow_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
 
   /// The same contract and the same results to rounding, for up to medium_tile_rows_max rows;
-  /// faster from medium_tile_rows_min rows on. Null where the instruction set has too few registers
+  /// faster from medium_tile_rows_min(types of K and V) rows on. Null where the instruction set has too few registers
   /// for it.
   void (*process_medium_tile)(const Tile& tile);
   size_t (*medium_tile_scratch_bytes)(int32_t head_dim_k, int32_t head_dim_v);
-  int32_t medium_tile_rows_min;  // that of the wide kernel when null
+  int32_t (*medium_tile_rows_min)(StorageType k, StorageType v);  // that of the wide kernel when null
 
   /// The same for any number of rows, faster from wide_tile_rows_min(types of K and V) rows on.
   void (*process_wide_tile)(const Tile& tile);
