@@ -1,0 +1,28 @@
+"""EasyDeL's nouns over kvc, with its names, constructors and attributes."""
+
+from .abstracts import BaseCache, BaseCacheMetadata, BaseCacheView, BaseRunTimeMetadata
+from .attention_metadata import AttentionMetadata
+from .metadata import (
+    LightningCacheMetaData,
+    LightningMetadata,
+    TransformerCacheMetaData,
+    TransformerMetadata,
+)
+from .outputs import AttentionOutput
+from .partition import PartitionAxis, PartitionManager, PartitionSpec
+
+__all__ = [
+    "AttentionMetadata",
+    "AttentionOutput",
+    "BaseCache",
+    "BaseCacheMetadata",
+    "BaseCacheView",
+    "BaseRunTimeMetadata",
+    "LightningCacheMetaData",
+    "LightningMetadata",
+    "PartitionAxis",
+    "PartitionManager",
+    "PartitionSpec",
+    "TransformerCacheMetaData",
+    "TransformerMetadata",
+]
