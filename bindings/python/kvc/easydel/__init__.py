@@ -10,6 +10,9 @@ from .metadata import (
 )
 from .outputs import AttentionOutput
 from .partition import PartitionAxis, PartitionManager, PartitionSpec
+from .stored import StoredArray
+from .transformer import TransformerCache
+from .transformer_view import TransformerCacheView
 
 __all__ = [
     "AttentionMetadata",
@@ -23,6 +26,9 @@ __all__ = [
     "PartitionAxis",
     "PartitionManager",
     "PartitionSpec",
+    "StoredArray",
+    "TransformerCache",
     "TransformerCacheMetaData",
+    "TransformerCacheView",
     "TransformerMetadata",
 ]
