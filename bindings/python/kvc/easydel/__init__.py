@@ -2,6 +2,7 @@
 
 from .abstracts import BaseCache, BaseCacheMetadata, BaseCacheView, BaseRunTimeMetadata
 from .attention_metadata import AttentionMetadata
+from .lightning import LightningCache, LightningCacheView
 from .metadata import (
     LightningCacheMetaData,
     LightningMetadata,
@@ -21,7 +22,9 @@ __all__ = [
     "BaseCacheMetadata",
     "BaseCacheView",
     "BaseRunTimeMetadata",
+    "LightningCache",
     "LightningCacheMetaData",
+    "LightningCacheView",
     "LightningMetadata",
     "PartitionAxis",
     "PartitionManager",
