@@ -22,6 +22,7 @@ EXAMPLES = pathlib.Path(__file__).resolve().parents[3] / "examples" / "python"
         ("shared_layers", r"6 layers, 2 with K and V of their own: .* prefill and decode agree"),
         ("life_of_a_cache", r"cells_used=260, cells_shared=48"),
         ("life_of_a_hybrid", r"wanted 60, continued at 50: .*\n.*: \[24, 48, 50, 74, 98\]"),
+        ("easydel_layer", r"3 rows with \[0, 13, 7\] tokens of padding continue at \[30, 30, 30\]; .*alone"),
     ],
 )
 def test_an_example(name, output):

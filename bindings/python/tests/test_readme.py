@@ -20,7 +20,7 @@ def blocks(text):
 
 def programs(text):
     """Those blocks that create a cache."""
-    return [block for block in blocks(text) if "kvc.Cache" in block]
+    return [block for block in blocks(text) if re.search(r"kvc\.Cache|init_cache", block)]
 
 
 @pytest.mark.parametrize("program", programs(README.read_text(encoding="utf-8")))

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from typing_extensions import assert_type
 
 import kvc
+import kvc.easydel as ed
 
 Floats = npt.NDArray[np.float32]
 Stored = npt.NDArray[Union[np.float32, np.float16, np.uint16]]
@@ -155,3 +156,26 @@ def arguments(device: kvc.Device) -> None:
         assert_type(block.cache, kvc.Cache)
     assert_type(cache.runs(0, 0), List[kvc.Run])
     assert_type(kvc.CacheFull("").status, kvc.Status)
+
+
+def nouns(metadata: ed.TransformerCacheMetaData, q: Floats) -> None:
+    cache = ed.TransformerCache.init_cache(None, metadata, None, dtype="f16", ring=True)
+    assert_type(cache, ed.TransformerCache)
+    assert_type(cache.views[0], Optional[ed.TransformerCacheView])
+    assert_type(cache.insert(cache, 0).insert_index(0, 0), ed.TransformerCache)
+    assert_type(ed.TransformerCacheView.from_json("{}"), ed.TransformerCacheView)
+    assert_type(metadata.replace(head_dim=4), ed.TransformerCacheMetaData)
+    assert_type(cache.to_pure()[1], ed.TransformerCacheMetaData)
+    attention = ed.AttentionRegistry.create("flash", ed.AttentionMetadata.from_config(None, 0.5))
+    assert_type(attention, ed.AttentionImpl)
+    assert_type(attention(q=q, k=q, v=q), ed.AttentionOutput)
+    assert_type(ed.FlashAttn(ed.AttentionMetadata()).forward_native(q, q, q), ed.AttentionOutput)
+    assert_type(ed.AttentionMetadata().get_shardings("__train__"), Tuple[ed.PartitionSpec, ...])
+    states = ed.LightningCache.init_cache(2, ed.LightningCacheMetaData.create(None))
+    assert_type(states.views[1], Optional[ed.LightningCacheView])
+
+    @ed.AttentionRegistry.register
+    class Mine(ed.FlashAttn):
+        """An operator of a caller's."""
+
+    assert_type(Mine.repeat_kv_heads(q, q, 2), Tuple[Any, Any])
