@@ -19,6 +19,8 @@ func pointer[T any](values []T) unsafe.Pointer {
 
 func numbers(values []int32) *C.int32_t { return (*C.int32_t)(pointer(values)) }
 
+func floats(values []float32) *C.float { return (*C.float)(pointer(values)) }
+
 // number narrows an argument for C, whose numbers have 32 bits. What does not fit is an error with
 // its real value.
 func number(name string, n int) (C.int32_t, error) {
@@ -59,16 +61,13 @@ func tokens(positions, sequences []int32, flags []TokenFlags) (C.int32_t, *C.uin
 	return n, (*C.uint32_t)(pointer(flags)), err
 }
 
-// constants checks the length of an optional slice: the library is not told it.
-func constants(values []float32, name string, n int, each string) (*C.float, error) {
-	if values == nil {
-		return nil, nil
+// perEach checks the length of an optional slice: the library is not told it.
+func perEach[T any](values []T, name string, n int, each string) error {
+	if values == nil || len(values) == n {
+		return nil
 	}
-	if len(values) != n {
-		return nil, &Error{InvalidArgument,
-			fmt.Sprintf("%s has %d elements, not %d, one for each %s", name, len(values), n, each)}
-	}
-	return (*C.float)(pointer(values)), nil
+	return &Error{InvalidArgument,
+		fmt.Sprintf("%s has %d elements, not %d, one for each %s", name, len(values), n, each)}
 }
 
 func required(a *Tensor, nameA string, b *Tensor, nameB string) error {

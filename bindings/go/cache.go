@@ -159,15 +159,13 @@ func (c *Cache) BindAttention(layerBegin, layerEnd int, desc AttentionDesc) erro
 	if narrow.err != nil {
 		return narrow.err
 	}
-	slopes, err := constants(desc.ALiBiSlopes, "ALiBiSlopes", int(desc.NQHeads), "query head")
-	if err != nil {
+	if err := perEach(desc.ALiBiSlopes, "ALiBiSlopes", int(desc.NQHeads), "query head"); err != nil {
 		return err
 	}
-	sinks, err := constants(desc.Sinks, "Sinks", int(desc.NQHeads), "query head")
-	if err != nil {
+	if err := perEach(desc.Sinks, "Sinks", int(desc.NQHeads), "query head"); err != nil {
 		return err
 	}
-	err = failure(C.go_bind_attention(c.key(), begin, end, desc.c(), slopes, sinks))
+	err := failure(C.go_bind_attention(c.key(), begin, end, desc.c(), floats(desc.ALiBiSlopes), floats(desc.Sinks)))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -175,27 +173,17 @@ func (c *Cache) BindAttention(layerBegin, layerEnd int, desc AttentionDesc) erro
 // BindRope binds how the caller rotates, so that positions can move later. Only an empty cache takes
 // it. Slices are copied.
 func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
-	if c == nil {
-		return &Error{InvalidHandle, "the cache is nil"}
-	}
-	var narrow narrowing
-	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
-	if narrow.err != nil {
-		return narrow.err
-	}
-	var factors *C.float
-	for _, holder := range c.holders(layerBegin, layerEnd) {
+	begin, end, err := c.layers(layerBegin, layerEnd, func(holder *Cache) error {
 		rotated := int(desc.NDims)
 		if rotated == 0 {
 			rotated = holder.headDimK - int(desc.FirstDim)
 		}
-		var err error
-		factors, err = constants(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
-		if err != nil {
-			return err
-		}
+		return perEach(desc.FrequencyFactors, "FrequencyFactors", rotated/2, "pair of dimensions that rotate")
+	})
+	if err != nil {
+		return err
 	}
-	err := failure(C.go_bind_rope(c.handle, begin, end, desc.c(), factors))
+	err = failure(C.go_bind_rope(c.handle, begin, end, desc.c(), floats(desc.FrequencyFactors)))
 	runtime.KeepAlive(c)
 	return err
 }
@@ -204,25 +192,36 @@ func (c *Cache) BindRope(layerBegin, layerEnd int, desc RopeDesc) error {
 // [layerBegin, layerEnd): a number is stored as number / scale. 1 where none was bound; nil: stay as they
 // are. Only an empty cache takes them. Slices are copied.
 func (c *Cache) BindScales(layerBegin, layerEnd int, kScales, vScales []float32) error {
-	if c == nil {
-		return &Error{InvalidHandle, "the cache is nil"}
-	}
-	var narrow narrowing
-	begin, end := narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
-	if narrow.err != nil {
-		return narrow.err
-	}
-	for _, holder := range c.holders(layerBegin, layerEnd) {
-		if _, err := constants(kScales, "kScales", holder.kvHeads, "KV head"); err != nil {
+	begin, end, err := c.layers(layerBegin, layerEnd, func(holder *Cache) error {
+		if err := perEach(kScales, "kScales", holder.kvHeads, "KV head"); err != nil {
 			return err
 		}
-		if _, err := constants(vScales, "vScales", holder.kvHeads, "KV head"); err != nil {
-			return err
-		}
+		return perEach(vScales, "vScales", holder.kvHeads, "KV head")
+	})
+	if err != nil {
+		return err
 	}
-	err := failure(C.go_bind_scales(c.handle, begin, end, (*C.float)(pointer(kScales)), (*C.float)(pointer(vScales))))
+	err = failure(C.go_bind_scales(c.handle, begin, end, floats(kScales), floats(vScales)))
 	runtime.KeepAlive(c)
 	return err
+}
+
+// layers narrows a range of layers for C. check looks at each cache that holds some of them.
+func (c *Cache) layers(layerBegin, layerEnd int, check func(holder *Cache) error) (begin, end C.int32_t, err error) {
+	if c == nil {
+		return 0, 0, &Error{InvalidHandle, "the cache is nil"}
+	}
+	var narrow narrowing
+	begin, end = narrow.number("layerBegin", layerBegin), narrow.number("layerEnd", layerEnd)
+	if narrow.err != nil {
+		return 0, 0, narrow.err
+	}
+	for _, holder := range c.holders(layerBegin, layerEnd) {
+		if err := check(holder); err != nil {
+			return 0, 0, err
+		}
+	}
+	return begin, end, nil
 }
 
 // holders returns the caches that hold the keys and values of some layers: itself, or children of a
