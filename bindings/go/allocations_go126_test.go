@@ -53,6 +53,30 @@ func TestPassesOverCodesAllocateNothing(t *testing.T) {
 	}
 }
 
+func TestPassesOfRowsAllocateNothing(t *testing.T) {
+	cache := openRows(t, stored{dtype: F16}, TransformerDesc{})
+	k, q, out := ones(nRows*kvHeads*storageDim), ones(nRows*qHeads*storageDim), ones(nRows*qHeads*storageDim)
+	valid, types, mask, seen := []int32{1, 0}, []int32{1, 0}, []int32{1, 0}, make([]bool, nRows*rowLength)
+	index, starts := make([]int32, nRows), make([]int32, nRows)
+	allocations := testing.AllocsPerRun(100, func() {
+		extra := RowsExtra{AttentionMask: Int32(mask, nRows, 1), TokenTypes: types}
+		must(t, cache.FitsRowsWith(1, valid, extra))
+		must(t, cache.BeginRowsWith(1, valid, extra))
+		for layer := 0; layer < nLayers; layer++ {
+			must(t, cache.PutAttention(layer, batch(k, 1, kvHeads), batch(k, 1, kvHeads), batch(q, 1, qHeads), batch(out, 1, qHeads)))
+			must(t, cache.Mask(layer, Bool(seen, nRows, 1, 1, rowLength)))
+			view, _, _ := cache.RowsView(layer)
+			_ = view.Codes.Bits(rowLength, 1)
+		}
+		must(t, cache.RowsQuery(0, index, starts))
+		must(t, cache.RowsSet(0, starts, starts))
+		must(t, cache.RowsFill(0, 0, nRows, batch(k, 1, kvHeads), Tensor{}, Tensor{}, Tensor{}))
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations in a pass", allocations)
+	}
+}
+
 func TestPassesOfOtherKindsAllocateNothing(t *testing.T) {
 	cross := openKind(t, testDesc(), EncoderDesc{})
 	states := openKind(t, statesDesc(1), testStates())

@@ -21,8 +21,8 @@
 // Sequence, Digest, Check and MemoryBytes may run at the same time; every other method excludes them
 // all, and an overlap that breaks this rule returns Busy. Only Stats may overlap any method, a pass
 // in another goroutine or Close too: it never returns Busy and makes none return it. EncoderQuery,
-// StateLayout, StateSlots, CheckpointList and Owner are like Fits. Methods of a nil
-// Cache and a nil Device return InvalidHandle.
+// StateLayout, StateSlots, CheckpointList, Owner, FitsRows, RowsQuery and RowsView are like Fits. Methods
+// of a nil Cache and a nil Device return InvalidHandle.
 //
 // A position above the one where its sequence continues is legal: it leaves a gap. Set the flag Strict
 // of CacheDesc unless you want gaps; a wrong position is then an error.
@@ -53,14 +53,15 @@ func BuildInfo() string { return C.GoString(C.kvc_build_info()) }
 
 // Cache holds keys and values. A method that is called after Close returns InvalidHandle.
 type Cache struct {
-	handle   *C.kvc_cache // a key of the library's table, not an address; it never changes
-	once     closing
-	kvHeads  int
-	headDimK int
-	maxBatch int
-	children []*Cache // of a wrapper
-	places   []ChildLayer
-	closes   []*Cache // those of them that Close closes
+	handle       *C.kvc_cache // a key of the library's table, not an address; it never changes
+	once         closing
+	kvHeads      int
+	headDimK     int
+	maxBatch     int
+	maxSequences int      // and rows of a pass of rows
+	children     []*Cache // of a wrapper
+	places       []ChildLayer
+	closes       []*Cache // those of them that Close closes
 }
 
 // key returns the handle, null for a nil cache.
@@ -126,7 +127,8 @@ func NewCache(device *Device, desc CacheDesc, kind Kind) (*Cache, error) {
 		return nil, err
 	}
 	c := newCache(out.cache)
-	c.kvHeads, c.headDimK, c.maxBatch = int(desc.NKVHeads), int(desc.HeadDimK), int(desc.MaxBatch)
+	c.kvHeads, c.headDimK = int(desc.NKVHeads), int(desc.HeadDimK)
+	c.maxBatch, c.maxSequences = int(desc.MaxBatch), int(desc.MaxSequences)
 	return c, nil
 }
 

@@ -65,6 +65,29 @@ func TestForgottenCachesAreClosed(t *testing.T) {
 }
 
 // The collector does not know C's memory: a view must keep its cache alive.
+func TestViewsOfRowsKeepTheirCache(t *testing.T) {
+	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
+	must(t, err)
+	defer device.Close()
+	show := func() (Cache, Codes) {
+		cache, err := NewCache(device, rowsDesc(stored{dtype: F32}), TransformerDesc{})
+		must(t, err)
+		must(t, cache.BeginRows(1, nil))
+		must(t, cache.Commit())
+		_, v, err := cache.RowsView(0)
+		must(t, err)
+		return Cache{handle: cache.handle}, v // a copy of the key, which does not keep the cache
+	}
+	key, view := show()
+	stays(t, &key)
+	if got := view.Codes.Float32(rowLength, 1)[5]; got != 0 {
+		t.Errorf("a column that was not put holds %v", got)
+	}
+	runtime.KeepAlive(view)
+	goes(t, &key)
+}
+
+// The same of views that a pass lends.
 func TestViewsKeepTheirCache(t *testing.T) {
 	device, err := OpenDevice("cpu", DeviceOptions{NThreads: 1})
 	must(t, err)

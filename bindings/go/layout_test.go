@@ -123,7 +123,7 @@ func TestEveryFunctionIsReached(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append(files, "shim.h") {
+	for _, name := range append(files, "shim.h", "shim_rows.h") {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}

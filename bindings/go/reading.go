@@ -34,7 +34,7 @@ func (c *Cache) History(layer int) (firstCell, nCells int, err error) {
 }
 
 // MaskShape returns the shape that Mask requires, [n tokens, history], and the MaskDType of the
-// cache.
+// cache. Of rows, nTokens is rows * qLen, and Mask requires [rows, 1, qLen, history].
 func (c *Cache) MaskShape(layer int) (nTokens, history int, dtype DType, err error) {
 	at, err := number("layer", layer)
 	if err != nil {
@@ -43,7 +43,11 @@ func (c *Cache) MaskShape(layer int) (nTokens, history int, dtype DType, err err
 	out := C.go_mask_shape(c.key(), at)
 	runtime.KeepAlive(c)
 	mask := &out.first
-	return int(mask.shape[0]), int(mask.shape[1]), DType(mask.dtype), failure(out.result)
+	nTokens, history = int(mask.shape[0]), int(mask.shape[1])
+	if mask.ndim == maxDims { // of rows
+		nTokens, history = nTokens*int(mask.shape[2]), int(mask.shape[3])
+	}
+	return nTokens, history, DType(mask.dtype), failure(out.result)
 }
 
 // Mask writes the mask that belongs to the views of Get: 0 where a token of the batch sees a cell

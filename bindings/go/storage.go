@@ -116,19 +116,19 @@ func (c *Cache) GetCodes(layer int) (k, v Codes, err error) {
 	return Codes{viewOf(c, out.k), viewOf(c, out.k_scales)}, Codes{viewOf(c, out.v), viewOf(c, out.v_scales)}, nil
 }
 
-// CopyShapes returns the shapes that GetCopy requires, [history, KV heads, head size]. Like GetCopy it may
-// change History.
-func (c *Cache) CopyShapes(layer int) (k, v [3]int, err error) {
+// CopyShapes returns the shapes that GetCopy requires: [history, KV heads, head size], and
+// [rows, history, KV heads, head size] of rows. Like GetCopy it may change History.
+func (c *Cache) CopyShapes(layer int) (k, v []int, err error) {
 	at, err := number("layer", layer)
 	if err != nil {
-		return k, v, err
+		return nil, nil, err
 	}
 	out := C.go_copy_shapes(c.key(), at)
 	runtime.KeepAlive(c)
 	if err = failure(out.result); err != nil {
-		return k, v, err
+		return nil, nil, err
 	}
-	return viewOf(c, out.first).Shape, viewOf(c, out.second).Shape, nil
+	return shapeOf(&out.first), shapeOf(&out.second), nil
 }
 
 // GetCopy copies a layer's keys and values over the range of cells of History as numbers, of every storage

@@ -134,7 +134,7 @@ func TestEncodeWritesWhatCachesStoreAndDecodeReadsWhatTheyCopy(t *testing.T) {
 
 			shape, shapeV, err := cache.CopyShapes(layer)
 			must(t, err)
-			equal(t, shape, [3]int{shape[0], kvHeads, storageDim})
+			equal(t, shape, []int{shape[0], kvHeads, storageDim})
 			equal(t, shapeV, shape)
 			copiedK, copiedV := make([]float32, shape[0]*kvHeads*storageDim), make([]float32, shape[0]*kvHeads*storageDim)
 			must(t, cache.GetCopy(layer, vectors(copiedK, shape[0], kvHeads), vectors(copiedV, shape[0], kvHeads)))
@@ -274,7 +274,7 @@ func TestLayersOfAHybridStoreTypesOfTheirOwn(t *testing.T) {
 		shape, _, err := model.CopyShapes(layer)
 		must(t, err)
 		values := make([]float32, n*kvHeads*storageDim)
-		must(t, model.GetCopy(layer, Tensor{}, Float32(values, shape[:]...)))
+		must(t, model.GetCopy(layer, Tensor{}, Float32(values, shape...)))
 		equal(t, values, want.decoded)
 	}
 	must(t, model.Commit())

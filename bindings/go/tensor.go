@@ -40,11 +40,11 @@ const (
 	U8 DType = C.KVC_U8 // Q4_0, NF4: two codes in a byte
 )
 
-// Types that nothing takes in this version.
-const (
-	F64 DType = C.KVC_F64
-	I32 DType = C.KVC_I32
-)
+// I32 is a type of attention masks of rows, see RowsExtra.
+const I32 DType = C.KVC_I32
+
+// F64 is a type that no tensor has in this version. OperatorDesc.SoftmaxDType may be it.
+const F64 DType = C.KVC_F64
 
 // size returns the bytes of an element; 0 for types of less than a byte, which no tensor has.
 func (d DType) size() int { return int(d>>8&0xff) / 8 }
@@ -80,6 +80,11 @@ func BFloat16(data []uint16, shape ...int) Tensor {
 // Bool makes a mask of a slice of truth values, or of bytes that are 0 or not: false hides.
 func Bool[T bool | uint8](data []T, shape ...int) Tensor {
 	return tensor(Bool8, pointer(data), len(data), shape)
+}
+
+// Int32 makes an attention mask of rows of a slice of numbers: 0 hides.
+func Int32(data []int32, shape ...int) Tensor {
+	return tensor(I32, pointer(data), len(data), shape)
 }
 
 // Int8 makes a tensor of a slice of codes of Q8_0 or INT8.
@@ -168,8 +173,9 @@ func (t *Tensor) c() C.go_tensor {
 	}
 }
 
-// View is memory of the cache, which Get and GetCodes return: element (cell, head, i) is at
-// cell*Strides[0] + head*Strides[1] + i. It is valid until the pass ends.
+// View is memory of the cache, which Get, GetCodes and RowsView return: element (cell, head, i) is at
+// cell*Strides[0] + head*Strides[1] + i. That of Get and GetCodes is valid until the pass ends. Of rows,
+// cell row*Columns + column is a column of a row.
 //
 // A View keeps its cache from being collected. Data and the slices that its methods return do not: the
 // collector does not know C's memory. Keep the View or the cache alive while you use them, with
@@ -177,8 +183,9 @@ func (t *Tensor) c() C.go_tensor {
 type View struct {
 	Data    unsafe.Pointer
 	DType   DType
-	Shape   [3]int // history, KV heads, and the head size, or the codes or scales of a vector
+	Shape   [3]int // cells, KV heads, and the head size, or the codes or scales of a vector
 	Strides [3]int // in elements
+	Columns int    // cells of a row; all, where the cache has no rows
 	cache   *Cache
 }
 
@@ -243,8 +250,20 @@ func viewOf(c *Cache, t C.kvc_tensor) View {
 		return View{}
 	}
 	v := View{Data: unsafe.Add(t.data, int(t.byte_offset)), DType: DType(t.dtype), cache: c}
+	first := int(t.ndim) - len(v.Shape) // 1: of rows, which lie one behind the other
 	for i := range v.Shape {
-		v.Shape[i], v.Strides[i] = int(t.shape[i]), int(t.strides[i])
+		v.Shape[i], v.Strides[i] = int(t.shape[first+i]), int(t.strides[first+i])
+	}
+	v.Columns = v.Shape[0]
+	if first == 1 {
+		v.Shape[0] *= int(t.shape[0])
 	}
 	return v
+}
+
+func shapeOf(t *C.kvc_tensor) (shape []int) {
+	for i := 0; i < int(t.ndim); i++ {
+		shape = append(shape, int(t.shape[i]))
+	}
+	return shape
 }

@@ -47,6 +47,9 @@ func Wrap(children []*Cache, layers []ChildLayer) (*Cache, error) {
 		if i == 0 || child.maxBatch < c.maxBatch {
 			c.maxBatch = child.maxBatch
 		}
+		if child.maxSequences > c.maxSequences { // equal in all children where a wrapper takes rows
+			c.maxSequences = child.maxSequences
+		}
 	}
 	return c, nil
 }
@@ -220,6 +223,10 @@ func plain(kind Kind) Kind {
 			return *k
 		}
 	case *RecurrentDesc:
+		if k != nil {
+			return *k
+		}
+	case *TransformerDesc:
 		if k != nil {
 			return *k
 		}
