@@ -77,6 +77,26 @@ func TestPassesOfRowsAllocateNothing(t *testing.T) {
 	}
 }
 
+func TestPassesOfLightningCachesAllocateNothing(t *testing.T) {
+	shape := testLightning
+	cache := openLightning(t, shape)
+	k, v, q, out, _ := shape.tensors(1, 2)
+	positions, sequences := []int32{0, 0}, []int32{0, 1}
+	state := make([]float32, 2*2*3*5)
+	allocations := testing.AllocsPerRun(100, func() {
+		must(t, cache.Begin(positions, sequences))
+		for layer := range shape.Slope {
+			must(t, cache.PutAttention(layer, k, v, q, out))
+			must(t, cache.Attention(layer, q, out))
+			must(t, cache.LightningRead(layer, 0, 2, Float32(state, 2, 2, 3, 5)))
+		}
+		must(t, cache.Abort())
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations in a pass", allocations)
+	}
+}
+
 func TestPassesOfOtherKindsAllocateNothing(t *testing.T) {
 	cross := openKind(t, testDesc(), EncoderDesc{})
 	states := openKind(t, statesDesc(1), testStates())

@@ -21,8 +21,8 @@
 // Sequence, Digest, Check and MemoryBytes may run at the same time; every other method excludes them
 // all, and an overlap that breaks this rule returns Busy. Only Stats may overlap any method, a pass
 // in another goroutine or Close too: it never returns Busy and makes none return it. EncoderQuery,
-// StateLayout, StateSlots, CheckpointList, Owner, FitsRows, RowsQuery and RowsView are like Fits. Methods
-// of a nil Cache and a nil Device return InvalidHandle.
+// StateLayout, StateSlots, CheckpointList, Owner, FitsRows, RowsQuery, RowsView and LightningRead are like
+// Fits. Methods of a nil Cache and a nil Device return InvalidHandle.
 //
 // A position above the one where its sequence continues is legal: it leaves a gap. Set the flag Strict
 // of CacheDesc unless you want gaps; a wrong position is then an error.
@@ -32,7 +32,7 @@
 // kvc_attention_extra is AttentionExtra. These have other names: kvc_cache_create is NewCache,
 // kvc_device_open OpenDevice, kvc_cache_destroy Close, kvc_sequence_query Sequence, kvc_state_digest
 // Digest, KVC_NONE None, kvc_cache_wrap Wrap, kvc_cache_child Owner, KVC_TOKEN_ENCODER_INPUT
-// CarriesInput, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree, KVC_CODEC_ROTATE CodecDesc.Rotate,
+// CarriesInput, KVC_TOKEN_MASKED Masked, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree, KVC_CODEC_ROTATE CodecDesc.Rotate,
 // KVC_TENSOR_TRANSPOSED GatherTransposed. kvc_bind_shift and strides of tensors have no counterpart.
 package kvc
 

@@ -59,8 +59,8 @@ func (d *CacheDesc) c(kind C.uint32_t) (desc C.kvc_cache_desc) {
 	return desc
 }
 
-// Kind is the kind of a cache and what only that kind needs: CausalDesc, EncoderDesc, RecurrentDesc or
-// TransformerDesc.
+// Kind is the kind of a cache and what only that kind needs: CausalDesc, EncoderDesc, RecurrentDesc,
+// TransformerDesc or LightningDesc.
 type Kind interface {
 	// c returns the number of the kind and its descriptor, which holds no Go pointers.
 	c() (kind C.uint32_t, desc unsafe.Pointer)

@@ -79,20 +79,37 @@ func (p Part) String() string {
 	return fmt.Sprintf("Part(%d)", int32(p))
 }
 
+// String returns the name of a family, for example "lightning2".
+func (f SlopeFamily) String() string {
+	switch f {
+	case SlopesALiBi:
+		return "alibi"
+	case SlopesLightning2:
+		return "lightning2"
+	case SlopesMiniMax:
+		return "minimax"
+	case SlopesLinear:
+		return "linear"
+	}
+	return fmt.Sprintf("SlopeFamily(%d)", uint32(f))
+}
+
 // String returns the names of the flags, for example "strict|prefault"; "0x0": none.
 func (f CacheFlags) String() string {
 	return flagNames(uint64(f), "strict", "zero_on_free", "prefault", "rotate_k", "rotate_v", "interleaved", "v_in_k")
 }
 
+var tokenFlagNames = []string{"sees_later", "carries_input", "masked"}
+
 // String returns the names of the flags and the type, for example "sees_later|type 3"; "0x0": none.
 func (f TokenFlags) String() string {
 	number := uint16(f >> tokenTypeShift)
 	if number == 0 {
-		return flagNames(uint64(f), "sees_later", "carries_input")
+		return flagNames(uint64(f), tokenFlagNames...)
 	}
 	name := fmt.Sprintf("type %d", number)
 	if rest := f &^ TokenType(number); rest != 0 {
-		return flagNames(uint64(rest), "sees_later", "carries_input") + "|" + name
+		return flagNames(uint64(rest), tokenFlagNames...) + "|" + name
 	}
 	return name
 }

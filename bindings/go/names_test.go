@@ -31,6 +31,7 @@ func TestFlagsAndStatesHaveNames(t *testing.T) {
 		{Idle, "idle"}, {Poisoned, "poisoned"}, {State(9), "State(9)"},
 		{Neighbours, "neighbours"}, {RopePairs(9), "RopePairs(9)"},
 		{CacheFlags(0), "0x0"}, {Strict | Prefault, "strict|prefault"}, {VInK | 1<<40, "v_in_k|0x10000000000"},
+		{SlopesMiniMax, "minimax"}, {SlopeFamily(9), "SlopeFamily(9)"}, {Masked | CarriesInput, "carries_input|masked"},
 		{SeesLater, "sees_later"}, {CarriesInput, "carries_input"}, {TokenFlags(8), "0x8"},
 		{TokenType(3), "type 3"}, {SeesLater | TokenType(65535), "sees_later|type 65535"}, {TokenType(1) | 8, "0x8|type 1"},
 	} {

@@ -1,7 +1,8 @@
-/* What shim.h is, for caches whose passes are batches of rows. */
+/* What shim.h is, for caches whose passes are batches of rows: transformer and lightning caches. */
 #ifndef KVC_GO_SHIM_ROWS_H
 #define KVC_GO_SHIM_ROWS_H
 
+#include <kvc/lightning.h>
 #include <kvc/transformer.h>
 
 #include "shim.h"
@@ -50,6 +51,30 @@ static inline go_result go_rows_fill(kvc_cache *cache, int32_t layer, int32_t ro
   GO_VIEW(v);
   GO_VIEW(v_scales);
   return go_done(kvc_rows_fill(cache, layer, row_begin, n, k_view, k_scales_view, v_view, v_scales_view));
+}
+
+/* ---- Lightning caches ----------------------------------------------------------------------------------------------- */
+
+static inline go_result go_bind_decay(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const float *slopes) {
+  return go_done(kvc_bind_decay(cache, layer_begin, layer_end, slopes));
+}
+
+static inline go_result go_slopes(uint32_t family, int32_t n_heads, int32_t layer, int32_t n_layers, float *out) {
+  return go_done(kvc_slopes(family, n_heads, layer, n_layers, out));
+}
+
+static inline go_result go_lightning_read(const kvc_cache *cache, int32_t layer, int32_t sequence_begin, int32_t n,
+                                          go_tensor state) {
+  float nothing = 0;
+  GO_VIEW(state);
+  if (state_view && !state_view->data) state_view->data = &nothing; /* no elements, but null would query the shape */
+  return go_done(kvc_lightning_read(cache, layer, sequence_begin, n, state_view));
+}
+
+static inline go_result go_lightning_write(kvc_cache *cache, int32_t layer, int32_t sequence_begin, int32_t n,
+                                           go_tensor state) {
+  GO_VIEW(state);
+  return go_done(kvc_lightning_write(cache, layer, sequence_begin, n, state_view));
 }
 
 #endif

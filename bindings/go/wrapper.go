@@ -90,7 +90,7 @@ func (c *Cache) Owner(layer int) (child *Cache, itsLayer int, err error) {
 // NLayers is counted.
 type Layer struct {
 	CacheDesc
-	Kind Kind // CausalDesc{}, EncoderDesc{}, RecurrentDesc{…}
+	Kind Kind // CausalDesc{}, EncoderDesc{}, RecurrentDesc{…}, LightningDesc{} …
 }
 
 // NewHybrid makes one cache for a model whose layers differ: layer i of the cache is layers[i]. Equal
@@ -227,6 +227,10 @@ func plain(kind Kind) Kind {
 			return *k
 		}
 	case *TransformerDesc:
+		if k != nil {
+			return *k
+		}
+	case *LightningDesc:
 		if k != nil {
 			return *k
 		}
