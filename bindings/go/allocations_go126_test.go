@@ -97,6 +97,34 @@ func TestPassesOfLightningCachesAllocateNothing(t *testing.T) {
 	}
 }
 
+func TestOperatorsAllocateNothing(t *testing.T) {
+	device := device(t)
+	op := newOperator(t, device, "flash", forwardBounds())
+	dropping := newOperator(t, device, "vanilla", OperatorDesc{DropoutProb: 0.5})
+	cache := open(t)
+	q, k, out := ones(forwardHeads*forwardSize), ones(2*forwardSize), ones(forwardHeads*forwardSize)
+	sinks, lse, lse2 := ones(forwardHeads), make([]float32, forwardHeads), make([]float32, forwardHeads)
+	x, y, z := ones(qHeads*headDim), ones(kvHeads*headDim), ones(qHeads*headDim)
+	kept, positions := make([]bool, 4), []int32{0, 1}
+	result := Float32(out, 1, 1, forwardHeads, forwardSize)
+	allocations := testing.AllocsPerRun(100, func() {
+		must(t, op.ForwardWith(ForwardDesc{Causal: true, Sinks: sinks}, Float32(q, 1, 1, forwardHeads, forwardSize),
+			Float32(k, 1, 2, 1, forwardSize), Float32(k, 1, 2, 1, forwardSize), result, AttentionExtra{LSE: Float32(lse, 1, 1, forwardHeads)}))
+		must(t, MergeAttention(result, Float32(lse, 1, 1, forwardHeads), Float32(q, 1, 1, forwardHeads, forwardSize), Float32(lse2, 1, 1, forwardHeads)))
+		must(t, ApplySinks(result, Float32(lse, 1, 1, forwardHeads), sinks))
+		must(t, RepeatKVHeads(Float32(k, 2, 1, forwardSize), 2, Float32(q, 2, 2, forwardSize)))
+		must(t, DropoutMask(1, 0.5, 0, 0, positions, positions, Bool(kept, 1, 2, 2)))
+		_, _ = ModeOf(result, true)
+		must(t, cache.BindOperator(0, nLayers, ModeTrain, dropping))
+		must(t, cache.Begin(positions[:1], positions[:1]))
+		must(t, cache.PutAttentionWith(0, kv(y, 1), kv(y, 1), qo(x, 1), qo(z, 1), AttentionExtra{Dropout: true, DropoutSeed: 3}))
+		must(t, cache.Abort())
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations", allocations)
+	}
+}
+
 func TestPassesOfOtherKindsAllocateNothing(t *testing.T) {
 	cross := openKind(t, testDesc(), EncoderDesc{})
 	states := openKind(t, statesDesc(1), testStates())

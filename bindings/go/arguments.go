@@ -6,6 +6,7 @@ import "C"
 import (
 	"fmt"
 	"math"
+	"strings"
 	"unsafe"
 )
 
@@ -39,6 +40,14 @@ func (all *narrowing) number(name string, n int) C.int32_t {
 		all.err = err
 	}
 	return narrow
+}
+
+// cString returns a name for C, which the caller frees. C would read what is before a zero byte.
+func cString(name string) (*C.char, error) {
+	if strings.IndexByte(name, 0) >= 0 {
+		return nil, &Error{InvalidArgument, fmt.Sprintf("the name %q contains a zero byte", name)}
+	}
+	return C.CString(name), nil
 }
 
 // together returns the length of two slices that belong together.

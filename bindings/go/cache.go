@@ -22,7 +22,7 @@
 // all, and an overlap that breaks this rule returns Busy. Only Stats may overlap any method, a pass
 // in another goroutine or Close too: it never returns Busy and makes none return it. EncoderQuery,
 // StateLayout, StateSlots, CheckpointList, Owner, FitsRows, RowsQuery, RowsView and LightningRead are like
-// Fits. Methods of a nil Cache and a nil Device return InvalidHandle.
+// Fits. Methods of a nil Cache, Device and Operator return InvalidHandle.
 //
 // A position above the one where its sequence continues is legal: it leaves a gap. Set the flag Strict
 // of CacheDesc unless you want gaps; a wrong position is then an error.
@@ -33,7 +33,9 @@
 // kvc_device_open OpenDevice, kvc_cache_destroy Close, kvc_sequence_query Sequence, kvc_state_digest
 // Digest, KVC_NONE None, kvc_cache_wrap Wrap, kvc_cache_child Owner, KVC_TOKEN_ENCODER_INPUT
 // CarriesInput, KVC_TOKEN_MASKED Masked, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree, KVC_CODEC_ROTATE CodecDesc.Rotate,
-// KVC_TENSOR_TRANSPOSED GatherTransposed. kvc_bind_shift and strides of tensors have no counterpart.
+// KVC_TENSOR_TRANSPOSED GatherTransposed, kvc_operator_find, _supports and _at FindOperator, Supports and
+// Operators of a Device, KVC_SET_… DTypeSet. kvc_bind_shift, kvc_operator_register and strides of tensors
+// have no counterpart.
 package kvc
 
 // #include "shim.h"

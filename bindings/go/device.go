@@ -6,7 +6,6 @@ import "C"
 import (
 	"fmt"
 	"runtime"
-	"strings"
 	"unsafe"
 )
 
@@ -35,14 +34,14 @@ func OpenDevice(name string, options DeviceOptions) (*Device, error) {
 	if err := compatible(VersionNumber()); err != nil {
 		return nil, err
 	}
-	if strings.IndexByte(name, 0) >= 0 { // C would read what is before it
-		return nil, &Error{InvalidArgument, fmt.Sprintf("the name %q contains a zero byte", name)}
-	}
 	nThreads, err := number("NThreads", options.NThreads)
 	if err != nil {
 		return nil, err
 	}
-	text := C.CString(name)
+	text, err := cString(name)
+	if err != nil {
+		return nil, err
+	}
 	defer C.free(unsafe.Pointer(text))
 	out := C.go_device_open(text, nThreads)
 	if err := failure(out.result); err != nil {

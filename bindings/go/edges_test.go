@@ -36,7 +36,7 @@ func call(receiver any, method reflect.Method, arguments []reflect.Value) error 
 }
 
 func TestMethodsOfNilReturnAnError(t *testing.T) {
-	for _, none := range []any{(*Cache)(nil), (*Device)(nil)} {
+	for _, none := range []any{(*Cache)(nil), (*Device)(nil), (*Operator)(nil)} {
 		kind := reflect.TypeOf(none)
 		if kind.NumMethod() == 0 {
 			t.Errorf("%v has no methods", kind)

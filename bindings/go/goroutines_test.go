@@ -184,6 +184,52 @@ func TestGoroutinesPutChildrenAtTheSameTime(t *testing.T) {
 	must(t, model.Check())
 }
 
+// Layers keep what they need of an operator that is closed or collected; overlapping forwards are Busy.
+func TestOperatorsAmongGoroutines(t *testing.T) {
+	device := device(t)
+	cache := open(t)
+	bind := func() Operator {
+		op, err := NewOperator(device, "vanilla", OperatorDesc{DropoutProb: 0.5})
+		must(t, err)
+		must(t, cache.BindOperator(0, nLayers, ModeTrain, op))
+		return Operator{handle: op.handle} // a copy of the key, which does not keep the operator
+	}
+	key := bind()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		runtime.GC()
+		if _, _, err := key.Query(); errors.Is(err, InvalidHandle) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("an operator that nobody holds is still open")
+		}
+	}
+	k, v, q, out := arrays(1)
+	must(t, cache.Begin([]int32{0}, []int32{0}))
+	must(t, cache.PutAttentionWith(0, kv(k, 1), kv(v, 1), qo(q, 1), qo(out, 1), AttentionExtra{Dropout: true}))
+
+	op := newOperator(t, device, "flash", forwardBounds())
+	var all sync.WaitGroup
+	for i := 0; i < 8; i++ {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			x, out := make([]float32, forwardHeads*forwardSize), make([]float32, forwardHeads*forwardSize)
+			q, kv := Float32(x, 1, 1, forwardHeads, forwardSize), Float32(x, 1, 2, 1, forwardSize)
+			for n := 0; n < 500; n++ {
+				err := op.Forward(ForwardDesc{}, q, kv, kv, Float32(out, 1, 1, forwardHeads, forwardSize))
+				if err != nil && !errors.Is(err, Busy) {
+					t.Error(err)
+				}
+				if _, err := device.Supports("", OperatorNeeds{Mode: ModePrefill}); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	all.Wait()
+}
+
 // Runs queries the number of runs in one call and reads them in another.
 func TestRunsWhileTheirNumberChanges(t *testing.T) {
 	cache := open(t)

@@ -114,6 +114,27 @@ func (f TokenFlags) String() string {
 	return name
 }
 
+// String returns the names of the modes, for example "prefill|autoregressive"; "0x0": none.
+func (m Mode) String() string {
+	return flagNames(uint64(m), "train", "prefill", "autoregressive", "insert")
+}
+
+// String returns the names of the features, for example "mask|bias"; "0x0": none.
+func (f Feature) String() string {
+	return flagNames(uint64(f), "mask", "bias", "window", "chunk", "not_causal", "softcap", "alibi", "sinks", "lse", "weights",
+		"dropout", "grouped", "dims_differ", "shifted", "rotated", "transformer", "lightning", "forward",
+		"block_q", "block_k", "block_b", "scan")
+}
+
+// String returns the names of the types, for example "f32|f16"; "0x0": none.
+func (s DTypeSet) String() string {
+	var names []string
+	for _, dtype := range setOrder {
+		names = append(names, dtype.String())
+	}
+	return flagNames(uint64(s), names...)
+}
+
 // flagNames names bits, the lowest first, and prints those that have no name as a number.
 func flagNames(flags uint64, names ...string) string {
 	var set []string

@@ -82,14 +82,20 @@ func (c *Cache) Put(layer int, k, v Tensor) error {
 	return err
 }
 
-// AttentionExtra is what one attention call takes and returns besides q and out; Tensor{}: not
-// wanted. Columns are the cells that History returns. Bias and Mask are broadcast: an extent may be
+// AttentionExtra is what one attention call takes and returns besides q and out; zero: nothing, and
+// Tensor{}: not wanted. Columns are the cells that History returns. Bias and Mask are broadcast: an extent may be
 // 1, and leading dimensions may be missing. See kvc_attention_extra.
 type AttentionExtra struct {
 	Bias    Tensor // [query heads, n tokens, history], added to the scores; minus infinity hides
 	Mask    Tensor // [query heads, n tokens, history], made by Bool: false hides
 	Weights Tensor // [query heads, n tokens, history], written: for analysis, not for speed
 	LSE     Tensor // [n tokens, query heads], written: log of the sum of exponentials
+
+	// Dropout drops weights by DropoutSeed, with the probability of the operator that BindOperator bound
+	// to the layer for ModeTrain. Weights are what is left, and LSE is that of all keys.
+	Dropout     bool
+	DropoutSeed uint64 // 0 without Dropout
+	NoSinks     bool   // a partial result, see MergeAttention: the layer's sinks take no part
 }
 
 func (e *AttentionExtra) check() error {
@@ -100,7 +106,16 @@ func (e *AttentionExtra) check() error {
 }
 
 func (e *AttentionExtra) c() C.go_extra {
-	return C.go_extra{bias: e.Bias.c(), mask: e.Mask.c(), weights: e.Weights.c(), lse: e.LSE.c()}
+	extra := C.go_extra{
+		bias: e.Bias.c(), mask: e.Mask.c(), weights: e.Weights.c(), lse: e.LSE.c(), dropout_seed: C.uint64_t(e.DropoutSeed),
+	}
+	if e.Dropout {
+		extra.flags |= C.KVC_EXTRA_DROPOUT
+	}
+	if e.NoSinks {
+		extra.flags |= C.KVC_EXTRA_NO_SINKS
+	}
+	return extra
 }
 
 // Attention computes attention of the queries [n tokens, query heads, head size] of the pass and

@@ -48,7 +48,11 @@ typedef struct go_tensor {
   int64_t shape[4];
 } go_tensor;
 
-typedef struct go_extra { go_tensor bias, mask, weights, lse; } go_extra;
+typedef struct go_extra {
+  go_tensor bias, mask, weights, lse;
+  uint64_t dropout_seed;
+  uint32_t flags; /* KVC_EXTRA_… */
+} go_extra;
 
 /* Sets *view to `room` with the tensor in it, or to null if the tensor is absent. */
 static inline kvc_status go_view(const go_tensor *tensor, kvc_tensor *room, kvc_tensor **view) {
@@ -71,6 +75,8 @@ static inline kvc_status go_view_extra(const go_extra *tensors, go_extra_room *r
   kvc_status status = go_view(&tensors->bias, &room->bias, &bias);
   memset(extra, 0, sizeof *extra);
   extra->struct_size = sizeof *extra;
+  extra->flags = tensors->flags;
+  extra->dropout_seed = tensors->dropout_seed;
   if (status == KVC_OK) status = go_view(&tensors->mask, &room->mask, &mask);
   if (status == KVC_OK) status = go_view(&tensors->weights, &room->weights, &extra->weights);
   if (status == KVC_OK) status = go_view(&tensors->lse, &room->lse, &extra->lse);
