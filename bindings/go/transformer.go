@@ -21,7 +21,12 @@ type TransformerDesc struct {
 }
 
 func (d TransformerDesc) c() (C.uint32_t, unsafe.Pointer) {
-	desc := &C.kvc_transformer_desc{struct_size: C.sizeof_kvc_transformer_desc, kind: C.KVC_TRANSFORMER}
+	desc := d.desc()
+	return C.KVC_TRANSFORMER, unsafe.Pointer(&desc)
+}
+
+func (d *TransformerDesc) desc() (desc C.kvc_transformer_desc) {
+	desc.struct_size, desc.kind = C.sizeof_kvc_transformer_desc, C.KVC_TRANSFORMER
 	if d.Ring {
 		desc.flags |= C.KVC_TRANSFORMER_RING
 	}
@@ -30,7 +35,7 @@ func (d TransformerDesc) c() (C.uint32_t, unsafe.Pointer) {
 	}
 	desc.reach, desc.value_heads = C.int32_t(d.Reach), C.int32_t(d.ValueHeads)
 	desc.mask_dtype = C.uint32_t(d.MaskDType)
-	return C.KVC_TRANSFORMER, unsafe.Pointer(desc)
+	return desc
 }
 
 // RowsView returns views of what all rows of a layer store, of every storage type, without a pass: cell
