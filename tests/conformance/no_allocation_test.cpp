@@ -1,6 +1,6 @@
 // Of the interposer, which lets fuzz_operations say that nothing is allocated, mapped or started between create and
 // destroy: it sees every way to memory and threads and wraps every function; else that zero would say nothing. A shift
-// function, which random operations bind too, is counted here call by call.
+// function, which random operations bind too, is counted here call by call, and so is a step through kvc.hpp.
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <kvc/kvc.hpp>
 #include <new>
 #include <string>
 #include <thread>
@@ -105,6 +106,32 @@ TEST(NoAllocation, EveryFunctionOfACacheIsWrapped) {
 /// Leaves keys where they are.
 kvc_status leave(void*, int32_t, int32_t, const int32_t*, const int32_t*, kvc_tensor*) {
   return KVC_OK;
+}
+
+TEST(NoAllocation, StepsThroughTheCppHeader) {
+  const kvc::Device device("cpu");
+  kvc::CacheDesc desc;
+  desc.n_layers = 2, desc.n_kv_heads = 2, desc.head_dim_k = 8;
+  desc.max_sequences = 2, desc.capacity = 16, desc.max_batch = 4;
+  kvc::Cache cache(device, desc, kvc::TransformerDesc());
+  const std::vector<float> x(2 * 2 * 8, 0.5f);
+  std::vector<float> out(x.size()), lse(2 * 2);
+  kvc::Rows rows;  // one token each
+  rows.valid = {1, 0}, rows.token_types = {0, 0};
+  const Counts counts = counted([&] {
+    for (int32_t step = 0; step < 3; ++step) {
+      rows.valid[1] = step % 2;
+      kvc::Pass pass(cache, rows);
+      kvc::AttentionExtra extra;
+      extra.lse = kvc::Tensor(lse, {2, 1, 2});
+      for (int32_t layer = 0; layer < 2; ++layer)
+        cache.put_attention(layer, {x, {2, 1, 2, 8}}, {x, {2, 1, 2, 8}}, {x, {2, 1, 2, 8}},
+                            {out, {2, 1, 2, 8}}, extra);
+      pass.commit();
+    }
+  });
+  EXPECT_EQ(counts.total(), 0u);
+  EXPECT_EQ(cache.rows_query().index, (std::vector<int32_t>{3, 1}));
 }
 
 TEST(NoAllocation, ShiftFunctions) {
