@@ -1,7 +1,7 @@
 // kvc/kvc.hpp: the C API for C++17 and later, with owners, guards and exceptions. Header only.
 //
-// Each function calls the C function of the same name; the C header of its subject documents what it does, what it costs and
-// what it requires. This header adds four things:
+// Functions call the C function of the same name; the C header of the subject documents what it does, what it costs and what
+// it requires. This header adds four things:
 //
 //   owners      Device, Cache and Operator destroy what they own; they can be moved and not copied
 //   a guard     Pass opens a pass and aborts it unless it was committed, so that an exception restores the cache
