@@ -3,7 +3,7 @@ use crate::cache::Cache;
 use crate::error::{check, Result};
 use crate::extra::AttentionExtra;
 use crate::tensor::{empty, Tensor, TensorMut};
-use crate::view::View;
+use crate::view::{extents, View};
 use kvc_sys as sys;
 use std::ops::{Deref, Range};
 use std::ptr;
@@ -106,11 +106,16 @@ impl Layers<'_> {
         Ok(first..first + n)
     }
 
-    /// Returns the shape of a layer's mask: [n tokens, history].
-    pub fn mask_shape(&mut self, layer: i32) -> Result<[usize; 2]> {
-        let mut shape = empty();
-        check(unsafe { sys::kvc_mask(self.cache.handle, layer, &mut shape) })?;
-        Ok([shape.shape[0] as usize, shape.shape[1] as usize])
+    /// Returns the shape of a layer's mask: [n tokens, history], in passes of rows [batch, 1, q_len,
+    /// columns].
+    pub fn mask_shape(&mut self, layer: i32) -> Result<Vec<usize>> {
+        Ok(extents(&self.proposed_mask(layer)?).to_vec())
+    }
+
+    fn proposed_mask(&mut self, layer: i32) -> Result<sys::kvc_tensor> {
+        let mut mask = empty();
+        check(unsafe { sys::kvc_mask(self.cache.handle, layer, &mut mask) })?;
+        Ok(mask)
     }
 
     /// Writes the mask of a layer's views: true where a token of the pass sees a cell and false

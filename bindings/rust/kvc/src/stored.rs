@@ -2,7 +2,7 @@ use crate::codec::Codes;
 use crate::error::{check, Result};
 use crate::layers::Layers;
 use crate::tensor::{empty, TensorMut};
-use crate::view::View;
+use crate::view::{extents, View};
 use kvc_sys as sys;
 use std::ops::Range;
 use std::ptr;
@@ -18,27 +18,38 @@ pub struct CodesView<'a> {
 
 impl CodesView<'_> {
     /// Returns some of the cells as an argument of [`Codec::decode`](crate::Codec::decode), or of
-    /// [`Layers::put_codes`] of another cache. Panics outside the shape.
+    /// [`Layers::put_codes`] of another cache. Panics as [`View::cells`].
     pub fn cells(&self, range: Range<usize>) -> Codes<'_> {
         Codes {
             codes: self.codes.cells(range.clone()),
             scales: self.scales.as_ref().map(|scales| scales.cells(range)),
         }
     }
+
+    /// Returns some of the columns of some rows of a batch, as [`CodesView::cells`] does. Panics as
+    /// [`View::rows`].
+    pub fn rows(&self, rows: Range<usize>, columns: Range<usize>) -> Codes<'_> {
+        let scales = self.scales.as_ref();
+        Codes {
+            codes: self.codes.rows(rows.clone(), columns.clone()),
+            scales: scales.map(|scales| scales.rows(rows, columns)),
+        }
+    }
 }
 
-/// Keys or values as numbers, [history, n_kv_heads, head size], dense.
+/// Keys or values as numbers, [history, n_kv_heads, head size], dense. In passes of rows they are
+/// [batch, columns, n_kv_heads, head size], and cells are numbered as in a [`View`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rows {
-    pub shape: [usize; 3],
+    pub shape: Vec<usize>,
     pub data: Vec<f32>,
 }
 
 impl Rows {
-    fn zeros(shape: [usize; 3]) -> Rows {
+    fn zeros(shape: Vec<usize>) -> Rows {
         Rows {
-            shape,
             data: vec![0.0; shape.iter().product()],
+            shape,
         }
     }
 
@@ -48,7 +59,8 @@ impl Rows {
 
     /// Returns the vector of one cell and head. Panics outside the shape.
     pub fn row(&self, cell: usize, head: usize) -> &[f32] {
-        let [cells, heads, dim] = self.shape;
+        let (before, last) = self.shape.split_at(self.shape.len() - 2);
+        let (cells, heads, dim) = (before.iter().product::<usize>(), last[0], last[1]);
         assert!(
             cell < cells && head < heads,
             "cell {cell} and head {head} are outside {:?}",
@@ -154,12 +166,11 @@ impl Layers<'_> {
     }
 
     /// Returns the shapes of K and V that [`Layers::get_copy_into`] writes: [history, KV heads, head
-    /// size]. A cell whose key two sequences of the pass owe differently is copied first, so
+    /// size], in passes of rows [batch, columns, …]. A cell whose key two sequences of the pass owe differently is copied first, so
     /// [`Layers::history`] may change (CACHE_FULL: there is no room).
-    pub fn get_copy_shapes(&mut self, layer: i32) -> Result<([usize; 3], [usize; 3])> {
+    pub fn get_copy_shapes(&mut self, layer: i32) -> Result<(Vec<usize>, Vec<usize>)> {
         let (mut k, mut v) = (empty(), empty());
         check(unsafe { sys::kvc_get_copy(self.cache.handle, layer, &mut k, &mut v) })?;
-        let shape = |raw: sys::kvc_tensor| [0, 1, 2].map(|i| raw.shape[i] as usize);
-        Ok((shape(k), shape(v)))
+        Ok((extents(&k).to_vec(), extents(&v).to_vec()))
     }
 }

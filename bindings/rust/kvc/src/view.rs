@@ -4,9 +4,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::raw::c_void;
 
-/// What a layer stores for the cells that a pass may see: [history, n_kv_heads, elements of a row].
-/// A row is the vector of one cell and head: its numbers, its codes, or its scales. A view borrows
-/// the pass, so it cannot outlive it.
+/// What a layer stores for the cells that a pass may see: [history, n_kv_heads, elements of a row],
+/// in passes of rows [batch, columns, n_kv_heads, elements of a row], where cell `row * columns +
+/// column` is column `column` of a row of the batch. The row of one cell and head is its vector: its
+/// numbers, its codes, or its scales. A view borrows what lends it, so it cannot outlive it.
 #[must_use = "getting a view changes nothing that a caller sees"]
 pub struct View<'a> {
     raw: kvc_sys::kvc_tensor,
@@ -35,39 +36,56 @@ impl<'a> View<'a> {
         DType(self.raw.dtype)
     }
 
-    pub fn shape(&self) -> [usize; 3] {
-        [0, 1, 2].map(|i| self.raw.shape[i] as usize)
+    pub fn shape(&self) -> &[usize] {
+        extents(&self.raw)
     }
 
     /// In elements.
-    pub fn strides(&self) -> [usize; 3] {
-        [0, 1, 2].map(|i| self.raw.strides[i] as usize)
+    pub fn strides(&self) -> &[usize] {
+        strides(&self.raw)
     }
 
     /// Returns the address of the first element, for kernels of your own.
     pub fn as_ptr(&self) -> *const c_void {
-        (self.raw.data as *const u8).wrapping_add(self.raw.byte_offset as usize) as *const c_void
+        first_element(&self.raw) as *const c_void
     }
 
     /// Returns some of the cells as an argument of a call: codes for
     /// [`Layers::put_codes`](crate::Layers::put_codes) of another cache, for example. Panics outside
-    /// the shape.
+    /// the shape, and if the view is one of rows of a batch.
     pub fn cells(&self, range: Range<usize>) -> Tensor<'_> {
+        self.narrowed(3, &[range])
+    }
+
+    /// Returns some of the columns of some rows of a batch, as [`View::cells`] does. Panics outside the
+    /// shape, and if the view is not one of rows of a batch.
+    pub fn rows(&self, rows: Range<usize>, columns: Range<usize>) -> Tensor<'_> {
+        self.narrowed(4, &[rows, columns])
+    }
+
+    /// Narrows the first dimensions to ranges.
+    fn narrowed(&self, n_dims: usize, ranges: &[Range<usize>]) -> Tensor<'_> {
         let (shape, strides) = (self.shape(), self.strides());
         assert!(
-            range.start <= range.end && range.end <= shape[0],
-            "cells {range:?} are outside {shape:?}"
+            shape.len() == n_dims,
+            "a view {shape:?} has not {n_dims} dimensions"
         );
         let mut raw = self.raw;
-        raw.byte_offset += (range.start * strides[0] * self.element_bytes()) as u64;
-        raw.shape[0] = range.len() as i64;
+        for (i, range) in ranges.iter().enumerate() {
+            assert!(
+                range.start <= range.end && range.end <= shape[i],
+                "{range:?} is outside dimension {i} of {shape:?}"
+            );
+            raw.byte_offset += (range.start * strides[i] * element_bytes(&raw)) as u64;
+            raw.shape[i] = range.len() as i64;
+        }
         Tensor::of_view(raw)
     }
 
     /// Returns the bytes of one row, whatever its element type. Panics outside the shape.
     pub fn bytes(&self, cell: usize, head: usize) -> &[u8] {
-        let (first, n) = self.row_at(cell, head);
-        unsafe { std::slice::from_raw_parts(first, n * self.element_bytes()) }
+        let (first, n) = row_at(&self.raw, cell, head);
+        unsafe { std::slice::from_raw_parts(first, n * element_bytes(&self.raw)) }
     }
 
     /// Returns one row, or None unless it holds F32. Panics outside the shape.
@@ -112,27 +130,59 @@ impl<'a> View<'a> {
         if !types.contains(&self.dtype()) {
             return None;
         }
-        let (first, n) = self.row_at(cell, head);
+        let (first, n) = row_at(&self.raw, cell, head);
         Some(std::slice::from_raw_parts(first as *const T, n))
     }
+}
 
-    /// Returns the address of a row and its number of elements.
-    fn row_at(&self, cell: usize, head: usize) -> (*const u8, usize) {
-        let (shape, strides) = (self.shape(), self.strides());
-        assert!(
-            cell < shape[0] && head < shape[1],
-            "cell {cell} and head {head} are outside {shape:?}"
-        );
-        let before = cell * strides[0] + head * strides[1];
-        let first = self.as_ptr() as *const u8;
-        (first.wrapping_add(before * self.element_bytes()), shape[2])
-    }
+// ---- Tensors that kvc fills in -------------------------------------------------------------------
+//
+// Their extents and strides are not negative, and their last dimension is dense.
 
-    /// An element type is code | bits << 8 | lanes << 16. No element is smaller than a byte.
-    fn element_bytes(&self) -> usize {
-        let dtype = self.raw.dtype;
-        ((dtype >> 8 & 0xff) * (dtype >> 16) / 8) as usize
-    }
+/// Returns the extents of a tensor.
+pub(crate) fn extents(raw: &kvc_sys::kvc_tensor) -> &[usize] {
+    as_sizes(&raw.shape[..raw.ndim as usize])
+}
+
+/// Returns the strides of a tensor, in elements.
+pub(crate) fn strides(raw: &kvc_sys::kvc_tensor) -> &[usize] {
+    as_sizes(&raw.strides[..raw.ndim as usize])
+}
+
+fn as_sizes(numbers: &[i64]) -> &[usize] {
+    const _: () = assert!(usize::BITS == i64::BITS, "kvc is for 64-bit systems");
+    // Of the same size, and every pattern of bits is a number of both.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr() as *const usize, numbers.len()) }
+}
+
+pub(crate) fn first_element(raw: &kvc_sys::kvc_tensor) -> *mut u8 {
+    (raw.data as *mut u8).wrapping_add(raw.byte_offset as usize)
+}
+
+/// An element type is code | bits << 8 | lanes << 16. No element is smaller than a byte.
+pub(crate) fn element_bytes(raw: &kvc_sys::kvc_tensor) -> usize {
+    ((raw.dtype >> 8 & 0xff) * (raw.dtype >> 16) / 8) as usize
+}
+
+/// Returns the address of the row of one cell (or token) and head, and its number of elements. Of a
+/// batch of rows cells are counted row by row. Panics outside the shape.
+pub(crate) fn row_at(raw: &kvc_sys::kvc_tensor, cell: usize, head: usize) -> (*mut u8, usize) {
+    let (shape, strides) = (extents(raw), strides(raw));
+    let (n_cells, before, n_before) = match *shape {
+        [cells, _, _] => (cells, cell * strides[0], 1),
+        [batch, columns, _, _] => {
+            let (row, column) = (cell / columns.max(1), cell % columns.max(1));
+            (batch * columns, row * strides[0] + column * strides[1], 2)
+        }
+        _ => panic!("a view {shape:?} has no cells and heads"),
+    };
+    assert!(
+        cell < n_cells && head < shape[n_before],
+        "cell {cell} and head {head} are outside {shape:?}"
+    );
+    let elements = before + head * strides[n_before];
+    let first = first_element(raw).wrapping_add(elements * element_bytes(raw));
+    (first, shape[n_before + 1])
 }
 
 #[cfg(test)]

@@ -73,15 +73,16 @@ fn a_pass_attends_and_shows_what_it_holds() {
     for (token, want) in [1.0, 1.5, 2.0].iter().enumerate() {
         assert!((out[token * Q * DIM] - want).abs() < 1e-5);
     }
-    let [n, history] = pass.mask_shape(1).unwrap();
-    assert_eq!(n, 3);
+    let shape = pass.mask_shape(1).unwrap();
+    let (n, history) = (shape[0], shape[1]);
+    assert_eq!(shape, [3, history]);
     let mut mask = vec![9.0; n * history];
-    pass.mask(1, TensorMut::f32(&mut mask, &[n, history]).unwrap())
+    pass.mask(1, TensorMut::f32(&mut mask, &shape).unwrap())
         .unwrap();
     let (k, v) = pass.get(1).unwrap();
     assert_eq!(
         (k.dtype(), v.dtype(), v.shape()),
-        (DType::F16, DType::F32, [history, KV, DIM])
+        (DType::F16, DType::F32, &[history, KV, DIM][..])
     );
     let seen: Vec<f32> = (0..history)
         .filter(|&cell| mask[cell] == 0.0)
