@@ -34,6 +34,8 @@ pub struct Cache {
     /// Of a wrapper, here and below, 0.
     pub(crate) head_dim_k: i32,
     pub(crate) n_kv_heads: i32,
+    /// Of a wrapper the most that a child has.
+    pub(crate) max_sequences: i32,
     /// Of a wrapper: its children, and for each of its layers the child and the number there.
     pub(crate) children: Vec<Cache>,
     pub(crate) places: Vec<(usize, i32)>,
@@ -61,6 +63,7 @@ impl Cache {
             handle,
             head_dim_k: desc.head_dim_k,
             n_kv_heads: desc.n_kv_heads,
+            max_sequences: desc.max_sequences,
             children: Vec::new(),
             places: Vec::new(),
             slots: Slots::default(),

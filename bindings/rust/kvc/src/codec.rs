@@ -76,6 +76,16 @@ pub struct CodesMut<'a> {
     pub scales: Option<TensorMut<'a>>,
 }
 
+/// Numbers of F32, F16 or BF16 are codes of themselves, without scales.
+impl<'a> From<Tensor<'a>> for Codes<'a> {
+    fn from(codes: Tensor<'a>) -> Codes<'a> {
+        Codes {
+            codes,
+            scales: None,
+        }
+    }
+}
+
 impl Codes<'_> {
     /// Returns the address of the scales, null if they are absent.
     pub(crate) fn scales(&self) -> *const sys::kvc_tensor {

@@ -2,6 +2,7 @@ use crate::encoder::EncoderDesc;
 use crate::error::{Error, Result, Status};
 use crate::recurrent::RecurrentDesc;
 use crate::tensor::DType;
+use crate::transformer::TransformerDesc;
 use kvc_sys as sys;
 use std::mem::size_of;
 use std::os::raw::c_void;
@@ -27,12 +28,13 @@ pub struct CacheDesc {
     pub dtype_v: DType,
     /// Sequences are 0 … max_sequences - 1; by default there is one.
     pub max_sequences: i32,
-    /// Positions that one sequence may hold; in an encoder cache, that one input may have.
+    /// Positions that one sequence may hold; in an encoder cache, that one input may have; in a
+    /// transformer cache, columns of a row.
     pub capacity: i32,
     /// A pass has 1 … max_batch tokens, padding included.
     pub max_batch: i32,
     /// Size of the pool that all sequences share; 0: as many cells as the other bounds can need. For
-    /// an encoder cache 0: see [`EncoderDesc::inputs`].
+    /// an encoder cache 0: see [`EncoderDesc::inputs`]. For a transformer cache 0.
     pub cells: i32,
     /// Query heads that an attention call may have; 0: n_kv_heads * 16
     pub max_q_heads: i32,
@@ -142,6 +144,8 @@ pub enum Kind {
     Encoder(EncoderDesc),
     /// States of recurrent layers.
     Recurrent(RecurrentDesc),
+    /// A batch of rows of keys and values.
+    Transformer(TransformerDesc),
 }
 
 /// The two descriptors of a cache, for C.
@@ -154,6 +158,7 @@ enum RawKind {
     Causal(sys::kvc_causal_desc),
     Encoder(sys::kvc_encoder_desc),
     Recurrent(sys::kvc_recurrent_desc),
+    Transformer(sys::kvc_transformer_desc),
 }
 
 impl RawDesc {
@@ -171,6 +176,10 @@ impl RawDesc {
                 cache: desc.raw(sys::KVC_RECURRENT),
                 kind: RawKind::Recurrent(recurrent.raw()),
             },
+            Kind::Transformer(transformer) => RawDesc {
+                cache: desc.raw(sys::KVC_TRANSFORMER),
+                kind: RawKind::Transformer(transformer.raw()),
+            },
         }
     }
 
@@ -183,6 +192,7 @@ impl RawDesc {
             RawKind::Causal(desc) => desc as *const _ as *const c_void,
             RawKind::Encoder(desc) => desc as *const _ as *const c_void,
             RawKind::Recurrent(desc) => desc as *const _ as *const c_void,
+            RawKind::Transformer(desc) => desc as *const _ as *const c_void,
         }
     }
 }
@@ -332,12 +342,12 @@ impl RopeDesc<'_> {
 }
 
 /// The library is not told how long arrays of constants are, so their length is checked here.
-pub(crate) fn constants(
+pub(crate) fn constants<T>(
     what: &str,
-    values: Option<&[f32]>,
+    values: Option<&[T]>,
     n: usize,
     each: &str,
-) -> Result<*const f32> {
+) -> Result<*const T> {
     match values {
         Some(values) if values.len() != n => {
             let has = values.len();
@@ -348,6 +358,6 @@ pub(crate) fn constants(
     }
 }
 
-pub(crate) fn address(values: Option<&[f32]>) -> *const f32 {
-    values.map_or(ptr::null(), <[f32]>::as_ptr)
+pub(crate) fn address<T>(values: Option<&[T]>) -> *const T {
+    values.map_or(ptr::null(), <[T]>::as_ptr)
 }

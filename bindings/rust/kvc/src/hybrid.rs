@@ -29,15 +29,25 @@ impl Layer {
                 recurrent.dtype_state = type_of(recurrent.dtype_state);
                 recurrent.dtype_conv = type_of(recurrent.dtype_conv);
             }
-            Kind::Causal(_) | Kind::Encoder(_) => {
-                let desc = &mut layer.desc;
-                desc.dtype_k = type_of(desc.dtype_k);
-                if !desc.v_in_k {
-                    desc.dtype_v = type_of(desc.dtype_v);
+            Kind::Transformer(rows) => {
+                rows.mask_dtype = type_of(rows.mask_dtype);
+                if rows.value_heads == 0 {
+                    rows.value_heads = layer.desc.n_kv_heads;
                 }
-                if desc.head_dim_v == 0 {
-                    desc.head_dim_v = desc.head_dim_k;
+                if rows.ring && rows.reach == 0 {
+                    rows.reach = layer.desc.capacity.saturating_sub(1);
                 }
+            }
+            Kind::Causal(_) | Kind::Encoder(_) => {}
+        }
+        if !matches!(layer.kind, Kind::Recurrent(_)) {
+            let desc = &mut layer.desc;
+            desc.dtype_k = type_of(desc.dtype_k);
+            if !desc.v_in_k {
+                desc.dtype_v = type_of(desc.dtype_v);
+            }
+            if desc.head_dim_v == 0 {
+                desc.head_dim_v = desc.head_dim_k;
             }
         }
         layer

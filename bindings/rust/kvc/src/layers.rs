@@ -2,7 +2,7 @@ use crate::batch::count;
 use crate::cache::Cache;
 use crate::error::{check, Result};
 use crate::extra::AttentionExtra;
-use crate::tensor::{empty, Tensor, TensorMut};
+use crate::tensor::{empty, DType, Tensor, TensorMut};
 use crate::view::{extents, View};
 use kvc_sys as sys;
 use std::ops::{Deref, Range};
@@ -110,6 +110,13 @@ impl Layers<'_> {
     /// columns].
     pub fn mask_shape(&mut self, layer: i32) -> Result<Vec<usize>> {
         Ok(extents(&self.proposed_mask(layer)?).to_vec())
+    }
+
+    /// Returns the element type that the cache proposes for a layer's mask:
+    /// [`TransformerDesc::mask_dtype`](crate::TransformerDesc::mask_dtype), of other caches F32.
+    /// [`Layers::mask`] writes the others as well.
+    pub fn mask_dtype(&mut self, layer: i32) -> Result<DType> {
+        Ok(DType(self.proposed_mask(layer)?.dtype))
     }
 
     fn proposed_mask(&mut self, layer: i32) -> Result<sys::kvc_tensor> {

@@ -24,6 +24,8 @@
 //! # }
 //! ```
 //!
+//! [`Kind`] lists what else a cache may be: inputs of encoders, states of recurrent layers, batches of rows ([`Cache::begin_rows`]); [`Cache::from_layers`] makes one of several.
+//!
 //! The C headers are the manual: what each call does, what it costs and which errors it returns.
 //! This is what differs in Rust: a [`Pass`] borrows its cache, so a call at the wrong time or an
 //! overlap of calls does not compile. No call returns BUSY, and BAD_STATE remains for layers that
@@ -45,7 +47,7 @@
 //! caches whose V is in K, `kvc_put` is [`Layers::put_k`], `kvc_put_attention`
 //! [`Layers::put_k_attention`] and `kvc_put_codes` [`Layers::put_k_codes`]. `KVC_NONE` is [`PADDING`]
 //! as a sequence, [`UNLIMITED`] as a `memory` and [`NONE`] for checkpoints, `KVC_TENSOR_TRANSPOSED`
-//! [`Cache::gather_transposed`], `KVC_CODEC_ROTATE` [`Codec::rotate`].
+//! [`Cache::gather_transposed`], `KVC_CODEC_ROTATE` [`Codec::rotate`]. Numbers of rows that a tensor has are not given beside it.
 //! `kvc_bind_shift` and strides of tensors have no counterpart.
 mod batch;
 mod cache;
@@ -61,9 +63,11 @@ mod latent;
 mod layers;
 mod pass;
 mod recurrent;
+mod rows;
 mod state_view;
 mod stored;
 mod tensor;
+mod transformer;
 mod view;
 mod watching;
 mod wrapper;
@@ -81,9 +85,11 @@ pub use hybrid::Layer;
 pub use layers::Layers;
 pub use pass::Pass;
 pub use recurrent::{Part, RecurrentDesc, StateLayout, StateSequence, NONE};
+pub use rows::RowBatch;
 pub use state_view::{StateRows, StateView, States};
 pub use stored::{CodesView, Rows};
 pub use tensor::{DType, Tensor, TensorMut};
+pub use transformer::TransformerDesc;
 pub use view::View;
 pub use watching::{Run, SequenceInfo, State, Stats, Watcher};
 pub use wrapper::WrapError;

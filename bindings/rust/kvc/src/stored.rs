@@ -16,7 +16,14 @@ pub struct CodesView<'a> {
     pub scales: Option<View<'a>>,
 }
 
-impl CodesView<'_> {
+impl<'a> CodesView<'a> {
+    pub(crate) fn new(codes: sys::kvc_tensor, scales: sys::kvc_tensor) -> CodesView<'a> {
+        CodesView {
+            codes: View::new(codes),
+            scales: (scales.ndim != 0).then(|| View::new(scales)),
+        }
+    }
+
     /// Returns some of the cells as an argument of [`Codec::decode`](crate::Codec::decode), or of
     /// [`Layers::put_codes`] of another cache. Panics as [`View::cells`].
     pub fn cells(&self, range: Range<usize>) -> Codes<'_> {
@@ -125,11 +132,7 @@ impl Layers<'_> {
         check(unsafe {
             sys::kvc_get_codes(handle, layer, &mut k, &mut k_scales, &mut v, &mut v_scales)
         })?;
-        let view = |codes, scales: sys::kvc_tensor| CodesView {
-            codes: View::new(codes),
-            scales: (scales.ndim != 0).then(|| View::new(scales)),
-        };
-        Ok((view(k, k_scales), view(v, v_scales)))
+        Ok((CodesView::new(k, k_scales), CodesView::new(v, v_scales)))
     }
 
     /// [`Layers::put`] of what a cache of the same storage stored: codes [n tokens, KV heads, codes

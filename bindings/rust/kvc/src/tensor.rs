@@ -31,6 +31,7 @@ dtypes! {
     F16 = KVC_F16, "IEEE half precision.";
     BF16 = KVC_BF16, "The upper half of an f32.";
     BOOL = KVC_BOOL, "One byte. For masks.";
+    I32 = KVC_I32, "For masks of passes of rows.";
     I8 = KVC_I8, "Codes of Q8_0 and INT8.";
     U8 = KVC_U8, "Codes of Q4_0 and NF4, two in a byte.";
     F8_E4M3 = KVC_F8_E4M3, "8 bits without infinity, up to 448; storage with bound scales.";
@@ -154,6 +155,16 @@ impl<'a> Tensor<'a> {
             data.as_ptr() as *mut c_void,
             data.len(),
             kvc_sys::KVC_BOOL,
+            shape,
+        )
+    }
+
+    /// A mask of a pass of rows: 0 hides.
+    pub fn i32(data: &'a [i32], shape: &[usize]) -> Result<Tensor<'a>> {
+        Tensor::new(
+            data.as_ptr() as *mut c_void,
+            data.len(),
+            kvc_sys::KVC_I32,
             shape,
         )
     }

@@ -57,6 +57,7 @@ impl Cache {
         match wrap(&children, layers) {
             Ok(handle) => Ok(Cache {
                 handle,
+                max_sequences: children.iter().map(|c| c.max_sequences).max().unwrap_or(0),
                 children,
                 places: layers.to_vec(),
                 head_dim_k: 0,
