@@ -15,6 +15,10 @@ pub const TOKEN_SEES_LATER: u32 = sys::KVC_TOKEN_SEES_LATER;
 /// one carries the next.
 pub const TOKEN_ENCODER_INPUT: u32 = sys::KVC_TOKEN_ENCODER_INPUT;
 
+/// A flag of a token, for [`begin_with`](crate::Cache::begin_with) of a lightning cache: the token adds
+/// nothing to the state while time passes. It has an output, and its rows of K and V are not read.
+pub const TOKEN_MASKED: u32 = sys::KVC_TOKEN_MASKED;
+
 /// Flags of a token of a type, for [`begin_with`](crate::Cache::begin_with); 0 is no type. Tokens of
 /// one sequence that have the same type in a pass see each other, later ones and ones outside the
 /// window too: an image sees itself whole. They must be consecutive tokens of their sequence, so

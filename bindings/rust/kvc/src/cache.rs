@@ -114,7 +114,7 @@ impl Cache {
     }
 
     /// Returns a number of each cache that has keys and owns one of the layers.
-    fn of_owners<'a>(
+    pub(crate) fn of_owners<'a>(
         &'a self,
         begin: i32,
         end: i32,
@@ -139,7 +139,8 @@ impl Cache {
     }
 
     /// [`Cache::begin`] with flags for each token: [`TOKEN_SEES_LATER`](crate::TOKEN_SEES_LATER),
-    /// [`TOKEN_ENCODER_INPUT`](crate::TOKEN_ENCODER_INPUT), [`token_type`](crate::token_type), or 0.
+    /// [`TOKEN_ENCODER_INPUT`](crate::TOKEN_ENCODER_INPUT), [`TOKEN_MASKED`](crate::TOKEN_MASKED),
+    /// [`token_type`](crate::token_type), or 0.
     pub fn begin_with(
         &mut self,
         positions: &[i32],

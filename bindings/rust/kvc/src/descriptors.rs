@@ -1,5 +1,6 @@
 use crate::encoder::EncoderDesc;
 use crate::error::{Error, Result, Status};
+use crate::lightning::LightningDesc;
 use crate::recurrent::RecurrentDesc;
 use crate::tensor::DType;
 use crate::transformer::TransformerDesc;
@@ -146,6 +147,8 @@ pub enum Kind {
     Recurrent(RecurrentDesc),
     /// A batch of rows of keys and values.
     Transformer(TransformerDesc),
+    /// States of linear attention with decay.
+    Lightning(LightningDesc),
 }
 
 /// The two descriptors of a cache, for C.
@@ -159,6 +162,7 @@ enum RawKind {
     Encoder(sys::kvc_encoder_desc),
     Recurrent(sys::kvc_recurrent_desc),
     Transformer(sys::kvc_transformer_desc),
+    Lightning(sys::kvc_lightning_desc),
 }
 
 impl RawDesc {
@@ -180,6 +184,10 @@ impl RawDesc {
                 cache: desc.raw(sys::KVC_TRANSFORMER),
                 kind: RawKind::Transformer(transformer.raw()),
             },
+            Kind::Lightning(lightning) => RawDesc {
+                cache: desc.raw(sys::KVC_LIGHTNING),
+                kind: RawKind::Lightning(lightning.raw()),
+            },
         }
     }
 
@@ -193,6 +201,7 @@ impl RawDesc {
             RawKind::Encoder(desc) => desc as *const _ as *const c_void,
             RawKind::Recurrent(desc) => desc as *const _ as *const c_void,
             RawKind::Transformer(desc) => desc as *const _ as *const c_void,
+            RawKind::Lightning(desc) => desc as *const _ as *const c_void,
         }
     }
 }

@@ -38,7 +38,7 @@ impl Layer {
                     rows.reach = layer.desc.capacity.saturating_sub(1);
                 }
             }
-            Kind::Causal(_) | Kind::Encoder(_) => {}
+            Kind::Causal(_) | Kind::Encoder(_) | Kind::Lightning(_) => {}
         }
         if !matches!(layer.kind, Kind::Recurrent(_)) {
             let desc = &mut layer.desc;
@@ -149,6 +149,33 @@ impl Cache {
     /// }
     /// assert_eq!(model.resume(0, 4)?, 3); // where every child can continue
     /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Seven layers of lightning attention, then one of softmax, as in MiniMax-01:
+    ///
+    /// ```
+    /// # use kvc::*;
+    /// # fn main() -> Result<()> {
+    /// # let device = Device::open("cpu", 0)?;
+    /// let desc = CacheDesc {
+    ///     n_kv_heads: 8, head_dim_k: 16, max_sequences: 2, max_batch: 64, ..Default::default()
+    /// };
+    /// let full = Layer {
+    ///     desc: CacheDesc { capacity: 4096, ..desc.clone() },
+    ///     kind: Kind::Causal(CausalDesc::default()),
+    /// };
+    /// let lightning = Layer { desc, kind: Kind::Lightning(LightningDesc::default()) };
+    /// let layers = (0..16).map(|i| if i % 8 == 7 { &full } else { &lightning });
+    /// let mut model = Cache::from_layers(&device, layers)?;
+    /// for layer in (0..16).filter(|i| i % 8 != 7) {
+    ///     let mut of_heads = [0.0; 8];
+    ///     slopes(Slopes::Minimax, layer, 16, &mut of_heads)?;
+    ///     model.bind_decay(layer, layer + 1, &of_heads)?;
+    /// }
+    /// // In a pass each layer takes put_attention(), whatever it is.
+    /// # let pass = model.begin(&[0], &[0])?;
+    /// # pass.abort()
     /// # }
     /// ```
     pub fn from_layers<'l>(

@@ -24,7 +24,8 @@
 //! # }
 //! ```
 //!
-//! [`Kind`] lists what else a cache may be: inputs of encoders, states of recurrent layers, batches of rows ([`Cache::begin_rows`]); [`Cache::from_layers`] makes one of several.
+//! [`Kind`] lists what else a cache may be: inputs of encoders, states of recurrent layers and of linear
+//! attention, batches of rows ([`Cache::begin_rows`]); [`Cache::from_layers`] makes one of several.
 //!
 //! The C headers are the manual: what each call does, what it costs and which errors it returns.
 //! This is what differs in Rust: a [`Pass`] borrows its cache, so a call at the wrong time or an
@@ -61,6 +62,7 @@ mod extra;
 mod hybrid;
 mod latent;
 mod layers;
+mod lightning;
 mod pass;
 mod recurrent;
 mod rows;
@@ -72,7 +74,7 @@ mod view;
 mod watching;
 mod wrapper;
 
-pub use batch::{token_type, PADDING, TOKEN_ENCODER_INPUT, TOKEN_SEES_LATER};
+pub use batch::{token_type, PADDING, TOKEN_ENCODER_INPUT, TOKEN_MASKED, TOKEN_SEES_LATER};
 pub use cache::{Cache, SEQ_END};
 pub use codec::{storage_query, Codec, Codes, CodesMut, StorageInfo};
 pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, Kind, RopeDesc, RopePairs, UNLIMITED};
@@ -83,6 +85,7 @@ pub use error::{Error, Result, Status};
 pub use extra::AttentionExtra;
 pub use hybrid::Layer;
 pub use layers::Layers;
+pub use lightning::{slopes, LightningDesc, Slopes};
 pub use pass::Pass;
 pub use recurrent::{Part, RecurrentDesc, StateLayout, StateSequence, NONE};
 pub use rows::RowBatch;
