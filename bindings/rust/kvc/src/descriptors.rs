@@ -111,7 +111,18 @@ impl CacheDesc {
         )
     }
 
-    fn raw(&self, kind: u32) -> sys::kvc_cache_desc {
+    /// Takes over the sizes that a call filled in.
+    pub(crate) fn fill_in(&mut self, raw: &sys::kvc_cache_desc) {
+        self.n_layers = raw.n_layers;
+        self.n_kv_heads = raw.n_kv_heads;
+        self.head_dim_k = raw.head_dim_k;
+        self.head_dim_v = raw.head_dim_v;
+        self.max_sequences = raw.max_sequences;
+        self.capacity = raw.capacity;
+        self.cells = raw.cells;
+    }
+
+    pub(crate) fn raw(&self, kind: u32) -> sys::kvc_cache_desc {
         sys::kvc_cache_desc {
             struct_size: size_of::<sys::kvc_cache_desc>() as u32,
             kind,

@@ -30,6 +30,13 @@ pub struct TransformerDesc {
 }
 
 impl TransformerDesc {
+    /// Takes over what a call filled in.
+    pub(crate) fn fill_in(&mut self, raw: &sys::kvc_transformer_desc) {
+        self.not_causal = raw.flags & sys::KVC_TRANSFORMER_NOT_CAUSAL != 0;
+        self.value_heads = raw.value_heads;
+        self.mask_dtype = DType(raw.mask_dtype);
+    }
+
     pub(crate) fn raw(&self) -> sys::kvc_transformer_desc {
         let flag = |set, bit| if set { bit } else { 0 };
         sys::kvc_transformer_desc {
