@@ -24,12 +24,7 @@ impl Device {
     /// another minor version than the one that this crate declares.
     pub fn open(name: &str, n_threads: i32) -> Result<Device> {
         compatible(crate::version_number())?;
-        let name = CString::new(name).map_err(|_| {
-            Error::new(
-                Status::INVALID_ARGUMENT,
-                format!("the name {name:?} contains a zero byte"),
-            )
-        })?;
+        let name = c_string("name", name)?;
         let desc = sys::kvc_device_desc {
             struct_size: size_of::<sys::kvc_device_desc>() as u32,
             n_threads,
@@ -39,6 +34,14 @@ impl Device {
         check(unsafe { sys::kvc_device_open(name.as_ptr(), &desc, ptr::null(), &mut handle) })?;
         Ok(Device { handle })
     }
+}
+
+/// Returns a text for C, which ends at the first zero byte.
+pub(crate) fn c_string(what: &str, text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| {
+        let message = format!("{what} {text:?} contains a zero byte");
+        Error::new(Status::INVALID_ARGUMENT, message)
+    })
 }
 
 /// Structs and functions of another minor version may differ from what kvc-sys declares.

@@ -4,7 +4,8 @@ use std::mem::size_of;
 use std::ptr;
 
 /// What one attention call adds to the constants of the model, and what it returns besides the
-/// output. `None`: not wanted. Columns are the cells that
+/// output. `None`: not wanted. In passes of rows tensors have the shapes of
+/// [`Cache::begin_rows`](crate::Cache::begin_rows). Columns are the cells that
 /// [`Layers::history`](crate::Layers::history) returns. Bias and mask are broadcast: an extent may be
 /// 1, and leading dimensions may be missing.
 #[derive(Debug, Default)]
@@ -19,6 +20,14 @@ pub struct AttentionExtra<'a> {
     pub weights: Option<TensorMut<'a>>,
     /// [n tokens, query heads] f32, written: the log of the sum of exponentials over visible keys.
     pub lse: Option<TensorMut<'a>>,
+    /// The seed with which weights are dropped, with the probability of the operator that the layer
+    /// attends with ([`OperatorDesc::dropout_prob`](crate::OperatorDesc::dropout_prob)).
+    /// [`dropout_mask`](crate::dropout_mask) tells which. `weights` are what is left, `lse` is that of
+    /// all keys.
+    pub dropout: Option<u64>,
+    /// A partial result, for [`merge_attention`](crate::merge_attention): the layer's sinks take no part
+    /// in the softmax.
+    pub no_sinks: bool,
 }
 
 impl AttentionExtra<'_> {
@@ -32,14 +41,16 @@ impl AttentionExtra<'_> {
                 .as_mut()
                 .map_or(ptr::null_mut(), |tensor| &mut tensor.raw)
         };
+        let flag = |set, bit| if set { bit } else { 0 };
         sys::kvc_attention_extra {
             struct_size: size_of::<sys::kvc_attention_extra>() as u32,
-            flags: 0,
+            flags: flag(self.dropout.is_some(), sys::KVC_EXTRA_DROPOUT)
+                | flag(self.no_sinks, sys::KVC_EXTRA_NO_SINKS),
             bias: read(&self.bias),
             mask: read(&self.mask),
             weights: written(&mut self.weights),
             lse: written(&mut self.lse),
-            dropout_seed: 0,
+            dropout_seed: self.dropout.unwrap_or(0),
             first_position: ptr::null(),
             constants: ptr::null(),
             alibi_slopes: ptr::null(),

@@ -25,7 +25,8 @@
 //! ```
 //!
 //! [`Kind`] lists what else a cache may be: inputs of encoders, states of recurrent layers and of linear
-//! attention, batches of rows ([`Cache::begin_rows`]); [`Cache::from_layers`] makes one of several.
+//! attention, batches of rows ([`Cache::begin_rows`]); [`Cache::from_layers`] makes one of several. An
+//! [`Operator`] chooses how layers attend.
 //!
 //! The C headers are the manual: what each call does, what it costs and which errors it returns.
 //! This is what differs in Rust: a [`Pass`] borrows its cache, so a call at the wrong time or an
@@ -48,9 +49,13 @@
 //! caches whose V is in K, `kvc_put` is [`Layers::put_k`], `kvc_put_attention`
 //! [`Layers::put_k_attention`] and `kvc_put_codes` [`Layers::put_k_codes`]. `KVC_NONE` is [`PADDING`]
 //! as a sequence, [`UNLIMITED`] as a `memory` and [`NONE`] for checkpoints, `KVC_TENSOR_TRANSPOSED`
-//! [`Cache::gather_transposed`], `KVC_CODEC_ROTATE` [`Codec::rotate`]. Numbers of rows that a tensor has are not given beside it.
+//! [`Cache::gather_transposed`], `KVC_CODEC_ROTATE` [`Codec::rotate`]. Of operators, `kvc_operator_at`
+//! is [`Device::operators`], `kvc_operator_create` [`Operator::new`], `kvc_operator_query`
+//! [`Operator::info`] and [`Operator::desc`]. `KVC_EXTRA_DROPOUT` and `KVC_FORWARD_DROPOUT`
+//! are a seed that is given. Numbers of rows that a tensor has are not given beside it.
 //! `kvc_bind_shift` and strides of tensors have no counterpart.
 mod batch;
+mod bit_sets;
 mod cache;
 mod codec;
 mod descriptors;
@@ -59,11 +64,14 @@ mod elements;
 mod encoder;
 mod error;
 mod extra;
+mod forward;
 mod hybrid;
 mod latent;
 mod layers;
 mod lightning;
 mod metadata;
+mod operators;
+mod partials;
 mod pass;
 mod recurrent;
 mod rows;
@@ -76,6 +84,7 @@ mod watching;
 mod wrapper;
 
 pub use batch::{token_type, PADDING, TOKEN_ENCODER_INPUT, TOKEN_MASKED, TOKEN_SEES_LATER};
+pub use bit_sets::{DTypes, Devices, Features, Modes};
 pub use cache::{Cache, SEQ_END};
 pub use codec::{storage_query, Codec, Codes, CodesMut, StorageInfo};
 pub use descriptors::{AttentionDesc, CacheDesc, CausalDesc, Kind, RopeDesc, RopePairs, UNLIMITED};
@@ -84,10 +93,13 @@ pub use elements::{BF16Element, F16Element};
 pub use encoder::{EncoderDesc, EncoderInput};
 pub use error::{Error, Result, Status};
 pub use extra::AttentionExtra;
+pub use forward::ForwardDesc;
 pub use hybrid::Layer;
 pub use layers::Layers;
 pub use lightning::{slopes, LightningDesc, Slopes};
 pub use metadata::{padding, Metadata, MetadataKind};
+pub use operators::{Operator, OperatorDesc, OperatorInfo, OperatorNeeds};
+pub use partials::{apply_sinks, dropout_mask, merge_attention, mode_of, repeat_kv_heads};
 pub use pass::Pass;
 pub use recurrent::{Part, RecurrentDesc, StateLayout, StateSequence, NONE};
 pub use rows::RowBatch;

@@ -31,6 +31,7 @@ dtypes! {
     F16 = KVC_F16, "IEEE half precision.";
     BF16 = KVC_BF16, "The upper half of an f32.";
     BOOL = KVC_BOOL, "One byte. For masks.";
+    F64 = KVC_F64, "IEEE double precision. For the softmax of an operator.";
     I32 = KVC_I32, "For masks of passes of rows.";
     I8 = KVC_I8, "Codes of Q8_0 and INT8.";
     U8 = KVC_U8, "Codes of Q4_0 and NF4, two in a byte.";

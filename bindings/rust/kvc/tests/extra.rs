@@ -175,6 +175,7 @@ fn put_attention_takes_the_same_extra() {
             mask: Some(Tensor::bool(&mask, &[columns])?),
             weights: Some(TensorMut::f32(&mut weights, &[HEADS, 3, columns])?),
             lse: Some(TensorMut::f32(&mut lse, &[3, HEADS])?),
+            ..Default::default()
         };
         let (q, into) = (Tensor::f32(&q, &shape)?, TensorMut::f32(&mut out, &shape)?);
         if puts {
