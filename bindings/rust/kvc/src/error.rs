@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::fmt;
 use std::os::raw::c_char;
@@ -72,7 +73,9 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    pub(crate) fn new(status: Status, message: String) -> Error {
+    /// For what an [`AttentionOperator`](crate::AttentionOperator) returns.
+    pub fn new(status: Status, message: impl Into<String>) -> Error {
+        let message = message.into();
         Error { status, message }
     }
 }
@@ -93,6 +96,26 @@ pub(crate) fn check(status: kvc_sys::kvc_status) -> Result<()> {
     let mut text = [0u8; 512];
     let length =
         unsafe { kvc_sys::kvc_last_error_copy(text.as_mut_ptr() as *mut c_char, text.len()) };
-    let message = String::from_utf8_lossy(&text[..length.min(text.len() - 1)]).into_owned();
+    let mut message = String::from_utf8_lossy(&text[..length.min(text.len() - 1)]).into_owned();
+    if message.contains(RETURNED) {
+        let of_operator = OF_OPERATOR.try_with(Cell::take).unwrap_or_default();
+        if !of_operator.is_empty() {
+            message = format!("{message}: {of_operator}");
+        }
+    }
     Err(Error::new(Status(status), message))
+}
+
+/// What the library says of a status that the operator of a caller returned, just now on this thread.
+const RETURNED: &str = "(kvc_operator_register) returned ";
+
+thread_local! {
+    /// What that operator said.
+    static OF_OPERATOR: Cell<String> = const { Cell::new(String::new()) };
+}
+
+/// Keeps the message of an operator until the call that it is in returns.
+pub(crate) fn remember(message: String) {
+    // Nothing is kept of a thread that ends.
+    let _ = OF_OPERATOR.try_with(|slot| slot.set(message));
 }

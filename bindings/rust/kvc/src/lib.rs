@@ -26,7 +26,7 @@
 //!
 //! [`Kind`] lists what else a cache may be: inputs of encoders, states of recurrent layers and of linear
 //! attention, batches of rows ([`Cache::begin_rows`]); [`Cache::from_layers`] makes one of several. An
-//! [`Operator`] chooses how layers attend.
+//! [`Operator`] chooses how layers attend, and [`AttentionOperator`] is for algorithms of your own.
 //!
 //! The C headers are the manual: what each call does, what it costs and which errors it returns.
 //! This is what differs in Rust: a [`Pass`] borrows its cache, so a call at the wrong time or an
@@ -51,9 +51,11 @@
 //! as a sequence, [`UNLIMITED`] as a `memory` and [`NONE`] for checkpoints, `KVC_TENSOR_TRANSPOSED`
 //! [`Cache::gather_transposed`], `KVC_CODEC_ROTATE` [`Codec::rotate`]. Of operators, `kvc_operator_at`
 //! is [`Device::operators`], `kvc_operator_create` [`Operator::new`], `kvc_operator_query`
-//! [`Operator::info`] and [`Operator::desc`]. `KVC_EXTRA_DROPOUT` and `KVC_FORWARD_DROPOUT`
+//! [`Operator::info`] and [`Operator::desc`], `kvc_call_mask` [`OperatorCall::call_mask`]; the flag
+//! `KVC_OPERATOR_REPLACE` is [`Device::operator_replace`], `KVC_EXTRA_DROPOUT` and `KVC_FORWARD_DROPOUT`
 //! are a seed that is given. Numbers of rows that a tensor has are not given beside it.
 //! `kvc_bind_shift` and strides of tensors have no counterpart.
+mod attention_operator;
 mod batch;
 mod bit_sets;
 mod cache;
@@ -70,6 +72,7 @@ mod latent;
 mod layers;
 mod lightning;
 mod metadata;
+mod operator_call;
 mod operators;
 mod partials;
 mod pass;
@@ -83,6 +86,7 @@ mod view;
 mod watching;
 mod wrapper;
 
+pub use attention_operator::AttentionOperator;
 pub use batch::{token_type, PADDING, TOKEN_ENCODER_INPUT, TOKEN_MASKED, TOKEN_SEES_LATER};
 pub use bit_sets::{DTypes, Devices, Features, Modes};
 pub use cache::{Cache, SEQ_END};
@@ -98,6 +102,7 @@ pub use hybrid::Layer;
 pub use layers::Layers;
 pub use lightning::{slopes, LightningDesc, Slopes};
 pub use metadata::{padding, Metadata, MetadataKind};
+pub use operator_call::{Columns, OperatorCall, ViewMut};
 pub use operators::{Operator, OperatorDesc, OperatorInfo, OperatorNeeds};
 pub use partials::{apply_sinks, dropout_mask, merge_attention, mode_of, repeat_kv_heads};
 pub use pass::Pass;

@@ -9,7 +9,8 @@ use std::mem::size_of;
 use std::os::raw::c_char;
 use std::ptr;
 
-/// An operator of a device's registry: [`Device::operators`]. See `kvc_operator_info`.
+/// An operator of a device's registry: [`Device::operators`], and what
+/// [`Device::operator_register`] is told of a new one. See `kvc_operator_info`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperatorInfo {
     /// Where it runs; empty, for a new one: on the device that it is registered with.
@@ -120,6 +121,21 @@ impl OperatorNeeds {
             softmax_dtype: self.softmax_dtype.0,
         }
     }
+
+    pub(crate) fn from_raw(raw: &sys::kvc_operator_needs) -> OperatorNeeds {
+        OperatorNeeds {
+            mode: Modes(raw.mode),
+            features: Features(raw.features),
+            dtype_k: DType(raw.dtype_k),
+            dtype_v: DType(raw.dtype_v),
+            n_q_heads: raw.n_q_heads,
+            n_kv_heads: raw.n_kv_heads,
+            head_dim_k: raw.head_dim_k,
+            head_dim_v: raw.head_dim_v,
+            runtime_dtype: DType(raw.runtime_dtype),
+            softmax_dtype: DType(raw.softmax_dtype),
+        }
+    }
 }
 
 impl Device {
@@ -175,6 +191,13 @@ impl Device {
         let into = chosen.as_mut_ptr();
         check(unsafe { sys::kvc_operator_supports(self.handle, name, &needs, into) })?;
         Ok(text(&chosen))
+    }
+
+    /// Takes a caller's operator away, with all of its names. Layers and operators that have it keep it.
+    /// NOT_SUPPORTED: it is built in.
+    pub fn operator_unregister(&self, name: &str) -> Result<()> {
+        let name = c_string("name", name)?;
+        check(unsafe { sys::kvc_operator_unregister(self.handle, name.as_ptr()) })
     }
 }
 
@@ -271,7 +294,8 @@ impl OperatorDesc {
 }
 
 /// An attention operator with settings, by its name in the registry of a device (`flash`, `vanilla`,
-/// `decode`, `ring`, `lightning`, or their aliases). Bind it to layers of caches with [`Cache::bind_operator`], or attend without a cache with
+/// `decode`, `ring`, `lightning`, their aliases, or one of [`Device::operator_register`]). Bind it to
+/// layers of caches with [`Cache::bind_operator`], or attend without a cache with
 /// [`Operator::forward`]. Layers keep what they need of it: it may be dropped at any time. See
 /// `kvc/operators.h`.
 ///

@@ -167,6 +167,10 @@ pub(crate) fn element_bytes(raw: &kvc_sys::kvc_tensor) -> usize {
 /// Returns the address of the row of one cell (or token) and head, and its number of elements. Of a
 /// batch of rows cells are counted row by row. Panics outside the shape.
 pub(crate) fn row_at(raw: &kvc_sys::kvc_tensor, cell: usize, head: usize) -> (*mut u8, usize) {
+    assert!(
+        raw.device_type == kvc_sys::KVC_CPU,
+        "the view lies on a device: read it there, by its address"
+    );
     let (shape, strides) = (extents(raw), strides(raw));
     let (n_cells, before, n_before) = match *shape {
         [cells, _, _] => (cells, cell * strides[0], 1),
