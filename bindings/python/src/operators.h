@@ -18,8 +18,11 @@
 /* ---- Handles ------------------------------------------------------------------------------------ */
 
 static void kvc_py_operator_gone(PyObject* capsule) {
+  kvc_operator* op = (kvc_operator*)PyCapsule_GetPointer(capsule, KVC_PY_OPERATOR);
   /* No call on this operator is running: it would hold a reference. */
-  kvc_operator_destroy((kvc_operator*)PyCapsule_GetPointer(capsule, KVC_PY_OPERATOR));
+  Py_BEGIN_ALLOW_THREADS
+  kvc_operator_destroy(op);
+  Py_END_ALLOW_THREADS
 }
 
 static PyObject* kvc_py_operator_new(kvc_operator* op) {

@@ -55,9 +55,9 @@ def textbook(call):
                 k_positions=np.maximum(columns[b, t], 0).astype(int),
             )
             weights[b, :, t] *= np.where(kept[:, 0], call.keep_factor, 0)
-    np.asarray(call.out)[...] = np.einsum("bhqk,bkhd->bqhd", weights, np.where(np.isnan(v), 0, v)).reshape(
-        call.out.shape
-    )
+    np.asarray(call.out)[...] = np.einsum(
+        "bhqk,bkhd->bqhd", weights, np.where(np.isnan(v), 0, v)
+    ).reshape(call.out.shape)
     if call.lse is not None:
         np.asarray(call.lse)[...] = np.moveaxis(lse, 1, 2).reshape(call.lse.shape)
     if call.weights is not None:
@@ -97,7 +97,10 @@ def test_it_computes_what_the_built_in_ones_compute(registry, random, kind):
                 cache.begin_rows(3, valid=[3, 2])
             else:
                 positions, sequences = [0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 1, kvc.PADDING]
-                at = [position + (step * (3 - sequence) if sequence >= 0 else 0) for position, sequence in zip(positions, sequences)]
+                at = [
+                    position + (step * (3 - sequence) if sequence >= 0 else 0)
+                    for position, sequence in zip(positions, sequences)
+                ]
                 cache.begin(at, sequences)
             cache.put(0, k, v)
             columns = len(cache.history(0))
@@ -122,7 +125,9 @@ def test_it_computes_what_the_built_in_ones_compute(registry, random, kind):
 
 def test_without_a_cache(registry, random):
     registry.register("textbook", features=EVERYTHING)(textbook)
-    q, k, v = (random.standard_normal((2, n, h, 16), dtype=np.float32) for n, h in ((4, 4), (6, 2), (6, 2)))
+    q, k, v = (
+        random.standard_normal((2, n, h, 16), dtype=np.float32) for n, h in ((4, 4), (6, 2), (6, 2))
+    )
     outs = []
     for name in ("textbook", "flash"):
         with kvc.Operator(name, **BOUNDS, device=registry.device) as operator:
@@ -134,7 +139,9 @@ def test_what_a_call_shows(registry):
     """Every field, of a decode over codes; and what it may read and write."""
     seen = {}
 
-    @registry.register("shown", "also", storage="q8_0", features=["grouped", "block_k"], block_k_multiple=8)
+    @registry.register(
+        "shown", "also", storage="q8_0", features=["grouped", "block_k"], block_k_multiple=8
+    )
     class Shown:
         def forward(self, call):
             seen.update({name: getattr(call, name) for name in kvc.OperatorCall.__annotations__})
@@ -175,7 +182,9 @@ class Mistake(Exception):
     pass
 
 
-@pytest.mark.parametrize("raised", [Mistake("mine"), kvc.InternalError("mine", -100), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "raised", [Mistake("mine"), kvc.InternalError("mine", -100), KeyboardInterrupt()]
+)
 def test_an_exception_is_raised_by_the_call(registry, raised):
     """As it is, with its traceback; the cache is as it was, and works again."""
 
@@ -207,7 +216,9 @@ def test_an_exception_is_raised_by_the_call(registry, raised):
 
 
 def test_an_operator_returns_nothing(registry):
-    registry.register("returns", features=["forward", "not_causal"])(lambda call: np.asarray(call.q))
+    registry.register("returns", features=["forward", "not_causal"])(
+        lambda call: np.asarray(call.q)
+    )
     with kvc.Operator("returns", **BOUNDS, device=registry.device) as operator:
         with pytest.raises(TypeError, match="returned ndarray, not None: it writes to call.out"):
             operator.forward(*[np.zeros((1, 1, 2, 16), np.float32)] * 3)
@@ -227,9 +238,17 @@ def test_what_it_supports_is_asked(registry):
                 raise Mistake("asked")
             return needs.head_dim != 16
 
-    assert registry.supports("picky", mode="autoregressive", head_dim=8, features=["window"]) == "picky"
+    assert (
+        registry.supports("picky", mode="autoregressive", head_dim=8, features=["window"])
+        == "picky"
+    )
     needs = asked[-1]
-    assert (needs.mode, needs.features, needs.head_dim, needs.dtype_k) == ("autoregressive", {"window"}, 8, "f32")
+    assert (needs.mode, needs.features, needs.head_dim, needs.dtype_k) == (
+        "autoregressive",
+        {"window"},
+        8,
+        "f32",
+    )
     with pytest.raises(kvc.NotSupported, match="picky"):
         registry.supports("picky", head_dim=16)
     with pytest.raises(Mistake, match="asked"):
@@ -255,10 +274,17 @@ def test_a_call_ends_and_what_was_kept_of_it_reaches_nothing(registry):
     cache.bind_operator(kvc.Operator("keeps", device=registry.device))
     k = np.full((1, 2, 16), 3, np.float32)
     cache.begin([0])
-    cache.put_attention(0, k, k, np.full((1, 2, 16), 5, np.float32))  # an array that nobody else holds
+    cache.put_attention(
+        0, k, k, np.full((1, 2, 16), 5, np.float32)
+    )  # an array that nobody else holds
     call, out, q, held, raw = kept
     assert not out.valid
-    for use in (lambda: np.asarray(out), lambda: call.q[0], call.visible, lambda: call.column_positions(0)):
+    for use in (
+        lambda: np.asarray(out),
+        lambda: call.q[0],
+        call.visible,
+        lambda: call.column_positions(0),
+    ):
         with pytest.raises(kvc.BadState, match="the call of this operator has ended"):
             use()
     with pytest.raises(ValueError, match="invalid name|incorrect name"):
@@ -294,14 +320,48 @@ def test_calls_from_within_a_call(registry):
         np.asarray(call.out)[...] = 2
 
     cache = make_cache(registry)
-    for each, name in ((cache, "outer"),):
-        each.bind_operator(kvc.Operator(name, device=registry.device))
+    cache.bind_operator(kvc.Operator("outer", device=registry.device))
     inner.abort()
     inner.bind_operator(kvc.Operator("inner", device=registry.device))
     inner.begin([0])
     inner.put(0, k, k)
     cache.begin([0])
     assert (cache.put_attention(0, k, k, k) == 2).all()
+
+
+def test_two_threads_attend_with_one_operator(registry, random):
+    """On caches of their own, over one device; what fails in one is raised there alone."""
+
+    @registry.register("textbook", features=EVERYTHING)
+    def checked(call):
+        if not np.asarray(call.q).any():
+            raise Mistake("zeros")
+        textbook(call)
+
+    operator = kvc.Operator("textbook", device=registry.device)
+    k = random.standard_normal((3, 2, 16), dtype=np.float32)
+    seen = {}
+
+    def run(number):
+        cache = make_cache(registry)
+        cache.bind_operator(operator)
+        q = np.zeros_like(k) if number else k
+        for _ in range(30):
+            cache.begin(range(3))
+            try:
+                out = cache.put_attention(0, k, k, q)
+            except Mistake:
+                out = None
+            seen.setdefault(number, []).append(out)
+            cache.abort()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert seen[1] == [None] * 30
+    assert len(seen[0]) == 30 and all(np.array_equal(each, seen[0][0]) for each in seen[0])
 
 
 def test_an_operator_lives_as_long_as_it_is_needed(registry):
