@@ -74,7 +74,9 @@ def int32s(name: str, values: Any, shape: Tuple[int, ...]) -> npt.NDArray[np.int
     wanted = tuple(n if each < 0 else each for n, each in zip(array.shape, shape))
     if array.ndim != len(shape) or array.shape != wanted:
         words = ", ".join("n" if each < 0 else str(each) for each in shape)
-        raise InvalidArgument(f"{name} has shape {array.shape}, not ({words}{',' * (len(shape) == 1)})")
+        raise InvalidArgument(
+            f"{name} has shape {array.shape}, not ({words}{',' * (len(shape) == 1)})"
+        )
     wrong = array[(array < _INT32.min) | (array > _INT32.max)]
     if wrong.size:
         raise InvalidArgument(f"{name} has the element {wrong[0]}, which is no integer of 32 bits")
@@ -92,5 +94,7 @@ def shown(name: str, mask: Any) -> Any:
     if array.dtype.kind in "iu":
         return array != 0
     if array.dtype != bool:
-        raise DtypeError(f"{name} is {array.dtype}; it must hold bool, or integers of which 0 hides")
+        raise DtypeError(
+            f"{name} is {array.dtype}; it must hold bool, or integers of which 0 hides"
+        )
     return array

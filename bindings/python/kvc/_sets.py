@@ -61,7 +61,9 @@ def bits_of(argument: str, given: Union[str, Iterable[str]], among: Tuple[str, .
     bits = 0
     for name in (given,) if isinstance(given, str) else given:
         if not isinstance(name, str) or name not in among:
-            raise InvalidArgument(f"{argument} names {name!r}, which is not one of {', '.join(among)}")
+            raise InvalidArgument(
+                f"{argument} names {name!r}, which is not one of {', '.join(among)}"
+            )
         bits |= _BITS[name]
     return bits
 

@@ -124,7 +124,9 @@ class Constants(CacheHandle):
         return layer, layer + 1
 
 
-def constants_of(values: Optional[Array], count: int, name: str) -> Optional[npt.NDArray[np.float32]]:
+def constants_of(
+    values: Optional[Array], count: int, name: str
+) -> Optional[npt.NDArray[np.float32]]:
     """Small constants of the model as dense float32; the library copies them."""
     if values is None:
         return None

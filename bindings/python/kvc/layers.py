@@ -142,7 +142,10 @@ def _arguments(
 ) -> Dict[str, Any]:
     """The arguments of the cache of some equal layers."""
     own = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    if layer.kind not in ("recurrent", "lightning"):  # a state has neither capacity nor storage type
+    if layer.kind not in (
+        "recurrent",
+        "lightning",
+    ):  # a state has neither capacity nor storage type
         if layer.kind == "encoder" and layer.capacity is None:
             raise InvalidArgument(
                 f"{layer!r} needs a capacity of its own: the positions of its longest input"

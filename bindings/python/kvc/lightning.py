@@ -30,22 +30,19 @@ _MOST_HEADS = 1 << 20
 
 
 class Lightning(Constants):
-    """The part of kvc.Cache that holds states of linear attention.
-
-    Each sequence has, for each layer and state head, one matrix S [head_dim_k, head_dim_v], zeros when
-    the sequence is empty. With lambda = exp(-slope) of the head, the output of the token at position p is
-
-        o_p = scale * q_p * (sum over j <= p of lambda^(p - j) k_j^T v_j)
-
-    over the tokens of its sequence at positions j: there is no softmax, a state decays over a gap of
-    positions, and memory does not grow with a sequence. Query head h reads state head
-    h / (n_q_heads / n_kv_heads). put_attention() makes states and outputs in one run over the tokens;
-    attention() returns outputs for the layer that was put last. Of bind_attention() a scale alone is
-    taken (0: 1).
-    """
+    """The part of kvc.Cache that holds states of linear attention."""
 
     def bind_decay(self, slopes: Array, *, layers: Layers = None) -> None:
         """Binds how the states of layers decay: by exp(-slope) per position.
+
+        With lambda = exp(-slope) of a state head, the output of the token at position p is
+
+            o_p = scale * q_p * (sum over j <= p of lambda^(p - j) k_j^T v_j)
+
+        over the tokens of its sequence at positions j: there is no softmax, and a state decays over a
+        gap of positions. Query head h reads state head h / (n_q_heads / n_kv_heads). put_attention()
+        makes states and outputs in one run over the tokens; attention() returns outputs for the layer
+        that was put last. Of bind_attention() a scale alone is taken (0: 1).
 
         slopes  [n_kv_heads], finite, 0 or more; kvc.slopes() makes those of known families
         layers  None: all; a layer, a range, or (begin, end)

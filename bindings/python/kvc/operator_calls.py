@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Optional, SupportsIndex, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Optional,
+    SupportsIndex,
+    TypeVar,
+    overload,
+)
 
 import numpy as np
 
@@ -120,7 +130,9 @@ class OperatorCall:
         BadState (the call has ended), ShapeError, DtypeError.
         """
         if into is None:
-            tokens = (self.batch, 1, self.n_tokens // self.batch) if self.batch else (self.n_tokens,)
+            tokens = (
+                (self.batch, 1, self.n_tokens // self.batch) if self.batch else (self.n_tokens,)
+            )
             into = np.empty((*tokens, self._columns()), bool)
         _capi.kvc_call_mask(self._open(), into)
         return into
@@ -171,7 +183,9 @@ class Implementation:
     def __init__(self, target: Any) -> None:
         made: Any = target() if inspect.isclass(target) else target
         self._forward: Callable[[OperatorCall], object] = getattr(made, "forward", made)
-        self._supports: Optional[Callable[[OperatorNeeds], object]] = getattr(made, "supports", None)
+        self._supports: Optional[Callable[[OperatorNeeds], object]] = getattr(
+            made, "supports", None
+        )
         if not callable(self._forward):
             raise TypeError(f"{type(made).__name__} has no forward(call)")
 

@@ -66,7 +66,9 @@ class Operator(OwnsHandle):
     or a block larger than it has), InvalidArgument, DtypeError, SizeOverflow, OutOfMemory.
     """
 
-    _instead_of_a_copy = "it owns memory of the library. Use the same object everywhere, or make another"
+    _instead_of_a_copy = (
+        "it owns memory of the library. Use the same object everywhere, or make another"
+    )
     _instead_of_pickling = "it owns memory of this process. Make an operator in each process"
 
     @checks_names
@@ -298,7 +300,9 @@ class Attending(Constants):
         operator lacks), InvalidArgument (a softmax_scale other than that of a layer), DeviceMismatch.
         """
         if operator is not None and not isinstance(operator, Operator):
-            raise TypeError(f"operator must be a kvc.Operator or None, not {type(operator).__name__}")
+            raise TypeError(
+                f"operator must be a kvc.Operator or None, not {type(operator).__name__}"
+            )
         bits = _capi.KVC_MODE_ALL if modes is None else bits_of("modes", modes, MODES)
         handle = None if operator is None else operator._open()
         _capi.kvc_bind_operator(self._handle, *self._layer_range(layers), bits, handle)

@@ -219,9 +219,7 @@ class Passes(CacheHandle):
             return False
         return True
 
-    def put(
-        self, layer: int, k: Array, v: Optional[Array] = None, *, dtype: Dtype = None
-    ) -> None:
+    def put(self, layer: int, k: Array, v: Optional[Array] = None, *, dtype: Dtype = None) -> None:
         """Stores one layer's keys and values for the open pass, converted to the storage type.
 
         k      [n_tokens, n_kv_heads, head_dim_k]; the caller rotates keys, if the model does

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Optional, TypeVar, Union
 
 from . import kvc_capi as _capi
@@ -38,7 +39,7 @@ class Operators:
         self.device = device
 
     def __iter__(self) -> Iterator[OperatorInfo]:
-        for i in range(1 << 30):
+        for i in itertools.count():
             info = _capi.kvc_operator_info()
             try:
                 _capi.kvc_operator_at(self._handle(), i, info)
@@ -131,8 +132,9 @@ class Operators:
 
         forward() runs on the thread that called attention(), with the GIL, and returns None. An exception
         that leaves it is raised by that call, which has changed nothing but, perhaps, the arrays that it
-        writes. Calls on the cache raise Busy meanwhile. Layers and operators that exist keep what they
-        have, whatever happens to the name. The object lives as long as any of them.
+        writes (what put_attention() has put stays put). Calls on the cache raise Busy meanwhile. Layers
+        and operators that exist keep what they have, whatever happens to the name. The object lives as
+        long as any of them.
 
         Raises InvalidArgument (a name that is taken), OutOfMemory.
         """

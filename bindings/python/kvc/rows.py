@@ -34,20 +34,7 @@ class Rows(NamedTuple):
 
 
 class Batches(CacheHandle):
-    """The part of kvc.Cache that works on rows.
-
-    Row b of a batch is sequence b, and there are max_sequences of them. In a pass of rows, [batch,
-    q_len] stands for n_tokens in the shapes of all arrays:
-
-    k, v (put)                   [batch, q_len, n_kv_heads, …]
-    q, out                       [batch, q_len, n_q_heads, head_dim]
-    lse                          [batch, q_len, n_q_heads]
-    bias, mask, weights          [batch, n_q_heads, q_len, columns], broadcast as ever
-    what mask() writes           [batch, 1, q_len, columns]
-    what get… lends or copies    [batch, columns, n_kv_heads, …]
-
-    Token i of row b has the number b * q_len + i, which is what set_causal() takes.
-    """
+    """The part of kvc.Cache that works on rows: row b of a batch is sequence b."""
 
     def begin_rows(
         self,
@@ -82,6 +69,17 @@ class Batches(CacheHandle):
         causal          None: as the cache; False: every token also sees the later ones of its row;
                         True: none does
 
+        In such a pass [batch, q_len] stands for n_tokens in the shapes of all arrays:
+
+        k, v (put)                 [batch, q_len, n_kv_heads, …]
+        q, out                     [batch, q_len, n_q_heads, head_dim]
+        lse                        [batch, q_len, n_q_heads]
+        bias, mask, weights        [batch, n_q_heads, q_len, columns], broadcast as ever
+        what mask() writes         [batch, 1, q_len, columns]
+        what get() … lend or copy  [batch, columns, n_kv_heads, …]
+
+        Token i of row b has the number b * q_len + i, which is what set_causal() takes.
+
         Returns a Pass for a `with` block, which commits when the block ends and aborts when it raises
         or has not put every layer; or ignore it, and commit() ends the pass.
 
@@ -100,9 +98,7 @@ class Batches(CacheHandle):
 
     def begin_rows_reserve(self, q_len: int) -> None:
         """Opens a pass of rows that plans nothing, as begin_reserve() does."""
-        _capi.kvc_begin_rows(
-            self._handle, q_len, _capi.KVC_ROWS_RESERVE, None, None, None, None
-        )
+        _capi.kvc_begin_rows(self._handle, q_len, _capi.KVC_ROWS_RESERVE, None, None, None, None)
         self._end_pass()
 
     def fits_rows(
@@ -157,11 +153,16 @@ class Batches(CacheHandle):
         at that index would see), InvalidArgument.
         """
         given: Any = {"index": index, "starts": starts}
-        arrays = {name: None if each is None else int32s(name, each, (-1,)) for name, each in given.items()}
+        arrays = {
+            name: None if each is None else int32s(name, each, (-1,))
+            for name, each in given.items()
+        }
         counts = {len(each) for each in arrays.values() if each is not None}
         if len(counts) != 1:
             raise InvalidArgument(
-                "index and starts have different lengths" if counts else "neither index nor starts is given"
+                "index and starts have different lengths"
+                if counts
+                else "neither index nor starts is given"
             )
         _capi.kvc_rows_set(self._handle, begin, counts.pop(), arrays["index"], arrays["starts"])
         self._end_pass()

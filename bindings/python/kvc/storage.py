@@ -83,7 +83,9 @@ class Storage(Constants):
 
         Raises BadState (no pass, or no put of this layer), NotSupported (no keys and values).
         """
-        return codes_of(self._lender_of(layer), _capi.kvc_get_codes(self._handle, layer), "get_codes")
+        return codes_of(
+            self._lender_of(layer), _capi.kvc_get_codes(self._handle, layer), "get_codes"
+        )
 
     @overload
     def get_copy(

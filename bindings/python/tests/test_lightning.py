@@ -15,7 +15,9 @@ def lightning(device):
     made = []
 
     def make(bind=True, **changes):
-        sizes = dict(kind="lightning", n_layers=2, n_kv_heads=HEADS, head_dim=DIM_K, head_dim_v=DIM_V)
+        sizes = dict(
+            kind="lightning", n_layers=2, n_kv_heads=HEADS, head_dim=DIM_K, head_dim_v=DIM_V
+        )
         sizes.update(max_sequences=3, max_batch=24, device=device)
         made.append(kvc.Cache(**{**sizes, **changes}))
         if bind:
@@ -181,7 +183,7 @@ def test_slopes_that_nobody_knows(call, message):
 def test_what_a_lightning_cache_does_not_do(lightning, make, draw):
     cache = lightning()
     k, v, q = draw(1)
-    with pytest.raises(kvc.NotSupported, match='for lightning caches'):
+    with pytest.raises(kvc.NotSupported, match="for lightning caches"):
         make().lightning_read(0)
     with pytest.raises(kvc.NotSupported):
         cache.rows_view(0)
@@ -208,5 +210,7 @@ def test_what_a_lightning_cache_does_not_do(lightning, make, draw):
     with pytest.raises(TypeError, match="of kind 'lightning' needs head_dim"):
         lightning(bind=False, head_dim=None)
     causal = make()
-    with pytest.raises(kvc.InvalidArgument, match="token 0 of the batch has masked, but this cache"):
+    with pytest.raises(
+        kvc.InvalidArgument, match="token 0 of the batch has masked, but this cache"
+    ):
         causal.begin([0], masked=[0])

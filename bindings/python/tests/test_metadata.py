@@ -63,7 +63,12 @@ def test_json_is_read_back_as_it_was(metadata):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("[1]", "JSON"), ("{", "byte"), ('{"head_dim": "8"}', "head_dim"), (f'{{"head_dim": {2**31}}}', "head_dim")],
+    [
+        ("[1]", "JSON"),
+        ("{", "byte"),
+        ('{"head_dim": "8"}', "head_dim"),
+        (f'{{"head_dim": {2**31}}}', "head_dim"),
+    ],
 )
 def test_text_that_is_no_metadata(text, message):
     with pytest.raises(kvc.CorruptData, match=message):
@@ -95,13 +100,21 @@ def test_a_cache_is_made_of_metadata(device):
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        (dict(kind="causal"), kvc.InvalidArgument, "kind 'causal' is not one of transformer, lightning"),
+        (
+            dict(kind="causal"),
+            kvc.InvalidArgument,
+            "kind 'causal' is not one of transformer, lightning",
+        ),
         (dict(batch_size=0), kvc.InvalidArgument, "^batch_size must be positive$"),
         (dict(batch_size=1.5), TypeError, "batch_size must be an integer, not float"),
         (dict(head_dim=2**31), kvc.InvalidArgument, "head_dim 2147483648 is no integer of 32 bits"),
         ({**LIGHTNING, "sequence_length": 8}, kvc.InvalidArgument, "sequence_length"),
         ({**LIGHTNING, "sequence_length": 0, "value_heads": 2}, kvc.NotSupported, "heads"),
-        ({**LIGHTNING, "sequence_length": 0, "update_causal_mask": False}, kvc.InvalidArgument, "flags"),
+        (
+            {**LIGHTNING, "sequence_length": 0, "update_causal_mask": False},
+            kvc.InvalidArgument,
+            "flags",
+        ),
     ],
 )
 def test_wrong_metadata(changes, error, message):

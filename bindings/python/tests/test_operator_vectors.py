@@ -137,7 +137,11 @@ def test_philox():
         (dict(q_positions=[-1]), kvc.InvalidArgument, "q_position"),
         (dict(q_positions=3), kvc.InvalidArgument, r"q_positions has shape \(\), not \(n,\)"),
         (dict(n_heads=65537), kvc.NotSupported, "heads"),
-        (dict(into=np.zeros((1, 1, 1), bool)), kvc.ShapeError, r"into has shape \(1, 1, 1\), not \[2, 1, 2\]"),
+        (
+            dict(into=np.zeros((1, 1, 1), bool)),
+            kvc.ShapeError,
+            r"into has shape \(1, 1, 1\), not \[2, 1, 2\]",
+        ),
         (dict(into=np.zeros((2, 1, 2), np.float32)), kvc.DtypeError, "into"),
     ],
 )

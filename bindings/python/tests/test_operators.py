@@ -47,12 +47,19 @@ def test_who_can(device):
     found = kvc.operators(device)
     assert found.supports(mode="prefill", features=["window", "sinks"]) == "flash"
     assert found.supports(mode="train", features="dropout", softmax_dtype="f64") == "vanilla"
-    assert found.supports("sdpa", mode="prefill", dtype_k="q8_0", dtype_v="f16", n_q_heads=8, n_kv_heads=2) == "flash"
+    assert (
+        found.supports(
+            "sdpa", mode="prefill", dtype_k="q8_0", dtype_v="f16", n_q_heads=8, n_kv_heads=2
+        )
+        == "flash"
+    )
     with pytest.raises(kvc.NotSupported, match="prefill"):
         found.supports("decode", mode="prefill")
     with pytest.raises(kvc.NotSupported, match="dropout"):
         found.supports("flash", mode="train", features=["dropout"])
-    with pytest.raises(kvc.InvalidArgument, match="features names 'colour', which is not one of mask, "):
+    with pytest.raises(
+        kvc.InvalidArgument, match="features names 'colour', which is not one of mask, "
+    ):
         found.supports(features=["colour"])
     with pytest.raises(kvc.InvalidArgument, match="mode names 'decode'"):
         found.supports(mode="decode")
@@ -115,12 +122,28 @@ def test_attention_without_a_cache(device, draw, name):
     lse = np.empty((2, 5, 4), np.float32)
     with kvc.Operator(name, **{**BOUNDS, "head_dim_v": 8}, device=device) as operator:
         out = operator.forward(
-            q, k, v, causal=True, sliding_window=4, softcap=5.0, alibi_slopes=slopes, sinks=sinks, lse=lse
+            q,
+            k,
+            v,
+            causal=True,
+            sliding_window=4,
+            softcap=5.0,
+            alibi_slopes=slopes,
+            sinks=sinks,
+            lse=lse,
         )
         assert out.shape == (2, 5, 4, 8) and out.dtype == np.float32
         for row in range(2):
             wanted, sums = reference.attention(
-                q[row], k[row], v[row], range(4, 9), range(9), reach=3, softcap=5.0, slopes=slopes, sinks=sinks
+                q[row],
+                k[row],
+                v[row],
+                range(4, 9),
+                range(9),
+                reach=3,
+                softcap=5.0,
+                slopes=slopes,
+                sinks=sinks,
             )
             np.testing.assert_allclose(out[row], wanted, atol=2e-5)
             np.testing.assert_allclose(lse[row], sums, atol=2e-5)
@@ -142,7 +165,11 @@ def test_arguments_of_forward(device, draw):
         (dict(dropout_seed=1), kvc.NotSupported, "dropout"),
         (dict(dropout_seed=-1), kvc.InvalidArgument, "dropout_seed is -1"),
         (dict(sinks=[1.0]), kvc.InvalidArgument, r"sinks has shape \(1,\), not \(4,\)"),
-        (dict(mask=np.ones((5, 9), np.uint8)), kvc.DtypeError, r"mask is uint8; .* mask.view\(bool\)"),
+        (
+            dict(mask=np.ones((5, 9), np.uint8)),
+            kvc.DtypeError,
+            r"mask is uint8; .* mask.view\(bool\)",
+        ),
         (dict(out=q), kvc.InvalidArgument, "overlap"),
         (dict(q=q[:, :, 0]), kvc.ShapeError, "q has 3"),
         (dict(k=np.concatenate([k, k], 1)), kvc.ShapeError, "max_kv_len"),
@@ -240,8 +267,16 @@ def test_partial_results(make, kvq, random):
     np.testing.assert_allclose(o, wanted, atol=1e-5)
     for call, error, message in (
         (lambda: kvc.merge_attention(o, lse, o2[:, :1], lse2), kvc.ShapeError, "o2"),
-        (lambda: kvc.merge_attention(o, lse.astype(np.float64), o2, lse2), kvc.DtypeError, "lse is float64"),
-        (lambda: kvc.apply_sinks(o, lse, [1.0]), kvc.InvalidArgument, r"sinks has shape \(1,\), not \(4,\)"),
+        (
+            lambda: kvc.merge_attention(o, lse.astype(np.float64), o2, lse2),
+            kvc.DtypeError,
+            "lse is float64",
+        ),
+        (
+            lambda: kvc.apply_sinks(o, lse, [1.0]),
+            kvc.InvalidArgument,
+            r"sinks has shape \(1,\), not \(4,\)",
+        ),
         (lambda: kvc.apply_sinks(o, lse, [1, 2, 3, np.inf]), kvc.InvalidArgument, r"sinks\[3\]"),
     ):
         with pytest.raises(error, match=message):

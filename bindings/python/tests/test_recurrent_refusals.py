@@ -91,7 +91,11 @@ def test_what_a_recurrent_cache_refuses_and_says(recurrent, call, error, message
             kvc.InvalidArgument,
             "only causal, encoder and transformer caches take",
         ),
-        (dict(dtype="f16"), kvc.InvalidArgument, "only causal, encoder and transformer caches take dtype"),
+        (
+            dict(dtype="f16"),
+            kvc.InvalidArgument,
+            "only causal, encoder and transformer caches take dtype",
+        ),
         (dict(state_shape=()), kvc.InvalidArgument, r"state_shape \(\) is not 1 to 7 numbers"),
         (dict(state_shape=(2, 0)), kvc.InvalidArgument, "of at least 1"),
         (dict(state_shape=(2, 1.5)), TypeError, r"state_shape\[1\] must be an integer"),

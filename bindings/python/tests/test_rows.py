@@ -116,7 +116,12 @@ def test_tokens_that_see_later_ones(rows, draw):
 
 def test_a_length_read_off_the_mask(rows, feed):
     cache = rows()
-    feed(cache, 4, attention_mask=np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool), postpadded=True)
+    feed(
+        cache,
+        4,
+        attention_mask=np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool),
+        postpadded=True,
+    )
     assert cache.rows().index.tolist() == [2, 4, 0]
 
 
@@ -292,9 +297,17 @@ def test_blocks_of_rows(rows, draw):
         (dict(valid=[1, 2]), kvc.InvalidArgument, r"valid has shape \(2,\), not \(3,\)"),
         (dict(valid=[3, 0, 0]), kvc.InvalidArgument, r"valid\[0\] is 3"),
         (dict(valid=1.5), TypeError, "valid must hold integers, not float64"),
-        (dict(token_types=[1, 2]), kvc.InvalidArgument, r"token_types has shape \(2,\), not \(3, 2\)"),
+        (
+            dict(token_types=[1, 2]),
+            kvc.InvalidArgument,
+            r"token_types has shape \(2,\), not \(3, 2\)",
+        ),
         (dict(attention_mask=[[1, 1]] * 2), kvc.ShapeError, "attention_mask"),
-        (dict(attention_mask=np.ones((3, 2))), kvc.DtypeError, "attention_mask is float64; .* bool"),
+        (
+            dict(attention_mask=np.ones((3, 2))),
+            kvc.DtypeError,
+            "attention_mask is float64; .* bool",
+        ),
         (dict(postpadded=True), kvc.InvalidArgument, "attention_mask is None, and postpadded=True"),
         (
             dict(postpadded=True, valid=1, attention_mask=[[1, 1]] * 3),
@@ -322,7 +335,10 @@ def test_what_a_transformer_cache_does_not_take(rows, make):
         (dict(inputs=1), "only encoder caches take inputs"),
         (dict(draft_states=1), "only recurrent and lightning caches take draft_states"),
         (dict(kind="encoder", ring=True), "only transformer caches take ring"),
-        (dict(kind="recurrent", capacity=4), "only causal, encoder and transformer caches take capacity"),
+        (
+            dict(kind="recurrent", capacity=4),
+            "only causal, encoder and transformer caches take capacity",
+        ),
     ):
         with pytest.raises(kvc.InvalidArgument, match=message):
             rows(**options)
@@ -351,7 +367,9 @@ def test_rows_of_a_wrapper(device, random):
         kvc.Layer(kind="transformer", n_kv_heads=1, head_dim=8, capacity=8, causal=False),
         kvc.Layer(kind="lightning", n_kv_heads=1, head_dim=8),
     ]
-    made = [kvc.Cache.from_layers(layers, max_sequences=2, max_batch=8, device=device) for _ in "ab"]
+    made = [
+        kvc.Cache.from_layers(layers, max_sequences=2, max_batch=8, device=device) for _ in "ab"
+    ]
     k = random.standard_normal((2, 3, 1, 8), dtype=np.float32)
     for cache in made:
         cache.bind_decay([0.5], layers=1)

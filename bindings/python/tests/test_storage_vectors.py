@@ -67,7 +67,9 @@ def test_attention_over_what_is_stored(device, kind):
             device=device,
         )
         q = wave(salt, (n_q, fields["q_heads"], dim))
-        k, v = 2 * wave(salt + 1, (n, fields["kv_heads"], dim)), wave(salt + 2, (n, fields["kv_heads"], dim))
+        k, v = 2 * wave(salt + 1, (n, fields["kv_heads"], dim)), wave(
+            salt + 2, (n, fields["kv_heads"], dim)
+        )
         lse = np.empty(q.shape[:2], np.float32)
         rows = kind == "transformer"
         for part in (slice(0, n - n_q), slice(n - n_q, n)):
@@ -76,6 +78,8 @@ def test_attention_over_what_is_stored(device, kind):
             cache.put(0, *(each[part][None] if rows else each[part] for each in (k, v)))
         lead = (None,) if rows else ()
         out = cache.attention(0, q[lead], lse=lse[lead])
-        np.testing.assert_allclose(out.reshape(q.shape)[..., :: fields["every"]], fields["out"], atol=1e-5)
+        np.testing.assert_allclose(
+            out.reshape(q.shape)[..., :: fields["every"]], fields["out"], atol=1e-5
+        )
         np.testing.assert_allclose(lse, fields["lse"], atol=1e-5)
         cache.close()

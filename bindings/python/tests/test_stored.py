@@ -311,7 +311,7 @@ def test_dlpack_names_the_type_of_codes(wide, drawn):
         (dict(dtype="q8_0", block=32), "block 32 of dtype_k, which is q8_0: only nf4"),
         (dict(dtype="nf4", block=24), "block 24 of dtype_k: nf4 has 16, 32, 64 or 128"),
         (dict(dtype_v="f16", dtype="q8_0", rotate=True), "dtype_v is f16, which gains nothing"),
-        (dict(dtype="q8_0", rotate="K"), "rotate is 'K'; it must be True, False, \"k\" or \"v\""),
+        (dict(dtype="q8_0", rotate="K"), 'rotate is \'K\'; it must be True, False, "k" or "v"'),
         (dict(dtype="q8_0", rotate=1), "rotate is 1; it must be"),
         (dict(dtype="q8_0", interleaved=True), "^interleaved=True with dtype_k q8_0 and dtype_v"),
         (dict(dtype="q8_0", v_first=40), "v_first \\+ head_dim_v must be at most head_dim_k"),
@@ -326,7 +326,10 @@ def test_dlpack_names_the_type_of_codes(wide, drawn):
             '^v_first must not be set with rotate="v": V is a part of K',
         ),
         (dict(kind="encoder", v_first=0), "only causal and transformer caches take v_first"),
-        (dict(kind="encoder", interleaved=True), "only causal and transformer caches take interleaved"),
+        (
+            dict(kind="encoder", interleaved=True),
+            "only causal and transformer caches take interleaved",
+        ),
         (
             dict(kind="recurrent", state_shape=4, rotate=True, block=16),
             "only causal, encoder and transformer caches take .*block, rotate",
@@ -355,7 +358,12 @@ def test_a_storage_that_does_not_exist_is_refused(wide, changes, message):
             kvc.InvalidArgument,
             "k_scales is null|k_scales",
         ),
-        (dict(), lambda c, k: c.put_codes(0, k > 0, None, k), kvc.DtypeError, "k is bool; kvc takes"),
+        (
+            dict(),
+            lambda c, k: c.put_codes(0, k > 0, None, k),
+            kvc.DtypeError,
+            "k is bool; kvc takes",
+        ),
         (
             dict(v_first=0),
             lambda c, k: c.put(0, k, k),

@@ -20,7 +20,9 @@ def vectors(name):
 def wave(salt, shape):
     """Numbers that the vectors compute with: exact in float32, from -1 to 1."""
     i = np.arange(1, np.prod(shape) + 1, dtype=np.uint64)
-    bits = (i * np.uint64(2654435761) + np.uint64(salt * 2246822519 % 2**32)) & np.uint64(0xFFFFFFFF)
+    bits = (i * np.uint64(2654435761) + np.uint64(salt * 2246822519 % 2**32)) & np.uint64(
+        0xFFFFFFFF
+    )
     return ((bits >> np.uint64(16)).astype(np.float32) / 32768 - 1).reshape(shape)
 
 
