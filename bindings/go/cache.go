@@ -2,8 +2,9 @@
 //
 // A Cache holds the keys and values of the tokens that a transformer has processed, for several
 // sequences at once, and computes attention straight from its memory. Other kinds of cache hold what an
-// encoder read (EncoderDesc) or the states of recurrent layers (RecurrentDesc), and NewHybrid makes one
-// cache for a model with layers of several kinds.
+// encoder read (EncoderDesc), the states of recurrent layers (RecurrentDesc) or of linear attention
+// (LightningDesc), and batches of rows (TransformerDesc). NewHybrid makes one cache for a model with layers
+// of several kinds, and an Operator is an algorithm for attention, by name.
 //
 //	device, err := kvc.OpenDevice("cpu", kvc.DeviceOptions{})
 //	cache, err := kvc.NewCache(device, kvc.CacheDesc{NLayers: 30, NKVHeads: 3, …}, kvc.CausalDesc{})
@@ -28,14 +29,15 @@
 // of CacheDesc unless you want gaps; a wrong position is then an error.
 //
 // Messages name functions, flags and fields as the C headers do. The function kvc_copy_prefix is the
-// method CopyPrefix, the field n_q_heads is NQHeads, the flag KVC_CACHE_STRICT is Strict, and the struct
-// kvc_attention_extra is AttentionExtra. These have other names: kvc_cache_create is NewCache,
+// method CopyPrefix, the field n_q_heads is NQHeads, the flag KVC_CACHE_STRICT is Strict, and the
+// struct kvc_attention_extra is AttentionExtra. These have other names: kvc_cache_create is NewCache,
 // kvc_device_open OpenDevice, kvc_cache_destroy Close, kvc_sequence_query Sequence, kvc_state_digest
 // Digest, KVC_NONE None, kvc_cache_wrap Wrap, kvc_cache_child Owner, KVC_TOKEN_ENCODER_INPUT
-// CarriesInput, KVC_TOKEN_MASKED Masked, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree, KVC_CODEC_ROTATE CodecDesc.Rotate,
-// KVC_TENSOR_TRANSPOSED GatherTransposed, kvc_operator_find, _supports and _at FindOperator, Supports and
-// Operators of a Device, KVC_SET_… DTypeSet. kvc_bind_shift, kvc_operator_register and strides of tensors
-// have no counterpart.
+// CarriesInput, KVC_TOKEN_MASKED Masked, KVC_CAUSAL_POSITION_FREE the field CausalDesc.PositionFree,
+// KVC_CODEC_ROTATE CodecDesc.Rotate, KVC_TENSOR_TRANSPOSED GatherTransposed, kvc_operator_create
+// NewOperator, kvc_operator_find, _supports and _at FindOperator, Supports and Operators of a Device,
+// KVC_SET_… DTypeSet. kvc_bind_shift, kvc_operator_register and strides of tensors have no
+// counterpart.
 package kvc
 
 // #include "shim.h"

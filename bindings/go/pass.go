@@ -83,8 +83,8 @@ func (c *Cache) Put(layer int, k, v Tensor) error {
 }
 
 // AttentionExtra is what one attention call takes and returns besides q and out; zero: nothing, and
-// Tensor{}: not wanted. Columns are the cells that History returns. Bias and Mask are broadcast: an extent may be
-// 1, and leading dimensions may be missing. See kvc_attention_extra.
+// Tensor{}: not wanted. Columns are the cells that History returns. Bias and Mask are broadcast: an
+// extent may be 1, and leading dimensions may be missing. See kvc_attention_extra.
 type AttentionExtra struct {
 	Bias    Tensor // [query heads, n tokens, history], added to the scores; minus infinity hides
 	Mask    Tensor // [query heads, n tokens, history], made by Bool: false hides

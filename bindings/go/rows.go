@@ -163,8 +163,9 @@ func (c *Cache) RowsSet(rowBegin int, index, starts []int32) error {
 
 // Insert puts all rows of another cache in the place of rows [slot, slot + rows of other): what they
 // hold, byte for byte, index and starts. What these rows held is gone. The two are of one kind and one
-// device, and store in the same way; MaxBatch may differ, and Capacity except in rings. other is read,
-// beside what may overlap Fits.
+// device, and store in the same way; MaxBatch may differ, and Capacity except in rings. Methods of other
+// that may overlap Fits may overlap this one too. BadState: a pass of other is open. CacheFull: index or
+// starts of a row are beyond Capacity.
 func (c *Cache) Insert(other *Cache, slot int) error {
 	at, err := number("slot", slot)
 	if err != nil {
