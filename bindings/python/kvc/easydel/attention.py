@@ -104,7 +104,7 @@ class AttentionImpl(ABC):
         Returns (k, v) with n_kv_heads * num_reps heads. The operators of kvc never need it.
         """
         k_repeated, v_repeated = (
-            kind_of(each, np.asarray(repeat_kv_heads(each, num_reps))) for each in (k, v)
+            _like(each, repeat_kv_heads(each, num_reps)) for each in (k, v)
         )
         return k_repeated, v_repeated
 
@@ -138,3 +138,11 @@ class AttentionImpl(ABC):
             mesh = self.metadata.mesh
             axes = [kept_axes(*each, mesh) for each in zip(axes, np.shape(tensor))]
         return PartitionSpec(*axes)
+
+
+def _like(array: Any, result: Any) -> Any:
+    """A new array of NumPy as one of the library that another array is of, of the same type."""
+    if isinstance(array, np.ndarray) or result.dtype.kind != "V":
+        return kind_of(array, result)
+    bits = kind_of(array, result.view(np.uint16))  # NumPy lends no bfloat16
+    return bits.view(array.dtype) if hasattr(bits, "view") else result
