@@ -172,6 +172,7 @@ class OperatorCall:
     def _end(self) -> None:
         self._raw = None
         self._pass = 1
+        self._handle = None  # views and call refer to each other; arrays over views have it themselves
 
     def _ended(self, call: str) -> str:
         return "the call of this operator has ended:"

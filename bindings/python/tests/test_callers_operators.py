@@ -294,6 +294,21 @@ def test_a_call_ends_and_what_was_kept_of_it_reaches_nothing(registry):
     assert (q == 5).all() and (held == 3).all()  # their memory lives as long as they do
 
 
+def test_a_call_keeps_no_array_longer_than_it_runs(registry):
+    """Without a collection of garbage."""
+    registry.register("idle", features=["not_causal", "forward"])(lambda call: None)
+    q = np.ones((1, 1, 2, 16), np.float32)
+    gone = weakref.ref(q)
+    gc.disable()
+    try:
+        with kvc.Operator("idle", **BOUNDS, device=registry.device) as operator:
+            operator.forward(q, q, q)
+        del q
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_calls_from_within_a_call(registry):
     """The cache is busy; another one works, also with an operator of its own, and errors stay apart."""
     inner = make_cache(registry)
