@@ -18,6 +18,7 @@ void encoder_cases(Limits& limits);
 void recurrent_cases(Limits& limits);
 void lightning_cases(Limits& limits);
 void rows_cases(Limits& limits);
+void operator_cases();
 void storage_cases(Limits& limits);
 void wrapper_cases(Limits& limits);
 

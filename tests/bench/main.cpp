@@ -47,6 +47,7 @@ constexpr Group groups[] = {
     {"recurrent", recurrent_cases},
     {"lightning", lightning_cases},
     {"rows", rows_cases},
+    {"operators", [](Limits&) { operator_cases(); }},
     {"storage", storage_cases},
     {"wrapper", wrapper_cases},
     {"limits", measure_limits},

@@ -38,6 +38,12 @@ Array::Array(uint32_t dtype, const std::vector<int64_t>& shape) {
 
 void Array::fill(uint32_t seed) {
   std::minstd_rand random(seed);
+  if (tensor_.dtype != KVC_F32) {
+    const uint32_t varies = tensor_.dtype == KVC_F16 ? 0x83ff : 0x807f,
+                   half = tensor_.dtype == KVC_F16 ? 0x3800 : 0x3f00;
+    for (uint16_t& x : bytes_) x = static_cast<uint16_t>((random() >> 8 & varies) | half);
+    return;
+  }
   std::uniform_real_distribution<float> value(-1.7f, 1.7f);
   float table[4096];
   for (float& x : table) x = value(random);

@@ -20,7 +20,7 @@ class Array {
  public:
   Array(uint32_t dtype, const std::vector<int64_t>& shape);
   kvc_tensor* tensor() { return &tensor_; }
-  void fill(uint32_t seed);  // values around 0 with variance 1
+  void fill(uint32_t seed);  // values around 0 with variance 1; of 16 bits: magnitudes from 0.5 to 1
 
  private:
   std::vector<uint16_t> bytes_;
@@ -55,6 +55,7 @@ class Rig {
   Rig& operator=(const Rig&) = delete;
 
   const Setup& setup() const { return setup_; }
+  kvc_device* device() { return device_; }
   kvc_cache* cache() { return cache_; }
 
   /// Opens a pass of `tokens` tokens for each sequence and puts every layer.
