@@ -98,8 +98,9 @@ class TransformerCache(BaseCache, Record):
 
         device       a kvc.Device; None: the CPU device that such caches share
         max_batch    tokens of a step at most, of all rows together; None: batch_size *
-                     sequence_length, so that a step may be as long as a row. A ring has a spare
-                     column for each token that a row may have in a step
+                     sequence_length, so that a step may be as long as a row. Its room costs address
+                     space until it is used. A ring has a spare column for each token that a row may
+                     have in a step
         max_q_heads  query heads that attention may have; 0: 16 * key_heads
         reach        a token sees itself and `reach` positions before it; None: all
         ring         a row goes on past sequence_length and keeps its last sequence_length positions
