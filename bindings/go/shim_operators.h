@@ -2,9 +2,6 @@
 #ifndef KVC_GO_SHIM_OPERATORS_H
 #define KVC_GO_SHIM_OPERATORS_H
 
-#include <kvc/metadata.h>
-#include <kvc/operators.h>
-
 #include "shim.h"
 
 typedef struct go_operator { go_result result; kvc_operator *op; } go_operator;

@@ -2,9 +2,6 @@
 #ifndef KVC_GO_SHIM_ROWS_H
 #define KVC_GO_SHIM_ROWS_H
 
-#include <kvc/lightning.h>
-#include <kvc/transformer.h>
-
 #include "shim.h"
 
 /* ---- Rows ----------------------------------------------------------------------------------------------------------- */

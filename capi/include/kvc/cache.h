@@ -54,9 +54,8 @@ typedef struct kvc_cache kvc_cache; /* a handle, see base.h */
 
 /* ---- Creating -------------------------------------------------------------------------------------------------------- */
 
-enum { /* kvc_cache_desc.kind. This version creates KVC_CAUSAL, KVC_ENCODER (encoder.h), KVC_RECURRENT (recurrent.h) and,
-          experimentally, KVC_TRANSFORMER (transformer.h) and KVC_LIGHTNING (lightning.h); kvc_cache_wrap() makes wrappers
-          (wrapper.h) */
+enum { /* kvc_cache_desc.kind. kvc_cache_create() makes KVC_CAUSAL, KVC_ENCODER (encoder.h), KVC_RECURRENT (recurrent.h),
+          KVC_TRANSFORMER (transformer.h) and KVC_LIGHTNING (lightning.h), kvc_cache_wrap() wrappers (wrapper.h) */
   KVC_CAUSAL = 1,
   KVC_ENCODER,
   KVC_RECURRENT,

@@ -1,5 +1,4 @@
-// kvc/callers_operator.hpp: attention operators of your own. Part of <kvc/kvc.hpp>; operators.h is the manual. Experimental, as
-// it is: these calls may change in any version.
+// kvc/callers_operator.hpp: attention operators of your own. Part of <kvc/kvc.hpp>; operators.h is the manual.
 //
 //   class Mine : public kvc::CallersOperator {
 //     void forward_native(const kvc::OperatorCall &call) const override {

@@ -2,7 +2,7 @@
  *
  * A KV cache holds the keys and values of the tokens that a transformer has processed, for several sequences at once.
  * kvc stores them in cells, decides which cell takes which token, knows what each token may see, and computes attention
- * straight from the cells. This header includes the eight headers that are the manual, in reading order:
+ * straight from the cells. This header includes the thirteen headers that are the manual, in reading order:
  *
  *   base.h       status codes and messages, tensors, versions, threads and forks
  *   device.h     where memory is and how many threads work
@@ -11,7 +11,12 @@
  *   storage.h    storage types, their codecs, and reading what a cache stores
  *   encoder.h    caches of encoder inputs, for cross attention
  *   recurrent.h  caches of the states of recurrent layers
+ *   rows.h       batches of rows, for the two kinds that follow
+ *   transformer.h  caches of keys and values of a batch of rows
+ *   lightning.h  caches of the states of linear attention with decay
  *   wrapper.h    several caches that move as one
+ *   operators.h  attention operators by name, attention without a cache, partial results, dropout
+ *   metadata.h   sizes of a cache as models describe them, padding
  *
  * More are included on request: kvc.hpp and hybrid.hpp, the same for C++17; kvc_dlpack.h, tensors of array libraries without a
  * copy; and experimental.h, with calls that may still change.
@@ -50,6 +55,11 @@
 #include "storage.h"
 #include "encoder.h"
 #include "recurrent.h"
+#include "rows.h"
+#include "transformer.h"
+#include "lightning.h"
 #include "wrapper.h"
+#include "operators.h"
+#include "metadata.h"
 
 #endif

@@ -1,5 +1,5 @@
 /* kvc/lightning.h: the lightning cache, for linear attention with decay (Lightning Attention, RetNet, MiniMax-01).
- * Experimental: these calls may change in any version. Not part of <kvc/kvc.h>: including this header is your consent.
+ * Part of <kvc/kvc.h>. Since 0.2.
  *
  * A lightning cache (kvc_cache_desc.kind = KVC_LIGHTNING) holds no keys and values. Each sequence has, per layer and state head, one
  * matrix S [head_dim_k, head_dim_v] in f32, zeros when the sequence is empty. Time is the position: with lambda = exp(-slope) of the
@@ -84,7 +84,7 @@ typedef struct kvc_lightning_desc {
  * slopes  [n_kv_heads], finite, 0 or more. Copied.
  *
  * Errors: INVALID_ARGUMENT (of a wrapper also: owners with different n_kv_heads), BAD_STATE (a pass is open, or a sequence is not
- * empty). Since 0.2. */
+ * empty). */
 KVC_API kvc_status kvc_bind_decay(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const float *slopes) KVC_NOEXCEPT;
 
 enum { /* kvc_slopes. H: n_heads, h: the head, l: layer, L: n_layers */
@@ -101,7 +101,7 @@ enum { /* kvc_slopes. H: n_heads, h: the head, l: layer, L: n_layers */
  * layer     0 … n_layers - 1; ALIBI ignores both
  * out       [n_heads]
  *
- * Errors: INVALID_ARGUMENT. Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT. Threads: any. */
 KVC_API kvc_status kvc_slopes(uint32_t family, int32_t n_heads, int32_t layer, int32_t n_layers, float *out) KVC_NOEXCEPT;
 
 /* Copies the states of sequences [sequence_begin, sequence_begin + n), as of their next and as if the open pass were committed.
@@ -109,14 +109,14 @@ KVC_API kvc_status kvc_slopes(uint32_t family, int32_t n_heads, int32_t layer, i
  * state  [n, n_kv_heads, head_dim_k, head_dim_v] f32, any strides. With data null nothing is copied; shape, dense strides and type
  *        are filled in.
  *
- * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Threads: const. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Threads: const. */
 KVC_API kvc_status kvc_lightning_read(const kvc_cache *cache, int32_t layer, int32_t sequence_begin, int32_t n,
                                       kvc_tensor *state) KVC_NOEXCEPT;
 
 /* Replaces the states of sequences in one layer, as kvc_lightning_read() copies them. Their checkpoints are dropped.
  *
  * Errors: BAD_STATE (a pass is open; the layer has no slopes; a sequence is empty, so its state is zeros), INVALID_ARGUMENT, SHAPE,
- * DTYPE, DEVICE_MISMATCH, OVERFLOW. Since 0.2. */
+ * DTYPE, DEVICE_MISMATCH, OVERFLOW. */
 KVC_API kvc_status kvc_lightning_write(kvc_cache *cache, int32_t layer, int32_t sequence_begin, int32_t n,
                                        const kvc_tensor *state) KVC_NOEXCEPT;
 

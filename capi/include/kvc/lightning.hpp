@@ -1,5 +1,4 @@
 // kvc/lightning.hpp: lightning caches, for linear attention with decay. Part of <kvc/kvc.hpp>; lightning.h is the manual.
-// Experimental, as it is: these calls may change in any version.
 //
 //   kvc::Cache cache(device, desc, kvc::LightningDesc());  // desc.capacity is 0: states do not grow
 //   for each layer cache.bind_decay(layer, layer + 1, kvc::slopes(kvc::Slopes::minimax, 32, layer, n_layers).data());

@@ -1,5 +1,4 @@
-/* kvc/metadata.h: sizes of a cache as models describe them, and padding. Experimental: these calls may change in any version. Not
- * part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/metadata.h: sizes of a cache as models describe them, and padding. Part of <kvc/kvc.h>. Since 0.2.
  *
  * kvc_metadata has the fields of EasyDeL's TransformerCacheMetaData and LightningCacheMetaData. It is checked and completed by
  * kvc_metadata_resolve(), becomes descriptors by kvc_metadata_descriptors(), and is written and read as JSON. No call here takes a
@@ -54,7 +53,7 @@ typedef struct kvc_metadata { /* 0 in a field: not given */
  *   "Either head_dim or both key_dim and value_dim must be specified"
  *   "Either num_heads or both key_heads and value_heads must be specified"
  *   "num_hidden_layers must be positive", then the same of key_heads, value_heads, key_dim, value_dim
- * Threads: any. Since 0.2. */
+ * Threads: any. */
 KVC_API kvc_status kvc_metadata_resolve(kvc_metadata *metadata) KVC_NOEXCEPT;
 
 /* Fills in the descriptors of a cache. The metadata need not be resolved, and stays as it is.
@@ -67,7 +66,7 @@ KVC_API kvc_status kvc_metadata_resolve(kvc_metadata *metadata) KVC_NOEXCEPT;
  *
  * kvc_cache_create() checks the rest. On failure nothing is filled in.
  * Errors: those of kvc_metadata_resolve(), also for the descriptors; NOT_SUPPORTED (KVC_LIGHTNING with key_heads other than
- * value_heads: a state has one number of heads). Threads: any. Since 0.2. */
+ * value_heads: a state has one number of heads). Threads: any. */
 KVC_API kvc_status kvc_metadata_descriptors(const kvc_metadata *metadata, kvc_cache_desc *desc,
                                             kvc_transformer_desc *kind_desc) KVC_NOEXCEPT;
 
@@ -84,7 +83,7 @@ KVC_API kvc_status kvc_metadata_descriptors(const kvc_metadata *metadata, kvc_ca
  * length  receives the length of the whole text without its terminator. May be null.
  *
  * Errors: INVALID_ARGUMENT (struct_size, kind, flags or a field that the kind does not have; buffer is null and capacity is not 0),
- * VERSION. Threads: any. Allocates nothing. Since 0.2. */
+ * VERSION. Threads: any. Allocates nothing. */
 KVC_API kvc_status kvc_metadata_to_json(const kvc_metadata *metadata, char *buffer, size_t capacity,
                                         size_t *length) KVC_NOEXCEPT;
 
@@ -96,8 +95,7 @@ KVC_API kvc_status kvc_metadata_to_json(const kvc_metadata *metadata, char *buff
  * out   its struct_size and kind must be set; all other fields are filled in
  *
  * Errors: INVALID_ARGUMENT (a null pointer, length, struct_size or kind), CORRUPT (the text is no JSON object: the message says at
- * which byte; a field is of another type, or does not fit 32 bits: the message names it), OUT_OF_MEMORY. Threads: any. May allocate.
- * Since 0.2. */
+ * which byte; a field is of another type, or does not fit 32 bits: the message names it), OUT_OF_MEMORY. Threads: any. May allocate. */
 KVC_API kvc_status kvc_metadata_from_json(const char *text, size_t length, kvc_metadata *out) KVC_NOEXCEPT;
 
 /* Finds the padding at both ends of rows of tokens: `starts` as kvc_rows_set() takes it, and `ends` as kvc_begin_rows() takes
@@ -109,7 +107,7 @@ KVC_API kvc_status kvc_metadata_from_json(const char *text, size_t length, kvc_m
  * ends           [n_rows] receives one past the index of its last one. May be null.
  *
  * A row of padding alone has q_len and q_len.
- * Errors: INVALID_ARGUMENT. Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT. Threads: any. */
 KVC_API kvc_status kvc_padding(int32_t n_rows, int32_t q_len, const int32_t *token_ids, int32_t pad_token_id, int32_t *starts,
                                int32_t *ends) KVC_NOEXCEPT;
 

@@ -1,5 +1,5 @@
 // kvc/metadata.hpp: sizes of transformer and lightning caches as models describe them, and padding. Part of <kvc/kvc.hpp>;
-// metadata.h is the manual. Experimental, as it is: these calls may change in any version.
+// metadata.h is the manual.
 //
 //   kvc::Metadata metadata = kvc::metadata_from_json(text);
 //   kvc::CacheDesc desc;

@@ -1,5 +1,5 @@
-/* kvc/operators.h: attention operators by name, partial results of attention, and dropout. Experimental: these calls may change in
- * any version. Not part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/operators.h: attention operators by name, partial results of attention, and dropout. Part of
+ * <kvc/kvc.h>. Since 0.2.
  *
  * An operator is an algorithm for attention. A device has a registry of them by name:
  *
@@ -36,7 +36,7 @@ extern "C" {
  * o, o2      [..., heads, dim] f32, f16 or bf16, 2 to 8 dimensions, any strides, of one shape
  * lse, lse2  [..., heads] f32
  *
- * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW. Threads: any. */
 KVC_API kvc_status kvc_merge_attention(kvc_tensor *o, kvc_tensor *lse, const kvc_tensor *o2,
                                        const kvc_tensor *lse2) KVC_NOEXCEPT;
 
@@ -47,7 +47,7 @@ KVC_API kvc_status kvc_merge_attention(kvc_tensor *o, kvc_tensor *lse, const kvc
  * lse    [..., heads] f32; stays as it is, because it never holds the sink
  * sinks  [heads], finite
  *
- * Errors: as kvc_merge_attention(). Threads: any. Since 0.2. */
+ * Errors: as kvc_merge_attention(). Threads: any. */
 KVC_API kvc_status kvc_apply_sinks(kvc_tensor *o, const kvc_tensor *lse, const float *sinks) KVC_NOEXCEPT;
 
 /* Writes each KV head n times: head h * n + i of `out` is head h of `in`. kvc_attention() never needs it, kernels of your own may.
@@ -55,7 +55,7 @@ KVC_API kvc_status kvc_apply_sinks(kvc_tensor *o, const kvc_tensor *lse, const f
  * in   [..., heads, dim], 2 to 8 dimensions, any strides, any element type
  * out  [..., heads * n, dim] of the same type
  *
- * Errors: as kvc_merge_attention(). Threads: any. Since 0.2. */
+ * Errors: as kvc_merge_attention(). Threads: any. */
 KVC_API kvc_status kvc_repeat_kv_heads(const kvc_tensor *in, int32_t n, kvc_tensor *out) KVC_NOEXCEPT;
 
 /* ---- Dropout ------------------------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ KVC_API kvc_status kvc_repeat_kv_heads(const kvc_tensor *in, int32_t n, kvc_tens
  * k_position   [n_k], 0 or more
  * into         [n_heads, n_q, n_k] KVC_BOOL, any strides: 1 is kept. n_heads is at most 65536
  *
- * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, NOT_SUPPORTED (more heads). Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, NOT_SUPPORTED (more heads). Threads: any. */
 KVC_API kvc_status kvc_dropout_mask(uint64_t seed, float probability, int32_t layer, int32_t sequence, int32_t n_q,
                                     const int32_t *q_position, int32_t n_k, const int32_t *k_position,
                                     kvc_tensor *into) KVC_NOEXCEPT;
@@ -95,7 +95,7 @@ enum { /* what attention is called for; to be combined */
  * q     four dimensions
  * bthd  1: q is [batch, length, heads, dim]; 0: [batch, heads, length, dim]
  *
- * Errors: INVALID_ARGUMENT, SHAPE. Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, SHAPE. Threads: any. */
 KVC_API kvc_status kvc_mode_of(const kvc_tensor *q, int32_t bthd, uint32_t *mode) KVC_NOEXCEPT;
 
 /* ---- The registry ------------------------------------------------------------------------------------------------------------
@@ -160,11 +160,11 @@ typedef struct kvc_operator_info {
 #define KVC_OPERATOR_INFO_INIT {sizeof(kvc_operator_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}
 
 /* Describes name `i`, in order of registration: an alias follows its operator. Count up until the call returns NOT_FOUND.
- * Errors: INVALID_ARGUMENT, NOT_FOUND. Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, NOT_FOUND. Threads: any. */
 KVC_API kvc_status kvc_operator_at(const kvc_device *device, int32_t i, kvc_operator_info *out) KVC_NOEXCEPT;
 
 /* Describes the operator that a name stands for.
- * Errors: INVALID_ARGUMENT, NOT_FOUND (the message lists the names). Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, NOT_FOUND (the message lists the names). Threads: any. */
 KVC_API kvc_status kvc_operator_find(const kvc_device *device, const char *name, kvc_operator_info *out) KVC_NOEXCEPT;
 
 typedef struct kvc_operator_needs {
@@ -188,8 +188,7 @@ typedef struct kvc_operator_needs {
  * name    null: whether any built-in operator can
  * chosen  [32], may be null: receives the name of the operator; without a name, the first that can
  *
- * Errors: NOT_FOUND, INVALID_ARGUMENT, DTYPE, VERSION, NOT_SUPPORTED (the message names the first thing that it lacks). Threads: any.
- * Since 0.2. */
+ * Errors: NOT_FOUND, INVALID_ARGUMENT, DTYPE, VERSION, NOT_SUPPORTED (the message names the first thing that it lacks). Threads: any. */
 KVC_API kvc_status kvc_operator_supports(const kvc_device *device, const char *name, const kvc_operator_needs *needs,
                                          char *chosen) KVC_NOEXCEPT;
 
@@ -228,7 +227,7 @@ typedef struct kvc_operator_desc {
 #define KVC_OPERATOR_DESC_INIT {sizeof(kvc_operator_desc), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* Fills in each field of `desc` that is 0: from `base` (null: there is none), and KVC_F32 for the two types.
- * Errors: INVALID_ARGUMENT, VERSION. Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, VERSION. Threads: any. */
 KVC_API kvc_status kvc_operator_resolve(const kvc_operator_desc *base, kvc_operator_desc *desc) KVC_NOEXCEPT;
 
 /* Makes an operator with settings, and takes the room of kvc_operator_forward(). Blocks are rounded up to the multiples of
@@ -240,15 +239,15 @@ KVC_API kvc_status kvc_operator_resolve(const kvc_operator_desc *base, kvc_opera
  * Ownership: the caller destroys it. Layers that are bound to it keep what they need of it, and so does it of its device: destroy
  * and close in any order.
  * Errors: NOT_FOUND, INVALID_ARGUMENT, DTYPE, VERSION, NOT_SUPPORTED (a setting that the operator lacks, or a block larger than it
- * has), OVERFLOW, OUT_OF_MEMORY. Threads: any. Since 0.2. */
+ * has), OVERFLOW, OUT_OF_MEMORY. Threads: any. */
 KVC_API kvc_status kvc_operator_create(kvc_device *device, const char *name, const kvc_operator_desc *desc,
                                        kvc_operator **out) KVC_NOEXCEPT;
 
-/* Destroys the handle. Null is allowed and does nothing. Errors: HANDLE (destroyed twice), BUSY. Since 0.2. */
+/* Destroys the handle. Null is allowed and does nothing. Errors: HANDLE (destroyed twice), BUSY. */
 KVC_API kvc_status kvc_operator_destroy(kvc_operator *op) KVC_NOEXCEPT;
 
 /* Describes an operator, and its settings as they are used. Either may be null; its struct_size must be set.
- * Errors: INVALID_ARGUMENT. Threads: const. Since 0.2. */
+ * Errors: INVALID_ARGUMENT. Threads: const. */
 KVC_API kvc_status kvc_operator_query(const kvc_operator *op, kvc_operator_info *info, kvc_operator_desc *desc) KVC_NOEXCEPT;
 
 /* Layers [layer_begin, layer_end) attend with `op` in passes of these modes; null: with what the library chooses. A pass whose
@@ -257,7 +256,7 @@ KVC_API kvc_status kvc_operator_query(const kvc_operator *op, kvc_operator_info 
  *
  * Errors: INVALID_ARGUMENT (bounds; modes; a softmax_scale other than that of a layer), DEVICE_MISMATCH, BAD_STATE (a pass is open),
  * NOT_SUPPORTED (the cache attends in one way alone; what the layers have bound and store and the operator lacks). What a later
- * kvc_bind_attention() adds is checked there, what a call brings at the call. Since 0.2. */
+ * kvc_bind_attention() adds is checked there, what a call brings at the call. */
 KVC_API kvc_status kvc_bind_operator(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, uint32_t modes,
                                      kvc_operator *op) KVC_NOEXCEPT;
 
@@ -274,7 +273,7 @@ typedef struct kvc_forward_desc {
   uint32_t flags; /* KVC_FORWARD_… */
   uint64_t dropout_seed;
   int32_t reach;        /* keys at or above p - reach; 0: no limit */
-  int32_t chunk;        /* keys of the chunk that p lies in; 0: no chunks */
+  int32_t chunk;        /* keys at or above the first position of the chunk that p lies in; 0: no chunks */
   int32_t query_offset; /* position of query 0, keys count from 0. 0: kv_len - q_len, the queries are the last; KVC_NONE: 0 */
   int32_t layer;        /* of dropout, 0 … 65535 */
   float softcap;
@@ -298,7 +297,7 @@ typedef struct kvc_forward_desc {
  *
  * Threads: exclusive on the operator; the device's threads share the work.
  * Errors: INVALID_ARGUMENT, SHAPE (beyond the bounds, too), DTYPE, DEVICE_MISMATCH, OVERFLOW, VERSION, NOT_SUPPORTED (the operator was
- * created without bounds; what the call needs and it lacks). Since 0.2. */
+ * created without bounds; what the call needs and it lacks). */
 KVC_API kvc_status kvc_operator_forward(kvc_operator *op, const kvc_forward_desc *desc, const kvc_tensor *q,
                                         const kvc_tensor *k, const kvc_tensor *v, const float *alibi_slopes,
                                         const float *sinks, const kvc_attention_extra *extra,
@@ -356,7 +355,7 @@ typedef struct kvc_operator_call {
  * into  [n_tokens, columns], rows: [batch, 1, q_len, columns]; any strides
  *
  * Errors: INVALID_ARGUMENT (not within this call), SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, NOT_SUPPORTED (the call's mask differs from
- * head to head: read call->mask). Since 0.2. */
+ * head to head: read call->mask). */
 KVC_API kvc_status kvc_call_mask(const kvc_operator_call *call, kvc_tensor *into) KVC_NOEXCEPT;
 
 /* Writes the positions of the columns for one sequence: -1 where no query of it sees the cell. A cell may have one position for one
@@ -364,7 +363,7 @@ KVC_API kvc_status kvc_call_mask(const kvc_operator_call *call, kvc_tensor *into
  *
  * position  [capacity] receives the first `capacity` columns
  *
- * Errors: INVALID_ARGUMENT (not within this call; capacity is negative; no query is of this sequence). Since 0.2. */
+ * Errors: INVALID_ARGUMENT (not within this call; capacity is negative; no query is of this sequence). */
 KVC_API kvc_status kvc_call_positions(const kvc_operator_call *call, int32_t sequence, int32_t capacity,
                                       int32_t *position) KVC_NOEXCEPT;
 
@@ -411,12 +410,12 @@ enum { /* kvc_operator_register() flags */
  * user       passed through
  *
  * Errors: INVALID_ARGUMENT (a name that is taken; the message names what is wrong), VERSION, OUT_OF_MEMORY. `release` does not run if
- * the call fails. Threads: any. Since 0.2. */
+ * the call fails. Threads: any. */
 KVC_API kvc_status kvc_operator_register(kvc_device *device, const char *names, uint32_t flags, const kvc_operator_info *info,
                                          const kvc_operator_functions *functions, void *user) KVC_NOEXCEPT;
 
 /* Takes a caller's operator away, with all of its names.
- * Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED (it is built in). Threads: any. Since 0.2. */
+ * Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED (it is built in). Threads: any. */
 KVC_API kvc_status kvc_operator_unregister(kvc_device *device, const char *name) KVC_NOEXCEPT;
 
 #ifdef __cplusplus

@@ -1,5 +1,5 @@
 // kvc/operators.hpp: attention operators by name, and attention without a cache. Part of <kvc/kvc.hpp>; operators.h is the
-// manual. Experimental, as it is: these calls may change in any version.
+// manual.
 //
 //   kvc::OperatorDesc desc;
 //   desc.dropout_prob = 0.1f;

@@ -1,5 +1,4 @@
 // kvc/partials.hpp: results over parts of the keys, dropout masks, and modes. Part of <kvc/kvc.hpp>; operators.h is the manual.
-// Experimental, as it is: these calls may change in any version.
 //
 //   kvc::AttentionExtra extra;
 //   extra.flags = KVC_EXTRA_NO_SINKS, extra.lse = kvc::Tensor(lse, {n_tokens, n_q_heads});

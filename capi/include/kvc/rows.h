@@ -1,5 +1,5 @@
-/* kvc/rows.h: batches of rows, for transformer and lightning caches (transformer.h, lightning.h). Experimental: these calls may change
- * in any version. Not part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/rows.h: batches of rows, for transformer and lightning caches (transformer.h, lightning.h). Part of <kvc/kvc.h>.
+ * Since 0.2.
  *
  * A batch has kvc_cache_desc.max_sequences rows, and row b is sequence b. A pass has q_len tokens in each row, of which the first
  * valid[b] continue the row and the others are padding. The index of a row is where it continues: padding on its left counts.
@@ -62,12 +62,12 @@ enum { /* flags of kvc_begin_rows() */
  * stream          as in kvc_begin()
  *
  * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, BAD_STATE (the open pass is not fully put), NOT_SUPPORTED,
- * CACHE_FULL (the message names the row; no row was changed). Since 0.2. */
+ * CACHE_FULL (the message names the row; no row was changed). */
 KVC_API kvc_status kvc_begin_rows(kvc_cache *cache, int32_t q_len, uint32_t flags, const int32_t *valid,
                                   const kvc_tensor *attention_mask, const int32_t *token_types,
                                   void *stream) KVC_NOEXCEPT;
 
-/* The status that kvc_begin_rows() would return. Threads: const. Since 0.2. */
+/* The status that kvc_begin_rows() would return. Threads: const. */
 KVC_API kvc_status kvc_fits_rows(const kvc_cache *cache, int32_t q_len, uint32_t flags, const int32_t *valid,
                                  const kvc_tensor *attention_mask, const int32_t *token_types) KVC_NOEXCEPT;
 
@@ -75,7 +75,7 @@ KVC_API kvc_status kvc_fits_rows(const kvc_cache *cache, int32_t q_len, uint32_t
  *
  * index, starts  [n], either may be null
  *
- * Errors: INVALID_ARGUMENT. Threads: const. Since 0.2. */
+ * Errors: INVALID_ARGUMENT. Threads: const. */
 KVC_API kvc_status kvc_rows_query(const kvc_cache *cache, int32_t row_begin, int32_t n, int32_t *index,
                                   int32_t *starts) KVC_NOEXCEPT;
 
@@ -86,7 +86,7 @@ KVC_API kvc_status kvc_rows_query(const kvc_cache *cache, int32_t row_begin, int
  * starts  [n], may be null. 0 … capacity; of a ring any position. On a wrapper they are for the children that have starts
  *
  * Errors: INVALID_ARGUMENT, BAD_STATE (the open pass is not fully put), WINDOW_LOST (a ring no longer holds what a token at that
- * index would see). Since 0.2. */
+ * index would see). */
 KVC_API kvc_status kvc_rows_set(kvc_cache *cache, int32_t row_begin, int32_t n, const int32_t *index,
                                 const int32_t *starts) KVC_NOEXCEPT;
 
@@ -98,7 +98,7 @@ KVC_API kvc_status kvc_rows_set(kvc_cache *cache, int32_t row_begin, int32_t n, 
  *
  * Errors: INVALID_ARGUMENT (the same cache, rows that do not exist, other layers, heads, dimensions, types, blocks, rotations or
  * f8 scales; a ring and none; rings of two capacities), DEVICE_MISMATCH, BAD_STATE (a pass of other is open, or the open pass is
- * not fully put), CACHE_FULL (index or starts of a row are beyond capacity). Since 0.2. */
+ * not fully put), CACHE_FULL (index or starts of a row are beyond capacity). */
 KVC_API kvc_status kvc_insert(kvc_cache *cache, const kvc_cache *other, int32_t slot) KVC_NOEXCEPT;
 
 #ifdef __cplusplus

@@ -1,5 +1,5 @@
 // kvc/rows.hpp: batches of rows, and the transformer cache, which holds them. Part of <kvc/kvc.hpp>; rows.h and transformer.h
-// are the manual. Experimental, as they are: these calls may change in any version.
+// are the manual.
 //
 // A batch has desc.max_sequences rows, and row b is sequence b. A pass has q_len tokens in each row, and tensors have a batch
 // dimension in the place of n_tokens:

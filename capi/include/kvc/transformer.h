@@ -1,5 +1,5 @@
-/* kvc/transformer.h: the transformer cache, a batch of rows as EasyDeL's TransformerCache has it. Experimental: these calls may
- * change in any version. Not part of <kvc/kvc.h>: including this header is your consent.
+/* kvc/transformer.h: the transformer cache, a batch of rows as EasyDeL's TransformerCache has it. Part of
+ * <kvc/kvc.h>. Since 0.2.
  *
  * A transformer cache (kvc_cache_desc.kind = KVC_TRANSFORMER) holds for each layer K [batch, columns, n_kv_heads, head_dim_k] and V
  * likewise, where batch is max_sequences. The token at position p of a row lies in column p of it, and columns is the capacity. In a
@@ -58,7 +58,7 @@ typedef struct kvc_transformer_desc {
  *
  * k, k_scales, v, v_scales  receive views, any may be null. Valid until the next call on the cache that is not const.
  *
- * Errors: INVALID_ARGUMENT (layer). Threads: const. Since 0.2. */
+ * Errors: INVALID_ARGUMENT (layer). Threads: const. */
 KVC_API kvc_status kvc_rows_view(const kvc_cache *cache, int32_t layer, kvc_tensor *k, kvc_tensor *k_scales, kvc_tensor *v,
                                  kvc_tensor *v_scales) KVC_NOEXCEPT;
 
@@ -72,7 +72,7 @@ KVC_API kvc_status kvc_rows_view(const kvc_cache *cache, int32_t layer, kvc_tens
  * So a cache is built from arrays: kvc_begin_rows() with the lengths as valid, kvc_commit() without a put, kvc_rows_fill() for each
  * layer, kvc_rows_set() with the starts. The rows of a ring are first set to their lowest positions.
  *
- * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, BAD_STATE (a pass is open). Since 0.2. */
+ * Errors: INVALID_ARGUMENT, SHAPE, DTYPE, DEVICE_MISMATCH, OVERFLOW, BAD_STATE (a pass is open). */
 KVC_API kvc_status kvc_rows_fill(kvc_cache *cache, int32_t layer, int32_t row_begin, int32_t n, const kvc_tensor *k,
                                  const kvc_tensor *k_scales, const kvc_tensor *v, const kvc_tensor *v_scales) KVC_NOEXCEPT;
 
