@@ -18,8 +18,14 @@ Status check_overlaps(const AttentionTensors& a) {
     const char* name;
     const Tensor* tensor;
   };
+  // Heads that stand for a group each are fewer than those that read them.
+  const auto as_given = [](Tensor t, int32_t sharers) {
+    if (t.data != nullptr) t.shape[t.ndim - 3] /= sharers;
+    return t;
+  };
+  const Tensor bias = as_given(a.bias, a.bias_sharers), mask = as_given(a.mask, a.mask_sharers);
   const Named written[] = {{"out", &a.out}, {"lse", &a.lse}, {"weights", &a.weights}};
-  const Named read[] = {{"q", &a.q}, {"bias", &a.bias}, {"mask", &a.mask}};
+  const Named read[] = {{"q", &a.q}, {"bias", &bias}, {"mask", &mask}};
   const auto meet = [](const Named& x, const Named& y) {
     return x.tensor->data != nullptr && y.tensor->data != nullptr && overlap(*x.tensor, *y.tensor);
   };

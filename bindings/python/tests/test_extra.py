@@ -199,3 +199,19 @@ def test_history_belongs_to_a_pass(cache, fill):
     cache.abort()
     cache.begin_reserve(2)
     assert len(cache.history(0)) == cache.stats().cells
+
+
+def test_a_result_may_lie_right_behind_a_bias_by_kv_head(cache, kvq):
+    """Heads that stand for groups take no more memory than they have."""
+    k, v, q = kvq(3)
+    cache.begin(range(3))
+    for layer in range(2):
+        cache.put(layer, k, v)
+    columns = len(cache.history(0))
+    memory = np.zeros(2 * 3 * columns + q.size, np.float32)
+    bias = memory[: 2 * 3 * columns].reshape(2, 3, columns)
+    out = memory[bias.size :].reshape(q.shape)
+    np.testing.assert_array_equal(cache.attention(0, q, out, bias=bias), cache.attention(0, q))
+    with pytest.raises(kvc.InvalidArgument, match="out overlaps bias"):
+        cache.attention(0, q, memory[bias.size - 1 : -1].reshape(q.shape), bias=bias)
+    cache.abort()
