@@ -20,7 +20,7 @@ const Masked TokenFlags = C.KVC_TOKEN_MASKED
 //	scale * q_p * (sum over j <= p of lambda^(p - j) k_j^T v_j)
 //
 // where scale is 1 unless BindAttention says otherwise. BindDecay binds the slopes, once, while the cache
-// is empty; without them Put returns BadState. Begin and BeginRows both work. Attention answers for the
+// is empty; without them Put returns BadState. Begin and BeginRows both work. Attention attends in the
 // layer that was put last; PutAttention does both in less time. Of CacheDesc Capacity, Cells, BlockK,
 // BlockV and VFirst must be 0, and types 0 or F32. See kvc/lightning.h for what else differs.
 type LightningDesc struct {

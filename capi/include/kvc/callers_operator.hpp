@@ -67,7 +67,7 @@ class OperatorCall {
 // An operator of yours. Its functions run on the thread that called attention(), for several caches on several threads at once.
 // They may not call the cache (Busy).
 //
-// An exception becomes the error of the call that the function answers: an Error keeps its status, std::bad_alloc is
+// An exception becomes the error of the call that runs the function: an Error keeps its status, std::bad_alloc is
 // OutOfMemory, any other is InvalidArgument. The cache is then as it was; only DeviceFailure and InternalError poison it. The
 // message names the operator. Where the call was made through these headers, it ends in what the exception said (255 bytes).
 class CallersOperator {
