@@ -11,9 +11,7 @@
 #include <cstdarg>
 #include <cstddef>
 
-#include "kvc/encoder.h"
-#include "kvc/operators.h"
-#include "kvc/recurrent.h"
+#include "kvc/kvc.h"
 
 namespace {
 
@@ -171,6 +169,22 @@ WATCHED(kvc_get, (kvc_cache * c, int32_t l, Out k, Out v), c, l, k, v)
 WATCHED(kvc_get_codes, (kvc_cache * c, int32_t l, Out k, Out a, Out v, Out b), c, l, k, a, v, b)
 WATCHED(kvc_get_copy, (kvc_cache * c, int32_t l, Out k, Out v), c, l, k, v)
 WATCHED(kvc_put_codes, (kvc_cache * c, int32_t l, In k, In a, In v, In b), c, l, k, a, v, b)
+WATCHED(kvc_begin_rows, (kvc_cache * c, int32_t n, uint32_t f, Ints v, In m, Ints t, void* s), c, n,
+        f, v, m, t, s)
+WATCHED(kvc_fits_rows, (const kvc_cache* c, int32_t n, uint32_t f, Ints v, In m, Ints t), c, n, f,
+        v, m, t)
+WATCHED(kvc_rows_query, (const kvc_cache* c, int32_t b, int32_t n, int32_t* i, int32_t* s), c, b, n,
+        i, s)
+WATCHED(kvc_rows_set, (kvc_cache * c, int32_t b, int32_t n, Ints i, Ints s), c, b, n, i, s)
+WATCHED(kvc_insert, (kvc_cache * c, const kvc_cache* o, int32_t s), c, o, s)
+WATCHED(kvc_rows_view, (const kvc_cache* c, int32_t l, Out k, Out ks, Out v, Out vs), c, l, k, ks,
+        v, vs)
+WATCHED(kvc_rows_fill, (kvc_cache * c, int32_t l, int32_t b, int32_t n, In k, In ks, In v, In vs),
+        c, l, b, n, k, ks, v, vs)
+WATCHED(kvc_bind_decay, (kvc_cache * c, int32_t b, int32_t e, const float* s), c, b, e, s)
+WATCHED(kvc_lightning_read, (const kvc_cache* c, int32_t l, int32_t b, int32_t n, Out s), c, l, b,
+        n, s)
+WATCHED(kvc_lightning_write, (kvc_cache * c, int32_t l, int32_t b, int32_t n, In s), c, l, b, n, s)
 WATCHED(kvc_bind_scales, (kvc_cache * c, int32_t b, int32_t e, const float* k, const float* v), c,
         b, e, k, v)
 WATCHED(kvc_history, (kvc_cache * c, int32_t l, int32_t* f, int32_t* n), c, l, f, n)
