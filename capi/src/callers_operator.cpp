@@ -34,12 +34,26 @@ Status call_out(const AttentionOperator& op, const char* what, Function function
               status, what, known ? "" : ": no status of kvc");
 }
 
+/// Whether kvc_bind_scales() bound something other than 1.
+bool scales_codes(const Slab& slab) {
+  for (int32_t head = 0; head < slab.n_heads; ++head) {
+    if (slab.scale_of(head) != 1.0f) return true;
+  }
+  return false;
+}
+
 /// What core asks of an operator.
 Status run(const AttentionOperator& self, const AttentionParams& params, CacheDevice&) noexcept {
   const auto& op = static_cast<const CallersOperator&>(self);
   const kvc_operator_forward_function own = op.device.type == KVC_CUDA ? op.functions.forward_cuda
                                                                        : op.functions.forward_cpu;
   const kvc_operator_forward_function forward = own != nullptr ? own : op.functions.forward_native;
+  if (scales_codes(params.storage.k) || scales_codes(params.storage.v)) {
+    return fail(Status::not_supported,
+                "the operator %s (kvc_operator_register) would not be told the scales that "
+                "kvc_bind_scales bound: a call has none",
+                op.name);
+  }
   CallInProgress call(params, op.device);
   if (Status s = call.begin(); s != Status::ok) return s;
   const Status status = call_out(op, "for a call", [&] { return forward(op.user, call.call()); });

@@ -73,6 +73,39 @@ kvc_operator_info info_of() {
   return info;
 }
 
+/// A call has no field for the scales of f8 that a layer has bound: where there are any, the function does not run.
+TEST(CallersOperatorCalls, AreRefusedWhereScalesAreBound) {
+  const support::Device device(1);
+  Seen seen;
+  kvc_operator_info info = info_of();
+  info.storage = KVC_SET_F8_E4M3;
+  kvc_operator_functions functions = KVC_OPERATOR_FUNCTIONS_INIT;
+  functions.forward_native = native;
+  ASSERT_EQ(kvc_operator_register(device, "mine", 0, &info, &functions, &seen), KVC_OK)
+      << last_message();
+  kvc_operator* op = nullptr;
+  ASSERT_EQ(kvc_operator_create(device, "mine", nullptr, &op), KVC_OK) << last_message();
+  kvc_cache_desc desc = support::cache_desc(2, 1, 8, 8);
+  desc.dtype_k = desc.dtype_v = KVC_F8_E4M3;
+  const support::Cache cache(device, desc);
+  const float scale = 2;
+  ASSERT_EQ(kvc_bind_scales(cache, 1, 2, nullptr, &scale), KVC_OK) << last_message();
+  ASSERT_EQ(kvc_bind_operator(cache, 0, 2, KVC_MODE_ALL, op), KVC_OK) << last_message();
+  const int32_t zero = 0;
+  ASSERT_EQ(kvc_begin(cache, 1, &zero, &zero, nullptr, 0, nullptr), KVC_OK);
+  Array kv(KVC_F32, {1, 1, 8}), q(KVC_F32, {1, 1, 8}), out(KVC_F32, {1, 1, 8});
+  kv.fill(1);
+  q.fill(1);
+  for (int32_t layer = 0; layer < 2; ++layer)
+    ASSERT_EQ(kvc_put(cache, layer, kv.tensor(), kv.tensor()), KVC_OK) << last_message();
+  expect(KVC_OK, "", kvc_attention(cache, 0, q.tensor(), out.tensor(), nullptr));
+  expect(KVC_E_NOT_SUPPORTED, "kvc_bind_scales",
+         kvc_attention(cache, 1, q.tensor(), out.tensor(), nullptr));
+  EXPECT_EQ(seen.n_native, 1);
+  EXPECT_EQ(kvc_commit(cache), KVC_OK);
+  EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
+}
+
 TEST(CallersOperatorCalls, BringAllThatIsSaid) {
   const support::Device device(1);
   Seen seen;

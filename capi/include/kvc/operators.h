@@ -404,8 +404,10 @@ enum { /* kvc_operator_register() flags */
  *
  * names      "mine", or "mine,alias,another": 1 to 31 of a-z, 0-9, _ and - each
  * flags      KVC_OPERATOR_REPLACE
- * info       what it has; name and canonical are not read. devices 0: this one; types 0: KVC_SET_F32. Keys that owe a rotation are
- *            rotated first, as kvc_get() does it, unless it has KVC_FEATURE_SHIFTED (quantised keys: NOT_SUPPORTED while any owes)
+ * info       what it has; name and canonical are not read. devices 0: this one; types 0: KVC_SET_F32. f8 in a
+ *            layer with scales other than 1 (kvc_bind_scales()) is NOT_SUPPORTED at the call, which has no field for them. Keys that
+ *            owe a rotation are rotated first, as kvc_get() does it, unless it has KVC_FEATURE_SHIFTED (quantised keys: NOT_SUPPORTED
+ *            while any owes)
  * functions  copied
  * user       passed through
  *
