@@ -87,9 +87,8 @@ struct KernelTable {
   /// Rotations by RoPE (offset_rotations.hpp): the product of two, and rows that are turned.
   void (*multiply_turns)(double* to, const double* a, const double* b, int64_t count);
   void (*turn_rows)(const TurnedRows& rows, const KeyTurn& turn);
-  /// to = to · keep + from · add, and to = to · factor: floats, 64-byte aligned, padded to 16.
+  /// to = to · keep + from · add: floats, 64-byte aligned, padded to 16.
   void (*blend)(float* to, float keep, const float* from, float add, int64_t count);
-  void (*scale)(float* to, float factor, int64_t count);
   /// Linear attention (lightning_block.hpp): a token; rows of tokens as floats and back; of a block what its query heads
   /// and its state share, then one query head, then the state.
   void (*lightning_step)(const LightningStep& step);

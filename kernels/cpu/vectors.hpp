@@ -87,11 +87,6 @@ KVC_INLINE void narrow_to(void* to, DType to_type, const float* from, int64_t co
     store(to + i, fma(load(from + i), b, load(to + i) * a));
 }
 
-[[maybe_unused]] static void scale(float* to, float factor, int64_t count) {
-  const Vec a = broadcast(factor);
-  for (int64_t i = 0; i < count; i += lanes) store(to + i, load(to + i) * a);
-}
-
 [[maybe_unused]] static void exp2_each(float* to, const float* from, int64_t count) {
   for (int64_t i = 0; i < count; i += lanes)
     store_unaligned(to + i, exp2(load_unaligned(from + i)));

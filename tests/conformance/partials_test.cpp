@@ -133,6 +133,16 @@ TEST(Partials, DropoutMasksAreThoseOfTheVectors) {
   }
 }
 
+/// Layer 0 drops half of its weights in calls with dropout.
+void bind_dropout(kvc_device* device, kvc_cache* cache) {
+  kvc_operator_desc half = KVC_OPERATOR_DESC_INIT;
+  half.dropout_prob = 0.5f;
+  kvc_operator* op = nullptr;
+  ASSERT_EQ(kvc_operator_create(device, "vanilla", &half, &op), KVC_OK);
+  ASSERT_EQ(kvc_bind_operator(cache, 0, 1, KVC_MODE_TRAIN, op), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
+}
+
 /// In a transformer cache a key's position is its column, and the sequence is the row.
 TEST(Partials, DropoutMasksAreThoseOfRows) {
   const support::Device device(1);
@@ -143,12 +153,7 @@ TEST(Partials, DropoutMasksAreThoseOfRows) {
   support::Cache cache;
   ASSERT_EQ(kvc_cache_create(device, &desc, nullptr, &cache.handle), KVC_OK)
       << support::last_message();
-  kvc_operator_desc half = KVC_OPERATOR_DESC_INIT;
-  half.dropout_prob = 0.5f;
-  kvc_operator* op = nullptr;
-  ASSERT_EQ(kvc_operator_create(device, "vanilla", &half, &op), KVC_OK);
-  ASSERT_EQ(kvc_bind_operator(cache, 0, 1, KVC_MODE_TRAIN, op), KVC_OK) << support::last_message();
-  EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
+  bind_dropout(device, cache);
   const int32_t valid[] = {7, 4}, keys[] = {0, 1, 2, 3, 4, 5, 6, 7};
   ASSERT_EQ(kvc_begin_rows(cache, 7, 0, valid, nullptr, nullptr, nullptr), KVC_OK);
   Random random(17);
@@ -180,12 +185,7 @@ TEST(Partials, DroppedKeysCountForNothing) {
   support::Cache cache;
   ASSERT_EQ(kvc_cache_create(device, &desc, nullptr, &cache.handle), KVC_OK)
       << support::last_message();
-  kvc_operator_desc half = KVC_OPERATOR_DESC_INIT;
-  half.dropout_prob = 0.5f;
-  kvc_operator* op = nullptr;
-  ASSERT_EQ(kvc_operator_create(device, "vanilla", &half, &op), KVC_OK);
-  ASSERT_EQ(kvc_bind_operator(cache, 0, 1, KVC_MODE_TRAIN, op), KVC_OK) << support::last_message();
-  EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
+  bind_dropout(device, cache);
   Random random(18);
   Array k(KVC_F32, {1, 1, 8}), v(KVC_F32, {1, 1, 8}), q(KVC_F32, {1, 1, 8}), out(KVC_F32, {1, 1, 8});
   Array weights(KVC_F32, {1, 1, 1});

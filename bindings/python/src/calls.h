@@ -3,14 +3,7 @@
 #ifndef KVC_PYTHON_CALLS_H
 #define KVC_PYTHON_CALLS_H
 
-#include <kvc/encoder.h>
-#include <kvc/lightning.h>
-#include <kvc/metadata.h>
-#include <kvc/operators.h>
-#include <kvc/recurrent.h>
-#include <kvc/storage.h>
-#include <kvc/transformer.h>
-#include <kvc/wrapper.h>
+#include <kvc/kvc.h>
 
 #include <string.h>
 

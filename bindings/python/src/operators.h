@@ -7,7 +7,7 @@
 #ifndef KVC_PYTHON_OPERATORS_H
 #define KVC_PYTHON_OPERATORS_H
 
-#include <kvc/operators.h>
+#include <kvc/kvc.h>
 
 #include "arrays.h"
 #include "handles.h"
