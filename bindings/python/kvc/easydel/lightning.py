@@ -9,7 +9,8 @@ import numpy as np
 from .. import Cache
 from ..errors import InvalidArgument, InvalidHandle, NotSupported
 from . import records
-from .abstracts import BaseCache, BaseCacheView
+from .abstracts import BaseCacheView
+from .layered_cache import LayeredCache
 from .lightning_steps import LightningStore, restored
 from .metadata import LightningCacheMetaData, LightningMetadata
 from .records import Record
@@ -184,7 +185,7 @@ class LightningCacheView(BaseCacheView, Record):
         return f"{type(self).__name__}(key_value={shape}, layer_index={self.layer_index})"
 
 
-class LightningCache(BaseCache, Record):
+class LightningCache(LayeredCache):
     """States of linear attention of a batch of rows in all layers of a model.
 
     views    list of views, one for each layer, or None where a layer has no storage. Bound views of all
@@ -195,33 +196,8 @@ class LightningCache(BaseCache, Record):
     """
 
     views: Views[LightningCacheView]
-
-    def __init__(self, views: Sequence[Optional[LightningCacheView]], **options: Any) -> None:
-        given = list(views)
-        bound = [view for view in given if view is not None]
-        self._store: Optional[LightningStore] = None
-        if bound:
-            self._store = _shared(bound) if not options else None
-            if self._store is None:
-                self._store = _copied(bound, options)
-                given = self._bind(given)
-        self.views = Views(given, self._assign)
-
-    def _bind(self, records: Sequence[Any]) -> List[Optional[LightningCacheView]]:
-        """Bound views for records of this cache's layers."""
-        store, views, layer = self._store, [], 0
-        assert store is not None
-        for record in records:
-            views.append(
-                record
-                and LightningCacheView._bound(store, layer, record.metadata, record.layer_index)
-            )
-            layer += record is not None
-        return views
-
-    @classmethod
-    def _names(cls) -> List[str]:
-        return ["views"]
+    _view = LightningCacheView
+    _store: Optional[LightningStore]
 
     @classmethod
     def init_cache(
@@ -242,18 +218,7 @@ class LightningCache(BaseCache, Record):
                       the first step has, if these are more
         device        a kvc.Device; None: the CPU device that such caches share
         """
-        store = LightningStore(num_hidden_layers, metadata, options)
-        return cls(
-            [
-                LightningCacheView._bound(store, layer, metadata, layer)
-                for layer in range(num_hidden_layers)
-            ]
-        )
-
-    @classmethod
-    def init_empty(cls: Type[C], num_hidden_layers: int) -> C:
-        """A cache without storage: its views are None, and operations raise kvc.InvalidHandle."""
-        return cls([None] * num_hidden_layers)
+        return cls._of_store(LightningStore(num_hidden_layers, metadata, options), metadata)
 
     @property
     def kvc_cache(self) -> Cache:
@@ -331,11 +296,6 @@ class LightningCache(BaseCache, Record):
         ]
         return cls(views, **options)
 
-    def replace(self: C, **kwargs: Any) -> C:
-        """A cache with other views; without arguments the same object."""
-        self._check_fields(kwargs)
-        return type(self)(**kwargs) if kwargs else self
-
     def to_dict(self) -> Dict[str, Any]:
         """Views and options as values of JSON, without loss."""
         options = dict(self._store.options if self._store is not None else {}, device=None)
@@ -350,25 +310,14 @@ class LightningCache(BaseCache, Record):
         views = [each and LightningCacheView.from_dict(each) for each in data["views"]]
         return cls(views, **records.restored(data.get("options") or {}))
 
-    __repr__ = BaseCache.__repr__
-
-
-def _shared(views: Sequence[LightningCacheView]) -> Optional[LightningStore]:
-    """The store that all of these views are bound to, in the order of its layers; None: there is none."""
-    store = views[0]._store
-    if store is None or len(views) != store.n_layers:
-        return None
-    same = all(view._store is store and view._layer == i for i, view in enumerate(views))
-    return store if same else None
-
-
-def _copied(views: Sequence[LightningCacheView], options: Dict[str, Any]) -> LightningStore:
-    """A store of copies of what some views hold."""
-    first = views[0]
-    for i, view in enumerate(views):
-        if view.metadata != first.metadata:
-            raise InvalidArgument(f"views[{i}] has another metadata than views[0]")
-        if not np.array_equal(view.index, first.index):
-            raise InvalidArgument(f"views[{i}] has another index than views[0]")
-    told = {**(first._store.options if first._store else {}), **options}
-    return restored(first.metadata, [view.key_value for view in views], first.index, told)
+    @staticmethod
+    def _copied(views: Sequence[LightningCacheView], options: Dict[str, Any]) -> LightningStore:
+        """A store of copies of what some views hold."""
+        first = views[0]
+        for i, view in enumerate(views):
+            if view.metadata != first.metadata:
+                raise InvalidArgument(f"views[{i}] has another metadata than views[0]")
+            if not np.array_equal(view.index, first.index):
+                raise InvalidArgument(f"views[{i}] has another index than views[0]")
+        told = {**(first._store.options if first._store else {}), **options}
+        return restored(first.metadata, [view.key_value for view in views], first.index, told)

@@ -9,9 +9,8 @@ import numpy as np
 from .. import Cache
 from ..errors import InvalidArgument, InvalidHandle
 from . import stored
-from .abstracts import BaseCache
+from .layered_cache import LayeredCache
 from .metadata import TransformerCacheMetaData
-from .records import Record
 from .transformer_steps import TransformerSteps
 from .transformer_view import TransformerCacheView
 from .views import Views
@@ -20,10 +19,9 @@ if TYPE_CHECKING:
     from .._arrays import Array
 
 C = TypeVar("C", bound="TransformerCache")
-Views_ = Views[TransformerCacheView]
 
 
-class TransformerCache(BaseCache, Record):
+class TransformerCache(LayeredCache):
     """Keys and values of a batch of rows in all layers of a model.
 
     views    list of views, one for each layer, or None where a layer has no storage. Bound views of
@@ -41,36 +39,9 @@ class TransformerCache(BaseCache, Record):
     Raises kvc.InvalidArgument, kvc.ShapeError, kvc.DtypeError.
     """
 
-    views: Views_
-
-    def __init__(
-        self, views: Sequence[Optional[TransformerCacheView]], **options: Any
-    ) -> None:
-        given = list(views)
-        bound = [view for view in given if view is not None]
-        self._steps: Optional[TransformerSteps] = None
-        if bound:
-            self._steps = _shared(bound) if not options else None
-            if self._steps is None:
-                self._steps = _copied(bound, options)
-                given = self._bind(given)
-        self.views = Views(given, self._assign)
-
-    def _bind(self, records: Sequence[Any]) -> List[Optional[TransformerCacheView]]:
-        """Bound views for records of this cache's layers."""
-        steps, views, layer = self._steps, [], 0
-        assert steps is not None
-        for record in records:
-            views.append(
-                record
-                and TransformerCacheView._bound(steps, layer, record.metadata, record.layer_index)
-            )
-            layer += record is not None
-        return views
-
-    @classmethod
-    def _names(cls) -> List[str]:
-        return ["views"]
+    views: Views[TransformerCacheView]
+    _view = TransformerCacheView
+    _store: Optional[TransformerSteps]
 
     # ---- Making ----------------------------------------------------------------------------------
 
@@ -112,17 +83,7 @@ class TransformerCache(BaseCache, Record):
         """
         n_layers = metadata.num_hidden_layers
         steps = TransformerSteps.create(metadata, n_layers, dtype, quantizer, starts, options)
-        return cls(
-            [
-                TransformerCacheView._bound(steps, layer, metadata, layer)
-                for layer in range(n_layers)
-            ]
-        )
-
-    @classmethod
-    def init_empty(cls: Type[C], num_hidden_layers: int) -> C:
-        """A cache without storage: its views are None, and operations raise kvc.InvalidHandle."""
-        return cls([None] * num_hidden_layers)
+        return cls._of_store(steps, metadata)
 
     @property
     def kvc_cache(self) -> Cache:
@@ -132,9 +93,9 @@ class TransformerCache(BaseCache, Record):
 
     @property
     def _storage(self) -> TransformerSteps:
-        if self._steps is None:
+        if self._store is None:
             raise InvalidHandle("the cache is empty: init_cache() makes one with storage")
-        return self._steps
+        return self._store
 
     # ---- Steps -----------------------------------------------------------------------------------
 
@@ -202,7 +163,7 @@ class TransformerCache(BaseCache, Record):
 
     def _assign(self, index: int, view: Optional[TransformerCacheView], record: Any) -> None:
         """Fills a layer from a record, or from a view of another layer."""
-        if view is None or view._steps is None:
+        if view is None or view._store is None:
             raise InvalidHandle(
                 f"layer {index} has no storage: init_cache(), from_pure() and "
                 "TransformerCache(views=[…]) make layers with storage"
@@ -211,11 +172,11 @@ class TransformerCache(BaseCache, Record):
             raise TypeError(
                 f"views[{index}] must be a TransformerCacheView, not {type(record).__name__}"
             )
-        if record._steps is view._steps and record._layer == view._layer:
+        if record._store is view._store and record._layer == view._layer:
             return
         record = record._detached()
-        view._steps.settle()
-        rows = view._steps.cache.rows()
+        view._store.settle()
+        rows = view._store.cache.rows()
         for name in ("index", "starts"):
             given = getattr(record, name)
             if given is not None and not np.array_equal(given, getattr(rows, name)):
@@ -223,7 +184,7 @@ class TransformerCache(BaseCache, Record):
                     f"{name} of the view is {np.asarray(given).tolist()}, that of the cache "
                     f"{getattr(rows, name).tolist()}: insert_{name}() sets it in all layers"
                 )
-        stored.fill(view._steps.cache, view._layer, record.key, record.value)
+        stored.fill(view._store.cache, view._layer, record.key, record.value)
 
     # ---- Copies ----------------------------------------------------------------------------------
 
@@ -263,14 +224,9 @@ class TransformerCache(BaseCache, Record):
         self._storage  # raises of an empty cache
         return [view for view in self.views if view is not None]
 
-    def replace(self: C, **kwargs: Any) -> C:
-        """A cache with other views; without arguments the same object."""
-        self._check_fields(kwargs)
-        return type(self)(**kwargs) if kwargs else self
-
     def to_dict(self) -> Dict[str, Any]:
         """Views, and how they are stored, as values of JSON, without loss."""
-        settings = self._steps.settings.to_dict() if self._steps is not None else {}
+        settings = self._store.settings.to_dict() if self._store is not None else {}
         return {"views": [view and view.to_dict() for view in self.views], "settings": settings}
 
     @classmethod
@@ -280,39 +236,28 @@ class TransformerCache(BaseCache, Record):
         settings = dict(data.get("settings") or {})
         return cls(views, **settings)
 
-    __repr__ = BaseCache.__repr__
-
-
-def _shared(views: Sequence[TransformerCacheView]) -> Optional[TransformerSteps]:
-    """The cache that all of these views are bound to, in the order of its layers; None: there is none."""
-    steps = views[0]._steps
-    if steps is None or len(views) != steps.cache.n_layers:
-        return None
-    same = all(view._steps is steps and view._layer == i for i, view in enumerate(views))
-    return steps if same else None
-
-
-def _copied(
-    views: Sequence[TransformerCacheView], options: Dict[str, Any]
-) -> TransformerSteps:
-    """A cache of copies of what some views hold."""
-    records = [view._detached() for view in views]
-    first = records[0]
-    for record in records[1:]:
-        for name in ("metadata", "index", "starts"):
-            one, other = getattr(first, name), getattr(record, name)
-            if not (one == other if name == "metadata" else np.array_equal(one, other)):
-                raise InvalidArgument(
-                    f"views[{records.index(record)}] has another {name} than views[0]"
-                )
-    if first.key is None:
-        raise InvalidArgument("the views have no keys and values: pass records that have")
-    told = {**stored.settings_of(first.key, first.value), **options}
-    origin = views[0]._steps
-    if origin is not None:
-        told = {**origin.settings.to_dict(), "max_batch": None, **told}
-    layers = [(each.key, each.value) for each in records]
-    return TransformerSteps.restored(first.metadata, layers, first.index, first.starts, told)
+    @staticmethod
+    def _copied(
+        views: Sequence[TransformerCacheView], options: Dict[str, Any]
+    ) -> TransformerSteps:
+        """A cache of copies of what some views hold."""
+        records = [view._detached() for view in views]
+        first = records[0]
+        for record in records[1:]:
+            for name in ("metadata", "index", "starts"):
+                one, other = getattr(first, name), getattr(record, name)
+                if not (one == other if name == "metadata" else np.array_equal(one, other)):
+                    raise InvalidArgument(
+                        f"views[{records.index(record)}] has another {name} than views[0]"
+                    )
+        if first.key is None:
+            raise InvalidArgument("the views have no keys and values: pass records that have")
+        told = {**stored.settings_of(first.key, first.value), **options}
+        origin = views[0]._store
+        if origin is not None:
+            told = {**origin.settings.to_dict(), "max_batch": None, **told}
+        layers = [(each.key, each.value) for each in records]
+        return TransformerSteps.restored(first.metadata, layers, first.index, first.starts, told)
 
 
 def _pure(part: Any) -> Any:

@@ -27,6 +27,7 @@ class TransformerSteps(Steps):
         self.metadata = metadata
         """resolved"""
         self.settings = settings
+        self.n_layers = cache.n_layers
         self.q_max = (settings.max_batch or 0) // cache.max_sequences
         self.columns = cache._shape.capacity + (self.q_max if settings.ring else 0)
 

@@ -51,7 +51,7 @@ class TransformerCacheView(BaseCacheView, Record):
         metadata: TransformerCacheMetaData,
         layer_index: Optional[int] = None,
     ) -> None:
-        self._steps: Optional[TransformerSteps] = None
+        self._store: Optional[TransformerSteps] = None
         self._layer = 0
         self._record: Dict[str, Any] = dict(key=key, value=value, index=index, starts=starts)
         self.metadata = metadata
@@ -66,7 +66,7 @@ class TransformerCacheView(BaseCacheView, Record):
         layer_index: Optional[int],
     ) -> V:
         view = cls(None, None, None, None, metadata, layer_index)
-        view._steps, view._layer = steps, layer
+        view._store, view._layer = steps, layer
         return view
 
     @classmethod
@@ -92,11 +92,11 @@ class TransformerCacheView(BaseCacheView, Record):
 
     @property
     def _bound_steps(self) -> TransformerSteps:
-        if self._steps is None:
+        if self._store is None:
             raise InvalidHandle(
                 "this view is a record of arrays: TransformerCache(views=[…]) makes a cache of records"
             )
-        return self._steps
+        return self._store
 
     # ---- Steps -----------------------------------------------------------------------------------
 
@@ -194,49 +194,49 @@ class TransformerCacheView(BaseCacheView, Record):
         self._assign("value", value)
 
     def _part(self, name: str, side: int) -> Any:
-        if self._steps is None:
+        if self._store is None:
             return self._record[name]
-        return np.asarray(self._stored(self._steps, side))
+        return np.asarray(self._stored(self._store, side))
 
     def _stored(self, steps: TransformerSteps, side: int) -> Any:
         return stored.stored_part(steps.cache, self._layer, steps.settings, side)
 
     def _assign(self, name: str, array: Any) -> None:
-        if self._steps is None:
+        if self._store is None:
             self._record[name] = array
             return
-        self._steps.settle()
-        stored.fill(self._steps.cache, self._layer, **{"key": None, "value": None, name: array})
+        self._store.settle()
+        stored.fill(self._store.cache, self._layer, **{"key": None, "value": None, name: array})
 
     @property
     def index(self) -> Any:
         """int32 [batch], where rows continue."""
-        return self._record["index"] if self._steps is None else self._steps.index_of(self._layer)
+        return self._record["index"] if self._store is None else self._store.index_of(self._layer)
 
     @property
     def starts(self) -> Any:
         """int32 [batch], below which rows are padding."""
-        return self._record["starts"] if self._steps is None else self._steps.cache.rows().starts
+        return self._record["starts"] if self._store is None else self._store.cache.rows().starts
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no storage behind the view: it is a record without a key."""
-        return self._steps is None and self._record["key"] is None
+        return self._store is None and self._record["key"] is None
 
     # ---- Records ---------------------------------------------------------------------------------
 
     def _detached(self: V) -> V:
         """A record of copies; of a quantised cache key and value are StoredArrays."""
-        if self._steps is None:
+        if self._store is None:
             return self
-        key, value = (stored.copied(self._stored(self._steps, side)) for side in (0, 1))
+        key, value = (stored.copied(self._stored(self._store, side)) for side in (0, 1))
         return type(self)(key, value, self.index, self.starts, self.metadata, self.layer_index)
 
     def replace(self: V, **kwargs: Any) -> V:
         """A record of copies of what the view holds, with some fields replaced. Of a record without
         arguments the same object. Of a quantised cache key and value are StoredArrays."""
         self._check_fields(kwargs)
-        if self._steps is None and not kwargs:
+        if self._store is None and not kwargs:
             return self
         fields = {name: getattr(self._detached(), name) for name in self._names()}
         return type(self)(**{**fields, **kwargs})
@@ -261,12 +261,12 @@ class TransformerCacheView(BaseCacheView, Record):
         return f"{type(self).__name__}({shapes}, layer_index={self.layer_index})"
 
     def _shape_of(self, name: str) -> Optional[Tuple[int, ...]]:
-        if self._steps is None:
+        if self._store is None:
             part = self._record[name]
             return None if part is None else tuple(np.shape(part))
-        metadata = self._steps.metadata
+        metadata = self._store.metadata
         heads, dim = metadata.key_heads, metadata.key_dim
         if name == "value":
             heads, dim = metadata.value_heads, metadata.value_dim
-        columns = self._steps.columns
+        columns = self._store.columns
         return (metadata.batch_size, columns, heads, dim)  # type: ignore[return-value]
