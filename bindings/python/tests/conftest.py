@@ -39,24 +39,33 @@ def device():
 
 
 @pytest.fixture
-def make(device):
-    """Creates caches of two layers, two KV heads of 16 and four query heads, and closes them."""
-    made = []
+def closing():
+    """Returns the cache that it is given; when the test ends, checks and closes it."""
+    caches = []
 
-    def create(**changes):
-        made.append(kvc.Cache(**{"device": device, **GEOMETRY, **changes}))
-        return made[-1]
+    def keep(cache):
+        caches.append(cache)
+        return cache
 
-    yield create
-    for cache in made:
+    yield keep
+    for cache in caches:
         cache.check() if not cache.closed else None
         cache.close()
 
 
 @pytest.fixture
-def recurrent(device):
+def make(device, closing):
+    """Creates caches of two layers, two KV heads of 16 and four query heads, and closes them."""
+
+    def create(**changes):
+        return closing(kvc.Cache(**{"device": device, **GEOMETRY, **changes}))
+
+    return create
+
+
+@pytest.fixture
+def recurrent(device, closing):
     """Creates recurrent caches of two layers, and closes them."""
-    made = []
 
     def make(**changes):
         sizes = dict(
@@ -69,28 +78,18 @@ def recurrent(device):
             max_batch=32,
             device=device,
         )
-        made.append(kvc.Cache(**{**sizes, **changes}))
-        return made[-1]
+        return closing(kvc.Cache(**{**sizes, **changes}))
 
-    yield make
-    for cache in made:
-        cache.check() if not cache.closed else None
-        cache.close()
+    return make
 
 
 @pytest.fixture
-def model(device):
+def model(device, closing):
     """A wrapper from layers; closes it."""
-    made = []
-
     def make(*layers, **common):
-        made.append(kvc.Cache.from_layers(layers, device=device, **{**LAYERS, **common}))
-        return made[-1]
+        return closing(kvc.Cache.from_layers(layers, device=device, **{**LAYERS, **common}))
 
-    yield make
-    for cache in made:
-        cache.check() if not cache.closed else None
-        cache.close()
+    return make
 
 
 @pytest.fixture

@@ -10,25 +10,21 @@ SLOPES = np.array([[0.25, 0.0], [1.0, 0.5]], np.float32)
 
 
 @pytest.fixture
-def lightning(device):
+def lightning(device, closing):
     """Creates lightning caches of two layers, whose slopes are bound, and closes them."""
-    made = []
 
     def make(bind=True, **changes):
         sizes = dict(
             kind="lightning", n_layers=2, n_kv_heads=HEADS, head_dim=DIM_K, head_dim_v=DIM_V
         )
         sizes.update(max_sequences=3, max_batch=24, device=device)
-        made.append(kvc.Cache(**{**sizes, **changes}))
+        cache = closing(kvc.Cache(**{**sizes, **changes}))
         if bind:
             for layer in range(2):
-                made[-1].bind_decay(SLOPES[layer], layers=layer)
-        return made[-1]
+                cache.bind_decay(SLOPES[layer], layers=layer)
+        return cache
 
-    yield make
-    for cache in made:
-        cache.check() if not cache.closed else None
-        cache.close()
+    return make
 
 
 @pytest.fixture

@@ -11,20 +11,15 @@ TYPES = ["f32", "f16", "bf16", "f8_e4m3", "q8_0", "q4_0", "int8", "nf4"]
 
 
 @pytest.fixture
-def rows(device):
+def rows(device, closing):
     """Creates transformer caches of two layers and three rows, and closes them."""
-    made = []
 
     def make(**changes):
         sizes = dict(kind="transformer", n_layers=2, n_kv_heads=HEADS, head_dim=DIM, capacity=12)
         sizes.update(max_sequences=BATCH, max_batch=BATCH * 6, device=device)
-        made.append(kvc.Cache(**{**sizes, **changes}))
-        return made[-1]
+        return closing(kvc.Cache(**{**sizes, **changes}))
 
-    yield make
-    for cache in made:
-        cache.check() if not cache.closed else None
-        cache.close()
+    return make
 
 
 @pytest.fixture
