@@ -1,0 +1,136 @@
+#pragma once
+#include <cstdint>
+
+/// The instructions that C++ has no word for. This is the one place with PTX; with KVC_SIMT the same functions run on the CPU
+/// (tests/simt), so that the kernels are tested without a GPU. Kernels contain no other CUDA than these functions.
+namespace kvc::cuda {
+
+struct alignas(16) Word4 {
+  uint32_t w[4];
+};
+struct alignas(8) Word2 {
+  uint32_t w[2];
+};
+
+}  // namespace kvc::cuda
+
+#if defined(KVC_SIMT)
+#define KVC_DEVICE inline
+#define KVC_KERNEL inline
+#define KVC_LAUNCH_BOUNDS(threads, blocks)
+#define KVC_UNROLL _Pragma("GCC unroll 64")
+#include "tests/simt/instructions.hpp"
+#else
+#include <cuda_fp16.h>
+#define KVC_DEVICE __device__ __forceinline__
+#define KVC_KERNEL __global__
+/// Threads of a block, and blocks of which a multiprocessor must have room: registers follow from it.
+#define KVC_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+#define KVC_UNROLL _Pragma("unroll")
+
+namespace kvc::cuda {
+
+KVC_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+KVC_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+KVC_DEVICE int n_threads() { return static_cast<int>(blockDim.x); }
+KVC_DEVICE int n_blocks() { return static_cast<int>(gridDim.x); }
+KVC_DEVICE void sync_block() { __syncthreads(); }
+KVC_DEVICE char* shared_memory() {
+  extern __shared__ __align__(1024) char dynamic_shared[];
+  return dynamic_shared;
+}
+
+KVC_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+KVC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+/// 16 bytes that are read once: the first-level cache does not keep them, and the second asks for 256 bytes at a time. Nothing
+/// may write them while the kernel runs.
+KVC_DEVICE Word4 load_stream(const void* address) {
+  Word4 loaded;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(loaded.w[0]), "=r"(loaded.w[1]), "=r"(loaded.w[2]), "=r"(loaded.w[3])
+               : "l"(address));
+  return loaded;
+}
+
+/// Four of the eight bytes of two words: nibble i of the selector names the i-th.
+KVC_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+/// To 2^-22.
+KVC_DEVICE float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+KVC_DEVICE float log2_fast(float x) { return __log2f(x); }
+
+// Of a warp, whose lanes must all be here.
+KVC_DEVICE uint32_t shuffle(uint32_t value, int from) { return __shfl_sync(~0u, value, from); }
+KVC_DEVICE int32_t shuffle(int32_t value, int from) { return __shfl_sync(~0u, value, from); }
+KVC_DEVICE float shuffle(float value, int from) { return __shfl_sync(~0u, value, from); }
+KVC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+KVC_DEVICE bool any_lane(bool value) { return __any_sync(~0u, value) != 0; }
+/// Tells the compiler that all lanes have the same value.
+KVC_DEVICE int uniform(int value) { return __shfl_sync(~0u, value, 0); }
+KVC_DEVICE void sync_warp() { __syncwarp(); }
+
+/// A matrix of 8 × 8 elements of 16 bits, of which four lanes hold a row, becomes its transpose.
+KVC_DEVICE uint32_t transpose_8x8(uint32_t value) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
+  return result;
+}
+
+/// Numbers of 16 bits, two in a word.
+struct Bf16 {
+  static constexpr bool has_small_range = false;
+  static KVC_DEVICE float low(uint32_t pair) { return __uint_as_float(pair << 16); }
+  static KVC_DEVICE float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+  static KVC_DEVICE uint32_t pack(float low_part, float high_part) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high_part), "f"(low_part));
+    return pair;
+  }
+};
+struct F16 {
+  static constexpr bool has_small_range = true;
+  static KVC_DEVICE float low(uint32_t pair) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair & 0xffffu)));
+  }
+  static KVC_DEVICE float high(uint32_t pair) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
+  }
+  static KVC_DEVICE uint32_t pack(float low_part, float high_part) {
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high_part), "f"(low_part));
+    return pair;
+  }
+};
+
+/// d += a · b, a 16 × 16 by rows, b 16 × 8 by columns, on a tensor core.
+template <class T>
+KVC_DEVICE void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <>
+KVC_DEVICE void mma_16x8x16<Bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+KVC_DEVICE void mma_16x8x16<F16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// What this thread wrote is seen by other blocks before what it writes next.
+KVC_DEVICE void fence_device() { __threadfence(); }
+/// Returns what was there before.
+KVC_DEVICE int32_t atomic_add(int32_t* to, int32_t value) { return atomicAdd(to, value); }
+
+}  // namespace kvc::cuda
+#endif
