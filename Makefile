@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-speech demo-windows demo-perplexity test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers pictures fuzz campaign coverage lint format build python install uninstall check-places clean
+.PHONY: help demo demo-speech demo-windows demo-perplexity test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers cuda-toolkit pictures fuzz campaign coverage lint format build python install uninstall check-places clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -147,6 +147,9 @@ bench-peers: python ## measure kvc beside OpenVINO, PyTorch, ONNX Runtime (fetch
 	@tools/setup peers
 	$(call cmake,release,,--target kvc_bench)
 	@PYTHONPATH=build/python build/venv-peers/bin/python tests/bench/peers $(PEERS)
+
+cuda-toolkit: ## NVIDIA's compiler as pinned wheels, outside the tree, for builds with KVC_CUDA (fetches 100 MB)
+	@tools/setup cuda
 
 pictures: ## docs/pictures, from the recorded measurements and two examples
 	@tools/setup test
