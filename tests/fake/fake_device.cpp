@@ -5,126 +5,18 @@
 #include "tests/fake/fake_device.hpp"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
-#include <mutex>
 #include <new>
 
 #include "kernels/cpu/cpu_device.hpp"
+#include "tests/fake/device_block.hpp"
 
 namespace fake {
 namespace {
 
 using kvc::Status;
-
-/// Two mappings of the same memory: one that only the device's calls may use, and one for tests to look at.
-class DeviceBlock {
- public:
-  static DeviceBlock* make(size_t bytes) noexcept {
-    auto* block = new (std::nothrow) DeviceBlock();
-    if (block == nullptr || !block->map(bytes)) {
-      delete block;
-      return nullptr;
-    }
-    return block;
-  }
-  ~DeviceBlock() {
-    // In this order: another thread that gets the first address asks for the second.
-    if (on_host_ != nullptr) munmap(on_host_, bytes_);
-    if (data_ != nullptr) munmap(data_, bytes_);
-  }
-  DeviceBlock(const DeviceBlock&) = delete;
-  DeviceBlock& operator=(const DeviceBlock&) = delete;
-
-  std::byte* data() const { return data_; }
-  bool contains(const std::byte* address) const {
-    return address >= data_ && address < data_ + bytes_;
-  }
-
-  void enter() {
-    const std::lock_guard lock(mutex_);
-    if (n_inside_++ == 0) mprotect(data_, bytes_, PROT_READ | PROT_WRITE);
-  }
-  void leave() {
-    const std::lock_guard lock(mutex_);
-    if (--n_inside_ == 0) mprotect(data_, bytes_, PROT_NONE);
-  }
-
-  DeviceBlock* next = nullptr;
-
- private:
-  DeviceBlock() = default;
-
-  bool map(size_t bytes) {
-    constexpr size_t huge = size_t{2} << 20;
-    bytes_ = (bytes + huge - 1) / huge * huge;
-    if (bytes_ < bytes || bytes_ > host_distance) return false;
-    const int file = memfd_create("kvc fake device", MFD_CLOEXEC);
-    if (file < 0) return false;
-    const bool mapped = ftruncate(file, static_cast<off_t>(bytes_)) == 0 && map_twice(file);
-    close(file);
-    return mapped;
-  }
-  bool map_twice(int file) {
-    // The aligned block replaces a part of room that is held meanwhile, because other threads map, too. The second address
-    // follows from the first, so it is asked for.
-    constexpr size_t huge = size_t{2} << 20;
-    void* room = mmap(nullptr, bytes_ + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (room == MAP_FAILED) return false;
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(room);
-    const uintptr_t at = (begin + huge - 1) / huge * huge;
-    data_ = map_at(at, PROT_NONE, MAP_FIXED, file);
-    if (at > begin) munmap(room, at - begin);
-    munmap(reinterpret_cast<void*>(at + bytes_), begin + huge - at);
-    if (data_ != nullptr)
-      on_host_ = map_at(at - host_distance, PROT_READ | PROT_WRITE, MAP_FIXED_NOREPLACE, file);
-    return on_host_ != nullptr;
-  }
-  std::byte* map_at(uintptr_t address, int protection, int flags, int file) {
-    void* mapped = mmap(reinterpret_cast<void*>(address), bytes_, protection, MAP_SHARED | flags,
-                        file, 0);
-    return mapped == MAP_FAILED ? nullptr : static_cast<std::byte*>(mapped);
-  }
-
-  std::byte* data_ = nullptr;
-  std::byte* on_host_ = nullptr;
-  size_t bytes_ = 0;
-  std::mutex mutex_;
-  int32_t n_inside_ = 0;
-};
-
-/// The blocks of all fake devices of the process.
-class Blocks {
- public:
-  static void add(DeviceBlock* block) {
-    const std::lock_guard lock(mutex_);
-    block->next = first_;
-    first_ = block;
-  }
-  static void remove(const void* data) {
-    const std::lock_guard lock(mutex_);
-    for (DeviceBlock** at = &first_; *at != nullptr; at = &(*at)->next) {
-      if ((*at)->data() != data) continue;
-      DeviceBlock* found = *at;
-      *at = found->next;
-      delete found;
-      return;
-    }
-  }
-  static DeviceBlock* holding(const std::byte* address) {
-    const std::lock_guard lock(mutex_);
-    DeviceBlock* block = first_;
-    while (block != nullptr && !block->contains(address)) block = block->next;
-    return block;
-  }
-
- private:
-  static inline std::mutex mutex_;
-  static inline DeviceBlock* first_ = nullptr;
-};
 
 /// Memory for the device's own token arrays: zeros until they are written, like the book's.
 class TokenMirror {
