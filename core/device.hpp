@@ -30,6 +30,13 @@ struct DeviceInfo {
   const char* instruction_set = "";
 };
 
+/// What a cache asks of its device, or attention without one.
+struct CacheNeeds {
+  const char* kind = "";  // as messages call it
+  bool holds_states = false;  // of recurrent layers or of linear attention, in the place of keys and values
+  RowFormat row_k, row_v;
+};
+
 /// The device's side of one cache. Its calls follow the cache's own exclusion: const ones may overlap each other, any other
 /// runs alone. A call either succeeds or has changed nothing that a reader can see; a status other than ok poisons the
 /// cache. Work that a call begins is ordered behind the work of earlier calls, on the pass's stream.
@@ -78,6 +85,9 @@ class Device {
   virtual ~Device() = default;
 
   virtual DeviceInfo info() const noexcept = 0;
+
+  /// ok, or NOT_SUPPORTED with what it lacks, before a cache asks for memory. Some devices have everything.
+  virtual Status check(const CacheNeeds&) const noexcept { return Status::ok; }
 
   /// A block of zeros, aligned to 4096 (2 MiB when it is that large); null when there is none.
   virtual void* allocate(Place place, size_t bytes, bool prefault) noexcept = 0;

@@ -259,6 +259,7 @@ struct AttentionBounds {
   int32_t n_kv_heads = 0;
   int32_t head_dim_k = 0;
   int32_t head_dim_v = 0;
+  int64_t seen_words = 0;  // of plans whose rows have bits
 };
 
 }  // namespace kvc

@@ -18,6 +18,7 @@ class RowPlan {
   void carve(Carver& carver);
   void reset();  // call once, after carve() over a block
 
+  int64_t seen_words() const { return n_words_; }
   int64_t n_entries() const { return int64_t{rules_.columns} * (rules_.ring ? 2 : 1); }
 
   /// The pass that the book has just opened.

@@ -49,6 +49,28 @@ Status with_kind(const CacheRequest& request, Use use) {
   __builtin_unreachable();  // the boundary knows no other kinds
 }
 
+/// Whether the device has what the kind needs. The request is valid.
+Status check_device(const Device& device, CacheKind kind, const CacheBounds& bounds) {
+  CacheNeeds needs;
+  needs.row_k = bounds.row_k;
+  needs.row_v = bounds.row_v;
+  switch (kind) {
+    case CacheKind::causal: needs.kind = "a causal cache (KVC_CAUSAL)"; break;
+    case CacheKind::encoder: needs.kind = "an encoder cache (KVC_ENCODER)"; break;
+    case CacheKind::transformer: needs.kind = "a transformer cache (KVC_TRANSFORMER)"; break;
+    case CacheKind::recurrent:
+      needs.kind = "a recurrent cache (KVC_RECURRENT)";
+      needs.holds_states = true;
+      break;
+    case CacheKind::lightning:
+      needs.kind = "a lightning cache (KVC_LIGHTNING)";
+      needs.holds_states = true;
+      break;
+    case CacheKind::wrapper: break;  // of caches that exist
+  }
+  return device.check(needs);
+}
+
 }  // namespace
 
 Status check_request(const CacheRequest& request) {
@@ -59,6 +81,7 @@ Status check_request(const CacheRequest& request) {
 Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequest& request,
                           uint64_t* bytes) {
   return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
+    if (Status s = check_device(*device, request.kind, bounds); s != Status::ok) return s;
     return std::remove_pointer_t<decltype(kind)>::memory_bytes(device, bounds, settings, bytes);
   });
 }
@@ -66,6 +89,7 @@ Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequ
 Status create_cache(const std::shared_ptr<Device>& device, const CacheRequest& request,
                     std::shared_ptr<Cache>* out) {
   return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
+    if (Status s = check_device(*device, request.kind, bounds); s != Status::ok) return s;
     return std::remove_pointer_t<decltype(kind)>::create(device, bounds, settings, out);
   });
 }

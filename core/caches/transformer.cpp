@@ -86,8 +86,8 @@ Status TransformerCache::attach() {
 }
 
 AttentionBounds TransformerCache::attention_bounds() const {
-  return {plan_.n_entries(),  bounds_.max_batch,  bounds_.max_q_heads,
-          bounds_.n_kv_heads, bounds_.head_dim_k, bounds_.head_dim_v};
+  return {plan_.n_entries(),  bounds_.max_batch,  bounds_.max_q_heads, bounds_.n_kv_heads,
+          bounds_.head_dim_k, bounds_.head_dim_v, plan_.seen_words()};
 }
 
 // Both run twice (see Carver): what they find out about sizes must not depend on a block being there.
