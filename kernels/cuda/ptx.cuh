@@ -43,6 +43,11 @@ KVC_DEVICE char* shared_memory() {
 KVC_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 KVC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
+// These are not fused, whatever the compiler likes: stored bits do not depend on who computed them.
+KVC_DEVICE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+KVC_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+KVC_DEVICE float subtract_rounded(float a, float b) { return __fsub_rn(a, b); }
+
 /// 16 bytes that are read once: the first-level cache does not keep them, and the second asks for 256 bytes at a time. Nothing
 /// may write them while the kernel runs.
 KVC_DEVICE Word4 load_stream(const void* address) {

@@ -20,6 +20,10 @@ inline char* shared_memory() { return simt::shared_memory(); }
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 
+inline float multiply_rounded(float a, float b) { return a * b; }
+inline float add_rounded(float a, float b) { return a + b; }
+inline float subtract_rounded(float a, float b) { return a - b; }
+
 inline Word4 load_stream(const void* address) {
   simt::count_load(address, sizeof(Word4));
   if (reinterpret_cast<uintptr_t>(address) % 16 != 0)

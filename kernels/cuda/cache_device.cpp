@@ -1,0 +1,185 @@
+#include "kernels/cuda/cache_device.hpp"
+
+#include <algorithm>
+#include <new>
+
+#include "kernels/cuda/pass.hpp"
+#include "kernels/cuda/row_params.hpp"
+#include "kernels/cuda/rows.hpp"
+
+namespace kvc::cuda {
+namespace {
+
+/// Blocks of a launch for each multiprocessor: enough warps to keep its memory busy.
+constexpr int32_t blocks_per_multiprocessor = 8;
+
+/// Null and 1 are the same stream.
+Stream same_stream(Stream stream) {
+  return stream == reinterpret_cast<Stream>(uintptr_t{1}) ? nullptr : stream;
+}
+
+Status says(int32_t device, const char* what, Error error) {
+  return fail(Status::device, "cuda:%d says %s at %s", device, name_of(error), what);
+}
+
+/// Calls per_part(first, n) for as many rows at a time as staging and a launch have room for.
+template <class PerPart>
+Error in_parts(const RowBytes& rows, PerPart per_part) {
+  const size_t fit = CacheWorkspace::staging_bytes / std::max<size_t>(rows.n_bytes, 1);
+  const auto at_once = static_cast<int32_t>(std::min<size_t>(fit, many_cells));
+  for (int32_t first = 0; first < rows.n_rows; first += at_once) {
+    const Error e = per_part(first, std::min(at_once, rows.n_rows - first));
+    if (e != Error::none) return e;
+  }
+  return Error::none;
+}
+
+}  // namespace
+
+void CacheWorkspace::carve(const AttentionBounds& bounds, Carver& carver) {
+  const auto entries = static_cast<uint64_t>(bounds.n_token_entries);
+  cell = carver.take<int32_t>(entries, 256);
+  position = carver.take<int32_t>(entries, 256);
+  seen = carver.take<uint64_t>(CheckedSize(static_cast<uint64_t>(bounds.max_batch)) *
+                                   CheckedSize(static_cast<uint64_t>(bounds.seen_words)),
+                               256);
+  staging = carver.take<std::byte>(staging_bytes, 256);
+}
+
+CudaCacheDevice::CudaCacheDevice(const DeviceShape& shape, const CacheWorkspace& workspace)
+    : shape_(shape), workspace_(workspace) {}
+
+Status CudaCacheDevice::create(const DeviceShape& shape, const AttentionBounds& bounds,
+                               std::byte* workspace, std::unique_ptr<CacheDevice>* out) {
+  CacheWorkspace carved;
+  Carver carver(workspace);
+  carved.carve(bounds, carver);
+  std::unique_ptr<CudaCacheDevice> made(new (std::nothrow) CudaCacheDevice(shape, carved));
+  if (!made)
+    return fail(Status::out_of_memory,
+                "the process has no memory for a cache's part of the device");
+  const Error e = runtime::create_event(&made->event_);
+  if (e != Error::none) return says(shape.device, "the making of an event", e);
+  *out = std::move(made);
+  return Status::ok;
+}
+
+CudaCacheDevice::~CudaCacheDevice() { runtime::destroy_event(event_); }
+
+Launcher CudaCacheDevice::launcher() const {
+  return {stream_, shape_.n_multiprocessors * blocks_per_multiprocessor};
+}
+
+template <class Call>
+Status CudaCacheDevice::run(const char* what, Call call) const noexcept {
+  const CurrentDevice current(shape_.device);
+  const Error e = current.error() == Error::none ? call(launcher()) : current.error();
+  return e == Error::none ? Status::ok : says(shape_.device, what, e);
+}
+
+Error CudaCacheDevice::go_to(Stream stream) {
+  stream = same_stream(stream);
+  if (stream == stream_) return Error::none;
+  if (Error e = runtime::record(event_, stream_); e != Error::none) return e;
+  if (Error e = runtime::wait(stream, event_); e != Error::none) return e;
+  stream_ = stream;
+  return Error::none;
+}
+
+Status CudaCacheDevice::begin_pass(const AttentionPlan& plan, const TokenChanges& changes,
+                                   void* stream) noexcept {
+  return run("the begin of a pass", [&](const Launcher&) -> Error {
+    if (Error e = go_to(stream); e != Error::none) return e;
+    const Error followed = follow_tokens(plan.tokens, changes, workspace_.cell, workspace_.position,
+                                         launcher());
+    if (followed != Error::none || plan.seen == nullptr) return followed;
+    const auto words = static_cast<size_t>((plan.n_rows + plan.n_padding) * plan.seen_words);
+    return upload(reinterpret_cast<std::byte*>(workspace_.seen), plan.seen,
+                  words * sizeof(uint64_t), launcher());
+  });
+}
+
+Status CudaCacheDevice::store(const StoreParams& params) noexcept {
+  return run("a put", [&](const Launcher& launcher) { return store_rows(params, launcher); });
+}
+
+/// The codes of the types that it stores are the numbers.
+Status CudaCacheDevice::store_codes(const StoreCodesParams& params) noexcept {
+  return store({params.storage, params.cell, params.n_tokens, params.k, params.v});
+}
+
+Status CudaCacheDevice::load(const LoadParams& params) noexcept {
+  return run("the reading of rows",
+             [&](const Launcher& launcher) { return load_rows(params, launcher); });
+}
+
+Status CudaCacheDevice::move(const MoveParams& params) noexcept {
+  return run("the moving of rows",
+             [&](const Launcher& launcher) { return move_rows(params, launcher); });
+}
+
+Status CudaCacheDevice::copy(const CopyParams& params) noexcept {
+  return run("the copying of rows",
+             [&](const Launcher& launcher) { return copy_stretches(params, launcher); });
+}
+
+Status CudaCacheDevice::clear(const ClearParams& params) noexcept {
+  return run("the clearing of rows",
+             [&](const Launcher& launcher) { return clear_rows(params, launcher); });
+}
+
+Status CudaCacheDevice::attention(const AttentionOperator& op, const AttentionParams& params) noexcept {
+  return op.run(op, params, *this);
+}
+
+Status CudaCacheDevice::write_mask(const MaskParams& params) noexcept {
+  return run("a mask", [&](const Launcher& launcher) {
+    return cuda::write_mask(params, workspace_.cell, workspace_.seen, launcher);
+  });
+}
+
+Status CudaCacheDevice::read_rows(const RowBytes& rows) const noexcept {
+  const std::lock_guard lock(staging_);
+  return run("the reading of stored bytes", [&](const Launcher& launcher) {
+    return in_parts(rows, [&](int32_t first, int32_t n) -> Error {
+      const Error packed = pack_rows(rows, first, n, workspace_.staging, launcher);
+      if (packed != Error::none) return packed;
+      std::byte* const to = rows.data + static_cast<size_t>(first) * rows.n_bytes;
+      const Error copied = runtime::copy_to_host(
+          to, workspace_.staging, static_cast<size_t>(n) * rows.n_bytes, launcher.stream);
+      return copied == Error::none ? runtime::synchronize(launcher.stream) : copied;
+    });
+  });
+}
+
+Status CudaCacheDevice::write_rows(const RowBytes& rows) noexcept {
+  return run("the writing of stored bytes", [&](const Launcher& launcher) {
+    return in_parts(rows, [&](int32_t first, int32_t n) -> Error {
+      const std::byte* const from = rows.data + static_cast<size_t>(first) * rows.n_bytes;
+      const Error copied = runtime::copy_to_device(
+          workspace_.staging, from, static_cast<size_t>(n) * rows.n_bytes, launcher.stream);
+      if (copied != Error::none) return copied;
+      const Error written = unpack_rows(rows, first, n, workspace_.staging, launcher);
+      return written == Error::none ? runtime::synchronize(launcher.stream) : written;
+    });
+  });
+}
+
+// ---- What it lacks ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Status no_states() { return fail(Status::not_supported, "the device holds no states of layers"); }
+
+}  // namespace
+
+Status CudaCacheDevice::lightning(const LightningParams&) noexcept { return no_states(); }
+Status CudaCacheDevice::load_lightning(const LightningState&) const noexcept { return no_states(); }
+Status CudaCacheDevice::store_lightning(const LightningState&) noexcept { return no_states(); }
+Status CudaCacheDevice::store_states(const StateRows&) noexcept { return no_states(); }
+Status CudaCacheDevice::load_states(const StateRows&) noexcept { return no_states(); }
+Status CudaCacheDevice::store_conv(const ConvRows&) noexcept { return no_states(); }
+Status CudaCacheDevice::copy_states(const StateCopies&) noexcept { return no_states(); }
+Status CudaCacheDevice::clear_states(const StateClears&) noexcept { return no_states(); }
+
+}  // namespace kvc::cuda

@@ -1,0 +1,84 @@
+#pragma once
+#include <memory>
+#include <mutex>
+
+#include "core/base/carver.hpp"
+#include "core/device.hpp"
+#include "kernels/cuda/launcher.hpp"
+
+namespace kvc::cuda {
+
+/// What all caches of a device share.
+struct DeviceShape {
+  int32_t device = 0;
+  int32_t n_multiprocessors = 1;
+};
+
+/// What a cache has in device memory beside keys and values.
+struct CacheWorkspace {
+  int32_t* cell = nullptr;       // [n_token_entries] copies of the token arrays
+  int32_t* position = nullptr;   // likewise
+  uint64_t* seen = nullptr;      // [max_batch][seen_words] of the pass
+  std::byte* staging = nullptr;  // [staging_bytes] rows on their way to the host or from there
+
+  static constexpr size_t staging_bytes = size_t{256} << 10;
+
+  void carve(const AttentionBounds& bounds, Carver& carver);
+};
+
+/// One cache on a device. All of its work is in one order, that of the pass's stream. When a pass comes on another stream than the
+/// one before, an event makes the new stream wait for the old one; calls outside a pass go where the last pass went. So a cell
+/// that the host gives to another token is read by nobody who should still see the first.
+///
+/// CUDA tells of a fault at some later call, whichever cache makes it, and for ever: each such call returns DEVICE.
+class CudaCacheDevice final : public CacheDevice {
+ public:
+  /// The current device is that of the shape.
+  static Status create(const DeviceShape& shape, const AttentionBounds& bounds,
+                       std::byte* workspace, std::unique_ptr<CacheDevice>* out);
+  ~CudaCacheDevice() override;
+  CudaCacheDevice(const CudaCacheDevice&) = delete;
+  CudaCacheDevice& operator=(const CudaCacheDevice&) = delete;
+
+  Status begin_pass(const AttentionPlan& plan, const TokenChanges& changes,
+                    void* stream) noexcept override;
+  Status store(const StoreParams& params) noexcept override;
+  Status store_codes(const StoreCodesParams& params) noexcept override;
+  Status load(const LoadParams& params) noexcept override;
+  Status move(const MoveParams& params) noexcept override;
+  Status copy(const CopyParams& params) noexcept override;
+  Status clear(const ClearParams& params) noexcept override;
+  Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept override;
+  Status write_mask(const MaskParams& params) noexcept override;
+  /// These two wait. So does whoever comes while another thread is in the first.
+  Status read_rows(const RowBytes& rows) const noexcept override;
+  Status write_rows(const RowBytes& rows) noexcept override;
+
+  // CudaDevice::check() refuses caches that would call these.
+  Status lightning(const LightningParams&) noexcept override;
+  Status load_lightning(const LightningState&) const noexcept override;
+  Status store_lightning(const LightningState&) noexcept override;
+  Status store_states(const StateRows&) noexcept override;
+  Status load_states(const StateRows&) noexcept override;
+  Status store_conv(const ConvRows&) noexcept override;
+  Status copy_states(const StateCopies&) noexcept override;
+  Status clear_states(const StateClears&) noexcept override;
+
+ private:
+  CudaCacheDevice(const DeviceShape& shape, const CacheWorkspace& workspace);
+
+  Launcher launcher() const;
+  /// Work goes to this stream from now on.
+  Error go_to(Stream stream);
+  /// Calls call(launcher) while the device is current.
+  template <class Call>
+  Status run(const char* what, Call call) const noexcept;
+
+  const DeviceShape shape_;
+  const CacheWorkspace workspace_;
+  Stream stream_ = nullptr;
+  Event event_ = nullptr;
+  mutable std::mutex staging_;
+};
+
+}  // namespace kvc::cuda

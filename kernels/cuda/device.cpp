@@ -1,0 +1,106 @@
+#include "kernels/cuda/device.hpp"
+
+#include <cstdio>
+#include <new>
+
+namespace kvc::cuda {
+namespace {
+
+constexpr int32_t dlpack_cuda = 2;
+
+/// Prefixes that sequences share are not read apart yet.
+constexpr int32_t never = INT32_MAX;
+
+Status check_row(const char* side, const RowFormat& format, const char* kind) {
+  if (is_plain(format.type) && format.rotation == 0) return Status::ok;
+  return fail(Status::not_supported,
+              "%s on a CUDA device has no dtype_%s %s%s; it has f32, f16 and bf16, not rotated",
+              kind, side, format_of(format.type).name, format.rotation != 0 ? ", rotated" : "");
+}
+
+Status unavailable(int32_t ordinal, const char* what, Error error) {
+  return fail(Status::backend_unavailable, "cuda:%d: %s says %s", ordinal, what, name_of(error));
+}
+
+}  // namespace
+
+CudaDevice::CudaDevice(int32_t ordinal, const DeviceProperties& properties,
+                       const std::shared_ptr<Device>& host)
+    : shape_{ordinal, properties.n_multiprocessors}, host_(host) {
+  std::snprintf(architecture_, sizeof architecture_, "sm_%d%d", properties.major, properties.minor);
+}
+
+Status CudaDevice::create(int32_t ordinal, const std::shared_ptr<Device>& host,
+                          std::shared_ptr<Device>* out) {
+  int32_t n = 0;
+  if (Error e = runtime::count_devices(&n); e != Error::none)
+    return unavailable(ordinal, "the count of devices", e);
+  if (ordinal < 0 || ordinal >= n)
+    return fail(Status::backend_unavailable, "cuda:%d: there are %d CUDA devices", ordinal, n);
+  DeviceProperties properties;
+  if (Error e = runtime::properties_of(ordinal, &properties); e != Error::none)
+    return unavailable(ordinal, "the device", e);
+  std::unique_ptr<Device> made(new (std::nothrow) CudaDevice(ordinal, properties, host));
+  if (!made)
+    return fail(Status::out_of_memory, "the process has no memory for the object of a device");
+  *out = std::move(made);
+  return Status::ok;
+}
+
+DeviceInfo CudaDevice::info() const noexcept {
+  return {.type = dlpack_cuda,
+          .id = shape_.device,
+          .takes_stream = true,
+          .plans_ahead = true,
+          .follows_tokens = true,
+          .least_shared_prefix = never,
+          .n_threads = 1,
+          .instruction_set = architecture_};
+}
+
+Status CudaDevice::check(const CacheNeeds& needs) const noexcept {
+  if (needs.holds_states)
+    return fail(Status::not_supported, "a CUDA device has no place for %s yet", needs.kind);
+  if (Status s = check_row("k", needs.row_k, needs.kind); s != Status::ok) return s;
+  return check_row("v", needs.row_v, needs.kind);
+}
+
+void* CudaDevice::allocate(Place place, size_t bytes, bool prefault) noexcept {
+  if (place == Place::host) return host_->allocate(place, bytes, prefault);
+  if (bytes == 0) bytes = 1;
+  const CurrentDevice current(shape_.device);
+  void* block = nullptr;
+  if (current.error() != Error::none || runtime::allocate(bytes, &block) != Error::none)
+    return nullptr;
+  if (runtime::fill_zero(block, bytes, nullptr) == Error::none &&
+      runtime::synchronize(nullptr) == Error::none)
+    return block;
+  runtime::release(block);
+  return nullptr;
+}
+
+void CudaDevice::release(Place place, void* block, size_t bytes) noexcept {
+  if (place == Place::host) return host_->release(place, block, bytes);
+  const CurrentDevice current(shape_.device);
+  runtime::release(block);
+}
+
+const AttentionOperator* CudaDevice::attention_operator(int32_t) const noexcept { return nullptr; }
+
+size_t CudaDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept {
+  Carver carver;
+  CacheWorkspace().carve(bounds, carver);
+  return carver.used().value();
+}
+
+size_t CudaDevice::lightning_workspace_bytes(const LightningBounds&) const noexcept { return 0; }
+
+Status CudaDevice::attach(const AttentionBounds& bounds, std::byte* workspace,
+                          std::unique_ptr<CacheDevice>* out) noexcept {
+  const CurrentDevice current(shape_.device);
+  if (current.error() != Error::none)
+    return fail(Status::device, "cuda:%d says %s", shape_.device, name_of(current.error()));
+  return CudaCacheDevice::create(shape_, bounds, workspace, out);
+}
+
+}  // namespace kvc::cuda

@@ -1,0 +1,26 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/runtime.hpp"
+
+namespace kvc::cuda {
+
+/// Where the launches of a cache go.
+struct Launcher {
+  Stream stream = nullptr;
+  int32_t most_blocks = 1;  // of a launch: as many as the device works on at a time
+
+  static constexpr uint32_t block_threads = 128;
+
+  /// A warp for each of so many rows, or for several of them.
+  Error launch_rows(const Kernel& kernel, int64_t n_rows, const void* params) const {
+    constexpr int64_t block_rows = block_threads / 32;
+    const int64_t wanted = (n_rows + block_rows - 1) / block_rows;
+    const auto blocks = static_cast<uint32_t>(std::min<int64_t>(wanted, most_blocks));
+    if (blocks == 0) return Error::none;
+    return runtime::launch(kernel, {blocks, block_threads, 0}, params, stream);
+  }
+};
+
+}  // namespace kvc::cuda

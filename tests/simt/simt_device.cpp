@@ -1,0 +1,136 @@
+// The CUDA device over the simulation, under the CPU's name, for tests that know only the CPU: linked into a library in the place of
+// the real one. Their tensors are memory of the host, which the simulation can touch, and they look at results as soon as a
+// call has returned: so the work of a call that has to do with tensors or lends views is done when it returns. What a pass
+// brings to the device, and what is cleared, stays late.
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "kernels/cpu/cpu_device.hpp"
+#include "kernels/cuda/device.hpp"
+#include "tests/simt/runtime_simt.hpp"
+
+namespace simt {
+namespace {
+
+using kvc::Status;
+
+class PromptCacheDevice final : public kvc::CacheDevice {
+ public:
+  explicit PromptCacheDevice(std::unique_ptr<kvc::CacheDevice> late) : late_(std::move(late)) {}
+
+  Status begin_pass(const kvc::AttentionPlan& plan, const kvc::TokenChanges& changes,
+                    void* stream) noexcept override {
+    return late_->begin_pass(plan, changes, stream);
+  }
+  Status store(const kvc::StoreParams& params) noexcept override {
+    return done(late_->store(params));
+  }
+  Status store_codes(const kvc::StoreCodesParams& params) noexcept override {
+    return done(late_->store_codes(params));
+  }
+  Status load(const kvc::LoadParams& params) noexcept override { return done(late_->load(params)); }
+  Status move(const kvc::MoveParams& params) noexcept override { return done(late_->move(params)); }
+  Status copy(const kvc::CopyParams& params) noexcept override { return done(late_->copy(params)); }
+  Status clear(const kvc::ClearParams& params) noexcept override { return late_->clear(params); }
+  Status attention(const kvc::AttentionOperator& op,
+                   const kvc::AttentionParams& params) noexcept override {
+    return done(late_->attention(op, params));
+  }
+  Status write_mask(const kvc::MaskParams& params) noexcept override {
+    return done(late_->write_mask(params));
+  }
+  Status lightning(const kvc::LightningParams& params) noexcept override {
+    return late_->lightning(params);
+  }
+  Status load_lightning(const kvc::LightningState& state) const noexcept override {
+    return late_->load_lightning(state);
+  }
+  Status store_lightning(const kvc::LightningState& state) noexcept override {
+    return late_->store_lightning(state);
+  }
+  Status store_states(const kvc::StateRows& rows) noexcept override {
+    return late_->store_states(rows);
+  }
+  Status load_states(const kvc::StateRows& rows) noexcept override {
+    return late_->load_states(rows);
+  }
+  Status store_conv(const kvc::ConvRows& rows) noexcept override { return late_->store_conv(rows); }
+  Status copy_states(const kvc::StateCopies& copies) noexcept override {
+    return late_->copy_states(copies);
+  }
+  Status clear_states(const kvc::StateClears& clears) noexcept override {
+    return late_->clear_states(clears);
+  }
+  Status read_rows(const kvc::RowBytes& rows) const noexcept override {
+    return late_->read_rows(rows);
+  }
+  Status write_rows(const kvc::RowBytes& rows) noexcept override { return late_->write_rows(rows); }
+
+ private:
+  static Status done(Status status) {
+    device::finish();
+    return status;
+  }
+
+  std::unique_ptr<kvc::CacheDevice> late_;
+};
+
+class PromptDevice final : public kvc::Device {
+ public:
+  PromptDevice(std::shared_ptr<kvc::Device> cpu, std::shared_ptr<kvc::Device> late)
+      : cpu_(std::move(cpu)), late_(std::move(late)) {}
+
+  kvc::DeviceInfo info() const noexcept override {
+    kvc::DeviceInfo info = late_->info();
+    const kvc::DeviceInfo cpu = cpu_->info();
+    info.type = cpu.type;
+    info.id = cpu.id;
+    info.takes_stream = cpu.takes_stream;
+    info.n_threads = cpu.n_threads;
+    info.instruction_set = cpu.instruction_set;
+    return info;
+  }
+  Status check(const kvc::CacheNeeds& needs) const noexcept override { return late_->check(needs); }
+  void* allocate(kvc::Place place, size_t bytes, bool prefault) noexcept override {
+    return late_->allocate(place, bytes, prefault);
+  }
+  void release(kvc::Place place, void* block, size_t bytes) noexcept override {
+    late_->release(place, block, bytes);
+  }
+  const kvc::AttentionOperator* attention_operator(int32_t index) const noexcept override {
+    return late_->attention_operator(index);
+  }
+  size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
+    return late_->workspace_bytes(bounds);
+  }
+  size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
+    return late_->lightning_workspace_bytes(bounds);
+  }
+  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+                std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
+    std::unique_ptr<kvc::CacheDevice> late;
+    if (Status s = late_->attach(bounds, workspace, &late); s != Status::ok) return s;
+    out->reset(new (std::nothrow) PromptCacheDevice(std::move(late)));
+    return *out ? Status::ok
+                : kvc::fail(Status::out_of_memory, "no memory for the simulated device");
+  }
+
+ private:
+  std::shared_ptr<kvc::Device> cpu_, late_;
+};
+
+Status open(const kvc::DeviceOptions& options, std::shared_ptr<kvc::Device>* out) {
+  std::shared_ptr<kvc::Device> cpu, late;
+  if (Status s = kvc::cpu::CpuDevice::create(options, &cpu); s != Status::ok) return s;
+  if (Status s = kvc::cuda::CudaDevice::create(0, cpu, &late); s != Status::ok) return s;
+  *out = std::make_shared<PromptDevice>(std::move(cpu), std::move(late));
+  return Status::ok;
+}
+
+// Before main, so before the library looks for its own.
+[[maybe_unused]] const bool registered = kvc::register_device({.name = "cpu", .open = open});
+
+}  // namespace
+}  // namespace simt

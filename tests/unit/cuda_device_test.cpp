@@ -1,0 +1,505 @@
+// The CUDA device over the simulation beside the CPU: random calls of a cache's part, whose memory must end up with the same
+// bytes. Nothing is waited for in between, so work that is out of order or reads what has gone shows.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <iostream>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "core/base/half.hpp"
+#include "kernels/cpu/cpu_device.hpp"
+#include "kernels/cuda/device.hpp"
+#include "kernels/cuda/elements.cuh"
+#include "support/random.hpp"
+#include "tests/simt/runtime_simt.hpp"
+#include "unit/storage.hpp"
+
+namespace {
+
+using namespace kvc;
+using support::Random;
+
+std::shared_ptr<Device> open_cpu() {
+  std::shared_ptr<Device> device;
+  EXPECT_EQ(cpu::CpuDevice::create({.n_threads = 1}, &device), Status::ok);
+  return device;
+}
+
+std::shared_ptr<Device> open_cuda(int32_t ordinal = 0) {
+  std::shared_ptr<Device> device;
+  EXPECT_EQ(cuda::CudaDevice::create(ordinal, open_cpu(), &device), Status::ok) << last_message();
+  return device;
+}
+
+struct Shape {
+  int32_t k_heads = 2, v_heads = 2, dim_k = 8, dim_v = 8, n_cells = 64;
+  DType dtype_k = DType::f32, dtype_v = DType::f32;
+  size_t gap = 0;  // between heads
+  bool interleaved = false, v_in_k = false;
+};
+
+constexpr int64_t n_entries = 512;
+constexpr int32_t max_tokens = 300;
+constexpr size_t tensor_bytes = size_t{1} << 20;
+
+/// The memory of a cache on one device, and tensors: a part that calls read, and one that they write.
+class Side {
+ public:
+  Side(std::shared_ptr<Device> device, const Shape& shape) : device_(std::move(device)) {
+    const AttentionBounds bounds = {n_entries,   max_tokens,      8, shape.k_heads, shape.dim_k,
+                                    shape.dim_v, max_columns / 64};
+    const size_t workspace = device_->workspace_bytes(bounds);
+    bytes_ = slab_bytes + workspace + 2 * tensor_bytes;
+    block_ = static_cast<std::byte*>(device_->allocate(Place::device, bytes_, false));
+    EXPECT_NE(block_, nullptr);
+    storage_ = storage_over(block_ + workspace, shape);
+    tensors_ = block_ + workspace + slab_bytes;
+    EXPECT_EQ(device_->attach(bounds, block_, &on_device_), Status::ok) << last_message();
+  }
+  ~Side() {
+    on_device_.reset();
+    device_->release(Place::device, block_, bytes_);
+  }
+  Side(const Side&) = delete;
+  Side& operator=(const Side&) = delete;
+
+  CacheDevice& calls() { return *on_device_; }
+  const LayerStorage& storage() const { return storage_; }
+  std::byte* read_tensors() const { return tensors_; }
+  std::byte* written_tensors() const { return tensors_ + tensor_bytes; }
+
+  static constexpr size_t slab_bytes = size_t{1} << 20;
+  static constexpr int64_t max_columns = 256;
+
+ private:
+  static LayerStorage storage_over(std::byte* data, const Shape& shape) {
+    LayerStorage storage;
+    storage.k = make_slab(data, shape.dtype_k, shape.k_heads, shape.n_cells, shape.dim_k, shape.gap);
+    storage.v = make_slab(data + slab_bytes / 2, shape.dtype_v, shape.v_heads, shape.n_cells,
+                          shape.dim_v, shape.gap);
+    Plane &k = storage.k.codes, &v = storage.v.codes;
+    if (shape.interleaved) {
+      k.row_stride += v.row_bytes;
+      k.head_stride = k.row_stride * static_cast<size_t>(shape.n_cells) + shape.gap;
+    }
+    if (shape.interleaved || shape.v_in_k) {
+      v.data = k.data + (shape.v_in_k ? 0 : k.row_bytes);
+      v.row_stride = k.row_stride;
+      v.head_stride = k.head_stride;
+    }
+    storage.v_in_k = shape.v_in_k;
+    return storage;
+  }
+
+  std::shared_ptr<Device> device_;
+  std::unique_ptr<CacheDevice> on_device_;
+  std::byte* block_ = nullptr;
+  std::byte* tensors_ = nullptr;
+  LayerStorage storage_;
+  size_t bytes_ = 0;
+};
+
+class Beside {
+ public:
+  Beside(const Shape& shape, uint64_t seed)
+      : shape_(shape),
+        random_(seed),
+        cpu_(open_cpu(), shape),
+        cuda_(open_cuda(), shape),
+        cell_(n_entries),
+        position_(n_entries) {
+    for (Side* side : {&cpu_, &cuda_}) {
+      Random numbers(seed);
+      std::byte* const at = on_host(side->read_tensors());
+      for (size_t i = 0; i < tensor_bytes; ++i)
+        at[i] = static_cast<std::byte>(numbers.bits()) & std::byte{0xbf};  // finite numbers
+    }
+    for (size_t i = 0; i < n_entries; ++i) {
+      cell_[i] = static_cast<int32_t>(i) % shape.n_cells;
+      position_[i] = static_cast<int32_t>(i);
+    }
+    changes_ = {{0, n_entries}};
+  }
+
+  void call_something() {
+    switch (random_.below(9)) {
+      case 0: return begin();
+      case 1: return store();
+      case 2: return store_codes();
+      case 3: return load();
+      case 4: return move();
+      case 5: return copy();
+      case 6: return clear();
+      case 7: return mask();
+      default: return raw();
+    }
+  }
+
+  void compare(const char* when) {
+    compare(cpu_.storage().k.codes.data, cuda_.storage().k.codes.data, Side::slab_bytes, "slabs",
+            when);
+    compare(cpu_.written_tensors(), cuda_.written_tensors(), tensor_bytes, "tensors", when);
+  }
+
+ private:
+  static std::byte* on_host(std::byte* address) {
+    std::byte* const device = simt::device::on_host(address);
+    return device != nullptr ? device : address;
+  }
+  void compare(std::byte* cpu, std::byte* cuda, size_t n, const char* what, const char* when) {
+    const std::byte* const device = simt::device::on_host(cuda);
+    for (size_t i = 0; i < n; ++i)
+      ASSERT_EQ(static_cast<int>(cpu[i]), static_cast<int>(device[i]))
+          << what << " byte " << i << when;
+  }
+
+  /// The same call on both sides.
+  template <class Call>
+  void both(Call call) {
+    for (Side* side : {&cpu_, &cuda_}) ASSERT_EQ(call(*side), Status::ok) << last_message();
+  }
+
+  int32_t some_tokens() { return random_.chance(0.1) ? 0 : random_.between(1, shape_.n_cells); }
+
+  /// Cells, none twice.
+  std::vector<int32_t> some_cells(int32_t n, bool with_none) {
+    std::vector<int32_t> cells(static_cast<size_t>(shape_.n_cells));
+    std::iota(cells.begin(), cells.end(), 0);
+    for (size_t i = cells.size(); i > 1; --i)
+      std::swap(cells[i - 1], cells[static_cast<size_t>(random_.below(static_cast<int32_t>(i)))]);
+    cells.resize(static_cast<size_t>(n));
+    for (int32_t& cell : cells) {
+      if (with_none && random_.chance(0.1)) cell = -1;
+    }
+    return cells;
+  }
+
+  /// [n, heads, dim] of any type and strides. `data` is a place in a side's tensors.
+  Tensor some_tensor(int32_t n, int32_t heads, int32_t dim, DType dtype) {
+    Tensor tensor;
+    tensor.ndim = 3;
+    tensor.dtype = dtype;
+    tensor.shape[0] = n;
+    tensor.shape[1] = heads;
+    tensor.shape[2] = dim;
+    tensor.stride[2] = random_.chance(0.3) ? 2 : 1;
+    const int64_t row = tensor.stride[2] * dim + random_.below(3);
+    if (random_.chance(0.3)) {  // heads outside
+      tensor.stride[0] = row;
+      tensor.stride[1] = row * std::max(n, 1);
+    } else {
+      tensor.stride[1] = row;
+      tensor.stride[0] = row * heads;
+    }
+    if (n % 4 == 0 && random_.chance(0.3)) {  // rows of a batch, apart
+      tensor.fold = 4;
+      tensor.fold_stride = tensor.stride[0] * 4 + row * heads;
+      tensor.stride[1] = tensor.stride[1] > tensor.stride[0] ? row * n * 3 : row;
+    }
+    return tensor;
+  }
+  DType some_type() { return random_.pick({DType::f32, DType::f16, DType::bf16}); }
+  size_t somewhere(int64_t element) {
+    return static_cast<size_t>(random_.below(64)) * static_cast<size_t>(element);
+  }
+  static Tensor at(Tensor tensor, std::byte* data) {
+    tensor.data = data;
+    return tensor;
+  }
+
+  void begin() {
+    for (int32_t i = random_.below(3); i > 0; --i) {
+      const int64_t first = random_.below(n_entries),
+                    end = random_.between(static_cast<int32_t>(first), n_entries);
+      const int32_t from = random_.below(shape_.n_cells);
+      for (int64_t e = first; e < end; ++e) {
+        const bool follows = random_.chance(0.9);
+        cell_[static_cast<size_t>(e)] = (follows ? from + static_cast<int32_t>(e - first)
+                                                 : random_.below(1000)) %
+                                        shape_.n_cells;
+        position_[static_cast<size_t>(e)] = static_cast<int32_t>(e) + (follows ? 7 : 0);
+      }
+      changes_.push_back({first, end});
+    }
+    AttentionPlan plan;
+    plan.tokens = {cell_.data(), position_.data()};
+    const TokenChanges changes = {changes_.data(), static_cast<int32_t>(changes_.size())};
+    void* const stream = reinterpret_cast<void*>(static_cast<uintptr_t>(random_.below(4)));
+    both([&](Side& side) { return side.calls().begin_pass(plan, changes, stream); });
+    changes_.clear();
+  }
+
+  void store() {
+    const int32_t n = some_tokens();
+    const std::vector<int32_t> cells = some_cells(n, true);
+    const Tensor k = some_tensor(n, shape_.k_heads, shape_.dim_k, some_type());
+    const Tensor v = some_tensor(n, shape_.v_heads, shape_.dim_v, some_type());
+    const bool with_k = random_.chance(0.8), with_v = random_.chance(0.8);
+    const size_t k_at = somewhere(4), v_at = somewhere(4) + tensor_bytes / 2;
+    both([&](Side& side) {
+      StoreParams params = {side.storage(), cells.data(), n, {}, {}};
+      if (with_k) params.k = at(k, side.read_tensors() + k_at);
+      if (with_v && !shape_.v_in_k) params.v = at(v, side.read_tensors() + v_at);
+      return side.calls().store(params);
+    });
+  }
+
+  void store_codes() {
+    const int32_t n = some_tokens();
+    const std::vector<int32_t> cells = some_cells(n, true);
+    const Tensor k = some_tensor(n, shape_.k_heads, shape_.dim_k, shape_.dtype_k);
+    const Tensor v = some_tensor(n, shape_.v_heads, shape_.dim_v, shape_.dtype_v);
+    const size_t k_at = somewhere(4), v_at = somewhere(4) + tensor_bytes / 2;
+    both([&](Side& side) {
+      StoreCodesParams params = {side.storage(), cells.data(), n, {}, {}, {}, {}};
+      params.k = at(k, side.read_tensors() + k_at);
+      if (!shape_.v_in_k) params.v = at(v, side.read_tensors() + v_at);
+      return side.calls().store_codes(params);
+    });
+  }
+
+  /// That of a layer: some dims of keys, in pairs.
+  Rope some_rope() {
+    Rope rope;
+    rope.n_dims = 2 * random_.below(shape_.dim_k / 2 + 1);
+    rope.halves = random_.chance(0.5);
+    rope.first_dim = random_.below(shape_.dim_k - rope.n_dims + 1);
+    frequency_.resize(static_cast<size_t>(shape_.dim_k));
+    for (size_t i = 0; i < frequency_.size(); ++i)
+      frequency_[i] = 1.0 / static_cast<double>(1 + i * i);
+    rope.frequency = frequency_.data();
+    return rope;
+  }
+  std::vector<int32_t> some_offsets(int32_t n) {
+    std::vector<int32_t> offsets(static_cast<size_t>(n));
+    const int32_t few = random_.chance(0.5) ? 3 : 100000;
+    for (int32_t& offset : offsets) offset = random_.chance(0.3) ? 0 : random_.below(few) - few / 2;
+    return offsets;
+  }
+
+  void load() {
+    const int32_t n = some_tokens();
+    const std::vector<int32_t> cells = some_cells(n, true), rows = some_cells(n, false);
+    const std::vector<int32_t> offsets = some_offsets(n);
+    const Rope rope = some_rope();
+    const bool has_offsets = random_.chance(0.7), has_rows = random_.chance(0.5);
+    const Tensor k = some_tensor(shape_.n_cells, shape_.k_heads, shape_.dim_k, some_type());
+    const Tensor v = some_tensor(shape_.n_cells, shape_.v_heads, shape_.dim_v, some_type());
+    const bool with_k = random_.chance(0.8), with_v = random_.chance(0.8);
+    const size_t k_at = somewhere(4), v_at = somewhere(4) + tensor_bytes / 2;
+    both([&](Side& side) {
+      LoadParams params = {side.storage(),
+                           rope,
+                           cells.data(),
+                           has_offsets ? offsets.data() : nullptr,
+                           has_rows ? rows.data() : nullptr,
+                           n,
+                           {},
+                           {}};
+      if (with_k) params.k = at(k, side.written_tensors() + k_at);
+      if (with_v) params.v = at(v, side.written_tensors() + v_at);
+      return side.calls().load(params);
+    });
+  }
+
+  /// A cell may be written after it was read, not read after it was written.
+  void move() {
+    if (shape_.k_heads != shape_.v_heads) return;  // caches of such layers move none
+    const int32_t n = random_.between(1, shape_.n_cells);
+    const std::vector<int32_t> to = some_cells(n, false);
+    std::vector<int32_t> from(to.size());
+    std::vector<char> is_written(static_cast<size_t>(shape_.n_cells));
+    for (size_t i = 0; i < to.size(); ++i) {
+      do {
+        from[i] = random_.chance(0.3) ? to[i] : random_.below(shape_.n_cells);
+      } while (is_written[static_cast<size_t>(from[i])] != 0 && from[i] != to[i]);
+      is_written[static_cast<size_t>(to[i])] = 1;
+    }
+    const std::vector<int32_t> offsets = some_offsets(n);
+    const Rope rope = some_rope();
+    const bool has_offsets = random_.chance(0.7);
+    both([&](Side& side) {
+      return side.calls().move({side.storage(), rope, from.data(), to.data(),
+                                has_offsets ? offsets.data() : nullptr, n});
+    });
+  }
+
+  void copy() {
+    CellStretch stretches[3];
+    const int32_t part = shape_.n_cells / 6;
+    for (int32_t i = 0; i < 3; ++i)
+      stretches[i] = {2 * i * part, (2 * i + 1) * part, random_.below(part + 1)};
+    const bool exchanges = random_.chance(0.5);
+    const int32_t n = random_.between(0, 3);
+    both([&](Side& side) {
+      return side.calls().copy({side.storage(), side.storage(), stretches, n, exchanges});
+    });
+  }
+
+  void clear() {
+    const int32_t n = some_tokens();
+    const std::vector<int32_t> cells = some_cells(n, true);
+    both([&](Side& side) { return side.calls().clear({side.storage(), cells.data(), n}); });
+  }
+
+  void mask() {
+    AttentionPlan plan;
+    plan.tokens = {cell_.data(), position_.data()};
+    plan.columns_by_list = random_.chance(0.3);
+    // A list names no cell twice.
+    const std::vector<int32_t> cells = some_cells(shape_.n_cells, false);
+    std::copy(cells.begin(), cells.end(), cell_.begin());
+    changes_.push_back({0, shape_.n_cells});
+    std::vector<TokenList> lists(3);
+    for (TokenList& list : lists) {
+      for (int32_t piece = 0, start = random_.below(4); piece < 3; ++piece) {
+        list.start[piece] = start;
+        list.count[piece] = random_.below(shape_.n_cells / 4);
+        list.total += list.count[piece];
+        start += list.count[piece] + random_.below(4);
+      }
+      list.first_cell = random_.below(5);
+    }
+    std::vector<AttentionRow> rows;
+    const int32_t n_tokens = random_.between(1, 30);
+    std::vector<uint64_t> seen(static_cast<size_t>(n_tokens) * seen_words);
+    for (uint64_t& word : seen) word = random_.bits();
+    for (int32_t token = 0; token < n_tokens; ++token) {
+      AttentionRow row;
+      row.token = n_tokens - 1 - token;
+      row.list = token * 3 / n_tokens;
+      const int32_t total = lists[static_cast<size_t>(row.list)].total;
+      row.first_end = random_.below(total + 1);
+      row.begin = random_.between(row.first_end, total);
+      row.end = random_.between(row.begin, total);
+      if (random_.chance(0.9)) rows.push_back(row);
+    }
+    std::vector<int32_t> padding(static_cast<size_t>(n_tokens) - rows.size());
+    plan.rows = rows.data();
+    plan.lists = lists.data();
+    plan.padding = padding.data();
+    plan.n_rows = static_cast<int32_t>(rows.size());
+    plan.n_padding = static_cast<int32_t>(padding.size());
+    plan.n_lists = 3;
+    if (random_.chance(0.5)) {
+      plan.seen = seen.data();
+      plan.seen_words = seen_words;
+    }
+    Tensor into;
+    into.ndim = 2;
+    into.dtype = random_.pick({DType::f32, DType::f16, DType::bf16, DType::boolean});
+    into.shape[0] = n_tokens;
+    into.shape[1] = shape_.n_cells + 5;
+    into.stride[1] = random_.pick({1, 2});
+    into.stride[0] = into.shape[1] * into.stride[1] + random_.below(2);
+    const bool all_visible = random_.chance(0.1);
+    if (all_visible) plan.n_rows = 0;
+    const TokenChanges changes = {changes_.data(), static_cast<int32_t>(changes_.size())};
+    both([&](Side& side) {
+      if (Status s = side.calls().begin_pass(plan, changes, nullptr); s != Status::ok) return s;
+      return side.calls().write_mask({plan, at(into, side.written_tensors()), 0, all_visible});
+    });
+    changes_.clear();
+  }
+
+  void raw() {
+    const int32_t n = some_tokens();
+    const std::vector<int32_t> cells = some_cells(n, false);
+    const bool of_k = random_.chance(0.5);
+    const size_t row_bytes = (of_k ? cpu_.storage().k : cpu_.storage().v).codes.row_bytes;
+    const auto first = static_cast<size_t>(random_.below(static_cast<int32_t>(row_bytes)));
+    const size_t n_bytes = row_bytes - first;
+    std::vector<std::byte> data[2];
+    const bool writes = random_.chance(0.3);
+    size_t index = 0;
+    both([&](Side& side) {
+      std::vector<std::byte>& bytes = data[index++];
+      for (size_t i = 0; i < n_bytes * static_cast<size_t>(n); ++i)
+        bytes.push_back(static_cast<std::byte>(i) & std::byte{0xbf});
+      const RowBytes rows = {(of_k ? side.storage().k : side.storage().v).codes,
+                             0,
+                             cells.data(),
+                             n,
+                             first,
+                             n_bytes,
+                             bytes.data()};
+      return writes ? side.calls().write_rows(rows) : side.calls().read_rows(rows);
+    });
+    ASSERT_TRUE(data[0] == data[1]);
+  }
+
+  static constexpr int32_t seen_words = 4;
+
+  const Shape shape_;
+  Random random_;
+  Side cpu_, cuda_;
+  std::vector<int32_t> cell_, position_;
+  std::vector<TokenRange> changes_;
+  std::vector<double> frequency_;
+};
+
+TEST(CudaDevice, StoresWhatTheCpuStores) {
+  const Shape shapes[] = {
+      {},
+      {.k_heads = 3,
+       .v_heads = 1,
+       .dim_k = 64,
+       .dim_v = 32,
+       .dtype_k = DType::bf16,
+       .dtype_v = DType::f16,
+       .gap = 48},
+      {.k_heads = 1,
+       .v_heads = 2,
+       .dim_k = 7,
+       .dim_v = 5,
+       .n_cells = 200,
+       .dtype_k = DType::f16,
+       .dtype_v = DType::f16,
+       .gap = 2},
+      {.dim_k = 16, .dim_v = 16, .dtype_k = DType::bf16, .dtype_v = DType::bf16, .interleaved = true},
+      {.k_heads = 1,
+       .v_heads = 1,
+       .dim_k = 24,
+       .dim_v = 16,
+       .dtype_k = DType::f16,
+       .dtype_v = DType::f16,
+       .v_in_k = true},
+      {.k_heads = 1, .v_heads = 1, .dim_k = 130, .dim_v = 2, .n_cells = 60}};
+  const uint64_t first_seed = 20261130;
+  std::cout << "seeds from " << first_seed << std::endl;
+  for (uint64_t seed = first_seed; const Shape& shape : shapes) {
+    simt::device::set_seed(static_cast<unsigned>(seed));
+    Beside beside(shape, seed);
+    for (int32_t round = 0; round < 6; ++round) {
+      for (int32_t i = 0; i < 40; ++i) {
+        beside.call_something();
+        if (HasFatalFailure()) FAIL() << "seed " << seed << ", call " << i << " of round " << round;
+      }
+      beside.compare("");
+      if (HasFatalFailure()) FAIL() << "seed " << seed << ", round " << round;
+    }
+    ++seed;
+  }
+}
+
+/// Of the bits of core/base/half.hpp: all of 16 bits, and the neighbours of all that round to them.
+TEST(CudaDevice, ConvertsAsTheCpu) {
+  for (uint32_t half = 0; half < 0x10000; ++half) {
+    const auto bits = static_cast<uint16_t>(half);
+    ASSERT_EQ(cuda::bits_of(cuda::f16_bits_to_f32(half)), cuda::bits_of(f16_to_f32(bits))) << half;
+    for (const float x : {f16_to_f32(bits), bf16_to_f32(bits)}) {
+      for (int32_t away = -2; away <= 2; ++away) {
+        for (const uint32_t middle : {0u, 0xfffu, 0x1000u, 0x7fffu, 0x8000u}) {
+          const float near = cuda::float_of(cuda::bits_of(x) + middle + static_cast<uint32_t>(away));
+          ASSERT_EQ(cuda::f32_to_f16_bits(near), f32_to_f16(near)) << cuda::bits_of(near);
+          ASSERT_EQ(cuda::f32_to_bf16_bits(near), f32_to_bf16(near)) << cuda::bits_of(near);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
