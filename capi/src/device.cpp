@@ -4,6 +4,7 @@
 #include <new>
 
 #include "capi/src/arguments.hpp"
+#include "capi/src/cuda_plugin.hpp"
 #include "capi/src/guard.hpp"
 #include "capi/src/objects.hpp"
 #include "capi/src/words.hpp"
@@ -26,6 +27,12 @@ int32_t n_devices() {
   int32_t n = 0;
   while (registered_device(n) != nullptr) ++n;
   return n;
+}
+
+DeviceName cuda_name(int32_t ordinal) {
+  DeviceName name = {};
+  std::snprintf(name.text, sizeof name.text, "cuda:%d", ordinal);
+  return name;
 }
 
 /// "cpu, fake"
@@ -56,14 +63,20 @@ Status device_name(int32_t index, char* name, size_t capacity) {
                 "index is %d; it must be 0 or more (count up until NOT_FOUND)", index);
   if (name == nullptr) return is_null("name");
   register_built_in();
-  const DeviceEntry* entry = registered_device(index);
-  if (entry == nullptr)
-    return fail(Status::not_found, "index %d is past the last of the %d devices", index, n_devices());
-  const size_t needed = std::strlen(entry->name) + 1;
+  DeviceName found = {};
+  if (const DeviceEntry* entry = registered_device(index)) {
+    std::snprintf(found.text, sizeof found.text, "%s", entry->name);
+  } else {
+    const int32_t n = n_devices(), n_cuda = n_cuda_devices();
+    if (index - n >= n_cuda)
+      return fail(Status::not_found, "index %d is past the last of the %d devices", index, n + n_cuda);
+    found = cuda_name(index - n);
+  }
+  const size_t needed = std::strlen(found.text) + 1;
   if (capacity < needed)
     return fail(Status::invalid_argument, "capacity %zu is too small: the name takes %zu bytes",
                 capacity, needed);
-  std::memcpy(name, entry->name, needed);
+  std::memcpy(name, found.text, needed);
   return Status::ok;
 }
 
@@ -87,11 +100,8 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   }
   register_built_in();
   const DeviceEntry* entry = find_device(name);
-  if (entry == nullptr && std::strncmp(name, "cuda", 4) == 0 && (name[4] == '\0' || name[4] == ':'))
-    return fail(Status::backend_unavailable,
-                "name is %s, but no CUDA backend (libkvc_cuda) is installed; there are: %s",
-                quoted(name).text, device_names().text);
-  if (entry == nullptr) {
+  const CudaName cuda = entry == nullptr ? read_cuda_name(name) : CudaName{};
+  if (entry == nullptr && cuda.ordinal < 0) {
     return fail(Status::invalid_argument, "name is %s, not one of: %s (or cuda:N with libkvc_cuda)",
                 quoted(name).text, device_names().text);
   }
@@ -103,8 +113,13 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
     return fail(Status::out_of_memory, "the process has no memory for the handle of a device");
   const DeviceOptions options = {.n_threads = settings.n_threads,
                                  .allocator = allocator != nullptr ? &hook : nullptr};
-  if (Status s = entry->open(options, &object->device); s != Status::ok) return s;
-  object->name = entry->name;
+  const Status opened = entry != nullptr ? entry->open(options, &object->device)
+                                         : open_cuda(cuda, options, &object->device);
+  if (opened != Status::ok) return opened;
+  if (entry != nullptr)
+    std::snprintf(object->name.text, sizeof object->name.text, "%s", entry->name);
+  else
+    object->name = cuda_name(cuda.ordinal);
   object->operators = std::make_shared<OperatorRegistry>(object->device);
   *out = static_cast<kvc_device*>(handles::add(Kind::device, object.get(), {}));
   if (*out == nullptr) return Status::out_of_memory;
@@ -118,15 +133,14 @@ Status query(const kvc_device* device, kvc_device_info* out) {
     return s;
   const DeviceObject& object = *static_cast<const DeviceObject*>(entered);
   const DeviceInfo about = object.device->info();
-  const char* const name = object.name;  // the registry's, and so is the device's own text
-  handles::leave(device, Access::shared);
-  if (Status s = check_output("kvc_device_info", out); s != Status::ok) return s;
   kvc_device_info info = KVC_DEVICE_INFO_INIT;
   info.device_type = about.type;
   info.device_id = about.id;
   info.n_threads = about.n_threads;
-  std::snprintf(info.name, sizeof info.name, "%s", name);
+  std::snprintf(info.name, sizeof info.name, "%s", object.name.text);
   std::snprintf(info.instruction_set, sizeof info.instruction_set, "%s", about.instruction_set);
+  handles::leave(device, Access::shared);
+  if (Status s = check_output("kvc_device_info", out); s != Status::ok) return s;
   write_output(info, out);
   return Status::ok;
 }

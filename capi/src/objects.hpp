@@ -11,11 +11,16 @@
 
 namespace kvc::capi {
 
+/// Of a device, as kvc_device_info has room for it.
+struct DeviceName {
+  char text[32] = {};
+};
+
 /// What a handle stands for. A cache keeps its device, so the handles of both may be destroyed in any order.
 struct DeviceObject {
   std::shared_ptr<Device> device;
   std::shared_ptr<OperatorRegistry> operators;
-  const char* name = "";  // as it was opened
+  DeviceName name;  // as it can be opened
 };
 
 struct OperatorObject {

@@ -194,7 +194,15 @@ TEST_F(Messages, DevicesAreListed) {
          {"xxx…\""});
   expect(KVC_E_BACKEND_UNAVAILABLE,
          [&] { return kvc_device_open("cuda:3", nullptr, nullptr, &opened); },
-         {"\"cuda:3\"", "libkvc_cuda", "cpu"});
+         {"libkvc_cuda", "looked for by the system's loader"});
+  expect(KVC_E_BACKEND_UNAVAILABLE,
+         [&] { return kvc_device_open("cuda@/nowhere", nullptr, nullptr, &opened); },
+         {"libkvc_cuda", "named by the device's name", "/nowhere"});
+  for (const char* name : {"cuda:", "cuda:x", "cuda:-1", "cuda:12345", "cuda3", "CUDA:0", "cuda:0@",
+                           "cuda:0/x", "cuda@"}) {
+    expect(invalid, [&] { return kvc_device_open(name, nullptr, nullptr, &opened); },
+           {name, "cpu", "cuda:N"});
+  }
   const kvc_allocator half = {nullptr, nullptr, nullptr};
   expect(invalid, [&] { return kvc_device_open("cpu", nullptr, &half, &opened); },
          {"allocator.alloc is null"});

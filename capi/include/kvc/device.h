@@ -14,7 +14,7 @@ typedef struct kvc_device_desc {
   uint32_t struct_size;
   int32_t n_threads; /* threads that share the work of one attention call, the caller's included; at
                         most 256. 0: as many as the process may use (affinity mask, cgroup quota), up to
-                        256. 1: the calling thread only */
+                        256. 1: the calling thread only. A GPU works without any of them */
   uint64_t flags;    /* 0 */
 } kvc_device_desc;
 
@@ -36,11 +36,17 @@ typedef struct kvc_allocator {
   void (*free)(void *user, void *block, size_t bytes, size_t alignment);
 } kvc_allocator;
 
-/* Opens a device and starts its threads: n_threads - 1 of them, all now and none later.
+/* Opens a device and starts its threads: n_threads - 1 of them, all now and none later; none for a GPU.
  *
- * name       "cpu". ("cuda:0" and so on return BACKEND_UNAVAILABLE unless libkvc_cuda is installed.)
+ * name       "cpu", or "cuda:0" ("cuda"), "cuda:1" and so on for the GPUs of NVIDIA. Those need the library
+ *            libkvc_cuda of the same build, which is loaded now and stays: the one of "cuda:0@<path>", else
+ *            the one that the environment variable KVC_CUDA_PLUGIN names, else libkvc_cuda.so.0 in the folder
+ *            of libkvc, else what the system's loader finds under that name. Where it cannot be used, or there
+ *            is no driver or no such GPU: BACKEND_UNAVAILABLE, and the message says why. A program that runs
+ *            with more rights than its user does not ask the variable.
  * desc       null: all defaults.
- * allocator  copied. Null: kvc maps its own memory and requests huge pages.
+ * allocator  copied. Null: kvc maps its own memory and requests huge pages. With a GPU it gives the host's memory;
+ *            the GPU's is CUDA's own.
  * out        receives the handle, or null if the call fails.
  *
  * Ownership: the caller closes the device. A cache keeps what it needs of its device, so the device may be

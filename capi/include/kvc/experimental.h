@@ -14,7 +14,8 @@ extern "C" {
 #endif
 
 /* Copies a name under which kvc_device_open() can open a device. Names are listed in the order in which
- * their backends were registered; a backend that is not installed is not listed.
+ * their backends were registered; a backend that is not installed is not listed. Counting beyond the CPU loads
+ * libkvc_cuda where it is, and begins CUDA in this process.
  *
  * index     0, 1, …; count up until the call returns NOT_FOUND.
  * name      [capacity] receives the name and its terminator. 32 bytes are enough for every name.
