@@ -112,6 +112,24 @@ void prefill(Limits& limits, const Label& label, Setup setup, int32_t tokens, in
   rig.close();
 }
 
+/// Queries and results of 16 bits, as K and V, and products that may be rounded to them.
+void small_query_cases(Limits& limits) {
+  struct Case {
+    uint32_t dtype, runtime;
+    double must_percent, go_for;
+  };
+  for (const Case& c :
+       {Case{KVC_F16, 0, 120, 170}, Case{KVC_F16, KVC_F16, 0, 0}, Case{KVC_F16, KVC_BF16, 220, 350},
+        Case{KVC_BF16, 0, 160, 250}, Case{KVC_BF16, KVC_BF16, 220, 350}}) {
+    Setup setup;
+    setup.dtype = setup.dtype_q = c.dtype;
+    setup.runtime_dtype = c.runtime;
+    std::string name = std::string("prefill ") + dtype_name(c.dtype) + ", queries too, 2048 on 2048";
+    if (c.runtime != 0) name += std::string(", runtime ") + dtype_name(c.runtime);
+    prefill(limits, {"prefill", name, c.must_percent, c.go_for}, setup, 2048, 2048);
+  }
+}
+
 /// What a token costs beside more others on one prefix than have partial results at once.
 void many_on_one_prefix(Limits& limits) {
   const auto on_prefix = [](int32_t sequences) {
@@ -182,6 +200,7 @@ void prefill_cases(Limits& limits) {
     std::snprintf(name, sizeof name, "prefill f16, %d on %d", c.tokens, c.context);
     prefill(limits, {"prefill", name, c.must_percent, c.go_for}, Setup(), c.tokens, c.context);
   }
+  small_query_cases(limits);
 }
 
 void shape_cases(Limits& limits) {

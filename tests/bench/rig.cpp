@@ -90,7 +90,17 @@ Rig::Rig(const Setup& setup) : setup_(setup) {
   must(kvc_bind_attention(cache_, 0, setup_.layers, &attention, setup.alibi ? slopes.data() : nullptr,
                           setup.sinks ? sinks.data() : nullptr),
        "bind");
+  if (setup.runtime_dtype != 0) bind_operator();
   generate();
+}
+
+void Rig::bind_operator() {
+  kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;
+  desc.runtime_dtype = setup_.runtime_dtype;
+  kvc_operator* op = nullptr;
+  must(kvc_operator_create(device_, "flash", &desc, &op), "operator");
+  must(kvc_bind_operator(cache_, 0, setup_.layers, KVC_MODE_PREFILL, op), "bind_operator");
+  must(kvc_operator_destroy(op), "destroy");
 }
 
 Rig::~Rig() {
@@ -135,8 +145,8 @@ void Rig::put_all() {
   arrays_.clear();
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, d});
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, kv, dv});
-  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, d});
-  arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q, dv});
+  arrays_.emplace_back(setup_.dtype_q, std::vector<int64_t>{n, q, d});
+  arrays_.emplace_back(setup_.dtype_q, std::vector<int64_t>{n, q, dv});
   arrays_.emplace_back(KVC_F32, std::vector<int64_t>{n, q});
   for (size_t i = 0; i < 3; ++i) arrays_[i].fill(static_cast<uint32_t>(i + 1));
   for (int32_t layer = 0; layer < setup_.layers; ++layer) put_layer(layer);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <kvc/kvc.h>
+#include <kvc/operators.h>
 
 /// A cache with a history, as a bench case needs it: several layers, so that the calls rotate over more memory than any
 /// last-level cache holds.
@@ -32,8 +33,10 @@ struct Setup {
   int32_t n_kv_heads = 8;
   int32_t head_dim = 128;  // of a key, and of a value unless head_dim_v says otherwise
   int32_t head_dim_v = 0;
-  uint32_t dtype = KVC_F16;  // of K and V
-  bool rotate = false;       // both are stored rotated
+  uint32_t dtype = KVC_F16;    // of K and V
+  uint32_t dtype_q = KVC_F32;  // of queries and results
+  uint32_t runtime_dtype = 0;  // of an operator that prefills are bound to; 0: none is bound
+  bool rotate = false;         // both are stored rotated
   int32_t sequences = 1;
   int32_t context = 4096;  // tokens of each sequence before the measured pass
   int32_t batch = 0;       // tokens per sequence that measured passes bring at most; 0: 1
@@ -78,6 +81,7 @@ class Rig {
  private:
   void begin(const std::vector<int32_t>& position, const std::vector<int32_t>& sequence,
              bool sees_later);
+  void bind_operator();
   void put_all();
   void generate();
 
