@@ -10,7 +10,7 @@ import (
 
 // OperatorDesc has the settings of an operator; zero: all defaults. See kvc_operator_desc.
 type OperatorDesc struct {
-	RuntimeDType DType   // the least exact type that q, k, v and weights may be rounded to; 0: F32. The built-in operators always compute in F32
+	RuntimeDType DType   // the least exact type that q, k, v and weights may be rounded to; 0: F32. A floor; flash, decode and ring round where AMX multiplies
 	SoftmaxDType DType   // the same for scores, exponentials and sums; F64 (vanilla) computes all of them in double
 	SoftmaxScale float32 // 0: that of the layer. A layer that BindAttention bound must have the same one
 	DropoutProb  float32 // 0 or more, below 1: of calls with dropout

@@ -199,9 +199,9 @@ Status choose(const kvc_operator_desc& d, const DeviceInfo& device, ChosenOperat
     settings.stretches = d.stretches != 0 ? d.stretches : device.n_threads;
   settings.side_by_side = (d.flags & KVC_OPERATOR_NO_SCAN) != 0;
   settings.in_double = needs.softmax_type == in_f64;
+  settings.runtime_type = needs.runtime_type;
   chosen->scale = d.softmax_scale;
   chosen->dropout_probability = d.dropout_prob;
-  chosen->runtime_type = needs.runtime_type;
   chosen->softmax_type = needs.softmax_type;
   chosen->device_type = device.type;
   chosen->device_id = device.id;
@@ -297,7 +297,7 @@ Status query(const OperatorObject& object, kvc_operator_info* info, kvc_operator
   if (desc == nullptr) return Status::ok;
   kvc_operator_desc d = KVC_OPERATOR_DESC_INIT;
   d.flags = chosen.settings.side_by_side ? uint32_t{KVC_OPERATOR_NO_SCAN} : 0;
-  d.runtime_dtype = dtype_of_precision(chosen.runtime_type);
+  d.runtime_dtype = dtype_of_precision(chosen.settings.runtime_type);
   d.softmax_dtype = dtype_of_precision(chosen.softmax_type);
   d.softmax_scale = chosen.scale;
   d.dropout_prob = chosen.dropout_probability;

@@ -49,9 +49,6 @@ enum Mode : uint32_t {
 using ModeSet = uint32_t;
 inline constexpr ModeSet modes_that_attend = mode_train | mode_prefill | mode_autoregressive;
 
-/// Types that numbers may be rounded to on the way; the numbers are the ABI's. The storage types follow behind f32.
-enum Precision : uint32_t { in_f64 = 1, in_f32 = 2, in_f16 = 4, in_bf16 = 8 };
-
 constexpr uint32_t storage_bit(StorageType type) { return uint32_t{1} << static_cast<int>(type); }
 inline constexpr uint32_t every_storage = (uint32_t{1} << n_storage_types) - 1;
 
@@ -95,7 +92,6 @@ struct ChosenOperator {
   OperatorSettings settings;
   float scale = 0;  // 0: that of the layer
   float dropout_probability = 0;
-  uint32_t runtime_type = in_f32;
   uint32_t softmax_type = in_f32;
   int32_t device_type = 0, device_id = 0;
 };

@@ -129,6 +129,9 @@ struct AttentionTensors {
   bool changes_scores() const { return bias.data != nullptr || mask.data != nullptr; }
 };
 
+/// Types that numbers may be rounded to on the way; the numbers are the ABI's. The storage types follow behind f32.
+enum Precision : uint32_t { in_f64 = 1, in_f32 = 2, in_f16 = 4, in_bf16 = 8 };
+
 /// How an operator works, as a caller created it. 0: as the operator thinks best.
 struct OperatorSettings {
   int32_t block_q = 0;        // query rows of a KV head that share a read of the keys, at most
@@ -137,6 +140,7 @@ struct OperatorSettings {
   int32_t stretches = 0;      // parts that the keys are cut into, each attended by itself
   bool side_by_side = false;  // several threads may attend the stretches of the same rows
   bool in_double = false;     // scores, softmax and sums
+  uint32_t runtime_type = in_f32;  // the least exact Precision that factors of a product may be rounded to; sums stay f32
 
   bool operator==(const OperatorSettings&) const = default;
 };

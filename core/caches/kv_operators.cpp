@@ -57,7 +57,7 @@ Status KvLayers::check_operator(int32_t layer_begin, int32_t layer_end, ModeSet 
                                    .n_kv_heads = layer.storage.k.n_heads,
                                    .head_dim_k = bounds_.head_dim_k,
                                    .head_dim_v = bounds_.head_dim_v,
-                                   .runtime_type = op.runtime_type,
+                                   .runtime_type = op.settings.runtime_type,
                                    .softmax_type = op.softmax_type};
       if (Status s = op.op->supports(*op.op, needs); s != Status::ok) return s;
     }

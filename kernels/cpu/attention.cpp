@@ -36,6 +36,11 @@ float in_log2(float bias) {
 /// keys out of f32 (and their sum to NaN) where the score itself is in range, a far larger one below its normal numbers.
 bool query_carries(float softcap) { return softcap >= 1 && softcap <= 65536; }
 
+/// Parts of a factor of a product that is rounded to a Precision.
+constexpr int32_t bf16_parts(uint32_t runtime_type) {
+  return runtime_type == in_bf16 ? 1 : runtime_type == in_f16 ? 2 : 3;
+}
+
 }  // namespace
 
 class Call {
@@ -69,6 +74,7 @@ class Call {
   void run_item(int32_t index, int32_t thread) noexcept;
   float score_factor(const Item& item) const;
   bool kernel_scales(const Item& item) const;
+  void prefetch_queries(const Item& item, int32_t index) const;
   void load_queries(const Item& item) const;
   Tile describe(const Item& item) const;
   void attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
@@ -267,6 +273,22 @@ bool Call::kernel_scales(const Item& item) const {
          params_.tensors.q.dtype != DType::f32 && factor >= 0x1p-40f && factor <= 0x1p40f;
 }
 
+/// Tokens whose queries are prefetched before they are read: their rows lie far apart, which the hardware does not follow.
+constexpr int32_t tokens_ahead = 4;
+
+void Call::prefetch_queries(const Item& item, int32_t index) const {
+  const Tensor& q = params_.tensors.q;
+  if (index >= item.tile->n_tokens || q.stride[2] != 1) return;
+  const int64_t token = params_.plan.rows[item.tile->row + index].token;
+  const auto element = static_cast<int64_t>(size_of(q.dtype));
+  for (int32_t h = 0; h < item.n_heads; ++h) {
+    const int64_t offset = q.token_offset(token) + (item.q_head + h) * q.stride[1];
+    const auto* row = static_cast<const std::byte*>(q.data) + offset * element;
+    for (int64_t at = 0; at < params_.storage.k.head_dim() * element; at += 64)
+      __builtin_prefetch(row + at);
+  }
+}
+
 /// Queries in f32, multiplied with the factor unless the kernel does that.
 void Call::load_queries(const Item& item) const {
   const Tensor& q = params_.tensors.q;
@@ -276,6 +298,7 @@ void Call::load_queries(const Item& item) const {
   float* to = item.scratch.q;
   for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
     const int64_t token = params_.plan.rows[item.tile->row + t].token;
+    prefetch_queries(item, t + tokens_ahead);
     for (int32_t h = 0; h < item.n_heads; ++h, to += q_stride_) {
       const int64_t index = q.token_offset(token) + (item.q_head + h) * q.stride[1];
       if (q.stride[2] == 1) {
@@ -318,6 +341,7 @@ Tile Call::describe(const Item& item) const {
   tile.v = rows_of(storage.v, item.kv_head, first_cell);
   tile.q = item.scratch.q;
   if (kernel_scales(item)) tile.scale = score_factor(item);
+  tile.parts = bf16_parts(params_.settings.runtime_type);
   tile.token = item.scratch.token;
   tile.n_rows = item.n_rows();
   tile.group = item.n_heads;

@@ -9,7 +9,7 @@
 
 /// Floats as sums of bf16: the first part is the float cut off after 8 significant bits, the second
 /// the next 8, the third the rest. Nothing is lost, so products of parts, added in f32, are as
-/// exact as products of floats.
+/// exact as products of floats. A caller may allow fewer parts: the last one is then rounded.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::matrix {
 
 inline constexpr int32_t parts_max = 3;
@@ -38,6 +38,15 @@ inline constexpr int32_t parts_of<stored::Q4> = 2;
 template <>
 inline constexpr int32_t parts_of<stored::Int8> = 1;
 
+/// The most that a factor has where it may be rounded to `parts` of them. A value meets a probability that is rounded, so it keeps
+/// two parts: both rounded to one would be off by twice what bf16 is.
+constexpr int32_t key_parts_of(int32_t needed, int32_t parts) {
+  return needed < parts ? needed : parts;
+}
+constexpr int32_t value_parts_of(int32_t needed, int32_t parts) {
+  return key_parts_of(needed, parts < 2 ? 2 : parts);
+}
+
 template <int32_t parts>
 struct Parts {
   static constexpr int32_t value = parts;
@@ -56,12 +65,21 @@ KVC_INLINE __m512i first_parts(Vec a, Vec b) {
                                  _mm512_castps_si512(b));
 }
 
+/// So that cutting off rounds: a half of what the last bit of the first part stands for is added to the magnitude.
+KVC_INLINE Vec add_half(Vec x) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)));
+}
+
 /// Writes a row of a tile, and of the tiles of the further parts behind it: 16 elements of a and of
-/// b, alternating.
+/// b, alternating. Three parts are exact; the last of fewer is rounded.
 template <int32_t parts>
 KVC_INLINE void store_parts(std::byte* to, Vec a, Vec b) {
 #pragma GCC unroll 3
   for (size_t part = 0; part < parts; ++part) {
+    if (parts < parts_max && part == parts - 1) {
+      a = add_half(a);
+      b = add_half(b);
+    }
     _mm512_store_si512(to + part * amx_tile_bytes,
                        first_parts(a, b));  // takes the upper halves, as cutting off does
     a = a - cut_off(a);
@@ -69,12 +87,14 @@ KVC_INLINE void store_parts(std::byte* to, Vec a, Vec b) {
   }
 }
 
-/// Returns whether products of parts are exact: everything is finite, and nothing so small that a
-/// part of it would be denormal, which AMX takes for 0. The smallest magnitude decides and not
+KVC_INLINE bool differs(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ) != 0; }
+
+/// Returns whether products of parts are exact but for what is rounded: everything is finite, also when it is rounded up, and
+/// nothing so small that a part of it would be denormal, which AMX takes for 0. The smallest magnitude decides and not
 /// the largest, because a row may see nothing else.
 KVC_INLINE bool are_suited(const Magnitudes& magnitudes) {
   const float smallest = magnitudes.smallest();
-  return magnitudes.largest() < __builtin_inff() && (smallest == 0 || smallest >= 0x1p-100f);
+  return magnitudes.largest() < 0x1p127f && (smallest == 0 || smallest >= 0x1p-100f);
 }
 
 /// The bits that some numbers use.

@@ -17,13 +17,12 @@
 /// fast as vectors do.
 ///
 ///   for each block of 128 cells (fewer with large heads)
-///     pack_block            keys → A [16 cells][32 dimensions], values → B [32 cells][16 dims]
+///     pack_block            keys → A [16 cells][32 dimensions], values → A [16 dims][32 cells]
 ///     for each strip of 32 rows, three strips under way
 ///       score_strip         keys × queries (B, packed once per tile) → scores [cell][row], f32
-///       Softmax             of the strip before: scores → probabilities (the wide kernel's), in
-///                           place, then as A [16 rows][32 cells]
-///       add_values          of the strip before that: probabilities × values → product; o = o ·
-///                           rescale + product
+///       Softmax             of the strip before: scores → probabilities, B [32 cells][16 rows]
+///       add_values          of the strip before that: values × probabilities → product
+///                           [dimension][row]; o = o · rescale + product
 ///
 ///   registers of a product   0–3: sums of 2 × 2 tiles   4, 5: tiles of A   6, 7: tiles of B
 ///   meanwhile                slices of Softmax, which vectors do while the matrix unit multiplies
@@ -62,7 +61,8 @@ struct Work {
 
   std::byte* queries;  // [16 rows][dims_k / 32][part] tiles
   float* columns;      // [dims_k][16] of queries
-  float* product[2];   // [strip_rows][32] of probabilities and values
+  float* o;            // [strip][dims_v][strip_rows] the tile's o, rows in the lanes
+  float* product[2];   // [32 dimensions][strip_rows] of values and probabilities
 
   Block blocks[2];  // the one whose strips begin, and the one that strips under way are of
   int32_t n_blocks;
@@ -75,6 +75,11 @@ struct Work {
 
   size_t steps_k() const { return static_cast<size_t>(dims_k / amx_depth); }
   size_t steps_v() const { return static_cast<size_t>(block / amx_depth); }
+  /// Of parts whose products matter (Path): where a factor may be rounded to two, what both leave over does not.
+  int32_t order() const { return plain.tile->parts == 2 ? 2 : parts_max; }
+  float* o_of(int32_t first_row) const {
+    return o + static_cast<size_t>(first_row) * static_cast<size_t>(plain.dims_v);
+  }
 };
 
 KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32_t head_dim_v) {
@@ -97,7 +102,7 @@ KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32
   for (size_t i = 0; i < 2; ++i) {
     work.scores[i] = carve_floats(block * strip_rows);
     work.probabilities[i] = carve(strip_rows * block * element);
-    work.product[i] = carve_floats(strip_rows * 32);
+    work.product[i] = carve_floats(32 * strip_rows);
     work.rescale[i] = carve_floats(strip_rows);
   }
   std::byte* const keys = carve(block * dims_k * element);
@@ -108,8 +113,18 @@ KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32
     each.value_scale = carve_floats(block);
   }
   work.columns = carve_floats(dims_k * 16);
+  work.o = carve_floats(rows * dims_v);
   work.queries = carve(rows * dims_k * element);
   return offset;
+}
+
+template <class Use>
+KVC_INLINE auto with_count(int32_t parts, Use use) {
+  switch (parts) {
+    case 1: return use(Parts<1>{});
+    case 2: return use(Parts<2>{});
+    default: return use(Parts<3>{});
+  }
 }
 
 KVC_INLINE void pack_queries(Work& work) {
@@ -135,28 +150,19 @@ KVC_INLINE void pack_queries(Work& work) {
         magnitudes.add(y);
         used.add(x);
         used.add(y);
-        store_parts<parts_max>(to + pair * 64, x, y);
+        with_count(tile.parts, [&](auto parts) { store_parts<parts.value>(to + pair * 64, x, y); });
       }
     }
   }
   const bool scaled = tile.scale != 1.0f || tile.k.type == StorageType::int8;
   work.suited = are_suited(magnitudes) && (!scaled || magnitudes.largest() < limit);
-  work.query_parts = used.n_parts();
+  work.query_parts = smaller(used.n_parts(), tile.parts);
 }
 
 // ---- A strip ------------------------------------------------------------------------------------
 
-template <class Use>
-KVC_INLINE void with_count(int32_t parts, Use use) {
-  switch (parts) {
-    case 1: return use(Parts<1>{});
-    case 2: return use(Parts<2>{});
-    default: return use(Parts<3>{});
-  }
-}
-
 /// Scores of a strip, [cell][width].
-template <int32_t key_parts, int32_t query_parts, int32_t vectors>
+template <int32_t key_parts, int32_t query_parts, int32_t order, int32_t vectors>
 static void score_strip(Work& work, const Strip& strip) {
   constexpr int32_t width = vectors * lanes;
   constexpr size_t key_bytes = key_parts * amx_tile_bytes, query_bytes = parts_max * amx_tile_bytes;
@@ -168,40 +174,57 @@ static void score_strip(Work& work, const Strip& strip) {
     wide::prefetch_some(work.plain);
     const Operand keys = {strip.block->keys + static_cast<size_t>(cell / amx_rows) * side, side,
                           key_bytes};
-    Product<key_parts, query_parts, 2, vectors>::multiply(
-        keys, queries, work.dims_k / amx_depth, strip.scores + cell * width, width, work.background);
+    using Scores = Product<key_parts, query_parts, order, 2, vectors>;
+    Scores::template multiply<false>(keys, queries, work.dims_k / amx_depth,
+                                     strip.scores + cell * width, width, work.background);
   }
 }
 
 /// A product that o has not got yet.
 struct Sum {
-  float* o = nullptr;  // [rows][32 dimensions]; null: none
+  float* o = nullptr;  // [n_dims][strip_rows]; null: none
   const float* product = nullptr;
-  const float* rescale = nullptr;  // of o, null: 1
-  int32_t n_vectors = 0;
+  const float* rescale = nullptr;  // of o's rows, null: 1
+  int32_t n_dims = 0;
 };
 
 /// o = o · rescale + product.
-KVC_INLINE void add_sum(const Sum& sum, size_t stride, int32_t n_rows) {
+template <int32_t vectors>
+KVC_INLINE void add_sum(const Sum& sum) {
   if (sum.o == nullptr) return;
-  for (int32_t row = 0; row < n_rows; ++row) {
-    const Vec rescale = broadcast(sum.rescale != nullptr ? sum.rescale[row] : 1.0f);
-    for (int32_t v = 0; v < sum.n_vectors; ++v) {
-      float* at = sum.o + static_cast<size_t>(row) * stride + v * lanes;
-      store(at, fma(load(at), rescale, load(sum.product + row * 32 + v * lanes)));
+  Vec rescale[vectors];
+  for (int32_t v = 0; v < vectors; ++v)
+    rescale[v] = sum.rescale != nullptr ? load(sum.rescale + v * lanes) : broadcast(1.0f);
+  for (int32_t d = 0; d < sum.n_dims; ++d) {
+    for (int32_t v = 0; v < vectors; ++v) {
+      const int32_t at = d * strip_rows + v * lanes;
+      store(sum.o + at, fma(load(sum.o + at), rescale[v], load(sum.product + at)));
     }
   }
 }
 
-/// Adds the values of a strip's cells to its o. A product is added while the next one is under way.
-template <int32_t parts, int32_t vectors>
+/// o = o · rescale.
+template <int32_t vectors>
+KVC_INLINE void rescale_o(float* o, const float* rescale, int32_t n_dims) {
+  for (int32_t d = 0; d < n_dims; ++d) {
+    for (int32_t v = 0; v < vectors; ++v) {
+      float* at = o + d * strip_rows + v * lanes;
+      store(at, load(at) * load(rescale + v * lanes));
+    }
+  }
+}
+
+/// Adds the values of a strip's cells to its o. A product is added while the next one is under way. Where factors are rounded, it
+/// is added as it is made: a chain of sums as long as a tile is then short enough.
+template <int32_t value_parts, int32_t parts, int32_t order, int32_t vectors>
 static void add_values(Work& work, const Strip& strip) {
-  constexpr size_t value_bytes = parts * amx_tile_bytes,
-                   probability_bytes = parts_max * amx_tile_bytes;
-  const size_t stride = static_cast<size_t>(work.plain.tile->o_stride);
-  float* const o = work.plain.tile->o + static_cast<size_t>(strip.first_row) * stride;
+  constexpr bool adds = parts < parts_max;
+  constexpr size_t value_bytes = value_parts * amx_tile_bytes,
+                   probability_bytes = parts * amx_tile_bytes;
+  float* const o = work.o_of(strip.first_row);
   const size_t side = work.steps_v() * value_bytes;
   const float* rescale = strip.rescale;
+  if (adds && strip.rescales) rescale_o<vectors>(o, rescale, work.plain.dims_v);
   Sum waiting;
   int32_t n_products = 0;
   for (const Range& range : strip.ranges) {
@@ -213,33 +236,63 @@ static void add_values(Work& work, const Strip& strip) {
     Operand values = {strip.block->values + first_step * value_bytes, side, value_bytes};
     for (int32_t d = 0; d < work.plain.dims_v; d += 32, values.at += 2 * side) {
       wide::prefetch_some(work.plain);
-      float* const product = work.product[n_products++ % 2];
-      const int32_t n_vectors = smaller(2, (work.plain.dims_v - d) / 16);
-      if (n_vectors == 2) {
-        Product<parts_max, parts, vectors, 2>::multiply(probabilities, values, n_steps, product, 32,
-                                                        work.background);
+      const int32_t n_dims = smaller(32, work.plain.dims_v - d);
+      float* const at = o + d * strip_rows;
+      float* const product = adds ? at : work.product[n_products++ % 2];
+      if (n_dims == 32) {
+        using Values = Product<value_parts, parts, order, 2, vectors>;
+        Values::template multiply<adds>(values, probabilities, n_steps, product, strip_rows,
+                                        work.background);
       } else {
-        Product<parts_max, parts, vectors, 1>::multiply(probabilities, values, n_steps, product, 32,
-                                                        work.background);
+        using Values = Product<value_parts, parts, order, 1, vectors>;
+        Values::template multiply<adds>(values, probabilities, n_steps, product, strip_rows,
+                                        work.background);
       }
-      add_sum(waiting, stride, strip.n_rows);
-      waiting = {o + d, product, rescale, n_vectors};
+      if constexpr (!adds) {
+        add_sum<vectors>(waiting);
+        waiting = {at, product, rescale, n_dims};
+      }
     }
     rescale = nullptr;
   }
-  add_sum(waiting, stride, strip.n_rows);
+  add_sum<vectors>(waiting);
 }
 
 /// Multiplications of tiles that the products of a strip take.
 KVC_INLINE int64_t score_products(const Work& work, const Strip& strip) {
   if (strip.block == nullptr) return 0;
   return int64_t{strip.n_groups} * (work.dims_k / amx_depth) * 2 * strip.vectors() *
-         Path(strip.block->key_parts, work.query_parts).count;
+         Path(strip.block->key_parts, work.query_parts, work.order()).count;
 }
 KVC_INLINE int64_t value_products(const Work& work, const Strip& strip) {
   if (strip.block == nullptr) return 0;
   return int64_t{strip.n_groups} * (work.plain.dims_v / 16) * strip.vectors() *
-         Path(parts_max, strip.block->value_parts).count;
+         Path(strip.block->value_parts, work.plain.tile->parts, work.order()).count;
+}
+
+template <int32_t vectors>
+KVC_INLINE void score(Work& work, const Strip& strip) {
+  const int32_t order = work.order();
+  with_count(strip.block->key_parts, [&](auto key_parts) {
+    with_count(work.query_parts, [&](auto query_parts) {
+      if constexpr (key_parts.value == 2 && query_parts.value == 2) {
+        if (order == 2) return score_strip<2, 2, 2, vectors>(work, strip);
+      }
+      score_strip<key_parts.value, query_parts.value, parts_max, vectors>(work, strip);
+    });
+  });
+}
+
+template <int32_t vectors>
+KVC_INLINE void add(Work& work, const Strip& strip) {
+  with_count(strip.block->value_parts, [&](auto value_parts) {
+    constexpr int32_t n = value_parts.value, two = n < 2 ? n : 2;
+    switch (work.plain.tile->parts) {
+      case 1: return add_values<two, 1, parts_max, vectors>(work, strip);
+      case 2: return add_values<two, 2, 2, vectors>(work, strip);
+      default: return add_values<n, parts_max, parts_max, vectors>(work, strip);
+    }
+  });
 }
 
 /// Scores of the strip that was placed last, if there is one, softmax of the one before, values of the
@@ -251,24 +304,18 @@ KVC_INLINE int64_t value_products(const Work& work, const Strip& strip) {
   Strip& third = work.strips[(now + 1) % strips_kept];
   work.background.begin(second, score_products(work, first) + value_products(work, third));
   if (first.block != nullptr) {
-    with_count(first.block->key_parts, [&](auto key_parts) {
-      with_count(work.query_parts, [&](auto query_parts) {
-        if (first.vectors() == 2) {
-          score_strip<key_parts.value, query_parts.value, 2>(work, first);
-        } else {
-          score_strip<key_parts.value, query_parts.value, 1>(work, first);
-        }
-      });
-    });
+    if (first.vectors() == 2) {
+      score<2>(work, first);
+    } else {
+      score<1>(work, first);
+    }
   }
   if (third.block != nullptr) {
-    with_count(third.block->value_parts, [&](auto parts) {
-      if (third.vectors() == 2) {
-        add_values<parts.value, 2>(work, third);
-      } else {
-        add_values<parts.value, 1>(work, third);
-      }
-    });
+    if (third.vectors() == 2) {
+      add<2>(work, third);
+    } else {
+      add<1>(work, third);
+    }
   }
   work.background.finish();
   third.block = nullptr;  // and its place the next strip's
@@ -307,23 +354,31 @@ KVC_INLINE bool pack_block(const Work& work, Block& block, const Range (&ranges)
   const Tile& tile = *work.plain.tile;
   block.begin = work.plain.block_begin;
   block.n_cells = work.plain.n_cells;
+  const bool adjusts = tile.cap != 0.0f || tile.slope != nullptr || tile.bias != nullptr;
   stored::with_reader(tile.k, [&]<class Type>(stored::Reader<Type>) {
-    block.key_parts = parts_of<Type>;
-    block.scales_scores = scaled_after<Type> || tile.scale != 1.0f;
+    block.key_parts = key_parts_of(parts_of<Type>, tile.parts);
+    block.scales_scores = scaled_after<Type> || (adjusts && tile.scale != 1.0f);
   });
+  block.factor = block.scales_scores ? 1.0f : tile.scale;
   stored::with_reader(tile.v, [&]<class Type>(stored::Reader<Type>) {
-    block.value_parts = parts_of<Type>;
+    block.value_parts = value_parts_of(parts_of<Type>, tile.parts);
     block.scales_values = scaled_after<Type>;
   });
   for (int32_t i = 0; i < work.block; ++i) block.score_scale[i] = tile.scale;
   bool suited = true;
   for (const Range& range : ranges) {
     if (is_empty(range)) continue;
-    suited = suited && stored::with_reader(tile.k, [&](auto keys) {
-               return pack_keys(tile, block, keys, range, work.dims_k);
+    suited = suited && stored::with_reader(tile.k, [&]<class Type>(stored::Reader<Type> keys) {
+               return with_count(block.key_parts, [&](auto parts) {
+                 constexpr int32_t n = smaller(parts.value, parts_of<Type>);
+                 return pack_keys<n>(tile, block, keys, range, work.dims_k);
+               });
              });
-    suited = suited && stored::with_reader(tile.v, [&](auto values) {
-               return pack_values(tile, block, values, range, work.steps_v());
+    suited = suited && stored::with_reader(tile.v, [&]<class Type>(stored::Reader<Type> values) {
+               return with_count(block.value_parts, [&](auto parts) {
+                 constexpr int32_t n = smaller(parts.value, parts_of<Type>);
+                 return pack_values<n>(tile, block, values, range, work.steps_v());
+               });
              });
   }
   return suited;
@@ -342,8 +397,46 @@ KVC_INLINE void pack_plain_queries(Work& work) {
     store(plain.queries + i, load(plain.queries + i) * factor);
 }
 
+/// Reads the tile's o, which is all 0 where no row has seen anything.
+[[gnu::noinline]] static void load_o(const Work& work) {
+  const Tile& tile = *work.plain.tile;
+  const size_t stride = static_cast<size_t>(tile.o_stride);
+  bool any = false;
+  for (int32_t row = 0; row < tile.n_rows; ++row)
+    any |= tile.sum[row] != 0 || tile.max[row] != wide::lowest;
+  if (!any) {
+    const int32_t count = rounded_up(tile.n_rows, strip_rows) * work.plain.dims_v;
+    for (int32_t i = 0; i < count; i += lanes) store(work.o + i, zero());
+    return;
+  }
+  for (int32_t row = 0; row < tile.n_rows; row += lanes) {
+    wide::pack_queries(work.o_of(row / strip_rows * strip_rows) + row % strip_rows, strip_rows,
+                       tile.o + static_cast<size_t>(row) * stride, stride, tile.n_rows - row,
+                       work.plain.dims_v);
+  }
+}
+
+/// Writes o back to the tile.
+[[gnu::noinline]] static void store_o(const Work& work) {
+  const Tile& tile = *work.plain.tile;
+  const size_t stride = static_cast<size_t>(tile.o_stride);
+  for (int32_t row = 0; row < tile.n_rows; row += 4) {
+    const float* from = work.o_of(row / strip_rows * strip_rows) + row % strip_rows;
+    float* to = tile.o + static_cast<size_t>(row) * stride;
+    const int32_t n_rows = smaller(4, tile.n_rows - row);
+    for (int32_t d = 0; d < work.plain.dims_v; d += lanes, from += lanes * strip_rows, to += lanes) {
+      Vec x[4];
+#pragma GCC unroll 4
+      for (size_t i = 0; i < 4; ++i) x[i] = load_quads(from + i * strip_rows, 4 * strip_rows);
+      transpose_quads(x[0], x[1], x[2], x[3]);
+      for (int32_t i = 0; i < n_rows; ++i) store(to + static_cast<size_t>(i) * stride, x[i]);
+    }
+  }
+}
+
 /// Processes cells [begin, end) of the tile as the wide kernel does.
 [[gnu::noinline]] static void process_plainly(Work& work, int32_t begin, int32_t end) {
+  store_o(work);
   wide::Work& plain = work.plain;
   const int32_t block = plain.block;
   plain.block = wide::block_cells(plain.tile->k.head_dim, plain.tile->v.head_dim);
@@ -354,6 +447,8 @@ KVC_INLINE void pack_plain_queries(Work& work) {
     if (wide::pack_block(plain)) wide::process_block(plain);
   }
   plain.block = block;
+  plain.rows.store_to(*plain.tile);
+  load_o(work);
 }
 
 KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
@@ -418,9 +513,11 @@ void process_matrix_tile(const Tile& tile) {
   matrix::amx_begin();
   matrix::pack_queries(work);
   work.plain.rows.load_from(tile, wide::rounded_up(tile.n_rows, wide::strip_rows));
+  matrix::load_o(work);
   for (int32_t begin = 0; begin < tile.n_cells; begin += work.block)
     matrix::process_block(work, begin, wide::smaller(begin + work.block, tile.n_cells));
   matrix::drain(work);
+  matrix::store_o(work);
   work.plain.rows.store_to(tile);
   matrix::amx_end();
 }

@@ -37,7 +37,8 @@ struct Block {
   std::byte* values = nullptr;   // [16 dimensions][block / 32][part]
   float* score_scale = nullptr;  // [block] what the scores of a cell are multiplied with
   float* value_scale = nullptr;  // [block] the scales of values that are packed as codes
-  bool scales_scores = false;    // whether any score_scale differs from 1
+  bool scales_scores = false;  // whether scores are multiplied with them, or all with `factor`, at last
+  float factor = 1;
   bool scales_values = false;
 };
 
@@ -53,6 +54,7 @@ struct Strip {
   int32_t group[block_cells_max / amx_depth];  // their first cells
   float* scores = nullptr;                     // [cell][16 · vectors()]
   float* rescale = nullptr;                    // [strip_rows]
+  bool rescales = false;                       // whether any of them differs from 1
   std::byte* probabilities = nullptr;          // [16 rows][block / 32][part] tiles of AMX
 
   int32_t vectors() const { return n_rows > lanes ? 2 : 1; }
@@ -69,43 +71,42 @@ KVC_INLINE void scale_scores(float* scores, const float* scale, int32_t begin, i
   }
 }
 
-/// Packs the probabilities of four rows and 32 cells, transposed.
-template <int32_t vectors, bool scaled>
-KVC_INLINE void pack_probabilities(const float* scores, const float* scale, std::byte* to, size_t row) {
-  constexpr size_t width = vectors * lanes;
-  const Vec scales[2] = {scaled ? load(scale) : zero(), scaled ? load(scale + lanes) : zero()};
-  Vec x[2][4];
+/// Turns the scores of two cells into probabilities, adds them to `sums` and writes them as a row of B. The values of a cell may
+/// owe a scale, which its probabilities take.
+template <int32_t parts, int32_t vectors, bool scaled>
+KVC_INLINE void weigh_pair(const float* scores, const float* scale, Vec factor,
+                           const Vec (&reference)[vectors], Vec (&sums)[vectors], std::byte* to,
+                           size_t side_bytes) {
+  constexpr int32_t half = amx_depth / 2;
 #pragma GCC unroll 2
-  for (size_t half = 0; half < 2; ++half) {
-#pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i)
-      x[half][i] = load_quads(scores + (half * 16 + i) * width + row, 4 * width);
-    transpose_quads(x[half][0], x[half][1], x[half][2], x[half][3]);
-  }
-#pragma GCC unroll 4
-  for (size_t i = 0; i < 4; ++i) {
-    const Vec a = scaled ? x[0][i] * scales[0] : x[0][i];
-    const Vec b = scaled ? x[1][i] * scales[1] : x[1][i];
-    store_parts<parts_max>(to + i * 64, a, b);
+  for (size_t v = 0; v < vectors; ++v) {
+    const float* s = scores + v * lanes;
+    Vec a = exp2(fma(load(s), factor, zero() - reference[v]));
+    Vec b = exp2(fma(load(s + half * vectors * lanes), factor, zero() - reference[v]));
+    sums[v] = sums[v] + (a + b);
+    if constexpr (scaled) {
+      a = a * broadcast(scale[0]);
+      b = b * broadcast(scale[half]);
+    }
+    store_parts<parts>(to + v * side_bytes, a, b);
   }
 }
 
 /// The slices of one strip, in order:
 ///
-///   4 a group      of 8 cells: options, limits, the highest score of each row
-///   8 a group      of 4 cells: probabilities
-///   4 a 16 rows    of 4 rows, behind the eight of their group: probabilities as an operand of AMX
+///   4 a group   of 8 cells: options, limits, the highest score of each row
+///   16 a group  of a pair of cells: probabilities as an operand of AMX
 struct alignas(64) Softmax {
   Vec highest[2], reference[2], sums[2];
   const Tile* tile = nullptr;
   const wide::RowState* rows = nullptr;
-  const Strip* strip = nullptr;
+  Strip* strip = nullptr;
   int32_t n_steps = 0;  // of 32 cells in a block
   int32_t n_slices = 0;
 
-  [[gnu::always_inline]] void begin(const Strip& of) {
+  [[gnu::always_inline]] void begin(Strip& of) {
     strip = &of;
-    n_slices = of.block == nullptr ? 0 : of.n_groups * (12 + 4 * of.vectors());
+    n_slices = of.block == nullptr ? 0 : of.n_groups * 20;
     for (int32_t v = 0; v < 2; ++v) highest[v] = broadcast(wide::lowest), sums[v] = zero();
   }
 
@@ -126,20 +127,15 @@ struct alignas(64) Softmax {
     if (index < n_looks) {
       const int32_t cell = strip->group[index / 4] + index % 4 * 8;
       look<vectors>(scores, cell, cell + 8);
-      if (index == n_looks - 1) {
-        wide::raise_reference<vectors>(scores, reinterpret_cast<Vecs>(highest), strip->rescale,
-                                       reinterpret_cast<Vecs>(reference));
-      }
+      if (index == n_looks - 1) refer<vectors>(scores);
       return;
     }
-    constexpr int32_t slices = 8 + 4 * vectors;
-    const int32_t group = (index - n_looks) / slices, part = (index - n_looks) % slices;
-    const int32_t cell = strip->group[group];
-    if (part < 8) {
-      wide::exponentiate<vectors>(scores, cell + 4 * part, cell + 4 * part + 4,
-                                  reinterpret_cast<Vecs>(reference), reinterpret_cast<Vecs>(sums));
-    } else {
-      pack<vectors>(cell, 4 * (part - 8));
+    const int32_t cell = strip->group[(index - n_looks) / 16];
+    const int32_t pair = (index - n_looks) % 16;
+    switch (tile->parts) {
+      case 1: weigh<1, vectors>(cell, pair); break;
+      case 2: weigh<2, vectors>(cell, pair); break;
+      default: weigh<3, vectors>(cell, pair); break;
     }
     if (index == n_slices - 1)
       wide::add_sums<vectors>(scores, strip->rescale, reinterpret_cast<Vecs>(sums));
@@ -157,17 +153,32 @@ struct alignas(64) Softmax {
   }
 
   template <int32_t vectors>
-  [[gnu::always_inline]] void pack(int32_t cell, int32_t row) {
-    const float* from = strip->scores + cell * vectors * lanes;
-    const float* scale = strip->block->value_scale + cell;
-    std::byte* to = strip->probabilities +
-                    static_cast<size_t>(row / 16 * n_steps + cell / amx_depth) * parts_max *
-                        amx_tile_bytes +
-                    row % 16 * 64;
-    if (strip->block->scales_values) {
-      pack_probabilities<vectors, true>(from, scale, to, static_cast<size_t>(row));
+  [[gnu::always_inline]] void refer(const wide::Scores& scores) {
+    using Vecs = Vec(&)[vectors];
+    for (int32_t v = 0; v < vectors; ++v) highest[v] = highest[v] * broadcast(strip->block->factor);
+    wide::raise_reference<vectors>(scores, reinterpret_cast<Vecs>(highest), strip->rescale,
+                                   reinterpret_cast<Vecs>(reference));
+    strip->rescales = false;
+    for (int32_t v = 0; v < vectors; ++v)
+      strip->rescales |= differs(load(strip->rescale + v * lanes), broadcast(1.0f));
+  }
+
+  template <int32_t parts, int32_t vectors>
+  [[gnu::always_inline]] void weigh(int32_t cell, int32_t pair) {
+    const Block& block = *strip->block;
+    const Vec factor = broadcast(block.factor);
+    const size_t step_bytes = parts * amx_tile_bytes;
+    const size_t side_bytes = static_cast<size_t>(n_steps) * step_bytes;
+    std::byte* to = strip->probabilities + static_cast<size_t>(cell / amx_depth) * step_bytes +
+                    pair * 64;
+    const float* from = strip->scores + (cell + pair) * vectors * lanes;
+    const float* scale = block.value_scale + cell + pair;
+    using Vecs = Vec(&)[vectors];
+    Vecs references = reinterpret_cast<Vecs>(reference), total = reinterpret_cast<Vecs>(sums);
+    if (block.scales_values) {
+      weigh_pair<parts, vectors, true>(from, scale, factor, references, total, to, side_bytes);
     } else {
-      pack_probabilities<vectors, false>(from, scale, to, static_cast<size_t>(row));
+      weigh_pair<parts, vectors, false>(from, scale, factor, references, total, to, side_bytes);
     }
   }
 };
@@ -179,7 +190,7 @@ struct Background {
   int64_t products_done = 0;
   int32_t slices_done = 0;
 
-  [[gnu::always_inline]] void begin(const Strip& strip, int64_t products) {
+  [[gnu::always_inline]] void begin(Strip& strip, int64_t products) {
     softmax.begin(strip);
     n_products = products;
     products_done = 0;

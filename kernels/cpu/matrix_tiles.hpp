@@ -33,8 +33,8 @@ KVC_INLINE void amx_zero() {
   asm volatile("tilezero %%tmm%c0" : : "i"(index));
 }
 /// `stride` in bytes, from row to row.
-template <int32_t index>
-KVC_INLINE void amx_load(const std::byte* from, size_t stride = 64) {
+template <int32_t index, class Number>
+KVC_INLINE void amx_load(const Number* from, size_t stride = 64) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(index) : "memory");
 }
 template <int32_t index, class Number>

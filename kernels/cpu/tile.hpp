@@ -51,6 +51,9 @@ struct Tile {
   int32_t n_rows = 0;
   int32_t group = 0;     // query heads per KV head
   int32_t q_stride = 0;  // floats, k.head_dim rounded up to 16; the padding is zero
+  // bf16 parts of a query, a key and a probability at most: 3 keeps f32, 2 is more than f16, 1 is bf16. A value has two at least.
+  // For kernels that multiply parts.
+  int32_t parts = 3;
   float scale = 1;  // scores are multiplied with it first; other than 1 only for kernels that do so (KernelTable)
 
   // Score of a row and a cell: x = q·k, where q carries scale · log2(e), or with a cap scale, or

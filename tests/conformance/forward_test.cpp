@@ -76,6 +76,7 @@ struct Problem {
   const Shape s;
   kvc_forward_desc desc = KVC_FORWARD_DESC_INIT;
   float scale = 0, probability = 0;
+  uint32_t runtime_dtype = KVC_F32;
   std::optional<Array> q, k, v, bias, mask, out, lse, weights;
   std::vector<float> slopes, sinks;
 
@@ -148,7 +149,7 @@ struct Problem {
     for (int32_t d = 0; d < s.dv; ++d) {
       const double exact = wanted[static_cast<size_t>(d)];
       const uint32_t type = out->tensor()->dtype;
-      const double bound = model::attention_error(magnitude, largest) +
+      const double bound = model::attention_error(magnitude, largest, runtime_dtype) +
                            0.5 * model::spacing(type, exact);
       ASSERT_NEAR(out->get(q_row(r, i, h) * s.dv + d), exact, bound + 1e-30)
           << name << " dimension " << d;
@@ -156,7 +157,8 @@ struct Problem {
     if (lse && std::isinf(sum)) {
       ASSERT_EQ(lse->get(q_row(r, i, h)), sum) << name;
     } else if (lse) {
-      ASSERT_NEAR(lse->get(q_row(r, i, h)), sum, std::ldexp(1 + magnitude, -20)) << name;
+      ASSERT_NEAR(lse->get(q_row(r, i, h)), sum, model::log_sum_exp_error(magnitude, runtime_dtype))
+          << name;
     }
     for (int32_t j = 0, n = 0; weights && j < s.kv_len; ++j) {
       const bool is_seen = n < static_cast<int32_t>(keys.size()) && keys[static_cast<size_t>(n)] == j;
@@ -237,6 +239,7 @@ void run_random(const char* name, bool decodes, void (*change)(kvc_operator_desc
     desc.softmax_scale = p.scale;
     desc.dropout_prob = probability;
     change(desc);
+    p.runtime_dtype = desc.runtime_dtype;
     if (probability > 0) {
       p.probability = probability;
       p.desc.flags |= KVC_FORWARD_DROPOUT;
@@ -258,6 +261,14 @@ void run_random(const char* name, bool decodes, void (*change)(kvc_operator_desc
 TEST(Forward, ByFlash) {
   run_random(
       "flash", false, [](auto&) {}, 60);
+}
+TEST(Forward, ByFlashInBf16) {
+  run_random(
+      "flash", false, [](auto& d) { d.runtime_dtype = KVC_BF16; }, 60);
+}
+TEST(Forward, ByRingInF16) {
+  run_random(
+      "ring", false, [](auto& d) { d.stretches = 4, d.runtime_dtype = KVC_F16; }, 40);
 }
 TEST(Forward, BySmallBlocks) {
   run_random(

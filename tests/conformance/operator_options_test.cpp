@@ -13,10 +13,11 @@ using support::AttentionOptions;
 
 constexpr uint64_t seed = 20261130;
 
-/// Each option alone and some pairs, with an operator that has all of them.
-void run(const char* op, uint32_t modes, const kvc_operator_desc& desc, const char* name) {
+/// Each option alone and one pair in `thinned`, with an operator that has all of them.
+void run(const char* op, uint32_t modes, const kvc_operator_desc& desc, const char* name,
+         size_t thinned = 96) {
   const std::vector<support::AttentionOption>& list = support::attention_options();
-  const size_t thinned = 96 * support::one_pair_in();
+  thinned *= support::one_pair_in();
   double worst = 0;
   for (size_t a = 0; a < list.size(); ++a) {
     for (size_t b = a; b < list.size(); ++b) {
@@ -49,6 +50,20 @@ kvc_operator_desc with(void (*change)(kvc_operator_desc&)) {
 TEST(OperatorOptions, Flash) {
   run("flash", KVC_MODE_ALL, KVC_OPERATOR_DESC_INIT, "flash");
   run("sdpa", KVC_MODE_ALL, with([](auto& d) { d.block_q = 1, d.block_k = 1; }), "small blocks");
+}
+
+/// What may be rounded to fewer bits stays within the bound of these, by kernels that round and by those that do not.
+TEST(OperatorOptions, Rounded) {
+  const auto rounded_to = [](uint32_t dtype) {
+    kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;
+    desc.runtime_dtype = dtype;
+    return desc;
+  };
+  run("flash", KVC_MODE_ALL, rounded_to(KVC_BF16), "flash in bf16", 24);
+  run("flash", KVC_MODE_ALL, rounded_to(KVC_F16), "flash in f16", 24);
+  run("ring", KVC_MODE_ALL, rounded_to(KVC_BF16), "ring in bf16");
+  run("vanilla", KVC_MODE_ALL, rounded_to(KVC_BF16), "vanilla in bf16");
+  run("decode", KVC_MODE_AUTOREGRESSIVE, rounded_to(KVC_BF16), "decode in bf16");
 }
 
 TEST(OperatorOptions, Vanilla) {

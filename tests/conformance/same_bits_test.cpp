@@ -1,5 +1,5 @@
 // What a token gets has the same bits alone and beside others, for any number of threads, wherever its sequence's cells lie, and
-// with padding in the pass or without: for every storage type.
+// with padding in the pass or without: for every storage type, and where factors of products may be rounded.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,16 +8,18 @@
 #include <string>
 #include <vector>
 
+#include "kvc/operators.h"
 #include "support/abi.hpp"
 
 namespace {
 
-constexpr int32_t n_kv_heads = 4, n_q_heads = 8, head_dim = 32, max_batch = 96;
+constexpr int32_t n_kv_heads = 4, n_q_heads = 32, head_dim = 32, max_batch = 96;
 
 struct Storage {
   const char* name;
   uint32_t dtype;
   uint64_t flags;
+  uint32_t runtime_dtype = 0;  // of the operator that is bound; 0: none is
 };
 void PrintTo(const Storage& storage, std::ostream* out) { *out << storage.name; }
 
@@ -51,6 +53,7 @@ class SameBits : public testing::TestWithParam<Storage> {
       desc.max_batch = max_batch;
       EXPECT_EQ(kvc_cache_create(device_, &desc, nullptr, &cache_.handle), KVC_OK)
           << support::last_message();
+      if (GetParam().runtime_dtype != 0) bind_operator();
     }
 
     /// Runs a pass and returns the rows of sequence 0 in it.
@@ -102,6 +105,15 @@ class SameBits : public testing::TestWithParam<Storage> {
     }
 
    private:
+    void bind_operator() {
+      kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;
+      desc.runtime_dtype = GetParam().runtime_dtype;
+      kvc_operator* op = nullptr;
+      EXPECT_EQ(kvc_operator_create(device_, "flash", &desc, &op), KVC_OK) << support::last_message();
+      EXPECT_EQ(kvc_bind_operator(cache_, 0, 1, KVC_MODE_ALL, op), KVC_OK) << support::last_message();
+      EXPECT_EQ(kvc_operator_destroy(op), KVC_OK);
+    }
+
     support::Device device_;
     support::Cache cache_;
   };
@@ -149,13 +161,15 @@ TEST_P(SameBits, AloneAndBesideOthers) {
 
 INSTANTIATE_TEST_SUITE_P(
     StorageTypes, SameBits,
-    testing::Values(Storage{"f32", KVC_F32, 0}, Storage{"f16", KVC_F16, 0},
-                    Storage{"bf16", KVC_BF16, 0},
-                    Storage{"f16_interleaved", KVC_F16, KVC_CACHE_INTERLEAVED},
-                    Storage{"f8_e4m3", KVC_F8_E4M3, 0}, Storage{"f8_e5m2", KVC_F8_E5M2, 0},
-                    Storage{"q8_0", KVC_Q8_0, 0}, Storage{"q4_0", KVC_Q4_0, 0},
-                    Storage{"int8", KVC_INT8, 0}, Storage{"nf4", KVC_NF4, 0},
-                    Storage{"q4_0_rotated", KVC_Q4_0, KVC_CACHE_ROTATE_K | KVC_CACHE_ROTATE_V}),
+    testing::Values(
+        Storage{"f32", KVC_F32, 0}, Storage{"f16", KVC_F16, 0}, Storage{"bf16", KVC_BF16, 0},
+        Storage{"f16_interleaved", KVC_F16, KVC_CACHE_INTERLEAVED}, Storage{"f8_e4m3", KVC_F8_E4M3, 0},
+        Storage{"f8_e5m2", KVC_F8_E5M2, 0}, Storage{"q8_0", KVC_Q8_0, 0},
+        Storage{"q4_0", KVC_Q4_0, 0}, Storage{"int8", KVC_INT8, 0}, Storage{"nf4", KVC_NF4, 0},
+        Storage{"q4_0_rotated", KVC_Q4_0, KVC_CACHE_ROTATE_K | KVC_CACHE_ROTATE_V},
+        Storage{"bf16_in_bf16", KVC_BF16, 0, KVC_BF16}, Storage{"f16_in_bf16", KVC_F16, 0, KVC_BF16},
+        Storage{"f16_in_f16", KVC_F16, 0, KVC_F16}, Storage{"q8_0_in_bf16", KVC_Q8_0, 0, KVC_BF16},
+        Storage{"int8_in_f16", KVC_INT8, 0, KVC_F16}),
     [](const auto& storage) { return std::string(storage.param.name); });
 
 }  // namespace

@@ -291,7 +291,24 @@ std::vector<double> StoredRows::values(size_t row) const {
 
 // ---- Accuracy --------------------------------------------------------------------------------------
 
-double attention_error(double t, double v) { return (0x1p-20 + 0x1p-22 * t) * v; }
-double log_sum_exp_error(double t) { return 0x1p-20 * (1 + t); }
+namespace {
+
+/// Half of the spacing of a type's numbers from 1 on.
+double rounding(uint32_t runtime_dtype) { return runtime_dtype == KVC_BF16 ? 0x1p-8 : 0x1p-11; }
+bool is_lowered(uint32_t runtime_dtype) {
+  return runtime_dtype == KVC_BF16 || runtime_dtype == KVC_F16;
+}
+
+}  // namespace
+
+double attention_error(double t, double v, uint32_t runtime_dtype) {
+  if (is_lowered(runtime_dtype)) return rounding(runtime_dtype) * (1 + 2 * t) * v;
+  return (0x1p-20 + 0x1p-22 * t) * v;
+}
+
+double log_sum_exp_error(double t, uint32_t runtime_dtype) {
+  const double of_scores = is_lowered(runtime_dtype) ? 2 * rounding(runtime_dtype) * t : 0;
+  return 0x1p-20 * (1 + t) + of_scores;
+}
 
 }  // namespace model

@@ -72,8 +72,8 @@ class StoredRows {
 };
 
 /// What §8 allows an attention to be off, before its result is rounded. `t`: the largest scale * sum |q_i k_i| + |ALiBi| + |bias| over
-/// what a row sees, as multiplied; `v`: the largest magnitude of a value that it sees.
-double attention_error(double t, double v);
-double log_sum_exp_error(double t);
+/// what a row sees, as multiplied; `v`: the largest magnitude of a value that it sees. `runtime_dtype` is that of the operator; 0: f32.
+double attention_error(double t, double v, uint32_t runtime_dtype = KVC_F32);
+double log_sum_exp_error(double t, uint32_t runtime_dtype = KVC_F32);
 
 }  // namespace model

@@ -303,8 +303,8 @@ double AttentionRig::attend_and_compare() {
                                   : 0.5 * model::spacing(options.dtype_out, exact);
       const double error = std::fabs(out.get(row * dv + d) - exact) - rounding;
       const double magnitude = wanted.magnitude[static_cast<size_t>(row)];
-      if (!(error <=
-            model::attention_error(magnitude, largest) + 0.5 * model::spacing(KVC_F32, exact))) {
+      if (!(error <= model::attention_error(magnitude, largest, options.op_desc.runtime_dtype) +
+                         0.5 * model::spacing(KVC_F32, exact))) {
         ADD_FAILURE() << options.name << ": token " << row / heads << " of " << n << " head "
                       << row % heads << " dimension " << d << " is " << out.get(row * dv + d)
                       << ", in double " << exact;
@@ -316,7 +316,10 @@ double AttentionRig::attend_and_compare() {
     if (options.lse && std::isinf(sum)) {
       EXPECT_EQ(lse.get(row), sum) << options.name;
     } else if (options.lse) {
-      EXPECT_NEAR(lse.get(row), sum, 1e-5 * std::max(1.0, std::fabs(sum))) << options.name;
+      EXPECT_NEAR(lse.get(row), sum,
+                  model::log_sum_exp_error(wanted.magnitude[static_cast<size_t>(row)],
+                                           options.op_desc.runtime_dtype))
+          << options.name;
     }
   }
   return worst * 1e6;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <limits>
 #include <memory>
 #include <random>
@@ -105,6 +106,7 @@ struct Shape {
   float key_size = 1.0f;  // queries are as much smaller as keys are larger
   float value_size = 1.0f;
   int32_t query_bits = 0;  // significant bits of queries whose scores the kernel scales; 0: they are scaled
+  int32_t parts = 3;  // Tile::parts: 2 for f16, 1 for bf16
 };
 
 std::string describe(const StoredAs& as) {
@@ -173,6 +175,7 @@ class Problem {
     t.group = shape_.group;
     t.q_stride = q_stride_;
     t.scale = scale_;
+    t.parts = shape_.parts;
     t.cap = shape_.cap ? 30.0f * log2_e : 0.0f;
     t.slope = shape_.slopes ? slope_.data() : nullptr;
     t.bias = bias_;
@@ -397,8 +400,11 @@ class Problem {
     const double lse = max_[count(row)] + std::log2(double{sum_[count(row)]});
     const double lse_error = difference(max + std::log2(sum), lse, 1.0);
     worst = std::max(worst, lse_error);
-    const double allowed = (0x1p-20 + 0x1p-22 * terms) * largest_value;
-    const double lse_allowed = 0x1p-20 * (1 + terms);
+    const double rounding = shape_.parts == 1 ? 0x1p-8 : 0x1p-11;
+    const double of_score = shape_.parts == 3 ? 0x1p-22 : 2 * rounding;
+    const double of_value = shape_.parts == 3 ? 0x1p-20 : rounding;
+    const double allowed = (of_value + of_score * terms) * largest_value;
+    const double lse_allowed = 0x1p-20 * (1 + terms) + (shape_.parts == 3 ? 0 : of_score * terms);
     Errors errors;
     // Scores are sums in f32: their rounding grows with them.
     errors.relative = worst / std::max(1.0, std::abs(max) / 8);
@@ -725,6 +731,46 @@ TEST_P(ScalingKernel, StaysWithinTheBoundWithQueriesOfFewBits) {
         check(shape, ++seed);
     }
   }
+}
+
+/// Where factors of products may be rounded, the result is off by no more than that.
+TEST_P(ScalingKernel, StaysWithinTheBoundWhereFactorsAreRounded) {
+  unsigned seed = first_seed;
+  for (int32_t i = 0; i < 2 * kvc::n_storage_types * kvc::n_storage_types; ++i) {
+    Shape shape;
+    shape.k.type = static_cast<StorageType>(i % kvc::n_storage_types);
+    shape.v.type = static_cast<StorageType>(i / kvc::n_storage_types % kvc::n_storage_types);
+    shape.parts = 1 + i / (kvc::n_storage_types * kvc::n_storage_types);
+    shape.query_bits = i % 3 == 0 ? 0 : i % 3 == 1 ? 8 : 11;
+    shape.tokens = at_most(10 + i % 30);
+    shape.n_cells = 20 + 7 * i % 300;
+    shape.visibility = i % 4;
+    shape.cap = i % 5 == 0;
+    shape.slopes = i % 7 == 0;
+    shape.sharpness = i % 11 == 0 ? 4.0f : 1.0f;
+    check(shape, ++seed, infinity);
+  }
+  std::cout << kernel_.name << ": at most " << worst_ << " of what is allowed" << std::endl;
+}
+
+/// They round: results are those of three parts no more. And values that would round to infinity still count as they are.
+TEST_P(ScalingKernel, RoundsWhatMayBeRounded) {
+  Shape shape;
+  shape.tokens = at_most(20);
+  std::vector<float> sum[3];
+  for (const int32_t parts : {1, 2, 3}) {
+    shape.parts = parts;
+    Problem problem(shape, first_seed);
+    problem.run(kernel_, 0, shape.n_cells);
+    sum[parts - 1] = problem.sum();
+  }
+  EXPECT_NE(sum[0], sum[2]);
+  EXPECT_NE(sum[1], sum[2]);
+  shape.parts = 1;
+  Problem problem(shape, first_seed);
+  problem.set_value(shape.n_cells - 1, 0, std::numeric_limits<float>::max());
+  problem.run(kernel_, 0, shape.n_cells);
+  EXPECT_LE(problem.errors().of_bound, 1);
 }
 
 /// A hidden cell stays hidden where scores are scaled by a scale of its own that is NaN or 0.

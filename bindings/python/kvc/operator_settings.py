@@ -56,7 +56,8 @@ class OperatorSettings:
 
     runtime_dtype: Optional[str] = None
     """the least exact type that q, k, v and weights may be rounded to before they are multiplied; sums
-    stay f32. "f32" (None), "f16" or "bf16". A floor: the built-in operators always compute in f32"""
+    stay f32. "f32" (None), "f16" or "bf16". A floor: flash, decode and ring round where many rows meet
+    the same keys and the processor has AMX, which is faster; everything else is as exact as in f32"""
     softmax_dtype: Optional[str] = None
     """the same for scores, exponentials and sums; "f64" (vanilla) computes all of them in double"""
     softmax_scale: float = 0.0

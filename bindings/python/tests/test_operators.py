@@ -89,6 +89,8 @@ def test_settings(device):
     for call in (lambda: operator.info, lambda: operator.settings, operator.__enter__):
         with pytest.raises(kvc.InvalidHandle, match="the operator is closed"):
             call()
+    with kvc.Operator("ring", runtime_dtype="bf16", device=device) as rounding:
+        assert rounding.settings.runtime_dtype == "bf16"
     base = kvc.OperatorSettings(softmax_dtype="f64", dropout_prob=0.25)
     with kvc.Operator("vanilla", base=base, device=device) as derived:
         assert derived.settings.softmax_dtype == "f64" and derived.settings.dropout_prob == 0.25

@@ -205,7 +205,9 @@ typedef struct kvc_operator_desc {
   uint32_t struct_size;
   uint32_t flags;         /* KVC_OPERATOR_NO_SCAN */
   uint32_t runtime_dtype; /* the least exact type that q, k, v and weights may be rounded to before they are multiplied; sums stay
-                             f32. KVC_F32, KVC_F16 or KVC_BF16. A floor: the built-in operators always compute in f32 */
+                             f32. KVC_F32, KVC_F16 or KVC_BF16: how far off results may be then, docs/SEMANTICS.md says (8, Accuracy).
+                             A floor: flash, decode and ring round where many rows meet the same keys and the processor has AMX, which
+                             is faster; everything else is as exact as in f32 */
   uint32_t softmax_dtype; /* the same for scores, exponentials and sums; KVC_F64 (vanilla) computes all of them in double */
   float softmax_scale;    /* 0: that of the layer. A layer to which kvc_bind_attention() bound constants must have the same one */
   float dropout_prob;     /* 0 or more, below 1: of calls with KVC_EXTRA_DROPOUT */

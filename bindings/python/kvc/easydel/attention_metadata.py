@@ -41,8 +41,9 @@ class AttentionMetadata(Record):
     base_config where that has it, else it has its default.
 
     runtime_dtype          "f32", "f16", "bf16" or NumPy's: the least exact type that q, k, v and
-                           weights may be rounded to before they are multiplied. A floor: the operators
-                           of kvc always compute in f32. Default "f32"
+                           weights may be rounded to before they are multiplied. A floor: kvc rounds
+                           where many rows meet the same keys and the processor has AMX, which is faster;
+                           elsewhere it computes in f32. Default "f32"
     runtime_softmax_dtype  likewise for scores, exponentials and sums; "f64" (VanillaAttn) computes
                            them in double. None: f32
     softmax_scale          None: 1 / sqrt(head_dim)

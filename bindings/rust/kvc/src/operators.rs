@@ -207,7 +207,8 @@ pub struct OperatorDesc {
     /// `stretches` side by side, on several threads, instead of one after the other; the same bits.
     pub no_scan: bool,
     /// The least exact type that queries, keys, values and weights may be rounded to: F32 (the default),
-    /// F16 or BF16. The built-in operators always compute in F32.
+    /// F16 or BF16. A floor: `flash`, `decode` and `ring` round where many rows meet the same keys and
+    /// the processor has AMX, which is faster; everything else is as exact as in F32.
     pub runtime_dtype: DType,
     /// Likewise for scores, exponentials and sums. F64 (`vanilla`) computes all of them in double.
     pub softmax_dtype: DType,

@@ -172,6 +172,7 @@ fn settings_are_filled_in_and_rounded() {
     let device = device();
     let settings = OperatorDesc {
         block_k: 33,
+        runtime_dtype: DType::BF16,
         ..Default::default()
     };
     let flash = Operator::new(&device, "sdpa", &settings).unwrap();
@@ -182,6 +183,7 @@ fn settings_are_filled_in_and_rounded() {
         used >= 33 && used % info.block_k_multiple.max(1) == 0,
         "{used}"
     );
+    assert_eq!(flash.desc().unwrap().runtime_dtype, DType::BF16);
     let ring = Operator::new(&device, "ring", &OperatorDesc::default()).unwrap();
     assert_eq!(ring.desc().unwrap().stretches, 2); // one for each thread
     assert_eq!(format!("{ring:?}"), r#"Operator { name: "ring", .. }"#);
