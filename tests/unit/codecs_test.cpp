@@ -13,6 +13,7 @@
 #include "core/base/half.hpp"
 #include "core/base/storage.hpp"
 #include "model/storage.hpp"
+#include "support/random.hpp"
 #include "support/vectors.hpp"
 #include "unit/kernel_tables.hpp"
 
@@ -263,26 +264,27 @@ TEST(Codecs, ReadEveryCodeAlike) {
 /// Numbers of many kinds: what models have, what is rounded a hair's breadth from a tie, and what no model should have.
 class Numbers {
  public:
-  explicit Numbers(uint64_t seed) : random_(seed) {}
+  explicit Numbers(uint64_t seed) : seed_(seed) {}
 
   void fill(std::vector<float>& values) {
-    const auto kind = random_() % 8;
-    const float size = std::ldexp(1.0f + unit(), static_cast<int>(random_() % 24) - 12);
+    const auto kind = draw() % 8;
+    const float size = std::ldexp(1.0f + unit(), static_cast<int>(draw() % 24) - 12);
     for (float& x : values) x = number(kind, size);
-    const auto place = random_() % values.size();
+    const auto place = draw() % values.size();
     if (kind == 4) values[place] = size;
     if (kind == 5) values[place] *= 64;
-    if (random_() % 64 == 0) values[place] = bits(static_cast<uint32_t>(random_()));
-    if (random_() % 64 == 0) spread(values, static_cast<int>(random_() % 250) - 125);
+    if (draw() % 64 == 0) values[place] = bits(static_cast<uint32_t>(draw()));
+    if (draw() % 64 == 0) spread(values, static_cast<int>(draw() % 250) - 125);
   }
   /// A scale that can be bound.
   float scale() {
-    if (random_() % 4 == 0) return 1;
-    return std::ldexp(1.0f + unit(), static_cast<int>(random_() % 40) - 20);
+    if (draw() % 4 == 0) return 1;
+    return std::ldexp(1.0f + unit(), static_cast<int>(draw() % 40) - 20);
   }
 
  private:
-  float unit() { return static_cast<float>(random_() >> 40) * 0x1p-24f; }
+  uint64_t draw() { return support::derived_seed(seed_, n_drawn_++); }
+  float unit() { return static_cast<float>(draw() >> 40) * 0x1p-24f; }
   float normal() { return (unit() + unit() + unit() + unit() - 2) * 1.7f; }
   static float bits(uint32_t of) {
     float x;
@@ -294,27 +296,27 @@ class Numbers {
       case 0: return f16_to_f32(f32_to_f16(normal() * size));
       case 1: return bf16_to_f32(f32_to_bf16(normal() * size));
       case 2: return (2 * unit() - 1) * size;
-      case 3: return size * (random_() % 2 != 0 ? 1.0f : -1.0f);  // the first of them decides
+      case 3: return size * (draw() % 2 != 0 ? 1.0f : -1.0f);  // the first of them decides
       case 4: return size * near_tie();
       case 5: return normal() * size;
-      case 6: return bits(static_cast<uint32_t>(random_()) & 0xbfffffff);
+      case 6: return bits(static_cast<uint32_t>(draw()) & 0xbfffffff);
       default: return normal();
     }
   }
   /// Near a half step of 127 or 8, or near a threshold between two powers of two.
   float near_tie() {
-    const float steps = random_() % 2 != 0 ? 127.0f : 8.0f;
-    const auto k = static_cast<float>(random_() % 127);
+    const float steps = draw() % 2 != 0 ? 127.0f : 8.0f;
+    const auto k = static_cast<float>(draw() % 127);
     const float tie = (k + 0.5f) / steps;
-    const float off = static_cast<float>(static_cast<int>(random_() % 9) - 4) * 0x1p-24f;
+    const float off = static_cast<float>(static_cast<int>(draw() % 9) - 4) * 0x1p-24f;
     const float x = tie > 1 ? tie / 16 : tie;
-    return (random_() % 2 != 0 ? x : -x) * (1 + off);
+    return (draw() % 2 != 0 ? x : -x) * (1 + off);
   }
   static void spread(std::vector<float>& values, int exponent) {
     for (float& x : values) x = std::ldexp(x, exponent);
   }
 
-  std::mt19937_64 random_;
+  uint64_t seed_, n_drawn_ = 0;
 };
 
 /// Of 32 values or more, of all types in turn.
