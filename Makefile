@@ -53,9 +53,10 @@ demo-windows: python ## a model of windows beside full layers answers through kv
 	$(call say,demo-windows: Gemma 3 270M, two caches that move as one)
 	@$(python) examples/python/windows.py $(DEMO)
 
-demo-perplexity: python ## what each storage type costs a model: perplexity, memory, speed   DEMO='--types f16,q8_0' for its options
+demo-perplexity: python ## what each storage type costs a model: perplexity, memory, speed   DEMO='--ggml --types f16,q8_0' for its options
+	$(if $(filter --ggml,$(DEMO)),@tools/setup ggml)
 	$(call say,demo-perplexity: SmolLM2-135M-Instruct reads a text from caches of every storage type)
-	@$(python) examples/python/perplexity.py $(DEMO)
+	@PYTHONPATH=build/python build/$(if $(filter --ggml,$(DEMO)),venv-ggml,venv)/bin/python examples/python/perplexity.py $(DEMO)
 
 test: ## everything that CI runs
 	@tools/setup test
@@ -143,7 +144,7 @@ bench: ## measure: limits of this machine, then kvc against them   BENCH=… for
 	$(call cmake,release,,--target kvc_bench)
 	@build/release/bin/kvc_bench $(BENCH)
 
-bench-peers: python ## measure kvc beside OpenVINO, PyTorch, ONNX Runtime (fetches gigabytes)   PEERS=… for its options
+bench-peers: python ## measure kvc beside OpenVINO, PyTorch, ONNX Runtime, llama.cpp (fetches gigabytes)   PEERS=… for its options
 	@tools/setup peers
 	$(call cmake,release,,--target kvc_bench)
 	@PYTHONPATH=build/python build/venv-peers/bin/python tests/bench/peers $(PEERS)

@@ -16,7 +16,8 @@ def measured_by_ggml(path, windows, types, threads):
         import llama_cpp
     except ImportError as error:
         raise DemoError(
-            "--ggml needs llama-cpp-python: pip install llama-cpp-python (it compiles for minutes)"
+            "--ggml needs llama-cpp-python: pip install -r tools/requirements-ggml.txt, "
+            "which compiles it for minutes"
         ) from error
     for dtype, rotate in types:
         if not rotate and dtype in GGML_TYPES:

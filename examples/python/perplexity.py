@@ -78,17 +78,13 @@ def run(options):
         f"{n_scored} of them scored\n"
     )
     print("type          bytes/token   perplexity   beside first   read tokens/s   decode tokens/s")
-    first = None
-    for row in measured(model, windows, types, options):
-        first = first or row
-        show(row, first)
+    show(measured(model, windows, types, options))
     if options.ggml:
         from ggml_cache import measured_by_ggml
 
-        print("\nllama-cpp-python")
+        print("\nllama-cpp-python, which also rounds what it multiplies with weights to 8 bits")
         path = model_file(SMOLLM2, options.model)
-        for row in measured_by_ggml(path, windows, types, options.threads):
-            show(row, first)
+        show(measured_by_ggml(path, windows, types, options.threads))
     return 0
 
 
@@ -220,13 +216,16 @@ def surprise(logits, targets):
     return total
 
 
-def show(row, first):
-    beside = 100 * (row.perplexity / first.perplexity - 1)
-    print(
-        f"{row.name:<13} {row.bytes_per_token:>11} {row.perplexity:>12.4f} {beside:>+13.2f} % "
-        f"{row.read_per_second:>13.0f} {row.decoded_per_second:>17.1f}",
-        flush=True,
-    )
+def show(rows):
+    first = None
+    for row in rows:
+        first = first or row
+        beside = 100 * (row.perplexity / first.perplexity - 1)
+        print(
+            f"{row.name:<13} {row.bytes_per_token:>11} {row.perplexity:>12.4f} {beside:>+13.2f} % "
+            f"{row.read_per_second:>13.0f} {row.decoded_per_second:>17.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
