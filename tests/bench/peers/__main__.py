@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from cases import CASES, Case
-from measure import PEERS, measure
+from measure import measure
 from table import Row, print_tables
 
 BENCH = Path(__file__).resolve().parents[3] / "build/release/bin/kvc_bench"
@@ -58,7 +58,7 @@ def _collect(case: Case, n_threads: int, options: argparse.Namespace) -> Row:
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         row.limits.append(_limit(case, n_threads))
         records = [json.loads(line) for line in child.stdout.splitlines()]
-        for peer in {"kvc", *PEERS} - {record["peer"] for record in records}:
+        for peer in {"kvc", *case.peers} - {record["peer"] for record in records}:
             records.append({"peer": peer, "not_run": f"the process ended ({child.returncode})"})
         row.records += records
     return row

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import Tuple
+from typing import List, Tuple
 
 import numpy as np
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+BLOCK, BLOCK_BYTES = 32, {"f16": 64, "q8_0": 34, "q4_0": 18}
 HUGE_PAGE = 2 << 20
 
 
@@ -22,6 +23,7 @@ class Case:
     sequences: int = 1
     must: float = 0  # times faster than OpenVINO
     go_for: float = 0
+    storage: str = "f16"  # of K and V
 
     @property
     def past(self) -> int:
@@ -29,8 +31,19 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Of K and V in f16, each read once."""
-        return 4 * KV_HEADS * HEAD_DIM * self.total * self.sequences
+        """Of K and V, each read once."""
+        values = 2 * KV_HEADS * HEAD_DIM * self.total * self.sequences
+        return values * BLOCK_BYTES[self.storage] // BLOCK
+
+    @property
+    def peers(self) -> List[str]:
+        """Who stores K and V in this type: ggml's blocks are llama.cpp's alone."""
+        return ["openvino", "torch", "onnxruntime", "llamacpp"] if self.storage == "f16" else ["llamacpp"]
+
+    @property
+    def largest_error(self) -> float:
+        """Results are around 0.1. Some peers give and sum them in f16; llama.cpp rounds queries to 8 bits, too."""
+        return 2e-3 if self.storage == "f16" else 2e-2
 
     @property
     def operations(self) -> float:
@@ -47,6 +60,14 @@ def _prefill(tokens: int, total: int) -> Case:
     return Case(f"prefill {tokens} on {total}", tokens, total, must=1.15, go_for=1.35)
 
 
+def _in_blocks(storage: str) -> List[Case]:
+    return [
+        Case(f"decode 4k {storage}", 1, 4096, storage=storage),
+        Case(f"decode 16k {storage}", 1, 16384, storage=storage),
+        Case(f"prefill 512 on 4096 {storage}", 512, 4096, storage=storage),
+    ]
+
+
 CASES = [
     _decode("1k", 1024),
     _decode("4k", 4096),
@@ -56,11 +77,13 @@ CASES = [
     _prefill(512, 512),
     _prefill(2048, 2048),
     _prefill(512, 4096),
+    *_in_blocks("q8_0"),
+    *_in_blocks("q4_0"),
 ]
 
 
 class Tensors:
-    """K, V and Q of a case in f16, [sequences, tokens, heads, HEAD_DIM].
+    """K, V and Q of a case as f16, [sequences, tokens, heads, HEAD_DIM].
 
     Every layer of every peer has memory of its own with these values in it: calls rotate over the
     layers, so that no cache of the processor serves them.
@@ -71,15 +94,26 @@ class Tensors:
         self.case = case
         self.layers = max(2, -(-rotate_bytes // case.bytes))
 
-        def some(tokens: int, heads: int) -> np.ndarray:
-            # A table repeated at an odd stride: as good as random here, and made in a moment.
-            table = random.standard_normal(1 << 20, dtype=np.float32).astype(np.float16)
+        def some(tokens: int, heads: int, storage: str) -> np.ndarray:
+            # A table repeated at an odd number of blocks: as good as random here, and made in a moment.
+            table = on_grid(random.standard_normal(1 << 20, dtype=np.float32), storage)
             shape = (case.sequences, tokens, heads, HEAD_DIM)
-            return np.resize(table[: table.size - 1], shape)
+            return np.resize(table.astype(np.float16)[: table.size - BLOCK], shape)
 
-        self.k = some(case.total, KV_HEADS)
-        self.v = some(case.total, KV_HEADS)
-        self.q = some(case.tokens, Q_HEADS)
+        self.k = some(case.total, KV_HEADS, case.storage)
+        self.v = some(case.total, KV_HEADS, case.storage)
+        self.q = some(case.tokens, Q_HEADS, "f16")
+
+
+def on_grid(values: np.ndarray, storage: str) -> np.ndarray:
+    """Values near these that each storage type holds exactly, so that no peer computes with others: multiples of a step
+    that the first value of each block sets."""
+    if storage == "f16":
+        return values
+    step, codes, first = {"q8_0": (1 / 32, 126, 127), "q4_0": (0.5, 7, -8)}[storage]
+    values = np.clip(np.rint(values / step), -codes, codes) * step
+    values[::BLOCK] = first * step
+    return values
 
 
 def zeros(shape: Tuple[int, ...], dtype: type) -> np.ndarray:

@@ -21,7 +21,7 @@ class Peer:
             n_layers=tensors.layers,
             n_kv_heads=KV_HEADS,
             head_dim=HEAD_DIM,
-            dtype="f16",
+            dtype=case.storage,
             capacity=case.total,
             max_sequences=case.sequences,
             max_batch=max(CHUNK, case.tokens * case.sequences),
