@@ -167,7 +167,7 @@ lint: ## include rules, layout, warnings of gcc and clang, clang-tidy, the ABI a
 	$(call say,lint: warnings of gcc)
 	$(call cmake,developer,-DKVC_DEVELOPER=ON)
 	$(call say,lint: warnings of clang)
-	$(call cmake,clang,-DKVC_DEVELOPER=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
+	$(call cmake,clang,-DKVC_DEVELOPER=ON -DKVC_CUDA=OFF -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
 	$(call say,lint: clang-tidy)
 	@tools/tidy build/clang
 	$(call say,lint: the ABI against its baseline)
@@ -183,7 +183,7 @@ build: ## libkvc, shared and static, in build/release
 
 python: ## the Python package, in build/python
 	@tools/setup demo
-	$(call cmake,release)
+	$(call cmake,release,,--target kvc)
 	@tools/build_python build/release
 
 install: check-places build ## into PREFIX=/usr/local

@@ -18,8 +18,15 @@ Status check_row(const char* side, const RowFormat& format, const char* kind) {
               kind, side, format_of(format.type).name, format.rotation != 0 ? ", rotated" : "");
 }
 
-Status unavailable(int32_t ordinal, const char* what, Error error) {
-  return fail(Status::backend_unavailable, "cuda:%d: %s says %s", ordinal, what, name_of(error));
+/// Compute capability that kernels are compiled for at least.
+constexpr int32_t least_major = 8;
+
+Status unavailable(int32_t ordinal, Error error) {
+  const char* why = "CUDA cannot be used in this process";
+  if (error == Error::insufficient_driver)
+    why = "there is no driver of NVIDIA, or it is older than libkvc_cuda needs";
+  if (error == Error::no_device) why = "the driver finds no GPU";
+  return fail(Status::backend_unavailable, "cuda:%d: %s (%s)", ordinal, why, name_of(error));
 }
 
 }  // namespace
@@ -33,13 +40,17 @@ CudaDevice::CudaDevice(int32_t ordinal, const DeviceProperties& properties,
 Status CudaDevice::create(int32_t ordinal, const std::shared_ptr<Device>& host,
                           std::shared_ptr<Device>* out) {
   int32_t n = 0;
-  if (Error e = runtime::count_devices(&n); e != Error::none)
-    return unavailable(ordinal, "the count of devices", e);
+  if (Error e = runtime::count_devices(&n); e != Error::none) return unavailable(ordinal, e);
   if (ordinal < 0 || ordinal >= n)
-    return fail(Status::backend_unavailable, "cuda:%d: there are %d CUDA devices", ordinal, n);
+    return fail(Status::backend_unavailable,
+                "cuda:%d: the driver finds %d GPUs, the last is cuda:%d", ordinal, n, n - 1);
   DeviceProperties properties;
   if (Error e = runtime::properties_of(ordinal, &properties); e != Error::none)
-    return unavailable(ordinal, "the device", e);
+    return unavailable(ordinal, e);
+  if (properties.major < least_major)
+    return fail(Status::backend_unavailable,
+                "cuda:%d has compute capability %d.%d; libkvc_cuda needs %d.0 or newer", ordinal,
+                properties.major, properties.minor, least_major);
   std::unique_ptr<Device> made(new (std::nothrow) CudaDevice(ordinal, properties, host));
   if (!made)
     return fail(Status::out_of_memory, "the process has no memory for the object of a device");

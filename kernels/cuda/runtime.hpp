@@ -16,7 +16,14 @@ using Stream = void*;
 using Event = void*;
 
 /// CUDA's numbers. Those that are not named here are passed through.
-enum class Error : int32_t { none = 0, invalid_value = 1, out_of_memory = 2, launch_failure = 719 };
+enum class Error : int32_t {
+  none = 0,
+  invalid_value = 1,
+  out_of_memory = 2,
+  insufficient_driver = 35,  // or none
+  no_device = 100,
+  launch_failure = 719
+};
 
 /// CUDA's name for it ("cudaErrorMemoryAllocation"), for messages.
 const char* name_of(Error error) noexcept;

@@ -306,6 +306,8 @@ const char* name_of(Error error) noexcept {
     case Error::none: return "cudaSuccess";
     case Error::invalid_value: return "cudaErrorInvalidValue";
     case Error::out_of_memory: return "cudaErrorMemoryAllocation";
+    case Error::insufficient_driver: return "cudaErrorInsufficientDriver";
+    case Error::no_device: return "cudaErrorNoDevice";
     case Error::launch_failure: return "cudaErrorLaunchFailure";
   }
   return "cudaErrorUnknown";
