@@ -80,6 +80,7 @@ class Call {
   void attend_chunk(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
   void attend_pending(const Item& item, Tile& tile) const;
   void attend_runs(const Item& item, Tile& tile) const;
+  void attend_short_runs(const Item& item, Tile& tile) const;
   void attend_turned(const Item& item, Tile& tile) const;
   void turn_keys(const Item& item, const Tile& tile, int32_t begin, int32_t end) const;
   void decode_keys(const Item& item, const Tile& tile, int32_t begin, int32_t end, float* key) const;
@@ -91,7 +92,7 @@ class Call {
   void place_cells(const Item& item, Tile& tile, int32_t begin, int32_t end) const;
   void place_bias(const Item& item, Tile& tile) const;
   void place_tokens(const Item& item, int32_t begin, int32_t end) const;
-  void turn_queries(const Item& item, int32_t offset) const;
+  void turn_queries(const Item& item, int32_t offset, float* to) const;
   bool keys_turn(const Item& item) const {
     return params_.plan.lists[item.tile->list].has_pending && params_.constants.rope.n_dims > 0;
   }
@@ -485,13 +486,21 @@ void Call::place_tokens(const Item& item, int32_t begin, int32_t end) const {
 /// about as much as turning this many keys.
 constexpr int32_t run_cells_min = 48;
 
+/// The same where a kernel changes queries on its way: a run costs what its queries do, and some steps that are taken twice.
+constexpr int32_t cells_of_a_change = 4;
+
 /// Keys that are prefetched before they are turned.
 constexpr int32_t keys_ahead = 16;
 
 void Call::attend_pending(const Item& item, Tile& tile) const {
   int32_t n_runs = 1;
   for (int32_t i = 1; i < tile.n_cells; ++i) n_runs += offset_of(tile, i) != offset_of(tile, i - 1);
-  if (tile.n_cells >= n_runs * run_cells_min) {
+  const LayerStorage& storage = params_.storage;
+  const bool changes_queries = tile.n_rows < medium_rows_min_ && is_plain(storage.k.type()) &&
+                               is_plain(storage.v.type());
+  if (changes_queries && tile.n_cells >= n_runs * (tile.n_rows + cells_of_a_change)) {
+    attend_short_runs(item, tile);
+  } else if (tile.n_cells >= n_runs * run_cells_min) {
     attend_runs(item, tile);
   } else {
     attend_turned(item, tile);
@@ -527,9 +536,33 @@ void Call::attend_runs(const Item& item, Tile& tile) const {
     narrow_to(item, chunk, begin, end, tile);
     tile.q = item.scratch.q;
     if (offset != 0 || params_.storage.k.format.rotation != 0) {
-      turn_queries(item, offset);
+      turn_queries(item, offset, item.scratch.q_rotated);
       tile.q = item.scratch.q_rotated;
     }
+    process(tile);
+  }
+  tile = chunk;
+}
+
+/// The same in one walk over many runs, as many as there is room for their queries.
+void Call::attend_short_runs(const Item& item, Tile& tile) const {
+  const Tile chunk = tile;
+  const ThreadScratch& scratch = item.scratch;
+  const int32_t cells_max = turned_cells(params_.storage.k.head_dim()),
+                runs_max = cells_max / chunk.n_rows;
+  const size_t run_floats = static_cast<size_t>(chunk.n_rows) * static_cast<size_t>(q_stride_);
+  for (int32_t begin = 0, end = 0; begin < chunk.n_cells; begin = end) {
+    for (int32_t n_runs = 0; end < std::min(begin + cells_max, chunk.n_cells); ++end) {
+      const int32_t offset = offset_of(chunk, end);
+      if (end == begin || offset != offset_of(chunk, end - 1)) {
+        if (n_runs == runs_max) break;
+        turn_queries(item, offset, scratch.turned + static_cast<size_t>(n_runs++) * run_floats);
+      }
+      scratch.run[end - begin] = n_runs - 1;
+    }
+    narrow_to(item, chunk, begin, end, tile);
+    tile.q = scratch.turned;
+    tile.run = scratch.run;
     process(tile);
   }
   tile = chunk;
@@ -606,13 +639,16 @@ void Call::decode_keys(const Item& item, const Tile& tile, int32_t begin, int32_
 
 /// Queries for keys that owe `offset` positions: turned the other way, which scores the same as turning the keys, then rotated as
 /// keys are stored.
-void Call::turn_queries(const Item& item, int32_t offset) const {
+void Call::turn_queries(const Item& item, int32_t offset, float* to) const {
   OffsetRotations rotations(params_.constants.rope, item.scratch.rotations);
   const RowFormat& format = params_.storage.k.format;
-  for (int32_t r = 0; r < item.n_rows(); ++r) {
-    const size_t row = static_cast<size_t>(r) * static_cast<size_t>(q_stride_);
-    float* to = item.scratch.q_rotated + row;
-    rotations.turn(one_row(to, item.scratch.q + row, q_stride_), -offset);
+  const float* from = item.scratch.q;
+  for (int32_t r = 0; r < item.n_rows(); ++r, from += q_stride_, to += q_stride_) {
+    if (offset == 0) {
+      std::copy_n(from, q_stride_, to);
+    } else {
+      rotations.turn(one_row(to, from, q_stride_), -offset);
+    }
     if (format.rotation != 0 && !planted(Bug::query_rotated_before_turn))
       kernels_.rotate(to, format.head_dim, format.rotation);
   }

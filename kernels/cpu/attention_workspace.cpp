@@ -51,6 +51,7 @@ void ThreadScratch::place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v
   const auto n_turned = static_cast<uint64_t>(turned_cells(head_dim_k));
   turned = carver.take<float>(n_turned * q_stride, 4096);
   ordinal = carver.take<int32_t>(n_turned, 64);
+  run = carver.take<int32_t>(n_turned, 64);
   bias = carver.take<float>(static_cast<uint64_t>(bias_floats_max), 64);
 }
 
@@ -110,6 +111,7 @@ ThreadScratch Workspace::scratch_of(int32_t thread) const {
   s.rotations = shifted(s.rotations, by);
   s.turned = shifted(s.turned, by);
   s.ordinal = shifted(s.ordinal, by);
+  s.run = shifted(s.run, by);
   s.bias = shifted(s.bias, by);
   return s;
 }

@@ -46,8 +46,9 @@ struct ThreadScratch {
   int32_t* cell = nullptr;             // [tile_cells_max]
   int32_t* position = nullptr;         // [tile_cells_max]
   std::byte* rotations = nullptr;      // OffsetRotations
-  float* turned = nullptr;             // [turned_cells][q_stride] keys
+  float* turned = nullptr;             // [turned_cells][q_stride] keys, or queries of several runs
   int32_t* ordinal = nullptr;          // [turned_cells] 0, 1, 2, …
+  int32_t* run = nullptr;              // [turned_cells] that a cell is of
   float* bias = nullptr;               // [bias_floats_max]
 
   void place(Carver& carver, int32_t head_dim_k, int32_t head_dim_v);

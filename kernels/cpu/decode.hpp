@@ -185,12 +185,10 @@ KVC_INLINE void for_each_unit(size_t stride, Use use) {
   for (size_t d = 0; chunk * chunk_dims + d < stride; d += unit_dims) use(chunk, d);
 }
 
-/// Scores of ROWS rows and of one step's cells: scores[cell][row].
+/// Scores of ROWS queries, [ROWS][stride], and of one step's cells: scores[cell][row].
 template <class K, int32_t ROWS>
-static void score_step(const Tile& tile, const RowQuad& quad, const StepRows& rows, float* scores) {
+static void score_step(const float* q, size_t stride, const StepRows& rows, float* scores) {
   const Step<K> step(rows);
-  const size_t stride = static_cast<size_t>(tile.q_stride);
-  const float* q = tile.q + static_cast<size_t>(quad.row) * stride;
   const bool prefetches = rows.prefetches;
   Vec sum[step_cells][4];
 #pragma GCC unroll 4
@@ -355,7 +353,7 @@ struct Side {
 /// The functions for the storage types of K and of V, picked once per tile. A step is long enough
 /// for a call through a pointer, and instances of pairs of types would multiply.
 struct Steps {
-  void (*score[quad_rows])(const Tile&, const RowQuad&, const StepRows&, float*);  // [rows − 1]
+  void (*score[quad_rows])(const float*, size_t, const StepRows&, float*);  // [rows − 1]
   void (*value[quad_rows])(const Tile&, const RowQuad&, const StepRows&, const float*);
   void (*value_singly)(const Tile&, const RowQuad&, const std::byte*, int32_t, const float*);
 };
@@ -488,11 +486,41 @@ class Walk {
   [[gnu::always_inline]] void score(int32_t t, int32_t first) {
     StepRows rows = k_.step(rows_of(t).k, rows_of(t + blocks_near).k, rows_of(t + blocks_far).k,
                             first);
+    const int32_t begin = t * block_cells + first;
     for (int32_t i = 0; i < n_quads_; ++i) {
-      const RowQuad& quad = scratch_.quad[i];
-      if (quad.scored == Visibility::none) continue;
-      steps_.score[quad.n_rows - 1](tile_, quad, rows, scores_of(t, i) + first * quad_rows);
+      if (scratch_.quad[i].scored == Visibility::none) continue;
+      float* to = scores_of(t, i) + first * quad_rows;
+      if (run_of(begin) == run_of(begin + step_cells - 1)) {
+        score_run(run_of(begin), i, rows, to);
+      } else {
+        score_several_runs(begin, i, rows, to);
+      }
       rows.prefetches = false;
+    }
+  }
+
+  /// The queries that a cell meets.
+  [[gnu::always_inline]] int32_t run_of(int32_t cell) const {
+    return tile_.run == nullptr ? 0 : tile_.run[smaller(cell, tile_.n_cells - 1)];
+  }
+  [[gnu::always_inline]] void score_run(int32_t run, int32_t quad_index, const StepRows& rows,
+                                        float* to) const {
+    const RowQuad& quad = scratch_.quad[quad_index];
+    const auto stride = static_cast<size_t>(tile_.q_stride);
+    const auto row = static_cast<size_t>(run * tile_.n_rows + quad.row);
+    steps_.score[quad.n_rows - 1](tile_.q + row * stride, stride, rows, to);
+  }
+
+  /// A step whose cells meet different queries: all of it for each of them.
+  [[gnu::noinline]] void score_several_runs(int32_t begin, int32_t quad_index, StepRows rows,
+                                            float* to) const {
+    alignas(64) float scores[step_cells * quad_rows];
+    for (int32_t i = 0; i < step_cells;) {
+      const int32_t run = run_of(begin + i);
+      score_run(run, quad_index, rows, scores);
+      rows.prefetches = false;
+      for (; i < step_cells && run_of(begin + i) == run; ++i)
+        store_quad(to + i * quad_rows, load_quad(scores + i * quad_rows));
     }
   }
 

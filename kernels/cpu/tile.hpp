@@ -51,6 +51,9 @@ struct Tile {
   int32_t n_rows = 0;
   int32_t group = 0;     // query heads per KV head
   int32_t q_stride = 0;  // floats, k.head_dim rounded up to 16; the padding is zero
+  // Cells that follow each other and meet the same queries are a run: those of cell i are at q + run[i] · n_rows · q_stride. Null: all
+  // cells meet q. For the narrow kernel over numbers.
+  const int32_t* run = nullptr;  // [n_cells] ascending
   // bf16 parts of a query, a key and a probability at most: 3 keeps f32, 2 is more than f16, 1 is bf16. A value has two at least.
   // For kernels that multiply parts.
   int32_t parts = 3;

@@ -208,6 +208,34 @@ class Problem {
     EXPECT_TRUE(o_.intact());
   }
 
+  /// Runs the kernel with queries that change from run to run, and with keys that make up for that: which queries a cell meets
+  /// then shows in its scores. Runs are of up to `longest` cells.
+  void run_in_runs(const Kernel& kernel, int32_t longest) {
+    const std::vector<float> keys = decoded(k_, 0, shape_.head_dim_k);
+    std::vector<int32_t> run_of_cell;
+    std::vector<float> factors;
+    while (run_of_cell.size() < count(shape_.n_cells)) {
+      run_of_cell.insert(run_of_cell.end(), count(1 + below(longest - 1)),
+                         static_cast<int32_t>(factors.size()));
+      factors.push_back((factors.size() % 2 == 0 ? -1.0f : 1.0f) * static_cast<float>(1 << below(3)));
+    }
+    for (int32_t i = 0; i < shape_.n_cells; ++i) {
+      for (int32_t d = 0; d < shape_.head_dim_k; ++d)
+        set_key(i, d, keys[count(i * shape_.head_dim_k + d)] * factors[count(run_of_cell[count(i)])]);
+    }
+    const size_t n_q = count(n_rows_ * q_stride_);
+    const Guarded queries(factors.size() * n_q * sizeof(float), 0);
+    for (size_t i = 0; i < factors.size() * n_q; ++i)
+      queries.floats()[i] = q_.floats()[i % n_q] / factors[i / n_q];
+    const Guarded scratch(kernel.scratch_bytes(shape_.head_dim_k, shape_.head_dim_v), 0xff);
+    Tile t = tile(scratch.data());
+    t.q = queries.floats();
+    t.run = run_of_cell.data();
+    kernel.process(t);
+    EXPECT_TRUE(scratch.intact());
+    EXPECT_TRUE(o_.intact());
+  }
+
   /// Runs the kernel over the rows of one token alone; what they had before is lost.
   void run_alone(const Kernel& kernel, int32_t token) {
     const Guarded scratch(kernel.scratch_bytes(shape_.head_dim_k, shape_.head_dim_v), 0xff);
@@ -812,6 +840,31 @@ TEST_P(TileKernel, NarrowRowsHaveTheSameBitsAloneAndBesideOthers) {
     EXPECT_EQ(std::memcmp(together.o(), alone.o(), alone.o_count() * sizeof(float)), 0);
     for (int32_t row = 0; row < together.n_rows(); ++row)
       EXPECT_EQ(together.sum()[count(row)], alone.sum()[count(row)]) << row;
+  }
+}
+
+/// Factors of runs are powers of two, so not a bit may differ.
+TEST_P(TileKernel, NarrowChangesQueriesFromRunToRun) {
+  if (kernel_.name.rfind("narrow_", 0) != 0)
+    GTEST_SKIP() << "the other kernels meet a run at a time";
+  constexpr StorageType types[] = {StorageType::f32, StorageType::f16, StorageType::bf16};
+  for (int32_t i = 0; i < 36; ++i) {
+    Shape shape;
+    shape.k.type = types[i % 3];
+    shape.v.type = types[i / 3 % 3];
+    shape.head_dim_k = i % 4 == 0 ? 100 : 64;
+    shape.head_dim_v = 64;
+    shape.group = 1 + i % 6;
+    shape.tokens = 1 + i % 2;
+    shape.n_cells = 90 + i;
+    shape.visibility = i % 4;
+    shape.slopes = i % 5 == 0;
+    SCOPED_TRACE(describe(shape, first_seed, kernel_));
+    Problem plain(shape, first_seed), in_runs(shape, first_seed);
+    plain.run(kernel_, 0, shape.n_cells);
+    in_runs.run_in_runs(kernel_, 1 + i);
+    EXPECT_EQ(std::memcmp(plain.o(), in_runs.o(), plain.o_count() * sizeof(float)), 0);
+    EXPECT_EQ(plain.sum(), in_runs.sum());
   }
 }
 
