@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Iterable, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Optional, Tuple, Union
 
 import numpy as np
 
@@ -66,14 +66,14 @@ def _integers(name: str, values: Iterable[int]) -> npt.NDArray[Any]:
     return array
 
 
-def int32s(name: str, values: Any, shape: Tuple[int, ...]) -> npt.NDArray[np.int32]:
-    """Integers as a new array, which no other thread writes to; an extent of -1 may be any."""
+def int32s(name: str, values: Any, shape: Tuple[Union[int, str], ...]) -> npt.NDArray[np.int32]:
+    """Integers as a new array, which no other thread writes to; a named extent may be any."""
     array = np.asarray(listed(values))
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} must hold integers, not {array.dtype}")
-    wanted = tuple(n if each < 0 else each for n, each in zip(array.shape, shape))
+    wanted = tuple(n if isinstance(each, str) else each for n, each in zip(array.shape, shape))
     if array.ndim != len(shape) or array.shape != wanted:
-        words = ", ".join("n" if each < 0 else str(each) for each in shape)
+        words = ", ".join(str(each) for each in shape)
         raise InvalidArgument(
             f"{name} has shape {array.shape}, not ({words}{',' * (len(shape) == 1)})"
         )

@@ -162,7 +162,7 @@ def padding(
     rows_set() takes it, and one past the index of its last one, as begin_rows() takes `valid`. A row of
     padding alone has q_len and q_len. Raises InvalidArgument.
     """
-    ids = int32s("token_ids", token_ids, (-1, -1))
+    ids = int32s("token_ids", token_ids, ("n_rows", "q_len"))
     n_rows, q_len = ids.shape
     starts, ends = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32)
     _capi.kvc_padding(n_rows, q_len, ids, integer("pad_token_id", pad_token_id), starts, ends)

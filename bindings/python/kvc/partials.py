@@ -126,8 +126,8 @@ def dropout_mask(
 
     Returns into. Raises InvalidArgument, ShapeError, DtypeError, NotSupported (more than 65536 heads).
     """
-    q = int32s("q_positions", q_positions, (-1,))
-    k = int32s("k_positions", k_positions, (-1,))
+    q = int32s("q_positions", q_positions, ("n_q",))
+    k = int32s("k_positions", k_positions, ("n_k",))
     heads = integer("n_heads", n_heads)
     if into is None:
         into = np.empty((max(heads, 0), len(q), len(k)), bool)

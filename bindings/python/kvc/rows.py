@@ -154,7 +154,7 @@ class Batches(CacheHandle):
         """
         given: Any = {"index": index, "starts": starts}
         arrays = {
-            name: None if each is None else int32s(name, each, (-1,))
+            name: None if each is None else int32s(name, each, ("n",))
             for name, each in given.items()
         }
         counts = {len(each) for each in arrays.values() if each is not None}

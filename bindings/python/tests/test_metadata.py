@@ -34,7 +34,7 @@ def test_padding():
             starts, ends = kvc.padding(ids, case["pad"])
             assert starts.dtype == ends.dtype == np.int32
             assert starts.tolist() == case["starts"] and ends.tolist() == case["ends"]
-    with pytest.raises(kvc.InvalidArgument, match=r"token_ids has shape \(2,\), not \(n, n\)"):
+    with pytest.raises(kvc.InvalidArgument, match=r"token_ids has shape \(2,\), not \(n_rows, q_len\)"):
         kvc.padding([1, 2])
     with pytest.raises(TypeError, match="token_ids must hold integers"):
         kvc.padding([[1.5]])
