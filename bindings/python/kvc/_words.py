@@ -36,6 +36,7 @@ _WORDS = {
     "KVC_PART_RECURRENT": '"recurrent"',
     "KVC_RECURRENT_APPROXIMATE": "approximate=True",
     "KVC_LIGHTNING_APPROXIMATE": "approximate=True",
+    "KVC_TRANSFORMER_RING is": "ring is",
     "KVC_TRANSFORMER_RING": "ring=True",
     "KVC_ROWS_POSTPADDED": "postpadded=True",
     "KVC_EXTRA_DROPOUT": "dropout_seed",
@@ -59,7 +60,13 @@ _WORDS = {
     "it must be 0: only f8_e4m3": "it must be 1: only f8_e4m3",
     "it must be 0 or from 2^-100": "it must be from 2^-100",
     "must be null": "must be None",
+    "is null: this call needs it": "is None: this call needs it",
+    "set max_rows and the fields behind it in kvc_operator_desc": (
+        "pass max_rows and what follows it to kvc.Operator()"
+    ),
     "an encoder cache (KVC_ENCODER)": "an encoder cache",
+    "a lightning cache (KVC_LIGHTNING)": "a lightning cache",
+    "lightning caches (KVC_LIGHTNING)": "lightning caches",
     "a transformer cache (KVC_TRANSFORMER)": "a transformer cache",
     **{f"kind KVC_{kind.upper()}": f'kind="{kind}"' for kind in _KINDS},
     "KVC_WRAPPER": '"wrapper"',

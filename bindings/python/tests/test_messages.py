@@ -227,6 +227,27 @@ def test_the_librarys_messages_name_what_python_has(make, fill, call, shown):
     assert "kvc_" not in message and "KVC_" not in message and "shift function" not in message
 
 
+def test_messages_about_new_kinds_are_in_the_words_of_python(make):
+    def rows(**more):
+        return make(kind="transformer", max_sequences=2, **more)
+
+    lightning = make(kind="lightning", capacity=None)
+    codes, _ = kvc.encode(np.zeros((2, 32), np.float32), "q4_0")
+    for call, shown in (
+        (lambda: rows().insert(rows(ring=True), 0), "ring is 0 here and 1 in other"),
+        (lambda: lightning.bind_attention(4, softcap=3.0), "a lightning cache takes no softcap"),
+        (lambda: kvc.decode(codes, None, "q4_0"), "scales is None: this call needs it"),
+        (
+            lambda: kvc.Operator("flash").forward(Q[None], K[None], K[None]),
+            "pass max_rows and what follows it to kvc.Operator()",
+        ),
+    ):
+        with pytest.raises(kvc.Error) as caught:
+            call()
+        assert shown in str(caught.value)
+        assert "kvc_" not in str(caught.value) and "KVC_" not in str(caught.value)
+
+
 def test_every_message_that_names_c_has_words_of_python():
     sources = pathlib.Path(__file__).resolve().parents[3]
     if not (sources / "core").is_dir():
