@@ -1,6 +1,7 @@
 """The same measurement on the caches of llama.cpp, through llama-cpp-python."""
 
 import math
+import os
 import time
 
 from demo import DemoError, Progress
@@ -20,14 +21,16 @@ def measured_by_ggml(path, windows, types, threads):
             "which compiles it for minutes"
         ) from error
     for dtype, rotate in types:
-        if not rotate and dtype in GGML_TYPES:
-            yield _measure(llama_cpp, path, windows, dtype, threads)
+        if dtype in GGML_TYPES:
+            yield _measure(llama_cpp, path, windows, dtype, rotate, threads)
 
 
-def _measure(llama_cpp, path, windows, dtype, threads):
-    from perplexity import DECODED, Row, surprise
+def _measure(llama_cpp, path, windows, dtype, rotate, threads):
+    from perplexity import DECODED, ROTATED, Row, surprise
 
+    name = dtype + (ROTATED if rotate else "")
     number, bytes_per_value = GGML_TYPES[dtype]
+    os.environ["LLAMA_ATTN_ROT_DISABLE"] = "0" if rotate else "1"  # read when a cache is made
     longest = max(map(len, windows))
     model = llama_cpp.Llama(
         str(path),
@@ -41,7 +44,7 @@ def _measure(llama_cpp, path, windows, dtype, threads):
         type_v=number,
         verbose=False,
     )
-    progress = Progress(f"ggml {dtype}")
+    progress = Progress(f"ggml {name}")
     loss = n_scored = 0
     seconds = 0.0
     for index, window in enumerate(windows):
@@ -66,9 +69,9 @@ def _measure(llama_cpp, path, windows, dtype, threads):
         metadata[f"{architecture}.attention.head_count"]
     )
     layers = int(metadata[f"{architecture}.block_count"])
-    progress.done(f"ggml {dtype}: done in {seconds + decode_seconds:.0f} s")
+    progress.done(f"ggml {name}: done in {seconds + decode_seconds:.0f} s")
     return Row(
-        dtype,
+        name,
         bytes_per_token=round(2 * layers * heads * width * bytes_per_value),
         perplexity=math.exp(loss / n_scored),
         read_per_second=sum(map(len, windows)) / seconds,
