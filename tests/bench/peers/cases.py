@@ -38,7 +38,8 @@ class Case:
     @property
     def peers(self) -> List[str]:
         """Who stores K and V in this type: ggml's blocks are llama.cpp's alone."""
-        return ["openvino", "torch", "onnxruntime", "llamacpp"] if self.storage == "f16" else ["llamacpp"]
+        all_of_f16 = ["openvino", "torch", "onnxruntime", "llamacpp"]
+        return all_of_f16 if self.storage == "f16" else ["llamacpp"]
 
     @property
     def largest_error(self) -> float:
