@@ -8,7 +8,7 @@ void decode_cases(Limits& limits);
 void prefill_cases(Limits& limits);
 void shape_cases(Limits& limits);
 void shared_cases(Limits& limits);
-void shifted_cases();
+void shifted_cases(Limits& limits);
 void option_cases(Limits& limits);
 void token_count_cases(Limits& limits);
 void mixed_cases(Limits& limits);

@@ -37,7 +37,7 @@ constexpr Group groups[] = {
     {"prefill", prefill_cases},
     {"shapes", shape_cases},
     {"shared", shared_cases},
-    {"shifted", [](Limits&) { shifted_cases(); }},
+    {"shifted", shifted_cases},
     {"options", option_cases},
     {"tokens", token_count_cases},
     {"mixed", mixed_cases},

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cases.hpp"
+#include "limits.hpp"
 #include "measure.hpp"
 #include "rig.hpp"
 
@@ -12,12 +13,12 @@ namespace {
 /// One sequence with RoPE, from which single tokens are removed: every key behind one owes a rotation by one more.
 class Stream {
  public:
-  explicit Stream(int32_t cells) {
+  explicit Stream(int32_t cells) : layers_(layers_beyond_caches(cells)) {
     kvc_cache_desc desc = {};
     desc.struct_size = sizeof desc;
     desc.kind = KVC_CAUSAL;
     desc.flags = KVC_CACHE_PREFAULT;
-    desc.n_layers = layers;
+    desc.n_layers = layers_;
     desc.n_kv_heads = kv_heads;
     desc.head_dim_k = head_dim;
     desc.dtype_k = desc.dtype_v = KVC_F16;
@@ -30,7 +31,7 @@ class Stream {
     kvc_rope_desc rope = {};
     rope.struct_size = sizeof rope;
     rope.pairs = KVC_ROPE_HALVES;
-    must(kvc_bind_rope(cache_, 0, layers, &rope, nullptr), "rope");
+    must(kvc_bind_rope(cache_, 0, layers_, &rope, nullptr), "rope");
     kv_.fill(1);
     q_.fill(2);
   }
@@ -69,24 +70,32 @@ class Stream {
     attend_layer();
     return seconds([&] { attend_layer(); });
   }
+  void attend_all() {
+    for (int32_t layer = 0; layer < layers_; ++layer) attend_layer();
+  }
 
  private:
-  static constexpr int32_t layers = 4, kv_heads = 8, q_heads = 32, head_dim = 128, chunk = 512;
+  static constexpr int32_t kv_heads = 8, q_heads = 32, head_dim = 128, chunk = 512;
 
+  static int32_t layers_beyond_caches(int32_t cells) {
+    const size_t layer_bytes = static_cast<size_t>(cells) * 2 * kv_heads * head_dim * 2;
+    return static_cast<int32_t>((bytes_beyond_caches() + layer_bytes - 1) / layer_bytes);
+  }
   void begin(int32_t n) {
     std::vector<int32_t> position, sequence(static_cast<size_t>(n), 0);
     for (int32_t i = 0; i < n; ++i) position.push_back(next_ + i);
     must(kvc_begin(cache_, n, position.data(), sequence.data(), nullptr, 0, nullptr), "begin");
     kvc_tensor rows = *kv_.tensor();
     rows.shape[0] = n;
-    for (int32_t layer = 0; layer < layers; ++layer)
+    for (int32_t layer = 0; layer < layers_; ++layer)
       must(kvc_put(cache_, layer, &rows, &rows), "put");
   }
   void attend_layer() {
     must(kvc_attention(cache_, layer_, q_.tensor(), out_.tensor(), nullptr), "attention");
-    layer_ = (layer_ + 1) % layers;
+    layer_ = (layer_ + 1) % layers_;
   }
 
+  const int32_t layers_;
   kvc_device* device_ = open_device();
   kvc_cache* cache_ = nullptr;
   int32_t next_ = 0, layer_ = 0;
@@ -95,10 +104,13 @@ class Stream {
   Array out_{KVC_F32, {1, q_heads, head_dim}};
 };
 
-void compare(Stream& plain, Stream& shifted, const std::string& name, double must_ratio,
-             double go_for) {
+void compare(Limits& limits, Stream& plain, Stream& shifted, const std::string& name,
+             double must_ratio, double go_for) {
   plain.open();
   shifted.open();
+  plain.attend_all();
+  shifted.attend_all();
+  limits.clean_caches();
   for (int pair = 0; pair < pairs(); ++pair) {
     const double base = plain.attend();
     const double kernel = shifted.attend();
@@ -108,7 +120,7 @@ void compare(Stream& plain, Stream& shifted, const std::string& name, double mus
 
 }  // namespace
 
-void shifted_cases() {
+void shifted_cases(Limits& limits) {
   constexpr int32_t keys = 8192, kept = 4096, steps = 10000;
   struct Case {
     int32_t runs;
@@ -118,8 +130,9 @@ void shifted_cases() {
     Stream plain(keys), shifted(keys);
     plain.fill(keys, 0);
     shifted.fill(keys, c.runs);
-    compare(plain, shifted, "decode 8k, " + std::to_string(c.runs) + " runs of pending rotations",
-            c.must_ratio, c.go_for);
+    compare(limits, plain, shifted,
+            "decode 8k, " + std::to_string(c.runs) + " runs of pending rotations", c.must_ratio,
+            c.go_for);
   }
   Stream plain(kept), stream(kept);
   plain.fill(kept, 0);
@@ -128,7 +141,7 @@ void shifted_cases() {
     stream.drop(4);
     stream.append(1);
   }
-  compare(plain, stream, "decode 4k that dropped a token in each of 10000 steps", 3, 1.5);
+  compare(limits, plain, stream, "decode 4k that dropped a token in each of 10000 steps", 3, 1.5);
 }
 
 }  // namespace bench
