@@ -155,7 +155,7 @@ class Places {
 /// Threads sleep between jobs, so that they do not disturb the kernel under test; a job's time starts when all are awake,
 /// each in a place of its own: left alone they wake on one processor and may share it for the whole job.
 struct Limits::State {
-  enum class Job { none, read, copy, multiply, stop };
+  enum class Job { none, read, copy, write, multiply, stop };
 
   Places places;
   std::vector<std::thread> threads;
@@ -168,7 +168,7 @@ struct Limits::State {
   Job job = Job::none;
   size_t bytes = 0;  // per thread
   Pattern pattern = patterns[0];
-  const std::vector<std::byte*>* to = nullptr;  // of copy
+  const std::vector<std::byte*>* to = nullptr;  // of copy and write
   const std::vector<std::byte*>* from = nullptr;
   double duration = 0;  // of multiply
   std::vector<double> rate;
@@ -185,6 +185,9 @@ struct Limits::State {
       const size_t share = static_cast<size_t>(thread) * bytes;
       for (size_t i = 0; i < to->size(); ++i)
         std::memcpy((*to)[i] + share, (*from)[i] + share, bytes);
+    } else if (job == Job::write) {
+      for (std::byte* const each : *to)
+        std::memset(each + static_cast<size_t>(thread) * bytes, 1, bytes);
     } else if (job == Job::multiply) {
       const Multiplier multiply = multiplier();
       constexpr int64_t rounds = 20000;
@@ -294,6 +297,12 @@ double Limits::copy_seconds(const std::vector<std::byte*>& to, const std::vector
   state_->to = &to;
   state_->from = &from;
   return state_->run(State::Job::copy);
+}
+
+double Limits::write_seconds(const std::vector<std::byte*>& to, size_t bytes) {
+  state_->bytes = bytes / static_cast<size_t>(state_->n_threads());
+  state_->to = &to;
+  return state_->run(State::Job::write);
 }
 
 double Limits::multiply_rate() {

@@ -43,6 +43,9 @@ class Limits {
   double copy_seconds(const std::vector<std::byte*>& to, const std::vector<std::byte*>& from,
                       size_t bytes);
 
+  /// Seconds that it takes to write `bytes` at to[i], for every i, each shared by all threads.
+  double write_seconds(const std::vector<std::byte*>& to, size_t bytes);
+
   /// Floating-point operations per second, by chains of fused multiply-adds on the widest vectors that kvc's kernels use here.
   double multiply_rate();
 

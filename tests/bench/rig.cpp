@@ -108,16 +108,20 @@ Rig::~Rig() {
   must(kvc_device_close(device_), "close");
 }
 
-double Rig::bytes_of_history() const {
+double Rig::bytes_of_token() const {
   const auto row_bytes = [this](int32_t head_dim) {
     kvc_storage_info info = KVC_STORAGE_INFO_INIT;
     must(kvc_storage_query(setup_.dtype, head_dim, 0, &info), "storage");
-    return info.bytes_per_row;
+    return static_cast<double>(info.bytes_per_row);
   };
+  return setup_.n_kv_heads * (row_bytes(setup_.head_dim) + row_bytes(setup_.head_dim_v));
+}
+
+double Rig::bytes_of_history() const {
   double seen = setup_.context + 1;
   if (setup_.causal.reach > 0) seen = std::fmin(seen, setup_.causal.reach + 1);
   const double cells = setup_.shared ? setup_.context + setup_.sequences : setup_.sequences * seen;
-  return cells * setup_.n_kv_heads * (row_bytes(setup_.head_dim) + row_bytes(setup_.head_dim_v));
+  return cells * bytes_of_token();
 }
 
 double Rig::causal_operations(const Setup& setup, int32_t tokens, int32_t past) {

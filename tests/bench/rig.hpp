@@ -75,6 +75,7 @@ class Rig {
   void attend_all();
   void attend_layer(int32_t layer, bool log_sum_exp = false);
 
+  double bytes_of_token() const;    // of its K and V in a layer
   double bytes_of_history() const;  // of K and V that one call of a decode pass reads
   static double causal_operations(const Setup& setup, int32_t tokens, int32_t past);
 

@@ -71,6 +71,7 @@ void decode(Limits& limits) {
 void prefill(Limits& limits) {
   constexpr int32_t tokens = 512;
   Setup setup;
+  const int32_t n_parts = 2 * setup.n_kv_heads;
   setup.context = 4096 - tokens;
   setup.batch = tokens;
   setup.layers = 4;
@@ -82,11 +83,17 @@ void prefill(Limits& limits) {
     f16.attend_all();
     rig.attend_all();
     limits.clean_caches();
+    // What a put writes, K and V head by head.
+    const auto written = static_cast<size_t>(rig.bytes_of_token()) * tokens / n_parts;
+    const Blocks room(static_cast<size_t>(setup.layers) * n_parts, written);
     for (int pair = 0; pair < pairs(); ++pair) {
       const double base = timed(f16), kernel = timed(rig);
-      std::vector<double> puts;
-      for (int32_t i = 0; i < 2 * setup.layers; ++i)
+      std::vector<double> puts, writes;
+      for (int32_t i = 0; i < 2 * setup.layers; ++i) {
+        const auto first = room.at.begin() + i % setup.layers * n_parts;
+        writes.push_back(limits.write_seconds({first, first + n_parts}, written));
         puts.push_back(seconds([&] { rig.put_layer(i % setup.layers); }));
+      }
       const double put = median(puts);
       report({"storage", std::string("prefill 512 on 4096, ") + type.name, "x of f16",
               Better::lower, 1.1, 1.0},
@@ -94,6 +101,9 @@ void prefill(Limits& limits) {
       report(
           {"storage", std::string("put 512, ") + type.name, "% of its prefill", Better::lower, 5, 0},
           100 * put / kernel, put);
+      report({"storage", std::string("put 512, ") + type.name + ", beside writing its bytes",
+              "% of write rate", Better::higher, 0, 0},
+             100 * median(writes) / put, put);
     }
     rig.close();
   }
