@@ -25,15 +25,13 @@ Status check_row_lengths(const RowTokens& tokens, int32_t n_rows, int32_t q_max)
   return Status::ok;
 }
 
-Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& known) {
-  const uint32_t flags = batch.flags != nullptr ? batch.flags[token] : 0;
-  if (const uint32_t unknown = flags & ~(known.bits | batch.others_flags); unknown != 0) {
+Status check_some_flags(const Batch& batch, int32_t token, const KnownFlags& known) {
+  if (const uint32_t unknown = batch.flags[token] & ~(known.bits | batch.others_flags); unknown != 0) {
     char name[32];
     std::snprintf(name, sizeof name, "token_flags[%d]", token);
     return unknown_bits(name, unknown, known.names);
   }
-  const bool is_padding = batch.sequence != nullptr && batch.sequence[token] == no_sequence;
-  if (flags != 0 && is_padding)
+  if (batch.sequence != nullptr && batch.sequence[token] == no_sequence)
     return fail(
         Status::invalid_argument,
         "token_flags[%d] is not 0, but sequence[%d] is KVC_NONE: a padding token has no flags",
@@ -41,20 +39,9 @@ Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& kn
   return Status::ok;
 }
 
-Status check_token(const Batch& batch, int32_t token, int32_t max_sequences) {
-  const int32_t position = batch.position[token], sequence = batch.sequence[token];
-  if (sequence < 0 || sequence >= max_sequences)
-    return no_index("sequence", token, sequence, max_sequences);
-  if (position < 0 || position >= INT32_MAX - 1)
-    return no_index("position", token, position, INT32_MAX - 1);
-  return Status::ok;
-}
-
-Status check_continues(const Batch& batch, int32_t token, int32_t next, bool strict) {
-  const int32_t position = batch.position[token];
-  if (position >= next && (!strict || position == next)) return Status::ok;
+Status does_not_continue(const Batch& batch, int32_t token, int32_t next, bool strict) {
   return fail(Status::invalid_argument, "position[%d] is %d, but sequence %d continues at %d%s",
-              token, position, batch.sequence[token], next,
+              token, batch.position[token], batch.sequence[token], next,
               strict ? ", and KVC_CACHE_STRICT allows no gap" : " or above");
 }
 

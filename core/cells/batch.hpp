@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/base/messages.hpp"
 #include "core/base/status.hpp"
 #include "core/base/tensor.hpp"
 
@@ -53,11 +54,37 @@ struct KnownFlags {
 };
 /// Whether a token's flags are known, and none where it is padding. A reserve pass has neither positions nor sequences.
 Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& known);
+/// The same of a token that has some.
+Status check_some_flags(const Batch& batch, int32_t token, const KnownFlags& known);
 /// A token that is no padding: whether its sequence exists and its position is one.
 Status check_token(const Batch& batch, int32_t token, int32_t max_sequences);
 /// Whether a token continues its sequence, whose next position is `next`. Strict: without a gap.
 Status check_continues(const Batch& batch, int32_t token, int32_t next, bool strict);
+/// The refusal of one that does not.
+Status does_not_continue(const Batch& batch, int32_t token, int32_t next, bool strict);
 /// Refuses an option that is known and not built: replay.
 Status check_reserved(const Batch& batch);
+
+// What every pass asks of each token is small enough to be compiled into it.
+
+inline Status check_token_flags(const Batch& batch, int32_t token, const KnownFlags& known) {
+  const bool has_none = batch.flags == nullptr || batch.flags[token] == 0;
+  return has_none ? Status::ok : check_some_flags(batch, token, known);
+}
+
+inline Status check_token(const Batch& batch, int32_t token, int32_t max_sequences) {
+  const int32_t position = batch.position[token], sequence = batch.sequence[token];
+  if (sequence < 0 || sequence >= max_sequences)
+    return no_index("sequence", token, sequence, max_sequences);
+  if (position < 0 || position >= INT32_MAX - 1)
+    return no_index("position", token, position, INT32_MAX - 1);
+  return Status::ok;
+}
+
+inline Status check_continues(const Batch& batch, int32_t token, int32_t next, bool strict) {
+  const int32_t position = batch.position[token];
+  const bool continues = position >= next && (!strict || position == next);
+  return continues ? Status::ok : does_not_continue(batch, token, next, strict);
+}
 
 }  // namespace kvc

@@ -24,8 +24,8 @@ void BitTree::set(int32_t index) {
 }
 
 /// Or loses its last one.
-void BitTree::take_out(int32_t index) {
-  for (int32_t level = 0; level < n_levels_; ++level, index /= 64) {
+void BitTree::clear_above(int32_t index) {
+  for (int32_t level = 1; level < n_levels_; ++level, index /= 64) {
     uint64_t& word = level_[level][word_of(index)];
     word &= ~bit_of(index);
     if (word != 0) return;
@@ -33,6 +33,8 @@ void BitTree::take_out(int32_t index) {
 }
 
 int32_t BitTree::find(int32_t from) const {
+  // None at all, as there are wholly free blocks in a pool that is nearly full: two searches less for every token.
+  if (level_[n_levels_ - 1][0] == 0) return -1;
   const int32_t ahead = find_ahead(from);
   return ahead >= 0 || from == 0 ? ahead : find_ahead(0);
 }

@@ -16,8 +16,14 @@ class BitTree {
 
   bool test(int32_t index) const { return (level_[0][word_of(index)] & bit_of(index)) != 0; }
   void set(int32_t index);
-  void clear(int32_t index) {  // called for every token of decode, and nearly always there is nothing to do
-    if (test(index)) take_out(index);
+  void clear(int32_t index) { clear_if(index, true); }
+  /// Called for every token of decode, with a condition that is as good as random in a pool that is nearly full: no branch
+  /// depends on it.
+  void clear_if(int32_t index, bool condition) {
+    uint64_t& word = level_[0][word_of(index)];
+    const uint64_t before = word;
+    word &= ~(uint64_t{condition} << (static_cast<uint32_t>(index) % 64));
+    if (word == 0 && before != 0) clear_above(index / 64);
   }
 
   /// The first number at or after `from`, round the end, that is in the set; −1: it is empty.
@@ -31,7 +37,7 @@ class BitTree {
     return uint64_t{1} << (static_cast<uint32_t>(index) % 64);
   }
   static size_t word_of(int32_t index) { return static_cast<uint32_t>(index) / 64; }
-  void take_out(int32_t index);
+  void clear_above(int32_t index);
   int32_t find_ahead(int32_t from) const;
 
   uint64_t* level_[levels_max] = {};  // [n_words_] each

@@ -272,4 +272,11 @@ class CellBook {
   int32_t n_freed_ = 0;
 };
 
+inline bool CellBook::can_continue(const Sequence& sequence, int32_t position) const {
+  if (position == 0) return true;
+  if (position > sequence.next) return false;
+  if (!rules_.limited || position <= rules_.visibility.keep_first) return true;
+  return rules_.visibility.low(position) >= sequence.lost_below;
+}
+
 }  // namespace kvc

@@ -10,13 +10,6 @@ namespace kvc {
 
 // ---- Stepping back --------------------------------------------------------------------------------------------------------
 
-bool CellBook::can_continue(const Sequence& sequence, int32_t position) const {
-  if (position == 0) return true;
-  if (position > sequence.next) return false;
-  if (!rules_.limited || position <= rules_.visibility.keep_first) return true;
-  return rules_.visibility.low(position) >= sequence.lost_below;
-}
-
 /// low() never falls as the position grows. So when the sequence cannot continue at the largest candidate, it cannot at a
 /// smaller one either, down to keep_first, where low() does not count.
 int32_t CellBook::best_continuation(int32_t index, int32_t want) const {

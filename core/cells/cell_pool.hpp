@@ -176,7 +176,7 @@ inline void CellPool::mark_free(Stretch stretch) {
 inline void CellPool::mark_taken(Stretch stretch) {
   const int32_t block = block_of(stretch.first);
   free_[block] &= ~bits_of(stretch.first, stretch.count);
-  if (free_[block] == 0) some_free_.clear(block);
+  some_free_.clear_if(block, free_[block] == 0);
   all_free_.clear(block);
   n_free_ -= stretch.count;
 }
