@@ -197,7 +197,7 @@ void memory_cost() {
 }  // namespace
 
 void bookkeeping_cases() {
-  pass_cost(1 << 16, "64k", 5, 15, 2, 6);
+  pass_cost(1 << 16, "64k", 3, 15, 2, 6);
   pass_cost(1 << 20, "1M", 10, 30, 4, 12);
   sequence_cost();
   mask_cost();
