@@ -41,9 +41,14 @@ def print_tables(rows: Sequence[Row]) -> None:
     print("\n| largest error | " + " | ".join(row.case.name for row in rows) + " |")
     print("|---" * (len(rows) + 1) + "|")
     for peer, name in NAMES.items():
-        errors = [row.of(peer, "error") for row in rows]
-        cells = [f"{max(error):.1g}" if error else "not run" for error in errors]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        print(f"| {name} | " + " | ".join(_largest_error(row, peer) for row in rows) + " |")
+
+
+def _largest_error(row: Row, peer: str) -> str:
+    errors = row.of(peer, "error")
+    if errors:
+        return f"{max(errors):.1g}"
+    return "not run" if peer in ("kvc", *row.case.peers) else "–"
 
 
 def _line(row: Row, peer: str) -> str:
