@@ -1,4 +1,5 @@
-# What an installation is made of, in two components: runtime (the shared library alone) and development.
+# What an installation is made of, in three components: runtime (the shared library alone), development, and cuda (the backend
+# for NVIDIA's GPUs alone, where it is built).
 set(KVC_CMAKE_DIR "${CMAKE_INSTALL_LIBDIR}/cmake/kvc")
 set(KVC_PC_DIR "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
 
@@ -16,6 +17,9 @@ endif()
 install(TARGETS ${targets} EXPORT kvcTargets
   LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime NAMELINK_COMPONENT development
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT development)
+if(KVC_BUILD_CUDA) # programs never link it
+  install(TARGETS kvc_cuda LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT cuda NAMELINK_SKIP)
+endif()
 install(DIRECTORY capi/include/kvc DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT development
   FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp")
 install(FILES LICENSE DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT development)
@@ -24,7 +28,7 @@ install(FILES LICENSE DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT developmen
 
 install(EXPORT kvcTargets NAMESPACE kvc:: DESTINATION "${KVC_CMAKE_DIR}" COMPONENT development)
 configure_package_config_file(pkgconfig/kvcConfig.cmake.in kvcConfig.cmake INSTALL_DESTINATION "${KVC_CMAKE_DIR}"
-  NO_SET_AND_CHECK_MACRO)
+  PATH_VARS CMAKE_INSTALL_LIBDIR NO_SET_AND_CHECK_MACRO)
 configure_file(pkgconfig/kvcConfigVersion.cmake.in kvcConfigVersion.cmake @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/kvcConfig.cmake" "${PROJECT_BINARY_DIR}/kvcConfigVersion.cmake"
   DESTINATION "${KVC_CMAKE_DIR}" COMPONENT development)
@@ -54,6 +58,10 @@ set(KVC_PC_LIBS_PRIVATE "${KVC_PC_RUNTIME}")
 if(NOT KVC_SHARED)
   set(KVC_PC_LIBS " ${KVC_PC_RUNTIME}")
   set(KVC_PC_LIBS_PRIVATE "")
+endif()
+set(KVC_PC_CUDA "")
+if(KVC_BUILD_CUDA)
+  set(KVC_PC_CUDA "cuda_backend=\${libdir}/libkvc_cuda.so.${PROJECT_VERSION_MAJOR}\n")
 endif()
 set(files kvc.pc)
 if(KVC_STATIC)
