@@ -16,17 +16,17 @@ struct alignas(8) Word2 {
 
 #if defined(KVC_SIMT)
 #define KVC_DEVICE inline
-#define KVC_KERNEL inline
 #define KVC_LAUNCH_BOUNDS(threads, blocks)
 #define KVC_UNROLL _Pragma("GCC unroll 64")
+#define KVC_NO_UNROLL
 #include "tests/simt/instructions.hpp"
 #else
 #include <cuda_fp16.h>
 #define KVC_DEVICE __device__ __forceinline__
-#define KVC_KERNEL __global__
 /// Threads of a block, and blocks of which a multiprocessor must have room: registers follow from it.
 #define KVC_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define KVC_UNROLL _Pragma("unroll")
+#define KVC_NO_UNROLL _Pragma("unroll 1")
 
 namespace kvc::cuda {
 
@@ -47,6 +47,19 @@ KVC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 KVC_DEVICE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
 KVC_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
 KVC_DEVICE float subtract_rounded(float a, float b) { return __fsub_rn(a, b); }
+
+/// Of any angle, by half turns in two parts: sincos() takes stack for angles that are large.
+KVC_DEVICE void cosine_and_sine(double angle, double* cosine, double* sine) {
+  constexpr double inverse_pi = 0x1.45f306dc9c883p-2, rest = -0x1.6b01ec5417056p-56;
+  const double turns = angle * inverse_pi;
+  const double error = fma(angle, rest, fma(angle, inverse_pi, -turns));
+  sincospi(turns - 2 * rint(turns / 2) + error, sine, cosine);
+}
+
+KVC_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+
+/// What other blocks have written, behind fence_device().
+KVC_DEVICE float load_across_blocks(const float* address) { return __ldcg(address); }
 
 /// 16 bytes that are read once: the first-level cache does not keep them, and the second asks for 256 bytes at a time. Nothing
 /// may write them while the kernel runs.

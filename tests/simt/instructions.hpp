@@ -24,6 +24,16 @@ inline float multiply_rounded(float a, float b) { return a * b; }
 inline float add_rounded(float a, float b) { return a + b; }
 inline float subtract_rounded(float a, float b) { return a - b; }
 
+inline void cosine_and_sine(double angle, double* cosine, double* sine) {
+  *cosine = std::cos(angle);
+  *sine = std::sin(angle);
+}
+
+/// Rounds twice, as fused it would not.
+inline float multiply_add(float a, float b, float c) { return a * b + c; }
+
+inline float load_across_blocks(const float* address) { return *address; }
+
 inline Word4 load_stream(const void* address) {
   simt::count_load(address, sizeof(Word4));
   if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
@@ -50,7 +60,7 @@ inline float exp2_fast(float x) {
   return std::exp2(x) * (1.0f + error);
 }
 
-inline float log2_fast(float x) { return std::log2(x); }
+inline float log2_fast(float x) { return std::log2(x) * (1.0f + 0x1p-22f); }
 
 inline uint32_t shuffle(uint32_t value, int from) {
   const uint32_t in[2] = {value, static_cast<uint32_t>(from)};

@@ -1,0 +1,46 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "core/attention/params.hpp"
+#include "kernels/cuda/attention_arguments.hpp"
+#include "kernels/cuda/general_layout.hpp"
+#include "kernels/cuda/launcher.hpp"
+#include "kernels/cuda/schedule.hpp"
+
+/// Attention on the device: what a cache's CacheDevice calls.
+namespace kvc::cuda {
+
+/// Head dimensions, of K and of V, that the shared memory which a block has unasked has room for.
+inline constexpr int32_t head_dim_max = 576;
+static_assert(GeneralLayout{head_dim_max, head_dim_max, head_dim_max}.bytes() <= 48 << 10);
+
+/// The attention calls of one cache. Its memory is taken when it is made; run() takes none and waits for nothing.
+class Attention {
+ public:
+  /// Bytes of device memory, aligned to 256, that run() works in.
+  static size_t memory_bytes(const AttentionBounds& bounds);
+
+  /// `memory` holds zeros. Throws std::bad_alloc.
+  Attention(const AttentionBounds& bounds, std::byte* memory);
+
+  /// A plan begins, or has changed.
+  void forget() { schedule_.forget(); }
+
+  /// One call, with its weights. What `params` refers to on the host is read before run() returns; K and V are f32, f16 or bf16.
+  Error run(const AttentionParams& params, const DeviceTokens& tokens, const Launcher& launcher);
+
+ private:
+  Error upload_schedule(const AttentionParams& params, const Launcher& launcher);
+  Error upload_constants(const AttentionParams& params, AttentionArguments& a,
+                         const Launcher& launcher) const;
+
+  Schedule schedule_;
+  std::byte* block_;      // of the schedule
+  std::byte* constants_;  // slopes, sinks, frequencies
+  int32_t* counters_;
+  float* partial_;
+  int32_t max_q_heads_;
+};
+
+}  // namespace kvc::cuda

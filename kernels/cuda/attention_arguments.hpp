@@ -1,0 +1,88 @@
+#pragma once
+#include <cstdint>
+
+#include "core/attention/params.hpp"
+#include "kernels/cuda/element.hpp"
+#include "kernels/cuda/schedule.hpp"
+
+/// What the attention kernels are told. All addresses are the device's.
+namespace kvc::cuda {
+
+/// One layer's K, or its V: [n_kv_heads][cells][dim] numbers.
+struct Numbers {
+  const char* data;
+  int64_t head_stride;  // bytes
+  int64_t row_stride;   // bytes, from one cell to the next
+  int32_t dim;
+  Element element;
+};
+
+/// A tensor of a call, whose dimension of tokens may be folded (Tensor::token_offset).
+struct Strided {
+  char* data;                 // null: none
+  int64_t head, token, last;  // strides in elements
+  int64_t fold_stride;
+  int32_t fold;
+  Element element;
+};
+
+/// The device's copies of what an AttentionPlan names.
+struct DeviceTokens {
+  const int32_t* cells = nullptr;
+  const int32_t* positions = nullptr;
+  const uint64_t* seen = nullptr;  // read where the plan has one
+};
+
+struct AttentionArguments {
+  Numbers k, v;
+
+  // The pass.
+  const int32_t* cells;  // the device's token arrays
+  const int32_t* positions;
+  const Tile* tiles;
+  const TileRow* rows;
+  const ListRef* lists;
+  const Segment* segments;
+  const uint64_t* seen;  // AttentionPlan::seen; null: all that rows name
+  int64_t seen_words;
+
+  // The call.
+  Strided q, out;
+  Strided lse;  // f32; no last dimension
+  Strided bias;
+  Strided mask;       // bytes
+  Strided weights;    // f32
+  int64_t n_columns;  // of weights
+  int32_t bias_sharers, mask_sharers;
+  int32_t first_column;     // the cell of column 0
+  int32_t columns_by_list;  // 1: that is the first cell of the list
+
+  // Constants.
+  const float* slopes;      // [n_q_heads] or null
+  const float* sinks;       // [n_q_heads] or null
+  const double* frequency;  // [rope_dims / 2] where a list has pending rotations
+  int32_t rope_dims, rope_first, rope_halves;
+  float q_factor;  // what queries are multiplied with: the scale, in units of log2 where there is no softcap
+  float softcap;  // 0: none
+
+  TileShape shape;
+
+  // The launch.
+  int32_t n_tiles;
+  int32_t first_part, n_parts;
+  float* partial;  // [slots][tile_columns][dim of V + 2]: the sums, their weight, and the maximum that they count from
+  int32_t* counters;  // [slots] of finished parts, at a tile's first slot; zero before a launch and after it
+
+  /// Whether something beside the ranges of rows decides about scores.
+  KVC_BOTH bool changes_scores() const {
+    return softcap != 0 || slopes != nullptr || bias.data != nullptr || mask.data != nullptr ||
+           seen != nullptr;
+  }
+};
+
+/// The kernels' arguments as far as the call and the schedule decide them; addresses of what is uploaded are left out.
+AttentionArguments arguments_of(const AttentionParams& params, const DeviceTokens& tokens);
+/// Where the arrays of a schedule lie in `block`.
+void place_schedule(AttentionArguments& a, const Schedule& schedule, const std::byte* block);
+
+}  // namespace kvc::cuda

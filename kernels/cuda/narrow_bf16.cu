@@ -1,0 +1,9 @@
+#include "kernels/cuda/narrow_instances.cuh"
+
+namespace kvc::cuda {
+
+const AttentionKernel* narrow_bf16_kernel(int32_t head_dim) {
+  return narrow_instance_of<Bf16>(head_dim);
+}
+
+}  // namespace kvc::cuda

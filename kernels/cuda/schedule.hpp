@@ -1,0 +1,151 @@
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/attention/params.hpp"
+
+// Of functions that kernels call too.
+#if defined(__CUDACC__)
+#define KVC_BOTH __host__ __device__
+#else
+#define KVC_BOTH
+#endif
+
+/// Cuts the plan of a pass into the pieces that blocks of threads work on. There is no CUDA in here.
+///
+/// A *tile* is a few rows of one list: its rows times the query heads that share a KV head are its *columns*, at most
+/// tile_columns. Where a KV head has more query heads than that, a tile is one row, and blocks take `head_blocks` turns. What a tile
+/// sees is cut into *parts*; a block serves one part for one KV head. Parts depend on what the tile sees alone, so the bits
+/// of a sequence do not depend on what else is in the batch, nor on the device.
+namespace kvc::cuda {
+
+inline constexpr int32_t tile_columns = 8;
+/// Shared memory that a block takes for what it is to do, at its start.
+inline constexpr int32_t item_bytes = 512;
+
+/// The tokens of a sequence in the device's token arrays, as a TokenList names them.
+struct ListRef {
+  int64_t start[3];
+  int32_t count[3];
+  int32_t first_cell;
+  int32_t first_position;
+  int32_t first_segment;
+  int32_t n_segments;  // at least 1
+};
+
+/// From this index of its list on, up to the next segment, keys owe a rotation by `offset` positions.
+struct Segment {
+  int32_t begin;
+  int32_t offset;
+};
+
+/// A row of the batch. What it sees is in *seen coordinates* of its tile, [0, first_end) and [begin, end): they count
+/// what any row of the tile sees.
+struct TileRow {
+  int32_t token;
+  int32_t position;
+  int32_t first_end;
+  int32_t begin;
+  int32_t end;
+};
+
+struct Tile {
+  int32_t list;  // without meaning where n_seen is 0
+  int32_t first_row;
+  int32_t n_rows;
+  int32_t first_end, begin,
+      end;  // what any row sees, in indexes of the list: [0, first_end) and [begin, end)
+  int32_t all_first_end, all_begin, all_end;  // what every row sees, in seen coordinates
+  int32_t n_seen;                             // by any row
+  int32_t stretch;                            // tokens of a part
+  int32_t n_parts;
+  int32_t first_part;  // counted over all tiles
+  int32_t first_slot;  // of its partial results, for each KV head and turn; without meaning where there is one part
+};
+
+/// What the shapes of layer and call decide about tiles.
+struct TileShape {
+  int32_t n_kv_heads = 0;
+  int32_t group = 0;  // query heads of a KV head
+
+  KVC_BOTH int32_t heads() const { return group < tile_columns ? group : tile_columns; }
+  KVC_BOTH int32_t rows() const { return tile_columns / heads(); }
+  KVC_BOTH int32_t head_blocks() const { return (group + tile_columns - 1) / tile_columns; }
+  /// Blocks that serve a part.
+  KVC_BOTH int32_t turns() const { return n_kv_heads * head_blocks(); }
+
+  bool operator==(const TileShape&) const = default;
+};
+
+/// Tokens of a part. One long sequence is cut into some 256 parts over all its heads, which keep a GPU busy; a part is long enough to
+/// pay for its start and for its result being written.
+int32_t stretch_of(int64_t n_seen, int32_t n_kv_heads);
+
+/// Tiles whose partial results have room at the same time: a launch.
+struct Wave {
+  int32_t first_part = 0;
+  int32_t n_parts = 0;
+};
+
+/// The tiles of one pass. It takes memory when it is made and none afterwards.
+class Schedule {
+ public:
+  /// Throws std::bad_alloc.
+  explicit Schedule(const AttentionBounds& bounds);
+
+  /// Bytes of device memory that block() takes at most.
+  static size_t block_bytes(const AttentionBounds& bounds);
+  /// Partial results that a launch may leave behind: each is of a part, a KV head and a turn.
+  static int64_t n_slots(const AttentionBounds& bounds);
+
+  void forget() { is_cut_ = false; }
+  bool is_cut_for(const TileShape& shape) const { return is_cut_ && shape == shape_; }
+  void cut(const AttentionPlan& plan, const TileShape& shape);
+
+  /// What the kernels read, to be copied to the device as it is.
+  const std::byte* block() const { return block_.get(); }
+  /// What is used of each of its arrays, in bytes.
+  struct Array {
+    size_t at = 0;
+    size_t bytes = 0;
+  };
+  std::array<Array, 4> arrays() const;
+  size_t tiles_at() const { return 0; }
+  size_t rows_at() const { return rows_at_; }
+  size_t lists_at() const { return lists_at_; }
+  size_t segments_at() const { return segments_at_; }
+
+  int32_t n_tiles() const { return n_tiles_; }
+  const Tile* tiles() const { return tiles_; }
+  const TileRow* rows() const { return rows_; }
+  const ListRef* lists() const { return lists_; }
+  const Segment* segments() const { return segments_; }
+  int32_t n_waves() const { return n_waves_; }
+  const Wave& wave(int32_t index) const { return waves_[static_cast<size_t>(index)]; }
+
+ private:
+  void add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_rows);
+  void add_padding(const AttentionPlan& plan, int32_t first, int32_t n);
+  void add_parts(Tile& tile);
+  void add_list(const AttentionPlan& plan, int32_t index, int32_t first_row, int32_t end_row);
+  void add_segments(const AttentionPlan& plan, const TokenList& list, int32_t begin, int32_t end);
+
+  const int64_t n_slots_;
+  const size_t rows_at_, lists_at_, segments_at_;
+  std::unique_ptr<std::byte[]> block_;
+  std::unique_ptr<Wave[]> waves_;
+  Tile* tiles_;
+  TileRow* rows_;
+  ListRef* lists_;
+  Segment* segments_;
+  TileShape shape_;
+  bool is_cut_ = false;
+  int32_t n_tiles_ = 0, n_rows_ = 0, n_segments_ = 0, n_waves_ = 0;
+  int32_t n_parts_ = 0;
+  int32_t n_lists_ = 0;
+  int64_t slots_taken_ = 0;
+};
+
+}  // namespace kvc::cuda
