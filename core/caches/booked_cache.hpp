@@ -140,6 +140,19 @@ class BookedCache : public Cache {
     return Status::ok;
   }
 
+  /// For calls that bind what stored tokens depend on: they need every sequence to begin at 0.
+  Status need_empty(const char* call) const {
+    for (int32_t sequence = 0; sequence < bounds_.max_sequences; ++sequence) {
+      const int32_t next = book_.sequence(sequence).next;
+      if (next == 0) continue;
+      return fail(Status::bad_state,
+                  "sequence %d continues at %d: call %s while the cache is empty, right after "
+                  "kvc_cache_create, or empty every sequence with kvc_remove first",
+                  sequence, next, call);
+    }
+    return Status::ok;
+  }
+
   /// Refuses bounds for which no address space has room.
   Status too_large() const {
     return fail(

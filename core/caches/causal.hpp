@@ -81,7 +81,6 @@ class CausalCache final : public TokenCache<BookedCache<CellBook>, PassPlan>, pu
   void carve_host(Carver& carver);
   void carve_device(Carver& carver);
   Status attach();
-  Status still_holds_tokens(const char* call) const;
   Status check_rope_dims(const RopeSettings& settings) const;
   Status check_keys_may_rotate() const;  // not if the cache was created position-free
 

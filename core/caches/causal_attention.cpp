@@ -15,16 +15,9 @@ Status CausalCache::check_keys_may_rotate() const {
 
 Status CausalCache::check_scales(bool of_k, bool of_v) const {
   if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
-  if (!book_.is_empty() && !planted(Bug::scales_bound_too_late))
-    return still_holds_tokens("kvc_bind_scales");
-  return layers_.check_scales(of_k, of_v);
-}
-
-Status CausalCache::still_holds_tokens(const char* call) const {
-  return fail(Status::bad_state,
-              "the cache holds tokens in %d cells: call %s while it is empty, right after "
-              "kvc_cache_create, or empty every sequence with kvc_remove first",
-              book_.rules().n_cells - book_.pool().n_free(), call);
+  const Status empty = planted(Bug::scales_bound_too_late) ? Status::ok
+                                                           : need_empty("kvc_bind_scales");
+  return empty == Status::ok ? layers_.check_scales(of_k, of_v) : empty;
 }
 
 /// With V in K the dims that are V's must not turn: V has no position.
@@ -41,7 +34,7 @@ Status CausalCache::check_rope_dims(const RopeSettings& settings) const {
 Status CausalCache::check_rope(const RopeSettings& settings) const {
   if (Status s = check_rope_dims(settings); s != Status::ok) return s;
   if (Status s = pass_.need_no_pass("RoPE is bound"); s != Status::ok) return s;
-  if (!book_.is_empty()) return still_holds_tokens("kvc_bind_rope");
+  if (Status s = need_empty("kvc_bind_rope"); s != Status::ok) return s;
   if (Status s = check_keys_may_rotate(); s != Status::ok) return s;
   if (shift_.run != nullptr) {
     return fail(

@@ -99,12 +99,7 @@ void EncoderCache::expect_rows(int64_t rows) {
 
 Status EncoderCache::check_scales(bool of_k, bool of_v) const {
   if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
-  if (book_.used() > 0) {
-    return fail(
-        Status::bad_state,
-        "sequences hold encoder inputs: call kvc_bind_scales while the cache is empty, right "
-        "after kvc_cache_create, or empty every sequence with kvc_remove first");
-  }
+  if (Status s = need_empty("kvc_bind_scales"); s != Status::ok) return s;
   return layers_.check_scales(of_k, of_v);
 }
 

@@ -198,14 +198,7 @@ void LightningCache::bind_attention(int32_t layer_begin, int32_t layer_end,
 
 Status LightningCache::check_decay() const {
   if (Status s = pass_.need_no_pass("kvc_bind_decay"); s != Status::ok) return s;
-  for (int32_t sequence = 0; sequence < bounds_.max_sequences; ++sequence) {
-    if (book_.sequence(sequence).next == 0) continue;
-    return fail(Status::bad_state,
-                "sequence %d holds a state: call kvc_bind_decay while the cache is empty, right "
-                "after kvc_cache_create, or empty every sequence with kvc_remove first",
-                sequence);
-  }
-  return Status::ok;
+  return need_empty("kvc_bind_decay");
 }
 
 void LightningCache::bind_decay(int32_t layer_begin, int32_t layer_end, const float* slopes) {

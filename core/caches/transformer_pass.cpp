@@ -74,11 +74,7 @@ Status TransformerCache::check_kept_tokens(int32_t index, int32_t n) const {
 
 Status TransformerCache::check_scales(bool of_k, bool of_v) const {
   if (Status s = pass_.need_no_pass("kvc_bind_scales"); s != Status::ok) return s;
-  if (!book_.is_empty()) {
-    return fail(Status::bad_state,
-                "rows hold tokens: call kvc_bind_scales while the cache is empty, right after "
-                "kvc_cache_create, or empty every row with kvc_remove first");
-  }
+  if (Status s = need_empty("kvc_bind_scales"); s != Status::ok) return s;
   return layers_.check_scales(of_k, of_v);
 }
 

@@ -81,7 +81,6 @@ class CellBook {
   const BookRules& rules() const { return rules_; }
   const Sequence& sequence(int32_t index) const { return sequences_[index]; }
   const CellPool& pool() const { return pool_; }
-  bool is_empty() const { return pool_.n_free() == rules_.n_cells; }
 
   /// From now on keys rotate when their positions move. Only while the book is empty.
   void rotate_keys() { keys_rotate_ = true; }

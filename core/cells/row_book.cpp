@@ -38,10 +38,6 @@ void RowBook::reset() {
   for (int32_t row = 0; row < rules_.n_rows; ++row) new (&rows_[row]) Row();
 }
 
-bool RowBook::is_empty() const {
-  return std::all_of(rows_, rows_ + rules_.n_rows, [](const Row& row) { return row.next == 0; });
-}
-
 void RowBook::recount() {
   used_ = 0;
   for (int32_t i = 0; i < rules_.n_rows; ++i) used_ += rows_[i].next - first_kept(rows_[i]);

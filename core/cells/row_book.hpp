@@ -70,7 +70,6 @@ class RowBook {
   }
   /// Positions that rows hold, as if the open pass were committed.
   int64_t used() const { return used_; }
-  bool is_empty() const;
   bool holds_column(int32_t row, int32_t column) const { return holds(rows_[row], column); }
 
   // ---- A pass ----

@@ -304,6 +304,29 @@ TEST(BadStorage, Scales) {
   bad.expect(KVC_OK, "the ends of the range", bind(0, 2, nullptr, ends));
 }
 
+/// A sequence that was cut inside a gap holds no token, and is not empty.
+TEST(BadStorage, ScalesAndRopeBehindAGap) {
+  const support::Device device(1);
+  kvc_cache_desc desc = support::cache_desc(1, 1, 4, 4);
+  desc.dtype_k = KVC_F8_E4M3;
+  const support::Cache cache(device, desc);
+  const int32_t position[] = {7}, sequence[] = {0};
+  ASSERT_EQ(kvc_begin(cache, 1, position, sequence, nullptr, 0, nullptr), KVC_OK);
+  ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  ASSERT_EQ(kvc_remove(cache, 0, 5, KVC_SEQ_END), KVC_OK);
+  kvc_sequence_info info = KVC_SEQUENCE_INFO_INIT;
+  ASSERT_EQ(kvc_sequence_query(cache, 0, &info), KVC_OK);
+  ASSERT_EQ(info.next, 5);
+  ASSERT_EQ(info.count, 0);
+  BadInput bad(cache);
+  const float one[] = {1};
+  bad.expect(KVC_E_BAD_STATE, "scales", [&] { return kvc_bind_scales(cache, 0, 1, one, nullptr); });
+  expect_words("scales", {"sequence 0", "5", "kvc_bind_scales", "kvc_remove"});
+  kvc_rope_desc rope = KVC_ROPE_DESC_INIT;
+  bad.expect(KVC_E_BAD_STATE, "RoPE", [&] { return kvc_bind_rope(cache, 0, 1, &rope, nullptr); });
+  expect_words("RoPE", {"sequence 0", "5", "kvc_bind_rope", "kvc_remove"});
+}
+
 kvc_status turn_nothing(void*, int32_t, int32_t, const int32_t*, const int32_t*, kvc_tensor*) {
   return KVC_OK;
 }

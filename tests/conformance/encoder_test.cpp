@@ -103,6 +103,27 @@ TEST_F(Encoder, CallsThatTheKindLacksComeBeforeTheirArguments) {
   EXPECT_EQ(kvc_encoder_query(causal, -1, nullptr, nullptr), KVC_E_NOT_SUPPORTED);
 }
 
+/// A sequence without an input is not empty either.
+TEST_F(Encoder, ScalesAreBoundWhileTheCacheIsEmpty) {
+  kvc_cache_desc desc = support::cache_desc(n_layers, n_kv_heads, dim_k, dim_v);
+  desc.kind = KVC_ENCODER;
+  desc.max_sequences = max_sequences;
+  desc.capacity = capacity;
+  desc.max_batch = max_batch;
+  desc.dtype_k = desc.dtype_v = KVC_F8_E4M3;
+  ASSERT_EQ(kvc_cache_create(device_, &desc, nullptr, &cache_.handle), KVC_OK);
+  const float scales[n_kv_heads] = {2, 0.5};
+  const auto bind = [&] { return kvc_bind_scales(cache_, 0, n_layers, scales, scales); };
+  EXPECT_EQ(bind(), KVC_OK) << support::last_message();
+  ASSERT_EQ(begin({0, 1}, {2, 2}, {0, 0}), KVC_OK);
+  expect(KVC_E_BAD_STATE, bind, "a pass is open");
+  ASSERT_EQ(kvc_commit(cache_), KVC_OK);
+  expect(KVC_E_BAD_STATE, bind, "tokens without an input");
+  EXPECT_NE(support::last_message().find("sequence 2 continues at 2"), std::string::npos);
+  ASSERT_EQ(kvc_remove(cache_, 2, 0, KVC_SEQ_END), KVC_OK);
+  EXPECT_EQ(bind(), KVC_OK) << support::last_message();
+}
+
 TEST_F(Encoder, BadDescriptors) {
   kvc_cache_desc desc = support::cache_desc(n_layers, n_kv_heads, dim_k, dim_v);
   desc.kind = KVC_ENCODER;

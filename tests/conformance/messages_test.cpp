@@ -282,7 +282,7 @@ TEST_F(Messages, StatesNameTheCallToMakeFirst) {
   expect(KVC_E_BAD_STATE, [&] { return kvc_commit(s.cache); }, {"no pass is open", "kvc_begin"});
   kvc_rope_desc rope = KVC_ROPE_DESC_INIT;
   expect(KVC_E_BAD_STATE, [&] { return kvc_bind_rope(s.cache, 0, 2, &rope, nullptr); },
-         {"4 cells", "empty", "kvc_bind_rope", "kvc_cache_create", "kvc_remove"});
+         {"sequence 0 continues at 3", "empty", "kvc_bind_rope", "kvc_cache_create", "kvc_remove"});
   s.open(1);
   expect(KVC_E_BAD_STATE, [&] { return kvc_attention(s.cache, 1, &s.q, &s.out, nullptr); },
          {"layer 1", "kvc_put"});

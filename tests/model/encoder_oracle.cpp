@@ -174,7 +174,7 @@ void EncoderOracle::put_codes(int32_t layer, int32_t s, int64_t n, const Oracle:
 }
 
 kvc_status EncoderOracle::may_bind_scales(bool of_k, bool of_v) const {
-  if (pass_open || used() > 0) return KVC_E_BAD_STATE;
+  if (pass_open || !is_empty()) return KVC_E_BAD_STATE;
   const bool fits = (!of_k || storage_k.is_f8()) && (!of_v || storage_v.is_f8());
   return fits ? KVC_OK : KVC_E_NOT_SUPPORTED;
 }

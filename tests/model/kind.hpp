@@ -56,6 +56,12 @@ class Kind {
   virtual bool has_checkpoints() const { return false; }
 
   bool is_sequence(int32_t s) const { return s >= 0 && s < cache.max_sequences; }
+  /// Every sequence begins at 0.
+  bool is_empty() const {
+    for (int32_t s = 0; s < cache.max_sequences; ++s)
+      if (next(s) > 0) return false;
+    return true;
+  }
   /// How many tokens of the open pass are a sequence's.
   int32_t tokens_of(int32_t sequence) const;
 

@@ -94,7 +94,7 @@ kvc_status Oracle::may_bind_rope(const Rope& turned) const {
   const bool meets_v = turned.n_dims > 0 && turned.first_dim < cache.v_first + cache.head_dim_v &&
                        cache.v_first < turned.first_dim + turned.n_dims;
   if (v_in_k() && meets_v) return KVC_E_INVALID_ARGUMENT;
-  if (pass_open || used() > 0) return KVC_E_BAD_STATE;
+  if (pass_open || !is_empty()) return KVC_E_BAD_STATE;
   const bool position_free = causal.flags & KVC_CAUSAL_POSITION_FREE;
   return position_free || shift.turn ? KVC_E_NOT_SUPPORTED : KVC_OK;
 }
@@ -108,7 +108,7 @@ kvc_status Oracle::may_bind_shift(bool takes_away) const {
 
 kvc_status Oracle::may_bind_scales(bool of_k, bool of_v) const {
   if (v_in_k() && of_v) return KVC_E_INVALID_ARGUMENT;
-  if (pass_open || used() > 0) return KVC_E_BAD_STATE;
+  if (pass_open || !is_empty()) return KVC_E_BAD_STATE;
   const bool fits = (!of_k || storage_k.is_f8()) && (!of_v || storage_v.is_f8());
   return fits ? KVC_OK : KVC_E_NOT_SUPPORTED;
 }

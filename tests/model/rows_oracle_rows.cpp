@@ -112,9 +112,7 @@ kvc_status RowsOracle::insert(const RowsOracle& other, int32_t slot) {
 
 kvc_status RowsOracle::may_bind_scales(bool of_k, bool of_v) const {
   if (v_in_k() && of_v) return KVC_E_INVALID_ARGUMENT;
-  if (pass_open ||
-      std::any_of(sequences.begin(), sequences.end(), [](const Row& row) { return row.next > 0; }))
-    return KVC_E_BAD_STATE;
+  if (pass_open || !is_empty()) return KVC_E_BAD_STATE;
   const bool fits = (!of_k || storage_k.is_f8()) && (!of_v || storage_v.is_f8());
   return fits ? KVC_OK : KVC_E_NOT_SUPPORTED;
 }

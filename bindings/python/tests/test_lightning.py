@@ -158,7 +158,7 @@ def test_slopes_come_first(lightning, draw):
     with cache.forward([0]):
         for layer in range(2):
             cache.put_attention(layer, k, v, q)
-    with pytest.raises(kvc.BadState, match=r"sequence 0 holds a state: call bind_decay\(\) while"):
+    with pytest.raises(kvc.BadState, match=r"sequence 0 continues at \d+: call bind_decay\(\) while"):
         cache.bind_decay([1, 1])
 
 

@@ -213,7 +213,7 @@ def test_a_wrong_argument_of_a_cache(make, changes, error, message):
         (lambda c: c.remove(0, 0, 1), "(bind_rope()), or create the cache with position_free=True"),
         (
             lambda c: c.bind_rope(),
-            "call bind_rope() while it is empty, right after kvc.Cache(), or",
+            "call bind_rope() while the cache is empty, right after kvc.Cache(), or",
         ),
     ],
 )

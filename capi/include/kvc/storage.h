@@ -107,9 +107,8 @@ KVC_API kvc_status kvc_decode(const kvc_codec_desc *desc, const kvc_tensor *code
  * k_scales, v_scales  [n_kv_heads], each 2^-100 … 2^100; null: stays as it is. With KVC_CACHE_V_IN_K v_scales must be null. The
  *                     layers of a wrapper's range must have the same n_kv_heads.
  *
- * Errors: INVALID_ARGUMENT, BAD_STATE (a pass is open, or the cache holds tokens; an encoder cache: inputs), NOT_SUPPORTED (a side
- * that is not f8).
- * Since 0.2. */
+ * Errors: INVALID_ARGUMENT, BAD_STATE (a pass is open or the cache is not empty: the next of some sequence is not 0), NOT_SUPPORTED
+ * (a side that is not f8). Since 0.2. */
 KVC_API kvc_status kvc_bind_scales(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, const float *k_scales,
                                    const float *v_scales) KVC_NOEXCEPT;
 
