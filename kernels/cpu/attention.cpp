@@ -72,7 +72,7 @@ class Call {
   void cut(Schedule& schedule);
   void run_wave(ThreadPool& pool, const WorkWave& wave, int32_t end) noexcept;
   void run_item(int32_t index, int32_t thread) noexcept;
-  float score_factor(const Item& item) const;
+  double score_factor(const Item& item) const;
   bool kernel_scales(const Item& item) const;
   void prefetch_queries(const Item& item, int32_t index) const;
   void load_queries(const Item& item) const;
@@ -255,21 +255,21 @@ void Call::take_folded(Item& item) const {
   std::swap(item.scratch.sum, item.scratch.folded_sum);
 }
 
-/// What a score is multiplied with to come out in units of log2, the scale of an f8 head included.
-float Call::score_factor(const Item& item) const {
+/// What a score is multiplied with to come out in units of log2, the scale of an f8 head included. It may lie outside f32.
+double Call::score_factor(const Item& item) const {
   const AttentionConstants& constants = params_.constants;
   double unit = log2_e;
   if (constants.softcap != 0)
     unit = query_carries(constants.softcap) ? 1 / static_cast<double>(constants.softcap) : 1.0;
   const float head_scale = params_.storage.k.scale_of(
       planted(Bug::scale_of_first_head) ? 0 : item.kv_head);
-  return static_cast<float>(constants.scale * unit * static_cast<double>(head_scale));
+  return constants.scale * unit * static_cast<double>(head_scale);
 }
 
 /// Whether the kernel multiplies scores with the factor, so that queries keep their few bits: f16 and bf16 need fewer products
 /// then. Factors that could take a product of query and key out of range come first.
 bool Call::kernel_scales(const Item& item) const {
-  const float factor = score_factor(item);
+  const double factor = score_factor(item);
   return kernels_.wide_tile_scales && item.n_rows() >= wide_rows_min_ &&
          params_.tensors.q.dtype != DType::f32 && factor >= 0x1p-40f && factor <= 0x1p40f;
 }
@@ -295,20 +295,24 @@ void Call::load_queries(const Item& item) const {
   const Tensor& q = params_.tensors.q;
   const int32_t head_dim = params_.storage.k.head_dim();
   const Slab& keys = params_.storage.k;
-  const float factor = kernel_scales(item) ? 1.0f : score_factor(item);
+  const double exact = kernel_scales(item) ? 1 : score_factor(item);
+  const auto factor = static_cast<float>(exact);
+  const bool fits = std::isnormal(factor);
   float* to = item.scratch.q;
   for (int32_t t = 0; t < item.tile->n_tokens; ++t) {
     const int64_t token = params_.plan.rows[item.tile->row + t].token;
     prefetch_queries(item, t + tokens_ahead);
     for (int32_t h = 0; h < item.n_heads; ++h, to += q_stride_) {
       const int64_t index = q.token_offset(token) + (item.q_head + h) * q.stride[1];
-      if (q.stride[2] == 1) {
+      if (q.stride[2] == 1 && fits) {
         const auto* from = static_cast<const std::byte*>(q.data) +
                            index * static_cast<int64_t>(size_of(q.dtype));
         kernels_.to_f32_scaled(to, from, q.dtype, factor, head_dim);
       } else {
-        for (int32_t i = 0; i < head_dim; ++i)
-          to[i] = load_element(q.data, q.dtype, index + i * q.stride[2]) * factor;
+        for (int32_t i = 0; i < head_dim; ++i) {
+          const float number = load_element(q.data, q.dtype, index + i * q.stride[2]);
+          to[i] = fits ? number * factor : static_cast<float>(number * exact);
+        }
       }
       std::fill(to + head_dim, to + q_stride_, 0.0f);
       // Keys that owe a rotation by RoPE need it undone on the query first (turn_queries).
@@ -341,7 +345,7 @@ Tile Call::describe(const Item& item) const {
   tile.k = rows_of(storage.k, item.kv_head, first_cell);
   tile.v = rows_of(storage.v, item.kv_head, first_cell);
   tile.q = item.scratch.q;
-  if (kernel_scales(item)) tile.scale = score_factor(item);
+  if (kernel_scales(item)) tile.scale = static_cast<float>(score_factor(item));
   tile.parts = bf16_parts(params_.settings.runtime_type);
   tile.token = item.scratch.token;
   tile.n_rows = item.n_rows();

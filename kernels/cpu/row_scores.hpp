@@ -29,6 +29,8 @@ class RowScores {
         kv_head_(head / (params.constants.n_q_heads / params.storage.k.n_heads)),
         first_column_(params.plan.first_column(params.plan.lists[row.list], params.first_column)),
         head_dim_(padded(params.storage.k.head_dim())),
+        factor_(static_cast<double>(params.constants.scale) *
+                static_cast<double>(params.storage.k.scale_of(kv_head_))),
         query_(scratch.q),
         key_(scratch.q + head_dim_),
         stored_query_(scratch.q + 2 * head_dim_),
@@ -47,7 +49,9 @@ class RowScores {
     const float bias = score_bias(params_.tensors, head_, row_.token, column(cell));
     if (bias == -std::numeric_limits<float>::infinity()) return minus_infinity;
     std::fill_n(key_, head_dim_, 0.0f);
-    kernels().decode(keys.format, key_, keys.stored(kv_head_, cell));
+    StoredRow key = keys.stored(kv_head_, cell);
+    key.scale = 1;  // that of an f8 head is in the factor
+    kernels().decode(keys.format, key_, key);
     const bool pending = params_.plan.lists[row_.list].has_pending;
     Real x = dot(query_for(pending ? position - params_.plan.rotated_for[cell] : 0), key_) *
              score_factor();
@@ -68,17 +72,16 @@ class RowScores {
     std::fill_n(query_, head_dim_, 0.0f);
     const int64_t first = q.token_offset(row_.token) + head_ * q.stride[1];
     for (int32_t i = 0; i < params_.storage.k.head_dim(); ++i)
-      query_[i] = load_element(q.data, q.dtype, first + i * q.stride[2]) * query_factor();
+      query_[i] = static_cast<float>(load_element(q.data, q.dtype, first + i * q.stride[2]) *
+                                     query_factor());
     std::copy_n(query_, head_dim_, stored_query_);
     rotate_as_stored(stored_query_);
   }
 
-  // In f32 the query carries the scale, which products might leave the range without.
+  // In f32 the query carries the factor, which products might leave the range without.
   static constexpr bool scales_query = sizeof(Real) == sizeof(float);
-  float query_factor() const { return scales_query ? params_.constants.scale : 1; }
-  Real score_factor() const {
-    return scales_query ? 1 : static_cast<Real>(params_.constants.scale);
-  }
+  double query_factor() const { return scales_query ? factor_ : 1; }
+  Real score_factor() const { return scales_query ? 1 : static_cast<Real>(factor_); }
 
   void rotate_as_stored(float* query) const {
     const RowFormat& format = params_.storage.k.format;
@@ -111,6 +114,7 @@ class RowScores {
   const AttentionParams& params_;
   const AttentionRow& row_;
   const int32_t head_, kv_head_, first_column_, head_dim_;
+  const double factor_;  // the scale, with that of an f8 head: their product may lie outside f32
   float *query_, *key_, *stored_query_, *turned_query_;  // [head_dim], padded with zeros
   std::byte* rotations_;
   int32_t turned_by_ = 0;

@@ -1,6 +1,6 @@
-// Constants of the model at the ends of what kvc_bind_attention() and kvc_bind_rope() accept: at every distance of two
-// positions, from 0 to the largest, and for each kernel attention is what double makes of the formula. What lies beyond is
-// refused and leaves nothing behind.
+// Constants of the model at the ends of what kvc_bind_attention(), kvc_bind_scales() and kvc_bind_rope() accept: at every
+// distance of two positions, from 0 to the largest, and for each kernel attention is what double makes of the formula. What lies
+// beyond is refused and leaves nothing behind.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kvc/operators.h"
 #include "support/abi.hpp"
 
 namespace {
@@ -21,7 +22,8 @@ struct Constants {
   float scale = 0, softcap = 0;
   float slope = 0, sink = 0;
   bool has_slope = false, has_sink = false;
-  float q = 1, k = 1;  // sizes of the numbers in queries and keys
+  float q = 1, k = 1, v = 1;       // sizes of the numbers in queries, keys and values
+  float k_scale = 1, v_scale = 1;  // of f8
 };
 
 /// One query token at the largest position, which sees tokens at all kinds of distances.
@@ -38,6 +40,21 @@ class Rig {
   }
 
   kvc_cache* cache() { return cache_; }
+
+  /// Null: the library chooses.
+  void use(const char* name) {
+    kvc_operator* op = nullptr;
+    if (name != nullptr) {
+      ASSERT_EQ(kvc_operator_create(device_, name, nullptr, &op), KVC_OK) << support::last_message();
+    }
+    ASSERT_EQ(kvc_bind_operator(cache_, 0, 1, KVC_MODE_ALL, op), KVC_OK) << support::last_message();
+    ASSERT_EQ(kvc_operator_destroy(op), KVC_OK);
+  }
+
+  kvc_status bind_scales(const Constants& c) {
+    EXPECT_EQ(kvc_resume(cache_, 0, 0, nullptr), KVC_OK);
+    return kvc_bind_scales(cache_, 0, 1, &c.k_scale, &c.v_scale);
+  }
 
   kvc_status bind(const Constants& c) {
     kvc_attention_desc desc{};
@@ -133,7 +150,7 @@ class Rig {
     float k[dim], v[dim];
     for (int32_t i = 0; i < dim; ++i) {
       k[i] = constants_.k * static_cast<float>((t + i) % 4 - 2) / 2;
-      v[i] = static_cast<float>((t * 5 + i) % 7 - 3);
+      v[i] = constants_.v * static_cast<float>((t * 5 + i) % 7 - 3);
       k_.push_back(k[i]), v_.push_back(v[i]);
     }
     const kvc_tensor key = support::dense(k, KVC_F32, {1, 1, dim}),
@@ -215,6 +232,41 @@ TEST_P(AcceptedConstants, AreExactAtEveryDistance) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Rows, AcceptedConstants, testing::Values(1, 3, 8, 20, 64));
+
+/// Of f8, the scale of K meets the query together with the scale of scores.
+TEST_P(AcceptedConstants, AreExactWithScalesOfF8) {
+  struct Ends {
+    int scale, k_scale, q, k;  // exponents; k / k_scale fits f8
+  };
+  const Ends all[] = {{0, 100, -100, 100},   {0, -100, 100, -100},  {100, 100, -100, 100},
+                      {100, 100, -100, 86},  {100, -100, 100, -90}, {100, -100, 0, -100},
+                      {-100, 100, 0, 100},   {-100, 100, 20, 100},  {-100, -100, 100, -88},
+                      {-100, 100, -90, 110}, {100, 0, -120, 10},    {-100, -100, 125, -86}};
+  for (const uint32_t dtype : {KVC_F8_E4M3, KVC_F8_E5M2}) {
+    Rig rig(GetParam(), dtype);
+    for (const char* op : std::vector<const char*>{nullptr, "vanilla"}) {
+      rig.use(op);
+      for (const Ends& ends : all) {
+        if (dtype == KVC_F8_E4M3 && std::abs(ends.k - ends.k_scale) > 5) continue;
+        for (const int cap : {0, -100, 4, 100}) {
+          Constants c;
+          c.name = "scale 2^" + std::to_string(ends.scale) + ", k_scale 2^" +
+                   std::to_string(ends.k_scale) + ", softcap 2^" + std::to_string(cap);
+          c.scale = power(ends.scale), c.k_scale = power(ends.k_scale);
+          c.q = power(ends.q), c.k = power(ends.k);
+          c.v = c.v_scale = power(ends.k_scale);
+          if (cap != 0) c.softcap = power(cap);
+          ASSERT_EQ(rig.bind_scales(c), KVC_OK) << c.name << ": " << support::last_message();
+          ASSERT_EQ(rig.bind(c), KVC_OK) << c.name << ": " << support::last_message();
+          rig.attend(c);
+          if (HasFatalFailure()) return;
+          rig.expect_exact();
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
 
 /// Each is refused, before and in a pass, and what was bound before stays bound.
 TEST(RefusedConstants, LeaveNoTrace) {
