@@ -279,18 +279,29 @@ func TestADefaultEqualsWhatItStandsFor(t *testing.T) {
 	other.DTypeK = F16
 	states, namedStates := testStates(), testStates()
 	namedStates.DTypeState, namedStates.DTypeConv = F32, F32
-	model, err := NewHybrid(device(t), []Layer{
-		{full, CausalDesc{}}, {named, CausalDesc{}}, {latent, CausalDesc{}}, {other, CausalDesc{}},
+	shared(t, []Layer{
+		{full, CausalDesc{}}, {named, CausalDesc{MaskDType: F32}}, {latent, CausalDesc{}}, {other, CausalDesc{}},
 		{statesDesc(0), states}, {statesDesc(0), &namedStates},
-	})
+		{full, EncoderDesc{}}, {full, EncoderDesc{MaskDType: F32}},
+	}, []int{0, 0, 1, 2, 3, 3, 4, 4})
+	namedRows := TransformerDesc{ValueHeads: full.NKVHeads, MaskDType: F32}
+	shared(t, []Layer{
+		{full, TransformerDesc{}}, {full, namedRows},
+		{full, TransformerDesc{Ring: true}}, {full, TransformerDesc{Ring: true, Reach: full.Capacity - 1}},
+	}, []int{0, 0, 1, 1})
+}
+
+// shared fails unless layer i of the layers lies in child want[i].
+func shared(t *testing.T, layers []Layer, want []int) {
+	t.Helper()
+	model, err := NewHybrid(device(t), layers)
 	must(t, err)
 	defer model.Close()
 	children, err := model.Children()
 	must(t, err)
-	equal(t, len(children), 4)
-	for layer, want := range []int{0, 0, 1, 2, 3, 3} {
+	for layer, its := range want {
 		child, _, err := model.Owner(layer)
 		must(t, err)
-		equal(t, child.handle, children[want].handle)
+		equal(t, child.handle, children[its].handle)
 	}
 }

@@ -94,9 +94,9 @@ type Layer struct {
 }
 
 // NewHybrid makes one cache for a model whose layers differ: layer i of the cache is layers[i]. Equal
-// layers share a cache inside it, see Children, which Close closes too; a type or a head size of 0 equals
-// what it stands for. A layer of the model that needs two caches (self attention and cross attention) is
-// two layers here.
+// layers share a cache inside it, see Children, which Close closes too; a type, a head size, heads of V or
+// a ring's reach of 0 equal what they stand for. A layer of the model that needs two caches (self attention
+// and cross attention) is two layers here.
 //
 //	full := kvc.Layer{CacheDesc: desc, Kind: kvc.CausalDesc{}}
 //	window := kvc.Layer{CacheDesc: desc, Kind: kvc.CausalDesc{Reach: 511}}
@@ -184,10 +184,26 @@ func (l Layer) spelledOut() Layer {
 			*dtype = F32
 		}
 	}
-	if states, ok := l.Kind.(RecurrentDesc); ok {
-		spell(&states.DTypeState)
-		spell(&states.DTypeConv)
-		l.Kind = states
+	switch kind := l.Kind.(type) {
+	case CausalDesc:
+		spell(&kind.MaskDType)
+		l.Kind = kind
+	case EncoderDesc:
+		spell(&kind.MaskDType)
+		l.Kind = kind
+	case TransformerDesc:
+		spell(&kind.MaskDType)
+		if kind.ValueHeads == 0 {
+			kind.ValueHeads = l.NKVHeads
+		}
+		if kind.Ring && kind.Reach == 0 && l.Capacity > 0 {
+			kind.Reach = l.Capacity - 1
+		}
+		l.Kind = kind
+	case RecurrentDesc:
+		spell(&kind.DTypeState)
+		spell(&kind.DTypeConv)
+		l.Kind = kind
 		return l
 	}
 	spell(&l.DTypeK)

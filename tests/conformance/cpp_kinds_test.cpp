@@ -154,12 +154,21 @@ TEST(CppKinds, ADefaultEqualsWhatItStandsFor) {
   other.dtype_k = KVC_F16;
   kvc::RecurrentDesc states_named = recurrent();
   states_named.dtype_state = states_named.dtype_conv = KVC_F32;
-  const kvc::Hybrid model(
-      device,
-      {{keys()}, {named}, {latent}, {other}, {states(), recurrent()}, {states(), states_named}});
-  const int32_t child[] = {0, 0, 1, 2, 3, 3};
-  ASSERT_EQ(model.children().size(), 4u);
-  for (int32_t i = 0; i < 6; ++i)
+  kvc::CausalDesc f32_masks;
+  f32_masks.mask_dtype = KVC_F32;
+  kvc::EncoderDesc f32_masks_of_inputs;
+  f32_masks_of_inputs.mask_dtype = KVC_F32;
+  const kvc::Hybrid model(device, {{keys()},
+                                   {named, f32_masks},
+                                   {latent},
+                                   {other},
+                                   {states(), recurrent()},
+                                   {states(), states_named},
+                                   {keys(), kvc::EncoderDesc()},
+                                   {keys(), f32_masks_of_inputs}});
+  const int32_t child[] = {0, 0, 1, 2, 3, 3, 4, 4};
+  ASSERT_EQ(model.children().size(), 5u);
+  for (int32_t i = 0; i < 8; ++i)
     EXPECT_EQ(model.owner(i).handle, model.children()[static_cast<size_t>(child[i])].handle()) << i;
 }
 

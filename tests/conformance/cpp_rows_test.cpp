@@ -229,10 +229,16 @@ TEST_F(CppRows, AHybridOfARingAndFullLayers) {
   desc.n_layers = 0;
   kvc::TransformerDesc full, ring;
   ring.flags = KVC_TRANSFORMER_RING, ring.reach = 3;
-  const std::vector<kvc::Layer> description = {{desc, ring}, {desc, full}};
+  kvc::TransformerDesc full_named = full, longest = ring, longest_named = ring;
+  full_named.value_heads = kv_heads, full_named.mask_dtype = KVC_F32;
+  longest.reach = 0, longest_named.reach = desc.capacity - 1;
+  const std::vector<kvc::Layer> description = {
+      {desc, ring}, {desc, full}, {desc, full_named}, {desc, longest}, {desc, longest_named}};
   kvc::Hybrid model(device_, description);
   EXPECT_EQ(kvc::Hybrid::memory_bytes(device_, description), model.stats().bytes);
-  EXPECT_EQ(model.children().size(), 2u);
+  ASSERT_EQ(model.children().size(), 3u);
+  EXPECT_EQ(model.owner(2).handle, model.children()[1].handle());
+  EXPECT_EQ(model.owner(4).handle, model.children()[2].handle());
   kvc::Rows rows;
   rows.q_len = 3, rows.valid = {3, 1};
   model.begin_rows(rows);

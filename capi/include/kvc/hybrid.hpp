@@ -2,8 +2,8 @@
 //
 // Windows beside full attention, self attention beside cross attention, states beside keys and values, linear attention beside
 // softmax: describe each layer, and layer i of the cache is layer i of the model. Layers with equal descriptions share a cache
-// inside it; a type or a head size of 0 equals what it stands for. The calls of kvc/kvc.hpp reach all of these caches or none, and
-// kvc/wrapper.h documents what each call does.
+// inside it; a type, a head size, heads of V or a ring's reach of 0 equal what they stand for. The calls of kvc/kvc.hpp reach all
+// of these caches or none, and kvc/wrapper.h documents what each call does.
 //
 //   kvc::CacheDesc desc;  // n_layers is counted
 //   desc.n_kv_heads = 1, desc.head_dim_k = 256, desc.capacity = 8192, desc.max_sequences = 4, desc.max_batch = 512;
@@ -116,6 +116,14 @@ class Hybrid : public Cache {
       spell(desc.dtype_k);
       if ((desc.flags & KVC_CACHE_V_IN_K) == 0) spell(desc.dtype_v);
       if (desc.head_dim_v == 0) desc.head_dim_v = desc.head_dim_k;
+      if (auto *causal = std::get_if<CausalDesc>(&layer.kind)) spell(causal->mask_dtype);
+      if (auto *encoder = std::get_if<EncoderDesc>(&layer.kind)) spell(encoder->mask_dtype);
+      if (auto *rows = std::get_if<TransformerDesc>(&layer.kind)) {
+        spell(rows->mask_dtype);
+        if (rows->value_heads == 0) rows->value_heads = desc.n_kv_heads;
+        const bool is_ring = (rows->flags & KVC_TRANSFORMER_RING) != 0;
+        if (is_ring && rows->reach == 0 && desc.capacity > 0) rows->reach = desc.capacity - 1;
+      }
       return layer;
     }
 

@@ -56,8 +56,9 @@ impl Layer {
 
 impl Cache {
     /// Makes the caches that the layers of a model need, and one of them all, whose layer `i` is the
-    /// `i`-th. Equal layers share a cache; a type or a head size of 0 equals what it stands for.
-    /// [`Cache::children`] has the caches, in the order in which the layers name them first.
+    /// `i`-th. Equal layers share a cache; a type, a head size, heads of V or a ring's reach of 0 equal
+    /// what they stand for. [`Cache::children`] has the caches, in the order in which the layers name
+    /// them first.
     ///
     /// Windows beside full layers, five to one, as in Gemma 3:
     ///
