@@ -296,8 +296,8 @@ TokenDims token_dims(const Cache& cache) {
 
 Expected expect_tokens(const TokenDims& tokens, int64_t heads, int64_t per_head, const char* axes) {
   if (tokens.are_rows())
-    return {4, {tokens.extent[0], tokens.extent[1], heads, per_head}, axes, "batch, q_len, "};
-  return {3, {tokens.extent[0], heads, per_head}, axes, "n_tokens, "};
+    return {4, {tokens.extent[0], tokens.extent[1], heads, per_head}, axes, tokens.names};
+  return {3, {tokens.extent[0], heads, per_head}, axes, tokens.names};
 }
 
 void fold_tokens(const TokenDims& tokens, int32_t dim, Tensor* tensor) {
@@ -382,7 +382,9 @@ Status need_no_v(const char* name, const kvc_tensor* v) {
 
 Status dims_to_put(const LayerAttention& cache, const kvc_tensor* k, TokenDims* tokens) {
   *tokens = token_dims(cache.holder());
-  return tokens->are_rows() ? Status::ok : cache.rows_to_put(rows_of(k), &tokens->extent[0]);
+  if (tokens->are_rows()) return Status::ok;
+  if (cache.holder().encoder_inputs() != nullptr) *tokens = TokenDims::input(0);
+  return cache.rows_to_put(rows_of(k), &tokens->extent[0]);
 }
 
 int64_t rows_of(const kvc_tensor* k) { return k != nullptr && k->ndim == 3 ? k->shape[0] : 1; }

@@ -155,13 +155,18 @@ Status read_for_heads(const char* name, const kvc_tensor* from, const Expected& 
                       const HeadAxis& heads, const DeviceInfo& device, Tensor* to, int32_t* sharers,
                       Elements elements = Elements::floats);
 
-/// The dimensions of a tensor that count the tokens of a pass: [n_tokens], or [batch, q_len] in a pass of rows.
+/// The dimensions of a tensor that count the tokens of a pass: [n_tokens], or [batch, q_len] in a pass of rows; or those of an
+/// encoder's input: [length].
 struct TokenDims {
   int32_t n = 1;
   int64_t extent[2] = {};
+  const char* names = "";  // for messages
 
-  static TokenDims list(int64_t n_tokens) { return {1, {n_tokens, 0}}; }
-  static TokenDims rows(int64_t n_rows, int64_t per_row) { return {2, {n_rows, per_row}}; }
+  static TokenDims list(int64_t n_tokens) { return {1, {n_tokens, 0}, "n_tokens, "}; }
+  static TokenDims input(int64_t length) { return {1, {length, 0}, "length, "}; }
+  static TokenDims rows(int64_t n_rows, int64_t per_row) {
+    return {2, {n_rows, per_row}, "batch, q_len, "};
+  }
   bool are_rows() const { return n == 2; }
 };
 TokenDims token_dims(const Cache& cache);

@@ -73,7 +73,7 @@ Status read_queries(const LayerAttention& cache, int32_t layer, const kvc_tensor
   if (heads == 0) {
     if (q->ndim != tokens.n + 2)
       return fail(Status::shape, "q has %d dimensions, not %d (%sn_q_heads, head_dim_k)", q->ndim,
-                  tokens.n + 2, tokens.are_rows() ? "batch, q_len, " : "n_tokens, ");
+                  tokens.n + 2, tokens.names);
     heads = q->shape[tokens.n];
     if (check_q_heads(cache.holder().bounds(), tokens.are_rows() ? "q.shape[2]" : "q.shape[1]",
                       heads) != Status::ok)

@@ -17,7 +17,7 @@ kvc_status kvc_encoder_put(kvc_cache* cache, int32_t layer, int32_t sequence, co
         if (Status s = inputs.rows_of_input(sequence, kvc::capi::rows_of(k), &rows); s != Status::ok)
           return s;
         if (Status s = kvc::capi::read_keys_and_values(
-                c.bounds(), c.device(), kvc::capi::TokenDims::list(rows), k, v, &put);
+                c.bounds(), c.device(), kvc::capi::TokenDims::input(rows), k, v, &put);
             s != Status::ok)
           return s;
         return inputs.put_input(own_layer, sequence, put.k, put.v);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvc/encoder.h"
+#include "kvc/storage.h"
 #include "support/abi.hpp"
 #include "support/host_view.hpp"
 #include "support/random.hpp"
@@ -101,6 +102,25 @@ TEST_F(Encoder, CallsThatTheKindLacksComeBeforeTheirArguments) {
   EXPECT_EQ(kvc_encoder_put(causal, -1, -1, nullptr, nullptr), KVC_E_NOT_SUPPORTED);
   EXPECT_EQ(kvc_encoder_share(causal, -1, -1), KVC_E_NOT_SUPPORTED);
   EXPECT_EQ(kvc_encoder_query(causal, -1, nullptr, nullptr), KVC_E_NOT_SUPPORTED);
+}
+
+TEST_F(Encoder, WrongShapesSpeakOfTheLengthOfTheInput) {
+  create();
+  ASSERT_EQ(begin({0}, {1}, {input}), KVC_OK);
+  put(1, 5);
+  const Rows k = keys(6), v = values(6);
+  const auto shown = [&](const std::function<kvc_status()>& call, const char* what) {
+    expect(KVC_E_SHAPE, call, what);
+    EXPECT_EQ(support::last_message(),
+              "k has shape [6, 2, 24], not [5, 2, 24] (length, n_kv_heads, head_dim_k)");
+  };
+  shown([&] { return kvc_encoder_put(cache_, 1, 1, &k.tensor, &v.tensor); }, "encoder_put");
+  shown([&] { return kvc_put(cache_, 1, &k.tensor, &v.tensor); }, "put");
+  expect(
+      KVC_E_SHAPE, [&] { return kvc_put_codes(cache_, 1, &k.tensor, nullptr, &v.tensor, nullptr); },
+      "codes");
+  EXPECT_EQ(support::last_message(),
+            "k has shape [6, 2, 24], not [5, 2, 24] (length, n_kv_heads, codes_per_row)");
 }
 
 /// A sequence without an input is not empty either.
