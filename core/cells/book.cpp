@@ -143,7 +143,8 @@ Status CellBook::check_room(const Batch& batch) const {
                   rules_.limited ? "memory + keep_first + 2 * max_batch" : "capacity", plan.count,
                   plan.count > rules_.sequence_limit
                       ? "create the cache with a larger capacity"
-                      : "free positions first, with kvc_remove or kvc_resume");
+                      : "free positions first, with kvc_resume, or with kvc_remove where "
+                        "kvc_can_remove allows it");
     }
   }
   const int32_t room = pool_.n_free() + pool_.n_free_at_commit();
@@ -158,7 +159,7 @@ Status CellBook::check_room(const Batch& batch) const {
               batch.sequence[first_without], room, rules_.n_cells, n_planned_tokens_,
               n_planned_tokens_ > rules_.n_cells
                   ? "create the cache with more cells, or bring fewer tokens at once"
-                  : "free tokens of any sequence first, with kvc_remove or kvc_resume");
+                  : "empty a sequence that has ended with kvc_remove, or cut one with kvc_resume");
 }
 
 // ---- Sliding -------------------------------------------------------------------------------------------------------------
