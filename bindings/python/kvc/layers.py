@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
+from . import kvc_capi as _capi
 from ._descriptors import Kind, Rotate
 from ._handles import checks_names
 from .errors import Error, InvalidArgument
@@ -75,7 +77,7 @@ class Layer:
     block_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.state_shape, list):  # equal layers are found by their hash
+        if isinstance(self.state_shape, list):  # which equals no tuple
             object.__setattr__(self, "state_shape", tuple(self.state_shape))
 
     def __repr__(self) -> str:
@@ -105,36 +107,58 @@ def caches_of(
 ) -> Tuple[List[Dict[str, Any]], List[Tuple[int, int]]]:
     """The arguments of the caches that the layers need, and for each layer the index of its cache and
     its number there."""
-    order: Dict[Layer, int] = {}
+    different: List[Layer] = []
     counts: List[int] = []
     places: List[Tuple[int, int]] = []
     for index, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"layers[{index}] must be a kvc.Layer, not {type(layer).__name__}")
-        child = order.setdefault(layer, len(order))
-        if child == len(counts):
+        child = different.index(layer) if layer in different else len(different)
+        if child == _capi.KVC_MAX_CHILDREN:
+            raise InvalidArgument(
+                f"layers[{index}] would need a cache of its own, as {child} different ones before it do: "
+                f"at most {child} move as one"
+            )
+        if child == len(different):
+            different.append(layer)
             counts.append(0)
         places.append((child, counts[child]))
         counts[child] += 1
     if not places:
         raise InvalidArgument("layers is empty: pass a kvc.Layer for each layer of the model")
     arguments = []
-    for child, (layer, n_layers) in enumerate(zip(order, counts)):
+    for child, (layer, n_layers) in enumerate(zip(different, counts)):
         with names_layer(places, child):
             arguments.append(_arguments(layer, n_layers, capacity, dtype))
     return arguments, places
 
 
+def _first_layer(places: List[Tuple[int, int]], child: int) -> str:
+    return f"layers[{[cache for cache, _ in places].index(child)}]"
+
+
 @contextmanager
-def names_layer(places: List[Tuple[int, int]], child: int) -> Iterator[None]:
-    """An error in making a cache names the first layer that it is for."""
-    index = [cache for cache, _ in places].index(child)
+def names_layers(places: List[Tuple[int, int]]) -> Iterator[None]:
+    """An error in making one of several caches names the first layer of each, not its number."""
     try:
         yield
     except Error as error:
-        raise type(error)(f"the cache of layers[{index}]: {error}", error.status) from None
+        message = re.sub(
+            r"\bchildren\[(\d+)\]", lambda found: _first_layer(places, int(found[1])), str(error)
+        )
+        raise type(error)(message, error.status) from None
+
+
+@contextmanager
+def names_layer(places: List[Tuple[int, int]], child: int) -> Iterator[None]:
+    """An error in making a cache names the first layer that it is for."""
+    layer = _first_layer(places, child)
+    try:
+        yield
+    except Error as error:
+        raise type(error)(f"the cache of {layer}: {error}", error.status) from None
     except TypeError as error:
-        raise TypeError(f"the cache of layers[{index}]: {error}") from None
+        raise TypeError(f"the cache of {layer}: {error}") from None
 
 
 def _arguments(

@@ -22,7 +22,7 @@ import numpy as np
 from . import kvc_capi as _capi
 from ._handles import CacheHandle, Shape, checks_names, integer
 from .errors import InvalidArgument, InvalidHandle
-from .layers import Layer, caches_of, names_layer
+from .layers import Layer, caches_of, names_layer, names_layers
 
 if TYPE_CHECKING:
     from typing import Type
@@ -153,7 +153,8 @@ class Wrapping(CacheHandle):
             for child, each in enumerate(arguments):
                 with names_layer(places, child):
                     made.append(_cache_class()(**each, **common))
-            wrapper = cls.wrap(made, places)
+            with names_layers(places):
+                wrapper = cls.wrap(made, places)
         except BaseException:
             for cache in made:
                 cache.close()

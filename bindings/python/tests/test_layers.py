@@ -72,6 +72,25 @@ def test_a_layer_has_the_arguments_of_a_cache_and_their_defaults():
             r"^the cache of layers\[2\]: only causal and transformer caches take reach",
         ),
         (
+            lambda: kvc.Cache.from_layers([FULL, replace(FULL, n_kv_heads=[1])], capacity=9),
+            TypeError,
+            r"^the cache of layers\[1\]: n_kv_heads must be an integer, not list",
+        ),
+        (
+            lambda: kvc.Cache.from_layers(
+                [FULL, FULL, WINDOW, replace(FULL, kind="transformer")], capacity=9
+            ),
+            kvc.NotSupported,
+            r"^layers\[3\] takes passes of rows alone .* and layers\[2\] lists of tokens",
+        ),
+        (
+            lambda: kvc.Cache.layers_memory_bytes(
+                [FULL, *(replace(FULL, reach=reach) for reach in (1, *range(1, 17)))], capacity=99
+            ),
+            kvc.InvalidArgument,
+            r"^layers\[17\] would need .* 16 different ones .* at most 16 move as one",
+        ),
+        (
             lambda: kvc.Cache.layers_memory_bytes([FULL, replace(FULL, dtype="q8_0")], capacity=9),
             kvc.InvalidArgument,
             r"^the cache of layers\[1\]: dtype_k is q8_0, which takes multiples of 32",
