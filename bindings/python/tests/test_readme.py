@@ -24,8 +24,10 @@ def programs(text):
 
 
 @pytest.mark.parametrize("program", programs(README.read_text(encoding="utf-8")))
-def test_a_program_of_the_readme_runs(program):
+def test_a_program_of_the_readme_runs_and_leaves_no_operator(program):
+    names = [info.name for info in kvc.operators()]
     exec(compile("import kvc, numpy as np\n" + program, "README.md", "exec"), {})
+    assert [info.name for info in kvc.operators()] == names
 
 
 def test_the_program_of_the_package_runs():
