@@ -8,17 +8,41 @@ import "runtime"
 // Get returns views of a layer's keys and values over the range of cells that the batch may see.
 // The views are valid until the pass ends. It lends F32, F16 and BF16; for other storage types it returns
 // NotSupported, and GetCodes lends what is stored, GetCopy decodes it, and Attention needs neither.
+// Where one side alone is stored as codes, GetKeys or GetValues lends the other.
 func (c *Cache) Get(layer int) (k, v View, err error) {
-	at, err := number("layer", layer)
+	out, err := c.get(layer, 1, 1)
 	if err != nil {
 		return View{}, View{}, err
 	}
-	out := C.go_get(c.key(), at)
-	runtime.KeepAlive(c)
-	if err = failure(out.result); err != nil {
-		return View{}, View{}, err
-	}
 	return viewOf(c, out.first), viewOf(c, out.second), nil
+}
+
+// GetKeys is Get of the keys alone.
+func (c *Cache) GetKeys(layer int) (View, error) {
+	out, err := c.get(layer, 1, 0)
+	if err != nil {
+		return View{}, err
+	}
+	return viewOf(c, out.first), nil
+}
+
+// GetValues is Get of the values alone.
+func (c *Cache) GetValues(layer int) (View, error) {
+	out, err := c.get(layer, 0, 1)
+	if err != nil {
+		return View{}, err
+	}
+	return viewOf(c, out.second), nil
+}
+
+func (c *Cache) get(layer int, ofK, ofV C.int) (C.go_tensors, error) {
+	at, err := number("layer", layer)
+	if err != nil {
+		return C.go_tensors{}, err
+	}
+	out := C.go_get(c.key(), at, ofK, ofV)
+	runtime.KeepAlive(c)
+	return out, failure(out.result)
 }
 
 // History returns the range of cells that the columns of a layer's views, mask, bias and weights

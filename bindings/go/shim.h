@@ -143,10 +143,10 @@ static inline go_result go_gather(kvc_cache *cache, int32_t layer, int32_t seque
   return go_done(kvc_gather(cache, layer, sequence, k_view, v_view));
 }
 
-static inline go_tensors go_get(kvc_cache *cache, int32_t layer) {
+static inline go_tensors go_get(kvc_cache *cache, int32_t layer, int of_k, int of_v) {
   go_tensors out;
   memset(&out, 0, sizeof out);
-  out.result = go_done(kvc_get(cache, layer, &out.first, &out.second));
+  out.result = go_done(kvc_get(cache, layer, of_k ? &out.first : NULL, of_v ? &out.second : NULL));
   return out;
 }
 

@@ -205,6 +205,32 @@ func TestInterleavedStorageChangesStridesAlone(t *testing.T) {
 	equal(t, results[1], results[0])
 }
 
+func TestTheSideThatStoresNumbersIsLentAlone(t *testing.T) {
+	x := wave(kvHeads*storageDim, 1)
+	for _, keysAreNumbers := range []bool{true, false} {
+		desc := testDesc()
+		desc.HeadDimK, desc.DTypeK, desc.DTypeV = storageDim, NF4, F32
+		if keysAreNumbers {
+			desc.DTypeK, desc.DTypeV = F32, Q8_0
+		}
+		cache := openKind(t, desc, CausalDesc{})
+		lent, refused := cache.GetValues, cache.GetKeys
+		if keysAreNumbers {
+			lent, refused = refused, lent
+		}
+		must(t, cache.Begin([]int32{0}, []int32{0}))
+		_, err := lent(0)
+		is(t, err, BadState, "kvc_put")
+		must(t, cache.Put(0, vectors(x, 1, kvHeads), vectors(x, 1, kvHeads)))
+		_, err = refused(0)
+		is(t, err, NotSupported, "kvc_get_codes")
+		view, err := lent(0)
+		must(t, err)
+		equal(t, view.Float32(0, 1), x[storageDim:])
+		must(t, cache.Abort())
+	}
+}
+
 // Removing the first token moves the others: no code changes, copies are turned as far as keys owe.
 func TestCodesStayAsTheyWerePutWhenPositionsMove(t *testing.T) {
 	const n, row = 4, kvHeads * storageDim

@@ -245,6 +245,29 @@ TEST(CppStorageCalls, InterleavedStorageChangesStridesAlone) {
   EXPECT_EQ(results[0], results[1]);
 }
 
+TEST(CppStorageCalls, TheSideThatStoresNumbersIsLentAlone) {
+  const kvc::Device device("cpu");
+  kvc::CacheDesc desc = geometry();
+  const std::vector<float> k = numbers(heads * dim, 1), v = numbers(heads * dim, 2);
+  for (const bool keys_are_numbers : {true, false}) {
+    desc.dtype_k = keys_are_numbers ? KVC_F32 : KVC_NF4;
+    desc.dtype_v = keys_are_numbers ? KVC_Q8_0 : KVC_F32;
+    kvc::Cache cache(device, desc);
+    kvc::Pass pass(cache, {0}, {0});
+    cache.put(0, {k, {1, heads, dim}}, {v, {1, heads, dim}});
+    const auto first_of = [](const kvc_tensor& view) {
+      return *reinterpret_cast<const float*>(static_cast<const char*>(view.data) + view.byte_offset);
+    };
+    if (keys_are_numbers) {
+      EXPECT_EQ(first_of(cache.get_keys(0)), k[0]);
+      EXPECT_THROW((void)cache.get_values(0), kvc::NotSupported);
+    } else {
+      EXPECT_EQ(first_of(cache.get_values(0)), v[0]);
+      EXPECT_THROW((void)cache.get_keys(0), kvc::NotSupported);
+    }
+  }
+}
+
 TEST(CppStorageCalls, WhatDoesNotFitIsThrownByItsType) {
   const kvc::Device device("cpu");
   EXPECT_THROW(kvc::storage_query(KVC_I8, 64), kvc::DtypeError);

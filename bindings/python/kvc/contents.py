@@ -33,20 +33,39 @@ if TYPE_CHECKING:
 class Contents(Sequences):
     """The part of kvc.Cache that reads keys, values, masks and cells."""
 
-    def get(self, layer: int) -> Tuple[View, View]:
+    @overload
+    def get(
+        self, layer: int, k: Literal[True] = ..., v: Literal[True] = ...
+    ) -> Tuple[View, View]: ...
+    @overload
+    def get(
+        self, layer: int, k: Literal[True] = ..., *, v: Literal[False]
+    ) -> Tuple[View, None]: ...
+    @overload
+    def get(
+        self, layer: int, k: Literal[False], v: Literal[True] = ...
+    ) -> Tuple[None, View]: ...
+    @overload
+    def get(self, layer: int, k: bool, v: bool) -> Tuple[Optional[View], Optional[View]]: ...
+    def get(
+        self, layer: int, k: bool = True, v: bool = True
+    ) -> Tuple[Optional[View], Optional[View]]:
         """Read-only views of a layer's K and V over the cells that the pass may see.
 
-        Returns (k [history, n_kv_heads, head_dim_k], v [history, n_kv_heads, head_dim_v]) in the
-        storage type, which must be f32, f16 or bf16. Cells that no token of the pass sees may hold
-        anything: apply mask() before you multiply. See kvc.View for how NumPy, PyTorch and JAX read
-        them without a copy, and for how long.
+        k, v  False: not wanted
 
-        Raises BadState (no pass, or no put of this layer), CacheFull, NotSupported (the cache stores
-        codes: get_codes() lends them, get_copy() decodes them).
+        Returns (k [history, n_kv_heads, head_dim_k], v [history, n_kv_heads, head_dim_v]) in the
+        storage type, with None for what was not wanted. What is wanted must be stored as f32, f16 or
+        bf16. Cells that no token of the pass sees may hold anything: apply mask() before you multiply.
+        See kvc.View for how NumPy, PyTorch and JAX read them without a copy, and for how long.
+
+        Raises BadState (no pass, or no put of this layer), CacheFull, NotSupported (what is wanted is
+        stored as codes: get_codes() lends them, get_copy() decodes them).
         """
-        k, v = _capi.kvc_get(self._handle, layer)
         lender = self._lender_of(layer)
-        return View(lender, k, "get"), View(lender, v, "get")
+        views = _capi.kvc_get(self._handle, layer, int(k), int(v))
+        of_k, of_v = (None if each is None else View(lender, each, "get") for each in views)
+        return of_k, of_v
 
     def history(self, layer: int) -> range:
         """The cells that the columns of get(), mask() and of a bias, mask or weights stand for.

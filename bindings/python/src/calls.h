@@ -40,11 +40,10 @@ static kvc_status kvc_py_put_attention(kvc_cache *cache, int32_t layer, const kv
 }
 
 /* kvc_get() into local views, which are then returned. */
-static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
-                             kvc_tensor *SECOND_VIEW) {
-  memset(VIEW, 0, sizeof *VIEW);
-  memset(SECOND_VIEW, 0, sizeof *SECOND_VIEW);
-  return kvc_get(cache, layer, VIEW, SECOND_VIEW);
+static kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, int32_t of_k, int32_t of_v,
+                             kvc_tensor VIEWS[2]) {
+  memset(VIEWS, 0, 2 * sizeof *VIEWS);
+  return kvc_get(cache, layer, of_k ? &VIEWS[0] : NULL, of_v ? &VIEWS[1] : NULL);
 }
 
 /* kvc_get_codes() into local views, which are then returned. */

@@ -239,9 +239,9 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %typemap(argout) kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW {
   $result = SWIG_Python_AppendOutput($result, kvc_py_describe($1));
 }
-%typemap(in, numinputs=0) kvc_tensor VIEWS[4] (kvc_tensor views[4]) "$1 = views;"
-%typemap(argout) kvc_tensor VIEWS[4] {
-  $result = kvc_py_describe_all($1, 4);
+%typemap(in, numinputs=0) kvc_tensor VIEWS[ANY] (kvc_tensor views[$1_dim0]) "$1 = views;"
+%typemap(argout) kvc_tensor VIEWS[ANY] {
+  $result = kvc_py_describe_all($1, $1_dim0);
 }
 
 /* ---- What is left out and renamed -------------------------------------------------------------- */
@@ -495,7 +495,8 @@ kvc_status kvc_py_operator_register(kvc_device *device, const char *names, uint3
                                     int32_t asks);
 kvc_status kvc_py_call_positions(const kvc_operator_call *call, int32_t sequence, int32_t capacity,
                                  int32_t *at);
-kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW, kvc_tensor *SECOND_VIEW);
+kvc_status kvc_py_get(kvc_cache *cache, int32_t layer, int32_t of_k, int32_t of_v,
+                      kvc_tensor VIEWS[2]);
 kvc_status kvc_py_get_codes(kvc_cache *cache, int32_t layer, kvc_tensor VIEWS[4]);
 kvc_status kvc_py_lightning_write(kvc_cache *cache, int32_t layer, int32_t sequence_begin,
                                   const kvc_tensor *states);

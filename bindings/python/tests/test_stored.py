@@ -126,6 +126,27 @@ def test_k_and_v_have_types_of_their_own(wide, drawn):
     check_attention(cache, q, *cache.get_copy(0), np.arange(5))
 
 
+def test_get_lends_the_side_that_stores_numbers(wide, drawn):
+    k, v, _ = drawn(5)
+    for types, wanted in (
+        (dict(dtype_k="f16", dtype_v="q8_0"), dict(v=False)),
+        (dict(dtype_k="nf4", dtype_v="f16"), dict(k=False)),
+    ):
+        cache = wide(**types)
+        put(cache, k, v)
+        for both in ((0,), (0, False, True) if "v" in wanted else (0, True, False)):
+            with pytest.raises(kvc.NotSupported, match=r"get_codes\(\) lends"):
+                cache.get(*both)
+        views = cache.get(0, **wanted)
+        lent, missing = views if "v" in wanted else views[::-1]
+        assert missing is None
+        np.testing.assert_array_equal(lent, (k if "v" in wanted else v).astype(np.float16))
+        assert cache.get(0, k=False, v=False) == (None, None)
+        cache.commit()
+        with pytest.raises(kvc.BadState, match="ended"):
+            np.asarray(lent)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_interleaved_rows_hold_the_same_numbers(wide, drawn, dtype):
     k, v, q = drawn(5)

@@ -124,10 +124,21 @@ class AttentionCalls {
 
   // Reading, for callers with kernels of their own. The views last until the pass ends. get() lends f32, f16 and bf16, in which
   // keys are rotated as far as they owe; get_codes() lends every storage type as it is; get_copy() decodes every storage type.
+  // Where one side stores codes, get_keys() or get_values() lends the other.
   KeyValueViews get(std::int32_t layer) {
     KeyValueViews views{};
     check(kvc_get(raw(), layer, &views.k, &views.v));
     return views;
+  }
+  kvc_tensor get_keys(std::int32_t layer) {
+    kvc_tensor k{};
+    check(kvc_get(raw(), layer, &k, nullptr));
+    return k;
+  }
+  kvc_tensor get_values(std::int32_t layer) {
+    kvc_tensor v{};
+    check(kvc_get(raw(), layer, nullptr, &v));
+    return v;
   }
   CodeViews get_codes(std::int32_t layer) {
     return CodeViews::from([&](kvc_tensor *k, kvc_tensor *k_scales, kvc_tensor *v, kvc_tensor *v_scales) {

@@ -83,6 +83,8 @@ def results(cache: kvc.Cache, floats: Floats, halves: npt.NDArray[np.float16], q
     cache.bind_operator(None, layers=range(2), modes="prefill")
     cache.bind_operator(None, modes=["decode"])  # type: ignore[list-item]
     view, _ = cache.get(0)
+    assert_type(cache.get(0, v=False), Tuple[kvc.View, None])
+    assert_type(cache.get(0, k=False), Tuple[None, kvc.View])
     assert_type(view[:, 0], kvc.View)
     assert_type(view.__array__(), npt.NDArray[np.generic])
     assert_type(cache.attention(0, view), Floats)

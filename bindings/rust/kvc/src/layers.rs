@@ -91,11 +91,26 @@ impl Layers<'_> {
 
     /// Returns views of a layer's keys and values over the cells that the pass may see. Apply
     /// [`Layers::mask`] before you multiply: cells that it hides may hold anything. NOT_SUPPORTED: K
-    /// or V is stored as codes, which [`Layers::get_codes`] and [`Layers::get_copy`] read.
+    /// or V is stored as codes, which [`Layers::get_codes`] and [`Layers::get_copy`] read;
+    /// [`Layers::get_keys`] or [`Layers::get_values`] returns the view of the other.
     pub fn get(&mut self, layer: i32) -> Result<(View<'_>, View<'_>)> {
         let (mut k, mut v) = (empty(), empty());
         check(unsafe { sys::kvc_get(self.cache.handle, layer, &mut k, &mut v) })?;
         Ok((View::new(k), View::new(v)))
+    }
+
+    /// [`Layers::get`] of the keys alone.
+    pub fn get_keys(&mut self, layer: i32) -> Result<View<'_>> {
+        let mut k = empty();
+        check(unsafe { sys::kvc_get(self.cache.handle, layer, &mut k, ptr::null_mut()) })?;
+        Ok(View::new(k))
+    }
+
+    /// [`Layers::get`] of the values alone.
+    pub fn get_values(&mut self, layer: i32) -> Result<View<'_>> {
+        let mut v = empty();
+        check(unsafe { sys::kvc_get(self.cache.handle, layer, ptr::null_mut(), &mut v) })?;
+        Ok(View::new(v))
     }
 
     /// Returns the cells that the columns of views, masks, biases and weights of a layer stand for,

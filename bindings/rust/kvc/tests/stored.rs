@@ -62,6 +62,32 @@ fn codes_are_lent_and_numbers_are_not() {
 }
 
 #[test]
+fn the_side_that_stores_numbers_is_lent_alone() {
+    let x = numbers(KV, 1);
+    for (of_k, of_v) in [(DType::F32, DType::Q8_0), (DType::NF4, DType::F32)] {
+        let mut cache = create(&CacheDesc {
+            dtype_k: of_k,
+            ..desc(of_v)
+        });
+        let mut pass = cache.begin(&[0], &[0]).unwrap();
+        put(&mut pass, 0, &x);
+        let lends_k = of_k == DType::F32;
+        let refused = if lends_k {
+            pass.get_values(0)
+        } else {
+            pass.get_keys(0)
+        };
+        fails(refused, Status::NOT_SUPPORTED, "get_codes");
+        let lent = if lends_k {
+            pass.get_keys(0)
+        } else {
+            pass.get_values(0)
+        };
+        assert_eq!(lent.unwrap().f32(0, 1).unwrap(), &x[DIM..]);
+    }
+}
+
+#[test]
 fn views_panic_outside_their_shape() {
     let mut cache = create(&desc(DType::Q8_0));
     let mut pass = cache.begin(&[0, 1], &[0, 0]).unwrap();
