@@ -81,17 +81,9 @@ Status read_constants(const kvc_attention_desc& d, const float* slopes, const fl
 
 namespace {
 
-/// A layer of a kind that lacks the facet is NOT_SUPPORTED, before anything but the range is looked at.
-template <class Facet>
-Status check_owners(const LayerRange& layers) {
-  return layers.each_owner([](Cache& cache) {
-    return on_facet<Facet>(cache, [](auto&, Cache&) { return Status::ok; });
-  });
-}
-
 Status bind_attention(const LayerRange& layers, const kvc_attention_desc* desc, const float* slopes,
                       const float* sinks) {
-  if (Status s = check_owners<OfLayerAttention>(layers); s != Status::ok) return s;
+  if (Status s = layers.check_facet<OfLayerAttention>(); s != Status::ok) return s;
   kvc_attention_desc d;
   if (Status s = read_descriptor("kvc_attention_desc", desc, &d); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
@@ -163,7 +155,7 @@ Status read_rope(const kvc_rope_desc& d, const float* factors, int32_t head_dim,
 }
 
 Status bind_rope(const LayerRange& layers, const kvc_rope_desc* desc, const float* factors) {
-  if (Status s = check_owners<OfPositionedKeys>(layers); s != Status::ok) return s;
+  if (Status s = layers.check_facet<OfPositionedKeys>(); s != Status::ok) return s;
   kvc_rope_desc d;
   if (Status s = read_descriptor("kvc_rope_desc", desc, &d); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
@@ -197,7 +189,7 @@ Status check_f8_scales(const char* name, const float* scales, int32_t n) {
 }
 
 Status bind_scales(const LayerRange& layers, const float* k_scales, const float* v_scales) {
-  if (Status s = check_owners<OfKeyValues>(layers); s != Status::ok) return s;
+  if (Status s = layers.check_facet<OfKeyValues>(); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
   if (!layers.has_owner()) return layers.check_idle();
   int32_t heads = 0, value_heads = 0;  // of the first owner: the arrays have one length

@@ -72,8 +72,8 @@ Status find_layer(const WrapperCache& wrapper, int32_t layer, When when, Sequenc
   return check_sequences(wrapper, sequences);
 }
 
-Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When when,
-                 Sequences sequences, WrapperCache::LayerPlace* place) {
+Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), const char* lacking,
+                 When when, Sequences sequences, WrapperCache::LayerPlace* place) {
   int32_t n = 0;
   place->layer = -1;  // the call names none
   for (int32_t child = 0; child < wrapper.n_children(); ++child) {
@@ -82,9 +82,7 @@ Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When wh
     ++n;
   }
   if (n == 0)
-    return fail(
-        Status::not_supported,
-        "no child of the wrapper is of a kind that has this call: wrap a cache of this kind too");
+    return fail(Status::not_supported, "no child of the wrapper has what it takes: %s", lacking);
   if (n > 1) {
     return fail(
         Status::not_supported,

@@ -114,19 +114,21 @@ kvc_status with_sequences(kvc_cache* handle, Body body) noexcept {
 
 struct OfLayerAttention {
   static auto* in(auto& cache) { return cache.layer_attention(); }
-  static constexpr const char*
-      lacking = "this call needs keys and values, which a cache of this kind does not take";
+  static constexpr const char* lacking =
+      "this call is for caches that take keys and values: causal (kind KVC_CAUSAL), encoder (kind "
+      "KVC_ENCODER), transformer (kind KVC_TRANSFORMER) and lightning (kind KVC_LIGHTNING)";
 };
 struct OfKeyValues {
   static auto* in(auto& cache) { return cache.key_values(); }
-  static constexpr const char*
-      lacking = "this call needs keys and values, which a cache of this kind does not hold";
+  static constexpr const char* lacking =
+      "this call is for caches that hold keys and values: causal (kind KVC_CAUSAL), encoder (kind "
+      "KVC_ENCODER) and transformer (kind KVC_TRANSFORMER)";
 };
 struct OfPositionedKeys {
   static auto* in(auto& cache) { return cache.positioned_keys(); }
   static constexpr const char* lacking =
-      "this call needs keys with positions, which a cache of this kind does not hold; of a "
-      "wrapper, call it on a child";
+      "this call is for causal caches (kind KVC_CAUSAL), whose keys turn with their positions; of "
+      "a wrapper, call it on a child";
 };
 struct OfCausality {
   static auto* in(auto& cache) { return cache.causality(); }
@@ -225,9 +227,9 @@ kvc_status with_layer(Handle* handle, int32_t layer, When when, Sequences sequen
       body);
 }
 
-/// The only child of a wrapper that `has` what a call needs.
-Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), When when,
-                 Sequences sequences, WrapperCache::LayerPlace* place);
+/// The only child of a wrapper that `has` what a call needs; `lacking` says so of one that has not.
+Status find_only(const WrapperCache& wrapper, bool (*has)(Cache& child), const char* lacking,
+                 When when, Sequences sequences, WrapperCache::LayerPlace* place);
 
 /// Calls `body(facet, Cache&)`; of a wrapper, in the only child that has the facet.
 template <class Facet, class Handle, class Body>
@@ -236,7 +238,7 @@ kvc_status with_only(Handle* handle, When when, Sequences sequences, Body body) 
       handle, 0,
       [&](const WrapperCache& wrapper, WrapperCache::LayerPlace* place) {
         const auto has = [](Cache& child) { return Facet::in(child) != nullptr; };
-        return find_only(wrapper, has, when, sequences, place);
+        return find_only(wrapper, has, Facet::lacking, when, sequences, place);
       },
       [&](auto& facet, auto& cache, int32_t) { return body(facet, cache); });
 }
@@ -271,6 +273,14 @@ class LayerRange {
       if (Status s = visit(wrapper.child(child)); s != Status::ok) return of_child(s, child);
     }
     return Status::ok;
+  }
+
+  /// NOT_SUPPORTED where an owner is of a kind that lacks the facet.
+  template <class Facet>
+  Status check_facet() const {
+    return each_owner([](Cache& cache) {
+      return on_facet<Facet>(cache, [](auto&, Cache&) { return Status::ok; });
+    });
   }
 
   /// Calls `visit(Cache&, begin, end)` for ranges of its owners' layers that cover it.

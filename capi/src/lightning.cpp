@@ -64,10 +64,7 @@ Status check_decay_slopes(const float* slopes, int32_t n) {
 }
 
 Status bind_decay(const LayerRange& layers, const float* slopes) {
-  const Status lacking = layers.each_owner([](Cache& cache) {
-    return on_facet<OfDecayedStates>(cache, [](auto&, Cache&) { return Status::ok; });
-  });
-  if (lacking != Status::ok) return lacking;
+  if (Status s = layers.check_facet<OfDecayedStates>(); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
   if (!layers.has_owner()) return layers.check_idle();
   int32_t heads = 0;  // of the first owner: the array has one length

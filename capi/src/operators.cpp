@@ -353,13 +353,6 @@ Status resolve(const kvc_operator_desc* base, kvc_operator_desc* desc) {
 /// Of a cache that attends in one way alone: null.
 KvLayers* layers_of(Cache& cache) { return cache.layer_attention()->layers_with_operators(); }
 
-Status check_layers(const LayerRange& layers) {
-  return layers.each_owner([](Cache& cache) -> Status {
-    if (cache.layer_attention() != nullptr) return Status::ok;
-    return fail(Status::not_supported, "a cache of this kind has no layers that attend");
-  });
-}
-
 /// Caches of states attend by themselves, and their operator has no more to it than its name.
 Status check_states(const ChosenOperator& op) {
   if ((op.op->features & feature_lightning) != 0) return Status::ok;
@@ -368,7 +361,7 @@ Status check_states(const ChosenOperator& op) {
 
 Status bind(const LayerRange& layers, const DeviceInfo& device, uint32_t modes,
             const std::shared_ptr<const ChosenOperator>& op) {
-  if (Status s = check_layers(layers); s != Status::ok) return s;
+  if (Status s = layers.check_facet<OfLayerAttention>(); s != Status::ok) return s;
   if (Status s = layers.check(); s != Status::ok) return s;
   if (modes == 0)
     return fail(Status::invalid_argument,

@@ -5,6 +5,11 @@
 #include <cmath>
 #include <functional>
 
+#include "kvc/encoder.h"
+#include "kvc/operators.h"
+#include "kvc/recurrent.h"
+#include "kvc/storage.h"
+#include "kvc/wrapper.h"
 #include "support/bad_input.hpp"
 #include "support/message_rules.hpp"
 
@@ -163,6 +168,43 @@ TEST_F(Messages, KindsAndReservedThingsAreNamed) {
          {"kind 4", "kvc_cache_wrap"});
   expect(invalid, [&] { return create([](auto& d, auto&) { d.flags = KVC_CACHE_V_IN_K; }); },
          {"KVC_CACHE_V_IN_K", "dtype_v is f32", "must be 0"});
+}
+
+TEST_F(Messages, CallsThatAKindLacksNameTheKindsThatHaveThem) {
+  kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+  desc.kind = KVC_RECURRENT;
+  desc.n_layers = desc.max_sequences = desc.max_batch = 1;
+  kvc_recurrent_desc states = KVC_RECURRENT_DESC_INIT;
+  states.state_size = 4;
+  support::Cache recurrent, full(device, support::cache_desc(1, 2, 4, 4)), wrapper;
+  ASSERT_EQ(kvc_cache_create(device, &desc, &states, &recurrent.handle), KVC_OK);
+  constexpr kvc_status lacks = KVC_E_NOT_SUPPORTED;
+  const std::vector<std::string> take = {"KVC_CAUSAL", "KVC_ENCODER", "KVC_TRANSFORMER",
+                                         "KVC_LIGHTNING"},
+                                 hold = {"KVC_CAUSAL", "KVC_ENCODER", "KVC_TRANSFORMER"};
+  const auto bind_operator = [](kvc_cache* c) { return kvc_bind_operator(c, 0, 1, 1, nullptr); };
+  const auto bind_rope = [](kvc_cache* c) { return kvc_bind_rope(c, 0, 1, nullptr, nullptr); };
+  const auto bind_scales = [](kvc_cache* c) { return kvc_bind_scales(c, 0, 1, nullptr, nullptr); };
+  expect(
+      lacks, [&] { return kvc_put(recurrent, 0, &s.k, &s.v); }, take);
+  expect(
+      lacks, [&] { return bind_operator(recurrent); }, take);
+  expect(
+      lacks, [&] { return bind_scales(recurrent); }, hold);
+  expect(
+      lacks, [&] { return kvc_mask(recurrent, 0, nullptr); }, hold);
+  expect(lacks, [&] { return bind_rope(recurrent); }, {"KVC_CAUSAL"});
+
+  kvc_cache* const children[] = {recurrent, full};
+  const int32_t child[] = {0, 1}, layer[] = {0, 0};
+  ASSERT_EQ(kvc_cache_wrap(children, 2, child, layer, 2, &wrapper.handle), KVC_OK);
+  expect(lacks, [&] { return bind_operator(wrapper); }, {"child 0", "KVC_LIGHTNING"});
+  expect(lacks, [&] { return bind_scales(wrapper); }, {"child 0", "KVC_TRANSFORMER"});
+  int32_t position = 0, length = 0;
+  expect(lacks, [&] { return kvc_encoder_query(wrapper, 0, &position, &length); },
+         {"no child of the wrapper", "KVC_ENCODER"});
+  expect(lacks, [&] { return kvc_bind_shift(wrapper, nullptr, nullptr); },
+         {"KVC_CAUSAL", "call it on a child"});
 }
 
 TEST_F(Messages, BoundsOfTheDescriptors) {

@@ -45,8 +45,8 @@ std::string missing_fact(kvc_status status, const std::string& message) {
       return has_any(message, {", not ", "is not ", "it must be", "strides"}) ? "" : "both sides";
     case KVC_E_DEVICE_MISMATCH: return has(message, "the cache on") ? "" : "both devices";
     case KVC_E_NOT_SUPPORTED:
-      return has_any(message, {"kvc_", "KVC_", "this version", "operator", "of this kind",
-                               "call it on a child", "keep all or none"})
+      return has_any(message, {"kvc_", "KVC_", "this version", "operator", "call it on a child",
+                               "keep all or none"})
                  ? ""
                  : "what would be supported";
     case KVC_E_OVERFLOW:
