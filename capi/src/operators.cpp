@@ -7,6 +7,7 @@
 #include "capi/src/callers_operator.hpp"
 #include "capi/src/inside.hpp"
 #include "capi/src/operator_words.hpp"
+#include "capi/src/words.hpp"
 #include "core/attention/registry.hpp"
 #include "core/caches/kv_layers.hpp"
 
@@ -369,7 +370,9 @@ Status bind(const LayerRange& layers, const DeviceInfo& device, uint32_t modes,
   if (const uint32_t unknown = modes & ~uint32_t{KVC_MODE_ALL}; unknown != 0)
     return unknown_bits("modes", unknown, "KVC_MODE_…");
   if (op && (op->device_type != device.type || op->device_id != device.id)) {
-    return fail(Status::device_mismatch, "op was created on another device than the cache");
+    return fail(Status::device_mismatch, "op was created on %s, the cache on %s: create it there",
+                words_for_device(op->device_type, op->device_id).text,
+                words_for_device(device.type, device.id).text);
   }
   const auto ask = [&](auto question) {
     return layers.each_part_until([&](Cache& cache, int32_t begin, int32_t end) {

@@ -262,6 +262,26 @@ TEST(Binding, ChecksItsArguments) {
   EXPECT_EQ(support::digest(rig.cache), before);
 }
 
+/// A device that is opened twice is one device: only its settings are those of the opening.
+TEST(Binding, TakesOperatorsOfAnotherOpeningOfTheDevice) {
+  const support::Device device(1);
+  kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;
+  desc.stretches = 3;
+  const Operator own(device, "ring", desc);
+  Rig with_own(device), with_other(device);
+  {
+    const support::Device other(3);
+    const Operator ring(other, "ring");
+    expect(KVC_OK, "", with_other.bind(ring));
+  }
+  expect(KVC_OK, "", with_own.bind(own));
+  with_own.open(4);
+  with_other.open(4);
+  ASSERT_EQ(with_own.attend(), KVC_OK);
+  ASSERT_EQ(with_other.attend(), KVC_OK) << last_message();
+  EXPECT_EQ(with_other.out, with_own.out);
+}
+
 TEST(Binding, KeepsTheScaleOfALayer) {
   const support::Device device(1);
   kvc_operator_desc desc = KVC_OPERATOR_DESC_INIT;

@@ -254,11 +254,12 @@ KVC_API kvc_status kvc_operator_query(const kvc_operator *op, kvc_operator_info 
 
 /* Layers [layer_begin, layer_end) attend with `op` in passes of these modes; null: with what the library chooses. A pass whose
  * sequences have one token each is KVC_MODE_AUTOREGRESSIVE, any other KVC_MODE_PREFILL, and a call with KVC_EXTRA_DROPOUT is
- * KVC_MODE_TRAIN. Takes no memory.
+ * KVC_MODE_TRAIN. Takes no memory. Where one device was opened twice, caches of either take operators of both.
  *
- * Errors: INVALID_ARGUMENT (bounds; modes; a softmax_scale other than that of a layer), DEVICE_MISMATCH, BAD_STATE (a pass is open),
- * NOT_SUPPORTED (the cache attends in one way alone; what the layers have bound and store and the operator lacks). What a later
- * kvc_bind_attention() adds is checked there, what a call brings at the call. */
+ * Errors: INVALID_ARGUMENT (bounds; modes; a softmax_scale other than that of a layer), DEVICE_MISMATCH (op is of a device of
+ * another type or number), BAD_STATE (a pass is open), NOT_SUPPORTED (the cache attends in one way alone; what the layers have
+ * bound and store and the operator lacks). What a later kvc_bind_attention() adds is checked there, what a call brings at the
+ * call. */
 KVC_API kvc_status kvc_bind_operator(kvc_cache *cache, int32_t layer_begin, int32_t layer_end, uint32_t modes,
                                      kvc_operator *op) KVC_NOEXCEPT;
 
