@@ -72,6 +72,11 @@ void Forward::carve_device(Carver& carver) {
 
 Status Forward::create(const std::shared_ptr<Device>& device, const ForwardBounds& bounds,
                        std::unique_ptr<Forward>* out) {
+  CacheNeeds needs;
+  needs.kind = "attention without a cache";
+  needs.row_k.head_dim = bounds.head_dim_k;
+  needs.row_v.head_dim = bounds.head_dim_v;
+  if (Status s = device->check(needs); s != Status::ok) return s;
   std::unique_ptr<Forward> forward(new (std::nothrow) Forward(device, bounds));
   if (!forward)
     return fail(Status::out_of_memory, "the process has no memory for the object of an operator");

@@ -44,20 +44,25 @@ void CacheWorkspace::carve(const AttentionBounds& bounds, Carver& carver) {
                                    CheckedSize(static_cast<uint64_t>(bounds.seen_words)),
                                256);
   staging = carver.take<std::byte>(staging_bytes, 256);
+  attention = carver.take<std::byte>(Attention::memory_bytes(bounds), 256);
 }
 
-CudaCacheDevice::CudaCacheDevice(const DeviceShape& shape, const CacheWorkspace& workspace)
-    : shape_(shape), workspace_(workspace) {}
+CudaCacheDevice::CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,
+                                 const CacheWorkspace& workspace)
+    : shape_(shape), workspace_(workspace), attention_(bounds, workspace.attention) {}
 
 Status CudaCacheDevice::create(const DeviceShape& shape, const AttentionBounds& bounds,
                                std::byte* workspace, std::unique_ptr<CacheDevice>* out) {
   CacheWorkspace carved;
   Carver carver(workspace);
   carved.carve(bounds, carver);
-  std::unique_ptr<CudaCacheDevice> made(new (std::nothrow) CudaCacheDevice(shape, carved));
-  if (!made)
+  std::unique_ptr<CudaCacheDevice> made;
+  try {
+    made.reset(new CudaCacheDevice(shape, bounds, carved));
+  } catch (const std::bad_alloc&) {
     return fail(Status::out_of_memory,
                 "the process has no memory for a cache's part of the device");
+  }
   const Error e = runtime::create_event(&made->event_);
   if (e != Error::none) return says(shape.device, "the making of an event", e);
   *out = std::move(made);
@@ -90,6 +95,7 @@ Status CudaCacheDevice::begin_pass(const AttentionPlan& plan, const TokenChanges
                                    void* stream) noexcept {
   return run("the begin of a pass", [&](const Launcher&) -> Error {
     if (Error e = go_to(stream); e != Error::none) return e;
+    attention_.forget();
     const Error followed = follow_tokens(plan.tokens, changes, workspace_.cell, workspace_.position,
                                          launcher());
     if (followed != Error::none || plan.seen == nullptr) return followed;
@@ -119,8 +125,12 @@ Status CudaCacheDevice::move(const MoveParams& params) noexcept {
 }
 
 Status CudaCacheDevice::copy(const CopyParams& params) noexcept {
-  return run("the copying of rows",
-             [&](const Launcher& launcher) { return copy_stretches(params, launcher); });
+  return run("the copying of rows", [&](const Launcher& launcher) -> Error {
+    if (params.from.k.codes.data == params.to.k.codes.data) return copy_stretches(params, launcher);
+    if (Error e = runtime::synchronize_device(); e != Error::none) return e;
+    if (Error e = copy_stretches(params, launcher); e != Error::none) return e;
+    return runtime::synchronize(launcher.stream);
+  });
 }
 
 Status CudaCacheDevice::clear(const ClearParams& params) noexcept {
@@ -129,7 +139,17 @@ Status CudaCacheDevice::clear(const ClearParams& params) noexcept {
 }
 
 Status CudaCacheDevice::attention(const AttentionOperator& op, const AttentionParams& params) noexcept {
-  return op.run(op, params, *this);
+  if (!op.is_callers) return op.run(op, params, *this);
+  return fail(Status::not_supported,
+              "the operator %s is a caller's: on a CUDA device only its own operators attend",
+              op.name);
+}
+
+Status CudaCacheDevice::attend(const AttentionParams& params) noexcept {
+  return run("attention", [&](const Launcher& launcher) {
+    const DeviceTokens tokens = {workspace_.cell, workspace_.position, workspace_.seen};
+    return attention_.run(params, tokens, launcher);
+  });
 }
 
 Status CudaCacheDevice::write_mask(const MaskParams& params) noexcept {

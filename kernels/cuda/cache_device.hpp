@@ -4,6 +4,7 @@
 
 #include "core/base/carver.hpp"
 #include "core/device.hpp"
+#include "kernels/cuda/attention.hpp"
 #include "kernels/cuda/launcher.hpp"
 
 namespace kvc::cuda {
@@ -16,10 +17,11 @@ struct DeviceShape {
 
 /// What a cache has in device memory beside keys and values.
 struct CacheWorkspace {
-  int32_t* cell = nullptr;       // [n_token_entries] copies of the token arrays
-  int32_t* position = nullptr;   // likewise
-  uint64_t* seen = nullptr;      // [max_batch][seen_words] of the pass
-  std::byte* staging = nullptr;  // [staging_bytes] rows on their way to the host or from there
+  int32_t* cell = nullptr;         // [n_token_entries] copies of the token arrays
+  int32_t* position = nullptr;     // likewise
+  uint64_t* seen = nullptr;        // [max_batch][seen_words] of the pass
+  std::byte* staging = nullptr;    // [staging_bytes] rows on their way to the host or from there
+  std::byte* attention = nullptr;  // Attention::memory_bytes()
 
   static constexpr size_t staging_bytes = size_t{256} << 10;
 
@@ -46,9 +48,12 @@ class CudaCacheDevice final : public CacheDevice {
   Status store_codes(const StoreCodesParams& params) noexcept override;
   Status load(const LoadParams& params) noexcept override;
   Status move(const MoveParams& params) noexcept override;
+  /// Rows of another cache, whose work may go to another stream: waits for all of the device before, and for itself.
   Status copy(const CopyParams& params) noexcept override;
   Status clear(const ClearParams& params) noexcept override;
   Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept override;
+  /// What the operators of the device run.
+  Status attend(const AttentionParams& params) noexcept;
   Status write_mask(const MaskParams& params) noexcept override;
   /// These two wait. So does whoever comes while another thread is in the first.
   Status read_rows(const RowBytes& rows) const noexcept override;
@@ -65,7 +70,9 @@ class CudaCacheDevice final : public CacheDevice {
   Status clear_states(const StateClears&) noexcept override;
 
  private:
-  CudaCacheDevice(const DeviceShape& shape, const CacheWorkspace& workspace);
+  /// Throws std::bad_alloc.
+  CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,
+                  const CacheWorkspace& workspace);
 
   Launcher launcher() const;
   /// Work goes to this stream from now on.
@@ -76,6 +83,7 @@ class CudaCacheDevice final : public CacheDevice {
 
   const DeviceShape shape_;
   const CacheWorkspace workspace_;
+  Attention attention_;
   Stream stream_ = nullptr;
   Event event_ = nullptr;
   mutable std::mutex staging_;

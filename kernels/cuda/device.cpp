@@ -11,7 +11,30 @@ constexpr int32_t dlpack_cuda = 2;
 /// Prefixes that sequences share are not read apart yet.
 constexpr int32_t never = INT32_MAX;
 
+Status run_attention(const AttentionOperator&, const AttentionParams& params,
+                     CacheDevice& device) noexcept {
+  return static_cast<CudaCacheDevice&>(device).attend(params);
+}
+
+constexpr const char* flash_aliases[] = {"flash_attn2",     "sdpa", "splash", "blockwise",
+                                         "paged_attention", nullptr};
+
+constexpr AttentionOperator flash = {
+    .name = "flash",
+    .aliases = flash_aliases,
+    .features = feature_mask | feature_bias | feature_window | feature_chunk | feature_not_causal |
+                feature_softcap | feature_alibi | feature_sinks | feature_lse | feature_weights |
+                feature_grouped | feature_dims_differ | feature_shifted | feature_transformer |
+                feature_forward,
+    .storage = storage_bit(StorageType::f32) | storage_bit(StorageType::f16) |
+               storage_bit(StorageType::bf16),
+    .head_dim_max = head_dim_max,
+    .run = run_attention};
+
 Status check_row(const char* side, const RowFormat& format, const char* kind) {
+  if (format.head_dim > head_dim_max)
+    return fail(Status::not_supported, "%s on a CUDA device has no head_dim_%s %d; it has up to %d",
+                kind, side, format.head_dim, head_dim_max);
   if (is_plain(format.type) && format.rotation == 0) return Status::ok;
   return fail(Status::not_supported,
               "%s on a CUDA device has no dtype_%s %s%s; it has f32, f16 and bf16, not rotated",
@@ -96,7 +119,9 @@ void CudaDevice::release(Place place, void* block, size_t bytes) noexcept {
   runtime::release(block);
 }
 
-const AttentionOperator* CudaDevice::attention_operator(int32_t) const noexcept { return nullptr; }
+const AttentionOperator* CudaDevice::attention_operator(int32_t index) const noexcept {
+  return index == 0 ? &flash : nullptr;
+}
 
 size_t CudaDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept {
   Carver carver;

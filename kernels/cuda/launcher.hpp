@@ -11,15 +11,14 @@ struct Launcher {
   Stream stream = nullptr;
   int32_t most_blocks = 1;  // of a launch: as many as the device works on at a time
 
-  static constexpr uint32_t block_threads = 128;
-
   /// A warp for each of so many rows, or for several of them.
   Error launch_rows(const Kernel& kernel, int64_t n_rows, const void* params) const {
-    constexpr int64_t block_rows = block_threads / 32;
+    constexpr int64_t block_rows = 4;
     const int64_t wanted = (n_rows + block_rows - 1) / block_rows;
     const auto blocks = static_cast<uint32_t>(std::min<int64_t>(wanted, most_blocks));
     if (blocks == 0) return Error::none;
-    return runtime::launch(kernel, {blocks, block_threads, 0}, params, stream);
+    const auto warps = static_cast<uint32_t>(std::min(n_rows, block_rows));
+    return runtime::launch(kernel, {blocks, warps * 32, 0}, params, stream);
   }
 };
 

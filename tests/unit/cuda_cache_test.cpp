@@ -1,0 +1,303 @@
+// Caches over the simulated CUDA device by way of the C ABI, with tensors in device memory: passes that nobody waits for, on one
+// stream after another; every call of the runtime that fails; tensors that lie elsewhere.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <iostream>
+#include <memory>
+#include <vector>
+
+#include "capi/src/handle_table.hpp"
+#include "capi/src/objects.hpp"
+#include "core/caches/create.hpp"
+#include "kernels/cpu/cpu_device.hpp"
+#include "kernels/cuda/device.hpp"
+#include "support/abi.hpp"
+#include "support/random.hpp"
+#include "tests/simt/runtime_simt.hpp"
+
+namespace {
+
+using kvc::Status;
+using support::Random;
+
+constexpr uint64_t seed = 20261130;
+constexpr int32_t layers = 2, q_heads = 4, kv_heads = 2, head_dim = 16, batch = 6, sequences = 3;
+constexpr size_t floats_of_call = size_t{batch} * (q_heads + 2 * kv_heads + q_heads) * head_dim;
+
+std::shared_ptr<kvc::Device> open_cpu() {
+  std::shared_ptr<kvc::Device> device;
+  EXPECT_EQ(kvc::cpu::CpuDevice::create({.n_threads = 1}, &device), Status::ok);
+  return device;
+}
+
+std::shared_ptr<kvc::Device> open_cuda() {
+  std::shared_ptr<kvc::Device> device;
+  EXPECT_EQ(kvc::cuda::CudaDevice::create(1, open_cpu(), &device), Status::ok) << kvc::last_message();
+  return device;
+}
+
+/// Two layers of bf16, with windows; null when it cannot be created.
+kvc_cache* create(const std::shared_ptr<kvc::Device>& device) {
+  kvc::CacheRequest request;
+  kvc::CacheBounds& bounds = request.bounds;
+  bounds.n_layers = layers;
+  bounds.n_kv_heads = kv_heads;
+  bounds.max_q_heads = q_heads;
+  bounds.head_dim_k = bounds.head_dim_v = head_dim;
+  bounds.type_k = bounds.type_v = kvc::StorageType::bf16;
+  bounds.max_sequences = sequences;
+  bounds.capacity = 40;
+  bounds.max_batch = batch;
+  bounds.zero_on_free = true;
+  request.causal.reach = 17;
+  auto object = std::make_unique<kvc::capi::CacheObject>();
+  if (kvc::create_cache(device, request, &object->cache) != Status::ok) return nullptr;
+  const kvc::CacheStats stats = object->cache->stats();
+  return static_cast<kvc_cache*>(
+      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+}
+
+/// Memory for the tensors of many calls.
+class Arena {
+ public:
+  Arena(std::shared_ptr<kvc::Device> device, int32_t n_calls)
+      : device_(std::move(device)),
+        info_(device_->info()),
+        n_(floats_of_call * static_cast<size_t>(n_calls)) {
+    data_ = static_cast<float*>(device_->allocate(kvc::Place::device, bytes(), false));
+    Random random(seed);
+    for (size_t i = 0; data_ != nullptr && i < n_; ++i) on_host()[i] = random.value();
+  }
+  ~Arena() { device_->release(kvc::Place::device, data_, bytes()); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  /// [n, heads, head_dim] behind what was taken before.
+  kvc_tensor take(int32_t n, int32_t heads) {
+    kvc_tensor tensor = support::dense(data_ + taken_, KVC_F32, {n, heads, head_dim});
+    tensor.device_type = info_.type;
+    tensor.device_id = info_.id;
+    taken_ += static_cast<size_t>(n) * static_cast<size_t>(heads) * head_dim;
+    EXPECT_LE(taken_, n_);
+    return tensor;
+  }
+  size_t taken() const { return taken_; }
+  /// Where the host can touch them, as they are now.
+  float* on_host() const {
+    float* const simulated = simt::device::on_host(data_);
+    return simulated != nullptr ? simulated : data_;
+  }
+
+ private:
+  size_t bytes() const { return n_ * sizeof(float); }
+
+  std::shared_ptr<kvc::Device> device_;
+  kvc::DeviceInfo info_;
+  size_t n_;
+  float* data_ = nullptr;
+  size_t taken_ = 0;
+};
+
+/// Passes, removals and copies that the seed chooses. The status of the first call that is not OK.
+kvc_status live(kvc_cache* cache, Arena& arena, int32_t n_passes, bool with_streams) {
+  Random random(seed);
+  kvc_rope_desc rope{};
+  rope.struct_size = sizeof rope;
+  if (const kvc_status s = kvc_bind_rope(cache, 0, layers, &rope, nullptr)) return s;
+  int32_t next[sequences] = {};
+  for (int32_t pass = 0; pass < n_passes; ++pass) {
+    int32_t position[batch], sequence[batch], n = random.between(1, batch);
+    for (int32_t i = 0; i < n; ++i) {
+      sequence[i] = random.below(sequences);
+      position[i] = next[sequence[i]]++;
+    }
+    void* const stream = reinterpret_cast<void*>(static_cast<uintptr_t>(random.below(4)));
+    if (const kvc_status s = kvc_begin(cache, n, position, sequence, nullptr, 0,
+                                       with_streams ? stream : nullptr))
+      return s;
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      const kvc_tensor k = arena.take(n, kv_heads), v = arena.take(n, kv_heads),
+                       q = arena.take(n, q_heads);
+      kvc_tensor out = arena.take(n, q_heads);
+      if (layer == 1 && random.chance(0.1)) continue;  // zeros
+      if (const kvc_status s = kvc_put(cache, layer, &k, &v)) return s;
+      if (const kvc_status s = kvc_attention(cache, layer, &q, &out, nullptr)) return s;
+    }
+    const bool aborts = random.chance(0.2);
+    for (int32_t i = 0; aborts && i < n; ++i) --next[sequence[i]];
+    if (const kvc_status s = aborts ? kvc_abort(cache) : kvc_commit(cache)) return s;
+    const int32_t which = random.below(sequences);
+    if (random.chance(0.15) || next[which] > 30) {
+      if (const kvc_status s = kvc_remove(cache, which, 0, KVC_SEQ_END)) return s;
+      next[which] = 0;
+    } else if (random.chance(0.2) && next[which] > 2) {  // later keys owe a rotation
+      if (const kvc_status s = kvc_remove(cache, which, next[which] - 2, next[which] - 1)) return s;
+      --next[which];
+    } else if (random.chance(0.2)) {
+      const int32_t to = (which + 1) % sequences;
+      if (const kvc_status s = kvc_copy_prefix(cache, which, to, next[which], &next[to])) return s;
+    }
+  }
+  return KVC_OK;
+}
+
+TEST(CudaCache, PassesThatNobodyWaitsForAreThoseOfTheCpu) {
+  constexpr int32_t n_passes = 60;
+  std::cout << "seed " << seed << std::endl;
+  const std::shared_ptr<kvc::Device> cpu = open_cpu(), cuda = open_cuda();
+  Arena expected(cpu, n_passes * layers);
+  kvc_cache* const reference = create(cpu);
+  ASSERT_EQ(live(reference, expected, n_passes, false), KVC_OK) << support::last_message();
+  for (const unsigned order : {1u, 2u, 3u, 4u}) {
+    simt::device::set_seed(order);
+    Arena arena(cuda, n_passes * layers);
+    kvc_cache* const cache = create(cuda);
+    ASSERT_NE(cache, nullptr) << support::last_message();
+    ASSERT_EQ(live(cache, arena, n_passes, true), KVC_OK) << support::last_message();
+    ASSERT_EQ(arena.taken(), expected.taken());
+    const float* const there = arena.on_host();
+    for (size_t i = 0; i < arena.taken(); ++i)
+      ASSERT_NEAR(there[i], expected.on_host()[i], 4e-6f) << "float " << i << ", order " << order;
+    EXPECT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+    uint64_t digest[2], wanted[2];
+    ASSERT_EQ(kvc_state_digest(cache, digest), KVC_OK) << support::last_message();
+    ASSERT_EQ(kvc_state_digest(reference, wanted), KVC_OK);
+    EXPECT_TRUE(std::equal(digest, digest + 2, wanted)) << "order " << order;
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+  }
+  EXPECT_EQ(kvc_cache_destroy(reference), KVC_OK);
+}
+
+/// The call that fails returns DEVICE or, where memory is asked for, OUT_OF_MEMORY, and gives everything back in the end.
+TEST(CudaCache, EveryCallOfTheRuntimeMayFail) {
+  constexpr int32_t n_passes = 6;
+  const std::shared_ptr<kvc::Device> cuda = open_cuda();
+  Arena arena(cuda, n_passes * layers);
+  const int64_t held = simt::device::n_held();
+  int64_t n = 1;
+  for (bool met = true; met; ++n) {
+    Arena fresh(cuda, n_passes * layers);
+    simt::device::fail_call(n, kvc::cuda::Error::launch_failure, n % 2 == 0);
+    kvc_cache* const cache = create(cuda);
+    const kvc_status status = cache == nullptr ? KVC_E_DEVICE : live(cache, fresh, n_passes, true);
+    met = status != KVC_OK;
+    if (met) {
+      EXPECT_EQ(status, KVC_E_DEVICE) << n << ": " << support::last_message();
+      EXPECT_NE(support::last_message(), "");
+    }
+    if (met && cache != nullptr) {
+      EXPECT_EQ(support::stats(cache).state, uint32_t{KVC_STATE_POISONED}) << n;
+      EXPECT_EQ(kvc_commit(cache), KVC_E_DEVICE) << n;
+    }
+    simt::device::fail_call(0, kvc::cuda::Error::none, false);
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK) << n;
+    ASSERT_EQ(simt::device::n_held(), held + 1) << n;  // the fresh arena
+  }
+  std::cout << n - 2 << " calls of the runtime failed one after another" << std::endl;
+  EXPECT_GE(n, 50);
+}
+
+/// Rows of one layer of f32.
+kvc_cache* create_rows(const std::shared_ptr<kvc::Device>& device, int32_t n_rows) {
+  kvc::CacheRequest request;
+  request.kind = kvc::CacheKind::transformer;
+  request.bounds.n_layers = 1;
+  request.bounds.n_kv_heads = kv_heads;
+  request.bounds.head_dim_k = request.bounds.head_dim_v = head_dim;
+  request.bounds.max_sequences = n_rows;
+  request.bounds.capacity = 8;
+  request.bounds.max_batch = 2 * n_rows;
+  auto object = std::make_unique<kvc::capi::CacheObject>();
+  EXPECT_EQ(kvc::create_cache(device, request, &object->cache), Status::ok);
+  const kvc::CacheStats stats = object->cache->stats();
+  return static_cast<kvc_cache*>(
+      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+}
+
+/// A batch of rows takes what another cache has read, on another stream, and that one goes on at once.
+void insert_rows(const std::shared_ptr<kvc::Device>& device, bool with_streams, uint64_t (&digest)[2]) {
+  Arena arena(device, 40);
+  kvc_cache* const one = create_rows(device, 1);
+  kvc_cache* const all = create_rows(device, 3);
+  const auto pass = [&](kvc_cache* cache, int32_t n_rows, uintptr_t stream) {
+    void* const given = with_streams ? reinterpret_cast<void*>(stream) : nullptr;
+    ASSERT_EQ(kvc_begin_rows(cache, 2, 0, nullptr, nullptr, nullptr, given), KVC_OK);
+    kvc_tensor kv[2];
+    for (kvc_tensor& tensor : kv) {
+      tensor = arena.take(2 * n_rows, kv_heads);
+      const int64_t shape[] = {n_rows, 2, kv_heads, head_dim};
+      const kvc_tensor flat = tensor;
+      kvc_tensor_dense(flat.data, KVC_F32, 4, shape, &tensor);
+      tensor.device_type = flat.device_type;
+      tensor.device_id = flat.device_id;
+    }
+    ASSERT_EQ(kvc_put(cache, 0, &kv[0], &kv[1]), KVC_OK) << support::last_message();
+    ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  };
+  for (int32_t slot = 0; slot < 3; ++slot) {
+    pass(one, 1, 2);
+    if (slot > 0) pass(all, 3, 3);
+    ASSERT_EQ(kvc_insert(all, one, slot), KVC_OK) << support::last_message();
+    ASSERT_EQ(kvc_remove(one, 0, 0, KVC_SEQ_END), KVC_OK);
+    pass(one, 1, 2);  // over the columns that were inserted
+    ASSERT_EQ(kvc_remove(one, 0, 0, KVC_SEQ_END), KVC_OK);
+  }
+  ASSERT_EQ(kvc_state_digest(all, digest), KVC_OK);
+  EXPECT_EQ(kvc_cache_destroy(one), KVC_OK);
+  EXPECT_EQ(kvc_cache_destroy(all), KVC_OK);
+}
+
+TEST(CudaCache, RowsAreInsertedFromACacheOnAnotherStream) {
+  uint64_t wanted[2] = {}, digest[2] = {};
+  insert_rows(open_cpu(), false, wanted);
+  for (unsigned order = 1; order <= 20; ++order) {
+    simt::device::set_seed(order);
+    insert_rows(open_cuda(), true, digest);
+    EXPECT_TRUE(std::equal(digest, digest + 2, wanted)) << "order " << order;
+  }
+}
+
+TEST(CudaCache, TensorsOfTheHostAreRefused) {
+  const std::shared_ptr<kvc::Device> cuda = open_cuda();
+  Arena arena(cuda, 1);
+  kvc_cache* const cache = create(cuda);
+  const int32_t position = 0, sequence = 0;
+  ASSERT_EQ(kvc_begin(cache, 1, &position, &sequence, nullptr, 0, nullptr), KVC_OK);
+  const kvc_tensor k = arena.take(1, kv_heads);
+  std::vector<float> data(kv_heads * head_dim);
+  const kvc_tensor on_host = support::dense(data.data(), KVC_F32, {1, kv_heads, head_dim});
+  kvc_tensor of_another_device = k;
+  of_another_device.device_id = 0;
+  EXPECT_EQ(kvc_put(cache, 0, &k, &on_host), KVC_E_DEVICE_MISMATCH);
+  EXPECT_EQ(kvc_put(cache, 0, &of_another_device, &k), KVC_E_DEVICE_MISMATCH);
+  EXPECT_EQ(kvc_put(cache, 0, &k, &k), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+}
+
+TEST(CudaCache, WhatTheDeviceLacksIsRefused) {
+  const std::shared_ptr<kvc::Device> cuda = open_cuda();
+  const auto refusal = [&](auto change) {
+    kvc::CacheRequest request;
+    request.bounds.n_layers = request.bounds.n_kv_heads = request.bounds.max_sequences = 1;
+    request.bounds.head_dim_k = request.bounds.head_dim_v = 32;
+    request.bounds.capacity = request.bounds.max_batch = 4;
+    change(request);
+    uint64_t bytes = 0;
+    std::shared_ptr<kvc::Cache> cache;
+    EXPECT_EQ(kvc::cache_memory_bytes(cuda, request, &bytes), Status::not_supported);
+    EXPECT_EQ(kvc::create_cache(cuda, request, &cache), Status::not_supported);
+    return support::last_message();
+  };
+  EXPECT_NE(refusal([](auto& r) { r.bounds.type_v = kvc::StorageType::int8; }).find("dtype_v int8"),
+            std::string::npos);
+  EXPECT_NE(refusal([](auto& r) {
+              r.bounds.type_k = kvc::StorageType::int8;
+              r.bounds.rotate_k = true;
+            }).find("rotated"),
+            std::string::npos);
+  EXPECT_NE(refusal([](auto& r) { r.bounds.head_dim_k = 4096; }).find("head_dim_k 4096"),
+            std::string::npos);
+}
+
+}  // namespace
