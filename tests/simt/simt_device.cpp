@@ -1,8 +1,6 @@
 // The CUDA device over the simulation, under the CPU's name, for tests that know only the CPU: linked into a library in the place of
 // the real one. Their tensors are memory of the host, which the simulation can touch, and they look at results as soon as a
-// call has returned: so the work of a call that has to do with tensors or lends views is done when it returns. What a pass
-// brings to the device, and what is cleared, stays late.
-#include <cstring>
+// call has returned: so the work of a call is done when it returns, but for what the begin of a pass brings to the device.
 #include <memory>
 #include <new>
 #include <utility>
@@ -33,7 +31,9 @@ class PromptCacheDevice final : public kvc::CacheDevice {
   Status load(const kvc::LoadParams& params) noexcept override { return done(late_->load(params)); }
   Status move(const kvc::MoveParams& params) noexcept override { return done(late_->move(params)); }
   Status copy(const kvc::CopyParams& params) noexcept override { return done(late_->copy(params)); }
-  Status clear(const kvc::ClearParams& params) noexcept override { return late_->clear(params); }
+  Status clear(const kvc::ClearParams& params) noexcept override {
+    return done(late_->clear(params));
+  }
   Status attention(const kvc::AttentionOperator& op,
                    const kvc::AttentionParams& params) noexcept override {
     return done(late_->attention(op, params));

@@ -6,6 +6,7 @@
 #include "fuzz_world.hpp"
 #include "host_view.hpp"
 #include "kvc/operators.h"
+#include "simulated_device.hpp"
 
 /// Constants of the model, and a caller's shift function.
 namespace fuzz {
@@ -58,6 +59,7 @@ void World::bind_attention() {
 
 /// Other operators for a layer: what attention returns stays within the same bounds.
 void World::choose_operators(int32_t layer) {
+  if (support::over_simulated_device()) return;  // it has one
   for (const uint32_t mode : {KVC_MODE_TRAIN, KVC_MODE_PREFILL, KVC_MODE_AUTOREGRESSIVE})
     if (random_.chance(0.5)) choose_operator(layer, mode);
 }
