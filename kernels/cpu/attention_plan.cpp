@@ -20,7 +20,8 @@ constexpr int64_t rows_per_read = 6;
 /// A prefix shorter than this is not worth the merging.
 constexpr int32_t shared_prefix_min = 128;
 
-/// Stretches are multiples of the kernels' steps: strips of 12 cells, blocks of 64, blocks of 96 or 128.
+/// Stretches are multiples of the kernels' steps: strips of 12 cells, blocks of 64, blocks of 96 or 128 (a last one of 256
+/// may be half).
 constexpr int32_t narrow_step = 12;
 constexpr int32_t medium_step = 64;
 constexpr int32_t wide_step = 384;

@@ -16,7 +16,7 @@
 /// The wide kernel (prefill.hpp) with its products done by AMX, which multiplies sixteen times as
 /// fast as vectors do.
 ///
-///   for each block of 128 cells (fewer with large heads)
+///   for each block of up to 256 cells
 ///     pack_block            keys → A [16 cells][32 dimensions], values → A [16 dims][32 cells]
 ///     for each strip of 32 rows, three strips under way
 ///       score_strip         keys × queries (B, packed once per tile) → scores [cell][row], f32
@@ -37,6 +37,8 @@
 ///   f32, q8_0, nf4      3       6  5  3                                          6
 ///   f16, q4_0           2       5  4  2                                          5
 ///   bf16, f8, int8      1       3  2  1                                          3
+///
+/// Where a tile allows fewer parts (Tile::parts), factors are rounded to them, and products are added to o in its registers.
 ///
 /// AMX sums 32 products before it adds them to the rest, so the result is rounded less often than a
 /// chain of multiply-adds in f32. A block goes to the wide kernel's code when a value of it is not
@@ -82,7 +84,8 @@ struct Work {
   }
 };
 
-KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32_t head_dim_v) {
+KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32_t head_dim_v,
+                          int32_t parts) {
   size_t offset = wide::lay_out(work.plain, reinterpret_cast<float*>(base), head_dim_k, head_dim_v) *
                   sizeof(float);
   offset = (offset + 4095) / 4096 * 4096;
@@ -95,7 +98,7 @@ KVC_INLINE size_t lay_out(Work& work, std::byte* base, int32_t head_dim_k, int32
     return reinterpret_cast<float*>(carve(count * sizeof(float)));
   };
   work.dims_k = rounded_up(head_dim_k, amx_depth);
-  work.block = block_cells(head_dim_k, head_dim_v);
+  work.block = block_cells(head_dim_k, head_dim_v, parts);
   const size_t rows = rows_max, dims_v = static_cast<size_t>(rounded_up(head_dim_v, 16)),
                block = static_cast<size_t>(work.block), dims_k = static_cast<size_t>(work.dims_k);
   constexpr size_t element = parts_max * sizeof(uint16_t);
@@ -354,10 +357,10 @@ KVC_INLINE bool pack_block(const Work& work, Block& block, const Range (&ranges)
   const Tile& tile = *work.plain.tile;
   block.begin = work.plain.block_begin;
   block.n_cells = work.plain.n_cells;
-  const bool adjusts = tile.cap != 0.0f || tile.slope != nullptr || tile.bias != nullptr;
+  block.adjusts = tile.cap != 0.0f || tile.slope != nullptr || tile.bias != nullptr;
   stored::with_reader(tile.k, [&]<class Type>(stored::Reader<Type>) {
     block.key_parts = key_parts_of(parts_of<Type>, tile.parts);
-    block.scales_scores = scaled_after<Type> || (adjusts && tile.scale != 1.0f);
+    block.scales_scores = scaled_after<Type> || (block.adjusts && tile.scale != 1.0f);
   });
   block.factor = block.scales_scores ? 1.0f : tile.scale;
   stored::with_reader(tile.v, [&]<class Type>(stored::Reader<Type>) {
@@ -485,7 +488,7 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
 /// Scratch of one thread for tiles of up to tile_rows_max rows.
 size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   matrix::Work work = {};
-  return matrix::lay_out(work, nullptr, head_dim_k, head_dim_v);
+  return matrix::lay_out(work, nullptr, head_dim_k, head_dim_v, matrix::parts_max);
 }
 
 /// Fewer rows pay where keys and values need fewer parts. Measured: where two kernels take the same
@@ -505,7 +508,7 @@ int32_t matrix_tile_rows_min(StorageType k, StorageType v) {
 void process_matrix_tile(const Tile& tile) {
   matrix::Work work = {};
   work.plain.tile = &tile;
-  matrix::lay_out(work, tile.scratch, tile.k.head_dim, tile.v.head_dim);
+  matrix::lay_out(work, tile.scratch, tile.k.head_dim, tile.v.head_dim, tile.parts);
   work.plain.block = work.block;
   work.background.softmax.tile = &tile;
   work.background.softmax.rows = &work.plain.rows;

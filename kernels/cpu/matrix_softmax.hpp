@@ -21,10 +21,14 @@ using wide::Visible;
 
 /// Rows whose scores are computed together.
 inline constexpr int32_t strip_rows = 32;
-inline constexpr int32_t block_cells_max = 128;
+inline constexpr int32_t block_cells_max = 256;
 
-constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v) {
-  return smaller(block_cells_max, 2 * wide::block_cells(head_dim_k, head_dim_v));
+/// Cells of a block: the longer, the fewer times o is read and written; its K and V must leave room in the second-level cache. Where
+/// factors are rounded, products take so little time that scores should stay in the first-level cache.
+constexpr int32_t block_cells(int32_t head_dim_k, int32_t head_dim_v, int32_t parts) {
+  const int32_t cells = wide::block_cells(head_dim_k, head_dim_v);
+  if (cells < wide::block_cells_max) return 2 * cells;
+  return parts < parts_max ? block_cells_max / 2 : block_cells_max;
 }
 
 /// A block of cells whose keys and values are packed.
@@ -37,6 +41,7 @@ struct Block {
   std::byte* values = nullptr;   // [16 dimensions][block / 32][part]
   float* score_scale = nullptr;  // [block] what the scores of a cell are multiplied with
   float* value_scale = nullptr;  // [block] the scales of values that are packed as codes
+  bool adjusts = false;          // whether the tile has options that change scores
   bool scales_scores = false;  // whether scores are multiplied with them, or all with `factor`, at last
   float factor = 1;
   bool scales_values = false;
@@ -94,19 +99,25 @@ KVC_INLINE void weigh_pair(const float* scores, const float* scale, Vec factor,
 
 /// The slices of one strip, in order:
 ///
-///   4 a group   of 8 cells: options, limits, the highest score of each row
-///   16 a group  of a pair of cells: probabilities as an operand of AMX
+///   1 a group, or 4    options, limits, the highest score of each row; of 8 cells where the tile has options
+///   8 a group, or 16   probabilities of two pairs of cells, or of one, as an operand of AMX
 struct alignas(64) Softmax {
   Vec highest[2], reference[2], sums[2];
   const Tile* tile = nullptr;
   const wide::RowState* rows = nullptr;
   Strip* strip = nullptr;
   int32_t n_steps = 0;  // of 32 cells in a block
+  int32_t look_cells = amx_depth;
+  int32_t n_looks = 0;
   int32_t n_slices = 0;
 
   [[gnu::always_inline]] void begin(Strip& of) {
     strip = &of;
-    n_slices = of.block == nullptr ? 0 : of.n_groups * 20;
+    n_looks = n_slices = 0;
+    if (of.block == nullptr) return;
+    look_cells = of.block->adjusts || of.block->scales_scores ? 8 : amx_depth;
+    n_looks = of.n_groups * (amx_depth / look_cells);
+    n_slices = n_looks + of.n_groups * (amx_depth / 2 / pairs_at_once(tile->parts));
     for (int32_t v = 0; v < 2; ++v) highest[v] = broadcast(wide::lowest), sums[v] = zero();
   }
 
@@ -119,44 +130,43 @@ struct alignas(64) Softmax {
   }
 
  private:
+  /// More parts take more instructions.
+  static constexpr int32_t pairs_at_once(int32_t parts) { return parts == 1 ? 2 : 1; }
+
   template <int32_t vectors>
-  [[gnu::noinline]] void slice_of(int32_t index) {
-    using Vecs = Vec(&)[vectors];
-    const wide::Scores scores = {tile, rows, strip->scores, strip->block->begin, strip->first_row};
-    const int32_t n_looks = 4 * strip->n_groups;
-    if (index < n_looks) {
-      const int32_t cell = strip->group[index / 4] + index % 4 * 8;
-      look<vectors>(scores, cell, cell + 8);
-      if (index == n_looks - 1) refer<vectors>(scores);
-      return;
-    }
-    const int32_t cell = strip->group[(index - n_looks) / 16];
-    const int32_t pair = (index - n_looks) % 16;
+  [[gnu::always_inline]] void slice_of(int32_t index) {
+    if (index < n_looks) return look<vectors>(index);
     switch (tile->parts) {
-      case 1: weigh<1, vectors>(cell, pair); break;
-      case 2: weigh<2, vectors>(cell, pair); break;
-      default: weigh<3, vectors>(cell, pair); break;
+      case 1: return weigh<1, vectors>(index - n_looks);
+      case 2: return weigh<2, vectors>(index - n_looks);
+      default: return weigh<3, vectors>(index - n_looks);
     }
-    if (index == n_slices - 1)
-      wide::add_sums<vectors>(scores, strip->rescale, reinterpret_cast<Vecs>(sums));
+  }
+
+  [[gnu::always_inline]] wide::Scores scores() const {
+    return {tile, rows, strip->scores, strip->block->begin, strip->first_row};
   }
 
   template <int32_t vectors>
-  [[gnu::always_inline]] void look(const wide::Scores& scores, int32_t begin, int32_t end) {
+  [[gnu::noinline]] void look(int32_t index) {
+    const int32_t in_group = amx_depth / look_cells;
+    const int32_t begin = strip->group[index / in_group] + index % in_group * look_cells,
+                  end = begin + look_cells;
+    const wide::Scores at = scores();
     const Visible& visible = strip->visible;
     if (strip->block->scales_scores)
-      scale_scores<vectors>(scores.at, strip->block->score_scale, begin, end);
-    wide::adjust<vectors>(scores, begin, end);
-    wide::hide<vectors>(scores, begin, end, visible.all[0].end, visible.all[1].begin,
-                        visible.all[1].end);
-    wide::find_highest<vectors>(scores, begin, end, reinterpret_cast<Vec(&)[vectors]>(highest));
+      scale_scores<vectors>(at.at, strip->block->score_scale, begin, end);
+    wide::adjust<vectors>(at, begin, end);
+    wide::hide<vectors>(at, begin, end, visible.all[0].end, visible.all[1].begin, visible.all[1].end);
+    wide::find_highest<vectors>(at, begin, end, reinterpret_cast<Vec(&)[vectors]>(highest));
+    if (index == n_looks - 1) refer<vectors>(at);
   }
 
   template <int32_t vectors>
-  [[gnu::always_inline]] void refer(const wide::Scores& scores) {
+  [[gnu::always_inline]] void refer(const wide::Scores& at) {
     using Vecs = Vec(&)[vectors];
     for (int32_t v = 0; v < vectors; ++v) highest[v] = highest[v] * broadcast(strip->block->factor);
-    wide::raise_reference<vectors>(scores, reinterpret_cast<Vecs>(highest), strip->rescale,
+    wide::raise_reference<vectors>(at, reinterpret_cast<Vecs>(highest), strip->rescale,
                                    reinterpret_cast<Vecs>(reference));
     strip->rescales = false;
     for (int32_t v = 0; v < vectors; ++v)
@@ -164,22 +174,28 @@ struct alignas(64) Softmax {
   }
 
   template <int32_t parts, int32_t vectors>
-  [[gnu::always_inline]] void weigh(int32_t cell, int32_t pair) {
+  [[gnu::noinline]] void weigh(int32_t index) {
+    constexpr int32_t pairs = pairs_at_once(parts), in_group = amx_depth / 2 / pairs;
+    constexpr size_t step_bytes = parts * amx_tile_bytes;
     const Block& block = *strip->block;
-    const Vec factor = broadcast(block.factor);
-    const size_t step_bytes = parts * amx_tile_bytes;
-    const size_t side_bytes = static_cast<size_t>(n_steps) * step_bytes;
+    const int32_t cell = strip->group[index / in_group], pair = index % in_group * pairs;
     std::byte* to = strip->probabilities + static_cast<size_t>(cell / amx_depth) * step_bytes +
                     pair * 64;
+    const size_t side_bytes = static_cast<size_t>(n_steps) * step_bytes;
     const float* from = strip->scores + (cell + pair) * vectors * lanes;
     const float* scale = block.value_scale + cell + pair;
+    const Vec factor = broadcast(block.factor);
     using Vecs = Vec(&)[vectors];
     Vecs references = reinterpret_cast<Vecs>(reference), total = reinterpret_cast<Vecs>(sums);
     if (block.scales_values) {
-      weigh_pair<parts, vectors, true>(from, scale, factor, references, total, to, side_bytes);
+      for (int32_t i = 0; i < pairs; ++i, from += vectors * lanes, ++scale, to += 64)
+        weigh_pair<parts, vectors, true>(from, scale, factor, references, total, to, side_bytes);
     } else {
-      weigh_pair<parts, vectors, false>(from, scale, factor, references, total, to, side_bytes);
+#pragma GCC unroll 2
+      for (int32_t i = 0; i < pairs; ++i, from += vectors * lanes, to += 64)
+        weigh_pair<parts, vectors, false>(from, scale, factor, references, total, to, side_bytes);
     }
+    if (index == n_slices - n_looks - 1) wide::add_sums<vectors>(scores(), strip->rescale, total);
   }
 };
 
