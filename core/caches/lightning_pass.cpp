@@ -124,6 +124,10 @@ Status LightningCache::place_attention(int32_t layer, const AttentionTensors& te
     return fail(
         Status::not_supported,
         "a lightning cache (KVC_LIGHTNING) has no log-sum-exp: its attention has no softmax");
+  if (tensors.drops)
+    return fail(Status::not_supported,
+                "a lightning cache (KVC_LIGHTNING) takes no KVC_EXTRA_DROPOUT: its attention has "
+                "no weights that could be dropped");
   params->n_q_heads = static_cast<int32_t>(tensors.q.shape[1]);
   params->scale = layers_[layer].scale;
   params->q = tensors.q;

@@ -243,6 +243,10 @@ TEST_F(Lightning, WhatASoftmaxWouldNeedIsNotSupported) {
                                            support::extra(nullptr, nullptr, &some)})
     EXPECT_EQ(kvc_attention(rig_.cache, 1, &q, &out, &extra), KVC_E_NOT_SUPPORTED);
   EXPECT_EQ(support::attention(rig_.cache, 1, &q, &out, &lse), KVC_E_NOT_SUPPORTED);
+  kvc_attention_extra dropout = KVC_ATTENTION_EXTRA_INIT;
+  dropout.flags = KVC_EXTRA_DROPOUT;
+  EXPECT_EQ(kvc_attention(rig_.cache, 1, &q, &out, &dropout), KVC_E_NOT_SUPPORTED);
+  EXPECT_NE(support::last_message().find("KVC_EXTRA_DROPOUT"), std::string::npos);
   EXPECT_EQ(support::attention(rig_.cache, 1, &q, &out, nullptr), KVC_OK);
   int32_t n = 0;
   EXPECT_EQ(kvc_get(rig_.cache, 0, &some, nullptr), KVC_E_NOT_SUPPORTED);

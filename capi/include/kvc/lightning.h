@@ -27,7 +27,7 @@
  *   kvc_begin          never returns CACHE_FULL. A reserve pass checks arguments and does nothing, as everywhere
  *   kvc_put            makes the states behind the pass, in slots of their own. BAD_STATE in a layer without slopes
  *   kvc_attention      returns outputs for the layer that was put last in this pass, whose K and V are kept until the next put;
- *                      for another one BAD_STATE. An extra with bias, mask, weights or lse: NOT_SUPPORTED
+ *                      for another one BAD_STATE. An extra with bias, mask, weights, lse or dropout: NOT_SUPPORTED
  *   kvc_put_attention  makes both in one run over the tokens, with the same bits in less time
  *   kvc_commit         the new states take effect. In a layer that was not put, the tokens count as zeros: its state decays
  *   kvc_commit_prefix  a sequence keeps some of its tokens, not all, only if it has at most draft_states + 1 (else NOT_SUPPORTED).
