@@ -96,7 +96,8 @@ Status check_reserved(const kvc_attention_extra& extra) {
   constexpr uint32_t known = KVC_EXTRA_DROPOUT | KVC_EXTRA_NO_SINKS | KVC_EXTRA_BY_POSITION |
                              KVC_EXTRA_MASK_ALONE;
   if ((extra.flags & ~known) != 0)
-    return unknown_bits("kvc_attention_extra.flags", extra.flags & ~known, nullptr);
+    return unknown_bits("kvc_attention_extra.flags", extra.flags & ~known,
+                        "KVC_EXTRA_DROPOUT and KVC_EXTRA_NO_SINKS");
   if (extra.dropout_seed != 0 && (extra.flags & KVC_EXTRA_DROPOUT) == 0) {
     return fail(
         Status::invalid_argument,
