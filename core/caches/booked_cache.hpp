@@ -105,7 +105,7 @@ class BookedCache : public Cache {
  protected:
   template <class Rules>
   BookedCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds, const Rules& rules,
-              const PassState::Words& words = {})
+              const PassState::Words& words)
       : device_(device),
         bounds_(bounds),
         device_info_(device->info()),

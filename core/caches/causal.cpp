@@ -100,7 +100,7 @@ Status CausalCache::resolve(CacheBounds& bounds, const CausalRequest& request,
 
 CausalCache::CausalCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                          const CausalSettings& settings)
-    : TokenCache(device, bounds, rules_of(bounds, settings, device->info()),
+    : TokenCache(device, bounds, rules_of(bounds, settings, device->info()), {},
                  features_of(settings.visibility), bounds.max_batch),
       settings_(settings),
       copies_(book_) {}

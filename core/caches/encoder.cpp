@@ -56,7 +56,7 @@ EncoderCache::EncoderCache(const std::shared_ptr<Device>& device, const CacheBou
                          .max_batch = bounds.max_batch,
                          .n_slots = settings.n_slots,
                          .strict = bounds.strict},
-              feature_not_causal),
+              {}, feature_not_causal),
       settings_(settings) {}
 
 Status EncoderCache::memory_bytes(const std::shared_ptr<Device>& device, const CacheBounds& bounds,

@@ -61,8 +61,8 @@ class KvCache : public Booked, public KeyValues {
   /// `always`: features that every call needs.
   template <class Rules>
   KvCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds, const Rules& rules,
-          FeatureSet always)
-      : Booked(device, bounds, rules),
+          const PassState::Words& words, FeatureSet always)
+      : Booked(device, bounds, rules, words),
         operator_(device->attention_operator(0)),
         layers_(this->bounds_, always) {}
 
@@ -132,8 +132,9 @@ class TokenCache : public KvCache<Booked>, public Causality {
  protected:
   template <class Rules, class... PlanArguments>
   TokenCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds, const Rules& rules,
-             FeatureSet always, PlanArguments... plan_arguments)
-      : KvCache<Booked>(device, bounds, rules, always), plan_(this->book_, plan_arguments...) {}
+             const PassState::Words& words, FeatureSet always, PlanArguments... plan_arguments)
+      : KvCache<Booked>(device, bounds, rules, words, always),
+        plan_(this->book_, plan_arguments...) {}
 
   using KvCache<Booked>::layers_;
   using KvCache<Booked>::pass_;

@@ -13,8 +13,9 @@ enum class CacheState : uint32_t { idle = 0, pass = 1, reserve = 2, poisoned = 3
 /// check of one column of the table.
 class PassState {
  public:
-  /// For messages: when a layer counts as put, and what kvc_commit() does with the others.
+  /// For messages: which call begins a pass, when a layer counts as put, and what kvc_commit() does with the others.
   struct Words {
+    const char* begin = "kvc_begin";
     const char* put = "put";
     const char* unput = "fills them with zeros";
   };
@@ -32,7 +33,7 @@ class PassState {
 
   Status need_pass() const {
     if (state_ != CacheState::idle) return Status::ok;
-    return fail(Status::bad_state, "no pass is open: call kvc_begin first");
+    return fail(Status::bad_state, "no pass is open: call %s first", words_.begin);
   }
   Status need_no_pass(const char* what) const {
     if (state_ == CacheState::idle) return Status::ok;

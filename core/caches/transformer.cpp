@@ -66,7 +66,7 @@ Status TransformerCache::resolve(CacheBounds& bounds, const TransformerRequest& 
 
 TransformerCache::TransformerCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                    const TransformerSettings& settings)
-    : TokenCache(device, bounds, settings.rules,
+    : TokenCache(device, bounds, settings.rules, {.begin = "kvc_begin_rows"},
                  feature_transformer | features_of(visibility_of(settings.rules))),
       settings_(settings) {}
 

@@ -284,6 +284,8 @@ TEST_F(BadRows, Moments) {
   idle("set_causal", [&] { return kvc_set_causal(rig_.cache, 0, nullptr); });
   idle("commit", [&] { return kvc_commit(rig_.cache); });
   idle("abort", [&] { return kvc_abort(rig_.cache); });
+  EXPECT_EQ(kvc_put(rig_.cache, 0, &k_, &v_), KVC_E_BAD_STATE);
+  EXPECT_EQ(support::last_message(), "no pass is open: call kvc_begin_rows first");
 
   ASSERT_EQ(rig_.begin({.q_len = 2}), KVC_OK);
   ASSERT_EQ(kvc_put(rig_.cache, 0, &k_, &v_), KVC_OK);
