@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-speech demo-windows demo-perplexity test test-long test-aarch64 smoke-aarch64 test-frameworks bench bench-peers cuda-toolkit pictures fuzz campaign coverage lint format build python install uninstall check-places clean
+.PHONY: help demo demo-speech demo-windows demo-perplexity test test-long test-aarch64 smoke-aarch64 test-cuda test-frameworks bench bench-peers cuda-toolkit pictures fuzz campaign coverage lint format build python install uninstall check-places clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -111,6 +111,11 @@ smoke-aarch64: # needs build/developer
 	$(call aarch64,--target smoke_tests)
 	@tests/callers/emulated build/developer build/aarch64
 	@$(call ctest,aarch64) -L smoke
+
+test-cuda: ## the backend for CUDA on this machine's GPU
+	@tools/setup test
+	$(call cmake,developer,-DKVC_DEVELOPER=ON -DKVC_CUDA=ON,--target kvc kvc_cuda cuda_passes)
+	@$(call ctest,developer) -C Gpu -L gpu --verbose
 
 test-frameworks: ## DLPack with PyTorch and JAX, and models of transformers over kvc (fetches gigabytes)
 	@tools/setup test

@@ -1,0 +1,277 @@
+// Random passes in a cache on cuda:0 and in its twin on the CPU: the same statuses, the same digests, and attention within the sum
+// of both bounds (docs/SEMANTICS.md, §8). It needs nothing of the GPU but memory, so it is built twice: for a GPU (cuda_passes, by
+// `make test-cuda`) and over the simulation (simulated_passes).
+//   passes [--seed N] [--passes N]
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/runtime.hpp"
+#include "kvc/kvc.h"
+
+namespace {
+
+using kvc::cuda::Error;
+namespace runtime = kvc::cuda::runtime;
+
+[[noreturn]] void fail(const std::string& what) {
+  char message[512];
+  kvc_last_error_copy(message, sizeof message);
+  std::printf("%s; last message: %s\n", what.c_str(), message);
+  std::exit(1);
+}
+void need(Error error, const char* call) {
+  if (error != Error::none) fail(std::string(call) + ": " + kvc::cuda::name_of(error));
+}
+
+/// Floats on the GPU.
+class DeviceFloats {
+ public:
+  explicit DeviceFloats(size_t n) : bytes_(n * sizeof(float)) {
+    need(runtime::allocate(bytes_, &data_), "allocate");
+  }
+  DeviceFloats(const DeviceFloats&) = delete;
+  DeviceFloats& operator=(const DeviceFloats&) = delete;
+  ~DeviceFloats() { need(runtime::release(data_), "release"); }
+
+  void write(const std::vector<float>& from) {
+    need(runtime::copy_to_device(data_, from.data(), from.size() * sizeof(float), nullptr), "copy");
+    need(runtime::synchronize(nullptr), "synchronize");
+  }
+  void read(std::vector<float>* to) const {
+    need(runtime::copy_to_host(to->data(), data_, to->size() * sizeof(float), nullptr), "copy");
+    need(runtime::synchronize(nullptr), "synchronize");
+  }
+  void* data() const { return data_; }
+
+ private:
+  size_t bytes_;
+  void* data_ = nullptr;
+};
+
+struct Setup {
+  uint32_t dtype;
+  int32_t n_kv_heads, n_q_heads, head_dim, reach;
+};
+
+constexpr int32_t max_sequences = 4, capacity = 160, max_batch = 24, n_layers = 2;
+
+struct Caches {
+  explicit Caches(const Setup& setup) {
+    open("cpu", setup, &cpu);
+    open("cuda:0", setup, &gpu);
+  }
+  Caches(const Caches&) = delete;
+  Caches& operator=(const Caches&) = delete;
+  ~Caches() {
+    for (kvc_cache* cache : {cpu, gpu})
+      if (kvc_cache_destroy(cache) != KVC_OK) fail("destroy");
+  }
+
+  static void open(const char* name, const Setup& setup, kvc_cache** out) {
+    kvc_device* device = nullptr;
+    if (kvc_device_open(name, nullptr, nullptr, &device) != KVC_OK) fail(name);
+    kvc_cache_desc desc = KVC_CACHE_DESC_INIT;
+    desc.n_layers = n_layers;
+    desc.n_kv_heads = setup.n_kv_heads;
+    desc.max_q_heads = setup.n_q_heads;
+    desc.head_dim_k = desc.head_dim_v = setup.head_dim;
+    desc.dtype_k = desc.dtype_v = setup.dtype;
+    desc.max_sequences = max_sequences;
+    desc.capacity = capacity;
+    desc.max_batch = max_batch;
+    kvc_causal_desc causal = KVC_CAUSAL_DESC_INIT;
+    causal.reach = setup.reach;
+    if (kvc_cache_create(device, &desc, &causal, out) != KVC_OK) fail("create");
+    kvc_rope_desc rope = KVC_ROPE_DESC_INIT;
+    if (kvc_bind_rope(*out, 0, n_layers, &rope, nullptr) != KVC_OK) fail("bind_rope");
+    if (kvc_device_close(device) != KVC_OK) fail("close");
+  }
+
+  /// The same call on both.
+  template <class Call>
+  kvc_status both(const char* name, Call call) {
+    const kvc_status on_cpu = call(cpu), on_gpu = call(gpu);
+    if (on_cpu != on_gpu)
+      fail(std::string(name) + " is " + kvc_status_name(on_cpu) + " on the CPU, " +
+           kvc_status_name(on_gpu) + " on the GPU");
+    return on_cpu;
+  }
+
+  kvc_cache *cpu = nullptr, *gpu = nullptr;
+};
+
+kvc_tensor tensor(void* data, bool on_gpu, int64_t n, int64_t heads, int64_t dim) {
+  kvc_tensor made;
+  const int64_t shape[] = {n, heads, dim};
+  if (kvc_tensor_dense(data, KVC_F32, 3, shape, &made) != KVC_OK) fail("tensor");
+  if (on_gpu) made.device_type = KVC_CUDA;
+  return made;
+}
+
+class Run {
+ public:
+  Run(const Setup& setup, unsigned seed) : setup_(setup), caches_(setup), random_(seed) {}
+
+  void step() {
+    switch (below(8)) {
+      case 0: return forget();
+      case 1: return copy();
+      case 2: return remove();
+      default: return pass();
+    }
+  }
+  double worst() const { return worst_; }
+  int attended() const { return attended_; }
+
+ private:
+  int32_t below(int32_t n) { return static_cast<int32_t>(random_() % static_cast<unsigned>(n)); }
+  int32_t next(int32_t sequence) {
+    kvc_sequence_info info = KVC_SEQUENCE_INFO_INIT;
+    if (kvc_sequence_query(caches_.cpu, sequence, &info) != KVC_OK) fail("query");
+    return info.next;
+  }
+  void same_digest() {
+    uint64_t cpu[2], gpu[2];
+    if (kvc_state_digest(caches_.cpu, cpu) != KVC_OK || kvc_state_digest(caches_.gpu, gpu) != KVC_OK)
+      fail("digest");
+    if (std::memcmp(cpu, gpu, sizeof cpu) != 0) fail("the digests differ");
+  }
+
+  void forget() {
+    const int32_t sequence = below(max_sequences), want = below(next(sequence) + 1);
+    caches_.both("resume", [&](kvc_cache* cache) {
+      int32_t got = 0;
+      return kvc_resume(cache, sequence, want, &got);
+    });
+    same_digest();
+  }
+  void copy() {
+    const int32_t from = below(max_sequences), to = below(max_sequences);
+    const int32_t length = below(next(from) + 1);
+    caches_.both("copy_prefix", [&](kvc_cache* cache) {
+      int32_t got = 0;
+      return kvc_copy_prefix(cache, from, to, length, &got);
+    });
+    same_digest();
+  }
+  void remove() {
+    const int32_t sequence = below(max_sequences), end = below(next(sequence) + 1);
+    const int32_t begin = below(end + 1);
+    caches_.both("remove", [&](kvc_cache* cache) { return kvc_remove(cache, sequence, begin, end); });
+    same_digest();
+  }
+
+  void pass() {
+    std::vector<int32_t> position, sequence;
+    for (int32_t s = 0; s < max_sequences; ++s) {
+      const int32_t first = next(s), room = std::min(capacity - first, max_batch / max_sequences);
+      const int32_t n = room > 0 ? below(room + 1) : 0;
+      for (int32_t i = 0; i < n; ++i) {
+        position.push_back(first + i);
+        sequence.push_back(s);
+      }
+    }
+    const auto n = static_cast<int32_t>(position.size());
+    if (n == 0) return forget();
+    const kvc_status begun = caches_.both("begin", [&](kvc_cache* cache) {
+      return kvc_begin(cache, n, position.data(), sequence.data(), nullptr, 0, nullptr);
+    });
+    if (begun != KVC_OK) return;
+    for (int32_t layer = 0; layer < n_layers; ++layer) attend(layer, n);
+    const bool kept = below(6) > 0;
+    caches_.both(kept ? "commit" : "abort", kept ? kvc_commit : kvc_abort);
+    same_digest();
+  }
+
+  std::vector<float> numbers(int32_t n) {
+    std::normal_distribution<float> normal;
+    std::vector<float> made(static_cast<size_t>(n));
+    for (float& x : made) x = normal(random_);
+    return made;
+  }
+
+  /// The largest norm of a vector.
+  static double longest(const std::vector<float>& x, int32_t dim) {
+    double most = 0;
+    for (size_t i = 0; i < x.size(); i += static_cast<size_t>(dim)) {
+      double sum = 0;
+      for (size_t d = i; d < i + static_cast<size_t>(dim); ++d) sum += double{x[d]} * double{x[d]};
+      most = std::max(most, sum);
+    }
+    return std::sqrt(most);
+  }
+
+  void attend(int32_t layer, int32_t n) {
+    const int32_t kv = setup_.n_kv_heads, qh = setup_.n_q_heads, dim = setup_.head_dim;
+    std::vector<float> k = numbers(n * kv * dim), v = numbers(n * kv * dim),
+                       q = numbers(n * qh * dim);
+    std::vector<float> out_cpu(q.size()), out_gpu(q.size());
+    DeviceFloats k_there(k.size()), v_there(v.size()), q_there(q.size()), out_there(q.size());
+    k_there.write(k);
+    v_there.write(v);
+    q_there.write(q);
+    caches_.both("put_attention", [&](kvc_cache* cache) {
+      const bool there = cache == caches_.gpu;
+      kvc_tensor k_view = tensor(there ? k_there.data() : k.data(), there, n, kv, dim);
+      kvc_tensor v_view = tensor(there ? v_there.data() : v.data(), there, n, kv, dim);
+      kvc_tensor q_view = tensor(there ? q_there.data() : q.data(), there, n, qh, dim);
+      kvc_tensor out = tensor(there ? out_there.data() : out_cpu.data(), there, n, qh, dim);
+      const kvc_status status = kvc_put_attention(cache, layer, &k_view, &v_view, &q_view, &out,
+                                                  nullptr);
+      if (status != KVC_OK) fail("put_attention");
+      return status;
+    });
+    out_there.read(&out_gpu);
+    // T is at most what vectors of these lengths multiply to. What is stored is a little longer, where it was rounded.
+    constexpr double rounded = 1.01;
+    longest_k_ = std::max(longest_k_, rounded * longest(k, dim));
+    largest_v_ = std::max(largest_v_, rounded * longest(v, 1));
+    const double t = longest(q, dim) * longest_k_ / std::sqrt(dim);
+    const double bound = 2 * (std::ldexp(1, -20) + std::ldexp(t, -22)) * largest_v_;
+    for (size_t i = 0; i < out_cpu.size(); ++i) {
+      const double difference = std::abs(double{out_cpu[i]} - double{out_gpu[i]});
+      if (!(difference <= bound))
+        fail("out differs by " + std::to_string(difference) + ", more than " + std::to_string(bound));
+      worst_ = std::max(worst_, difference / bound);
+      attended_ += 1;
+    }
+  }
+
+  const Setup setup_;
+  Caches caches_;
+  std::mt19937 random_;
+  double longest_k_ = 0, largest_v_ = 0;  // that were put
+  double worst_ = 0;
+  int attended_ = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  unsigned seed = std::random_device()();
+  int n_passes = 20;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::strcmp(argv[i], "--seed") == 0) seed = static_cast<unsigned>(std::atoll(argv[i + 1]));
+    if (std::strcmp(argv[i], "--passes") == 0) n_passes = std::atoi(argv[i + 1]);
+  }
+  std::printf("seed %u, %d steps per set-up\n", seed, n_passes);
+  for (const uint32_t dtype : {uint32_t{KVC_F32}, uint32_t{KVC_F16}, uint32_t{KVC_BF16}}) {
+    for (Setup setup : {Setup{dtype, 2, 2, 64, 0}, Setup{dtype, 2, 8, 128, 0},
+                        Setup{dtype, 1, 6, 80, 0}, Setup{dtype, 1, 2, 128, 33}}) {
+      Run run(setup, seed++);
+      for (int i = 0; i < n_passes; ++i) run.step();
+      std::printf(
+          "dtype %06x, %d query and %d KV heads of %d, reach %d: %d numbers, at most %.0f %% of "
+          "the bound\n",
+          setup.dtype, setup.n_q_heads, setup.n_kv_heads, setup.head_dim, setup.reach,
+          run.attended(), 100 * run.worst());
+    }
+  }
+  return 0;
+}
