@@ -168,27 +168,28 @@ class Narrow {
     }
   }
 
-  /// Products become scores of tokens u0 + g and u0 + g + 8. Returns whether some may be hidden.
+  /// Products become scores of tokens u0 + g and u0 + g + 8. Returns whether one of them is hidden.
   KVC_DEVICE bool finish_scores(float (&s)[4], int u0, int end, int cells, int positions,
                                 int first_lane) const {
-    const bool is_plain = !a_.changes_scores();
-    if (!is_plain) {
-      KVC_UNROLL for (int r = 0; r < 2; ++r) {
-        const int cell = shuffle(cells, first_lane + g_ + 8 * r);
-        const int position = shuffle(positions, first_lane + g_ + 8 * r);
-        KVC_UNROLL for (int c = 0; c < 2; ++c) {
-          const int column = 2 * t_ + c;
-          if (column < Item::task().n_used)
-            s[2 * r + c] = item_.score(Item::column(column), s[2 * r + c], cell, position);
-        }
+    KVC_UNROLL for (int r = 0; r < 2; ++r) {
+      const int cell = shuffle(cells, first_lane + g_ + 8 * r);
+      const int position = shuffle(positions, first_lane + g_ + 8 * r);
+      KVC_UNROLL for (int c = 0; c < 2; ++c) {
+        const int column = 2 * t_ + c;
+        if (column < Item::task().n_used)
+          s[2 * r + c] = item_.score(Item::column(column), s[2 * r + c], cell, position);
       }
     }
-    if (u0 + 16 <= end && Item::all_see(u0, u0 + 16)) return !is_plain;
-    KVC_UNROLL for (int e = 0; e < 4; ++e) {
-      const int u = u0 + g_ + e / 2 * 8;
-      if (u >= end || !Item::sees(Item::column(2 * t_ + e % 2), u)) s[e] = -infinity();
+    if (u0 + 16 > end || !Item::all_see(u0, u0 + 16)) {
+      KVC_UNROLL for (int e = 0; e < 4; ++e) {
+        const int u = u0 + g_ + e / 2 * 8;
+        if (u >= end || !Item::sees(Item::column(2 * t_ + e % 2), u)) s[e] = -infinity();
+      }
     }
-    return true;
+    bool hides = false;
+    KVC_UNROLL for (int e = 0; e < 4; ++e)
+      hides = hides || (s[e] == -infinity() && 2 * t_ + e % 2 < Item::task().n_used);
+    return any_lane(hides);
   }
 
   /// Scores become weights. `fade` is what older sums are worth now. Sums of weights are this lane's tokens' alone.
@@ -297,9 +298,9 @@ class Narrow {
       float s[4], fade[2];
       multiply_k(s);
       if (has_more) load_k(more_cells, 16 - half);
-      const bool may_hide = finish_scores(s, u0, end, cells, positions, half);
+      const bool hides = finish_scores(s, u0, end, cells, positions, half);
       soften(s, fade);
-      if (may_hide && has_infinite_values()) {
+      if (hides && has_infinite_values()) {
         add_values_apart(s, fade);
       } else {
         add_values(s, fade);
