@@ -211,7 +211,7 @@ struct Item {
                   token_offset(a.out, column.token) + column.head * a.out.head + dim * a.out.last,
                   value);
     if (dim != 0 || a.lse.data == nullptr) return;
-    const float lse = sum == 0 ? -infinity() : (top + log2_fast(sum)) * ln_2();
+    const float lse = sum == 0 ? -infinity() : multiply_add(top, ln_2(), logf(sum));
     store_element(a.lse.data, Element::f32,
                   token_offset(a.lse, column.token) + column.head * a.lse.head, lse);
   }

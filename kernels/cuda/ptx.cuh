@@ -82,7 +82,6 @@ KVC_DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
-KVC_DEVICE float log2_fast(float x) { return __log2f(x); }
 
 // Of a warp, whose lanes must all be here.
 KVC_DEVICE uint32_t shuffle(uint32_t value, int from) { return __shfl_sync(~0u, value, from); }

@@ -60,8 +60,6 @@ inline float exp2_fast(float x) {
   return std::exp2(x) * (1.0f + error);
 }
 
-inline float log2_fast(float x) { return std::log2(x) * (1.0f + 0x1p-22f); }
-
 inline uint32_t shuffle(uint32_t value, int from) {
   const uint32_t in[2] = {value, static_cast<uint32_t>(from)};
   uint32_t out = 0;
