@@ -255,7 +255,8 @@ TEST(CppStorageCalls, TheSideThatStoresNumbersIsLentAlone) {
     kvc::Cache cache(device, desc);
     kvc::Pass pass(cache, {0}, {0});
     cache.put(0, {k, {1, heads, dim}}, {v, {1, heads, dim}});
-    const auto first_of = [](const kvc_tensor& view) {
+    const auto first_of = [](const kvc_tensor& lent) {
+      const kvc_tensor view = support::on_host(lent);
       return *reinterpret_cast<const float*>(static_cast<const char*>(view.data) + view.byte_offset);
     };
     if (keys_are_numbers) {
