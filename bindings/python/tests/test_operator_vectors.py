@@ -135,7 +135,7 @@ def test_philox():
         (dict(layer=65536), kvc.InvalidArgument, "layer"),
         (dict(sequence=-1), kvc.InvalidArgument, "sequence"),
         (dict(q_positions=[-1]), kvc.InvalidArgument, "q_position"),
-        (dict(q_positions=3), kvc.InvalidArgument, r"q_positions has shape \(\), not \(n,\)"),
+        (dict(q_positions=3), kvc.InvalidArgument, r"q_positions has shape \(\), not \(n_q,\)"),
         (dict(n_heads=65537), kvc.NotSupported, "heads"),
         (
             dict(into=np.zeros((1, 1, 1), bool)),
