@@ -195,7 +195,7 @@ void prefill_cases(Limits& limits) {
     int32_t tokens, context;
     double must_percent, go_for;
   };
-  for (const Case& c : {Case{2048, 2048, 78, 88}, Case{512, 4096, 75, 85}, Case{512, 512, 66, 75}}) {
+  for (const Case& c : {Case{2048, 2048, 90, 110}, Case{512, 4096, 75, 85}, Case{512, 512, 70, 85}}) {
     char name[64];
     std::snprintf(name, sizeof name, "prefill f16, %d on %d", c.tokens, c.context);
     prefill(limits, {"prefill", name, c.must_percent, c.go_for}, Setup(), c.tokens, c.context);
