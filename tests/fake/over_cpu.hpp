@@ -4,79 +4,81 @@
 
 #include "kernels/cpu/cpu_device.hpp"
 
-/// Devices for tests: the CPU with something around each call.
+/// Devices for tests: the CPU, or another device, with something around each call.
 namespace fake {
 
-/// The CPU's side of a cache. `Around` is called with each call, as a function that returns its status, and returns what the
+/// A device's side of a cache, by another. `Around` is called with each call, as a function that returns its status, and returns what the
 /// cache gets.
 template <class Around>
 class CacheDeviceOver : public kvc::CacheDevice {
  public:
-  CacheDeviceOver(std::unique_ptr<kvc::CacheDevice> cpu, Around around)
-      : cpu_(std::move(cpu)), around_(std::move(around)) {}
+  CacheDeviceOver(std::unique_ptr<kvc::CacheDevice> inner, Around around)
+      : inner_(std::move(inner)), around_(std::move(around)) {}
 
   kvc::Status begin_pass(const kvc::AttentionPlan& plan, const kvc::TokenChanges& changes,
                          void* stream) noexcept override {
-    return around_([&] { return cpu_->begin_pass(plan, changes, stream); });
+    return around_([&] { return inner_->begin_pass(plan, changes, stream); });
   }
   kvc::Status store(const kvc::StoreParams& params) noexcept override {
-    return around_([&] { return cpu_->store(params); });
+    return around_([&] { return inner_->store(params); });
   }
   kvc::Status store_codes(const kvc::StoreCodesParams& params) noexcept override {
-    return around_([&] { return cpu_->store_codes(params); });
+    return around_([&] { return inner_->store_codes(params); });
   }
   kvc::Status load(const kvc::LoadParams& params) noexcept override {
-    return around_([&] { return cpu_->load(params); });
+    return around_([&] { return inner_->load(params); });
   }
   kvc::Status move(const kvc::MoveParams& params) noexcept override {
-    return around_([&] { return cpu_->move(params); });
+    return around_([&] { return inner_->move(params); });
   }
   kvc::Status copy(const kvc::CopyParams& params) noexcept override {
-    return around_([&] { return cpu_->copy(params); });
+    return around_([&] { return inner_->copy(params); });
   }
   kvc::Status clear(const kvc::ClearParams& params) noexcept override {
-    return around_([&] { return cpu_->clear(params); });
+    return around_([&] { return inner_->clear(params); });
   }
   kvc::Status attention(const kvc::AttentionOperator& op,
                         const kvc::AttentionParams& params) noexcept override {
-    return around_([&] { return cpu_->attention(op, params); });
+    return around_([&] { return inner_->attention(op, params); });
   }
   kvc::Status write_mask(const kvc::MaskParams& params) noexcept override {
-    return around_([&] { return cpu_->write_mask(params); });
+    return around_([&] { return inner_->write_mask(params); });
   }
   kvc::Status lightning(const kvc::LightningParams& params) noexcept override {
-    return around_([&] { return cpu_->lightning(params); });
+    return around_([&] { return inner_->lightning(params); });
   }
   kvc::Status load_lightning(const kvc::LightningState& state) const noexcept override {
-    return around_([&] { return cpu_->load_lightning(state); });
+    return around_([&] { return inner_->load_lightning(state); });
   }
   kvc::Status store_lightning(const kvc::LightningState& state) noexcept override {
-    return around_([&] { return cpu_->store_lightning(state); });
+    return around_([&] { return inner_->store_lightning(state); });
   }
   kvc::Status store_states(const kvc::StateRows& params) noexcept override {
-    return around_([&] { return cpu_->store_states(params); });
+    return around_([&] { return inner_->store_states(params); });
   }
   kvc::Status load_states(const kvc::StateRows& params) noexcept override {
-    return around_([&] { return cpu_->load_states(params); });
+    return around_([&] { return inner_->load_states(params); });
   }
   kvc::Status store_conv(const kvc::ConvRows& params) noexcept override {
-    return around_([&] { return cpu_->store_conv(params); });
+    return around_([&] { return inner_->store_conv(params); });
   }
   kvc::Status copy_states(const kvc::StateCopies& params) noexcept override {
-    return around_([&] { return cpu_->copy_states(params); });
+    return around_([&] { return inner_->copy_states(params); });
   }
   kvc::Status clear_states(const kvc::StateClears& params) noexcept override {
-    return around_([&] { return cpu_->clear_states(params); });
+    return around_([&] { return inner_->clear_states(params); });
   }
   kvc::Status read_rows(const kvc::RowBytes& rows) const noexcept override {
-    return around_([&] { return cpu_->read_rows(rows); });
+    return around_([&] { return inner_->read_rows(rows); });
   }
   kvc::Status write_rows(const kvc::RowBytes& rows) noexcept override {
-    return around_([&] { return cpu_->write_rows(rows); });
+    return around_([&] { return inner_->write_rows(rows); });
   }
 
+ protected:
+  const std::unique_ptr<kvc::CacheDevice> inner_;
+
  private:
-  std::unique_ptr<kvc::CacheDevice> cpu_;
   Around around_;
 };
 

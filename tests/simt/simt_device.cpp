@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/cpu_device.hpp"
 #include "kernels/cuda/device.hpp"
+#include "tests/fake/over_cpu.hpp"
 #include "tests/simt/runtime_simt.hpp"
 
 namespace simt {
@@ -14,67 +15,25 @@ namespace {
 
 using kvc::Status;
 
-class PromptCacheDevice final : public kvc::CacheDevice {
- public:
-  explicit PromptCacheDevice(std::unique_ptr<kvc::CacheDevice> late) : late_(std::move(late)) {}
-
-  Status begin_pass(const kvc::AttentionPlan& plan, const kvc::TokenChanges& changes,
-                    void* stream) noexcept override {
-    return late_->begin_pass(plan, changes, stream);
-  }
-  Status store(const kvc::StoreParams& params) noexcept override {
-    return done(late_->store(params));
-  }
-  Status store_codes(const kvc::StoreCodesParams& params) noexcept override {
-    return done(late_->store_codes(params));
-  }
-  Status load(const kvc::LoadParams& params) noexcept override { return done(late_->load(params)); }
-  Status move(const kvc::MoveParams& params) noexcept override { return done(late_->move(params)); }
-  Status copy(const kvc::CopyParams& params) noexcept override { return done(late_->copy(params)); }
-  Status clear(const kvc::ClearParams& params) noexcept override {
-    return done(late_->clear(params));
-  }
-  Status attention(const kvc::AttentionOperator& op,
-                   const kvc::AttentionParams& params) noexcept override {
-    return done(late_->attention(op, params));
-  }
-  Status write_mask(const kvc::MaskParams& params) noexcept override {
-    return done(late_->write_mask(params));
-  }
-  Status lightning(const kvc::LightningParams& params) noexcept override {
-    return late_->lightning(params);
-  }
-  Status load_lightning(const kvc::LightningState& state) const noexcept override {
-    return late_->load_lightning(state);
-  }
-  Status store_lightning(const kvc::LightningState& state) noexcept override {
-    return late_->store_lightning(state);
-  }
-  Status store_states(const kvc::StateRows& rows) noexcept override {
-    return late_->store_states(rows);
-  }
-  Status load_states(const kvc::StateRows& rows) noexcept override {
-    return late_->load_states(rows);
-  }
-  Status store_conv(const kvc::ConvRows& rows) noexcept override { return late_->store_conv(rows); }
-  Status copy_states(const kvc::StateCopies& copies) noexcept override {
-    return late_->copy_states(copies);
-  }
-  Status clear_states(const kvc::StateClears& clears) noexcept override {
-    return late_->clear_states(clears);
-  }
-  Status read_rows(const kvc::RowBytes& rows) const noexcept override {
-    return late_->read_rows(rows);
-  }
-  Status write_rows(const kvc::RowBytes& rows) noexcept override { return late_->write_rows(rows); }
-
- private:
-  static Status done(Status status) {
+/// Around a call: what it gave to the simulation is done when it returns.
+struct Finish {
+  template <class Call>
+  Status operator()(Call call) const {
+    const Status status = call();
     device::finish();
     return status;
   }
+};
 
-  std::unique_ptr<kvc::CacheDevice> late_;
+class PromptCacheDevice final : public fake::CacheDeviceOver<Finish> {
+ public:
+  explicit PromptCacheDevice(std::unique_ptr<kvc::CacheDevice> late)
+      : CacheDeviceOver(std::move(late), Finish()) {}
+
+  Status begin_pass(const kvc::AttentionPlan& plan, const kvc::TokenChanges& changes,
+                    void* stream) noexcept override {
+    return inner_->begin_pass(plan, changes, stream);
+  }
 };
 
 class PromptDevice final : public kvc::Device {
