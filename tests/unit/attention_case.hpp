@@ -1,4 +1,6 @@
 #pragma once
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -55,6 +57,30 @@ struct Options {
   bool mask = false;    // one for all heads; every fourth hides
   bool weights = false;
 };
+
+/// Calls check(options, seed) with every option, and every pair of them, over small calls of all types.
+template <class Check>
+void for_each_pair_of_options(const std::vector<bool Options::*>& more, uint32_t seed, Check check) {
+  std::vector<bool Options::*> flags = {
+      &Options::softcap, &Options::slopes, &Options::sinks,      &Options::lse,
+      &Options::shifts,  &Options::halves, &Options::window,     &Options::wild_ranges,
+      &Options::bias,    &Options::mask,   &Options::sees_later, &Options::hidden_nan,
+      &Options::strided, &Options::weights};
+  flags.insert(flags.end(), more.begin(), more.end());
+  for (size_t a = 0; a < flags.size(); ++a) {
+    for (size_t b = a; b < flags.size(); ++b) {
+      Options o{.type_k = plain_types[seed % 3],
+                .type_v = plain_types[seed / 3 % 3],
+                .dtype_q = dtypes[seed / 2 % 3]};
+      o.group = seed % 2 == 0 ? 4 : 3;
+      o.head_dim_k = o.head_dim_v = seed % 5 == 0 ? 40 : 32;
+      o.*flags[a] = true;
+      o.*flags[b] = true;
+      check(o, seed++);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
 
 /// One call with the memory it refers to.
 class Case {
