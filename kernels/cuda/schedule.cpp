@@ -7,6 +7,7 @@ namespace kvc::cuda {
 namespace {
 
 constexpr int32_t parts_wanted = 256;  // of one sequence, over its KV heads
+constexpr int64_t stretch_min = 128;
 constexpr int64_t slots_wanted = 16384;
 
 size_t rounded_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -33,11 +34,18 @@ int64_t parts_of(int64_t n_seen, int32_t n_kv_heads) {
   return std::max<int64_t>(1, (n_seen + stretch - 1) / stretch);
 }
 
+/// Of a tile that sees up to so many tokens: where stretches double, one that sees less has more parts.
+int64_t parts_max(int64_t n_seen, int32_t n_kv_heads) {
+  const int64_t of_stretches = (n_seen + stretch_min - 1) / stretch_min;
+  return std::max<int64_t>(
+      1, std::min<int64_t>(of_stretches, (parts_wanted + n_kv_heads - 1) / n_kv_heads));
+}
+
 }  // namespace
 
 int32_t stretch_of(int64_t n_seen, int32_t n_kv_heads) {
   const int64_t work = n_seen * n_kv_heads;
-  int64_t stretch = work <= 16384 ? 128 : 256;
+  int64_t stretch = work <= 16384 ? stretch_min : 256;
   while (stretch * parts_wanted < work) stretch *= 2;
   return static_cast<int32_t>(std::min<int64_t>(stretch, 1 << 30));
 }
@@ -61,7 +69,7 @@ size_t Schedule::block_bytes(const AttentionBounds& bounds) {
 int64_t Schedule::n_slots(const AttentionBounds& bounds) {
   if (bounds.n_kv_heads == 0) return 0;
   const int32_t group = std::max(1, bounds.max_q_heads / bounds.n_kv_heads);
-  const int64_t of_a_tile = parts_of(bounds.n_token_entries, bounds.n_kv_heads) *
+  const int64_t of_a_tile = parts_max(bounds.n_token_entries, bounds.n_kv_heads) *
                             TileShape{bounds.n_kv_heads, group}.turns();
   return std::min(of_a_tile * bounds.max_batch, std::max(of_a_tile, slots_wanted));
 }
