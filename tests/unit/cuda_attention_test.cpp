@@ -1,215 +1,21 @@
-/// The attention kernels for CUDA, run on the CPU by the shim, against the oracle and the bound of docs/SEMANTICS.md, section 8.
-#include <gtest/gtest.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+/// The attention kernels for CUDA for few columns, and for any shape.
+#include <cstdio>
 #include <initializer_list>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
-#include "core/attention/visible.hpp"
-#include "kernels/cuda/attention_arguments.hpp"
-#include "kernels/cuda/general.cuh"
 #include "kernels/cuda/narrow.cuh"
-#include "kernels/reference/attention.hpp"
-#include "kernels/reference/stored_row.hpp"
-#include "tests/simt/simt.hpp"
-#include "unit/attention_case.hpp"
+#include "unit/cuda_attention_check.hpp"
 
 namespace {
 
-using namespace kvc;
-using namespace kvc::cuda;
-using namespace attention_case;
-
-/// A kernel, and the shared memory of its blocks.
-struct KernelUnderTest {
-  void (*run)(const AttentionArguments&) = attend_general;
-  size_t (*shared_bytes)(const AttentionArguments&) = [](const AttentionArguments& a) {
-    return static_cast<size_t>(GeneralLayout{a.k.dim, a.v.dim, a.rope_dims}.bytes());
-  };
-};
+using namespace cuda_attention;
 
 template <class T, int D>
 KernelUnderTest narrow() {
   return {attend_narrow<T, D>, [](const AttentionArguments&) {
             return static_cast<size_t>(NarrowLayout<D, T::has_small_range>::bytes);
           }};
-}
-
-/// How the shim runs a call.
-struct Run {
-  unsigned seed = 1;
-  unsigned blocks = 3;
-  int resident = 2;
-};
-
-/// One call by a kernel. What it leaves of the counters is checked.
-void attend(Case& subject, const KernelUnderTest& kernel, const Run& run) {
-  subject.clear_results();
-  const AttentionParams params = subject.params();
-  AttentionBounds bounds = subject.bounds();
-  bounds.n_token_entries = static_cast<int64_t>(subject.token_cells.size());
-  Schedule schedule(bounds);
-  const int32_t n_kv_heads = params.storage.k.n_heads;
-  schedule.cut(params.plan, {n_kv_heads, params.constants.n_q_heads / n_kv_heads});
-
-  AttentionArguments a = arguments_of(
-      params, {subject.token_cells.data(), subject.token_positions.data(), params.plan.seen});
-  std::vector<std::byte> block(Schedule::block_bytes(bounds), std::byte{0xff});
-  for (const Schedule::Array& array : schedule.arrays())
-    std::copy_n(schedule.block() + array.at, array.bytes, block.data() + array.at);
-  place_schedule(a, schedule, block.data());
-  a.slopes = params.constants.slopes;
-  a.sinks = params.constants.sinks;
-  a.frequency = params.constants.rope.frequency;
-  a.rope_dims = params.constants.rope.n_dims;
-  a.rope_first = params.constants.rope.first_dim;
-  a.rope_halves = params.constants.rope.halves ? 1 : 0;
-  const auto n_slots = static_cast<size_t>(Schedule::n_slots(bounds));
-  std::vector<float> partial(n_slots * tile_columns * static_cast<size_t>(a.v.dim + 2), not_a_number);
-  std::vector<int32_t> counters(n_slots, 0);
-  a.partial = partial.data();
-  a.counters = counters.data();
-
-  const simt::Options options = {.seed = run.seed, .resident = run.resident};
-  const auto launch = [&](const KernelUnderTest& what) {
-    simt::launch(
-        run.blocks, 128, what.shared_bytes(a), [&] { what.run(a); }, options);
-  };
-  for (int32_t i = 0; i < schedule.n_waves(); ++i) {
-    a.first_part = schedule.wave(i).first_part;
-    a.n_parts = schedule.wave(i).n_parts;
-    launch(kernel);
-  }
-  if (a.weights.data != nullptr) launch({.run = write_weights});
-  for (const int32_t counter : counters) ASSERT_EQ(counter, 0);
-}
-
-/// T and V of section 8 for a row and a query head.
-struct Sizes {
-  double score = 0;
-  double value = 0;
-};
-
-std::vector<double> rotated(std::vector<double> key, const Rope& rope, int32_t offset) {
-  for (int32_t i = 0; i < rope.n_dims / 2; ++i) {
-    const auto x = static_cast<size_t>(rope.first_dim + (rope.halves ? i : 2 * i));
-    const auto y = x + static_cast<size_t>(rope.halves ? rope.n_dims / 2 : 1);
-    const double c = std::cos(offset * rope.frequency[i]), s = std::sin(offset * rope.frequency[i]);
-    const double a = key[x], b = key[y];
-    key[x] = a * c - b * s;
-    key[y] = a * s + b * c;
-  }
-  return key;
-}
-
-Sizes sizes_of(const AttentionParams& p, const AttentionRow& row, int32_t head) {
-  Sizes sizes;
-  const int32_t kv_head = head / (p.constants.n_q_heads / p.storage.k.n_heads);
-  const auto element = [&](const Tensor& t, int64_t at) {
-    return static_cast<double>(load_element(t.data, t.dtype, at));
-  };
-  for_each_visible(p.plan, row, [&](int32_t, int32_t cell, int32_t position) {
-    const auto at = [&](const Tensor& t) {
-      return head * t.stride[0] + t.token_offset(row.token, 1) + (cell - p.first_column) * t.stride[2];
-    };
-    if (p.tensors.mask.data != nullptr && element(p.tensors.mask, at(p.tensors.mask)) == 0) return;
-    double score = 0;
-    if (p.tensors.bias.data != nullptr) {
-      const double bias = element(p.tensors.bias, at(p.tensors.bias));
-      if (std::isinf(bias)) return;
-      score += std::fabs(bias);
-    }
-    std::vector<double> key = read_stored_row(p.storage.k, kv_head, cell);
-    const bool pending = p.plan.lists[row.list].has_pending && p.constants.rope.n_dims > 0;
-    if (pending) key = rotated(key, p.constants.rope, position - p.plan.rotated_for[cell]);
-    double product = 0;
-    for (size_t i = 0; i < key.size(); ++i) {
-      const int64_t q = p.tensors.q.token_offset(row.token) + head * p.tensors.q.stride[1] +
-                        static_cast<int64_t>(i) * p.tensors.q.stride[2];
-      product += std::fabs(key[i] * element(p.tensors.q, q));
-    }
-    score += product * static_cast<double>(p.constants.scale);
-    if (p.constants.slopes != nullptr)
-      score += static_cast<double>(p.constants.slopes[head]) * std::abs(row.position - position);
-    sizes.score = std::max(sizes.score, score);
-    for (const double value : read_stored_row(p.storage.v, kv_head, cell))
-      sizes.value = std::max(sizes.value, std::fabs(value));
-  });
-  return sizes;
-}
-
-double most_used = 0;  // of what is promised, by f32 results
-
-/// What rounding to the type of a result adds.
-double rounding_of(DType out) {
-  return out == DType::f32 ? 0 : out == DType::f16 ? 0x1p-11 : 0x1p-8;
-}
-
-void compare_row(Case& subject, Case& oracle, const AttentionParams& params,
-                 const AttentionRow& row, int32_t head) {
-  const Options& o = subject.o;
-  const Sizes sizes = sizes_of(params, row, head);
-  const double bound = (0x1p-20 + 0x1p-22 * sizes.score) * sizes.value;
-  for (int32_t d = 0; d < o.head_dim_v; ++d) {
-    const auto want = static_cast<double>(oracle.out_at(row.token, head, d));
-    const auto got = static_cast<double>(subject.out_at(row.token, head, d));
-    ASSERT_EQ(std::isnan(want), std::isnan(got)) << "dim " << d;
-    if (std::isnan(want)) continue;
-    const double error = std::fabs(want - got);
-    ASSERT_LE(error, bound + rounding_of(o.dtype_out) * std::fabs(want)) << "dim " << d;
-    if (o.dtype_out == DType::f32 && bound > 0) most_used = std::max(most_used, error / bound);
-  }
-  if (!o.lse) return;
-  const auto at = static_cast<size_t>(row.token * subject.n_q_heads() + head);
-  const auto want = static_cast<double>(oracle.lse[at]);
-  const auto got = static_cast<double>(subject.lse[at]);
-  ASSERT_EQ(std::isnan(want), std::isnan(got));
-  if (std::isnan(want)) return;
-  if (std::isinf(want)) {
-    ASSERT_EQ(want, got);
-  } else {
-    ASSERT_NEAR(want, got, 0x1p-20 * (1 + sizes.score));
-  }
-}
-
-void compare(Case& subject, Case& oracle) {
-  const AttentionParams params = oracle.params();
-  for (const AttentionRow& row : oracle.rows) {
-    for (int32_t head = 0; head < subject.n_q_heads(); ++head) {
-      SCOPED_TRACE("token " + std::to_string(row.token) + " head " + std::to_string(head));
-      compare_row(subject, oracle, params, row, head);
-      if (::testing::Test::HasFatalFailure()) return;
-    }
-  }
-  for (size_t i = 0; i < subject.weights.size(); ++i) {
-    const auto want = static_cast<double>(oracle.weights[i]);
-    const auto got = static_cast<double>(subject.weights[i]);
-    ASSERT_EQ(std::isnan(want), std::isnan(got)) << "weight " << i;
-    if (std::isnan(want)) continue;
-    ASSERT_NEAR(want, got, 1e-5) << "weight " << i;
-  }
-}
-
-/// One case against the oracle, and once more in another order and on another grid, which must give the same bits.
-void check(const Options& options, uint32_t seed, const KernelUnderTest& kernel = {}) {
-  SCOPED_TRACE(describe(options, seed));
-  Case oracle(options, seed);
-  oracle.clear_results();
-  reference_attention(oracle.params());
-  Case subject(options, seed);
-  attend(subject, kernel, {.seed = seed, .blocks = 1 + seed % 5});
-  if (::testing::Test::HasFatalFailure()) return;
-  compare(subject, oracle);
-  if (::testing::Test::HasFatalFailure()) return;
-  const std::vector<std::byte> out = subject.out;
-  const std::vector<float> lse = subject.lse;
-  attend(subject, kernel, {.seed = seed + 1001, .blocks = 7, .resident = 5});
-  ASSERT_EQ(std::memcmp(out.data(), subject.out.data(), out.size()), 0) << "bits depend on order";
-  ASSERT_EQ(std::memcmp(lse.data(), subject.lse.data(), lse.size() * 4), 0) << "so does the lse";
 }
 
 TEST(CudaAttention, EveryPairOfOptions) {
