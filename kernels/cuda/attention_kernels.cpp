@@ -17,7 +17,8 @@ const AttentionKernel* narrow_kernel(const AttentionArguments& a) {
   switch (a.k.element) {
     case Element::bf16: return narrow_bf16_kernel(a.k.dim);
     case Element::f16: return narrow_f16_kernel(a.k.dim);
-    case Element::f32: break;
+    case Element::f32:
+    case Element::code: break;
   }
   return nullptr;
 }

@@ -109,9 +109,9 @@ Status CudaCacheDevice::store(const StoreParams& params) noexcept {
   return run("a put", [&](const Launcher& launcher) { return store_rows(params, launcher); });
 }
 
-/// The codes of the types that it stores are the numbers.
 Status CudaCacheDevice::store_codes(const StoreCodesParams& params) noexcept {
-  return store({params.storage, params.cell, params.n_tokens, params.k, params.v});
+  return run("a put of codes",
+             [&](const Launcher& launcher) { return cuda::store_codes(params, launcher); });
 }
 
 Status CudaCacheDevice::load(const LoadParams& params) noexcept {

@@ -6,13 +6,17 @@
 
 namespace kvc::cuda {
 
-/// Numbers as kernels read and write them.
-enum class Element : int32_t { f32, f16, bf16 };
+/// Numbers as kernels read and write them, and codes, which are bytes of their own.
+enum class Element : int32_t { f32, f16, bf16, code };
 
 inline Element element_of(DType dtype) {
-  return dtype == DType::f32 ? Element::f32 : dtype == DType::f16 ? Element::f16 : Element::bf16;
+  switch (dtype) {
+    case DType::f32: return Element::f32;
+    case DType::f16: return Element::f16;
+    case DType::bf16: return Element::bf16;
+    default: return Element::code;
+  }
 }
-/// Of a type whose numbers are stored as they are.
 inline Element element_of(StorageType type) { return element_of(format_of(type).code); }
 
 }  // namespace kvc::cuda

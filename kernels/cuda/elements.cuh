@@ -33,8 +33,11 @@ KVC_DEVICE uint32_t f32_to_bf16_bits(float value) {
   return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
 
-KVC_DEVICE int element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
+KVC_DEVICE int element_bytes(Element element) {
+  return element == Element::f32 ? 4 : element == Element::code ? 1 : 2;
+}
 
+/// Not of codes.
 KVC_DEVICE float load_element(const char* row, Element element, int64_t index) {
   if (element == Element::f32) return reinterpret_cast<const float*>(row)[index];
   const uint32_t bits = reinterpret_cast<const uint16_t*>(row)[index];
@@ -58,7 +61,7 @@ KVC_DEVICE void copy_units(char* to, const char* from, int64_t bytes, int lane, 
     reinterpret_cast<Unit*>(to)[i] = reinterpret_cast<const Unit*>(from)[i];
 }
 
-/// As much at a time as the addresses allow. Bytes are those of whole elements.
+/// As much at a time as the addresses allow.
 KVC_DEVICE void copy_bytes(char* to, const char* from, int64_t bytes, int lane, int n_lanes) {
   const uint64_t all = reinterpret_cast<uint64_t>(to) | reinterpret_cast<uint64_t>(from) |
                        static_cast<uint64_t>(bytes);
@@ -66,16 +69,18 @@ KVC_DEVICE void copy_bytes(char* to, const char* from, int64_t bytes, int lane, 
     copy_units<Word4>(to, from, bytes, lane, n_lanes);
   } else if (all % 4 == 0) {
     copy_units<uint32_t>(to, from, bytes, lane, n_lanes);
-  } else {
+  } else if (all % 2 == 0) {
     copy_units<uint16_t>(to, from, bytes, lane, n_lanes);
+  } else {
+    copy_units<uint8_t>(to, from, bytes, lane, n_lanes);
   }
 }
 
 KVC_DEVICE void exchange_bytes(char* a, char* b, int64_t bytes, int lane, int n_lanes) {
-  for (int64_t i = lane; i < bytes / 2; i += n_lanes) {
-    const uint16_t kept = reinterpret_cast<const uint16_t*>(a)[i];
-    reinterpret_cast<uint16_t*>(a)[i] = reinterpret_cast<const uint16_t*>(b)[i];
-    reinterpret_cast<uint16_t*>(b)[i] = kept;
+  for (int64_t i = lane; i < bytes; i += n_lanes) {
+    const char kept = a[i];
+    a[i] = b[i];
+    b[i] = kept;
   }
 }
 
@@ -84,7 +89,7 @@ KVC_DEVICE void clear_bytes(char* to, int64_t bytes, int lane, int n_lanes) {
   if (all % 16 == 0) {
     for (int64_t i = lane; i < bytes / 16; i += n_lanes) reinterpret_cast<Word4*>(to)[i] = Word4{};
   } else {
-    for (int64_t i = lane; i < bytes / 2; i += n_lanes) reinterpret_cast<uint16_t*>(to)[i] = 0;
+    for (int64_t i = lane; i < bytes; i += n_lanes) to[i] = 0;
   }
 }
 
@@ -94,6 +99,13 @@ struct ElementRow {
   int64_t stride;
   Element element;
 };
+
+template <class Unit>
+KVC_DEVICE void copy_elements(const ElementRow& to, const ElementRow& from, int n, int lane, int n_lanes) {
+  for (int i = lane; i < n; i += n_lanes)
+    reinterpret_cast<Unit*>(to.data)[i * to.stride] =
+        reinterpret_cast<const Unit*>(from.data)[i * from.stride];
+}
 
 /// The same type bit for bit, else rounded to nearest even.
 KVC_DEVICE void convert_row(const ElementRow& to, const ElementRow& from, int n, int lane,
@@ -105,13 +117,11 @@ KVC_DEVICE void convert_row(const ElementRow& to, const ElementRow& from, int n,
   } else if (to.stride == 1 && from.stride == 1) {
     copy_bytes(to.data, from.data, int64_t{n} * element_bytes(to.element), lane, n_lanes);
   } else if (to.element == Element::f32) {
-    for (int i = lane; i < n; i += n_lanes)
-      reinterpret_cast<uint32_t*>(to.data)[i * to.stride] =
-          reinterpret_cast<const uint32_t*>(from.data)[i * from.stride];
+    copy_elements<uint32_t>(to, from, n, lane, n_lanes);
+  } else if (to.element == Element::code) {
+    copy_elements<uint8_t>(to, from, n, lane, n_lanes);
   } else {
-    for (int i = lane; i < n; i += n_lanes)
-      reinterpret_cast<uint16_t*>(to.data)[i * to.stride] =
-          reinterpret_cast<const uint16_t*>(from.data)[i * from.stride];
+    copy_elements<uint16_t>(to, from, n, lane, n_lanes);
   }
 }
 

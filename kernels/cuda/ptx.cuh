@@ -16,6 +16,7 @@ struct alignas(8) Word2 {
 
 #if defined(KVC_SIMT)
 #define KVC_DEVICE inline
+#define KVC_TABLE inline constexpr
 #define KVC_LAUNCH_BOUNDS(threads, blocks)
 #define KVC_UNROLL _Pragma("GCC unroll 64")
 #define KVC_NO_UNROLL
@@ -23,6 +24,8 @@ struct alignas(8) Word2 {
 #else
 #include <cuda_fp16.h>
 #define KVC_DEVICE __device__ __forceinline__
+/// An array at namespace scope that kernels read.
+#define KVC_TABLE static __device__ const
 /// Threads of a block, and blocks of which a multiprocessor must have room: registers follow from it.
 #define KVC_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define KVC_UNROLL _Pragma("unroll")
@@ -47,6 +50,9 @@ KVC_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 KVC_DEVICE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
 KVC_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
 KVC_DEVICE float subtract_rounded(float a, float b) { return __fsub_rn(a, b); }
+KVC_DEVICE float divide_rounded(float a, float b) { return __fdiv_rn(a, b); }
+
+KVC_DEVICE int count_bits(uint32_t x) { return __popc(x); }
 
 /// Of any angle, by half turns in two parts: sincos() takes stack for angles that are large.
 KVC_DEVICE void cosine_and_sine(double angle, double* cosine, double* sine) {
@@ -88,6 +94,7 @@ KVC_DEVICE uint32_t shuffle(uint32_t value, int from) { return __shfl_sync(~0u, 
 KVC_DEVICE int32_t shuffle(int32_t value, int from) { return __shfl_sync(~0u, value, from); }
 KVC_DEVICE float shuffle(float value, int from) { return __shfl_sync(~0u, value, from); }
 KVC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+KVC_DEVICE uint32_t largest_of_lanes(uint32_t value) { return __reduce_max_sync(~0u, value); }
 KVC_DEVICE bool any_lane(bool value) { return __any_sync(~0u, value) != 0; }
 /// Tells the compiler that all lanes have the same value.
 KVC_DEVICE int uniform(int value) { return __shfl_sync(~0u, value, 0); }

@@ -8,12 +8,12 @@
 /// to be copied before, and nothing has to stay. A call with more of them is several launches.
 namespace kvc::cuda {
 
-/// Rows of a slab, [n_heads][cells].
+/// Rows of a slab's codes, or of its scales: [n_heads][cells].
 struct PlaneView {
   char* data = nullptr;
   int64_t head_stride = 0;  // bytes, and so is row_stride
   int64_t row_stride = 0;
-  int32_t n_heads = 0;  // 0: left out
+  int32_t n_heads = 0;  // 0: there are none
   int32_t row_bytes = 0;
   int32_t dim = 0;  // elements of a row
   Element element = Element::f32;
@@ -28,7 +28,14 @@ struct RowsView {
   Element element = Element::f32;
 };
 
-/// K or V.
+/// What a layer stores: codes and scales of K and of V.
+struct Planes {
+  PlaneView plane[4];
+  int32_t n = 0;
+  int32_t n_heads = 0;  // of the plane that has most
+};
+
+/// A plane, and rows of its elements.
 struct SideView {
   PlaneView plane;  // n_heads 0: left out
   RowsView rows;
@@ -45,7 +52,9 @@ inline constexpr int32_t few_cells = 256, many_cells = 7680;
 
 template <int32_t n>
 struct StoreLaunch {
-  SideView k, v;
+  SideView side[4];
+  int32_t n_sides = 0;
+  int32_t n_heads = 0;    // of the side that has most
   int32_t first_row = 0;  // of the tensors
   int32_t n_cells = 0;
   int32_t cell[n];  // −1: the row is not read
@@ -53,16 +62,15 @@ struct StoreLaunch {
 
 template <int32_t n>
 struct ClearLaunch {
-  PlaneView k, v;
+  Planes planes;
   int32_t n_cells = 0;
   int32_t cell[n];  // −1: none
 };
 
 inline constexpr int32_t turned_cells = 1024, turn_floats = 3072;
 
-/// Tokens that a launch turns, each by a table of its own or one that it shares: n_pairs cosines, then n_pairs sines.
-struct LoadLaunch {
-  SideView k, v;
+/// Tokens whose keys a launch turns, each by a table of its own or one that it shares: n_pairs cosines, then n_pairs sines.
+struct LoadedTokens {
   TurnView turn;
   int32_t n_cells = 0;
   /// Whether the launch writes what no table turns. Keys with more pairs than a table holds take several launches.
@@ -71,6 +79,11 @@ struct LoadLaunch {
   int32_t row[turned_cells];    // of the tensors
   int16_t table[turned_cells];  // −1: the key is not turned
   float tables[turn_floats];
+};
+
+struct LoadLaunch {
+  SideView k, v;
+  LoadedTokens tokens;
 };
 
 /// Keys that are turned where they are.
@@ -87,7 +100,7 @@ inline constexpr int32_t copied_cells = 256;
 
 /// Cells that are copied within a layer. None of `to` is also one of `from`.
 struct MoveLaunch {
-  PlaneView k, v;
+  Planes planes;
   int32_t n_cells = 0;
   int32_t from[copied_cells], to[copied_cells];
 };
@@ -96,7 +109,7 @@ inline constexpr int32_t copied_stretches = 256;
 
 /// Stretches of cells that are copied, or exchanged, between layers that store in the same way.
 struct CopyLaunch {
-  PlaneView from_k, to_k, from_v, to_v;
+  Planes source, target;
   int32_t exchanges = 0;
   int32_t n_stretches = 0;
   int32_t n_cells = 0;  // of all stretches

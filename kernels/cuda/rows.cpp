@@ -2,111 +2,76 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/row_params.hpp"
-#include "kernels/cuda/turn_tables.hpp"
+#include "kernels/cuda/coded_rows.hpp"
+#include "kernels/cuda/load_tokens.hpp"
+#include "kernels/cuda/row_views.hpp"
 
 namespace kvc::cuda {
 namespace {
 
-PlaneView plane_of(const Slab& slab) {
-  const Plane& codes = slab.codes;
-  return {reinterpret_cast<char*>(codes.data),
-          static_cast<int64_t>(codes.head_stride),
-          static_cast<int64_t>(codes.row_stride),
-          slab.n_heads,
-          static_cast<int32_t>(codes.row_bytes),
-          slab.head_dim(),
-          element_of(slab.type())};
+/// A tensor without data is left out, and so are codes, which coded_rows.hpp reads and writes.
+SideView side_of(const Slab& slab, const Tensor& rows) {
+  if (rows.data == nullptr || !is_plain(slab.type())) return {};
+  return {codes_of(slab), view_of(rows)};
 }
 
-/// V's plane where it is stored on its own.
-PlaneView value_plane(const LayerStorage& storage) {
-  return storage.v_in_k ? PlaneView{} : plane_of(storage.v);
-}
+/// The sides of a launch that stores.
+struct Sides {
+  SideView side[4];
+  int32_t n = 0;
+  int32_t n_heads = 0;
 
-/// A tensor without data is left out.
-SideView side_of(const PlaneView& plane, const Tensor& rows) {
-  if (rows.data == nullptr) return {};
-  SideView side;
-  side.plane = plane;
-  side.rows = {static_cast<char*>(rows.data),
-               rows.stride[0],
-               rows.stride[1],
-               rows.stride[2],
-               rows.fold_stride,
-               rows.fold,
-               element_of(rows.dtype)};
-  return side;
-}
-
-int64_t most_heads(const PlaneView& k, const PlaneView& v) {
-  return std::max(k.n_heads, v.n_heads);
-}
+  void add(const SideView& more) {
+    if (more.plane.n_heads == 0) return;
+    side[n++] = more;
+    n_heads = std::max(n_heads, more.plane.n_heads);
+  }
+  void add_as_it_is(const PlaneView& plane, const Tensor& rows) {
+    if (rows.data != nullptr) add({plane, view_of(rows)});
+  }
+};
 
 template <int32_t at_once>
-Error store_cells(const Kernel& kernel, const SideView& k, const SideView& v,
-                  const StoreParams& params, const Launcher& launcher) {
+Error store_cells(const Kernel& kernel, const Sides& sides, const int32_t* cell, int32_t n,
+                  const Launcher& launcher) {
   StoreLaunch<at_once> launch;
-  launch.k = k;
-  launch.v = v;
-  for (int32_t first = 0; first < params.n_tokens; first += at_once) {
+  std::copy(sides.side, sides.side + sides.n, launch.side);
+  launch.n_sides = sides.n;
+  launch.n_heads = sides.n_heads;
+  for (int32_t first = 0; first < n; first += at_once) {
     launch.first_row = first;
-    launch.n_cells = std::min(at_once, params.n_tokens - first);
-    std::copy_n(params.cell + first, launch.n_cells, launch.cell);
-    const int64_t n_rows = launch.n_cells * most_heads(k.plane, v.plane);
+    launch.n_cells = std::min(at_once, n - first);
+    std::copy_n(cell + first, launch.n_cells, launch.cell);
+    const int64_t n_rows = int64_t{launch.n_cells} * launch.n_heads;
     if (Error e = launcher.launch_rows(kernel, n_rows, &launch); e != Error::none) return e;
   }
   return Error::none;
+}
+
+Error store_sides(const Sides& sides, const int32_t* cell, int32_t n, const Launcher& launcher) {
+  return n <= few_cells ? store_cells<few_cells>(store_few_kernel(), sides, cell, n, launcher)
+                        : store_cells<many_cells>(store_many_kernel(), sides, cell, n, launcher);
 }
 
 template <int32_t at_once>
 Error clear_cells(const Kernel& kernel, const ClearParams& params, const Launcher& launcher) {
   ClearLaunch<at_once> launch;
-  launch.k = plane_of(params.storage.k);
-  launch.v = value_plane(params.storage);
+  launch.planes = planes_of(params.storage);
   for (int32_t first = 0; first < params.n_cells; first += at_once) {
     launch.n_cells = std::min(at_once, params.n_cells - first);
     std::copy_n(params.cell + first, launch.n_cells, launch.cell);
-    const int64_t n_rows = launch.n_cells * most_heads(launch.k, launch.v);
+    const int64_t n_rows = int64_t{launch.n_cells} * launch.planes.n_heads;
     if (Error e = launcher.launch_rows(kernel, n_rows, &launch); e != Error::none) return e;
   }
   return Error::none;
 }
 
-/// What the pairs of one launch's tables turn, and with `writes_rest` everything that is not turned.
-Error load_pairs(const LoadParams& params, TurnTables& tables, bool writes_rest, LoadLaunch& launch,
-                 const Launcher& launcher) {
-  launch.turn = tables.view();
-  launch.writes_rest = writes_rest ? 1 : 0;
-  const auto flush = [&]() -> Error {
-    const int64_t n_rows = launch.n_cells * most_heads(launch.k.plane, launch.v.plane);
-    const Error e = launcher.launch_rows(load_kernel(), n_rows, &launch);
-    launch.n_cells = 0;
-    tables.clear();
-    return e;
-  };
-  for (int32_t i = 0; i < params.n_tokens; ++i) {
-    const bool turns = params.rope.n_dims > 0 && params.offset != nullptr &&
-                       params.offset[i] != 0 && params.cell[i] >= 0;
-    int32_t table = turns ? tables.table_for(params.offset[i]) : -1;
-    if (launch.n_cells == turned_cells || (turns && table < 0)) {
-      if (Error e = flush(); e != Error::none) return e;
-      table = turns ? tables.table_for(params.offset[i]) : -1;
-    }
-    launch.cell[launch.n_cells] = params.cell[i];
-    launch.row[launch.n_cells] = params.row != nullptr ? params.row[i] : i;
-    launch.table[launch.n_cells++] = static_cast<int16_t>(table);
-  }
-  return flush();
-}
-
 /// Copies in order. A launch works on all of its cells at once, so a cell that is written after it was read is another's.
 Error copy_moved(const MoveParams& params, const Launcher& launcher) {
   MoveLaunch launch;
-  launch.k = plane_of(params.storage.k);
-  launch.v = value_plane(params.storage);
+  launch.planes = planes_of(params.storage);
   const auto flush = [&]() -> Error {
-    const int64_t n_rows = launch.n_cells * most_heads(launch.k, launch.v);
+    const int64_t n_rows = int64_t{launch.n_cells} * launch.planes.n_heads;
     const Error e = launcher.launch_rows(move_kernel(), n_rows, &launch);
     launch.n_cells = 0;
     return e;
@@ -125,7 +90,7 @@ Error copy_moved(const MoveParams& params, const Launcher& launcher) {
 
 Error turn_moved(const MoveParams& params, const Launcher& launcher) {
   TurnLaunch launch;
-  launch.k = plane_of(params.storage.k);
+  launch.k = codes_of(params.storage.k);
   for (int32_t pair = 0; pair < params.rope.n_dims / 2; pair += launch.turn.n_pairs) {
     TurnTables tables(params.rope, pair, launch.tables);
     launch.turn = tables.view();
@@ -167,11 +132,23 @@ Error copy_raw(const RowBytes& rows, int32_t first, int32_t n, std::byte* packed
 }  // namespace
 
 Error store_rows(const StoreParams& params, const Launcher& launcher) {
-  const SideView k = side_of(plane_of(params.storage.k), params.k);
-  const SideView v = side_of(value_plane(params.storage), params.v);
-  return params.n_tokens <= few_cells
-             ? store_cells<few_cells>(store_few_kernel(), k, v, params, launcher)
-             : store_cells<many_cells>(store_many_kernel(), k, v, params, launcher);
+  Sides sides;
+  sides.add(side_of(params.storage.k, params.k));
+  if (!params.storage.v_in_k) sides.add(side_of(params.storage.v, params.v));
+  if (Error e = store_sides(sides, params.cell, params.n_tokens, launcher); e != Error::none)
+    return e;
+  return encode_rows(params, launcher);
+}
+
+Error store_codes(const StoreCodesParams& params, const Launcher& launcher) {
+  Sides sides;
+  sides.add_as_it_is(codes_of(params.storage.k), params.k);
+  sides.add_as_it_is(scales_of(params.storage.k), params.k_scales);
+  if (!params.storage.v_in_k) {
+    sides.add_as_it_is(codes_of(params.storage.v), params.v);
+    sides.add_as_it_is(scales_of(params.storage.v), params.v_scales);
+  }
+  return store_sides(sides, params.cell, params.n_tokens, launcher);
 }
 
 Error clear_rows(const ClearParams& params, const Launcher& launcher) {
@@ -182,16 +159,14 @@ Error clear_rows(const ClearParams& params, const Launcher& launcher) {
 
 Error load_rows(const LoadParams& params, const Launcher& launcher) {
   LoadLaunch launch;
-  launch.k = side_of(plane_of(params.storage.k), params.k);
-  launch.v = side_of(plane_of(params.storage.v), params.v);
-  int32_t pair = 0;
-  do {
-    TurnTables tables(params.rope, pair, launch.tables);
-    if (Error e = load_pairs(params, tables, pair == 0, launch, launcher); e != Error::none)
-      return e;
-    pair = tables.next_pair();
-  } while (params.offset != nullptr && pair < params.rope.n_dims / 2);
-  return Error::none;
+  launch.k = side_of(params.storage.k, params.k);
+  launch.v = side_of(params.storage.v, params.v);
+  const int32_t n_heads = std::max(launch.k.plane.n_heads, launch.v.plane.n_heads);
+  if (n_heads == 0) return decode_rows(params, launcher);
+  const Error e = load_tokens(params, launch.tokens, [&] {
+    return launcher.launch_rows(load_kernel(), int64_t{launch.tokens.n_cells} * n_heads, &launch);
+  });
+  return e == Error::none ? decode_rows(params, launcher) : e;
 }
 
 Error move_rows(const MoveParams& params, const Launcher& launcher) {
@@ -201,10 +176,8 @@ Error move_rows(const MoveParams& params, const Launcher& launcher) {
 
 Error copy_stretches(const CopyParams& params, const Launcher& launcher) {
   CopyLaunch launch;
-  launch.from_k = plane_of(params.from.k);
-  launch.to_k = plane_of(params.to.k);
-  launch.from_v = value_plane(params.from);
-  launch.to_v = value_plane(params.to);
+  launch.source = planes_of(params.from);
+  launch.target = planes_of(params.to);
   launch.exchanges = params.exchange ? 1 : 0;
   for (int32_t begin = 0; begin < params.n_stretches; begin += copied_stretches) {
     launch.n_stretches = std::min(copied_stretches, params.n_stretches - begin);
@@ -216,7 +189,7 @@ Error copy_stretches(const CopyParams& params, const Launcher& launcher) {
       launch.first[i] = launch.n_cells;
       launch.n_cells += stretch.n;
     }
-    const int64_t n_rows = launch.n_cells * most_heads(launch.to_k, launch.to_v);
+    const int64_t n_rows = int64_t{launch.n_cells} * launch.target.n_heads;
     if (Error e = launcher.launch_rows(copy_kernel(), n_rows, &launch); e != Error::none) return e;
   }
   return Error::none;

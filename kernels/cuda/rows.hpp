@@ -7,6 +7,7 @@
 namespace kvc::cuda {
 
 Error store_rows(const StoreParams& params, const Launcher& launcher);
+Error store_codes(const StoreCodesParams& params, const Launcher& launcher);
 Error load_rows(const LoadParams& params, const Launcher& launcher);
 Error move_rows(const MoveParams& params, const Launcher& launcher);
 Error copy_stretches(const CopyParams& params, const Launcher& launcher);

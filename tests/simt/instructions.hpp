@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -23,6 +24,9 @@ inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline float multiply_rounded(float a, float b) { return a * b; }
 inline float add_rounded(float a, float b) { return a + b; }
 inline float subtract_rounded(float a, float b) { return a - b; }
+inline float divide_rounded(float a, float b) { return a / b; }
+
+inline int count_bits(uint32_t x) { return std::popcount(x); }
 
 inline void cosine_and_sine(double angle, double* cosine, double* sine) {
   *cosine = std::cos(angle);
@@ -81,6 +85,16 @@ inline float shuffle_xor(float value, int mask) {
     for (uint32_t lane = 0; lane < simt::warp_lanes; ++lane) r[lane][0] = a[lane ^ a[lane][1]][0];
   });
   return float_of(out);
+}
+
+inline uint32_t largest_of_lanes(uint32_t value) {
+  uint32_t out = 0;
+  simt::collective("redux.max", &value, 1, &out, 1, [](const simt::Inputs& a, simt::Outputs& r) {
+    uint32_t largest = 0;
+    for (const auto& lane : a) largest = std::max(largest, lane[0]);
+    for (auto& lane : r) lane[0] = largest;
+  });
+  return out;
 }
 
 inline bool any_lane(bool value) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <iostream>
 #include <memory>
@@ -15,7 +16,6 @@
 #include "kernels/cuda/elements.cuh"
 #include "support/random.hpp"
 #include "tests/simt/runtime_simt.hpp"
-#include "unit/storage.hpp"
 
 namespace {
 
@@ -36,9 +36,11 @@ std::shared_ptr<Device> open_cuda(int32_t ordinal = 0) {
 
 struct Shape {
   int32_t k_heads = 2, v_heads = 2, dim_k = 8, dim_v = 8, n_cells = 64;
-  DType dtype_k = DType::f32, dtype_v = DType::f32;
+  StorageType type_k = StorageType::f32, type_v = StorageType::f32;
   size_t gap = 0;  // between heads
   bool interleaved = false, v_in_k = false;
+  int32_t block_k = 0, block_v = 0;  // of nf4
+  bool rotated = false;              // what can be
 };
 
 constexpr int64_t n_entries = 512;
@@ -75,11 +77,45 @@ class Side {
   static constexpr int64_t max_columns = 256;
 
  private:
+  /// Codes, and behind them scales.
+  static Slab slab_over(std::byte* data, const RowRequest& request, int32_t n_heads,
+                        const Shape& shape) {
+    Slab slab;
+    EXPECT_EQ(resolve_row_format(request, &slab.format), Status::ok) << last_message();
+    slab.n_heads = n_heads;
+    slab.n_cells = shape.n_cells;
+    const auto place = [&](Plane& plane, size_t row_bytes) {
+      if (row_bytes == 0) return;
+      plane.row_bytes = plane.row_stride = row_bytes;
+      plane.head_stride = row_bytes * static_cast<size_t>(shape.n_cells) + shape.gap;
+      plane.data = data;
+      data += (plane.head_stride * static_cast<size_t>(n_heads) + 63) / 64 * 64;
+    };
+    place(slab.codes, slab.format.code_bytes());
+    place(slab.scales, slab.format.scale_bytes());
+    static const std::vector<float> head_scales = some_head_scales();
+    if (is_f8(request.type)) slab.head_scale = head_scales.data();
+    return slab;
+  }
+  static std::vector<float> some_head_scales() {
+    std::vector<float> scales;
+    for (int32_t head = 0; head < 400; ++head)
+      scales.push_back(std::ldexp(1.0f + static_cast<float>(head) / 400, head % 7 * 3 - 12));
+    return scales;
+  }
+  static bool is_rotated(const Shape& shape, StorageType type) {
+    return shape.rotated && !is_plain(type) && !is_f8(type);
+  }
+
   static LayerStorage storage_over(std::byte* data, const Shape& shape) {
     LayerStorage storage;
-    storage.k = make_slab(data, shape.dtype_k, shape.k_heads, shape.n_cells, shape.dim_k, shape.gap);
-    storage.v = make_slab(data + slab_bytes / 2, shape.dtype_v, shape.v_heads, shape.n_cells,
-                          shape.dim_v, shape.gap);
+    storage.k = slab_over(
+        data, {"k", shape.type_k, shape.dim_k, shape.block_k, is_rotated(shape, shape.type_k)},
+        shape.k_heads, shape);
+    storage.v = slab_over(
+        data + slab_bytes / 2,
+        {"v", shape.type_v, shape.dim_v, shape.block_v, is_rotated(shape, shape.type_v)},
+        shape.v_heads, shape);
     Plane &k = storage.k.codes, &v = storage.v.codes;
     if (shape.interleaved) {
       k.row_stride += v.row_bytes;
@@ -90,6 +126,7 @@ class Side {
       v.row_stride = k.row_stride;
       v.head_stride = k.head_stride;
     }
+    if (shape.v_in_k) storage.v.scales = storage.k.scales;
     storage.v_in_k = shape.v_in_k;
     return storage;
   }
@@ -196,8 +233,9 @@ class Beside {
     }
     if (n % 4 == 0 && random_.chance(0.3)) {  // rows of a batch, apart
       tensor.fold = 4;
-      tensor.fold_stride = tensor.stride[0] * 4 + row * heads;
-      tensor.stride[1] = tensor.stride[1] > tensor.stride[0] ? row * n * 3 : row;
+      const bool heads_outside = tensor.stride[1] > tensor.stride[0];
+      tensor.fold_stride = tensor.stride[0] * 4 + (heads_outside ? row : row * heads);
+      tensor.stride[1] = heads_outside ? row * n * 3 : row;
     }
     return tensor;
   }
@@ -250,13 +288,26 @@ class Beside {
   void store_codes() {
     const int32_t n = some_tokens();
     const std::vector<int32_t> cells = some_cells(n, true);
-    const Tensor k = some_tensor(n, shape_.k_heads, shape_.dim_k, shape_.dtype_k);
-    const Tensor v = some_tensor(n, shape_.v_heads, shape_.dim_v, shape_.dtype_v);
+    const LayerStorage& storage = cpu_.storage();
+    const auto tensor = [&](const Slab& slab, int32_t elements, DType dtype) {
+      return some_tensor(n, slab.n_heads, elements, dtype);
+    };
+    const auto codes = [&](const Slab& slab) {
+      return tensor(slab, slab.format.n_codes(), format_of(slab.type()).code);
+    };
+    const auto scales = [&](const Slab& slab) {
+      return tensor(slab, slab.format.n_scales(), format_of(slab.type()).scale);
+    };
+    const Tensor k = codes(storage.k), v = codes(storage.v);
+    const Tensor k_scales = scales(storage.k), v_scales = scales(storage.v);
     const size_t k_at = somewhere(4), v_at = somewhere(4) + tensor_bytes / 2;
     both([&](Side& side) {
       StoreCodesParams params = {side.storage(), cells.data(), n, {}, {}, {}, {}};
       params.k = at(k, side.read_tensors() + k_at);
-      if (!shape_.v_in_k) params.v = at(v, side.read_tensors() + v_at);
+      if (storage.k.format.block != 0) params.k_scales = at(k_scales, side.read_tensors());
+      if (shape_.v_in_k) return side.calls().store_codes(params);
+      params.v = at(v, side.read_tensors() + v_at);
+      if (storage.v.format.block != 0) params.v_scales = at(v_scales, side.read_tensors());
       return side.calls().store_codes(params);
     });
   }
@@ -320,7 +371,7 @@ class Beside {
     }
     const std::vector<int32_t> offsets = some_offsets(n);
     const Rope rope = some_rope();
-    const bool has_offsets = random_.chance(0.7);
+    const bool has_offsets = random_.chance(0.7) && is_plain(shape_.type_k);
     both([&](Side& side) {
       return side.calls().move({side.storage(), rope, from.data(), to.data(),
                                 has_offsets ? offsets.data() : nullptr, n});
@@ -409,7 +460,13 @@ class Beside {
     const int32_t n = some_tokens();
     const std::vector<int32_t> cells = some_cells(n, false);
     const bool of_k = random_.chance(0.5);
-    const size_t row_bytes = (of_k ? cpu_.storage().k : cpu_.storage().v).codes.row_bytes;
+    const bool of_scales = random_.chance(0.3) &&
+                           (of_k ? cpu_.storage().k : cpu_.storage().v).format.block != 0;
+    const auto plane = [&](const Side& side) {
+      const Slab& slab = of_k ? side.storage().k : side.storage().v;
+      return of_scales ? slab.scales : slab.codes;
+    };
+    const size_t row_bytes = plane(cpu_).row_bytes;
     const auto first = static_cast<size_t>(random_.below(static_cast<int32_t>(row_bytes)));
     const size_t n_bytes = row_bytes - first;
     std::vector<std::byte> data[2];
@@ -419,13 +476,7 @@ class Beside {
       std::vector<std::byte>& bytes = data[index++];
       for (size_t i = 0; i < n_bytes * static_cast<size_t>(n); ++i)
         bytes.push_back(static_cast<std::byte>(i) & std::byte{0xbf});
-      const RowBytes rows = {(of_k ? side.storage().k : side.storage().v).codes,
-                             0,
-                             cells.data(),
-                             n,
-                             first,
-                             n_bytes,
-                             bytes.data()};
+      const RowBytes rows = {plane(side), 0, cells.data(), n, first, n_bytes, bytes.data()};
       return writes ? side.calls().write_rows(rows) : side.calls().read_rows(rows);
     });
     ASSERT_TRUE(data[0] == data[1]);
@@ -441,48 +492,73 @@ class Beside {
   std::vector<double> frequency_;
 };
 
-TEST(CudaDevice, StoresWhatTheCpuStores) {
-  const Shape shapes[] = {
-      {},
-      {.k_heads = 3,
-       .v_heads = 1,
-       .dim_k = 64,
-       .dim_v = 32,
-       .dtype_k = DType::bf16,
-       .dtype_v = DType::f16,
-       .gap = 48},
-      {.k_heads = 1,
-       .v_heads = 2,
-       .dim_k = 7,
-       .dim_v = 5,
-       .n_cells = 200,
-       .dtype_k = DType::f16,
-       .dtype_v = DType::f16,
-       .gap = 2},
-      {.dim_k = 16, .dim_v = 16, .dtype_k = DType::bf16, .dtype_v = DType::bf16, .interleaved = true},
-      {.k_heads = 1,
-       .v_heads = 1,
-       .dim_k = 24,
-       .dim_v = 16,
-       .dtype_k = DType::f16,
-       .dtype_v = DType::f16,
-       .v_in_k = true},
-      {.k_heads = 1, .v_heads = 1, .dim_k = 130, .dim_v = 2, .n_cells = 60}};
-  const uint64_t first_seed = 20261130;
-  std::cout << "seeds from " << first_seed << std::endl;
-  for (uint64_t seed = first_seed; const Shape& shape : shapes) {
+/// Random calls over each of the shapes.
+void call_beside_the_cpu(const std::vector<Shape>& shapes, uint64_t seed) {
+  std::cout << "seeds from " << seed << std::endl;
+  for (const Shape& shape : shapes) {
     simt::device::set_seed(static_cast<unsigned>(seed));
     Beside beside(shape, seed);
     for (int32_t round = 0; round < 6; ++round) {
       for (int32_t i = 0; i < 40; ++i) {
         beside.call_something();
-        if (HasFatalFailure()) FAIL() << "seed " << seed << ", call " << i << " of round " << round;
+        if (testing::Test::HasFatalFailure())
+          FAIL() << "seed " << seed << ", call " << i << " of round " << round;
       }
       beside.compare("");
-      if (HasFatalFailure()) FAIL() << "seed " << seed << ", round " << round;
+      if (testing::Test::HasFatalFailure()) FAIL() << "seed " << seed << ", round " << round;
     }
     ++seed;
   }
+}
+
+TEST(CudaDevice, StoresWhatTheCpuStores) {
+  call_beside_the_cpu({{},
+                       {.k_heads = 3,
+                        .v_heads = 1,
+                        .dim_k = 64,
+                        .dim_v = 32,
+                        .type_k = StorageType::bf16,
+                        .type_v = StorageType::f16,
+                        .gap = 48},
+                       {.k_heads = 1,
+                        .v_heads = 2,
+                        .dim_k = 7,
+                        .dim_v = 5,
+                        .n_cells = 200,
+                        .type_k = StorageType::f16,
+                        .type_v = StorageType::f16,
+                        .gap = 2},
+                       {.dim_k = 16,
+                        .dim_v = 16,
+                        .type_k = StorageType::bf16,
+                        .type_v = StorageType::bf16,
+                        .interleaved = true},
+                       {.k_heads = 1,
+                        .v_heads = 1,
+                        .dim_k = 24,
+                        .dim_v = 16,
+                        .type_k = StorageType::f16,
+                        .type_v = StorageType::f16,
+                        .v_in_k = true},
+                       {.k_heads = 1, .v_heads = 1, .dim_k = 130, .dim_v = 2, .n_cells = 60}},
+                      20261130);
+}
+
+/// Each type as K and as V, with dimensions that are no multiple of anything, blocks of every size, and more heads than a launch has.
+TEST(CudaDevice, StoresTheCodesThatTheCpuStores) {
+  using enum StorageType;
+  call_beside_the_cpu(
+      {{.k_heads = 2, .v_heads = 2, .dim_k = 64, .dim_v = 32, .type_k = q8_0, .type_v = q4_0},
+       {.k_heads = 2, .v_heads = 3, .dim_k = 96, .dim_v = 33, .type_k = q4_0, .type_v = int8, .gap = 8},
+       {.k_heads = 3, .v_heads = 1, .dim_k = 7, .dim_v = 21, .type_k = f8_e4m3, .type_v = f8_e5m2},
+       {.dim_k = 48, .dim_v = 128, .type_k = nf4, .type_v = nf4, .block_v = 128},
+       {.dim_k = 64, .dim_v = 96, .type_k = nf4, .type_v = nf4, .block_k = 16, .block_v = 32},
+       {.dim_k = 192, .dim_v = 64, .type_k = nf4, .type_v = q8_0, .rotated = true},
+       {.dim_k = 22, .dim_v = 96, .type_k = int8, .type_v = q4_0, .gap = 4, .rotated = true},
+       {.dim_k = 32, .dim_v = 64, .type_k = bf16, .type_v = q4_0, .rotated = true},
+       {.k_heads = 1, .v_heads = 1, .dim_k = 96, .dim_v = 64, .type_k = q8_0, .type_v = q8_0, .v_in_k = true},
+       {.k_heads = 1, .v_heads = 260, .dim_k = 4, .dim_v = 3, .n_cells = 8, .type_k = int8, .type_v = f8_e4m3}},
+      20261201);
 }
 
 /// Of the bits of core/base/half.hpp: all of 16 bits, and the neighbours of all that round to them.
