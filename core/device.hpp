@@ -32,9 +32,9 @@ struct DeviceInfo {
 
 /// What a cache asks of its device, or attention without one.
 struct CacheNeeds {
-  const char* kind = "";  // as messages call it
-  bool holds_states = false;  // of recurrent layers or of linear attention, in the place of keys and values
-  RowFormat row_k, row_v;
+  const char* kind = "";      // as messages call it
+  RowFormat row_k, row_v;     // of keys and values
+  LightningBounds lightning;  // of linear attention; n_heads 0: it has none
 };
 
 /// The device's side of one cache. Its calls follow the cache's own exclusion: const ones may overlap each other, any other
@@ -46,7 +46,7 @@ class CacheDevice {
 
   /// The plan of the open pass, before attention() or write_mask() read it: once per pass, and again when the except set or
   /// cells of tokens have changed. What the shape of the pass decides can so be computed once per pass, not once per layer.
-  /// The plan stays where it is until the pass ends. `changes` names what differs in the token arrays since the last call, for
+  /// The plan stays where it is until the pass ends; that of a cache of states is empty. `changes` names what differs in the token arrays since the last call, for
   /// a device that keeps its own (follows_tokens); it is empty for others.
   virtual Status begin_pass(const AttentionPlan& plan, const TokenChanges& changes,
                             void* stream) noexcept = 0;
@@ -103,7 +103,7 @@ class Device {
   virtual size_t lightning_workspace_bytes(const LightningBounds& bounds) const noexcept = 0;
 
   /// The device's side of a cache with these bounds. `workspace`, workspace_bytes() of it, outlives it. A cache without attention
-  /// has bounds of zeros; its workspace is an address in its block without a byte.
+  /// over keys has bounds of zeros.
   virtual Status attach(const AttentionBounds& bounds, std::byte* workspace,
                         std::unique_ptr<CacheDevice>* out) noexcept = 0;
 };

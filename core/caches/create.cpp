@@ -58,13 +58,11 @@ Status check_device(const Device& device, CacheKind kind, const CacheBounds& bou
     case CacheKind::causal: needs.kind = "a causal cache (KVC_CAUSAL)"; break;
     case CacheKind::encoder: needs.kind = "an encoder cache (KVC_ENCODER)"; break;
     case CacheKind::transformer: needs.kind = "a transformer cache (KVC_TRANSFORMER)"; break;
-    case CacheKind::recurrent:
-      needs.kind = "a recurrent cache (KVC_RECURRENT)";
-      needs.holds_states = true;
-      break;
+    case CacheKind::recurrent: needs.kind = "a recurrent cache (KVC_RECURRENT)"; break;
     case CacheKind::lightning:
       needs.kind = "a lightning cache (KVC_LIGHTNING)";
-      needs.holds_states = true;
+      needs.lightning = {bounds.n_kv_heads, bounds.max_q_heads, bounds.head_dim_k,
+                         bounds.head_dim_v, 0};
       break;
     case CacheKind::wrapper: break;  // of caches that exist
   }

@@ -91,7 +91,7 @@ Status LightningCache::create(const std::shared_ptr<Device>& device, const Cache
 
 Status LightningCache::attach() {
   for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) new (&layers_[layer]) Layer();
-  return device_->attach({}, workspace_, &on_device_);
+  return attach_states();
 }
 
 LightningBounds LightningCache::lightning_bounds() const {
@@ -157,8 +157,9 @@ void LightningCache::carve_device(Carver& carver) {
   const CheckedSize layer = CheckedSize(matrix * sizeof(float)) *
                             CheckedSize(static_cast<uint64_t>(bounds_.n_kv_heads));
   layer_bytes_ = layer.value();
-  workspace_ = carver.take<std::byte>(device_->lightning_workspace_bytes(lightning_bounds()),
-                                      page_bytes);
+  carve_workspace(carver);
+  decay_workspace_ = carver.take<std::byte>(device_->lightning_workspace_bytes(lightning_bounds()),
+                                            page_bytes);
   kept_ = carve_kept(carver, 1, bounds_.max_batch);
   drafted_ = carve_kept(carver, bounds_.n_layers, drafted_tokens());
   carve_slots(carver, layer * CheckedSize(static_cast<uint64_t>(bounds_.n_layers)));

@@ -128,7 +128,7 @@ class LightningCache final : public StateCache,
   int32_t* slots_to_ = nullptr;
 
   // On the device.
-  std::byte* workspace_ = nullptr;
+  std::byte* decay_workspace_ = nullptr;
   uint64_t layer_bytes_ = 0;
   KeptTokens kept_;     // [max_batch] of the layer that was put last
   KeptTokens drafted_;  // [n_layers][drafted_tokens()] of sequences with few tokens, for commit_prefix

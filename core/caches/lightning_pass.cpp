@@ -79,7 +79,7 @@ Status LightningCache::open_pass(const Batch& given) {
     if (batch.sequence[token] == no_sequence) padding_[n_padding_++] = token;
   }
   pass_.open(batch.n_tokens, book_.n_in_batch() == 0);
-  return Status::ok;
+  return tell_device();
 }
 
 // ---- Put and attention ------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ LightningParams LightningCache::params_for(int32_t layer) const {
   const int64_t rows = int64_t{layer} * bounds_.n_kv_heads * drafted_.n_tokens;
   params.drafted.k += rows * KeptTokens::row_bytes(bounds_.head_dim_k, DType::f32);
   params.drafted.v += rows * KeptTokens::row_bytes(bounds_.head_dim_v, DType::f32);
-  params.workspace = workspace_;
+  params.workspace = decay_workspace_;
   return params;
 }
 

@@ -8,7 +8,6 @@
 namespace kvc {
 namespace {
 
-constexpr uint64_t page_bytes = 4096;
 constexpr uint64_t line_bytes = 64;
 constexpr int64_t max_state_size = int64_t{1} << 40;
 constexpr int32_t max_conv_channels = 1 << 24;
@@ -102,7 +101,7 @@ Status RecurrentCache::create(const std::shared_ptr<Device>& device, const Cache
   return create_of<RecurrentCache>(device, bounds, settings, out);
 }
 
-Status RecurrentCache::attach() { return device_->attach({}, workspace_, &on_device_); }
+Status RecurrentCache::attach() { return attach_states(); }
 
 Status RecurrentCache::too_large() const {
   return fail(
@@ -133,7 +132,7 @@ void RecurrentCache::carve_device(Carver& carver) {
     const CheckedSize bytes(static_cast<uint64_t>(part_elements(part)) * element);
     layer_bytes_ += bytes.rounded_up(line_bytes).value();
   }
-  workspace_ = carver.take<std::byte>(0, page_bytes);
+  carve_workspace(carver);
   carve_slots(carver,
               CheckedSize(layer_bytes_) * CheckedSize(static_cast<uint64_t>(bounds_.n_layers)));
 }

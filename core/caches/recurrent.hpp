@@ -85,8 +85,7 @@ class RecurrentCache final : public StateCache, public RecurrentStates {
 
   const RecurrentSettings settings_;
 
-  std::byte* workspace_ = nullptr;  // of no bytes: a recurrent cache has no attention
-  uint64_t part_offset_[3] = {};    // of a part from the start of its layer
+  uint64_t part_offset_[3] = {};  // of a part from the start of its layer
   uint64_t layer_bytes_ = 0;
 
   // The open pass.

@@ -141,7 +141,7 @@ Status RecurrentCache::open_pass(const Batch& batch) {
     if (batch.sequence[token] == no_sequence) order_[first_token++] = token;
   }
   pass_.open(batch.n_tokens, book_.n_in_batch() == 0);
-  return Status::ok;
+  return tell_device();
 }
 
 // ---- States by copy ---------------------------------------------------------------------------------------------------------

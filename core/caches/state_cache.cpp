@@ -67,6 +67,10 @@ void StateCache::carve_book(Carver& carver) {
   was_put_ = carver.take<uint8_t>(static_cast<uint64_t>(bounds_.n_layers), 64);
 }
 
+void StateCache::carve_workspace(Carver& carver) {
+  workspace_ = carver.take<std::byte>(device_->workspace_bytes({}), page_bytes);
+}
+
 void StateCache::carve_slots(Carver& carver, CheckedSize slot) {
   slot_bytes_ = slot.value();
   // The slot of zeros ends where a page does, and nothing else lies in its pages.
@@ -84,6 +88,11 @@ void StateCache::note_put(int32_t layer, int32_t part) {
 }
 
 void StateCache::forget_puts() { std::fill_n(was_put_, bounds_.n_layers, uint8_t{0}); }
+
+Status StateCache::tell_device() {
+  if (!device_info_.plans_ahead) return Status::ok;
+  return health_.after(on_device_->begin_pass({}, {}, stream_));
+}
 
 /// With zero_on_free the slots that became free become zeros.
 Status StateCache::clear_freed() {

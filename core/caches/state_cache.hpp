@@ -52,7 +52,10 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   static int64_t slots_for(const StateRules& rules, int64_t rows);
 
   void carve_book(Carver& carver);
+  void carve_workspace(Carver& carver);
   void carve_slots(Carver& carver, CheckedSize slot);
+  /// The device's side, which has no attention over keys.
+  Status attach_states() { return device_->attach({}, workspace_, &on_device_); }
 
   virtual StatePart part_at(int32_t layer, int32_t part) const = 0;
   bool has_part(int32_t part) const { return (parts_ & 1u << part) != 0; }
@@ -60,6 +63,8 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   void note_put(int32_t layer, int32_t part);
   /// Opens a pass: nothing is put.
   void forget_puts();
+  /// Tells a device that wants to know of every pass which stream this one has.
+  Status tell_device();
   Status clear_freed() final;
 
   std::unique_ptr<CacheDevice> on_device_;
@@ -78,7 +83,8 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
 
   const uint8_t parts_;
   const char* const descriptor_;
-  uint8_t* was_put_ = nullptr;  // [n_layers] a bit per part
+  std::byte* workspace_ = nullptr;  // on the device
+  uint8_t* was_put_ = nullptr;      // [n_layers] a bit per part
 };
 
 }  // namespace kvc

@@ -275,6 +275,7 @@ const AttentionOperator* CpuDevice::attention_operator(int32_t index) const noex
 }
 
 size_t CpuDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept {
+  if (bounds.max_batch == 0) return 0;  // a cache without attention over keys
   size_t most = 0;
   for (const AttentionOperator& op : operators) {
     if (op.workspace_bytes != nullptr)

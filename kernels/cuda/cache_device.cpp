@@ -6,6 +6,7 @@
 #include "kernels/cuda/pass.hpp"
 #include "kernels/cuda/row_params.hpp"
 #include "kernels/cuda/rows.hpp"
+#include "kernels/cuda/states.hpp"
 
 namespace kvc::cuda {
 namespace {
@@ -158,6 +159,39 @@ Status CudaCacheDevice::write_mask(const MaskParams& params) noexcept {
   });
 }
 
+// ---- States -----------------------------------------------------------------------------------------------------------------
+
+Status CudaCacheDevice::store_states(const StateRows& params) noexcept {
+  return run("a put of states",
+             [&](const Launcher& launcher) { return cuda::store_states(params, launcher); });
+}
+
+Status CudaCacheDevice::load_states(const StateRows& params) noexcept {
+  return run("the reading of states",
+             [&](const Launcher& launcher) { return cuda::load_states(params, launcher); });
+}
+
+Status CudaCacheDevice::store_conv(const ConvRows& params) noexcept {
+  return run("a put of a convolution's inputs",
+             [&](const Launcher& launcher) { return cuda::store_conv(params, launcher); });
+}
+
+Status CudaCacheDevice::copy_states(const StateCopies& params) noexcept {
+  return run("the copying of states", [&](const Launcher& launcher) -> Error {
+    if (params.source == nullptr) return cuda::copy_states(params, launcher);
+    if (Error e = runtime::synchronize_device(); e != Error::none) return e;
+    if (Error e = cuda::copy_states(params, launcher); e != Error::none) return e;
+    return runtime::synchronize(launcher.stream);
+  });
+}
+
+Status CudaCacheDevice::clear_states(const StateClears& params) noexcept {
+  return run("the clearing of states",
+             [&](const Launcher& launcher) { return cuda::clear_states(params, launcher); });
+}
+
+// ---- Stored bytes -----------------------------------------------------------------------------------------------------------
+
 Status CudaCacheDevice::read_rows(const RowBytes& rows) const noexcept {
   const std::lock_guard lock(staging_);
   return run("the reading of stored bytes", [&](const Launcher& launcher) {
@@ -189,17 +223,14 @@ Status CudaCacheDevice::write_rows(const RowBytes& rows) noexcept {
 
 namespace {
 
-Status no_states() { return fail(Status::not_supported, "the device holds no states of layers"); }
+Status no_decay() {
+  return fail(Status::not_supported, "the device has no linear attention with decay");
+}
 
 }  // namespace
 
-Status CudaCacheDevice::lightning(const LightningParams&) noexcept { return no_states(); }
-Status CudaCacheDevice::load_lightning(const LightningState&) const noexcept { return no_states(); }
-Status CudaCacheDevice::store_lightning(const LightningState&) noexcept { return no_states(); }
-Status CudaCacheDevice::store_states(const StateRows&) noexcept { return no_states(); }
-Status CudaCacheDevice::load_states(const StateRows&) noexcept { return no_states(); }
-Status CudaCacheDevice::store_conv(const ConvRows&) noexcept { return no_states(); }
-Status CudaCacheDevice::copy_states(const StateCopies&) noexcept { return no_states(); }
-Status CudaCacheDevice::clear_states(const StateClears&) noexcept { return no_states(); }
+Status CudaCacheDevice::lightning(const LightningParams&) noexcept { return no_decay(); }
+Status CudaCacheDevice::load_lightning(const LightningState&) const noexcept { return no_decay(); }
+Status CudaCacheDevice::store_lightning(const LightningState&) noexcept { return no_decay(); }
 
 }  // namespace kvc::cuda

@@ -59,15 +59,17 @@ class CudaCacheDevice final : public CacheDevice {
   Status read_rows(const RowBytes& rows) const noexcept override;
   Status write_rows(const RowBytes& rows) noexcept override;
 
+  Status store_states(const StateRows& params) noexcept override;
+  Status load_states(const StateRows& params) noexcept override;
+  Status store_conv(const ConvRows& params) noexcept override;
+  /// From another cache it waits, as copy() does.
+  Status copy_states(const StateCopies& params) noexcept override;
+  Status clear_states(const StateClears& params) noexcept override;
+
   // CudaDevice::check() refuses caches that would call these.
   Status lightning(const LightningParams&) noexcept override;
   Status load_lightning(const LightningState&) const noexcept override;
   Status store_lightning(const LightningState&) noexcept override;
-  Status store_states(const StateRows&) noexcept override;
-  Status load_states(const StateRows&) noexcept override;
-  Status store_conv(const ConvRows&) noexcept override;
-  Status copy_states(const StateCopies&) noexcept override;
-  Status clear_states(const StateClears&) noexcept override;
 
  private:
   /// Throws std::bad_alloc.

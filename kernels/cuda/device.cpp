@@ -93,7 +93,7 @@ DeviceInfo CudaDevice::info() const noexcept {
 }
 
 Status CudaDevice::check(const CacheNeeds& needs) const noexcept {
-  if (needs.holds_states)
+  if (needs.lightning.n_heads > 0)
     return fail(Status::not_supported, "a CUDA device has no place for %s yet", needs.kind);
   if (Status s = check_row("k", needs.row_k, needs.kind); s != Status::ok) return s;
   return check_row("v", needs.row_v, needs.kind);
