@@ -12,11 +12,10 @@ bool is_aligned(const Numbers& numbers) {
 }
 
 const AttentionKernel* narrow_kernel(const AttentionArguments& a) {
-  const bool is_alike = a.k.element == a.v.element && a.k.dim == a.v.dim;
-  if (!is_alike || !is_aligned(a.k) || !is_aligned(a.v)) return nullptr;
+  if (a.k.element != a.v.element || !is_aligned(a.k) || !is_aligned(a.v)) return nullptr;
   switch (a.k.element) {
-    case Element::bf16: return narrow_bf16_kernel(a.k.dim);
-    case Element::f16: return narrow_f16_kernel(a.k.dim);
+    case Element::bf16: return narrow_bf16_kernel(a.k.dim, a.v.dim);
+    case Element::f16: return narrow_f16_kernel(a.k.dim, a.v.dim);
     case Element::f32:
     case Element::code: break;
   }

@@ -20,8 +20,8 @@ const AttentionKernel& kernel_for(const AttentionArguments& a);
 // By file: each is compiled for itself.
 const AttentionKernel& general_kernel();
 const AttentionKernel& weights_kernel();
-/// Null where there is none for this head dimension.
-const AttentionKernel* narrow_bf16_kernel(int32_t head_dim);
-const AttentionKernel* narrow_f16_kernel(int32_t head_dim);
+/// Null where there is none for these head dimensions.
+const AttentionKernel* narrow_bf16_kernel(int32_t dim_k, int32_t dim_v);
+const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v);
 
 }  // namespace kvc::cuda

@@ -13,6 +13,9 @@
 ///   values   O' = V' · P'  V' is the left factor. Lane (g, t) needs four tokens and takes dims 64c + 8g … of each; pairs of tokens
 ///                          are made by byte permutes. P' is S' transposed by halves of 8 × 8.
 ///
+/// Where a head has no whole 32 (K) or 64 (V) dims left, lanes still take 16 bytes, of fewer rows each, and trade what they have
+/// too much of for what they lack.
+///
 /// So a row may lie anywhere, every load is whole sectors, nothing is swizzled, and there is no barrier in the loop. While one
 /// step of 16 tokens is multiplied, the next is on its way.
 ///
@@ -20,14 +23,34 @@
 /// cut off when they add, so each step's product with V starts at zero, and a multiply-add, which also lets older sums fade, adds it.
 namespace kvc::cuda {
 
-template <class T, int D>
+/// The same lane of two groups of lanes, `mask` apart, has four words of the first row or of the second. Each gives the other half of
+/// them: both get words k, of the first row and of the second, and words k + 1; k is 0 in the first group and 2 in the second.
+KVC_DEVICE Word4 trade(const Word4& own, bool is_second, int mask) {
+  Word4 result;
+  KVC_UNROLL for (int i = 0; i < 2; ++i) {
+    const uint32_t kept = is_second ? own.w[i + 2] : own.w[i];
+    const uint32_t taken = shuffle_xor(is_second ? own.w[i] : own.w[i + 2], mask);
+    result.w[2 * i] = is_second ? taken : kept;
+    result.w[2 * i + 1] = is_second ? kept : taken;
+  }
+  return result;
+}
+
+template <class T, int DK, int DV>
 class Narrow {
-  using Layout = NarrowLayout<D, T::has_small_range>;
+  static_assert(DK % 16 == 0 && DV % 16 == 0);
+  using Layout = NarrowLayout<DK, DV, T::has_small_range>;
   static constexpr int parts = Layout::parts;
   static constexpr int n_warps = Layout::n_warps;
-  static constexpr int k_loads = D / 32;  // of 16 bytes, per row of K and lane
-  static constexpr int v_loads = D / 64;  // per row of V and lane
-  static constexpr int k_steps = D / 16;  // products per part
+  static constexpr int k_steps = DK / 16;  // products per part; what a lane holds of K's rows is as many words of 16 bytes
+  static constexpr int v_steps = DV / 16;  // the same of V
+  static constexpr int k_loads = DK / 32;  // of 16 bytes, per row of K and lane
+  static constexpr int v_loads = DV / 64;  // per row of V and lane
+  static constexpr bool has_k_rest = DK % 32 != 0;  // 16 dims
+  static constexpr bool has_v_half = DV % 64 >= 32;
+  static constexpr bool has_v_rest = DV % 32 != 0;  // 16 dims, behind the half
+  static constexpr int v_half = 4 * v_loads;        // the first step of the half
+  static constexpr int v_rest = v_steps - 1;
   // Parts of f16 would underflow: queries are multiplied with a power of two of their own, weights with this one.
   static constexpr bool is_scaled = T::has_small_range;
   static constexpr float weight_scale = is_scaled ? 16384.0f : 1.0f;
@@ -52,7 +75,7 @@ class Narrow {
       top_[c] = -infinity();
       weight_[c] = 0;
     }
-    KVC_UNROLL for (int i = 0; i < D / 16; ++i) KVC_UNROLL for (int e = 0; e < 4; ++e) o_[i][e] = 0;
+    KVC_UNROLL for (int i = 0; i < v_steps; ++i) KVC_UNROLL for (int e = 0; e < 4; ++e) o_[i][e] = 0;
     const int begin = task.begin(), end = task.end();
     if (begin < end) {
       if (is_scaled) scale_queries();
@@ -87,11 +110,17 @@ class Narrow {
 
   // ---- Queries -----------------------------------------------------------------------------------------------------------------
 
+  /// The first of the four dims of K that lane (g, t) has for a step.
+  KVC_DEVICE static int key_dim(int step, int t) {
+    if (step == 2 * k_loads) return step * 16 + t % 2 * 8 + t / 2 * 4;
+    return step / 2 * 32 + t * 8 + step % 2 * 4;
+  }
+
   /// Finds a power of two that brings a column's largest element, which a rotation may make 1.5 times as large, to about 2^13.
   KVC_DEVICE void scale_queries() const {
     for (int c = warp_; c < Item::task().n_used; c += n_warps) {
       float largest = 0;
-      for (int dim = lane_; dim < D; dim += 32)
+      for (int dim = lane_; dim < DK; dim += 32)
         largest = fmaxf(largest, fabsf(item_.query(Item::column(c), dim)));
       KVC_UNROLL for (int mask = 16; mask > 0; mask /= 2)
         largest = fmaxf(largest, shuffle_xor(largest, mask));
@@ -100,7 +129,6 @@ class Narrow {
       const int up = wanted < -100 ? -100 : wanted > 100 ? 100 : wanted;
       if (lane_ == 0) Item::column(c).unscale = float_of(static_cast<uint32_t>(127 - up) << 23);
     }
-    sync_block();
   }
 
   /// The right factor of the products with K, part by part, two words each: parts 0 and 1 of a lane side by side, part 2 behind
@@ -109,7 +137,7 @@ class Narrow {
     for (int i = thread_index(); i < k_steps * 32; i += n_warps * 32) {
       const int to = i % 32, step = i / 32;
       const Column& column = Item::column(to / 4);
-      const int dim = step / 2 * 32 + to % 4 * 8 + step % 2 * 4;
+      const int dim = key_dim(step, to % 4);
       const bool is_used = to / 4 < Item::task().n_used;
       float x[4];
       KVC_UNROLL for (int e = 0; e < 4; ++e) {
@@ -130,28 +158,66 @@ class Narrow {
 
   // ---- A step of 16 tokens --------------------------------------------------------------------------------------------------------
 
+  KVC_DEVICE const char* k_row(int cells, int lane) const {
+    return k_ + shuffle(cells, lane) * a_.k.row_stride;
+  }
+  KVC_DEVICE const char* v_row(int cells, int lane) const {
+    return v_ + shuffle(cells, lane) * a_.v.row_stride;
+  }
+
   KVC_DEVICE void load_k(int cells, int first_lane) {
     KVC_UNROLL for (int r = 0; r < 2; ++r) {
-      const char* const row = k_ + shuffle(cells, first_lane + g_ + 8 * r) * a_.k.row_stride;
+      const char* const row = k_row(cells, first_lane + g_ + 8 * r);
       KVC_UNROLL for (int j = 0; j < k_loads; ++j) k_words_[r * k_loads + j] = load_stream(row + 64 * j);
+    }
+    if constexpr (has_k_rest) {  // of row g, or in lanes (g, 2) and (g, 3) of row g + 8
+      const char* const row = k_row(cells, first_lane + g_ + t_ / 2 * 8);
+      k_words_[k_steps - 1] = load_stream(row + 64 * k_loads - t_ / 2 * 32);
     }
   }
   KVC_DEVICE void load_v(int cells, int first_lane) {
     KVC_UNROLL for (int r = 0; r < 4; ++r) {
-      const int token = 2 * t_ + r % 2 + r / 2 * 8;
-      const char* const row = v_ + shuffle(cells, first_lane + token) * a_.v.row_stride;
+      const char* const row = v_row(cells, first_lane + v_token(r));
       KVC_UNROLL for (int c = 0; c < v_loads; ++c) v_words_[r * v_loads + c] = load_stream(row + 128 * c);
     }
+    if constexpr (has_v_half) {  // four lanes have all dims: the upper ones take the later two tokens
+      KVC_UNROLL for (int r = 0; r < 2; ++r) {
+        const char* const row = v_row(cells, first_lane + v_token(r + g_ / 4 * 2));
+        v_words_[v_half + r] = load_stream(row + 128 * v_loads - g_ / 4 * 64);
+      }
+    }
+    if constexpr (has_v_rest) {  // two lanes have all dims
+      const char* const row = v_row(cells, first_lane + v_token(g_ / 2));
+      v_words_[v_rest] = load_stream(row + 32 * (v_rest - g_ / 2));
+    }
+  }
+  /// The r-th of the tokens whose values this lane multiplies.
+  KVC_DEVICE int v_token(int r) const { return 2 * t_ + r % 2 + r / 2 * 8; }
+
+  /// What was loaded of fewer rows becomes the left factor of a product.
+  KVC_DEVICE void trade_k() {
+    if constexpr (has_k_rest) k_words_[k_steps - 1] = trade(k_words_[k_steps - 1], t_ >= 2, 2);
+  }
+  /// What was loaded of fewer tokens becomes a word of each of four tokens.
+  KVC_DEVICE void trade_v() {
+    if constexpr (has_v_half) {
+      const Word4 even = trade(v_words_[v_half], g_ >= 4, 16), odd = trade(v_words_[v_half + 1], g_ >= 4, 16);
+      KVC_UNROLL for (int i = 0; i < 2; ++i)
+        v_words_[v_half + i] = {even.w[2 * i], odd.w[2 * i], even.w[2 * i + 1], odd.w[2 * i + 1]};
+    }
+    if constexpr (has_v_rest)
+      v_words_[v_rest] = trade(trade(v_words_[v_rest], g_ >= 4, 16), g_ / 2 % 2 != 0, 8);
   }
 
   /// Products of tokens g and g + 8 with columns 2t and 2t + 1. A chain of products per part; the small ones are added first.
   KVC_DEVICE void multiply_k(float (&s)[4]) const {
     float sums[parts][4] = {};
     KVC_UNROLL for (int step = 0; step < k_steps; ++step) {
-      const Word4& a = k_words_[step / 2];
-      const Word4& b = k_words_[k_loads + step / 2];
-      const uint32_t left[4] = {a.w[step % 2 * 2], b.w[step % 2 * 2], a.w[step % 2 * 2 + 1],
-                                b.w[step % 2 * 2 + 1]};
+      const bool is_rest = step == 2 * k_loads;
+      const Word4& a = k_words_[is_rest ? step : step / 2];
+      const Word4& b = k_words_[is_rest ? step : k_loads + step / 2];
+      const uint32_t left[4] = {a.w[step % 2 * 2], b.w[is_rest ? 1 : step % 2 * 2],
+                                a.w[is_rest ? 2 : step % 2 * 2 + 1], b.w[is_rest ? 3 : step % 2 * 2 + 1]};
       const uint32_t* const of_step = fragments() + step * 32 * 2 * parts;
       const Word4 two = *reinterpret_cast<const Word4*>(of_step + lane_ * 4);
       mma_16x8x16<T>(sums[0], left, {two.w[0], two.w[1]});
@@ -221,11 +287,12 @@ class Narrow {
     }
   }
 
-  /// Dims 16i … of the step's values times its weights, for all columns. Bits of `keep` name words of which tokens count.
+  /// Sixteen dims of the step's values times its weights, for all columns. Bits of `keep` name words of which tokens count.
   KVC_DEVICE void multiply_v(int i, const uint32_t (&weights)[parts][2], const uint32_t (&keep)[4],
                              float (&sum)[4]) const {
     uint32_t x[4];
-    KVC_UNROLL for (int r = 0; r < 4; ++r) x[r] = v_words_[r * v_loads + i / 4].w[i % 4] & keep[r];
+    KVC_UNROLL for (int r = 0; r < 4; ++r)
+      x[r] = (i < v_half ? v_words_[r * v_loads + i / 4].w[i % 4] : v_words_[i].w[r]) & keep[r];
     const uint32_t left[4] = {permute(x[0], x[1], 0x5410), permute(x[0], x[1], 0x7632),
                               permute(x[2], x[3], 0x5410), permute(x[2], x[3], 0x7632)};
     KVC_UNROLL for (int e = 0; e < 4; ++e) sum[e] = 0;
@@ -236,7 +303,7 @@ class Narrow {
     constexpr uint32_t all[4] = {~0u, ~0u, ~0u, ~0u};
     uint32_t weights[parts][2];
     split_weights(s, weights);
-    KVC_UNROLL for (int i = 0; i < D / 16; ++i) {
+    KVC_UNROLL for (int i = 0; i < v_steps; ++i) {
       float sum[4];
       multiply_v(i, weights, all, sum);
       KVC_UNROLL for (int e = 0; e < 4; ++e) o_[i][e] = multiply_add(o_[i][e], fade[e % 2], sum[e]);
@@ -254,7 +321,7 @@ class Narrow {
         const float even = r < 2 ? s[0] : s[2], odd = r < 2 ? s[1] : s[3];
         keep[r] = shuffle(c % 2 == 0 ? even : odd, (2 * t_ + r % 2) * 4 + c / 2) == 0 ? 0u : ~0u;
       }
-      KVC_UNROLL for (int i = 0; i < D / 16; ++i) {
+      KVC_UNROLL for (int i = 0; i < v_steps; ++i) {
         float sum[4];
         multiply_v(i, weights, keep, sum);
         KVC_UNROLL for (int e = 0; e < 4; ++e)
@@ -266,7 +333,7 @@ class Narrow {
   KVC_DEVICE bool has_infinite_values() const {
     constexpr uint32_t exponent = T::has_small_range ? 0x7c00u : 0x7f80u;
     bool found = false;
-    KVC_UNROLL for (int i = 0; i < 4 * v_loads; ++i) {
+    KVC_UNROLL for (int i = 0; i < v_steps; ++i) {
       KVC_UNROLL for (int j = 0; j < 4; ++j) {
         const uint32_t pair = v_words_[i].w[j];
         found = found || (pair & exponent) == exponent || (pair >> 16 & exponent) == exponent;
@@ -296,10 +363,12 @@ class Narrow {
       const bool has_more = half == 0 ? u0 + 16 < end : u + stride < end;
       const int more_cells = half == 0 ? cells : next_cells;
       float s[4], fade[2];
+      trade_k();
       multiply_k(s);
       if (has_more) load_k(more_cells, 16 - half);
       const bool hides = finish_scores(s, u0, end, cells, positions, half);
       soften(s, fade);
+      trade_v();
       if (hides && has_infinite_values()) {
         add_values_apart(s, fade);
       } else {
@@ -317,6 +386,13 @@ class Narrow {
 
   // ---- Results --------------------------------------------------------------------------------------------------------------------
 
+  /// The first of the two dims that this lane has of a step.
+  KVC_DEVICE int value_dim(int i) const {
+    if (i < v_half) return i / 4 * 64 + 8 * g_ + i % 4 * 2;
+    if (has_v_rest && i == v_rest) return 16 * i + g_ % 2 * 8 + g_ / 2 * 2;
+    return 16 * v_half + g_ % 4 * 8 + g_ / 4 * 4 + (i - v_half) * 2;
+  }
+
   /// Adds up the results of the warps, in their order, in the rows of the first.
   KVC_DEVICE void gather_warps() const {
     sync_block();  // fragments are not read any more
@@ -328,8 +404,8 @@ class Narrow {
       sum += shuffle_xor(sum, 16);
       const int at = warp_ * tile_columns + column;
       float* const row = rows() + at * Layout::row_floats;
-      KVC_UNROLL for (int i = 0; i < D / 16; ++i) {
-        const int dim = i / 4 * 64 + 8 * g_ + i % 4 * 2;
+      KVC_UNROLL for (int i = 0; i < v_steps; ++i) {
+        const int dim = value_dim(i);
         row[dim] = o_[i][c] * (1.0f / weight_scale);
         row[dim + 1] = o_[i][c + 2] * (1.0f / weight_scale);
       }
@@ -339,7 +415,7 @@ class Narrow {
       }
     }
     sync_block();
-    for (int i = thread_index(); i < Item::task().n_used * D; i += n_warps * 32) add_warps(i / D, i % D);
+    for (int i = thread_index(); i < Item::task().n_used * DV; i += n_warps * 32) add_warps(i / DV, i % DV);
     sync_block();
   }
 
@@ -366,17 +442,17 @@ class Narrow {
   const int lane_, g_, t_, warp_;
   const char *k_, *v_;  // where this lane reads of row 0
 
-  Word4 k_words_[2 * k_loads];  // rows g and g + 8 of a step
-  Word4 v_words_[4 * v_loads];  // tokens 2t, 2t + 1, 2t + 8 and 2t + 9
-  float o_[D / 16][4];          // sums of values: dims by columns
-  float top_[2], weight_[2];    // of columns 2t and 2t + 1
+  Word4 k_words_[k_steps];    // rows g and g + 8 of a step
+  Word4 v_words_[v_steps];    // tokens 2t, 2t + 1, 2t + 8 and 2t + 9
+  float o_[v_steps][4];       // sums of values: dims by columns
+  float top_[2], weight_[2];  // of columns 2t and 2t + 1
 };
 
-template <class T, int D>
-KVC_GLOBAL void KVC_LAUNCH_BOUNDS(128, (NarrowLayout<D, T::has_small_range>::blocks))
+template <class T, int DK, int DV>
+KVC_GLOBAL void KVC_LAUNCH_BOUNDS(128, (NarrowLayout<DK, DV, T::has_small_range>::blocks))
     attend_narrow(KVC_PARAMS(AttentionArguments) a) {
   const int64_t n = int64_t{a.n_parts} * a.shape.turns();
-  Narrow<T, D> narrow(a);
+  Narrow<T, DK, DV> narrow(a);
   for (int64_t i = block_index(); i < n; i += n_blocks()) narrow.attend(i);
 }
 

@@ -2,8 +2,8 @@
 
 namespace kvc::cuda {
 
-const AttentionKernel* narrow_f16_kernel(int32_t head_dim) {
-  return narrow_instance_of<F16>(head_dim);
+const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v) {
+  return narrow_instance_of<F16>(dim_k, dim_v);
 }
 
 }  // namespace kvc::cuda

@@ -4,21 +4,27 @@
 
 namespace kvc::cuda {
 
-template <class T, int D>
+template <class T, int DK, int DV>
 const AttentionKernel* narrow_instance(const char* name) {
-  using Layout = NarrowLayout<D, T::has_small_range>;
+  using Layout = NarrowLayout<DK, DV, T::has_small_range>;
   static const AttentionKernel made = {
-      kernel<attend_narrow<T, D>>(name), Layout::threads,
+      kernel<attend_narrow<T, DK, DV>>(name), Layout::threads,
       [](const AttentionArguments&) { return static_cast<size_t>(Layout::bytes); }};
   return &made;
 }
 
 template <class T>
-const AttentionKernel* narrow_instance_of(int32_t head_dim) {
-  switch (head_dim) {
-    case 64: return narrow_instance<T, 64>("narrow_64");
-    case 128: return narrow_instance<T, 128>("narrow_128");
-    case 256: return narrow_instance<T, 256>("narrow_256");
+const AttentionKernel* narrow_instance_of(int32_t dim_k, int32_t dim_v) {
+  if (dim_k == 192 && dim_v == 128) return narrow_instance<T, 192, 128>("narrow_192_128");
+  if (dim_k != dim_v) return nullptr;
+  switch (dim_k) {
+    case 64: return narrow_instance<T, 64, 64>("narrow_64");
+    case 80: return narrow_instance<T, 80, 80>("narrow_80");
+    case 96: return narrow_instance<T, 96, 96>("narrow_96");
+    case 112: return narrow_instance<T, 112, 112>("narrow_112");
+    case 128: return narrow_instance<T, 128, 128>("narrow_128");
+    case 192: return narrow_instance<T, 192, 192>("narrow_192");
+    case 256: return narrow_instance<T, 256, 256>("narrow_256");
     default: return nullptr;
   }
 }

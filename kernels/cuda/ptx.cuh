@@ -93,6 +93,7 @@ KVC_DEVICE float exp2_fast(float x) {
 KVC_DEVICE uint32_t shuffle(uint32_t value, int from) { return __shfl_sync(~0u, value, from); }
 KVC_DEVICE int32_t shuffle(int32_t value, int from) { return __shfl_sync(~0u, value, from); }
 KVC_DEVICE float shuffle(float value, int from) { return __shfl_sync(~0u, value, from); }
+KVC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 KVC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 KVC_DEVICE uint32_t largest_of_lanes(uint32_t value) { return __reduce_max_sync(~0u, value); }
 KVC_DEVICE bool any_lane(bool value) { return __any_sync(~0u, value) != 0; }

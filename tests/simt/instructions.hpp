@@ -78,13 +78,16 @@ inline int32_t shuffle(int32_t value, int from) {
 }
 inline float shuffle(float value, int from) { return float_of(shuffle(bits_of(value), from)); }
 
-inline float shuffle_xor(float value, int mask) {
-  const uint32_t in[2] = {bits_of(value), static_cast<uint32_t>(mask)};
+inline uint32_t shuffle_xor(uint32_t value, int mask) {
+  const uint32_t in[2] = {value, static_cast<uint32_t>(mask)};
   uint32_t out = 0;
   simt::collective("shfl.bfly", in, 2, &out, 1, [](const simt::Inputs& a, simt::Outputs& r) {
     for (uint32_t lane = 0; lane < simt::warp_lanes; ++lane) r[lane][0] = a[lane ^ a[lane][1]][0];
   });
-  return float_of(out);
+  return out;
+}
+inline float shuffle_xor(float value, int mask) {
+  return float_of(shuffle_xor(bits_of(value), mask));
 }
 
 inline uint32_t largest_of_lanes(uint32_t value) {

@@ -35,6 +35,7 @@ struct Run {
   unsigned seed = 1;
   unsigned blocks = 3;
   int resident = 2;
+  simt::Statistics* loads = nullptr;  // what they are added to
 };
 
 /// One call by a kernel. What it leaves of the counters is checked.
@@ -65,10 +66,15 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run)
   a.partial = partial.data();
   a.counters = counters.data();
 
-  const simt::Options options = {.seed = run.seed, .resident = run.resident};
+  const simt::Options options = {
+      .seed = run.seed, .resident = run.resident, .counts_loads = run.loads != nullptr};
   const auto launch = [&](const KernelUnderTest& what) {
-    simt::launch(
+    const simt::Statistics made = simt::launch(
         run.blocks, 128, what.shared_bytes(a), [&] { what.run(a); }, options);
+    if (run.loads == nullptr) return;
+    run.loads->loaded_bytes += made.loaded_bytes;
+    run.loads->requests += made.requests;
+    run.loads->sectors += made.sectors;
   };
   for (int32_t i = 0; i < schedule.n_waves(); ++i) {
     a.first_part = schedule.wave(i).first_part;

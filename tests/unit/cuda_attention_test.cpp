@@ -1,22 +1,12 @@
-/// The attention kernels for CUDA for few columns, and for any shape.
+/// The attention kernel for CUDA that takes any shape, and what all kernels share.
 #include <cstdio>
 #include <initializer_list>
-#include <type_traits>
-#include <utility>
 
-#include "kernels/cuda/narrow.cuh"
 #include "unit/cuda_attention_check.hpp"
 
 namespace {
 
 using namespace cuda_attention;
-
-template <class T, int D>
-KernelUnderTest narrow() {
-  return {attend_narrow<T, D>, [](const AttentionArguments&) {
-            return static_cast<size_t>(NarrowLayout<D, T::has_small_range>::bytes);
-          }};
-}
 
 TEST(CudaAttention, EveryPairOfOptions) {
   for_each_pair_of_options({}, 100, [](Options o, uint32_t seed) {
@@ -81,54 +71,6 @@ TEST(CudaAttention, LongHistoriesAreCutAndMerged) {
       if (HasFatalFailure()) return;
     }
   }
-}
-
-template <class T, int D>
-void check_narrow(uint32_t seed) {
-  const StorageType type = std::is_same_v<T, F16> ? StorageType::f16 : StorageType::bf16;
-  const auto options = [&](uint32_t of_case) {
-    Options o{.type_k = type, .type_v = type, .head_dim_k = D, .head_dim_v = D};
-    o.group = std::initializer_list<int32_t>{1, 2, 4, 8, 3, 16}.begin()[of_case % 6];
-    o.n_kv_heads = 1 + static_cast<int32_t>(of_case % 2);
-    o.tokens_per_list = of_case % 5 == 0 ? 9 : 1 + static_cast<int32_t>(of_case % 3);
-    o.history = of_case % 7 == 0 ? 700 : 40 + static_cast<int32_t>(of_case % 200);
-    o.dtype_q = dtypes[of_case % 3];
-    o.lse = true;
-    o.sinks = of_case % 3 == 0;
-    o.shifts = of_case % 4 == 0;
-    o.halves = of_case % 8 == 0;
-    o.window = of_case % 5 == 1;
-    o.wild_ranges = of_case % 5 == 2;
-    o.hidden_nan = of_case % 4 == 1;
-    return o;
-  };
-  for (uint32_t i = 0; i < 5; ++i) {
-    check(options(seed + i), seed + i, narrow<T, D>());
-    if (::testing::Test::HasFatalFailure()) return;
-  }
-  for (uint32_t i = 5; i < 11; ++i) {
-    Options o = options(seed + i);
-    o.softcap = i % 2 == 0;
-    o.slopes = i % 3 == 0;
-    o.bias = i % 4 == 1;
-    o.mask = i % 4 == 2;
-    check(o, seed + i, narrow<T, D>());
-    if (::testing::Test::HasFatalFailure()) return;
-  }
-  std::printf("%s, %d: %.0f %% of what is promised was used\n", format_of(type).name, D,
-              100 * std::exchange(most_used, 0));
-}
-
-TEST(CudaAttention, NarrowOfBf16) {
-  check_narrow<Bf16, 64>(1000);
-  check_narrow<Bf16, 128>(1100);
-  check_narrow<Bf16, 256>(1200);
-}
-
-TEST(CudaAttention, NarrowOfF16) {
-  check_narrow<F16, 64>(1300);
-  check_narrow<F16, 128>(1400);
-  check_narrow<F16, 256>(1500);
 }
 
 }  // namespace

@@ -1,0 +1,119 @@
+/// The attention kernel for CUDA that takes few columns to tensor cores.
+#include <cstdio>
+#include <initializer_list>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "kernels/cuda/narrow.cuh"
+#include "unit/cuda_attention_check.hpp"
+
+namespace {
+
+using namespace cuda_attention;
+
+template <class T, int DK, int DV>
+KernelUnderTest narrow() {
+  return {attend_narrow<T, DK, DV>, [](const AttentionArguments&) {
+            return static_cast<size_t>(NarrowLayout<DK, DV, T::has_small_range>::bytes);
+          }};
+}
+
+template <class T>
+constexpr StorageType type_of = std::is_same_v<T, F16> ? StorageType::f16 : StorageType::bf16;
+
+/// All cases, or one of `step`.
+template <class T, int DK, int DV = DK>
+void check_narrow(uint32_t seed, uint32_t step) {
+  const auto options = [&](uint32_t of_case) {
+    Options o{.type_k = type_of<T>, .type_v = type_of<T>, .head_dim_k = DK, .head_dim_v = DV};
+    o.group = std::initializer_list<int32_t>{1, 2, 4, 8, 3, 16}.begin()[of_case % 6];
+    o.n_kv_heads = 1 + static_cast<int32_t>(of_case % 2);
+    o.tokens_per_list = of_case % 5 == 0 ? 9 : 1 + static_cast<int32_t>(of_case % 3);
+    o.history = of_case % 7 == 0 ? 700 : 40 + static_cast<int32_t>(of_case % 200);
+    o.dtype_q = dtypes[of_case % 3];
+    o.lse = true;
+    o.sinks = of_case % 3 == 0;
+    o.shifts = of_case % 4 == 0;
+    o.halves = of_case % 8 == 0;
+    o.window = of_case % 5 == 1;
+    o.wild_ranges = of_case % 5 == 2;
+    o.hidden_nan = of_case % 4 == 1;
+    return o;
+  };
+  for (uint32_t i = 0; i < 5; i += step) {
+    check(options(seed + i), seed + i, narrow<T, DK, DV>());
+    if (::testing::Test::HasFatalFailure()) return;
+  }
+  for (uint32_t i = 5; i < 11; i += step) {
+    Options o = options(seed + i);
+    o.softcap = i % 2 == 0;
+    o.slopes = i % 3 == 0;
+    o.bias = i % 4 == 1;
+    o.mask = i % 4 == 2;
+    check(o, seed + i, narrow<T, DK, DV>());
+    if (::testing::Test::HasFatalFailure()) return;
+  }
+  std::printf("%s, %d and %d: %.0f %% of what is promised was used\n", format_of(type_of<T>).name,
+              DK, DV, 100 * std::exchange(most_used, 0));
+}
+
+template <class T>
+void check_narrow_of_all_dims(uint32_t seed) {
+  check_narrow<T, 64>(seed, 1);
+  check_narrow<T, 80>(seed + 30, 2);
+  check_narrow<T, 96>(seed + 61, 2);
+  check_narrow<T, 112>(seed + 90, 2);
+  check_narrow<T, 128>(seed + 120, 1);
+  check_narrow<T, 192, 128>(seed + 151, 2);
+  check_narrow<T, 192>(seed + 180, 3);
+  check_narrow<T, 256>(seed + 210, 2);
+}
+
+TEST(CudaNarrow, OfBf16) { check_narrow_of_all_dims<Bf16>(1000); }
+TEST(CudaNarrow, OfF16) { check_narrow_of_all_dims<F16>(1300); }
+
+/// Moves rows to where a sector begins, as they lie on a device.
+void align(Plane& plane, std::vector<std::byte>& memory) {
+  memory.assign(memory.size() + 32, std::byte{0xff});
+  void* begin = memory.data();
+  size_t room = memory.size();
+  std::align(32, 1, begin, room);
+  std::memcpy(begin, plane.data, memory.size() - 32);
+  plane.data = static_cast<std::byte*>(begin);
+}
+
+/// Each byte of K and V that a KV head's tiles see, once: in whole sectors, 16 bytes a lane.
+template <class T, int DK, int DV = DK>
+void check_loads(uint32_t seed) {
+  Options o{.type_k = type_of<T>, .type_v = type_of<T>, .head_dim_k = DK, .head_dim_v = DV};
+  o.tokens_per_list = 1;
+  o.history = 400;
+  Case subject(o, seed);
+  uint64_t bytes = 0;
+  for (AttentionRow& row : subject.rows) {
+    row.end -= row.end % 16;  // what is behind the end of a step is read from its last token again
+    bytes += static_cast<uint64_t>(row.end) * 2 * (DK + DV) * static_cast<uint64_t>(o.n_kv_heads);
+  }
+  std::vector<std::byte> k(subject.k.size()), v(subject.v.size());
+  align(subject.storage.k.codes, k);
+  align(subject.storage.v.codes, v);
+  simt::Statistics loads;
+  attend(subject, narrow<T, DK, DV>(), {.seed = seed, .loads = &loads});
+  EXPECT_EQ(loads.loaded_bytes, bytes) << DK << " and " << DV;
+  EXPECT_EQ(loads.sectors * 32, bytes) << DK << " and " << DV;
+  EXPECT_EQ(loads.requests * 512, bytes) << DK << " and " << DV;
+}
+
+TEST(CudaNarrow, LoadsWhatIsSeenOnceInWholeSectors) {
+  check_loads<Bf16, 64>(1601);
+  check_loads<Bf16, 80>(1602);
+  check_loads<Bf16, 96>(1603);
+  check_loads<F16, 112>(1604);
+  check_loads<F16, 128>(1605);
+  check_loads<F16, 192, 128>(1606);
+  check_loads<Bf16, 192>(1607);
+  check_loads<Bf16, 256>(1608);
+}
+
+}  // namespace
