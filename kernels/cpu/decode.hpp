@@ -63,7 +63,7 @@ struct Scratch {
   float* probability;  // [row_quads_max][2][block_cells][quad_rows]
   float* k;            // [step_cells][q_stride] rows of a step, decoded
   float* v;            // [step_cells][o_stride]
-  float* k_scales;     // [chunk][step_cells][chunk_scales] of rows that are read in place
+  float* k_scales;     // of rows that are read in place, as spread_scales lays them out
   float* v_scales;
 };
 
@@ -108,7 +108,7 @@ KVC_INLINE Scratch lay_out_scratch(const Tile& tile) {
 /// The rows that a step reads, and where those lie that it prefetches meanwhile.
 struct StepRows {
   const std::byte* row[step_cells];
-  const float* scales;     // [chunk][step_cells][chunk_scales]
+  const float* scales;     // as spread_scales lays them out
   const std::byte* codes;  // that the offsets below count from
   const size_t* near;
   const size_t* far;
@@ -163,8 +163,7 @@ struct Step {
         Codes::load(x[i], row[i] + chunk * Codes::chunk_bytes, static_cast<int32_t>(d), mask);
       return;
     } else {
-      const size_t scale_chunk = Codes::has_one_scale ? 0 : chunk;
-      const float* scale = scales + scale_chunk * (step_cells * chunk_scales) + d / 32;
+      const float* scale = scales + chunk * (step_cells * chunk_scales) + d / 32;
 #pragma GCC unroll 4
       for (int32_t i = 0; i < step_cells; ++i) {
         Codes::load(x[i], row[i] + chunk * Codes::chunk_bytes, static_cast<int32_t>(d),
@@ -213,6 +212,7 @@ static void score_step(const float* q, size_t stride, const StepRows& rows, floa
         }
       });
   store_sums(scores, sum);
+  if constexpr (Step<K>::Codes::has_one_scale) scale_sums(scores, step.scales);
 }
 
 /// Adds the values of one step's cells, weighted with probability[cell][row], to ROWS rows of o.
@@ -223,6 +223,13 @@ static void value_step(const Tile& tile, const RowQuad& quad, const StepRows& ro
   const size_t stride = static_cast<size_t>(tile.o_stride);
   float* o = tile.o + static_cast<size_t>(quad.row) * stride;
   const bool prefetches = rows.prefetches;
+  alignas(64) float scaled[step_cells * quad_rows];
+  if constexpr (Step<V>::Codes::has_one_scale) {
+    __builtin_memcpy(scaled, probability, sizeof scaled);
+    scale_sums(scaled, step.scales);
+    probability = scaled;
+    keep_in_register(probability);  // else gcc broadcasts from a register, by shuffles, what loads broadcast for nothing
+  }
   Vec p[step_cells][ROWS];
 #pragma GCC unroll 4
   for (int32_t i = 0; i < step_cells; ++i) {
@@ -282,10 +289,10 @@ struct Side {
 
   /// Decoded rows are padded to the stride with zeros, which are written once.
   [[gnu::always_inline]] Side(const TileRows& of, int32_t padded, float* row_scratch,
-                              float* scale_scratch)
+                              float* scale_scratch, bool decodes = false)
       : rows(of),
         partial(loads_partial_vectors && is_plain(of.type) && of.head_dim % 16 != 0),
-        in_place(partial || (of.head_dim % unit_dims_of(of) == 0 && of.block != 16)),
+        in_place(partial || (!decodes && of.head_dim % unit_dims_of(of) == 0 && of.block != 16)),
         stride(padded),
         decoded(row_scratch),
         scales(scale_scratch),
@@ -324,29 +331,25 @@ struct Side {
     step.head_dim = rows.head_dim;
     step.prefetches = in_place;
     step.scales = scales;
-    for (int32_t i = 0; i < step_cells; ++i) {
+    for (int32_t i = 0; i < step_cells; ++i)
       step.row[i] = in_place ? rows.codes + at.codes[first + i] : decode(at, first + i, i);
-      prepare(at, near, far, first + i, scales + i * chunk_scales, step_cells * chunk_scales);
-    }
+    if (rows.scales != nullptr && in_place) spread_scales(scales, rows, at.scales + first, stride);
+    prefetch_rest(near, far, first);
     return step;
   }
 
  private:
-  /// Lays out the scales of a row that is read in place. Prefetches what is not prefetched when rows
-  /// are read: scales, and codes that are decoded first.
-  [[gnu::always_inline]] void prepare(const RowOffsets& at, const RowOffsets& near,
-                                      const RowOffsets& far, int32_t i, float* to,
-                                      int32_t apart) const {
-    if (!in_place) {
+  /// Prefetches what is not prefetched when rows are read: scales, and codes that are decoded first.
+  [[gnu::always_inline]] void prefetch_rest(const RowOffsets& near, const RowOffsets& far,
+                                            int32_t first) const {
+    for (int32_t i = first; i < first + step_cells && !in_place; ++i) {
       for (size_t byte = 0; byte < rows.bytes; byte += 64) {
         prefetch(rows.codes + near.codes[i] + byte);
         prefetch_far(rows.codes + far.codes[i] + byte);
       }
     }
     if (rows.scales == nullptr) return;
-    if (in_place) spread_scales(to, apart, rows, rows.scales + at.scales[i], stride);
-    prefetch(rows.scales + near.scales[i]);
-    prefetch_far(rows.scales + far.scales[i]);
+    for (int32_t i = first; i < first + step_cells; ++i) prefetch_far(rows.scales + far.scales[i]);
   }
 };
 
@@ -402,6 +405,16 @@ KVC_INLINE void locate_block(const Tile& tile, int32_t begin, BlockRows& block) 
   locate_rows(tile.v, begin, tile.n_cells, block.v);
 }
 
+/// Whether a query's product with codes may leave f32 although its product with the key does not.
+KVC_INLINE bool needs_keys(const Tile& tile) {
+  if (tile.k.type != StorageType::int8) return false;
+  Vec largest = zero();
+  for (int32_t i = 0; i < tile.n_rows * tile.q_stride; i += lanes)
+    largest = maximum(absolute(load(tile.q + i)), largest);
+  const Quad folded = fold_maximum(largest);
+  return any(folded > one_scale_query_max);
+}
+
 /// Prefetches the blocks that come too early for the walk to prefetch them.
 KVC_INLINE void prefetch_first_blocks(const Tile& tile, const BlockRows* blocks) {
   for (int32_t t = 0; t < blocks_far && t * block_cells < tile.n_cells; ++t) {
@@ -421,7 +434,7 @@ class Walk {
       : tile_(tile),
         scratch_(lay_out_scratch(tile)),
         n_quads_((tile.n_rows + quad_rows - 1) / quad_rows),
-        k_(tile.k, tile.q_stride, scratch_.k, scratch_.k_scales),
+        k_(tile.k, tile.q_stride, scratch_.k, scratch_.k_scales, needs_keys(tile)),
         v_(tile.v, tile.o_stride, scratch_.v, scratch_.v_scales),
         steps_(steps_for(k_, v_)) {
     for (int32_t i = 0; i < n_quads_; ++i) describe_quad(tile, i, scratch_.quad[i]);

@@ -180,6 +180,13 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
   store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
 }
 
+/// Multiplies what store_sums stored with a factor for each cell.
+KVC_INLINE void scale_sums(float* to, const float* factor) {
+  const __m512i cells = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const Vec four = _mm512_zextps128_ps512(_mm_loadu_ps(factor));
+  store_unaligned(to, load_unaligned(to) * _mm512_maskz_permutexvar_ps(0xffff, cells, four));
+}
+
 /// Loads what store_sums has just stored, with loads no larger than its stores: larger ones would
 /// wait for the cache.
 KVC_INLINE Vec load_sums(const float* p) { return load_unaligned(p); }
@@ -480,6 +487,15 @@ KVC_INLINE Quad load_quad(const float* p) {
   return x;
 }
 KVC_INLINE void store_quad(float* p, Quad x) { __builtin_memcpy(p, &x, sizeof x); }
+
+#if !defined(__AVX512F__)
+/// Multiplies what store_sums stored with a factor for each cell.
+KVC_INLINE void scale_sums(float* to, const float* factor) {
+  for (int32_t i = 0; i < step_cells; ++i)
+    store_quad(to + 4 * i, load_quad(to + 4 * i) * factor[i]);
+}
+#endif
+
 KVC_INLINE QuadInt load_quad(const int32_t* p) {
   QuadInt x;
   __builtin_memcpy(&x, p, sizeof x);

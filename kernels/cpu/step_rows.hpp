@@ -12,6 +12,10 @@ inline constexpr int32_t chunk_dims = 64;  // of an unrolled inner loop
 /// Scales of a row that a chunk has: one for each half of it.
 inline constexpr int32_t chunk_scales = 2;
 
+/// What a cell's one scale is multiplied with is its product, or its probability: a multiplication of four numbers, where values
+/// are many. The product may so be larger than a score; queries beyond this take the other way.
+inline constexpr float one_scale_query_max = 0x1p100f;
+
 /// A storage type as steps see it. Rows are read in units of a few vectors; `chunk` points at the
 /// codes of chunk_dims dimensions, and a unit begins at dimension `d` of them.
 template <class Type>
@@ -23,7 +27,7 @@ struct StepType {
   static constexpr size_t chunk_bytes = code_bytes == 0 ? chunk_dims / 2 : chunk_dims * code_bytes;
   KVC_INLINE void load(Vec (&x)[1], const std::byte* chunk, int32_t d, const float* scale) {
     x[0] = stored::Vectors<Type>::whole(chunk, d / lanes);
-    if constexpr (has_scales) x[0] = x[0] * broadcast(*scale);
+    if constexpr (has_scales && !has_one_scale) x[0] = x[0] * broadcast(*scale);
   }
 };
 
@@ -121,34 +125,43 @@ KVC_INLINE int32_t unit_dims_of(const TileRows& rows) {
   });
 }
 
-/// Lays out the scales of one row for steps: to[chunk · apart], chunk_scales floats for each chunk of
-/// `n_dims` dimensions; of int8, which has but one, only the first chunk's.
+/// Lays out the scales of a step's rows: to[chunk][step_cells][chunk_scales], of `n_dims` dimensions; of int8, to[step_cells].
 template <class Type>
-[[gnu::noinline]] static void spread_scales(float* to, int32_t apart, const TileRows& rows,
-                                            const std::byte* scales, int32_t n_dims) {
-  const auto* from = reinterpret_cast<const float*>(scales);
-  if constexpr (__is_same(Type, stored::Int8)) {
-    to[0] = to[1] = from[0];
-  } else if constexpr (__is_same(Type, stored::Nf4)) {
-    const int32_t shift = __builtin_ctz(static_cast<uint32_t>(rows.block));
-    for (int32_t d = 0; d < n_dims; d += chunk_dims, to += apart) {
-      const int32_t half = d + chunk_dims / 2;
-      to[0] = from[d >> shift];
-      to[1] = from[(half < n_dims ? half : d) >> shift];
-    }
-  } else if constexpr (StepType<Type>::has_scales) {
-    const int32_t n_scales = n_dims / stored::ggml_block;
-    for (int32_t first = 0; first < n_scales; first += 4, to += 2 * apart) {
-      const int32_t left = n_scales - first;
-      const std::byte* halves = scales + 2 * first;
-      std::byte last[8] = {};
-      if (left < 4) {
-        for (int32_t i = 0; i < 2 * left; ++i) last[i] = halves[i];
-        halves = last;
+[[gnu::noinline]] static void spread_scales(float* to, const TileRows& rows, const size_t* offsets,
+                                            int32_t n_dims) {
+  constexpr int32_t apart = step_cells * chunk_scales;
+  if constexpr (StepType<Type>::has_one_scale) {
+    Quad all = {};
+    for (int32_t cell = 0; cell < step_cells; ++cell)
+      all[cell] = *reinterpret_cast<const float*>(rows.scales + offsets[cell]);
+    return store_quad(to, all);  // as they will be loaded
+  }
+#pragma GCC unroll 4
+  for (int32_t cell = 0; cell < step_cells; ++cell) {
+    const std::byte* scales = rows.scales + offsets[cell];
+    const auto* from = reinterpret_cast<const float*>(scales);
+    float* at = to + cell * chunk_scales;
+    if constexpr (__is_same(Type, stored::Nf4)) {
+      const int32_t shift = __builtin_ctz(static_cast<uint32_t>(rows.block));
+      for (int32_t d = 0; d < n_dims; d += chunk_dims, at += apart) {
+        const int32_t half = d + chunk_dims / 2;
+        at[0] = from[d >> shift];
+        at[1] = from[(half < n_dims ? half : d) >> shift];
       }
-      const Quad widened = load_four_halves(halves);
-      __builtin_memcpy(to, &widened, 8);
-      if (left > 2) __builtin_memcpy(to + apart, reinterpret_cast<const float*>(&widened) + 2, 8);
+    } else if constexpr (StepType<Type>::has_scales) {
+      const int32_t n_scales = n_dims / stored::ggml_block;
+      for (int32_t first = 0; first < n_scales; first += 4, at += 2 * apart) {
+        const int32_t left = n_scales - first;
+        const std::byte* halves = scales + 2 * first;
+        std::byte last[8] = {};
+        if (left < 4) {
+          for (int32_t i = 0; i < 2 * left; ++i) last[i] = halves[i];
+          halves = last;
+        }
+        const Quad widened = load_four_halves(halves);
+        __builtin_memcpy(at, &widened, 8);
+        if (left > 2) __builtin_memcpy(at + apart, reinterpret_cast<const float*>(&widened) + 2, 8);
+      }
     }
   }
 }
@@ -163,8 +176,7 @@ template <class Type>
 }
 
 using DecodeRow = void (*)(float* to, const TileRows& rows, const stored::Row& row);
-using SpreadScales = void (*)(float* to, int32_t apart, const TileRows& rows,
-                              const std::byte* scales, int32_t n_dims);
+using SpreadScales = void (*)(float* to, const TileRows& rows, const size_t* offsets, int32_t n_dims);
 
 KVC_INLINE DecodeRow decoder_for(const TileRows& rows) {
   return stored::with_reader(
