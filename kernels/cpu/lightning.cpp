@@ -31,6 +31,16 @@ size_t extent(int64_t n) { return static_cast<size_t>(n); }
 /// Rows of a token that are longer are not prefetched.
 constexpr int64_t most_bytes_ahead = 8192;
 
+/// Measured on Zen 4: a block that was prefetched into the second level takes 10 % longer. Rows that leave the first level before
+/// they are needed are in the second then, too.
+bool prefetches_into_first_level() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd") != 0;
+#else
+  return false;
+#endif
+}
+
 /// Heads that a thread takes through the blocks side by side: their rows of a token lie beside each other, often in one page of
 /// memory, and finding a page costs as much as reading a row. Second-level caches have room for so many bytes of each token.
 constexpr int32_t heads_at_once_max = 8;
@@ -314,6 +324,7 @@ void LightningCall::look_ahead(const Item& item, int32_t n_heads, int32_t first,
   ahead->row = item.scratch.ahead;
   ahead->lines_at_once = static_cast<int32_t>((lines + steps - 1) / steps);
   ahead->row_bytes = static_cast<int32_t>(row_bytes);
+  ahead->into_first_level = prefetches_into_first_level();
 }
 
 /// n queries, the i-th of them where at(i) says, times the scale.

@@ -41,6 +41,7 @@ struct LightningAhead {
   int32_t n = 0;
   int32_t row_bytes = 0;
   int32_t lines_at_once = 0;
+  bool into_first_level = false;  // of the caches; else into the second
   int32_t at = 0;    // rows before are prefetched,
   int32_t byte = 0;  // and so many bytes of this one
 };

@@ -126,7 +126,12 @@ KVC_INLINE int32_t width_of_strip(int32_t n, int32_t begin) {
 
 KVC_INLINE void prefetch_some(LightningAhead& ahead) {
   for (int32_t i = 0; i < ahead.lines_at_once && ahead.at < ahead.n; ++i) {
-    prefetch_far(ahead.row[ahead.at] + ahead.byte);
+    const std::byte* line = ahead.row[ahead.at] + ahead.byte;
+    if (ahead.into_first_level) {
+      prefetch(line);
+    } else {
+      prefetch_far(line);
+    }
     ahead.byte += 64;
     if (ahead.byte < ahead.row_bytes) continue;
     ahead.byte = 0;
