@@ -228,7 +228,8 @@ static void value_step(const Tile& tile, const RowQuad& quad, const StepRows& ro
     __builtin_memcpy(scaled, probability, sizeof scaled);
     scale_sums(scaled, step.scales);
     probability = scaled;
-    keep_in_register(probability);  // else gcc broadcasts from a register, by shuffles, what loads broadcast for nothing
+    keep_in_register(
+        probability);  // else gcc broadcasts from a register, by shuffles, what loads broadcast for nothing
   }
   Vec p[step_cells][ROWS];
 #pragma GCC unroll 4

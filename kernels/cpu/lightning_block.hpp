@@ -42,8 +42,8 @@ struct LightningAhead {
   int32_t row_bytes = 0;
   int32_t lines_at_once = 0;
   bool into_first_level = false;  // of the caches; else into the second
-  int32_t at = 0;    // rows before are prefetched,
-  int32_t byte = 0;  // and so many bytes of this one
+  int32_t at = 0;                 // rows before are prefetched,
+  int32_t byte = 0;               // and so many bytes of this one
 };
 
 /// Rows of tokens, as they lie in tensors, as floats: to[column · n + i · panel + d], in panels of columns.
