@@ -17,6 +17,11 @@ void for_each_name(const AttentionOperator& op, Visit visit) {
     visit(*alias);
 }
 
+/// The device's own operators live as long as the library: nothing counts their users.
+std::shared_ptr<const AttentionOperator> unowned(const AttentionOperator* op) {
+  return {std::shared_ptr<void>(), op};
+}
+
 OperatorRegistry::Entry entry_of(const char* name, const std::shared_ptr<const AttentionOperator>& op) {
   OperatorRegistry::Entry entry = {};
   std::snprintf(entry.name, sizeof entry.name, "%s", name);
@@ -34,14 +39,21 @@ auto named(auto& entries, const char* name) {
 
 OperatorRegistry::OperatorRegistry(const std::shared_ptr<const Device>& device) : device_(device) {
   for (int32_t i = 0; const AttentionOperator* op = built_in(i); ++i) {
-    // The device's own, which lives as long as the library: nothing counts its users.
-    const std::shared_ptr<const AttentionOperator> unowned(std::shared_ptr<void>(), op);
-    for_each_name(*op, [&](const char* name) { entries_.push_back(entry_of(name, unowned)); });
+    for_each_name(*op, [&](const char* name) { entries_.push_back(entry_of(name, unowned(op))); });
   }
 }
 
 const AttentionOperator* OperatorRegistry::built_in(int32_t index) const {
   return device_->attention_operator(index);
+}
+
+const AttentionOperator* OperatorRegistry::built_in(const char* name) const {
+  for (int32_t i = 0; const AttentionOperator* op = built_in(i); ++i) {
+    bool has_name = false;
+    for_each_name(*op, [&](const char* own) { has_name |= std::strcmp(own, name) == 0; });
+    if (has_name) return op;
+  }
+  return nullptr;
 }
 
 Status OperatorRegistry::at(int32_t index, Entry* out) const {
@@ -102,7 +114,11 @@ Status OperatorRegistry::remove(const char* name, std::shared_ptr<const Attentio
   if (!op->is_callers)
     return fail(Status::not_supported, "the operator %s is built in: it stays", op->name);
   *out = op;
-  std::erase_if(entries_, [&](const Entry& entry) { return entry.op == op; });
+  std::erase_if(entries_, [&](Entry& entry) {
+    if (entry.op != op) return false;
+    entry.op = unowned(built_in(entry.name));
+    return entry.op == nullptr;
+  });
   return Status::ok;
 }
 

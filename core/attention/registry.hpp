@@ -30,13 +30,15 @@ class OperatorRegistry {
 
   /// Adds an operator under its name and aliases. INVALID_ARGUMENT where one is taken, unless it may be replaced.
   Status add(const std::shared_ptr<const AttentionOperator>& op, bool replace);
-  /// Takes an operator of a caller away, with all of its names. `out` keeps it until the caller lets it go.
+  /// Takes an operator of a caller away, with all of its names: those of a built-in operator are that one's again. `out` keeps it
+  /// until the caller lets it go.
   Status remove(const char* name, std::shared_ptr<const AttentionOperator>* out);
 
   const AttentionOperator* built_in(int32_t index) const;
 
  private:
   Status not_found(const char* name) const;
+  const AttentionOperator* built_in(const char* name) const;
 
   const std::shared_ptr<const Device> device_;
   mutable std::mutex mutex_;

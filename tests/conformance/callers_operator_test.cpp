@@ -436,6 +436,26 @@ TEST(CallersOperator, IsReleasedOnceInAnyOrder) {
   EXPECT_EQ(second.n_released, 1);
 }
 
+TEST(CallersOperator, GivesABuiltInOperatorsNameBack) {
+  const support::Device device(1);
+  const auto canonical = [&](const char* name) {
+    kvc_operator_info info = KVC_OPERATOR_INFO_INIT;
+    EXPECT_EQ(kvc_operator_find(device, name, &info), KVC_OK) << last_message();
+    return std::string(info.canonical);
+  };
+  const std::string flash = canonical("sdpa");
+  Table table;
+  ASSERT_EQ(add(device, "sdpa,mine", table, some, KVC_OPERATOR_REPLACE), KVC_OK) << last_message();
+  EXPECT_EQ(canonical("sdpa"), "sdpa");
+  EXPECT_EQ(canonical(flash.c_str()), flash);
+  ASSERT_EQ(kvc_operator_unregister(device, "mine"), KVC_OK);
+  EXPECT_EQ(table.n_released, 1);
+  EXPECT_EQ(canonical("sdpa"), flash);
+  kvc_operator_info info = KVC_OPERATOR_INFO_INIT;
+  expect(KVC_E_NOT_FOUND, "mine", kvc_operator_find(device, "mine", &info));
+  expect(KVC_E_NOT_SUPPORTED, "built in", kvc_operator_unregister(device, "sdpa"));
+}
+
 TEST(CallersOperator, ChecksWhatIsRegistered) {
   const support::Device device(1);
   Table table;

@@ -164,7 +164,8 @@ class Operators:
         return decorate
 
     def unregister(self, name: str) -> None:
-        """Takes an operator of register() away, with all of its names.
+        """Takes an operator of register() away, with all of its names. Those that it had taken from a
+        built-in operator name that one again.
 
         Raises NotFound, NotSupported (it is built in).
         """

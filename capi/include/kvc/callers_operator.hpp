@@ -168,7 +168,7 @@ inline void operator_register(const Device &device, const char *names, const Ope
   static_cast<void>(user.release());  // from now on the library releases it
 }
 
-// Takes it away, with all of its names. Layers and operators that exist keep it.
+// Takes it away, with all of its names; those of a built-in operator name that one again. Layers and operators that exist keep it.
 inline void operator_unregister(const Device &device, const char *name) {
   check(kvc_operator_unregister(device.handle(), name));
 }

@@ -419,7 +419,7 @@ enum { /* kvc_operator_register() flags */
 KVC_API kvc_status kvc_operator_register(kvc_device *device, const char *names, uint32_t flags, const kvc_operator_info *info,
                                          const kvc_operator_functions *functions, void *user) KVC_NOEXCEPT;
 
-/* Takes a caller's operator away, with all of its names.
+/* Takes a caller's operator away, with all of its names. Those that it had taken from a built-in operator name that one again.
  * Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED (it is built in). Threads: any. */
 KVC_API kvc_status kvc_operator_unregister(kvc_device *device, const char *name) KVC_NOEXCEPT;
 

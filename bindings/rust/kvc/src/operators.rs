@@ -193,8 +193,8 @@ impl Device {
         Ok(text(&chosen))
     }
 
-    /// Takes a caller's operator away, with all of its names. Layers and operators that have it keep it.
-    /// NOT_SUPPORTED: it is built in.
+    /// Takes a caller's operator away, with all of its names; those of a built-in operator name that one
+    /// again. Layers and operators that have it keep it. NOT_SUPPORTED: it is built in.
     pub fn operator_unregister(&self, name: &str) -> Result<()> {
         let name = c_string("name", name)?;
         check(unsafe { sys::kvc_operator_unregister(self.handle, name.as_ptr()) })
