@@ -173,6 +173,15 @@ struct Step {
   }
 };
 
+/// Whether products and probabilities are multiplied with something for each cell.
+template <class Type>
+inline constexpr bool has_step_scales = Step<Type>::Codes::has_one_scale || step_factor<Type> != 1;
+template <class Type>
+KVC_INLINE Quad scales_of(const Step<Type>& step) {
+  if constexpr (Step<Type>::Codes::has_one_scale) return load_quad(step.scales);
+  return Quad{} + step_factor<Type>;
+}
+
 /// Calls `use(chunk, d)` for each unit of a row of `stride` floats.
 template <size_t unit_dims, class Use>
 KVC_INLINE void for_each_unit(size_t stride, Use use) {
@@ -212,7 +221,7 @@ static void score_step(const float* q, size_t stride, const StepRows& rows, floa
         }
       });
   store_sums(scores, sum);
-  if constexpr (Step<K>::Codes::has_one_scale) scale_sums(scores, step.scales);
+  if constexpr (has_step_scales<K>) scale_sums(scores, scales_of<K>(step));
 }
 
 /// Adds the values of one step's cells, weighted with probability[cell][row], to ROWS rows of o.
@@ -224,12 +233,12 @@ static void value_step(const Tile& tile, const RowQuad& quad, const StepRows& ro
   float* o = tile.o + static_cast<size_t>(quad.row) * stride;
   const bool prefetches = rows.prefetches;
   alignas(64) float scaled[step_cells * quad_rows];
-  if constexpr (Step<V>::Codes::has_one_scale) {
+  if constexpr (has_step_scales<V>) {
     __builtin_memcpy(scaled, probability, sizeof scaled);
-    scale_sums(scaled, step.scales);
+    scale_sums(scaled, scales_of<V>(step));
     probability = scaled;
-    keep_in_register(
-        probability);  // else gcc broadcasts from a register, by shuffles, what loads broadcast for nothing
+    // Else gcc broadcasts from a register, by shuffles, what loads broadcast for nothing.
+    keep_in_register(probability);
   }
   Vec p[step_cells][ROWS];
 #pragma GCC unroll 4

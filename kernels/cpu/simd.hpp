@@ -181,9 +181,9 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
 }
 
 /// Multiplies what store_sums stored with a factor for each cell.
-KVC_INLINE void scale_sums(float* to, const float* factor) {
+KVC_INLINE void scale_sums(float* to, Quad factor) {
   const __m512i cells = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const Vec four = _mm512_zextps128_ps512(_mm_loadu_ps(factor));
+  const Vec four = _mm512_zextps128_ps512(factor);
   store_unaligned(to, load_unaligned(to) * _mm512_maskz_permutexvar_ps(0xffff, cells, four));
 }
 
@@ -490,7 +490,7 @@ KVC_INLINE void store_quad(float* p, Quad x) { __builtin_memcpy(p, &x, sizeof x)
 
 #if !defined(__AVX512F__)
 /// Multiplies what store_sums stored with a factor for each cell.
-KVC_INLINE void scale_sums(float* to, const float* factor) {
+KVC_INLINE void scale_sums(float* to, Quad factor) {
   for (int32_t i = 0; i < step_cells; ++i)
     store_quad(to + 4 * i, load_quad(to + 4 * i) * factor[i]);
 }

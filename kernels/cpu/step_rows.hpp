@@ -31,6 +31,10 @@ struct StepType {
   }
 };
 
+/// What steps have to multiply products and probabilities with, because load() leaves it out.
+template <class Type>
+inline constexpr float step_factor = 1;
+
 #if defined(__AVX512F__)
 
 /// Numbers of rows whose last vector is not whole: what lies behind a row is not read and counts as 0.
@@ -80,19 +84,21 @@ struct StepType<stored::E4m3> {
   static constexpr bool has_one_scale = false;
   static constexpr size_t chunk_bytes = chunk_dims;
   KVC_INLINE void load(Vec (&x)[2], const std::byte* chunk, int32_t d, const float*) {
-    const __m512i codes = _mm512_maskz_cvtepi8_epi16(
-        ~0u, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunk + d)));
-    const __m512i small = _mm512_and_si512(_mm512_maskz_slli_epi16(~0u, codes, 7),
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunk + d));
+    const __m256i all_ones = _mm256_set1_epi8(0x7f);
+    const __mmask32 is_nan = _mm256_cmpeq_epi8_mask(_mm256_and_si256(codes, all_ones), all_ones);
+    const __m512i widened = _mm512_maskz_cvtepi8_epi16(~0u, codes);
+    const __m512i small = _mm512_and_si512(_mm512_maskz_slli_epi16(~0u, widened, 7),
                                            _mm512_set1_epi16(static_cast<int16_t>(0xbf80)));
-    const __m512i top = _mm512_set1_epi16(0x3f80);
-    const __mmask32 is_nan = _mm512_cmpeq_epi16_mask(_mm512_and_si512(small, top), top);
     const __m512i halves = _mm512_mask_mov_epi16(small, is_nan, _mm512_set1_epi16(0x7e00));
     const __m256i lower = __builtin_shufflevector(halves, halves, 0, 1, 2, 3);
     const __m256i upper = __builtin_shufflevector(halves, halves, 4, 5, 6, 7);
-    x[0] = stored::from_halves(lower) * broadcast(256.0f);
-    x[1] = stored::from_halves(upper) * broadcast(256.0f);
+    x[0] = stored::from_halves(lower);
+    x[1] = stored::from_halves(upper);
   }
 };
+template <>
+inline constexpr float step_factor<stored::E4m3> = 256;
 
 /// With blocks of 32 and more.
 template <>
