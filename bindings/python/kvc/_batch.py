@@ -22,6 +22,14 @@ def listed(values: Iterable[int]) -> Any:
     return list(values)
 
 
+def array_of(name: str, values: Any) -> npt.NDArray[Any]:
+    """The values as NumPy reads them. NumPy's own message does not say which argument it means."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InvalidArgument(f"{name} is no array: {error}") from None
+
+
 def token_flags(
     positions: Integers,
     sees_later: Optional[Iterable[int]],
@@ -58,7 +66,7 @@ def token_flags(
 
 
 def _integers(name: str, values: Iterable[int]) -> npt.NDArray[Any]:
-    array = np.asarray(listed(values))
+    array = array_of(name, listed(values))
     if array.ndim != 1:
         raise TypeError(f"{name} must be a list or array of integers, not {values!r}")
     if array.dtype.kind not in "iu" and array.size:
@@ -68,7 +76,7 @@ def _integers(name: str, values: Iterable[int]) -> npt.NDArray[Any]:
 
 def int32s(name: str, values: Any, shape: Tuple[Union[int, str], ...]) -> npt.NDArray[np.int32]:
     """Integers as a new array, which no other thread writes to; a named extent may be any."""
-    array = np.asarray(listed(values))
+    array = array_of(name, listed(values))
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} must hold integers, not {array.dtype}")
     wanted = tuple(n if isinstance(each, str) else each for n, each in zip(array.shape, shape))
@@ -90,7 +98,7 @@ def shown(name: str, mask: Any) -> Any:
     """A mask of bool, or of integers, where 0 hides, as bool."""
     if mask is None:
         return None
-    array = np.asarray(mask)
+    array = array_of(name, mask)
     if array.dtype.kind in "iu":
         return array != 0
     if array.dtype != bool:

@@ -129,8 +129,11 @@ class Batches(CacheHandle):
 
         end  None: to the last row
         """
-        n = (self._shape.max_sequences if end is None else integer("end", end)) - begin
-        found = Rows(np.zeros(max(n, 0), np.int32), np.zeros(max(n, 0), np.int32))
+        last = self._shape.max_sequences if end is None else integer("end", end)
+        n = last - integer("begin", begin)
+        if n < 0:
+            raise InvalidArgument(f"begin is {begin}, behind end, which is {last}")
+        found = Rows(np.zeros(n, np.int32), np.zeros(n, np.int32))
         _capi.kvc_rows_query(self._handle, begin, n, *found)
         return found
 

@@ -238,6 +238,10 @@ def test_index_and_starts(rows, feed):
         cache.rows_set([1.5])
     with pytest.raises(kvc.InvalidArgument, match="no rows"):
         cache.rows(2, 4)
+    with pytest.raises(kvc.InvalidArgument, match="begin is 5, behind end, which is 3"):
+        cache.rows(5)
+    with pytest.raises(kvc.InvalidArgument, match="attention_mask is no array"):
+        cache.begin_rows(2, attention_mask=[[1, 1], [1], [1, 1]])
 
 
 def test_a_ring_goes_on(rows, feed, draw):
