@@ -19,6 +19,7 @@ struct alignas(8) Word2 {
 #define KVC_TABLE inline constexpr
 #define KVC_LAUNCH_BOUNDS(threads, blocks)
 #define KVC_UNROLL _Pragma("GCC unroll 64")
+#define KVC_UNROLL_2
 #define KVC_NO_UNROLL
 #include "tests/simt/instructions.hpp"
 #else
@@ -29,6 +30,7 @@ struct alignas(8) Word2 {
 /// Threads of a block, and blocks of which a multiprocessor must have room: registers follow from it.
 #define KVC_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define KVC_UNROLL _Pragma("unroll")
+#define KVC_UNROLL_2 _Pragma("unroll 2")
 #define KVC_NO_UNROLL _Pragma("unroll 1")
 
 namespace kvc::cuda {
@@ -77,6 +79,26 @@ KVC_DEVICE Word4 load_stream(const void* address) {
   return loaded;
 }
 
+/// Where shared_memory() begins for what names it by number; a multiple of 1024.
+KVC_DEVICE uint32_t shared_address() {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory()));
+}
+
+/// Copies 16 bytes to shared memory while the thread goes on; zeros where it does not read. They are there for the thread when it
+/// has waited for their group, for others behind a barrier after that.
+KVC_DEVICE void copy_async(uint32_t shared, const void* global, bool reads) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(reads ? 16 : 0)
+               : "memory");
+}
+/// Copies that were begun since the last end of a group are a group.
+KVC_DEVICE void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// For all groups but the last n_left.
+template <int n_left>
+KVC_DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n_left) : "memory");
+}
+
 /// Four of the eight bytes of two words: nibble i of the selector names the i-th.
 KVC_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
@@ -106,6 +128,20 @@ KVC_DEVICE uint32_t transpose_8x8(uint32_t value) {
   uint32_t result;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
   return result;
+}
+
+/// Four matrices of 8 × 8 elements of 16 bits from shared memory. Lane i brings the address of row i % 8 of matrix i / 8, and gets
+/// elements 2 (i % 4) and the next of row i / 4 of each.
+KVC_DEVICE void load_matrices(uint32_t (&m)[4], uint32_t shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(shared_row));
+}
+/// The same of their transposes.
+KVC_DEVICE void load_matrices_transposed(uint32_t (&m)[4], uint32_t shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(shared_row));
 }
 
 /// Numbers of 16 bits, two in a word.

@@ -47,6 +47,22 @@ inline Word4 load_stream(const void* address) {
   return loaded;
 }
 
+/// Any multiple of 1024 that a wrong offset does not make of itself.
+inline constexpr uint32_t shared_begin = 1024;
+inline uint32_t shared_address() { return shared_begin; }
+
+inline void copy_async(uint32_t shared, const void* global, bool reads) {
+  if (reads) simt::count_load(global, sizeof(Word4));
+  if ((shared | reinterpret_cast<uintptr_t>(global)) % 16 != 0)
+    simt::fail("16 bytes copied from %p to %u", global, shared);
+  simt::begin_copy(shared - shared_begin, reads ? global : nullptr, sizeof(Word4));
+}
+inline void end_copy_group() { simt::end_copy_group(); }
+template <int n_left>
+void wait_for_copies() {
+  simt::wait_for_copies(n_left);
+}
+
 inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t both = uint64_t{high} << 32 | low;
   uint32_t result = 0;
@@ -128,6 +144,41 @@ inline uint32_t transpose_8x8(uint32_t value) {
       r[lane][0] = at(lane % 4 * 2, lane / 4) | at(lane % 4 * 2 + 1, lane / 4) << 16;
   });
   return out;
+}
+
+/// Word `column` of row `row` of a matrix whose rows lie where the lanes from `first` on say.
+inline uint32_t matrix_word(const simt::Inputs& in, size_t first, size_t row, size_t column) {
+  uint32_t word = 0;
+  std::memcpy(&word, shared_memory() + in[first + row][0] + 4 * column, sizeof word);
+  return word;
+}
+
+template <bool transposed>
+void load_matrices_as(uint32_t (&m)[4], uint32_t shared_row) {
+  const uint32_t in[1] = {shared_row - shared_begin};
+  if (in[0] % 16 != 0 || in[0] + size_t{16} > simt::shared_bytes())
+    simt::fail("a row of a matrix at %u", in[0]);
+  const auto compute = [](const simt::Inputs& a, simt::Outputs& r) {
+    for (size_t lane = 0; lane < simt::warp_lanes; ++lane) {
+      for (size_t i = 0; i < 4; ++i) {
+        if (!transposed) {
+          r[lane][i] = matrix_word(a, 8 * i, lane / 4, lane % 4);
+          continue;
+        }
+        const size_t column = lane / 4, shift = 16 * (column % 2);
+        const uint32_t upper = matrix_word(a, 8 * i, lane % 4 * 2, column / 2);
+        const uint32_t lower = matrix_word(a, 8 * i, lane % 4 * 2 + 1, column / 2);
+        r[lane][i] = (upper >> shift & 0xffffu) | (lower >> shift) << 16;
+      }
+    }
+  };
+  simt::collective(transposed ? "ldmatrix.trans" : "ldmatrix", in, 1, m, 4, compute);
+}
+inline void load_matrices(uint32_t (&m)[4], uint32_t shared_row) {
+  load_matrices_as<false>(m, shared_row);
+}
+inline void load_matrices_transposed(uint32_t (&m)[4], uint32_t shared_row) {
+  load_matrices_as<true>(m, shared_row);
 }
 
 struct Bf16 {

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -46,6 +47,12 @@ namespace {
 constexpr size_t stack_bytes = size_t{128} << 10;
 constexpr size_t shared_alignment = 1024;
 
+struct Copy {
+  char* to;
+  const char* from;
+  size_t bytes;
+};
+
 struct Fiber {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
@@ -55,6 +62,7 @@ struct Fiber {
   bool is_done = true;
   const char* waits_in = nullptr;  // null: it can run
   size_t n_loads = 0;
+  std::deque<std::vector<Copy>> copies = {{}};  // by group; the last is open
 };
 
 struct Barrier {
@@ -91,13 +99,13 @@ thread_local std::vector<std::unique_ptr<char[]>> stacks;
 
 class Machine {
  public:
-  Machine(unsigned grid, unsigned threads, size_t shared_bytes, const std::function<void()>& body,
-          const Options& chosen)
+  Machine(unsigned grid, unsigned threads, size_t shared_bytes_of_block,
+          const std::function<void()>& body, const Options& chosen)
       : n_blocks(grid),
         n_threads(threads),
         options(chosen),
+        shared_bytes(shared_bytes_of_block),
         body_(body),
-        shared_bytes_(shared_bytes),
         random_(0x9e3779b97f4a7c15u * (uint64_t{chosen.seed} + 1)) {}
 
   void run();
@@ -119,6 +127,7 @@ class Machine {
 
   const unsigned n_blocks, n_threads;
   const Options options;
+  const size_t shared_bytes;
   Statistics statistics;
   std::string error;
 
@@ -129,7 +138,6 @@ class Machine {
   void to_scheduler(bool ends = false);
 
   const std::function<void()>& body_;
-  const size_t shared_bytes_;
   uint64_t random_;
   std::vector<Fiber> fibers_;  // [resident blocks][threads]
   std::vector<Block> blocks_;  // resident
@@ -222,7 +230,7 @@ void Machine::start_block(int slot) {
   block.index = order_[n_started_++];
   block.n_alive = n_threads;
   // All bits set are a NaN in every type of float.
-  block.shared.assign(shared_bytes_ + shared_alignment, static_cast<char>(0xff));
+  block.shared.assign(shared_bytes + shared_alignment, static_cast<char>(0xff));
   block.warps.resize((n_threads + warp_lanes - 1) / warp_lanes);
   for (unsigned t = 0; t < n_threads; ++t) {
     const size_t index = static_cast<size_t>(slot) * n_threads + t;
@@ -312,6 +320,7 @@ unsigned n_threads() { return machine->n_threads; }
 unsigned n_blocks() { return machine->n_blocks; }
 const Options& options() { return machine->options; }
 char* shared_memory() { return machine->block().shared_begin(); }
+size_t shared_bytes() { return machine->shared_bytes; }
 
 void fail(const char* format, ...) {
   char text[400];
@@ -357,6 +366,31 @@ void collective(const char* name, const uint32_t* in, int n_in, uint32_t* out, i
     m.wake(warp.waiting);
   }
   std::copy_n(warp.out[phase][lane].begin(), n_out, out);
+}
+
+void begin_copy(size_t to, const void* from, size_t bytes) {
+  if (to >= shared_bytes() || to + bytes > shared_bytes())
+    fail("a copy to byte %zu of %zu of shared memory", to, shared_bytes());
+  char* const target = shared_memory() + to;
+  std::memset(target, 0xff, bytes);
+  machine->fiber().copies.back().push_back({target, static_cast<const char*>(from), bytes});
+  maybe_yield();
+}
+
+void end_copy_group() { machine->fiber().copies.emplace_back(); }
+
+void wait_for_copies(size_t n_left) {
+  std::deque<std::vector<Copy>>& groups = machine->fiber().copies;
+  for (; groups.size() > n_left + 1; groups.pop_front()) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.from == nullptr) {
+        std::memset(copy.to, 0, copy.bytes);
+      } else {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
+    }
+  }
+  maybe_yield();
 }
 
 void count_load(const void* address, size_t bytes) {

@@ -48,6 +48,7 @@ unsigned n_threads();  // of a block
 unsigned n_blocks();
 const Options& options();
 char* shared_memory();  // of the block, aligned to 1024
+size_t shared_bytes();
 
 /// Ends the launch with an Error.
 [[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* format, ...);
@@ -69,6 +70,14 @@ using Compute = void (*)(const Inputs& in, Outputs& out);
 /// come with the same `name`.
 void collective(const char* name, const uint32_t* in, int n_in, uint32_t* out, int n_out,
                 Compute compute);
+
+// Asynchronous copies of a thread to shared memory, in groups. One lands when the thread waits for its group, and no earlier;
+// what was there is NaN from its begin on.
+void begin_copy(size_t to, const void* from,
+                size_t bytes);  // to an offset of shared memory; from null: zeros
+void end_copy_group();
+/// Waits for all groups but the last `n_left`.
+void wait_for_copies(size_t n_left);
 
 /// A load of a thread, for the statistics.
 void count_load(const void* address, size_t bytes);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -62,6 +63,90 @@ TEST(Simt, FindsLanesInDifferentCollectives) {
 TEST(Simt, FindsAMisalignedLoad) {
   alignas(16) static const char bytes[64] = {};
   EXPECT_NE(complaint(32, [] { (void)load_stream(bytes + 8); }).find("16 bytes loaded from"),
+            std::string::npos);
+}
+
+/// Passes 16 numbers of a thread through shared memory by an asynchronous copy; with the wait for it or without.
+bool arrives(bool waits, bool reads) {
+  alignas(16) static const float from[4] = {1, 2, 3, 4};
+  bool right = false;
+  simt::launch(1, 32, 4096, [&] {
+    if (thread_index() != 0) return;
+    float* const to = reinterpret_cast<float*>(shared_memory() + 64);
+    std::fill_n(to, 4, 7.0f);
+    copy_async(shared_address() + 64, from, reads);
+    end_copy_group();
+    if (waits) wait_for_copies<0>();
+    right = true;
+    for (int i = 0; i < 4; ++i) right = right && to[i] == (reads ? from[i] : 0.0f);
+  });
+  return right;
+}
+
+TEST(Simt, CopiesLandWhenTheyAreWaitedFor) {
+  EXPECT_TRUE(arrives(true, true));
+  EXPECT_TRUE(arrives(true, false));
+  EXPECT_FALSE(arrives(false, true));
+  EXPECT_FALSE(arrives(false, false));
+}
+
+TEST(Simt, AWaitLeavesTheLastGroupsOnTheirWay) {
+  alignas(16) static const float from[4] = {1, 2, 3, 4};
+  bool has_first = false, has_second = true;
+  simt::launch(1, 32, 4096, [&] {
+    if (thread_index() != 0) return;
+    const float* const shared = reinterpret_cast<float*>(shared_memory());
+    copy_async(shared_address(), from, true);
+    end_copy_group();
+    copy_async(shared_address() + 16, from, true);
+    end_copy_group();
+    wait_for_copies<1>();
+    has_first = shared[3] == 4;
+    has_second = shared[7] == 4;
+    wait_for_copies<0>();
+    if (shared[7] != 4) has_second = true;
+  });
+  EXPECT_TRUE(has_first);
+  EXPECT_FALSE(has_second);
+}
+
+TEST(Simt, FindsACopyThatIsMisalignedOrLeavesSharedMemory) {
+  alignas(16) static const char bytes[64] = {};
+  EXPECT_NE(
+      complaint(32, [] { copy_async(shared_address() + 8, bytes, true); }).find("16 bytes copied"),
+      std::string::npos);
+  EXPECT_NE(
+      complaint(32, [] { copy_async(shared_address() + 4096, bytes, true); }).find("a copy to byte 4096"),
+      std::string::npos);
+}
+
+TEST(Simt, MatricesComeInRowsAndTransposed) {
+  const auto element = [](int matrix, int row, int column) {
+    return static_cast<uint32_t>(matrix * 64 + row * 8 + column);
+  };
+  const auto body = [&] {
+    auto* const numbers = reinterpret_cast<uint16_t*>(shared_memory());
+    for (int i = thread_index(); i < 256; i += 32) numbers[i] = static_cast<uint16_t>(i);
+    sync_warp();
+    const int lane = thread_index();
+    uint32_t plain[4], transposed[4];
+    load_matrices(plain, shared_address() + static_cast<uint32_t>(lane) * 16);
+    load_matrices_transposed(transposed, shared_address() + static_cast<uint32_t>(lane) * 16);
+    for (int m = 0; m < 4; ++m) {
+      const int g = lane / 4, t = lane % 4;
+      if (plain[m] != (element(m, g, 2 * t) | element(m, g, 2 * t + 1) << 16))
+        simt::fail("matrix %d of lane %d", m, lane);
+      if (transposed[m] != (element(m, 2 * t, g) | element(m, 2 * t + 1, g) << 16))
+        simt::fail("transpose %d of lane %d", m, lane);
+    }
+  };
+  EXPECT_EQ(complaint(32, body), "");
+  EXPECT_NE(complaint(32,
+                      [] {
+                        uint32_t m[4];
+                        load_matrices(m, shared_address() + 4);
+                      })
+                .find("a row of a matrix at 4"),
             std::string::npos);
 }
 
