@@ -31,8 +31,9 @@ size_t Attention::memory_bytes(const AttentionBounds& bounds) {
          aligned(counters_bytes(bounds)) + aligned(partial_bytes(bounds));
 }
 
-Attention::Attention(const AttentionBounds& bounds, std::byte* memory)
+Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory)
     : schedule_(bounds),
+      shared_bytes_max_(shared_bytes_max),
       block_(memory),
       constants_(block_ + aligned(Schedule::block_bytes(bounds))),
       counters_(reinterpret_cast<int32_t*>(constants_ + constants_bytes(bounds))),
@@ -41,11 +42,12 @@ Attention::Attention(const AttentionBounds& bounds, std::byte* memory)
       max_q_heads_(bounds.max_q_heads) {}
 
 /// Only what is used of each array, and of all arrays the first call of a pass.
-Error Attention::upload_schedule(const AttentionParams& params, const Launcher& launcher) {
+Error Attention::upload_schedule(const AttentionParams& params, bool has_wide,
+                                 const Launcher& launcher) {
   const TileShape shape = {params.storage.k.n_heads,
                            params.constants.n_q_heads / params.storage.k.n_heads};
-  if (schedule_.is_cut_for(shape)) return Error::none;
-  schedule_.cut(params.plan, shape);
+  if (schedule_.is_cut_for(shape, has_wide)) return Error::none;
+  schedule_.cut(params.plan, shape, has_wide);
   for (const Schedule::Array& array : schedule_.arrays()) {
     const Error e = upload(block_ + array.at, schedule_.block() + array.at, array.bytes, launcher);
     if (e != Error::none) {
@@ -85,23 +87,23 @@ Error Attention::upload_constants(const AttentionParams& params, AttentionArgume
 
 Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
                      const Launcher& launcher) {
-  if (Error e = upload_schedule(params, launcher); e != Error::none) return e;
   AttentionArguments a = arguments_of(params, tokens);
+  const AttentionKernel& narrow = kernel_for(a);
+  const AttentionKernel* const wide = wide_kernel_for(a, shared_bytes_max_);
+  if (Error e = upload_schedule(params, wide != nullptr, launcher); e != Error::none) return e;
   if (Error e = upload_constants(params, a, launcher); e != Error::none) return e;
   place_schedule(a, schedule_, block_);
   a.partial = partial_;
   a.counters = counters_;
-  const AttentionKernel& kernel = kernel_for(a);
   const auto launch = [&](const AttentionKernel& what, int64_t n_items) {
     const auto blocks = static_cast<uint32_t>(std::min<int64_t>(n_items, launcher.most_blocks));
     return runtime::launch(what.kernel, {blocks, what.threads, what.shared_bytes(a)}, &a,
                            launcher.stream);
   };
   for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
-    a.first_part = schedule_.wave(i).first_part;
-    a.n_parts = schedule_.wave(i).n_parts;
-    const int64_t n_items = int64_t{a.n_parts} * a.shape.turns();
-    if (Error e = launch(kernel, n_items); e != Error::none) return e;
+    place_wave(a, schedule_, i);
+    const AttentionKernel& kernel = schedule_.wave(i).is_wide ? *wide : narrow;
+    if (Error e = launch(kernel, int64_t{a.n_parts} * a.shape.turns()); e != Error::none) return e;
   }
   if (a.weights.data == nullptr) return Error::none;
   return launch(weights_kernel(), int64_t{a.n_tiles} * a.shape.turns());

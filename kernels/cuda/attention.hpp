@@ -21,8 +21,8 @@ class Attention {
   /// Bytes of device memory, aligned to 256, that run() works in.
   static size_t memory_bytes(const AttentionBounds& bounds);
 
-  /// `memory` holds zeros. Throws std::bad_alloc.
-  Attention(const AttentionBounds& bounds, std::byte* memory);
+  /// `memory` holds zeros. Blocks may have `shared_bytes_max` of shared memory. Throws std::bad_alloc.
+  Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory);
 
   /// A plan begins, or has changed.
   void forget() { schedule_.forget(); }
@@ -31,11 +31,12 @@ class Attention {
   Error run(const AttentionParams& params, const DeviceTokens& tokens, const Launcher& launcher);
 
  private:
-  Error upload_schedule(const AttentionParams& params, const Launcher& launcher);
+  Error upload_schedule(const AttentionParams& params, bool has_wide, const Launcher& launcher);
   Error upload_constants(const AttentionParams& params, AttentionArguments& a,
                          const Launcher& launcher) const;
 
   Schedule schedule_;
+  size_t shared_bytes_max_;
   std::byte* block_;      // of the schedule
   std::byte* constants_;  // slopes, sinks, frequencies
   int32_t* counters_;

@@ -1,5 +1,6 @@
 #include "kernels/cuda/attention_arguments.hpp"
 
+#include <cmath>
 #include <numbers>
 #include <utility>
 
@@ -59,6 +60,7 @@ AttentionArguments arguments_of(const AttentionParams& params, const DeviceToken
   a.softcap = constants.softcap;
   a.q_factor = static_cast<float>(constants.scale *
                                   (constants.softcap == 0 ? std::numbers::log2e : 1.0));
+  a.score_factor = 1;
   a.shape = {params.storage.k.n_heads, constants.n_q_heads / params.storage.k.n_heads};
   return a;
 }
@@ -69,6 +71,16 @@ void place_schedule(AttentionArguments& a, const Schedule& schedule, const std::
   a.lists = reinterpret_cast<const ListRef*>(block + schedule.lists_at());
   a.segments = reinterpret_cast<const Segment*>(block + schedule.segments_at());
   a.n_tiles = schedule.n_tiles();
+}
+
+void place_wave(AttentionArguments& a, const Schedule& schedule, int32_t index) {
+  const Wave& wave = schedule.wave(index);
+  a.first_part = wave.first_part;
+  a.n_parts = wave.n_parts;
+  a.shape = schedule.shape_of(wave);
+  const float factor = a.q_factor * a.score_factor;
+  a.q_factor = wave.is_wide ? std::ldexp(std::copysign(1.0f, factor), std::ilogb(factor)) : factor;
+  a.score_factor = factor / a.q_factor;
 }
 
 }  // namespace kvc::cuda

@@ -62,12 +62,12 @@ struct AttentionArguments {
   const float* sinks;       // [n_q_heads] or null
   const double* frequency;  // [rope_dims / 2] where a list has pending rotations
   int32_t rope_dims, rope_first, rope_halves;
-  float q_factor;  // what queries are multiplied with: the scale, in units of log2 where there is no softcap
+  // The scale, in units of log2 where there is no softcap: what queries are multiplied with, and what their products are.
+  float q_factor, score_factor;
   float softcap;  // 0: none
 
-  TileShape shape;
-
   // The launch.
+  TileShape shape;
   int32_t n_tiles;
   int32_t first_part, n_parts;
   float* partial;  // [slots][tile_columns][dim of V + 2]: the sums, their weight, and the maximum that they count from
@@ -84,5 +84,7 @@ struct AttentionArguments {
 AttentionArguments arguments_of(const AttentionParams& params, const DeviceTokens& tokens);
 /// Where the arrays of a schedule lie in `block`.
 void place_schedule(AttentionArguments& a, const Schedule& schedule, const std::byte* block);
+/// What the index-th wave decides. Wide kernels multiply queries with a power of two, which leaves 16-bit ones what they are.
+void place_wave(AttentionArguments& a, const Schedule& schedule, int32_t index);
 
 }  // namespace kvc::cuda

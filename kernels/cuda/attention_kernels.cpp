@@ -1,9 +1,11 @@
 #include "kernels/cuda/attention_kernels.hpp"
 
+#include <algorithm>
+
 namespace kvc::cuda {
 namespace {
 
-/// Rows that lie on 16 bytes, which is what narrow kernels load at a time.
+/// Rows that lie on 16 bytes, which is what kernels with tensor cores load at a time.
 bool is_aligned(const Numbers& numbers) {
   const auto all = reinterpret_cast<uintptr_t>(numbers.data) |
                    static_cast<uintptr_t>(numbers.head_stride) |
@@ -22,11 +24,37 @@ const AttentionKernel* narrow_kernel(const AttentionArguments& a) {
   return nullptr;
 }
 
+constexpr int32_t wide_dims[] = {64, 128, 256};
+
 }  // namespace
 
 const AttentionKernel& kernel_for(const AttentionArguments& a) {
   const AttentionKernel* const narrow = narrow_kernel(a);
   return narrow != nullptr ? *narrow : general_kernel();
+}
+
+/// Weights are written by a kernel that knows narrow tiles alone.
+const AttentionKernel* wide_kernel_for(const AttentionArguments& a, size_t shared_bytes_max) {
+  const bool is_whole = a.k.dim % 8 == 0 && a.v.dim % 8 == 0;
+  if (a.weights.data != nullptr || a.k.element != a.v.element || !is_whole) return nullptr;
+  if (!is_aligned(a.k) || !is_aligned(a.v)) return nullptr;
+  const int32_t dim = std::max(a.k.dim, a.v.dim);
+  const AttentionKernel* kernel = nullptr;
+  if (a.k.element == Element::bf16) kernel = wide_bf16_kernel(dim);
+  if (a.k.element == Element::f16) kernel = wide_f16_kernel(dim);
+  return kernel != nullptr && kernel->shared_bytes_max <= shared_bytes_max ? kernel : nullptr;
+}
+
+Error prepare_kernels(size_t shared_bytes_max) {
+  for (const int32_t dim : wide_dims) {
+    for (const AttentionKernel* const kernel : {wide_bf16_kernel(dim), wide_f16_kernel(dim)}) {
+      if (kernel->shared_bytes_max > shared_bytes_max) continue;
+      int32_t n_blocks = 0;
+      const Grid grid = {1, kernel->threads, kernel->shared_bytes_max};
+      if (Error e = runtime::prepare(kernel->kernel, grid, &n_blocks); e != Error::none) return e;
+    }
+  }
+  return Error::none;
 }
 
 }  // namespace kvc::cuda

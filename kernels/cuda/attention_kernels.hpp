@@ -12,10 +12,15 @@ struct AttentionKernel {
   Kernel kernel;
   uint32_t threads = 0;  // of a block
   size_t (*shared_bytes)(const AttentionArguments& a) = nullptr;
+  size_t shared_bytes_max = 0;  // of any call
 };
 
-/// The fastest that can serve the call.
+/// The fastest that can serve the narrow tiles of the call.
 const AttentionKernel& kernel_for(const AttentionArguments& a);
+/// The one that serves wide tiles, on a device whose blocks may have so much shared memory. Null: the call has none.
+const AttentionKernel* wide_kernel_for(const AttentionArguments& a, size_t shared_bytes_max);
+/// To be called once on a device, the current one: allows kernels the shared memory that they need.
+Error prepare_kernels(size_t shared_bytes_max);
 
 // By file: each is compiled for itself.
 const AttentionKernel& general_kernel();
@@ -23,5 +28,8 @@ const AttentionKernel& weights_kernel();
 /// Null where there is none for these head dimensions.
 const AttentionKernel* narrow_bf16_kernel(int32_t dim_k, int32_t dim_v);
 const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v);
+/// Null where there is none for head dimensions that are so large.
+const AttentionKernel* wide_bf16_kernel(int32_t head_dim);
+const AttentionKernel* wide_f16_kernel(int32_t head_dim);
 
 }  // namespace kvc::cuda

@@ -50,7 +50,9 @@ void CacheWorkspace::carve(const AttentionBounds& bounds, Carver& carver) {
 
 CudaCacheDevice::CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,
                                  const CacheWorkspace& workspace)
-    : shape_(shape), workspace_(workspace), attention_(bounds, workspace.attention) {}
+    : shape_(shape),
+      workspace_(workspace),
+      attention_(bounds, shape.shared_bytes_max, workspace.attention) {}
 
 Status CudaCacheDevice::create(const DeviceShape& shape, const AttentionBounds& bounds,
                                std::byte* workspace, std::unique_ptr<CacheDevice>* out) {

@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <new>
 
+#include "kernels/cuda/attention_kernels.hpp"
+
 namespace kvc::cuda {
 namespace {
 
@@ -56,7 +58,7 @@ Status unavailable(int32_t ordinal, Error error) {
 
 CudaDevice::CudaDevice(int32_t ordinal, const DeviceProperties& properties,
                        const std::shared_ptr<Device>& host)
-    : shape_{ordinal, properties.n_multiprocessors}, host_(host) {
+    : shape_{ordinal, properties.n_multiprocessors, properties.shared_bytes_per_block}, host_(host) {
   std::snprintf(architecture_, sizeof architecture_, "sm_%d%d", properties.major, properties.minor);
 }
 
@@ -74,6 +76,10 @@ Status CudaDevice::create(int32_t ordinal, const std::shared_ptr<Device>& host,
     return fail(Status::backend_unavailable,
                 "cuda:%d has compute capability %d.%d; libkvc_cuda needs %d.0 or newer", ordinal,
                 properties.major, properties.minor, least_major);
+  const CurrentDevice current(ordinal);
+  if (Error e = current.error(); e != Error::none) return unavailable(ordinal, e);
+  if (Error e = prepare_kernels(properties.shared_bytes_per_block); e != Error::none)
+    return unavailable(ordinal, e);
   std::unique_ptr<Device> made(new (std::nothrow) CudaDevice(ordinal, properties, host));
   if (!made)
     return fail(Status::out_of_memory, "the process has no memory for the object of a device");

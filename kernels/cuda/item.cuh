@@ -42,12 +42,12 @@ struct alignas(16) Task {
 
   KVC_DEVICE Task(const AttentionArguments& a, int32_t tile_index, int32_t of_part, int32_t of_turn)
       : tile(a.tiles[tile_index]), part(of_part), turn(of_turn) {
-    const int32_t skipped = turn % a.shape.head_blocks() * tile_columns;
+    const int32_t skipped = turn % a.shape.head_blocks() * a.shape.columns;
     const int32_t left = a.shape.group - skipped;
     if (tile.n_seen > 0) list = a.lists[tile.list];
     kv_head = turn / a.shape.head_blocks();
     first_head = kv_head * a.shape.group + skipped;
-    n_heads = left < tile_columns ? left : tile_columns;
+    n_heads = left < a.shape.columns ? left : a.shape.columns;
     n_used = tile.n_rows * n_heads;
   }
 
@@ -137,7 +137,7 @@ struct Item {
     return seen < column.first_end || (seen >= column.begin && seen < column.end);
   }
 
-  /// An element of the query of a column, scaled.
+  /// An element of the query of a column, multiplied with q_factor.
   KVC_DEVICE float query(const Column& column, int dim) const {
     const int64_t at = token_offset(a.q, column.token) + column.head * a.q.head + dim * a.q.last;
     return load_element(a.q.data, a.q.element, at) * a.q_factor;
@@ -216,8 +216,10 @@ struct Item {
                   token_offset(a.lse, column.token) + column.head * a.lse.head, lse);
   }
 
+  /// The first slot of a part's results: they follow one another, column by column.
   KVC_DEVICE int64_t slot(int of_part) const {
-    return task().tile.first_slot + int64_t{of_part} * a.shape.turns() + task().turn;
+    const Tile& tile = task().tile;
+    return tile.first_slot + (int64_t{of_part} * a.shape.turns() + task().turn) * a.shape.slots(tile.n_rows);
   }
   KVC_DEVICE float* partial(int64_t of_slot, int column) const {
     return a.partial + (of_slot * tile_columns + column) * (a.v.dim + 2);
@@ -258,7 +260,7 @@ struct Item {
  private:
   KVC_DEVICE void stage_columns() const {
     const int c = thread_index();
-    if (c >= tile_columns) return;
+    if (c >= a.shape.columns) return;
     Column staged = {};
     staged.unscale = 1;
     if (c < task().n_used) {
@@ -276,7 +278,7 @@ struct Item {
 
   KVC_DEVICE void merge(int c, int dim) const {
     const int dims = a.v.dim, n = task().tile.n_parts;
-    const int64_t stride = int64_t{a.shape.turns()} * tile_columns * (dims + 2);
+    const int64_t stride = (slot(1) - slot(0)) * tile_columns * (dims + 2);
     const float* const first = partial(slot(0), c);
     float highest = -infinity();
     for (int i = 0; i < n; ++i) highest = fmaxf(highest, load_across_blocks(first + i * stride + dims + 1));

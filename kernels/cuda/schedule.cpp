@@ -9,6 +9,7 @@ namespace {
 constexpr int32_t parts_wanted = 256;  // of one sequence, over its KV heads
 constexpr int64_t stretch_min = 128;
 constexpr int64_t slots_wanted = 16384;
+constexpr int32_t long_stretch = 4096;
 
 size_t rounded_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -29,8 +30,7 @@ size_t segments_max(const AttentionBounds& bounds) {
   return static_cast<size_t>(bounds.n_token_entries) + 2 * static_cast<size_t>(bounds.max_batch);
 }
 
-int64_t parts_of(int64_t n_seen, int32_t n_kv_heads) {
-  const int64_t stretch = stretch_of(n_seen, n_kv_heads);
+int64_t parts_of(int64_t n_seen, int64_t stretch) {
   return std::max<int64_t>(1, (n_seen + stretch - 1) / stretch);
 }
 
@@ -41,6 +41,10 @@ int64_t parts_max(int64_t n_seen, int32_t n_kv_heads) {
       1, std::min<int64_t>(of_stretches, (parts_wanted + n_kv_heads - 1) / n_kv_heads));
 }
 
+bool is_wide(const TileShape& narrow, int32_t n_rows) {
+  return int64_t{n_rows} * narrow.group > narrow_columns_max;
+}
+
 }  // namespace
 
 int32_t stretch_of(int64_t n_seen, int32_t n_kv_heads) {
@@ -48,6 +52,14 @@ int32_t stretch_of(int64_t n_seen, int32_t n_kv_heads) {
   int64_t stretch = work <= 16384 ? stretch_min : 256;
   while (stretch * parts_wanted < work) stretch *= 2;
   return static_cast<int32_t>(std::min<int64_t>(stretch, 1 << 30));
+}
+
+int32_t wide_stretch_of(int64_t n_seen, int32_t n_kv_heads, int32_t n_tiles) {
+  const int32_t alone = stretch_of(n_seen, n_kv_heads);
+  int64_t stretch = alone;
+  while (stretch < long_stretch && stretch * parts_wanted < n_seen * n_kv_heads * n_tiles)
+    stretch *= 2;
+  return static_cast<int32_t>(stretch);
 }
 
 Schedule::Schedule(const AttentionBounds& bounds)
@@ -69,28 +81,46 @@ size_t Schedule::block_bytes(const AttentionBounds& bounds) {
 int64_t Schedule::n_slots(const AttentionBounds& bounds) {
   if (bounds.n_kv_heads == 0) return 0;
   const int32_t group = std::max(1, bounds.max_q_heads / bounds.n_kv_heads);
-  const int64_t of_a_tile = parts_max(bounds.n_token_entries, bounds.n_kv_heads) *
-                            TileShape{bounds.n_kv_heads, group}.turns();
+  const TileShape narrow = {bounds.n_kv_heads, group};
+  const TileShape wide = {bounds.n_kv_heads, group, wide_columns};
+  // Layers with fewer query heads may have more rows in a tile.
+  const int64_t columns = std::min<int64_t>(int64_t{bounds.max_batch} * group, wide_columns);
+  const int64_t of_wide = wide.turns() * ((columns + tile_columns - 1) / tile_columns);
+  const int64_t of_a_part = is_wide(narrow, bounds.max_batch)
+                                ? std::max<int64_t>(narrow.turns(), of_wide)
+                                : narrow.turns();
+  const int64_t of_a_tile = of_a_part * parts_max(bounds.n_token_entries, bounds.n_kv_heads);
   return std::min(of_a_tile * bounds.max_batch, std::max(of_a_tile, slots_wanted));
 }
 
-/// Rows of one list follow one another, and padding comes last.
-void Schedule::cut(const AttentionPlan& plan, const TileShape& shape) {
-  shape_ = shape;
+/// Wide tiles come first: a launch serves tiles of one width, and those of long prompts take longest.
+void Schedule::cut(const AttentionPlan& plan, const TileShape& narrow, bool has_wide) {
+  narrow_ = narrow;
+  has_wide_ = has_wide;
   n_tiles_ = n_rows_ = n_segments_ = n_waves_ = n_parts_ = 0;
   slots_taken_ = 0;
-  for (int32_t r = 0; r < plan.n_rows;) {
-    const int32_t list = plan.rows[r].list;
-    int32_t end = r;
-    while (end < plan.n_rows && plan.rows[end].list == list) ++end;
-    add_list(plan, list, r, end);
-    for (; r < end; r += shape.rows()) add_tile(plan, r, std::min(shape.rows(), end - r));
-    r = end;
-  }
-  for (int32_t i = 0; i < plan.n_padding; i += shape.rows())
-    add_padding(plan, i, std::min(shape.rows(), plan.n_padding - i));
+  if (has_wide) add_lists(plan, true);
+  add_lists(plan, false);
+  for (int32_t i = 0; i < plan.n_padding; i += narrow.rows())
+    add_padding(plan, i, std::min(narrow.rows(), plan.n_padding - i));
   n_lists_ = plan.n_lists;
   is_cut_ = true;
+}
+
+/// Rows of one list follow one another.
+void Schedule::add_lists(const AttentionPlan& plan, bool are_wide) {
+  const int32_t rows = are_wide ? wide_shape().rows() : narrow_.rows();
+  for (int32_t first = 0, end = 0; first < plan.n_rows; first = end) {
+    const int32_t list = plan.rows[first].list;
+    while (end < plan.n_rows && plan.rows[end].list == list) ++end;
+    if ((has_wide_ && is_wide(narrow_, end - first)) != are_wide) continue;
+    add_list(plan, list, first, end);
+    const int32_t n_wide = are_wide ? (end - first + rows - 1) / rows : 0;
+    for (int32_t r = first; r < end; r += rows) {
+      add_tile(plan, r, std::min(rows, end - r));
+      add_parts(tiles_[n_tiles_ - 1], n_wide);
+    }
+  }
 }
 
 std::array<Schedule::Array, 4> Schedule::arrays() const {
@@ -170,7 +200,6 @@ void Schedule::add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_
   tile.all_begin = seen(tile.all_begin);
   tile.all_end = seen(tile.all_end);
   tile.n_seen = seen(tile.end);
-  add_parts(tile);
 }
 
 /// Padding tokens see nothing, and so get zeros.
@@ -180,17 +209,22 @@ void Schedule::add_padding(const AttentionPlan& plan, int32_t first, int32_t n) 
   tile.first_row = n_rows_;
   tile.n_rows = n;
   for (int32_t i = first; i < first + n; ++i) rows_[n_rows_++] = {plan.padding[i], 0, 0, 0, 0};
-  add_parts(tile);
+  add_parts(tile, 0);
 }
 
-void Schedule::add_parts(Tile& tile) {
-  tile.stretch = stretch_of(tile.n_seen, shape_.n_kv_heads);
-  tile.n_parts = static_cast<int32_t>(parts_of(tile.n_seen, shape_.n_kv_heads));
+void Schedule::add_parts(Tile& tile, int32_t n_wide) {
+  const TileShape shape = n_wide > 0 ? wide_shape() : narrow_;
+  tile.stretch = n_wide > 0 ? wide_stretch_of(tile.n_seen, shape.n_kv_heads, n_wide)
+                            : stretch_of(tile.n_seen, shape.n_kv_heads);
+  tile.n_parts = static_cast<int32_t>(parts_of(tile.n_seen, tile.stretch));
   tile.first_part = n_parts_;
   n_parts_ += tile.n_parts;
-  const int64_t slots = tile.n_parts > 1 ? int64_t{tile.n_parts} * shape_.turns() : 0;
-  if (n_waves_ == 0 || slots_taken_ + slots > n_slots_) {
-    waves_[static_cast<size_t>(n_waves_++)] = {tile.first_part, 0};
+  const int64_t slots = tile.n_parts > 1
+                            ? int64_t{tile.n_parts} * shape.turns() * shape.slots(tile.n_rows)
+                            : 0;
+  const bool is_first = n_waves_ == 0 || wave(n_waves_ - 1).is_wide != (n_wide > 0);
+  if (is_first || slots_taken_ + slots > n_slots_) {
+    waves_[static_cast<size_t>(n_waves_++)] = {tile.first_part, 0, n_wide > 0};
     slots_taken_ = 0;
   }
   tile.first_slot = static_cast<int32_t>(slots_taken_);

@@ -15,13 +15,18 @@
 
 /// Cuts the plan of a pass into the pieces that blocks of threads work on. There is no CUDA in here.
 ///
-/// A *tile* is a few rows of one list: its rows times the query heads that share a KV head are its *columns*, at most
-/// tile_columns. Where a KV head has more query heads than that, a tile is one row, and blocks take `head_blocks` turns. What a tile
-/// sees is cut into *parts*; a block serves one part for one KV head. Parts depend on what the tile sees alone, so the bits
-/// of a sequence do not depend on what else is in the batch, nor on the device.
+/// A *tile* is a few rows of one list: its rows times the query heads that share a KV head are its *columns*, at most as many
+/// as tiles are wide. Where a KV head has more query heads than that, a tile is one row, and blocks take `head_blocks` turns. What a
+/// tile sees is cut into *parts*; a block serves one part for one KV head.
+///
+/// Tiles have one of two widths: lists of many columns are cut into wide tiles, where a kernel serves those, and all others into
+/// narrow ones. Widths and parts depend on the list alone, so the bits of a sequence do not depend on what else is in the batch.
 namespace kvc::cuda {
 
 inline constexpr int32_t tile_columns = 8;
+inline constexpr int32_t wide_columns = 64;
+/// Lists of more columns are cut into wide tiles: narrow ones would read K and V a third time.
+inline constexpr int32_t narrow_columns_max = 2 * tile_columns;
 /// Shared memory that a block takes for what it is to do, at its start.
 inline constexpr int32_t item_bytes = 512;
 
@@ -65,16 +70,21 @@ struct Tile {
   int32_t first_slot;  // of its partial results, for each KV head and turn; without meaning where there is one part
 };
 
-/// What the shapes of layer and call decide about tiles.
+/// What the shapes of layer and call decide about tiles of one width.
 struct TileShape {
   int32_t n_kv_heads = 0;
   int32_t group = 0;  // query heads of a KV head
+  int32_t columns = tile_columns;
 
-  KVC_BOTH int32_t heads() const { return group < tile_columns ? group : tile_columns; }
-  KVC_BOTH int32_t rows() const { return tile_columns / heads(); }
-  KVC_BOTH int32_t head_blocks() const { return (group + tile_columns - 1) / tile_columns; }
+  KVC_BOTH int32_t heads() const { return group < columns ? group : columns; }
+  KVC_BOTH int32_t rows() const { return columns / heads(); }
+  KVC_BOTH int32_t head_blocks() const { return (group + columns - 1) / columns; }
   /// Blocks that serve a part.
   KVC_BOTH int32_t turns() const { return n_kv_heads * head_blocks(); }
+  /// Slots of partial results that a block leaves behind for a tile of so many rows.
+  KVC_BOTH int32_t slots(int32_t n_rows) const {
+    return (n_rows * heads() + tile_columns - 1) / tile_columns;
+  }
 
   bool operator==(const TileShape&) const = default;
 };
@@ -83,10 +93,15 @@ struct TileShape {
 /// pay for its start and for its result being written.
 int32_t stretch_of(int64_t n_seen, int32_t n_kv_heads);
 
-/// Tiles whose partial results have room at the same time: a launch.
+/// The same of a wide tile, one of `n_tiles` of its list, which keep a GPU busy beside each other. Sums over very many tokens would
+/// be off by more than is promised, so long ones are cut even so.
+int32_t wide_stretch_of(int64_t n_seen, int32_t n_kv_heads, int32_t n_tiles);
+
+/// Tiles of one width whose partial results have room at the same time: a launch.
 struct Wave {
   int32_t first_part = 0;
   int32_t n_parts = 0;
+  bool is_wide = false;
 };
 
 /// The tiles of one pass. It takes memory when it is made and none afterwards.
@@ -97,12 +112,16 @@ class Schedule {
 
   /// Bytes of device memory that block() takes at most.
   static size_t block_bytes(const AttentionBounds& bounds);
-  /// Partial results that a launch may leave behind: each is of a part, a KV head and a turn.
+  /// Slots of partial results that a launch may leave behind: each is tile_columns columns of a part, for a KV head and a turn.
   static int64_t n_slots(const AttentionBounds& bounds);
 
   void forget() { is_cut_ = false; }
-  bool is_cut_for(const TileShape& shape) const { return is_cut_ && shape == shape_; }
-  void cut(const AttentionPlan& plan, const TileShape& shape);
+  /// `narrow` is the shape of narrow tiles, `has_wide` whether there may be wide ones.
+  bool is_cut_for(const TileShape& narrow, bool has_wide) const {
+    return is_cut_ && narrow == narrow_ && has_wide == has_wide_;
+  }
+  void cut(const AttentionPlan& plan, const TileShape& narrow, bool has_wide);
+  TileShape shape_of(const Wave& wave) const { return wave.is_wide ? wide_shape() : narrow_; }
 
   /// What the kernels read, to be copied to the device as it is.
   const std::byte* block() const { return block_.get(); }
@@ -126,9 +145,12 @@ class Schedule {
   const Wave& wave(int32_t index) const { return waves_[static_cast<size_t>(index)]; }
 
  private:
+  TileShape wide_shape() const { return {narrow_.n_kv_heads, narrow_.group, wide_columns}; }
+  void add_lists(const AttentionPlan& plan, bool are_wide);
   void add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_rows);
   void add_padding(const AttentionPlan& plan, int32_t first, int32_t n);
-  void add_parts(Tile& tile);
+  /// `n_wide`: wide tiles of the list, of which this is one; 0: it is a narrow one.
+  void add_parts(Tile& tile, int32_t n_wide);
   void add_list(const AttentionPlan& plan, int32_t index, int32_t first_row, int32_t end_row);
   void add_segments(const AttentionPlan& plan, const TokenList& list, int32_t begin, int32_t end);
 
@@ -140,12 +162,13 @@ class Schedule {
   TileRow* rows_;
   ListRef* lists_;
   Segment* segments_;
-  TileShape shape_;
+  TileShape narrow_;
+  bool has_wide_ = false;
   bool is_cut_ = false;
   int32_t n_tiles_ = 0, n_rows_ = 0, n_segments_ = 0, n_waves_ = 0;
   int32_t n_parts_ = 0;
   int32_t n_lists_ = 0;
-  int64_t slots_taken_ = 0;
+  int64_t slots_taken_ = 0;  // of the last wave
 };
 
 }  // namespace kvc::cuda

@@ -38,15 +38,16 @@ struct Run {
   simt::Statistics* loads = nullptr;  // what they are added to
 };
 
-/// One call by a kernel. What it leaves of the counters is checked.
-inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run) {
+/// One call by a kernel, and by one for wide tiles if there is any. What they leave of the counters is checked.
+inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
+                   const KernelUnderTest* wide = nullptr) {
   subject.clear_results();
   const AttentionParams params = subject.params();
   AttentionBounds bounds = subject.bounds();
   bounds.n_token_entries = static_cast<int64_t>(subject.token_cells.size());
   Schedule schedule(bounds);
   const int32_t n_kv_heads = params.storage.k.n_heads;
-  schedule.cut(params.plan, {n_kv_heads, params.constants.n_q_heads / n_kv_heads});
+  schedule.cut(params.plan, {n_kv_heads, params.constants.n_q_heads / n_kv_heads}, wide != nullptr);
 
   AttentionArguments a = arguments_of(
       params, {subject.token_cells.data(), subject.token_positions.data(), params.plan.seen});
@@ -77,9 +78,8 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run)
     run.loads->sectors += made.sectors;
   };
   for (int32_t i = 0; i < schedule.n_waves(); ++i) {
-    a.first_part = schedule.wave(i).first_part;
-    a.n_parts = schedule.wave(i).n_parts;
-    launch(kernel);
+    place_wave(a, schedule, i);
+    launch(schedule.wave(i).is_wide ? *wide : kernel);
   }
   if (a.weights.data != nullptr) launch({.run = write_weights});
   for (const int32_t counter : counters) ASSERT_EQ(counter, 0);
@@ -192,19 +192,20 @@ inline void compare(Case& subject, Case& oracle) {
 }
 
 /// One case against the oracle, and once more in another order and on another grid, which must give the same bits.
-inline void check(const Options& options, uint32_t seed, const KernelUnderTest& kernel = {}) {
+inline void check(const Options& options, uint32_t seed, const KernelUnderTest& kernel = {},
+                  const KernelUnderTest* wide = nullptr) {
   SCOPED_TRACE(describe(options, seed));
   Case oracle(options, seed);
   oracle.clear_results();
   reference_attention(oracle.params());
   Case subject(options, seed);
-  attend(subject, kernel, {.seed = seed, .blocks = 1 + seed % 5});
+  attend(subject, kernel, {.seed = seed, .blocks = 1 + seed % 5}, wide);
   if (::testing::Test::HasFatalFailure()) return;
   compare(subject, oracle);
   if (::testing::Test::HasFatalFailure()) return;
   const std::vector<std::byte> out = subject.out;
   const std::vector<float> lse = subject.lse;
-  attend(subject, kernel, {.seed = seed + 1001, .blocks = 7, .resident = 5});
+  attend(subject, kernel, {.seed = seed + 1001, .blocks = 7, .resident = 5}, wide);
   ASSERT_EQ(std::memcmp(out.data(), subject.out.data(), out.size()), 0) << "bits depend on order";
   ASSERT_EQ(std::memcmp(lse.data(), subject.lse.data(), lse.size() * 4), 0) << "so does the lse";
 }

@@ -1,0 +1,7 @@
+#include "kernels/cuda/wide_instances.cuh"
+
+namespace kvc::cuda {
+
+const AttentionKernel* wide_bf16_kernel(int32_t head_dim) { return wide_instance_of<Bf16>(head_dim); }
+
+}  // namespace kvc::cuda
