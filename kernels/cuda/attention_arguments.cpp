@@ -34,6 +34,12 @@ Strided by_head(const Tensor& tensor) {
   return view;
 }
 
+/// A floor: what is more exact than the type that a caller allows will do.
+bool may_round(Element to, uint32_t least_exact) {
+  return (to == Element::bf16 && least_exact >= in_bf16) ||
+         (to == Element::f16 && least_exact >= in_f16);
+}
+
 }  // namespace
 
 AttentionArguments arguments_of(const AttentionParams& params, const DeviceTokens& tokens) {
@@ -58,6 +64,7 @@ AttentionArguments arguments_of(const AttentionParams& params, const DeviceToken
   a.first_column = params.first_column;
   a.columns_by_list = params.plan.columns_by_list ? 1 : 0;
   a.softcap = constants.softcap;
+  a.rounds = may_round(a.k.element, params.settings.runtime_type) ? 1 : 0;
   a.q_factor = static_cast<float>(constants.scale *
                                   (constants.softcap == 0 ? std::numbers::log2e : 1.0));
   a.score_factor = 1;

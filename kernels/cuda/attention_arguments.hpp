@@ -64,7 +64,8 @@ struct AttentionArguments {
   int32_t rope_dims, rope_first, rope_halves;
   // The scale, in units of log2 where there is no softcap: what queries are multiplied with, and what their products are.
   float q_factor, score_factor;
-  float softcap;  // 0: none
+  float softcap;   // 0: none
+  int32_t rounds;  // 1: factors of products may be rounded to the type of K
 
   // The launch.
   TileShape shape;

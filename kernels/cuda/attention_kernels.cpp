@@ -39,15 +39,19 @@ const AttentionKernel* wide_kernel_for(const AttentionArguments& a, size_t share
   if (a.weights.data != nullptr || a.k.element != a.v.element || !is_whole) return nullptr;
   if (!is_aligned(a.k) || !is_aligned(a.v)) return nullptr;
   const int32_t dim = std::max(a.k.dim, a.v.dim);
+  const bool rounds = a.rounds != 0;
   const AttentionKernel* kernel = nullptr;
-  if (a.k.element == Element::bf16) kernel = wide_bf16_kernel(dim);
-  if (a.k.element == Element::f16) kernel = wide_f16_kernel(dim);
+  if (a.k.element == Element::bf16)
+    kernel = rounds ? wide_bf16_rounded_kernel(dim) : wide_bf16_kernel(dim);
+  if (a.k.element == Element::f16)
+    kernel = rounds ? wide_f16_rounded_kernel(dim) : wide_f16_kernel(dim);
   return kernel != nullptr && kernel->shared_bytes_max <= shared_bytes_max ? kernel : nullptr;
 }
 
 Error prepare_kernels(size_t shared_bytes_max) {
   for (const int32_t dim : wide_dims) {
-    for (const AttentionKernel* const kernel : {wide_bf16_kernel(dim), wide_f16_kernel(dim)}) {
+    for (const AttentionKernel* const kernel : {wide_bf16_kernel(dim), wide_bf16_rounded_kernel(dim),
+                                                wide_f16_kernel(dim), wide_f16_rounded_kernel(dim)}) {
       if (kernel->shared_bytes_max > shared_bytes_max) continue;
       int32_t n_blocks = 0;
       const Grid grid = {1, kernel->threads, kernel->shared_bytes_max};

@@ -28,8 +28,10 @@ const AttentionKernel& weights_kernel();
 /// Null where there is none for these head dimensions.
 const AttentionKernel* narrow_bf16_kernel(int32_t dim_k, int32_t dim_v);
 const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v);
-/// Null where there is none for head dimensions that are so large.
+/// Null where there is none for head dimensions that are so large. Rounded: factors are.
 const AttentionKernel* wide_bf16_kernel(int32_t head_dim);
+const AttentionKernel* wide_bf16_rounded_kernel(int32_t head_dim);
 const AttentionKernel* wide_f16_kernel(int32_t head_dim);
+const AttentionKernel* wide_f16_rounded_kernel(int32_t head_dim);
 
 }  // namespace kvc::cuda

@@ -16,7 +16,7 @@
 ///
 /// Q and P are sums of `parts` 16-bit numbers, which keeps the accuracy of f32; queries in the type of K that owe no rotation are
 /// one, and the scale is left to their products. Tensor cores cut off when they add: small parts have a sum of their own, and each
-/// 16 tokens' products with V start at zero.
+/// 16 tokens' products with V start at zero. Where factors may be rounded, parts is 1, and those of a step do.
 namespace kvc::cuda {
 
 template <class T, int D, int parts>
@@ -364,6 +364,10 @@ class Wide {
         load_values(values, plane, j, i);
         KVC_UNROLL for (int word = 0; word < 4; ++word) if (apart) values[word] &= keep[j][word % 2];
         KVC_UNROLL for (int h = 0; h < 2; ++h) {
+          if (parts == 1) {
+            mma_16x8x16<T>(all[h], weights[j][0], {values[2 * h], values[2 * h + 1]});
+            continue;
+          }
           float sum[4] = {};
           KVC_UNROLL for (int part = parts - 1; part >= 0; --part)
             mma_16x8x16<T>(sum, weights[j][part], {values[2 * h], values[2 * h + 1]});

@@ -2,6 +2,8 @@
 
 namespace kvc::cuda {
 
-const AttentionKernel* wide_bf16_kernel(int32_t head_dim) { return wide_instance_of<Bf16>(head_dim); }
+const AttentionKernel* wide_bf16_kernel(int32_t head_dim) {
+  return wide_instance_of<Bf16, wide_parts<Bf16>>(head_dim);
+}
 
 }  // namespace kvc::cuda

@@ -2,6 +2,8 @@
 
 namespace kvc::cuda {
 
-const AttentionKernel* wide_f16_kernel(int32_t head_dim) { return wide_instance_of<F16>(head_dim); }
+const AttentionKernel* wide_f16_kernel(int32_t head_dim) {
+  return wide_instance_of<F16, wide_parts<F16>>(head_dim);
+}
 
 }  // namespace kvc::cuda

@@ -56,6 +56,7 @@ struct Options {
   bool bias = false;    // in the queries' type; every eighth is minus infinity, which hides
   bool mask = false;    // one for all heads; every fourth hides
   bool weights = false;
+  uint32_t runtime_type = in_f32;
 };
 
 /// Calls check(options, seed) with every option, and every pair of them, over small calls of all types.
@@ -96,6 +97,7 @@ class Case {
   AttentionParams params() {
     AttentionParams p;
     p.storage = storage;
+    p.settings.runtime_type = o.runtime_type;
     p.constants.n_q_heads = n_q_heads();
     p.constants.scale = 1.0f / std::sqrt(static_cast<float>(o.head_dim_k));
     p.constants.softcap = o.softcap ? 5.0f : 0.0f;

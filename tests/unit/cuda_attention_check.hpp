@@ -150,7 +150,9 @@ inline void compare_row(Case& subject, Case& oracle, const AttentionParams& para
                         const AttentionRow& row, int32_t head) {
   const Options& o = subject.o;
   const Sizes sizes = sizes_of(params, row, head);
-  const double bound = (0x1p-20 + 0x1p-22 * sizes.score) * sizes.value;
+  const double u = o.runtime_type == in_bf16 ? 0x1p-8 : o.runtime_type == in_f16 ? 0x1p-11 : 0;
+  const double bound = u > 0 ? (u + 2 * u * sizes.score) * sizes.value
+                             : (0x1p-20 + 0x1p-22 * sizes.score) * sizes.value;
   for (int32_t d = 0; d < o.head_dim_v; ++d) {
     const auto want = static_cast<double>(oracle.out_at(row.token, head, d));
     const auto got = static_cast<double>(subject.out_at(row.token, head, d));
@@ -169,7 +171,7 @@ inline void compare_row(Case& subject, Case& oracle, const AttentionParams& para
   if (std::isinf(want)) {
     ASSERT_EQ(want, got);
   } else {
-    ASSERT_NEAR(want, got, 0x1p-20 * (1 + sizes.score));
+    ASSERT_NEAR(want, got, 0x1p-20 * (1 + sizes.score) + 2 * u * sizes.score);
   }
 }
 

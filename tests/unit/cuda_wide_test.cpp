@@ -11,9 +11,9 @@ namespace {
 
 using namespace cuda_attention;
 
-template <class T, int D>
+template <class T, int D, int parts = wide_parts<T>>
 const KernelUnderTest& wide() {
-  static const KernelUnderTest made = {attend_wide<T, D, wide_parts<T>>, wide_shared_bytes<T, D>};
+  static const KernelUnderTest made = {attend_wide<T, D, parts>, wide_shared_bytes<T, D, parts>};
   return made;
 }
 
@@ -71,6 +71,48 @@ TEST(CudaWide, OfF16) {
   check_wide<F16, 64>(2300, {64, 64, 8}, {64, 64, 48});
   check_wide<F16, 128>(2400, {128, 96, 128, 80}, {128, 96, 72, 80});
   check_wide<F16, 256>(2500, {256, 192, 256}, {256, 128, 256});
+}
+
+/// Factors that are rounded to the type of K, within the bound for that.
+template <class T, int D>
+void check_rounded(uint32_t seed, uint32_t runtime_type) {
+  for (uint32_t i = 0; i < 4; ++i) {
+    Options o{.type_k = stored_as<T>, .type_v = stored_as<T>, .dtype_q = dtypes[i % 3]};
+    o.head_dim_k = o.head_dim_v = D;
+    o.n_lists = o.n_kv_heads = 1;
+    o.tokens_per_list = 9 + static_cast<int32_t>(i * 5);
+    o.history = 150;
+    o.lse = true;
+    o.shifts = i == 1;
+    o.hidden_nan = i == 2;
+    o.sinks = i == 3;
+    o.runtime_type = runtime_type;
+    check(o, seed + i, {}, &wide<T, D, 1>());
+    if (::testing::Test::HasFatalFailure()) return;
+  }
+  print_used(format_of(stored_as<T>).name, D);
+}
+
+TEST(CudaWide, RoundsFactors) {
+  check_rounded<Bf16, 64>(2700, in_bf16);
+  check_rounded<Bf16, 128>(2710, in_bf16);
+  check_rounded<F16, 64>(2720, in_f16);
+  check_rounded<F16, 256>(2730, in_f16);
+}
+
+/// A floor: a type is used that is no less exact than what is allowed, and only where a kernel has it.
+TEST(CudaWide, RoundsWhatItMay) {
+  const auto rounds = [](StorageType type, uint32_t runtime_type) {
+    Options o{.type_k = type, .type_v = type, .runtime_type = runtime_type};
+    Case subject(o, 1);
+    return arguments_of(subject.params(), {}).rounds != 0;
+  };
+  for (const StorageType type : plain_types) EXPECT_FALSE(rounds(type, in_f32));
+  EXPECT_FALSE(rounds(StorageType::bf16, in_f16));
+  EXPECT_TRUE(rounds(StorageType::bf16, in_bf16));
+  EXPECT_TRUE(rounds(StorageType::f16, in_f16));
+  EXPECT_TRUE(rounds(StorageType::f16, in_bf16));
+  EXPECT_FALSE(rounds(StorageType::f32, in_bf16));
 }
 
 /// Long sums, in one part and in several.
