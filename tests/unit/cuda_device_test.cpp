@@ -12,8 +12,10 @@
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/cpu_device.hpp"
+#include "kernels/cuda/cache_device.hpp"
 #include "kernels/cuda/device.hpp"
 #include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/pass.hpp"
 #include "support/random.hpp"
 #include "tests/simt/runtime_simt.hpp"
 
@@ -43,16 +45,16 @@ struct Shape {
   bool rotated = false;              // what can be
 };
 
-constexpr int64_t n_entries = 512;
-constexpr int32_t max_tokens = 300;
+constexpr int32_t n_entries = 8192;
+constexpr int32_t max_tokens = 1000;
 constexpr size_t tensor_bytes = size_t{1} << 20;
 
 /// The memory of a cache on one device, and tensors: a part that calls read, and one that they write.
 class Side {
  public:
   Side(std::shared_ptr<Device> device, const Shape& shape) : device_(std::move(device)) {
-    const AttentionBounds bounds = {n_entries,   max_tokens,      8, shape.k_heads, shape.dim_k,
-                                    shape.dim_v, max_columns / 64};
+    const AttentionBounds bounds = {n_entries,   max_tokens,       8, shape.k_heads, shape.dim_k,
+                                    shape.dim_v, seen_words(shape)};
     const size_t workspace = device_->workspace_bytes(bounds);
     bytes_ = slab_bytes + workspace + 2 * tensor_bytes;
     block_ = static_cast<std::byte*>(device_->allocate(Place::device, bytes_, false));
@@ -60,6 +62,8 @@ class Side {
     storage_ = storage_over(block_ + workspace, shape);
     tensors_ = block_ + workspace + slab_bytes;
     EXPECT_EQ(device_->attach(bounds, block_, &on_device_), Status::ok) << last_message();
+    Carver carver(block_);
+    on_cuda_.carve(bounds, carver);
   }
   ~Side() {
     on_device_.reset();
@@ -72,9 +76,12 @@ class Side {
   const LayerStorage& storage() const { return storage_; }
   std::byte* read_tensors() const { return tensors_; }
   std::byte* written_tensors() const { return tensors_ + tensor_bytes; }
+  /// Of the CUDA device alone.
+  const cuda::CacheWorkspace& on_cuda() const { return on_cuda_; }
 
   static constexpr size_t slab_bytes = size_t{1} << 20;
-  static constexpr int64_t max_columns = 256;
+  /// Words with a bit for every cell that a list names, or some more.
+  static int64_t seen_words(const Shape& shape) { return shape.n_cells / 64 + 2; }
 
  private:
   /// Codes, and behind them scales.
@@ -135,6 +142,7 @@ class Side {
   std::unique_ptr<CacheDevice> on_device_;
   std::byte* block_ = nullptr;
   std::byte* tensors_ = nullptr;
+  cuda::CacheWorkspace on_cuda_;
   LayerStorage storage_;
   size_t bytes_ = 0;
 };
@@ -154,7 +162,7 @@ class Beside {
       for (size_t i = 0; i < tensor_bytes; ++i)
         at[i] = static_cast<std::byte>(numbers.bits()) & std::byte{0xbf};  // finite numbers
     }
-    for (size_t i = 0; i < n_entries; ++i) {
+    for (size_t i = 0; i < cell_.size(); ++i) {
       cell_[i] = static_cast<int32_t>(i) % shape.n_cells;
       position_[i] = static_cast<int32_t>(i);
     }
@@ -179,6 +187,13 @@ class Beside {
     compare(cpu_.storage().k.codes.data, cuda_.storage().k.codes.data, Side::slab_bytes, "slabs",
             when);
     compare(cpu_.written_tensors(), cuda_.written_tensors(), tensor_bytes, "tensors", when);
+    begin();  // the last changes
+    const int32_t* const cells = simt::device::on_host(cuda_.on_cuda().cell);
+    const int32_t* const positions = simt::device::on_host(cuda_.on_cuda().position);
+    for (size_t i = 0; i < cell_.size(); ++i) {
+      ASSERT_EQ(cells[i], cell_[i]) << "entry " << i << when;
+      ASSERT_EQ(positions[i], position_[i]) << "entry " << i << when;
+    }
   }
 
  private:
@@ -199,7 +214,10 @@ class Beside {
     for (Side* side : {&cpu_, &cuda_}) ASSERT_EQ(call(*side), Status::ok) << last_message();
   }
 
-  int32_t some_tokens() { return random_.chance(0.1) ? 0 : random_.between(1, shape_.n_cells); }
+  int32_t some_tokens() {
+    if (random_.chance(0.2)) return random_.chance(0.5) ? 0 : shape_.n_cells;
+    return random_.between(1, shape_.n_cells);
+  }
 
   /// Cells, none twice.
   std::vector<int32_t> some_cells(int32_t n, bool with_none) {
@@ -250,15 +268,18 @@ class Beside {
 
   void begin() {
     for (int32_t i = random_.below(3); i > 0; --i) {
-      const int64_t first = random_.below(n_entries),
-                    end = random_.between(static_cast<int32_t>(first), n_entries);
+      const bool is_long = random_.chance(0.1);
+      const int64_t first = is_long ? 0 : random_.below(n_entries),
+                    end = is_long ? n_entries
+                                  : std::min<int64_t>(n_entries, first + random_.below(500));
       const int32_t from = random_.below(shape_.n_cells);
+      const double following = is_long ? 0.5 : 0.9;
       for (int64_t e = first; e < end; ++e) {
-        const bool follows = random_.chance(0.9);
+        const bool follows = random_.chance(following);
         cell_[static_cast<size_t>(e)] = (follows ? from + static_cast<int32_t>(e - first)
                                                  : random_.below(1000)) %
                                         shape_.n_cells;
-        position_[static_cast<size_t>(e)] = static_cast<int32_t>(e) + (follows ? 7 : 0);
+        position_[static_cast<size_t>(e)] = static_cast<int32_t>(e) + random_.below(20) / 19;
       }
       changes_.push_back({first, end});
     }
@@ -315,7 +336,8 @@ class Beside {
   /// That of a layer: some dims of keys, in pairs.
   Rope some_rope() {
     Rope rope;
-    rope.n_dims = 2 * random_.below(shape_.dim_k / 2 + 1);
+    const int32_t most = shape_.dim_k / 2;
+    rope.n_dims = 2 * (random_.chance(0.2) ? most : random_.below(most + 1));
     rope.halves = random_.chance(0.5);
     rope.first_dim = random_.below(shape_.dim_k - rope.n_dims + 1);
     frequency_.resize(static_cast<size_t>(shape_.dim_k));
@@ -379,14 +401,14 @@ class Beside {
   }
 
   void copy() {
-    CellStretch stretches[3];
-    const int32_t part = shape_.n_cells / 6;
-    for (int32_t i = 0; i < 3; ++i)
-      stretches[i] = {2 * i * part, (2 * i + 1) * part, random_.below(part + 1)};
+    const int32_t n = random_.pick({0, 1, 3, shape_.n_cells / 2});
+    const int32_t part = shape_.n_cells / (2 * std::max(n, 1));
+    std::vector<CellStretch> stretches(static_cast<size_t>(n));
+    for (int32_t i = 0; i < n; ++i)
+      stretches[static_cast<size_t>(i)] = {2 * i * part, (2 * i + 1) * part, random_.below(part + 1)};
     const bool exchanges = random_.chance(0.5);
-    const int32_t n = random_.between(0, 3);
     both([&](Side& side) {
-      return side.calls().copy({side.storage(), side.storage(), stretches, n, exchanges});
+      return side.calls().copy({side.storage(), side.storage(), stretches.data(), n, exchanges});
     });
   }
 
@@ -415,8 +437,10 @@ class Beside {
       list.first_cell = random_.below(5);
     }
     std::vector<AttentionRow> rows;
-    const int32_t n_tokens = random_.between(1, 30);
-    std::vector<uint64_t> seen(static_cast<size_t>(n_tokens) * seen_words);
+    const int32_t room = static_cast<int32_t>(tensor_bytes) / (8 * (shape_.n_cells + 6));
+    const int32_t n_tokens = random_.between(1, std::min(random_.chance(0.2) ? max_tokens : 30, room));
+    const int64_t seen_words = Side::seen_words(shape_);
+    std::vector<uint64_t> seen(static_cast<size_t>(n_tokens * seen_words));
     for (uint64_t& word : seen) word = random_.bits();
     for (int32_t token = 0; token < n_tokens; ++token) {
       AttentionRow row;
@@ -482,8 +506,6 @@ class Beside {
     ASSERT_TRUE(data[0] == data[1]);
   }
 
-  static constexpr int32_t seen_words = 4;
-
   const Shape shape_;
   Random random_;
   Side cpu_, cuda_;
@@ -512,36 +534,40 @@ void call_beside_the_cpu(const std::vector<Shape>& shapes, uint64_t seed) {
 }
 
 TEST(CudaDevice, StoresWhatTheCpuStores) {
-  call_beside_the_cpu({{},
-                       {.k_heads = 3,
-                        .v_heads = 1,
-                        .dim_k = 64,
-                        .dim_v = 32,
-                        .type_k = StorageType::bf16,
-                        .type_v = StorageType::f16,
-                        .gap = 48},
-                       {.k_heads = 1,
-                        .v_heads = 2,
-                        .dim_k = 7,
-                        .dim_v = 5,
-                        .n_cells = 200,
-                        .type_k = StorageType::f16,
-                        .type_v = StorageType::f16,
-                        .gap = 2},
-                       {.dim_k = 16,
-                        .dim_v = 16,
-                        .type_k = StorageType::bf16,
-                        .type_v = StorageType::bf16,
-                        .interleaved = true},
-                       {.k_heads = 1,
-                        .v_heads = 1,
-                        .dim_k = 24,
-                        .dim_v = 16,
-                        .type_k = StorageType::f16,
-                        .type_v = StorageType::f16,
-                        .v_in_k = true},
-                       {.k_heads = 1, .v_heads = 1, .dim_k = 130, .dim_v = 2, .n_cells = 60}},
-                      20261130);
+  call_beside_the_cpu(
+      {{},
+       {.k_heads = 3,
+        .v_heads = 1,
+        .dim_k = 64,
+        .dim_v = 32,
+        .type_k = StorageType::bf16,
+        .type_v = StorageType::f16,
+        .gap = 48},
+       {.k_heads = 1,
+        .v_heads = 2,
+        .dim_k = 7,
+        .dim_v = 5,
+        .n_cells = 200,
+        .type_k = StorageType::f16,
+        .type_v = StorageType::f16,
+        .gap = 2},
+       {.dim_k = 16,
+        .dim_v = 16,
+        .type_k = StorageType::bf16,
+        .type_v = StorageType::bf16,
+        .interleaved = true},
+       {.k_heads = 1,
+        .v_heads = 1,
+        .dim_k = 24,
+        .dim_v = 16,
+        .type_k = StorageType::f16,
+        .type_v = StorageType::f16,
+        .v_in_k = true},
+       {.k_heads = 1, .v_heads = 1, .dim_k = 130, .dim_v = 2, .n_cells = 60},
+       // More than the parameters of a launch have room for: pairs of dimensions, cells, runs, rows of masks.
+       {.k_heads = 1, .v_heads = 1, .dim_k = 3100, .dim_v = 2, .n_cells = 12},
+       {.k_heads = 1, .v_heads = 1, .dim_k = 2, .dim_v = 2, .n_cells = 8000}},
+      20261130);
 }
 
 /// Each type as K and as V, with dimensions that are no multiple of anything, blocks of every size, and more heads than a launch has.
@@ -559,6 +585,23 @@ TEST(CudaDevice, StoresTheCodesThatTheCpuStores) {
        {.k_heads = 1, .v_heads = 1, .dim_k = 96, .dim_v = 64, .type_k = q8_0, .type_v = q8_0, .v_in_k = true},
        {.k_heads = 1, .v_heads = 260, .dim_k = 4, .dim_v = 3, .n_cells = 8, .type_k = int8, .type_v = f8_e4m3}},
       20261201);
+}
+
+TEST(CudaDevice, UploadsMoreThanALaunchHasRoomFor) {
+  const std::shared_ptr<Device> device = open_cuda();
+  constexpr size_t most = 100000;
+  auto* const to = static_cast<std::byte*>(device->allocate(Place::device, most + 16, false));
+  Random random(1);
+  for (const size_t n : {size_t{0}, size_t{1}, size_t{16}, size_t{32255}, size_t{32257}, most}) {
+    std::vector<std::byte> bytes(n);
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random.bits());
+    const std::vector<std::byte> wanted = bytes;
+    ASSERT_EQ(cuda::upload(to, bytes.data(), n, {.most_blocks = 3}), cuda::Error::none);
+    std::fill(bytes.begin(), bytes.end(), std::byte{});
+    simt::device::finish();
+    EXPECT_TRUE(std::equal(wanted.begin(), wanted.end(), simt::device::on_host(to))) << n;
+  }
+  device->release(Place::device, to, most + 16);
 }
 
 /// Of the bits of core/base/half.hpp: all of 16 bits, and the neighbours of all that round to them.

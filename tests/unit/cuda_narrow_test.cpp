@@ -22,9 +22,16 @@ KernelUnderTest narrow() {
 template <class T>
 constexpr StorageType type_of = std::is_same_v<T, F16> ? StorageType::f16 : StorageType::bf16;
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr uint32_t thinned = 3;  // it is ten times as slow
+#else
+constexpr uint32_t thinned = 1;
+#endif
+
 /// All cases, or one of `step`.
 template <class T, int DK, int DV = DK>
 void check_narrow(uint32_t seed, uint32_t step) {
+  step *= thinned;
   const auto options = [&](uint32_t of_case) {
     Options o{.type_k = type_of<T>, .type_v = type_of<T>, .head_dim_k = DK, .head_dim_v = DV};
     o.group = std::initializer_list<int32_t>{1, 2, 4, 8, 3, 16}.begin()[of_case % 6];
@@ -72,6 +79,35 @@ void check_narrow_of_all_dims(uint32_t seed) {
 
 TEST(CudaNarrow, OfBf16) { check_narrow_of_all_dims<Bf16>(1000); }
 TEST(CudaNarrow, OfF16) { check_narrow_of_all_dims<F16>(1300); }
+
+/// A warp comes to the next of its tokens while it still needs what it knows of those before.
+TEST(CudaNarrow, PartsOfSeveralStretches) {
+  constexpr int32_t history = 8300;
+  Options o{.type_k = StorageType::bf16, .type_v = StorageType::bf16, .group = 1, .n_kv_heads = 4};
+  ASSERT_EQ(stretch_of(history / 2, o.n_kv_heads), 256);  // of which a warp has two stretches of 32
+  o.n_lists = o.tokens_per_list = 1;
+  o.history = history;
+  o.slopes = o.lse = true;
+  check(o, 1700, narrow<Bf16, 64, 64>());
+}
+
+/// Two dimensions lie in a word, whose halves are looked at one by one.
+TEST(CudaNarrow, AHiddenValueMayBeNoNumberInAnyDimension) {
+  for (const int32_t dim : {0, 1, 63}) {
+    Options o{.type_k = StorageType::bf16, .type_v = StorageType::bf16, .group = 1, .n_kv_heads = 1};
+    o.n_lists = 1;
+    o.tokens_per_list = 2;  // the first does not see the second
+    o.history = 40;
+    Case oracle(o, 1800), subject(o, 1800);
+    for (Case* each : {&oracle, &subject})
+      store_element(each->storage.v.stored(0, each->cells[0].back()).codes, DType::bf16, dim,
+                    not_a_number);
+    oracle.clear_results();
+    reference_attention(oracle.params());
+    attend(subject, narrow<Bf16, 64, 64>(), {});
+    compare(subject, oracle);
+  }
+}
 
 /// Moves rows to where a sector begins, as they lie on a device.
 void align(Plane& plane, std::vector<std::byte>& memory) {
