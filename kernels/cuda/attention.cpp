@@ -1,6 +1,7 @@
 #include "kernels/cuda/attention.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/pass.hpp"
@@ -14,7 +15,8 @@ size_t aligned(size_t bytes) { return (bytes + alignment - 1) / alignment * alig
 
 size_t constants_bytes(const AttentionBounds& bounds) {
   return aligned(static_cast<size_t>(bounds.max_q_heads) * 4) * 2 +
-         aligned(static_cast<size_t>(bounds.head_dim_k) * 4);
+         aligned(static_cast<size_t>(bounds.head_dim_k) * 4) +
+         aligned(static_cast<size_t>(bounds.n_kv_heads) * 4) * 2;
 }
 size_t counters_bytes(const AttentionBounds& bounds) {
   return static_cast<size_t>(Schedule::n_slots(bounds)) * sizeof(int32_t);
@@ -39,7 +41,8 @@ Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std
       counters_(reinterpret_cast<int32_t*>(constants_ + constants_bytes(bounds))),
       partial_(reinterpret_cast<float*>(reinterpret_cast<std::byte*>(counters_) +
                                         aligned(counters_bytes(bounds)))),
-      max_q_heads_(bounds.max_q_heads) {}
+      max_q_heads_(bounds.max_q_heads),
+      head_dim_k_(bounds.head_dim_k) {}
 
 /// Only what is used of each array, and of all arrays the first call of a pass.
 Error Attention::upload_schedule(const AttentionParams& params, bool has_wide,
@@ -74,6 +77,16 @@ Error Attention::upload_constants(const AttentionParams& params, AttentionArgume
     if (Error e = upload(sinks, constants.sinks, heads_bytes, launcher); e != Error::none) return e;
     a.sinks = reinterpret_cast<const float*>(sinks);
   }
+  std::byte* head_scale = frequency + aligned(static_cast<size_t>(head_dim_k_) * 4);
+  const auto upload_scales = [&](const Slab& slab, Numbers& numbers) -> Error {
+    if (slab.head_scale == nullptr) return Error::none;
+    const size_t bytes = static_cast<size_t>(slab.n_heads) * sizeof(float);
+    numbers.head_scale = reinterpret_cast<const float*>(head_scale);
+    std::byte* const to = std::exchange(head_scale, head_scale + aligned(bytes));
+    return upload(to, slab.head_scale, bytes, launcher);
+  };
+  if (Error e = upload_scales(params.storage.k, a.k); e != Error::none) return e;
+  if (Error e = upload_scales(params.storage.v, a.v); e != Error::none) return e;
   const bool has_pending = std::any_of(params.plan.lists, params.plan.lists + params.plan.n_lists,
                                        [](const TokenList& list) { return list.has_pending; });
   if (!has_pending || constants.rope.n_dims == 0) return Error::none;
@@ -106,7 +119,7 @@ Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
     if (Error e = launch(kernel, int64_t{a.n_parts} * a.shape.turns()); e != Error::none) return e;
   }
   if (a.weights.data == nullptr) return Error::none;
-  return launch(weights_kernel(), int64_t{a.n_tiles} * a.shape.turns());
+  return launch(weights_kernel_for(a), int64_t{a.n_tiles} * a.shape.turns());
 }
 
 }  // namespace kvc::cuda

@@ -27,7 +27,7 @@ class Attention {
   /// A plan begins, or has changed.
   void forget() { schedule_.forget(); }
 
-  /// One call, with its weights. What `params` refers to on the host is read before run() returns; K and V are f32, f16 or bf16.
+  /// One call, with its weights. What `params` refers to on the host is read before run() returns.
   Error run(const AttentionParams& params, const DeviceTokens& tokens, const Launcher& launcher);
 
  private:
@@ -38,10 +38,10 @@ class Attention {
   Schedule schedule_;
   size_t shared_bytes_max_;
   std::byte* block_;      // of the schedule
-  std::byte* constants_;  // slopes, sinks, frequencies
+  std::byte* constants_;  // slopes, sinks, frequencies, scales of f8 heads
   int32_t* counters_;
   float* partial_;
-  int32_t max_q_heads_;
+  int32_t max_q_heads_, head_dim_k_;
 };
 
 }  // namespace kvc::cuda

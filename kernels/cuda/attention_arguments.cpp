@@ -9,8 +9,15 @@ namespace {
 
 Numbers numbers_of(const Slab& slab) {
   return {reinterpret_cast<const char*>(slab.codes.data),
-          static_cast<int64_t>(slab.codes.head_stride), static_cast<int64_t>(slab.codes.row_stride),
-          slab.head_dim(), element_of(slab.type())};
+          static_cast<int64_t>(slab.codes.head_stride),
+          static_cast<int64_t>(slab.codes.row_stride),
+          slab.head_dim(),
+          element_of(slab.type()),
+          coding_of(slab.format),
+          reinterpret_cast<const char*>(slab.scales.data),
+          static_cast<int64_t>(slab.scales.head_stride),
+          static_cast<int64_t>(slab.scales.row_stride),
+          nullptr};
 }
 
 /// Dimensions: token, head, and the last.

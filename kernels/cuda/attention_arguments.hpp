@@ -2,19 +2,25 @@
 #include <cstdint>
 
 #include "core/attention/params.hpp"
+#include "kernels/cuda/coding.hpp"
 #include "kernels/cuda/element.hpp"
 #include "kernels/cuda/schedule.hpp"
 
 /// What the attention kernels are told. All addresses are the device's.
 namespace kvc::cuda {
 
-/// One layer's K, or its V: [n_kv_heads][cells][dim] numbers.
+/// One layer's K, or its V: [n_kv_heads][cells][dim] numbers, or their codes.
 struct Numbers {
   const char* data;
   int64_t head_stride;  // bytes
   int64_t row_stride;   // bytes, from one cell to the next
   int32_t dim;
   Element element;
+  // Of codes.
+  Coding coding;
+  const char* scales;  // [n_kv_heads][cells] rows; null: none is stored
+  int64_t scale_head_stride, scale_row_stride;
+  const float* head_scale;  // [n_kv_heads] of f8; null: 1
 };
 
 /// A tensor of a call, whose dimension of tokens may be folded (Tensor::token_offset).
@@ -74,6 +80,9 @@ struct AttentionArguments {
   float* partial;  // [slots][tile_columns][dim of V + 2]: the sums, their weight, and the maximum that they count from
   int32_t* counters;  // [slots] of finished parts, at a tile's first slot; zero before a launch and after it
 
+  KVC_BOTH bool has_codes() const {
+    return k.element == Element::code || v.element == Element::code;
+  }
   /// Whether something beside the ranges of rows decides about scores.
   KVC_BOTH bool changes_scores() const {
     return softcap != 0 || slopes != nullptr || bias.data != nullptr || mask.data != nullptr ||

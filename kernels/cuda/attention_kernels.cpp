@@ -30,7 +30,12 @@ constexpr int32_t wide_dims[] = {64, 128, 256};
 
 const AttentionKernel& kernel_for(const AttentionArguments& a) {
   const AttentionKernel* const narrow = narrow_kernel(a);
-  return narrow != nullptr ? *narrow : general_kernel();
+  if (narrow != nullptr) return *narrow;
+  return a.has_codes() ? general_codes_kernel() : general_kernel();
+}
+
+const AttentionKernel& weights_kernel_for(const AttentionArguments& a) {
+  return a.has_codes() ? weights_codes_kernel() : weights_kernel();
 }
 
 /// Weights are written by a kernel that knows narrow tiles alone.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_arguments.hpp"
+#include "kernels/cuda/general_layout.hpp"
 #include "kernels/cuda/runtime.hpp"
 
 /// Which attention kernels there are, and which of them serves a call.
@@ -19,12 +20,21 @@ struct AttentionKernel {
 const AttentionKernel& kernel_for(const AttentionArguments& a);
 /// The one that serves wide tiles, on a device whose blocks may have so much shared memory. Null: the call has none.
 const AttentionKernel* wide_kernel_for(const AttentionArguments& a, size_t shared_bytes_max);
+/// What writes the weights of the call.
+const AttentionKernel& weights_kernel_for(const AttentionArguments& a);
 /// To be called once on a device, the current one: allows kernels the shared memory that they need.
 Error prepare_kernels(size_t shared_bytes_max);
+
+inline size_t general_shared_bytes(const AttentionArguments& a) {
+  return static_cast<size_t>(GeneralLayout{a.k.dim, a.v.dim, a.rope_dims}.bytes());
+}
 
 // By file: each is compiled for itself.
 const AttentionKernel& general_kernel();
 const AttentionKernel& weights_kernel();
+// Of K or V that are codes.
+const AttentionKernel& general_codes_kernel();
+const AttentionKernel& weights_codes_kernel();
 /// Null where there is none for these head dimensions.
 const AttentionKernel* narrow_bf16_kernel(int32_t dim_k, int32_t dim_v);
 const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v);

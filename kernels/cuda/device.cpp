@@ -27,20 +27,15 @@ constexpr AttentionOperator flash = {
     .features = feature_mask | feature_bias | feature_window | feature_chunk | feature_not_causal |
                 feature_softcap | feature_alibi | feature_sinks | feature_lse | feature_weights |
                 feature_grouped | feature_dims_differ | feature_shifted | feature_transformer |
-                feature_forward,
-    .storage = storage_bit(StorageType::f32) | storage_bit(StorageType::f16) |
-               storage_bit(StorageType::bf16),
+                feature_forward | feature_rotated,
+    .storage = every_storage,
     .head_dim_max = head_dim_max,
     .run = run_attention};
 
 Status check_row(const char* side, const RowFormat& format, const char* kind) {
-  if (format.head_dim > head_dim_max)
-    return fail(Status::not_supported, "%s on a CUDA device has no head_dim_%s %d; it has up to %d",
-                kind, side, format.head_dim, head_dim_max);
-  if (is_plain(format.type) && format.rotation == 0) return Status::ok;
-  return fail(Status::not_supported,
-              "%s on a CUDA device has no dtype_%s %s%s; it has f32, f16 and bf16, not rotated",
-              kind, side, format_of(format.type).name, format.rotation != 0 ? ", rotated" : "");
+  if (format.head_dim <= head_dim_max) return Status::ok;
+  return fail(Status::not_supported, "%s on a CUDA device has no head_dim_%s %d; it has up to %d",
+              kind, side, format.head_dim, head_dim_max);
 }
 
 /// Compute capability that kernels are compiled for at least.

@@ -1,9 +1,10 @@
 #pragma once
-#include "kernels/cuda/general_layout.hpp"
+#include "kernels/cuda/general_rows.cuh"
+#include "kernels/cuda/hadamard.cuh"
 #include "kernels/cuda/item.cuh"
 #include "kernels/cuda/kernel.cuh"
 
-/// Attention by multiply-adds in f32: any head dimension, K and V of any types of numbers, rows wherever they lie.
+/// Attention by multiply-adds in f32: any head dimension, K and V of any types, rows wherever they lie.
 ///
 /// A block walks its part in steps of as many tokens as it has threads:
 ///
@@ -11,43 +12,23 @@
 ///   weights   a warp turns the scores of its columns into weights, and says by how much older sums fade
 ///   values    a thread adds the values of the step in its dimensions, for all columns
 ///
+/// Queries are rotated as keys are stored, and sums rotated back from how values are.
+///
 /// Queries lie in shared memory [dim][column], scores and weights [token][column]: threads read them together.
 namespace kvc::cuda {
 
-/// Dimensions [first, first + general_chunk) of a row of `dim` numbers, as floats; zeros behind its end.
-KVC_DEVICE void load_chunk(const char* row, Element element, int first, int dim,
-                           float (&x)[general_chunk]) {
-  const int size = element_bytes(element);
-  const char* const from = row + first * size;
-  if (first + general_chunk > dim || reinterpret_cast<uint64_t>(from) % sizeof(Word4) != 0) {
-    KVC_UNROLL for (int i = 0; i < general_chunk; ++i)
-      x[i] = first + i < dim ? load_element(row, element, first + i) : 0.0f;
-    return;
-  }
-  Word4 words[4] = {};
-  KVC_UNROLL for (int i = 0; i < 4; ++i)
-    if (i < size) words[i] = load_stream(from + i * sizeof(Word4));
-  KVC_UNROLL for (int i = 0; i < general_chunk; ++i) {
-    if (element == Element::f32) {
-      x[i] = float_of(words[i / 4].w[i % 4]);
-    } else {
-      const uint32_t pair = words[i / 8].w[i / 2 % 4];
-      if (element == Element::f16) {
-        x[i] = i % 2 == 0 ? F16::low(pair) : F16::high(pair);
-      } else {
-        x[i] = i % 2 == 0 ? Bf16::low(pair) : Bf16::high(pair);
-      }
-    }
-  }
-}
-
 /// The steps of a tile.
+template <bool codes>
 class General {
  public:
   /// `next` makes the task.
   template <class Next>
-  KVC_DEVICE General(const AttentionArguments& a, Next next) : item_{a}, a_(a) {
-    item_.begin(next);
+  KVC_DEVICE General(const AttentionArguments& a, Next next)
+      : item_{a},
+        a_(a),
+        kv_head_(begin(next)),
+        k_(a.k, kv_head_),
+        v_(a.v, kv_head_) {
     const GeneralLayout layout = {a_.k.dim, a_.v.dim, a_.rope_dims};
     char* const shared = shared_memory();
     queries_ = reinterpret_cast<float*>(shared + layout.queries());
@@ -56,8 +37,6 @@ class General {
     cells_ = reinterpret_cast<int32_t*>(shared + layout.cells());
     weight_ = reinterpret_cast<float*>(shared + layout.weights());
     rotation_ = reinterpret_cast<double*>(shared + layout.rotation());
-    k_ = a_.k.data + Item::task().kv_head * a_.k.head_stride;
-    v_ = a_.v.data + Item::task().kv_head * a_.v.head_stride;
     if (thread_index() < tile_columns) {
       weight_[thread_index()] = 0;
       top()[thread_index()] = -infinity();
@@ -75,6 +54,7 @@ class General {
       add_values(n);
     });
     sync_block();
+    rotate_sums_back();
     item_.finish(sums_, a_.v.dim, weight_, top(), flag());
   }
 
@@ -101,6 +81,13 @@ class General {
   }
 
  private:
+  /// The KV head of the task.
+  template <class Next>
+  KVC_DEVICE int begin(Next next) const {
+    item_.begin(next);
+    return Item::task().kv_head;
+  }
+
   KVC_DEVICE float* top() const { return weight_ + tile_columns; }
   KVC_DEVICE float* fade() const { return weight_ + 2 * tile_columns; }
   KVC_DEVICE int32_t* flag() const {
@@ -124,6 +111,7 @@ class General {
       if (turns) item_.stage_rotation(rotation_, offset);
       if (turns) sync_block();
       stage_queries(turns ? rotation_ : nullptr);
+      rotate_queries();
       for (; from < to; from += general_threads) {
         sync_block();
         step(from, to - from < general_threads ? to - from : general_threads);
@@ -141,6 +129,24 @@ class General {
     }
   }
 
+  KVC_DEVICE void rotate_queries() const {
+    if constexpr (codes) {
+      if (a_.k.coding.rotation == 0) return;
+      const auto at = [this](int c, int dim) -> float& {
+        return queries_[dim * tile_columns + c];
+      };
+      rotate(Item::task().n_used, a_.k.dim, a_.k.coding.rotation, false, all(), at, sync_block);
+    }
+  }
+  KVC_DEVICE void rotate_sums_back() const {
+    if constexpr (codes) {
+      if (a_.v.coding.rotation == 0) return;
+      const auto at = [this](int c, int dim) -> float& { return sums_[c * a_.v.dim + dim]; };
+      rotate(Item::task().n_used, a_.v.dim, a_.v.coding.rotation, true, all(), at, sync_block);
+    }
+  }
+  KVC_DEVICE static Worker all() { return {thread_index(), n_threads()}; }
+
   /// Scores of this thread's token, of n.
   KVC_DEVICE void score(int from, int n) const {
     if (thread_index() >= n) return;
@@ -150,7 +156,7 @@ class General {
     const int position = Item::task().list.first_position + a_.positions[entry];
     cells_[thread_index()] = cell;
     float x[tile_columns] = {};
-    multiply(row_of(k_, a_.k, cell), x);
+    multiply(cell_of(cell), x);
     const bool is_plain = !a_.changes_scores();
     KVC_UNROLL for (int c = 0; c < tile_columns; ++c) {
       if (!Item::sees(Item::column(c), seen)) {
@@ -162,14 +168,14 @@ class General {
     }
   }
 
-  KVC_DEVICE const char* row_of(const char* head, const Numbers& numbers, int cell) const {
-    return head + (Item::task().list.first_cell + int64_t{cell}) * numbers.row_stride;
+  KVC_DEVICE static int64_t cell_of(int of_list) {
+    return Item::task().list.first_cell + int64_t{of_list};
   }
 
-  KVC_DEVICE void multiply(const char* row, float (&x)[tile_columns]) const {
+  KVC_DEVICE void multiply(int64_t cell, float (&x)[tile_columns]) const {
     for (int first = 0; first < a_.k.dim; first += general_chunk) {
       float key[general_chunk];
-      load_chunk(row, a_.k.element, first, a_.k.dim, key);
+      k_.chunk(cell, first, key);
       float sum[tile_columns] = {};
       KVC_UNROLL for (int i = 0; i < general_chunk; ++i) {
         const float* const query = queries_ + (first + i) * tile_columns;
@@ -209,12 +215,13 @@ class General {
     for (int dim = thread_index(); dim < a_.v.dim; dim += n_threads()) {
       float sum[tile_columns] = {};
       for (int token = 0; token < n; ++token) {
-        const float value = load_element(row_of(v_, a_.v, cells_[token]), a_.v.element, dim);
+        const float value = v_.number(cell_of(cells_[token]), dim);
         const float* const weight = scores_ + token * tile_columns;
         KVC_UNROLL for (int c = 0; c < tile_columns; ++c)
           sum[c] = weight[c] == 0 ? sum[c] : multiply_add(weight[c], value, sum[c]);
       }
-      for (int c = 0; c < Item::task().n_used; ++c) {
+      KVC_UNROLL for (int c = 0; c < tile_columns; ++c) {
+        if (c >= Item::task().n_used) continue;
         float& all = sums_[c * a_.v.dim + dim];
         all = multiply_add(all, fade()[c], sum[c]);
       }
@@ -223,27 +230,30 @@ class General {
 
   const Item item_;
   const AttentionArguments& a_;
+  const int kv_head_;
+  const HeadRows<codes> k_, v_;
   float* queries_;     // [padded dim of K][tile_columns]
   float* scores_;      // [general_threads][tile_columns], weights after soften()
   float* sums_;        // [tile_columns][dim of V]
   int32_t* cells_;     // [general_threads] as the token arrays name them
   float* weight_;      // [tile_columns], then top and fade
   double* rotation_;   // [rope_dims / 2][2]
-  const char *k_, *v_;  // of the KV head
 };
 
+template <bool codes>
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(general_threads, 4)
     attend_general(KVC_PARAMS(AttentionArguments) a) {
   const int64_t n = int64_t{a.n_parts} * a.shape.turns();
-  for (int64_t i = block_index(); i < n; i += n_blocks()) General(a, [&] { return Task::of_launch(a, i); }).attend();
+  for (int64_t i = block_index(); i < n; i += n_blocks()) General<codes>(a, [&] { return Task::of_launch(a, i); }).attend();
 }
 
+template <bool codes>
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(general_threads, 4)
     write_weights(KVC_PARAMS(AttentionArguments) a) {
   const int32_t turns = a.shape.turns();
   const int64_t n = int64_t{a.n_tiles} * turns;
   for (int64_t i = block_index(); i < n; i += n_blocks())
-    General(a, [&] {
+    General<codes>(a, [&] {
       return Task(a, static_cast<int32_t>(i / turns), 0, static_cast<int32_t>(i % turns));
     }).write_weights();
 }

@@ -1,5 +1,4 @@
 #include "attention_rig.hpp"
-#include "simulated_device.hpp"
 
 /// Storage types as options of attention.
 namespace support {
@@ -44,10 +43,6 @@ AttentionOptions reconciled(AttentionOptions options) {
 }
 
 const std::vector<StorageOption>& storage_options() {
-  static const std::vector<StorageOption> plain = {
-      {"interleaved", [](auto& o) { o.interleaved = true; }},
-      {"V in K", [](auto& o) { o.v_in_k = true; }},
-  };
   static const std::vector<StorageOption> all = {
       {"f8", [](auto& o) { o.dtype_k = KVC_F8_E4M3, o.dtype_v = KVC_F8_E5M2; }},
       {"q8_0", [](auto& o) { set_type(o, KVC_Q8_0); }},
@@ -57,10 +52,10 @@ const std::vector<StorageOption>& storage_options() {
       {"nf4 of 128 and 16", [](auto& o) { set_type(o, KVC_NF4), o.block_k = 128, o.block_v = 16; }},
       {"rotated", [](auto& o) { o.rotated = true; }},
       {"k q4_0 v f8", [](auto& o) { o.dtype_k = KVC_Q4_0, o.dtype_v = KVC_F8_E4M3; }},
-      plain[0],
-      plain[1],
+      {"interleaved", [](auto& o) { o.interleaved = true; }},
+      {"V in K", [](auto& o) { o.v_in_k = true; }},
   };
-  return over_simulated_device() ? plain : all;
+  return all;
 }
 
 }  // namespace support

@@ -4,7 +4,6 @@
 
 #include "fuzz_setup.hpp"
 #include "model/storage.hpp"
-#include "simulated_device.hpp"
 
 /// The storage types that random operations run on.
 namespace fuzz {
@@ -66,8 +65,7 @@ void draw_storage(Random& random, bool causal, kvc_cache_desc& cache) {
     return;
   }
   const bool v_in_k = causal && random.chance(0.15);
-  const bool has_codes = !support::over_simulated_device();
-  if (has_codes && random.chance(0.6)) {
+  if (random.chance(0.6)) {
     const Side k = draw_side(random);
     cache.dtype_k = k.dtype;
     cache.head_dim_k = k.dim;
@@ -76,7 +74,7 @@ void draw_storage(Random& random, bool causal, kvc_cache_desc& cache) {
   }
   if (v_in_k) return draw_v_in_k(random, cache);
   if (cache.head_dim_v == 0) cache.head_dim_v = std::min(cache.head_dim_k, 8);
-  if (!has_codes || !random.chance(0.6)) return;
+  if (!random.chance(0.6)) return;
   const Side v = draw_side(random);
   cache.dtype_v = v.dtype;
   cache.head_dim_v = v.dim;

@@ -24,7 +24,7 @@ using namespace attention_case;
 
 /// A kernel, and the shared memory of its blocks.
 struct KernelUnderTest {
-  void (*run)(const AttentionArguments&) = attend_general;
+  void (*run)(const AttentionArguments&) = attend_general<false>;
   size_t (*shared_bytes)(const AttentionArguments&) = [](const AttentionArguments& a) {
     return static_cast<size_t>(GeneralLayout{a.k.dim, a.v.dim, a.rope_dims}.bytes());
   };
@@ -55,6 +55,8 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
   for (const Schedule::Array& array : schedule.arrays())
     std::copy_n(schedule.block() + array.at, array.bytes, block.data() + array.at);
   place_schedule(a, schedule, block.data());
+  a.k.head_scale = params.storage.k.head_scale;
+  a.v.head_scale = params.storage.v.head_scale;
   a.slopes = params.constants.slopes;
   a.sinks = params.constants.sinks;
   a.frequency = params.constants.rope.frequency;
@@ -81,7 +83,8 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
     place_wave(a, schedule, i);
     launch(schedule.wave(i).is_wide ? *wide : kernel);
   }
-  if (a.weights.data != nullptr) launch({.run = write_weights});
+  if (a.weights.data != nullptr)
+    launch({.run = a.has_codes() ? write_weights<true> : write_weights<false>});
   for (const int32_t counter : counters) ASSERT_EQ(counter, 0);
 }
 
