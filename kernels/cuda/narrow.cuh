@@ -126,7 +126,7 @@ class Narrow {
         largest = fmaxf(largest, shuffle_xor(largest, mask));
       const int exponent = static_cast<int>(bits_of(largest) >> 23);  // biased; 0: all are zero
       const int wanted = exponent == 0 ? 0 : 127 + 13 - exponent;
-      const int up = wanted < -100 ? -100 : wanted > 100 ? 100 : wanted;
+      const int up = wanted < -120 ? -120 : wanted > 120 ? 120 : wanted;
       if (lane_ == 0) Item::column(c).unscale = float_of(static_cast<uint32_t>(127 - up) << 23);
     }
   }
