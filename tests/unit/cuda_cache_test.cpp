@@ -10,32 +10,22 @@
 #include "capi/src/handle_table.hpp"
 #include "capi/src/objects.hpp"
 #include "core/caches/create.hpp"
-#include "kernels/cpu/cpu_device.hpp"
-#include "kernels/cuda/device.hpp"
 #include "support/abi.hpp"
 #include "support/random.hpp"
 #include "tests/simt/runtime_simt.hpp"
+#include "unit/cuda_arena.hpp"
 
 namespace {
 
+using cuda_arena::Arena;
+using cuda_arena::open_cpu;
+using cuda_arena::open_cuda;
 using kvc::Status;
 using support::Random;
 
 constexpr uint64_t seed = 20261130;
 constexpr int32_t layers = 2, q_heads = 4, kv_heads = 2, head_dim = 16, batch = 6, sequences = 3;
 constexpr size_t floats_of_call = size_t{batch} * (q_heads + 2 * kv_heads + q_heads) * head_dim;
-
-std::shared_ptr<kvc::Device> open_cpu() {
-  std::shared_ptr<kvc::Device> device;
-  EXPECT_EQ(kvc::cpu::CpuDevice::create({.n_threads = 1}, &device), Status::ok);
-  return device;
-}
-
-std::shared_ptr<kvc::Device> open_cuda() {
-  std::shared_ptr<kvc::Device> device;
-  EXPECT_EQ(kvc::cuda::CudaDevice::create(1, open_cpu(), &device), Status::ok) << kvc::last_message();
-  return device;
-}
 
 /// Two layers of bf16, with windows; null when it cannot be created.
 kvc_cache* create(const std::shared_ptr<kvc::Device>& device) {
@@ -58,46 +48,12 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device) {
       kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
 }
 
-/// Memory for the tensors of many calls.
-class Arena {
- public:
-  Arena(std::shared_ptr<kvc::Device> device, int32_t n_calls)
-      : device_(std::move(device)),
-        info_(device_->info()),
-        n_(floats_of_call * static_cast<size_t>(n_calls)) {
-    data_ = static_cast<float*>(device_->allocate(kvc::Place::device, bytes(), false));
-    Random random(seed);
-    for (size_t i = 0; data_ != nullptr && i < n_; ++i) on_host()[i] = random.value();
-  }
-  ~Arena() { device_->release(kvc::Place::device, data_, bytes()); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
+Arena arena_of(const std::shared_ptr<kvc::Device>& device, int32_t n_calls) {
+  return {device, floats_of_call * static_cast<size_t>(n_calls), seed};
+}
 
-  /// [n, heads, head_dim] behind what was taken before.
-  kvc_tensor take(int32_t n, int32_t heads) {
-    kvc_tensor tensor = support::dense(data_ + taken_, KVC_F32, {n, heads, head_dim});
-    tensor.device_type = info_.type;
-    tensor.device_id = info_.id;
-    taken_ += static_cast<size_t>(n) * static_cast<size_t>(heads) * head_dim;
-    EXPECT_LE(taken_, n_);
-    return tensor;
-  }
-  size_t taken() const { return taken_; }
-  /// Where the host can touch them, as they are now.
-  float* on_host() const {
-    float* const simulated = simt::device::on_host(data_);
-    return simulated != nullptr ? simulated : data_;
-  }
-
- private:
-  size_t bytes() const { return n_ * sizeof(float); }
-
-  std::shared_ptr<kvc::Device> device_;
-  kvc::DeviceInfo info_;
-  size_t n_;
-  float* data_ = nullptr;
-  size_t taken_ = 0;
-};
+/// [n, heads, head_dim]
+kvc_tensor take(Arena& arena, int32_t n, int32_t heads) { return arena.take({n, heads, head_dim}); }
 
 /// Passes, removals and copies that the seed chooses. The status of the first call that is not OK.
 kvc_status live(kvc_cache* cache, Arena& arena, int32_t n_passes, bool with_streams) {
@@ -117,9 +73,9 @@ kvc_status live(kvc_cache* cache, Arena& arena, int32_t n_passes, bool with_stre
                                        with_streams ? stream : nullptr))
       return s;
     for (int32_t layer = 0; layer < layers; ++layer) {
-      const kvc_tensor k = arena.take(n, kv_heads), v = arena.take(n, kv_heads),
-                       q = arena.take(n, q_heads);
-      kvc_tensor out = arena.take(n, q_heads);
+      const kvc_tensor k = take(arena, n, kv_heads), v = take(arena, n, kv_heads),
+                       q = take(arena, n, q_heads);
+      kvc_tensor out = take(arena, n, q_heads);
       if (layer == 1 && random.chance(0.1)) continue;  // zeros
       if (const kvc_status s = kvc_put(cache, layer, &k, &v)) return s;
       if (const kvc_status s = kvc_attention(cache, layer, &q, &out, nullptr)) return s;
@@ -146,12 +102,12 @@ TEST(CudaCache, PassesThatNobodyWaitsForAreThoseOfTheCpu) {
   constexpr int32_t n_passes = 60;
   std::cout << "seed " << seed << std::endl;
   const std::shared_ptr<kvc::Device> cpu = open_cpu(), cuda = open_cuda();
-  Arena expected(cpu, n_passes * layers);
+  Arena expected = arena_of(cpu, n_passes * layers);
   kvc_cache* const reference = create(cpu);
   ASSERT_EQ(live(reference, expected, n_passes, false), KVC_OK) << support::last_message();
   for (const unsigned order : {1u, 2u, 3u, 4u}) {
     simt::device::set_seed(order);
-    Arena arena(cuda, n_passes * layers);
+    Arena arena = arena_of(cuda, n_passes * layers);
     kvc_cache* const cache = create(cuda);
     ASSERT_NE(cache, nullptr) << support::last_message();
     ASSERT_EQ(live(cache, arena, n_passes, true), KVC_OK) << support::last_message();
@@ -173,11 +129,11 @@ TEST(CudaCache, PassesThatNobodyWaitsForAreThoseOfTheCpu) {
 TEST(CudaCache, EveryCallOfTheRuntimeMayFail) {
   constexpr int32_t n_passes = 6;
   const std::shared_ptr<kvc::Device> cuda = open_cuda();
-  Arena arena(cuda, n_passes * layers);
+  Arena arena = arena_of(cuda, n_passes * layers);
   const int64_t held = simt::device::n_held();
   int64_t n = 1;
   for (bool met = true; met; ++n) {
-    Arena fresh(cuda, n_passes * layers);
+    Arena fresh = arena_of(cuda, n_passes * layers);
     simt::device::fail_call(n, kvc::cuda::Error::launch_failure, n % 2 == 0);
     kvc_cache* const cache = create(cuda);
     const kvc_status status = cache == nullptr ? KVC_E_DEVICE : live(cache, fresh, n_passes, true);
@@ -217,7 +173,7 @@ kvc_cache* create_rows(const std::shared_ptr<kvc::Device>& device, int32_t n_row
 
 /// A batch of rows takes what another cache has read, on another stream, and that one goes on at once.
 void insert_rows(const std::shared_ptr<kvc::Device>& device, bool with_streams, uint64_t (&digest)[2]) {
-  Arena arena(device, 40);
+  Arena arena = arena_of(device, 40);
   kvc_cache* const one = create_rows(device, 1);
   kvc_cache* const all = create_rows(device, 3);
   const auto pass = [&](kvc_cache* cache, int32_t n_rows, uintptr_t stream) {
@@ -225,7 +181,7 @@ void insert_rows(const std::shared_ptr<kvc::Device>& device, bool with_streams, 
     ASSERT_EQ(kvc_begin_rows(cache, 2, 0, nullptr, nullptr, nullptr, given), KVC_OK);
     kvc_tensor kv[2];
     for (kvc_tensor& tensor : kv) {
-      tensor = arena.take(2 * n_rows, kv_heads);
+      tensor = take(arena, 2 * n_rows, kv_heads);
       const int64_t shape[] = {n_rows, 2, kv_heads, head_dim};
       const kvc_tensor flat = tensor;
       kvc_tensor_dense(flat.data, KVC_F32, 4, shape, &tensor);
@@ -260,11 +216,11 @@ TEST(CudaCache, RowsAreInsertedFromACacheOnAnotherStream) {
 
 TEST(CudaCache, TensorsOfTheHostAreRefused) {
   const std::shared_ptr<kvc::Device> cuda = open_cuda();
-  Arena arena(cuda, 1);
+  Arena arena = arena_of(cuda, 1);
   kvc_cache* const cache = create(cuda);
   const int32_t position = 0, sequence = 0;
   ASSERT_EQ(kvc_begin(cache, 1, &position, &sequence, nullptr, 0, nullptr), KVC_OK);
-  const kvc_tensor k = arena.take(1, kv_heads);
+  const kvc_tensor k = take(arena, 1, kv_heads);
   std::vector<float> data(kv_heads * head_dim);
   const kvc_tensor on_host = support::dense(data.data(), KVC_F32, {1, kv_heads, head_dim});
   kvc_tensor of_another_device = k;
