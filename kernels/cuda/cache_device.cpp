@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "kernels/cuda/lightning.hpp"
 #include "kernels/cuda/pass.hpp"
 #include "kernels/cuda/row_params.hpp"
 #include "kernels/cuda/rows.hpp"
@@ -192,6 +193,28 @@ Status CudaCacheDevice::clear_states(const StateClears& params) noexcept {
              [&](const Launcher& launcher) { return cuda::clear_states(params, launcher); });
 }
 
+// ---- Linear attention -------------------------------------------------------------------------------------------------------
+
+Status CudaCacheDevice::lightning(const LightningParams& params) noexcept {
+  return run("linear attention", [&](const Launcher& launcher) -> Error {
+    if (!is_lightning_prepared_) {
+      if (Error e = prepare_lightning(); e != Error::none) return e;
+      is_lightning_prepared_ = true;
+    }
+    return cuda::lightning(params, launcher);
+  });
+}
+
+Status CudaCacheDevice::load_lightning(const LightningState& state) const noexcept {
+  return run("the reading of a state",
+             [&](const Launcher& launcher) { return cuda::load_lightning(state, launcher); });
+}
+
+Status CudaCacheDevice::store_lightning(const LightningState& state) noexcept {
+  return run("the writing of a state",
+             [&](const Launcher& launcher) { return cuda::store_lightning(state, launcher); });
+}
+
 // ---- Stored bytes -----------------------------------------------------------------------------------------------------------
 
 Status CudaCacheDevice::read_rows(const RowBytes& rows) const noexcept {
@@ -220,19 +243,5 @@ Status CudaCacheDevice::write_rows(const RowBytes& rows) noexcept {
     });
   });
 }
-
-// ---- What it lacks ----------------------------------------------------------------------------------------------------------
-
-namespace {
-
-Status no_decay() {
-  return fail(Status::not_supported, "the device has no linear attention with decay");
-}
-
-}  // namespace
-
-Status CudaCacheDevice::lightning(const LightningParams&) noexcept { return no_decay(); }
-Status CudaCacheDevice::load_lightning(const LightningState&) const noexcept { return no_decay(); }
-Status CudaCacheDevice::store_lightning(const LightningState&) noexcept { return no_decay(); }
 
 }  // namespace kvc::cuda

@@ -67,10 +67,9 @@ class CudaCacheDevice final : public CacheDevice {
   Status copy_states(const StateCopies& params) noexcept override;
   Status clear_states(const StateClears& params) noexcept override;
 
-  // CudaDevice::check() refuses caches that would call these.
-  Status lightning(const LightningParams&) noexcept override;
-  Status load_lightning(const LightningState&) const noexcept override;
-  Status store_lightning(const LightningState&) noexcept override;
+  Status lightning(const LightningParams& params) noexcept override;
+  Status load_lightning(const LightningState& state) const noexcept override;
+  Status store_lightning(const LightningState& state) noexcept override;
 
  private:
   /// Throws std::bad_alloc.
@@ -89,6 +88,7 @@ class CudaCacheDevice final : public CacheDevice {
   Attention attention_;
   Stream stream_ = nullptr;
   Event event_ = nullptr;
+  bool is_lightning_prepared_ = false;
   mutable std::mutex staging_;
 };
 

@@ -1,9 +1,11 @@
 #include "kernels/cuda/device.hpp"
 
 #include <cstdio>
+#include <iterator>
 #include <new>
 
 #include "kernels/cuda/attention_kernels.hpp"
+#include "kernels/cuda/lightning_params.hpp"
 
 namespace kvc::cuda {
 namespace {
@@ -21,16 +23,21 @@ Status run_attention(const AttentionOperator&, const AttentionParams& params,
 constexpr const char* flash_aliases[] = {"flash_attn2",     "sdpa", "splash", "blockwise",
                                          "paged_attention", nullptr};
 
-constexpr AttentionOperator flash = {
-    .name = "flash",
-    .aliases = flash_aliases,
-    .features = feature_mask | feature_bias | feature_window | feature_chunk | feature_not_causal |
-                feature_softcap | feature_alibi | feature_sinks | feature_lse | feature_weights |
-                feature_grouped | feature_dims_differ | feature_shifted | feature_transformer |
-                feature_forward | feature_rotated,
-    .storage = every_storage,
-    .head_dim_max = head_dim_max,
-    .run = run_attention};
+/// The first is what attends where no other is bound.
+constexpr AttentionOperator operators[] = {
+    {.name = "flash",
+     .aliases = flash_aliases,
+     .features = feature_mask | feature_bias | feature_window | feature_chunk | feature_not_causal |
+                 feature_softcap | feature_alibi | feature_sinks | feature_lse | feature_weights |
+                 feature_grouped | feature_dims_differ | feature_shifted | feature_transformer |
+                 feature_forward | feature_rotated,
+     .storage = every_storage,
+     .head_dim_max = head_dim_max,
+     .run = run_attention},
+    // Caches of linear attention attend by themselves: the name is all that there is to bind.
+    {.name = "lightning",
+     .features = feature_lightning | feature_grouped | feature_dims_differ | feature_transformer,
+     .storage = storage_bit(StorageType::f32)}};
 
 Status check_row(const char* side, const RowFormat& format, const char* kind) {
   if (format.head_dim <= head_dim_max) return Status::ok;
@@ -94,8 +101,9 @@ DeviceInfo CudaDevice::info() const noexcept {
 }
 
 Status CudaDevice::check(const CacheNeeds& needs) const noexcept {
-  if (needs.lightning.n_heads > 0)
-    return fail(Status::not_supported, "a CUDA device has no place for %s yet", needs.kind);
+  if (needs.lightning.head_dim_k > decay_dim_max)
+    return fail(Status::not_supported, "%s on a CUDA device has no head_dim_k %d; it has up to %d",
+                needs.kind, needs.lightning.head_dim_k, decay_dim_max);
   if (Status s = check_row("k", needs.row_k, needs.kind); s != Status::ok) return s;
   return check_row("v", needs.row_v, needs.kind);
 }
@@ -121,7 +129,8 @@ void CudaDevice::release(Place place, void* block, size_t bytes) noexcept {
 }
 
 const AttentionOperator* CudaDevice::attention_operator(int32_t index) const noexcept {
-  return index == 0 ? &flash : nullptr;
+  return index >= 0 && static_cast<size_t>(index) < std::size(operators) ? &operators[index]
+                                                                         : nullptr;
 }
 
 size_t CudaDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept {
@@ -130,6 +139,7 @@ size_t CudaDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept
   return carver.used().value();
 }
 
+/// States and kept tokens are all that it works in.
 size_t CudaDevice::lightning_workspace_bytes(const LightningBounds&) const noexcept { return 0; }
 
 Status CudaDevice::attach(const AttentionBounds& bounds, std::byte* workspace,

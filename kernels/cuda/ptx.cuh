@@ -64,6 +64,8 @@ KVC_DEVICE void cosine_and_sine(double angle, double* cosine, double* sine) {
   sincospi(turns - 2 * rint(turns / 2) + error, sine, cosine);
 }
 
+KVC_DEVICE double exponential(double x) { return exp(x); }
+
 KVC_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 
 /// What other blocks have written, behind fence_device().

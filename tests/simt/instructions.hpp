@@ -33,6 +33,8 @@ inline void cosine_and_sine(double angle, double* cosine, double* sine) {
   *sine = std::sin(angle);
 }
 
+inline double exponential(double x) { return std::exp(x); }
+
 /// Rounds twice, as fused it would not.
 inline float multiply_add(float a, float b, float c) { return a * b + c; }
 

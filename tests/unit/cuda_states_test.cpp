@@ -1,0 +1,222 @@
+// Caches of states over the simulated CUDA device by way of the C ABI, with tensors in device memory: passes that nobody waits for, on
+// one stream after another; states that come from another cache; every call of the runtime that fails.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <iostream>
+#include <memory>
+#include <vector>
+
+#include "capi/src/handle_table.hpp"
+#include "capi/src/objects.hpp"
+#include "core/caches/create.hpp"
+#include "support/abi.hpp"
+#include "support/random.hpp"
+#include "tests/simt/runtime_simt.hpp"
+#include "unit/cuda_arena.hpp"
+
+namespace {
+
+using cuda_arena::Arena;
+using cuda_arena::open_cpu;
+using cuda_arena::open_cuda;
+using kvc::Status;
+using support::Random;
+
+constexpr uint64_t seed = 20261130;
+constexpr int32_t layers = 2, batch = 6, sequences = 3, heads = 2, head_dim = 24;
+constexpr int32_t state_size = 37, channels = 5, width = 3;
+
+/// Null when it cannot be created.
+kvc_cache* create(const std::shared_ptr<kvc::Device>& device, kvc::CacheKind kind) {
+  kvc::CacheRequest request;
+  request.kind = kind;
+  kvc::CacheBounds& bounds = request.bounds;
+  bounds.n_layers = layers;
+  bounds.max_sequences = sequences;
+  bounds.max_batch = batch;
+  bounds.zero_on_free = true;
+  if (kind == kvc::CacheKind::recurrent) {
+    request.recurrent.state_size = state_size;
+    request.recurrent.conv_channels = channels;
+    request.recurrent.conv_dim = width;
+    request.recurrent.type_conv = kvc::StorageType::bf16;
+    request.recurrent.draft_states = 2;
+  } else {
+    bounds.n_kv_heads = bounds.max_q_heads = heads;
+    bounds.head_dim_k = bounds.head_dim_v = head_dim;
+    request.lightning.draft_states = 2;
+  }
+  auto object = std::make_unique<kvc::capi::CacheObject>();
+  if (kvc::create_cache(device, request, &object->cache) != Status::ok) return nullptr;
+  const kvc::CacheStats stats = object->cache->stats();
+  return static_cast<kvc_cache*>(
+      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+}
+
+/// Puts every part of a layer and reads what was there before.
+kvc_status recurrent_layer(kvc_cache* cache, Arena& arena, int32_t layer, int32_t n) {
+  int32_t n_sequences = 0, n_rows = 0;
+  if (const kvc_status s = kvc_state_layout(cache, 0, nullptr, &n_sequences, nullptr)) return s;
+  if (const kvc_status s = kvc_state_slots(cache, 0, nullptr, &n_rows)) return s;
+  kvc_tensor before = arena.take({n_sequences, channels, width});
+  if (const kvc_status s = kvc_state_get(cache, layer, KVC_PART_CONV, &before)) return s;
+  const kvc_tensor x = arena.take({n, channels}), rows = arena.take({n_rows, state_size});
+  if (const kvc_status s = kvc_state_conv(cache, layer, &x)) return s;
+  return kvc_state_put(cache, layer, KVC_PART_RECURRENT, &rows);
+}
+
+kvc_status lightning_layer(kvc_cache* cache, Arena& arena, int32_t layer, int32_t n) {
+  const auto take = [&] { return arena.take({n, heads, head_dim}); };
+  const kvc_tensor k = take(), v = take(), q = take();
+  kvc_tensor out = take();
+  return kvc_put_attention(cache, layer, &k, &v, &q, &out, nullptr);
+}
+
+/// Passes, cuts and copies that the seed chooses. The status of the first call that is not OK.
+kvc_status live(kvc_cache* cache, kvc::CacheKind kind, Arena& arena, int32_t n_passes,
+                bool with_streams) {
+  const bool is_recurrent = kind == kvc::CacheKind::recurrent;
+  const float slopes[heads] = {0.01f, 0.3f};
+  if (!is_recurrent) {
+    if (const kvc_status s = kvc_bind_decay(cache, 0, layers, slopes)) return s;
+  }
+  Random random(seed);
+  int32_t next[sequences] = {};
+  for (int32_t pass = 0; pass < n_passes; ++pass) {
+    int32_t position[batch], sequence[batch], added[sequences] = {}, n = random.between(1, batch);
+    for (int32_t i = 0; i < n; ++i) {
+      sequence[i] = random.below(sequences);
+      position[i] = next[sequence[i]] + added[sequence[i]]++;
+    }
+    void* const stream = reinterpret_cast<void*>(static_cast<uintptr_t>(random.below(4)));
+    if (const kvc_status s = kvc_begin(cache, n, position, sequence, nullptr, 0,
+                                       with_streams ? stream : nullptr))
+      return s;
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      if (layer == 1 && random.chance(0.1)) continue;  // stays as it was, or decays
+      if (const kvc_status s = is_recurrent ? recurrent_layer(cache, arena, layer, n)
+                                            : lightning_layer(cache, arena, layer, n))
+        return s;
+    }
+    const bool aborts = random.chance(0.2);
+    for (int32_t i = 0; !aborts && i < sequences; ++i) next[i] += added[i];
+    if (const kvc_status s = aborts ? kvc_abort(cache) : kvc_commit(cache)) return s;
+    const int32_t which = random.below(sequences), to = (which + 1) % sequences;
+    if (random.chance(0.2)) {
+      if (const kvc_status s = kvc_checkpoint_take(cache, which)) return s;
+    } else if (random.chance(0.2)) {
+      if (const kvc_status s = kvc_resume(cache, which, std::max(0, next[which] - random.below(2)),
+                                          &next[which]))
+        return s;
+    } else if (random.chance(0.2)) {
+      if (const kvc_status s = kvc_copy_prefix(cache, which, to, next[which], &next[to])) return s;
+    }
+  }
+  return KVC_OK;
+}
+
+constexpr size_t floats_of_pass = size_t{layers} * (4 * batch * heads * head_dim +
+                                                    batch * 2 * (state_size + channels * width));
+
+/// The states of all sequences, as the CPU has them.
+void read_states(kvc_cache* cache, Arena& arena) {
+  for (int32_t layer = 0; layer < layers; ++layer) {
+    kvc_tensor states = arena.take({sequences, heads, head_dim, head_dim});
+    ASSERT_EQ(kvc_lightning_read(cache, layer, 0, sequences, &states), KVC_OK);
+  }
+}
+
+void passes_that_nobody_waits_for(kvc::CacheKind kind) {
+  constexpr int32_t n_passes = 60;
+  constexpr size_t n = n_passes * floats_of_pass +
+                       size_t{layers} * sequences * heads * head_dim * head_dim;
+  const bool is_recurrent = kind == kvc::CacheKind::recurrent;
+  std::cout << "seed " << seed << std::endl;
+  Arena expected(open_cpu(), n, seed);
+  kvc_cache* const reference = create(open_cpu(), kind);
+  ASSERT_EQ(live(reference, kind, expected, n_passes, false), KVC_OK) << support::last_message();
+  if (!is_recurrent) read_states(reference, expected);
+  for (const unsigned order : {1u, 2u, 3u, 4u}) {
+    simt::device::set_seed(order);
+    const std::shared_ptr<kvc::Device> cuda = open_cuda();
+    Arena arena(cuda, n, seed);
+    kvc_cache* const cache = create(cuda, kind);
+    ASSERT_NE(cache, nullptr) << support::last_message();
+    ASSERT_EQ(live(cache, kind, arena, n_passes, true), KVC_OK) << support::last_message();
+    if (!is_recurrent) read_states(cache, arena);
+    ASSERT_EQ(arena.taken(), expected.taken());
+    const float* const there = arena.on_host();
+    const float tolerance = is_recurrent ? 0 : 2e-4f;  // of sums of some dozen products
+    for (size_t i = 0; i < arena.taken(); ++i)
+      ASSERT_NEAR(there[i], expected.on_host()[i], tolerance) << "float " << i << ", order " << order;
+    EXPECT_EQ(kvc_check(cache), KVC_OK) << support::last_message();
+    uint64_t digest[2], wanted[2];
+    ASSERT_EQ(kvc_state_digest(cache, digest), KVC_OK) << support::last_message();
+    ASSERT_EQ(kvc_state_digest(reference, wanted), KVC_OK);
+    if (is_recurrent) {
+      EXPECT_TRUE(std::equal(digest, digest + 2, wanted)) << "order " << order;
+    }
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+  }
+  EXPECT_EQ(kvc_cache_destroy(reference), KVC_OK);
+}
+
+TEST(CudaStates, RecurrentPassesThatNobodyWaitsForAreThoseOfTheCpu) {
+  passes_that_nobody_waits_for(kvc::CacheKind::recurrent);
+}
+TEST(CudaStates, LightningPassesThatNobodyWaitsForAreThoseOfTheCpu) {
+  passes_that_nobody_waits_for(kvc::CacheKind::lightning);
+}
+
+/// The call that fails returns DEVICE or, where memory is asked for, OUT_OF_MEMORY, and gives everything back in the end.
+void every_call_may_fail(kvc::CacheKind kind) {
+  constexpr int32_t n_passes = 4;
+  const std::shared_ptr<kvc::Device> cuda = open_cuda();
+  const int64_t held = simt::device::n_held();
+  int64_t n = 1;
+  for (bool met = true; met; ++n) {
+    Arena arena(cuda, n_passes * floats_of_pass, seed);
+    simt::device::fail_call(n, kvc::cuda::Error::launch_failure, n % 2 == 0);
+    kvc_cache* const cache = create(cuda, kind);
+    const kvc_status status = cache == nullptr ? KVC_E_DEVICE
+                                               : live(cache, kind, arena, n_passes, true);
+    met = status != KVC_OK;
+    if (met) {
+      EXPECT_EQ(status, KVC_E_DEVICE) << n << ": " << support::last_message();
+      EXPECT_NE(support::last_message(), "");
+    }
+    if (met && cache != nullptr) {
+      EXPECT_EQ(support::stats(cache).state, uint32_t{KVC_STATE_POISONED}) << n;
+      EXPECT_EQ(kvc_commit(cache), KVC_E_DEVICE) << n;
+    }
+    simt::device::fail_call(0, kvc::cuda::Error::none, false);
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK) << n;
+    ASSERT_EQ(simt::device::n_held(), held + 1) << n;  // the arena
+  }
+  std::cout << n - 2 << " calls of the runtime failed one after another" << std::endl;
+  EXPECT_GE(n, 30);
+}
+
+TEST(CudaStates, EveryCallOfTheRuntimeMayFailInARecurrentCache) {
+  every_call_may_fail(kvc::CacheKind::recurrent);
+}
+TEST(CudaStates, EveryCallOfTheRuntimeMayFailInALightningCache) {
+  every_call_may_fail(kvc::CacheKind::lightning);
+}
+
+TEST(CudaStates, KeysThatAreTooLongAreRefused) {
+  kvc::CacheRequest request;
+  request.kind = kvc::CacheKind::lightning;
+  request.bounds.n_layers = request.bounds.n_kv_heads = request.bounds.max_sequences = 1;
+  request.bounds.head_dim_k = 513;
+  request.bounds.head_dim_v = 32;
+  request.bounds.max_batch = 4;
+  uint64_t bytes = 0;
+  EXPECT_EQ(kvc::cache_memory_bytes(open_cuda(), request, &bytes), Status::not_supported);
+  EXPECT_NE(support::last_message().find("head_dim_k 513"), std::string::npos);
+  request.bounds.head_dim_k = 512;
+  EXPECT_EQ(kvc::cache_memory_bytes(open_cuda(), request, &bytes), Status::ok);
+}
+
+}  // namespace
