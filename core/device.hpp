@@ -37,6 +37,16 @@ struct CacheNeeds {
   LightningBounds lightning;  // of linear attention; n_heads 0: it has none
 };
 
+/// What a cache gives its device to work in. Both outlive the device's side of it.
+struct WorkspaceBlocks {
+  std::byte* on_device = nullptr;  // [Device::workspace_bytes()]
+  std::byte* on_host = nullptr;    // [Device::host_workspace_bytes()]
+
+  WorkspaceBlocks() = default;
+  WorkspaceBlocks(std::byte* on_the_device, std::byte* on_the_host = nullptr)
+      : on_device(on_the_device), on_host(on_the_host) {}
+};
+
 /// The device's side of one cache. Its calls follow the cache's own exclusion: const ones may overlap each other, any other
 /// runs alone. A call either succeeds or has changed nothing that a reader can see; a status other than ok poisons the
 /// cache. Work that a call begins is ordered behind the work of earlier calls, on the pass's stream.
@@ -55,7 +65,8 @@ class CacheDevice {
   virtual Status store_codes(const StoreCodesParams& params) noexcept = 0;
   virtual Status load(const LoadParams& params) noexcept = 0;
   virtual Status move(const MoveParams& params) noexcept = 0;
-  virtual Status copy(const CopyParams& params) noexcept = 0;
+  /// `source` has the cells that are read: the side of another cache of the same device, or this one.
+  virtual Status copy(const CopyParams& params, const CacheDevice& source) noexcept = 0;
   virtual Status clear(const ClearParams& params) noexcept = 0;
   /// Runs an operator of this device. The cache has checked that it can do what the call needs.
   virtual Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept = 0;
@@ -89,6 +100,9 @@ class Device {
   /// ok, or NOT_SUPPORTED with what it lacks, before a cache asks for memory. Some devices have everything.
   virtual Status check(const CacheNeeds&) const noexcept { return Status::ok; }
 
+  /// Waits for the work of all caches and of everybody else, and says what went wrong with it. Some devices are never behind.
+  virtual Status synchronize() noexcept { return Status::ok; }
+
   /// A block of zeros, aligned to 4096 (2 MiB when it is that large); null when there is none.
   virtual void* allocate(Place place, size_t bytes, bool prefault) noexcept = 0;
   virtual void release(Place place, void* block, size_t bytes) noexcept = 0;
@@ -99,12 +113,14 @@ class Device {
   /// Bytes of device memory that any of them needs at most under these bounds.
   virtual size_t workspace_bytes(const AttentionBounds& bounds) const noexcept = 0;
 
+  /// The same of host memory.
+  virtual size_t host_workspace_bytes(const AttentionBounds&) const noexcept { return 0; }
+
   /// Bytes of device memory that linear attention needs at most under these bounds.
   virtual size_t lightning_workspace_bytes(const LightningBounds& bounds) const noexcept = 0;
 
-  /// The device's side of a cache with these bounds. `workspace`, workspace_bytes() of it, outlives it. A cache without attention
-  /// over keys has bounds of zeros.
-  virtual Status attach(const AttentionBounds& bounds, std::byte* workspace,
+  /// The device's side of a cache with these bounds. A cache without attention over keys has bounds of zeros.
+  virtual Status attach(const AttentionBounds& bounds, const WorkspaceBlocks& workspace,
                         std::unique_ptr<CacheDevice>* out) noexcept = 0;
 };
 

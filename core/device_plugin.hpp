@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/base/allocator.hpp"
 #include "core/base/status.hpp"
 #include "core/device.hpp"
 
@@ -19,8 +20,8 @@ struct PluginHost {
 struct DevicePlugin {
   const char* build = nullptr;  // the plugin's plugin_build; the other members count only where it is the library's
   int32_t (*n_devices)() noexcept = nullptr;  // that can be opened
-  /// The device takes its host memory from `host`.
-  Status (*open)(int32_t ordinal, const std::shared_ptr<Device>& host,
+  /// The device takes its host memory from `host`, and its own from `memory` (null: from CUDA).
+  Status (*open)(int32_t ordinal, const std::shared_ptr<Device>& host, const Allocator* memory,
                  std::shared_ptr<Device>* out) noexcept = nullptr;
 };
 

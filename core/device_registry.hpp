@@ -10,7 +10,8 @@ namespace kvc {
 
 struct DeviceOptions {
   int32_t n_threads = 0;  // the caller's included; 0: as many as the process is allowed
-  const Allocator* allocator = nullptr;  // null: the system's memory
+  const Allocator* allocator = nullptr;         // null: the system's memory
+  const Allocator* device_allocator = nullptr;  // of memory that is not the host's; null: the device's own
 };
 
 /// Devices by the name that a caller opens them with.

@@ -12,6 +12,14 @@ import (
 // DeviceOptions of OpenDevice; zero: all defaults.
 type DeviceOptions struct {
 	NThreads int // threads that share one attention call, the caller's included; 0: as many as allowed
+
+	DeviceAllocator Allocator // of a GPU's memory; zero: CUDA's own. NotSupported on the CPU
+}
+
+// Allocator is a kvc_allocator: the addresses of two functions of C, which may run on any thread, and what
+// they are called with. kvc/device.h says what they have to do.
+type Allocator struct {
+	User, Alloc, Free unsafe.Pointer
 }
 
 // Device is where memory is and how many threads work. Any goroutine may use it.
@@ -28,7 +36,7 @@ func (d *Device) key() *C.kvc_device {
 	return d.handle
 }
 
-// OpenDevice opens "cpu" and starts its threads. It returns Version if the loaded library has
+// OpenDevice opens "cpu" and starts its threads, or a GPU, "cuda:0". It returns Version if the loaded library has
 // another minor version than the headers that this package was compiled with.
 func OpenDevice(name string, options DeviceOptions) (*Device, error) {
 	if err := compatible(VersionNumber()); err != nil {
@@ -43,7 +51,8 @@ func OpenDevice(name string, options DeviceOptions) (*Device, error) {
 		return nil, err
 	}
 	defer C.free(unsafe.Pointer(text))
-	out := C.go_device_open(text, nThreads)
+	memory := options.DeviceAllocator
+	out := C.go_device_open(text, nThreads, memory.User, memory.Alloc, memory.Free)
 	if err := failure(out.result); err != nil {
 		return nil, err
 	}
@@ -71,6 +80,17 @@ func (d *Device) Close() error {
 		return &Error{InvalidHandle, "the device is nil"}
 	}
 	err := d.once.close(func() C.go_result { return C.go_device_close(d.handle) })
+	runtime.KeepAlive(d)
+	return err
+}
+
+// Synchronize waits until the device has done everything that it was given so far. It returns DeviceFailure if a GPU has
+// failed. On the CPU it returns at once.
+func (d *Device) Synchronize() error {
+	if d == nil {
+		return &Error{InvalidHandle, "the device is nil"}
+	}
+	err := failure(C.go_device_synchronize(d.handle))
 	runtime.KeepAlive(d)
 	return err
 }

@@ -308,13 +308,16 @@ static inline go_child go_cache_child(const kvc_cache *wrapper, int32_t layer) {
 /* The version of the headers that this file is compiled with, whose struct sizes and prototypes it uses. */
 static inline uint32_t go_header_version(void) { return KVC_VERSION_NUMBER; }
 
-static inline go_device go_device_open(const char *name, int32_t n_threads) {
-  kvc_device_desc desc = {sizeof desc, n_threads, 0};
+/* Addresses of C functions. Without them a GPU's memory is CUDA's own. */
+static inline go_device go_device_open(const char *name, int32_t n_threads, void *user, void *alloc, void *release) {
+  const kvc_allocator memory = {user, (void *(*)(void *, size_t, size_t))alloc, (void (*)(void *, void *, size_t, size_t))release};
+  const kvc_device_desc desc = {sizeof desc, n_threads, 0, alloc != NULL || release != NULL ? &memory : NULL};
   go_device out = {{0}, NULL};
   out.result = go_done(kvc_device_open(name, &desc, NULL, &out.device));
   return out;
 }
 
+static inline go_result go_device_synchronize(const kvc_device *device) { return go_done(kvc_device_synchronize(device)); }
 static inline go_result go_device_close(kvc_device *device) { return go_done(kvc_device_close(device)); }
 
 static inline go_cache go_cache_create(kvc_device *device, kvc_cache_desc desc, const void *kind) {

@@ -26,7 +26,7 @@ namespace kvc::capi {
 template <class Struct>
 inline constexpr size_t first_size = 0;
 template <>
-inline constexpr size_t first_size<kvc_device_desc> = 16;
+inline constexpr size_t first_size<kvc_device_desc> = 24;
 template <>
 inline constexpr size_t first_size<kvc_device_info> = 80;
 template <>

@@ -116,7 +116,7 @@ Status open_cuda(const CudaName& name, const DeviceOptions& options, std::shared
   std::shared_ptr<Device> cpu;
   const DeviceOptions of_host = {.n_threads = 1, .allocator = options.allocator};
   if (Status s = cpu::cpu_device.open(of_host, &cpu); s != Status::ok) return s;
-  return devices->open(name.ordinal, cpu, out);
+  return devices->open(name.ordinal, cpu, options.device_allocator, out);
 }
 
 int32_t n_cuda_devices() {

@@ -80,6 +80,18 @@ Status device_name(int32_t index, char* name, size_t capacity) {
   return Status::ok;
 }
 
+Status check_allocator(const char* name, const kvc_allocator* allocator, const char* otherwise) {
+  if (allocator == nullptr || (allocator->alloc != nullptr && allocator->free != nullptr))
+    return Status::ok;
+  return fail(Status::invalid_argument, "%s.%s is null; it must be a function (pass no %s for %s)",
+              name, allocator->alloc == nullptr ? "alloc" : "free", name, otherwise);
+}
+
+Allocator hook_of(const kvc_allocator* allocator) {
+  if (allocator == nullptr) return {};
+  return {allocator->user, allocator->alloc, allocator->free};
+}
+
 Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allocator* allocator,
                    kvc_device** out) {
   if (out == nullptr) return is_null("out");
@@ -92,12 +104,11 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   if (settings.flags != 0) return unknown_bits("kvc_device_desc.flags", settings.flags, nullptr);
   if (settings.n_threads < 0 || settings.n_threads > most_threads)
     return out_of_range("n_threads", settings.n_threads, 0, most_threads);
-  if (allocator != nullptr && (allocator->alloc == nullptr || allocator->free == nullptr)) {
-    return fail(
-        Status::invalid_argument,
-        "allocator.%s is null; it must be a function (pass no allocator for the system's memory)",
-        allocator->alloc == nullptr ? "alloc" : "free");
-  }
+  if (Status s = check_allocator("allocator", allocator, "the system's memory"); s != Status::ok)
+    return s;
+  const kvc_allocator* const of_device = settings.device_allocator;
+  if (Status s = check_allocator("device_allocator", of_device, "CUDA's own"); s != Status::ok)
+    return s;
   register_built_in();
   const DeviceEntry* entry = find_device(name);
   const CudaName cuda = entry == nullptr ? read_cuda_name(name) : CudaName{};
@@ -106,13 +117,20 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
                 quoted(name).text, device_names().text);
   }
 
-  Allocator hook;
-  if (allocator != nullptr) hook = {allocator->user, allocator->alloc, allocator->free};
+  if (entry != nullptr && of_device != nullptr) {
+    return fail(Status::not_supported,
+                "kvc_device_desc.device_allocator with the device %s, whose memory is the host's: "
+                "pass it as "
+                "the allocator of kvc_device_open",
+                entry->name);
+  }
+  const Allocator hook = hook_of(allocator), device_hook = hook_of(of_device);
   std::unique_ptr<DeviceObject> object(new (std::nothrow) DeviceObject());
   if (!object)
     return fail(Status::out_of_memory, "the process has no memory for the handle of a device");
   const DeviceOptions options = {.n_threads = settings.n_threads,
-                                 .allocator = allocator != nullptr ? &hook : nullptr};
+                                 .allocator = allocator != nullptr ? &hook : nullptr,
+                                 .device_allocator = of_device != nullptr ? &device_hook : nullptr};
   const Status opened = entry != nullptr ? entry->open(options, &object->device)
                                          : open_cuda(cuda, options, &object->device);
   if (opened != Status::ok) return opened;
@@ -145,6 +163,16 @@ Status query(const kvc_device* device, kvc_device_info* out) {
   return Status::ok;
 }
 
+/// The handle is left before: closing it does not have to wait.
+Status synchronize(const kvc_device* handle) {
+  void* entered = nullptr;
+  if (Status s = handles::enter(handle, Kind::device, Access::shared, &entered); s != Status::ok)
+    return s;
+  const std::shared_ptr<Device> device = static_cast<const DeviceObject*>(entered)->device;
+  handles::leave(handle, Access::shared);
+  return device->synchronize();
+}
+
 }  // namespace
 }  // namespace kvc::capi
 
@@ -169,4 +197,9 @@ kvc_status kvc_device_close(kvc_device* device) noexcept {
     if (removed == kvc::Status::ok) delete static_cast<kvc::capi::DeviceObject*>(object);
     return removed;
   });
+}
+
+/// Its device may be closed meanwhile, and end here.
+kvc_status kvc_device_synchronize(const kvc_device* device) noexcept {
+  return kvc::capi::guard_lifetime([&] { return kvc::capi::synchronize(device); });
 }

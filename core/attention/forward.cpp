@@ -56,6 +56,7 @@ void Forward::carve_host(Carver& carver) {
   rows_ = carver.take<AttentionRow>(tokens, 64);
   lists_ = carver.take<TokenList>(static_cast<uint64_t>(bounds_.max_rows), 64);
   padding_ = carver.take<int32_t>(tokens, 64);
+  workspace_.on_host = carver.take<std::byte>(device_->host_workspace_bytes(attention_bounds()), 64);
 }
 
 void Forward::carve_device(Carver& carver) {
@@ -67,7 +68,8 @@ void Forward::carve_device(Carver& carver) {
   k_ = carver.take<std::byte>(heads * k, page_bytes);
   carver.take<std::byte>(page_bytes / 2, page_bytes);  // V begins half a page off K
   v_ = carver.take<std::byte>(heads * v, 64);
-  workspace_ = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()), page_bytes);
+  workspace_.on_device = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()),
+                                                page_bytes);
 }
 
 Status Forward::create(const std::shared_ptr<Device>& device, const ForwardBounds& bounds,

@@ -60,7 +60,7 @@ class Forward {
   std::byte* k_ = nullptr;        // [n_kv_heads] planes of f32 at most
   std::byte* v_ = nullptr;
   size_t k_head_bytes_ = 0, v_head_bytes_ = 0;
-  std::byte* workspace_ = nullptr;
+  WorkspaceBlocks workspace_;
   AttentionPlan plan_;
   bool entries_are_told_ = false;  // to a device that follows them
 };

@@ -131,13 +131,15 @@ void CausalCache::carve_host(Carver& carver) {
   book_.carve(carver);
   pass_.carve(carver);
   plan_.carve(carver);
+  carve_host_workspace(carver, attention_bounds());
 }
 
 void CausalCache::carve_device(Carver& carver) {
   // The dense view of get() may be rounded up to the padding: rows behind the last cell exist and stay zero.
   const int32_t padding = settings_.cell_padding;
   layers_.carve_device(carver, (bounds_.cells + padding - 1) / padding * padding);
-  workspace_ = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()), page_bytes);
+  workspace_.on_device = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()),
+                                                page_bytes);
 }
 
 }  // namespace kvc

@@ -98,11 +98,13 @@ void EncoderCache::carve_host(Carver& carver) {
   rows_ = carver.take<AttentionRow>(batch, 64);
   lists_ = carver.take<TokenList>(batch, 64);
   padding_ = carver.take<int32_t>(batch, 64);
+  carve_host_workspace(carver, attention_bounds());
 }
 
 void EncoderCache::carve_device(Carver& carver) {
   layers_.carve_device(carver, bounds_.cells);
-  workspace_ = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()), page_bytes);
+  workspace_.on_device = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()),
+                                                page_bytes);
 }
 
 // ---- Sequences ----------------------------------------------------------------------------------------------------------

@@ -72,12 +72,17 @@ class KvCache : public Booked, public KeyValues {
   virtual Status prepare(int32_t layer, const AttentionTensors& tensors,
                          const AttentionOperator** op, AttentionParams* params) = 0;
 
+  /// Behind all that the bounds depend on.
+  void carve_host_workspace(Carver& carver, const AttentionBounds& bounds) {
+    workspace_.on_host = carver.take<std::byte>(this->device_->host_workspace_bytes(bounds), 64);
+  }
+
   using Booked::health_;
   using Booked::pass_;
   const AttentionOperator* operator_;  // the device's own
   std::unique_ptr<CacheDevice> on_device_;
   KvLayers layers_;
-  std::byte* workspace_ = nullptr;  // on the device
+  WorkspaceBlocks workspace_;
 
  private:
   Status run(const AttentionOperator& op, const AttentionParams& params) {

@@ -98,11 +98,13 @@ void TransformerCache::carve_host(Carver& carver) {
   pass_.carve(carver);
   plan_.carve(carver);
   moves_ = carver.take<Move>(static_cast<uint64_t>(bounds_.max_sequences), 64);
+  carve_host_workspace(carver, attention_bounds());
 }
 
 void TransformerCache::carve_device(Carver& carver) {
   layers_.carve_device(carver, bounds_.cells);
-  workspace_ = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()), page_bytes);
+  workspace_.on_device = carver.take<std::byte>(device_->workspace_bytes(attention_bounds()),
+                                                page_bytes);
 }
 
 // ---- Watching -------------------------------------------------------------------------------------------------------------

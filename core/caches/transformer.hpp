@@ -106,7 +106,8 @@ class TransformerCache final : public TokenCache<LabelledCache<RowBook>, RowPlan
 
   // Rows (transformer_rows.cpp).
   Status check_same(const TransformerCache& other) const;
-  Status copy_stretches(const KvLayers& from, const CellStretch* stretch, int32_t n, bool exchange);
+  Status copy_stretches(const TransformerCache& from, const CellStretch* stretch, int32_t n,
+                        bool exchange);
   Status copy_row(const TransformerCache& from, int32_t source, int32_t destination, int32_t end);
   Status exchange_rows(int32_t a, int32_t b);
   Status fill_cells(int32_t layer, const int32_t* cell, int32_t n, const Filling& from);

@@ -27,16 +27,17 @@ int32_t find_stretches(const RowBook& from, int32_t source, const RowBook& to, i
 
 // ---- Within the cache -----------------------------------------------------------------------------------------------------
 
-Status TransformerCache::copy_stretches(const KvLayers& from, const CellStretch* stretch, int32_t n,
-                                        bool exchange) {
+Status TransformerCache::copy_stretches(const TransformerCache& from, const CellStretch* stretch,
+                                        int32_t n, bool exchange) {
   for (int32_t layer = 0; n > 0 && layer < bounds_.n_layers; ++layer) {
-    const bool inserts = &from != &layers_;
+    const bool inserts = &from != this;
     const auto storage_of = [&](const LayerStorage& storage) {
       return inserts ? with_scales_unless(Bug::inserted_without_scales, storage) : storage;
     };
-    const CopyParams params = {storage_of(from[layer].storage), storage_of(layers_[layer].storage),
-                               stretch, n, exchange};
-    if (Status s = health_.after(on_device_->copy(params)); s != Status::ok) return s;
+    const CopyParams params = {storage_of(from.layers_[layer].storage),
+                               storage_of(layers_[layer].storage), stretch, n, exchange};
+    const Status copied = on_device_->copy(params, *from.on_device_);
+    if (Status s = health_.after(copied); s != Status::ok) return s;
   }
   return Status::ok;
 }
@@ -47,7 +48,7 @@ Status TransformerCache::copy_row(const TransformerCache& from, int32_t source, 
   CellStretch stretches[most_stretches];
   const int32_t first = from.book_.sequence(source).first;
   const int32_t n = find_stretches(from.book_, source, book_, destination, first, end, stretches);
-  return copy_stretches(from.layers_, stretches, n, false);
+  return copy_stretches(from, stretches, n, false);
 }
 
 Status TransformerCache::copy(int32_t source, int32_t destination, int32_t position) {
@@ -60,7 +61,7 @@ Status TransformerCache::copy(int32_t source, int32_t destination, int32_t posit
 Status TransformerCache::exchange_rows(int32_t a, int32_t b) {
   const int32_t columns = book_.rules().columns;
   const CellStretch whole = {a * columns, b * columns, columns};
-  return copy_stretches(layers_, &whole, 1, true);
+  return copy_stretches(*this, &whole, 1, true);
 }
 
 /// Rows that are no sources, or no longer, take their copies first. What is then left are cycles, which exchanges resolve

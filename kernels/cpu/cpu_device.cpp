@@ -82,7 +82,7 @@ class CpuCacheDevice final : public CacheDevice {
     move_rows(params, pool_);
     return Status::ok;
   }
-  Status copy(const CopyParams& params) noexcept override {
+  Status copy(const CopyParams& params, const CacheDevice&) noexcept override {
     copy_cells(params, pool_);
     return Status::ok;
   }
@@ -288,9 +288,9 @@ size_t CpuDevice::lightning_workspace_bytes(const LightningBounds& bounds) const
   return cpu::lightning_workspace_bytes(bounds, pool_->n_threads());
 }
 
-Status CpuDevice::attach(const AttentionBounds& bounds, std::byte* workspace,
+Status CpuDevice::attach(const AttentionBounds& bounds, const WorkspaceBlocks& workspace,
                          std::unique_ptr<CacheDevice>* out) noexcept {
-  out->reset(new (std::nothrow) CpuCacheDevice(*pool_, bounds, workspace));
+  out->reset(new (std::nothrow) CpuCacheDevice(*pool_, bounds, workspace.on_device));
   return *out ? Status::ok
               : fail(Status::out_of_memory,
                      "the process has no memory for a cache's part of the device");

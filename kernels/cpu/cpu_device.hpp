@@ -26,7 +26,7 @@ class CpuDevice final : public Device {
   const AttentionOperator* attention_operator(int32_t index) const noexcept override;
   size_t workspace_bytes(const AttentionBounds& bounds) const noexcept override;
   size_t lightning_workspace_bytes(const LightningBounds& bounds) const noexcept override;
-  Status attach(const AttentionBounds& bounds, std::byte* workspace,
+  Status attach(const AttentionBounds& bounds, const WorkspaceBlocks& workspace,
                 std::unique_ptr<CacheDevice>* out) noexcept override;
 
  private:

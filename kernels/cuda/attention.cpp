@@ -33,8 +33,9 @@ size_t Attention::memory_bytes(const AttentionBounds& bounds) {
          aligned(counters_bytes(bounds)) + aligned(partial_bytes(bounds));
 }
 
-Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory)
-    : schedule_(bounds),
+Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory,
+                     std::byte* on_host)
+    : schedule_(bounds, on_host),
       shared_bytes_max_(shared_bytes_max),
       block_(memory),
       constants_(block_ + aligned(Schedule::block_bytes(bounds))),

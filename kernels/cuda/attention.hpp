@@ -15,14 +15,18 @@ namespace kvc::cuda {
 inline constexpr int32_t head_dim_max = 576;
 static_assert(GeneralLayout{head_dim_max, head_dim_max, head_dim_max}.bytes() <= 48 << 10);
 
-/// The attention calls of one cache. Its memory is taken when it is made; run() takes none and waits for nothing.
+/// The attention calls of one cache. run() takes no memory and waits for nothing.
 class Attention {
  public:
   /// Bytes of device memory, aligned to 256, that run() works in.
   static size_t memory_bytes(const AttentionBounds& bounds);
 
-  /// `memory` holds zeros. Blocks may have `shared_bytes_max` of shared memory. Throws std::bad_alloc.
-  Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory);
+  /// The same of host memory.
+  static size_t host_bytes(const AttentionBounds& bounds) { return Schedule::host_bytes(bounds); }
+
+  /// `memory` holds zeros. Blocks may have `shared_bytes_max` of shared memory.
+  Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory,
+            std::byte* on_host);
 
   /// A plan begins, or has changed.
   void forget() { schedule_.forget(); }

@@ -20,10 +20,6 @@ Stream same_stream(Stream stream) {
   return stream == reinterpret_cast<Stream>(uintptr_t{1}) ? nullptr : stream;
 }
 
-Status says(int32_t device, const char* what, Error error) {
-  return fail(Status::device, "cuda:%d says %s at %s", device, name_of(error), what);
-}
-
 /// Calls per_part(first, n) for as many rows at a time as staging and a launch have room for.
 template <class PerPart>
 Error in_parts(const RowBytes& rows, PerPart per_part) {
@@ -50,25 +46,23 @@ void CacheWorkspace::carve(const AttentionBounds& bounds, Carver& carver) {
 }
 
 CudaCacheDevice::CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,
-                                 const CacheWorkspace& workspace)
+                                 const CacheWorkspace& workspace, std::byte* on_host)
     : shape_(shape),
       workspace_(workspace),
-      attention_(bounds, shape.shared_bytes_max, workspace.attention) {}
+      attention_(bounds, shape.shared_bytes_max, workspace.attention, on_host) {}
 
 Status CudaCacheDevice::create(const DeviceShape& shape, const AttentionBounds& bounds,
-                               std::byte* workspace, std::unique_ptr<CacheDevice>* out) {
+                               const WorkspaceBlocks& workspace, std::unique_ptr<CacheDevice>* out) {
   CacheWorkspace carved;
-  Carver carver(workspace);
+  Carver carver(workspace.on_device);
   carved.carve(bounds, carver);
-  std::unique_ptr<CudaCacheDevice> made;
-  try {
-    made.reset(new CudaCacheDevice(shape, bounds, carved));
-  } catch (const std::bad_alloc&) {
+  std::unique_ptr<CudaCacheDevice> made(
+      new (std::nothrow) CudaCacheDevice(shape, bounds, carved, workspace.on_host));
+  if (!made)
     return fail(Status::out_of_memory,
                 "the process has no memory for a cache's part of the device");
-  }
-  const Error e = runtime::create_event(&made->event_);
-  if (e != Error::none) return says(shape.device, "the making of an event", e);
+  if (Error e = runtime::create_event(&made->event_); e != Error::none)
+    return made->says("the making of an event", e);
   *out = std::move(made);
   return Status::ok;
 }
@@ -79,20 +73,21 @@ Launcher CudaCacheDevice::launcher() const {
   return {stream_, shape_.n_multiprocessors * blocks_per_multiprocessor};
 }
 
-template <class Call>
-Status CudaCacheDevice::run(const char* what, Call call) const noexcept {
-  const CurrentDevice current(shape_.device);
-  const Error e = current.error() == Error::none ? call(launcher()) : current.error();
-  return e == Error::none ? Status::ok : says(shape_.device, what, e);
+Status CudaCacheDevice::says(const char* what, Error error) const noexcept {
+  return fail(Status::device, "cuda:%d says %s at %s", shape_.device, name_of(error), what);
+}
+
+Error CudaCacheDevice::order(Stream before, Stream behind) const {
+  if (before == behind) return Error::none;
+  const Error e = runtime::record(event_, before);
+  return e == Error::none ? runtime::wait(behind, event_) : e;
 }
 
 Error CudaCacheDevice::go_to(Stream stream) {
   stream = same_stream(stream);
-  if (stream == stream_) return Error::none;
-  if (Error e = runtime::record(event_, stream_); e != Error::none) return e;
-  if (Error e = runtime::wait(stream, event_); e != Error::none) return e;
-  stream_ = stream;
-  return Error::none;
+  const Error e = order(stream_, stream);
+  if (e == Error::none) stream_ = stream;
+  return e;
 }
 
 Status CudaCacheDevice::begin_pass(const AttentionPlan& plan, const TokenChanges& changes,
@@ -128,12 +123,12 @@ Status CudaCacheDevice::move(const MoveParams& params) noexcept {
              [&](const Launcher& launcher) { return move_rows(params, launcher); });
 }
 
-Status CudaCacheDevice::copy(const CopyParams& params) noexcept {
+Status CudaCacheDevice::copy(const CopyParams& params, const CacheDevice& source) noexcept {
   return run("the copying of rows", [&](const Launcher& launcher) -> Error {
-    if (params.from.k.codes.data == params.to.k.codes.data) return copy_stretches(params, launcher);
-    if (Error e = runtime::synchronize_device(); e != Error::none) return e;
+    const Stream from = static_cast<const CudaCacheDevice&>(source).stream_;
+    if (Error e = order(from, launcher.stream); e != Error::none) return e;
     if (Error e = copy_stretches(params, launcher); e != Error::none) return e;
-    return runtime::synchronize(launcher.stream);
+    return order(launcher.stream, from);
   });
 }
 
@@ -150,10 +145,8 @@ Status CudaCacheDevice::attention(const AttentionOperator& op, const AttentionPa
 }
 
 Status CudaCacheDevice::attend(const AttentionParams& params) noexcept {
-  return run("attention", [&](const Launcher& launcher) {
-    const DeviceTokens tokens = {workspace_.cell, workspace_.position, workspace_.seen};
-    return attention_.run(params, tokens, launcher);
-  });
+  return run("attention",
+             [&](const Launcher& launcher) { return attention_.run(params, tokens(), launcher); });
 }
 
 Status CudaCacheDevice::write_mask(const MaskParams& params) noexcept {

@@ -38,7 +38,7 @@ class CudaCacheDevice final : public CacheDevice {
  public:
   /// The current device is that of the shape.
   static Status create(const DeviceShape& shape, const AttentionBounds& bounds,
-                       std::byte* workspace, std::unique_ptr<CacheDevice>* out);
+                       const WorkspaceBlocks& workspace, std::unique_ptr<CacheDevice>* out);
   ~CudaCacheDevice() override;
   CudaCacheDevice(const CudaCacheDevice&) = delete;
   CudaCacheDevice& operator=(const CudaCacheDevice&) = delete;
@@ -49,8 +49,8 @@ class CudaCacheDevice final : public CacheDevice {
   Status store_codes(const StoreCodesParams& params) noexcept override;
   Status load(const LoadParams& params) noexcept override;
   Status move(const MoveParams& params) noexcept override;
-  /// Rows of another cache, whose work may go to another stream: waits for all of the device before, and for itself.
-  Status copy(const CopyParams& params) noexcept override;
+  /// The work of another cache may go to another stream: what it was given before comes before, what it is given later behind.
+  Status copy(const CopyParams& params, const CacheDevice& source) noexcept override;
   Status clear(const ClearParams& params) noexcept override;
   Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept override;
   /// What the operators of the device run.
@@ -63,7 +63,7 @@ class CudaCacheDevice final : public CacheDevice {
   Status store_states(const StateRows& params) noexcept override;
   Status load_states(const StateRows& params) noexcept override;
   Status store_conv(const ConvRows& params) noexcept override;
-  /// From another cache it waits, as copy() does.
+  /// From another cache it waits.
   Status copy_states(const StateCopies& params) noexcept override;
   Status clear_states(const StateClears& params) noexcept override;
 
@@ -72,16 +72,23 @@ class CudaCacheDevice final : public CacheDevice {
   Status store_lightning(const LightningState& state) noexcept override;
 
  private:
-  /// Throws std::bad_alloc.
   CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,
-                  const CacheWorkspace& workspace);
+                  const CacheWorkspace& workspace, std::byte* on_host);
 
   Launcher launcher() const;
+  /// What is given to `behind` from now on begins after what `before` was given.
+  Error order(Stream before, Stream behind) const;
   /// Work goes to this stream from now on.
   Error go_to(Stream stream);
+  Status says(const char* what, Error error) const noexcept;
+  DeviceTokens tokens() const { return {workspace_.cell, workspace_.position, workspace_.seen}; }
   /// Calls call(launcher) while the device is current.
   template <class Call>
-  Status run(const char* what, Call call) const noexcept;
+  Status run(const char* what, Call call) const noexcept {
+    const CurrentDevice current(shape_.device);
+    const Error e = current.error() == Error::none ? call(launcher()) : current.error();
+    return e == Error::none ? Status::ok : says(what, e);
+  }
 
   const DeviceShape shape_;
   const CacheWorkspace workspace_;

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <new>
 
+#include "core/base/float_environment.hpp"
 #include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/lightning_params.hpp"
 
@@ -11,6 +12,9 @@ namespace kvc::cuda {
 namespace {
 
 constexpr int32_t dlpack_cuda = 2;
+
+/// What CUDA's own blocks have at least, and more than kernels need.
+constexpr size_t block_alignment = 256;
 
 /// Prefixes that sequences share are not read apart yet.
 constexpr int32_t never = INT32_MAX;
@@ -59,13 +63,15 @@ Status unavailable(int32_t ordinal, Error error) {
 }  // namespace
 
 CudaDevice::CudaDevice(int32_t ordinal, const DeviceProperties& properties,
-                       const std::shared_ptr<Device>& host)
-    : shape_{ordinal, properties.n_multiprocessors, properties.shared_bytes_per_block}, host_(host) {
+                       const std::shared_ptr<Device>& host, const Allocator& memory)
+    : shape_{ordinal, properties.n_multiprocessors, properties.shared_bytes_per_block},
+      host_(host),
+      memory_(memory) {
   std::snprintf(architecture_, sizeof architecture_, "sm_%d%d", properties.major, properties.minor);
 }
 
 Status CudaDevice::create(int32_t ordinal, const std::shared_ptr<Device>& host,
-                          std::shared_ptr<Device>* out) {
+                          std::shared_ptr<Device>* out, const Allocator* memory) {
   int32_t n = 0;
   if (Error e = runtime::count_devices(&n); e != Error::none) return unavailable(ordinal, e);
   if (ordinal < 0 || ordinal >= n)
@@ -82,7 +88,8 @@ Status CudaDevice::create(int32_t ordinal, const std::shared_ptr<Device>& host,
   if (Error e = current.error(); e != Error::none) return unavailable(ordinal, e);
   if (Error e = prepare_kernels(properties.shared_bytes_per_block); e != Error::none)
     return unavailable(ordinal, e);
-  std::unique_ptr<Device> made(new (std::nothrow) CudaDevice(ordinal, properties, host));
+  std::unique_ptr<Device> made(new (std::nothrow) CudaDevice(
+      ordinal, properties, host, memory != nullptr ? *memory : Allocator{}));
   if (!made)
     return fail(Status::out_of_memory, "the process has no memory for the object of a device");
   *out = std::move(made);
@@ -108,24 +115,57 @@ Status CudaDevice::check(const CacheNeeds& needs) const noexcept {
   return check_row("v", needs.row_v, needs.kind);
 }
 
+Status CudaDevice::synchronize() noexcept {
+  const CurrentDevice current(shape_.device);
+  Error e = current.error();
+  if (e == Error::none) e = runtime::synchronize_device();
+  if (e == Error::none) return Status::ok;
+  return fail(Status::device, "cuda:%d says %s", shape_.device, name_of(e));
+}
+
 void* CudaDevice::allocate(Place place, size_t bytes, bool prefault) noexcept {
   if (place == Place::host) return host_->allocate(place, bytes, prefault);
   if (bytes == 0) bytes = 1;
   const CurrentDevice current(shape_.device);
-  void* block = nullptr;
-  if (current.error() != Error::none || runtime::allocate(bytes, &block) != Error::none)
-    return nullptr;
+  void* const block = current.error() == Error::none ? take(bytes) : nullptr;
+  if (block == nullptr) return nullptr;
   if (runtime::fill_zero(block, bytes, nullptr) == Error::none &&
       runtime::synchronize(nullptr) == Error::none)
     return block;
-  runtime::release(block);
+  give_back(block, bytes);
   return nullptr;
+}
+
+/// A caller's block may come with work of somebody who had it before.
+void* CudaDevice::take(size_t bytes) noexcept {
+  void* block = nullptr;
+  if (memory_.alloc == nullptr)
+    return runtime::allocate(bytes, &block) == Error::none ? block : nullptr;
+  {
+    const FloatEnvironmentAroundCallback around;
+    block = memory_.alloc(memory_.user, bytes, block_alignment);
+  }
+  if (block == nullptr || runtime::synchronize_device() == Error::none) return block;
+  give_back(block, bytes);
+  return nullptr;
+}
+
+/// CUDA's release waits, and a caller's does not have to. A device that has failed waits for nothing, and uses no memory any more.
+void CudaDevice::give_back(void* block, size_t bytes) noexcept {
+  if (memory_.alloc == nullptr) {
+    runtime::release(block);
+    return;
+  }
+  (void)runtime::synchronize_device();
+  const FloatEnvironmentAroundCallback around;
+  memory_.free(memory_.user, block, bytes, block_alignment);
 }
 
 void CudaDevice::release(Place place, void* block, size_t bytes) noexcept {
   if (place == Place::host) return host_->release(place, block, bytes);
+  if (block == nullptr) return;
   const CurrentDevice current(shape_.device);
-  runtime::release(block);
+  give_back(block, bytes == 0 ? 1 : bytes);
 }
 
 const AttentionOperator* CudaDevice::attention_operator(int32_t index) const noexcept {
@@ -139,10 +179,14 @@ size_t CudaDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept
   return carver.used().value();
 }
 
+size_t CudaDevice::host_workspace_bytes(const AttentionBounds& bounds) const noexcept {
+  return Attention::host_bytes(bounds);
+}
+
 /// States and kept tokens are all that it works in.
 size_t CudaDevice::lightning_workspace_bytes(const LightningBounds&) const noexcept { return 0; }
 
-Status CudaDevice::attach(const AttentionBounds& bounds, std::byte* workspace,
+Status CudaDevice::attach(const AttentionBounds& bounds, const WorkspaceBlocks& workspace,
                           std::unique_ptr<CacheDevice>* out) noexcept {
   const CurrentDevice current(shape_.device);
   if (current.error() != Error::none)

@@ -1,7 +1,6 @@
 #include "kernels/cuda/schedule.hpp"
 
 #include <algorithm>
-#include <new>
 
 namespace kvc::cuda {
 namespace {
@@ -62,17 +61,22 @@ int32_t wide_stretch_of(int64_t n_seen, int32_t n_kv_heads, int32_t n_tiles) {
   return static_cast<int32_t>(stretch);
 }
 
-Schedule::Schedule(const AttentionBounds& bounds)
+Schedule::Schedule(const AttentionBounds& bounds, std::byte* memory)
     : n_slots_(n_slots(bounds)),
       rows_at_(rows_begin(bounds)),
       lists_at_(lists_begin(bounds)),
       segments_at_(segments_begin(bounds)),
-      block_(std::make_unique_for_overwrite<std::byte[]>(block_bytes(bounds))),
-      waves_(std::make_unique<Wave[]>(static_cast<size_t>(bounds.max_batch) + 1)),
-      tiles_(reinterpret_cast<Tile*>(block_.get())),
-      rows_(reinterpret_cast<TileRow*>(block_.get() + rows_at_)),
-      lists_(reinterpret_cast<ListRef*>(block_.get() + lists_at_)),
-      segments_(reinterpret_cast<Segment*>(block_.get() + segments_at_)) {}
+      block_(memory),
+      waves_(reinterpret_cast<Wave*>(block_ + block_bytes(bounds))),
+      tiles_(reinterpret_cast<Tile*>(block_)),
+      rows_(reinterpret_cast<TileRow*>(block_ + rows_at_)),
+      lists_(reinterpret_cast<ListRef*>(block_ + lists_at_)),
+      segments_(reinterpret_cast<Segment*>(block_ + segments_at_)) {}
+
+/// Each tile may be a wave.
+size_t Schedule::host_bytes(const AttentionBounds& bounds) {
+  return block_bytes(bounds) + rounded_up((static_cast<size_t>(bounds.max_batch) + 1) * sizeof(Wave));
+}
 
 size_t Schedule::block_bytes(const AttentionBounds& bounds) {
   return segments_begin(bounds) + rounded_up(segments_max(bounds) * sizeof(Segment));
@@ -224,12 +228,12 @@ void Schedule::add_parts(Tile& tile, int32_t n_wide) {
                             : 0;
   const bool is_first = n_waves_ == 0 || wave(n_waves_ - 1).is_wide != (n_wide > 0);
   if (is_first || slots_taken_ + slots > n_slots_) {
-    waves_[static_cast<size_t>(n_waves_++)] = {tile.first_part, 0, n_wide > 0};
+    waves_[n_waves_++] = {tile.first_part, 0, n_wide > 0};
     slots_taken_ = 0;
   }
   tile.first_slot = static_cast<int32_t>(slots_taken_);
   slots_taken_ += slots;
-  waves_[static_cast<size_t>(n_waves_ - 1)].n_parts += tile.n_parts;
+  waves_[n_waves_ - 1].n_parts += tile.n_parts;
 }
 
 }  // namespace kvc::cuda

@@ -2,7 +2,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 #include "core/attention/params.hpp"
 
@@ -104,12 +103,13 @@ struct Wave {
   bool is_wide = false;
 };
 
-/// The tiles of one pass. It takes memory when it is made and none afterwards.
+/// The tiles of one pass, in memory that it is given.
 class Schedule {
  public:
-  /// Throws std::bad_alloc.
-  explicit Schedule(const AttentionBounds& bounds);
+  /// `memory`, host_bytes() aligned to 64, outlives it.
+  Schedule(const AttentionBounds& bounds, std::byte* memory);
 
+  static size_t host_bytes(const AttentionBounds& bounds);
   /// Bytes of device memory that block() takes at most.
   static size_t block_bytes(const AttentionBounds& bounds);
   /// Slots of partial results that a launch may leave behind: each is tile_columns columns of a part, for a KV head and a turn.
@@ -124,7 +124,7 @@ class Schedule {
   TileShape shape_of(const Wave& wave) const { return wave.is_wide ? wide_shape() : narrow_; }
 
   /// What the kernels read, to be copied to the device as it is.
-  const std::byte* block() const { return block_.get(); }
+  const std::byte* block() const { return block_; }
   /// What is used of each of its arrays, in bytes.
   struct Array {
     size_t at = 0;
@@ -142,7 +142,7 @@ class Schedule {
   const ListRef* lists() const { return lists_; }
   const Segment* segments() const { return segments_; }
   int32_t n_waves() const { return n_waves_; }
-  const Wave& wave(int32_t index) const { return waves_[static_cast<size_t>(index)]; }
+  const Wave& wave(int32_t index) const { return waves_[index]; }
 
  private:
   TileShape wide_shape() const { return {narrow_.n_kv_heads, narrow_.group, wide_columns}; }
@@ -156,8 +156,8 @@ class Schedule {
 
   const int64_t n_slots_;
   const size_t rows_at_, lists_at_, segments_at_;
-  std::unique_ptr<std::byte[]> block_;
-  std::unique_ptr<Wave[]> waves_;
+  std::byte* block_;
+  Wave* waves_;
   Tile* tiles_;
   TileRow* rows_;
   ListRef* lists_;

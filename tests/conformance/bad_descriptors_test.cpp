@@ -49,10 +49,20 @@ TEST(BadDescriptors, Device) {
   kvc_allocator half{};
   half.alloc = [](void*, size_t, size_t) -> void* { return nullptr; };
   bad.expect(invalid, "an allocator that cannot free", [&] { return open("cpu", nullptr, &half); });
+  kvc_device_desc desc = good;
+  desc.device_allocator = &half;
+  bad.expect(invalid, "a device_allocator that cannot free",
+             [&] { return open("cpu", &desc, nullptr); });
   half.free = [](void*, void*, size_t, size_t) {};
+  bad.expect(KVC_E_NOT_SUPPORTED, "a device_allocator of the CPU",
+             [&] { return open("cpu", &desc, nullptr); });
+  bad.expect(KVC_E_BACKEND_UNAVAILABLE, "a device_allocator of no GPU",
+             [&] { return open("cuda:99", &desc, nullptr); });
   half.alloc = nullptr;
   bad.expect(invalid, "an allocator that cannot allocate",
              [&] { return open("cpu", nullptr, &half); });
+  bad.expect(invalid, "a device_allocator that cannot allocate",
+             [&] { return open("cpu", &desc, nullptr); });
 }
 
 /// One field set to one value.

@@ -79,6 +79,7 @@ TEST(BadHandles, DevicesToo) {
       uint64_t bytes = 0;
       return kvc_cache_memory_bytes(handle, &desc, nullptr, &bytes);
     });
+    bad.expect(KVC_E_HANDLE, "device_synchronize", [&] { return kvc_device_synchronize(handle); });
     if (handle) bad.expect(KVC_E_HANDLE, "device_close", [&] { return kvc_device_close(handle); });
   }
   EXPECT_EQ(kvc_device_close(nullptr), KVC_OK);

@@ -134,10 +134,10 @@ TEST_F(Messages, StructSizesLeadToSizeof) {
   struct {
     kvc_device_desc known;
     uint64_t later;
-  } newer = {{24, 1, 0}, 7};
+  } newer = {{32, 1, 0, nullptr}, 7};
   kvc_device* opened = nullptr;
   expect(KVC_E_VERSION, [&] { return kvc_device_open("cpu", &newer.known, nullptr, &opened); },
-         {"kvc_device_desc.struct_size is 24", "byte 16", "16 bytes", "newer kvc"});
+         {"kvc_device_desc.struct_size is 32", "byte 24", "24 bytes", "newer kvc"});
 }
 
 TEST_F(Messages, UnknownBitsAreShownBesideTheKnownOnes) {

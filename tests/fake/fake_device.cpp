@@ -84,8 +84,8 @@ class FakeCacheDevice final : public kvc::CacheDevice {
     return inside([&] { return cpu_->move(params); });
   }
   /// `from` may be another cache's, behind another block.
-  Status copy(const kvc::CopyParams& params) noexcept override {
-    return beside(params.from.k.codes.data, [&] { return cpu_->copy(params); });
+  Status copy(const kvc::CopyParams& params, const kvc::CacheDevice& source) noexcept override {
+    return beside(params.from.k.codes.data, [&] { return cpu_->copy(params, source); });
   }
   Status clear(const kvc::ClearParams& params) noexcept override {
     return inside([&] { return cpu_->clear(params); });
@@ -185,15 +185,18 @@ class FakeDevice final : public kvc::Device {
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return cpu_->workspace_bytes(bounds);
   }
+  size_t host_workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
+    return cpu_->host_workspace_bytes(bounds);
+  }
   size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
     return cpu_->lightning_workspace_bytes(bounds);
   }
-  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+  Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     std::unique_ptr<kvc::CacheDevice> cpu;
     if (Status s = cpu_->attach(bounds, workspace, &cpu); s != Status::ok) return s;
     std::unique_ptr<FakeCacheDevice> made(
-        new (std::nothrow) FakeCacheDevice(std::move(cpu), Blocks::holding(workspace)));
+        new (std::nothrow) FakeCacheDevice(std::move(cpu), Blocks::holding(workspace.on_device)));
     if (made == nullptr || !made->mirror(bounds.n_token_entries))
       return kvc::fail(Status::out_of_memory, "no memory for the fake device's token arrays");
     *out = std::move(made);

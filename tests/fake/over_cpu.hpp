@@ -31,8 +31,9 @@ class CacheDeviceOver : public kvc::CacheDevice {
   kvc::Status move(const kvc::MoveParams& params) noexcept override {
     return around_([&] { return inner_->move(params); });
   }
-  kvc::Status copy(const kvc::CopyParams& params) noexcept override {
-    return around_([&] { return inner_->copy(params); });
+  kvc::Status copy(const kvc::CopyParams& params, const kvc::CacheDevice& source) noexcept override {
+    const kvc::CacheDevice& inner = *static_cast<const CacheDeviceOver&>(source).inner_;
+    return around_([&] { return inner_->copy(params, inner); });
   }
   kvc::Status clear(const kvc::ClearParams& params) noexcept override {
     return around_([&] { return inner_->clear(params); });
@@ -102,6 +103,9 @@ class DeviceOverCpu : public kvc::Device {
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return cpu_->workspace_bytes(bounds);
   }
+  size_t host_workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
+    return cpu_->host_workspace_bytes(bounds);
+  }
   size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
     return cpu_->lightning_workspace_bytes(bounds);
   }
@@ -109,8 +113,8 @@ class DeviceOverCpu : public kvc::Device {
  protected:
   /// For attach(): the CPU's side of the cache with `around` around each call.
   template <class Around>
-  kvc::Status attach_around(const kvc::AttentionBounds& bounds, std::byte* workspace, Around around,
-                            std::unique_ptr<kvc::CacheDevice>* out) {
+  kvc::Status attach_around(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
+                            Around around, std::unique_ptr<kvc::CacheDevice>* out) {
     std::unique_ptr<kvc::CacheDevice> cpu;
     if (kvc::Status s = cpu_->attach(bounds, workspace, &cpu); s != kvc::Status::ok) return s;
     *out = std::make_unique<CacheDeviceOver<Around>>(std::move(cpu), std::move(around));

@@ -52,6 +52,7 @@ class PromptDevice final : public kvc::Device {
     return info;
   }
   Status check(const kvc::CacheNeeds& needs) const noexcept override { return late_->check(needs); }
+  Status synchronize() noexcept override { return late_->synchronize(); }
   void* allocate(kvc::Place place, size_t bytes, bool prefault) noexcept override {
     return late_->allocate(place, bytes, prefault);
   }
@@ -64,10 +65,13 @@ class PromptDevice final : public kvc::Device {
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return late_->workspace_bytes(bounds);
   }
+  size_t host_workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
+    return late_->host_workspace_bytes(bounds);
+  }
   size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
     return late_->lightning_workspace_bytes(bounds);
   }
-  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+  Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     std::unique_ptr<kvc::CacheDevice> late;
     if (Status s = late_->attach(bounds, workspace, &late); s != Status::ok) return s;

@@ -61,7 +61,9 @@ class Side {
     EXPECT_NE(block_, nullptr);
     storage_ = storage_over(block_ + workspace, shape);
     tensors_ = block_ + workspace + slab_bytes;
-    EXPECT_EQ(device_->attach(bounds, block_, &on_device_), Status::ok) << last_message();
+    on_host_.resize(device_->host_workspace_bytes(bounds));
+    const WorkspaceBlocks given = {block_, on_host_.data()};
+    EXPECT_EQ(device_->attach(bounds, given, &on_device_), Status::ok) << last_message();
     Carver carver(block_);
     on_cuda_.carve(bounds, carver);
   }
@@ -140,6 +142,7 @@ class Side {
 
   std::shared_ptr<Device> device_;
   std::unique_ptr<CacheDevice> on_device_;
+  std::vector<std::byte> on_host_;
   std::byte* block_ = nullptr;
   std::byte* tensors_ = nullptr;
   cuda::CacheWorkspace on_cuda_;
@@ -408,7 +411,8 @@ class Beside {
       stretches[static_cast<size_t>(i)] = {2 * i * part, (2 * i + 1) * part, random_.below(part + 1)};
     const bool exchanges = random_.chance(0.5);
     both([&](Side& side) {
-      return side.calls().copy({side.storage(), side.storage(), stretches.data(), n, exchanges});
+      return side.calls().copy({side.storage(), side.storage(), stretches.data(), n, exchanges},
+                               side.calls());
     });
   }
 

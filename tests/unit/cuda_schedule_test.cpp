@@ -128,6 +128,16 @@ std::vector<std::vector<int32_t>> work_of(const Schedule& schedule, int32_t list
   return work;
 }
 
+/// One in memory of its own.
+struct OnHost {
+  std::vector<std::byte> memory;
+};
+class OwnSchedule : private OnHost, public Schedule {
+ public:
+  explicit OwnSchedule(const AttentionBounds& bounds)
+      : OnHost{std::vector<std::byte>(host_bytes(bounds))}, Schedule(bounds, memory.data()) {}
+};
+
 TEST(CudaSchedule, TakesEveryRowOnceAndHasRoom) {
   for (uint64_t seed = 1; seed <= 200; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
@@ -135,7 +145,7 @@ TEST(CudaSchedule, TakesEveryRowOnceAndHasRoom) {
     const int32_t n_kv_heads = 1 + random.below(8),
                   group = 1 + random.below(random.below(2) == 0 ? 8 : 80);
     const Plan plan(random, 1 + random.below(6), n_kv_heads, group);
-    Schedule schedule(plan.bounds);
+    OwnSchedule schedule(plan.bounds);
     for (const bool has_wide : {true, false}) {
       schedule.cut(plan.view(), {n_kv_heads, group}, has_wide);
       check_waves(schedule, plan.bounds);
@@ -151,13 +161,13 @@ TEST(CudaSchedule, CutsAListAloneAsBesideOthers) {
     Random random(seed);
     const int32_t n_kv_heads = 1 + random.below(8), group = 1 + random.below(8);
     const Plan plan(random, 5, n_kv_heads, group);
-    Schedule beside(plan.bounds);
+    OwnSchedule beside(plan.bounds);
     beside.cut(plan.view(), {n_kv_heads, group}, true);
     for (int32_t list = 0; list < 5; ++list) {
       Plan alone = plan;
       std::erase_if(alone.rows, [&](const AttentionRow& row) { return row.list != list; });
       alone.padding.clear();
-      Schedule schedule(alone.bounds);
+      OwnSchedule schedule(alone.bounds);
       schedule.cut(alone.view(), {n_kv_heads, group}, true);
       ASSERT_EQ(work_of(schedule, list), work_of(beside, list)) << "list " << list;
     }
@@ -174,7 +184,7 @@ TEST(CudaSchedule, HasRoomForLessThanTheBounds) {
         bounds.max_batch = n_rows;
         bounds.n_kv_heads = 1;
         bounds.max_q_heads = max_group;
-        Schedule schedule(bounds);
+        OwnSchedule schedule(bounds);
         TokenList list;
         list.count[0] = list.total = n_tokens;
         std::vector<AttentionRow> rows(static_cast<size_t>(n_rows));

@@ -28,7 +28,7 @@ class FailingDevice final : public fake::DeviceOverCpu {
     --*blocks_;
     DeviceOverCpu::release(place, block, bytes);
   }
-  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+  Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     const auto around = [this](auto call) {
       if (calls_++ != failing_) return call();

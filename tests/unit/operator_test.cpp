@@ -30,7 +30,7 @@ class PoorDevice final : public fake::DeviceOverCpu {
   const kvc::AttentionOperator* attention_operator(int32_t index) const noexcept override {
     return index == 0 ? &op_ : nullptr;
   }
-  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+  Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     return attach_around(
         bounds, workspace, [](auto call) { return call(); }, out);

@@ -41,7 +41,7 @@ class PoisoningSide final : public fake::CacheDeviceOver<Around> {
 
 class PoisoningDevice final : public fake::DeviceOverCpu {
  public:
-  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+  Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     const auto plain = [](auto call) { return call(); };
     std::unique_ptr<kvc::CacheDevice> cpu;
@@ -55,7 +55,7 @@ class PoisoningDevice final : public fake::DeviceOverCpu {
 class FailingDevice final : public fake::DeviceOverCpu {
  public:
   explicit FailingDevice(int32_t failing) : failing_(failing) {}
-  Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+  Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     const auto around = [this](auto call) {
       if (calls_++ != failing_) return call();

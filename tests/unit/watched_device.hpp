@@ -16,7 +16,7 @@ class WatchedDevice final : public fake::DeviceOverCpu {
     return block;
   }
   size_t workspace_bytes(const kvc::AttentionBounds&) const noexcept override { return 0; }
-  kvc::Status attach(const kvc::AttentionBounds& bounds, std::byte* workspace,
+  kvc::Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                      std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     return attach_around(
         bounds, workspace, [](auto call) { return call(); }, out);

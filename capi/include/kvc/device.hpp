@@ -20,6 +20,8 @@ class Device : public Owner<kvc_device, kvc_device_close> {
     check_version(kvc_version_number());
     check(kvc_device_open(name, &desc, allocator, &handle_));
   }
+
+  void synchronize() const { check(kvc_device_synchronize(handle_)); }
 };
 
 }  // namespace api_0_2

@@ -20,10 +20,10 @@ int32_t n_devices() noexcept {
   return cuda::runtime::count_devices(&n) == cuda::Error::none ? n : 0;
 }
 
-Status open(int32_t ordinal, const std::shared_ptr<Device>& host,
+Status open(int32_t ordinal, const std::shared_ptr<Device>& host, const Allocator* memory,
             std::shared_ptr<Device>* out) noexcept {
   try {
-    return cuda::CudaDevice::create(ordinal, host, out);
+    return cuda::CudaDevice::create(ordinal, host, out, memory);
   } catch (const std::bad_alloc&) {
     return fail(Status::out_of_memory, "the process has no memory for the object of a device");
   }

@@ -59,6 +59,7 @@ pub struct kvc_device_desc {
     pub struct_size: u32,
     pub n_threads: i32,
     pub flags: u64,
+    pub device_allocator: *const kvc_allocator,
 }
 
 #[repr(C)]
@@ -211,6 +212,7 @@ extern "C" {
         out: *mut *mut kvc_device,
     ) -> kvc_status;
     pub fn kvc_device_close(device: *mut kvc_device) -> kvc_status;
+    pub fn kvc_device_synchronize(device: *const kvc_device) -> kvc_status;
     pub fn kvc_cache_memory_bytes(
         device: *const kvc_device,
         desc: *const kvc_cache_desc,

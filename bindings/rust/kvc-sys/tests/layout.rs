@@ -125,7 +125,7 @@ fn structs_are_as_golden() {
         kvc_tensor {
             data, byte_offset, shape, strides, ndim, dtype, device_type, device_id, flags, reserved,
         }
-        kvc_device_desc { struct_size, n_threads, flags }
+        kvc_device_desc { struct_size, n_threads, flags, device_allocator }
         kvc_allocator { user, alloc, free }
         kvc_cache_desc {
             struct_size, kind, flags, n_layers, n_kv_heads, head_dim_k, head_dim_v, dtype_k,

@@ -19,20 +19,47 @@ unsafe impl Sync for Device {}
 impl Device {
     /// Opens a device and starts its threads.
     ///
-    /// `name`: "cpu". `n_threads`: threads that share the work of one attention call, the caller's
+    /// `name`: "cpu", or "cuda:0" and so on for a GPU. `n_threads`: threads that share the work of one attention call, the caller's
     /// included; 0: as many as the process may use. Returns VERSION if the loaded library has
     /// another minor version than the one that this crate declares.
     pub fn open(name: &str, n_threads: i32) -> Result<Device> {
+        unsafe { Device::open_with(name, n_threads, None) }
+    }
+
+    /// open() of a GPU whose memory comes from `device_allocator`, if it is given. Returns NOT_SUPPORTED
+    /// for the CPU.
+    ///
+    /// # Safety
+    ///
+    /// The functions of the allocator do what kvc/device.h asks of `device_allocator`, for as long as the
+    /// device or a cache on it lives.
+    pub unsafe fn open_with(
+        name: &str,
+        n_threads: i32,
+        device_allocator: Option<&sys::kvc_allocator>,
+    ) -> Result<Device> {
         compatible(crate::version_number())?;
         let name = c_string("name", name)?;
         let desc = sys::kvc_device_desc {
             struct_size: size_of::<sys::kvc_device_desc>() as u32,
             n_threads,
             flags: 0,
+            device_allocator: device_allocator.map_or(ptr::null(), |memory| memory),
         };
         let mut handle = ptr::null_mut();
-        check(unsafe { sys::kvc_device_open(name.as_ptr(), &desc, ptr::null(), &mut handle) })?;
+        check(sys::kvc_device_open(
+            name.as_ptr(),
+            &desc,
+            ptr::null(),
+            &mut handle,
+        ))?;
         Ok(Device { handle })
+    }
+
+    /// Waits until the device has done everything that it was given so far. Returns DEVICE if a GPU
+    /// has failed. On the CPU it returns at once.
+    pub fn synchronize(&self) -> Result<()> {
+        check(unsafe { sys::kvc_device_synchronize(self.handle) })
     }
 }
 
