@@ -8,6 +8,7 @@
 #include "core/attention/params.hpp"
 #include "core/base/states.hpp"
 #include "core/base/status.hpp"
+#include "core/pass_recorder.hpp"
 
 namespace kvc {
 
@@ -84,6 +85,9 @@ class CacheDevice {
   virtual Status copy_states(const StateCopies& params) noexcept = 0;
   virtual Status clear_states(const StateClears& params) noexcept = 0;
 
+  /// Null: the device records nothing.
+  virtual PassRecorder* recorder() noexcept { return nullptr; }
+
   /// Copies stored bytes to or from the host. Returns when they are there.
   virtual Status read_rows(const RowBytes& rows) const noexcept = 0;
   virtual Status write_rows(const RowBytes& rows) noexcept = 0;
@@ -102,6 +106,12 @@ class Device {
 
   /// Waits for the work of all caches and of everybody else, and says what went wrong with it. Some devices are never behind.
   virtual Status synchronize() noexcept { return Status::ok; }
+
+  /// Whether what is given to a stream becomes part of a graph, instead of being done.
+  virtual Status is_recording(void*, bool* records) const noexcept {
+    *records = false;
+    return Status::ok;
+  }
 
   /// A block of zeros, aligned to 4096 (2 MiB when it is that large); null when there is none.
   virtual void* allocate(Place place, size_t bytes, bool prefault) noexcept = 0;

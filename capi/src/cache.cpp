@@ -124,7 +124,7 @@ kvc_status kvc_begin(kvc_cache* cache, int32_t n_tokens, const int32_t* position
     const bool reserve = (flags & KVC_BEGIN_RESERVE) != 0;
     constexpr uint32_t known = KVC_BEGIN_RESERVE | KVC_BEGIN_REPLAY;
     if ((flags & ~known) != 0)
-      return kvc::unknown_bits("flags", flags & ~known, "KVC_BEGIN_RESERVE");
+      return kvc::unknown_bits("flags", flags & ~known, "KVC_BEGIN_RESERVE, KVC_BEGIN_REPLAY");
     if (stream != nullptr && !c.device().takes_stream)
       return fail(Status::invalid_argument,
                   "stream is set, but the device of the cache takes none: pass null");

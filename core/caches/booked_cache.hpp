@@ -40,8 +40,24 @@ class BookedCache : public Cache {
     const Status valid = reserve ? check_reserve(batch) : book_.check_batch(batch);
     if (valid != Status::ok) return valid;
     if (Status s = pass_.need_fully_put(); s != Status::ok) return s;
-    if (Status s = check_reserved(batch); s != Status::ok) return s;
+    if (Status s = check_replay(batch, reserve); s != Status::ok) return s;
     return reserve ? Status::ok : book_.check_room(batch);
+  }
+  Status check_stream(const Batch& batch, bool reserve) const final {
+    bool records = false;
+    if (Status s = health_.after(device_->is_recording(batch.stream, &records)); s != Status::ok)
+      return s;
+    if (!records || (reserve && records_passes())) return Status::ok;
+    if (reserve) {
+      return fail(
+          Status::not_supported,
+          "the stream is being captured, and passes of this cache are not: only causal caches "
+          "of f32, f16 or bf16 and wrappers of them are");
+    }
+    return fail(
+        Status::bad_state,
+        "the stream is being captured: begin with KVC_BEGIN_RESERVE what the graph is to do, "
+        "and with KVC_BEGIN_REPLAY, after the capture, the passes that it does");
   }
   Status check_distinct(int32_t n, const int32_t* sequence) const final {
     return book_.check_distinct(n, sequence);
@@ -65,6 +81,10 @@ class BookedCache : public Cache {
     tokens_per_row_ = batch.rows != nullptr ? batch.rows->q_len : 0;
     if (reserve) {
       pass_.open_reserve(batch.n_tokens);
+      bool records = false;
+      if (Status s = health_.after(device_->is_recording(batch.stream, &records)); s != Status::ok)
+        return s;
+      if (records) begin_recording(batch);
       return Status::ok;
     }
     book_.open_pass(batch);
@@ -76,6 +96,7 @@ class BookedCache : public Cache {
   }
   Status end_pass() final {
     if (!pass_.is_open()) {
+      end_recording();
       pass_.close(pass_.is_reserve() && planted(Bug::reserve_pass_counted));
       return Status::ok;
     }
@@ -86,6 +107,7 @@ class BookedCache : public Cache {
   }
   Status drop_pass() final {
     if (pass_.is_open()) book_.abort_pass();
+    end_recording();
     pass_.close(false);
     return clear_freed();
   }
@@ -164,6 +186,12 @@ class BookedCache : public Cache {
   }
 
   CacheState state() const { return health_.ok() ? pass_.state() : CacheState::poisoned; }
+
+  // Passes that a graph does, of kinds that can do so.
+  virtual bool records_passes() const { return false; }
+  virtual Status check_replay(const Batch& batch, bool) const { return check_no_replay(batch); }
+  virtual void begin_recording(const Batch&) {}
+  virtual void end_recording() {}
 
   // What a kind adds to a pass.
   virtual Status open_pass(const Batch& batch) = 0;  // the book's is open

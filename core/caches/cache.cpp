@@ -14,6 +14,7 @@ Status Cache::begin(const Batch& batch, bool reserve) {
       return Status::internal;
     return s;
   }
+  if (Status s = check_stream(batch, reserve); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   return open(batch, reserve);
 }

@@ -347,6 +347,8 @@ class Cache {
   virtual Status need_fully_put() const = 0;
   virtual KnownFlags known_flags() const = 0;
   virtual Status can_begin(const Batch& batch, bool reserve) const = 0;
+  /// Whether the pass may begin on its stream, which fits() does not know.
+  virtual Status check_stream(const Batch& batch, bool reserve) const = 0;
   /// Whether the n sequences exist and none is named twice.
   virtual Status check_distinct(int32_t n, const int32_t* sequence) const = 0;
   /// Whether the open pass can end with the first `keep` tokens of a sequence.

@@ -86,6 +86,11 @@ class CausalCache final : public TokenCache<BookedCache<CellBook>, PassPlan>, pu
 
   // A pass (causal_pass.cpp).
   Status open_pass(const Batch& batch) override;
+  bool records_passes() const override;
+  Status check_replay(const Batch& batch, bool reserve) const override;
+  void begin_recording(const Batch& batch) override;
+  void end_recording() override;
+  Status replan() override { return make_plan(); }
   Status check_kept_tokens(int32_t sequence, int32_t n) const override;
   Status settle_unput() override;
   Status clear_freed() override;
@@ -105,6 +110,8 @@ class CausalCache final : public TokenCache<BookedCache<CellBook>, PassPlan>, pu
   };
   Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
                  AttentionParams* params) override;
+  Status prepare_recorded(int32_t layer, const AttentionTensors& tensors,
+                          const AttentionOperator** op, AttentionParams* params);
   Status pay_rotations(const AttentionOperator& op, AttentionParams* params);
   Status make_plan();  // unless it is made, and tells the device
   template <class Visit>

@@ -80,7 +80,7 @@ Status CausalCache::prepare_copy(int32_t layer) {
   });
   apply(moves);
   plan_.forget();
-  return health_.status();
+  return pass_.is_replay() && health_.ok() ? make_plan() : health_.status();
 }
 
 // ---- Numbers --------------------------------------------------------------------------------------------------------------
@@ -88,6 +88,7 @@ Status CausalCache::prepare_copy(int32_t layer) {
 Status CausalCache::get_copy(int32_t layer, const Tensor& k, const Tensor& v) {
   int32_t first = 0, columns = 0;
   if (Status s = history(layer, &first, &columns); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_get_copy"); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   const KvLayers::Layer& l = layers_[layer];
   LoadParams load;

@@ -27,7 +27,7 @@ Status CausalCache::span(PassPlan::Span* range) {
 Status CausalCache::history(int32_t layer, int32_t* first, int32_t* cells) {
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
   PassPlan::Span range = {0, layers_[0].storage.k.n_cells};
-  if (!pass_.is_reserve()) {
+  if (!pass_.is_reserve() && !pass_.is_replay()) {
     if (Status s = span(&range); s != Status::ok) return s;
   }
   *first = range.first;
@@ -38,6 +38,9 @@ Status CausalCache::history(int32_t layer, int32_t* first, int32_t* cells) {
 Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   if (Status s = layers_.check_lendable(k != nullptr, v != nullptr); s != Status::ok) return s;
+  if (book_.keys_rotate()) {
+    if (Status s = need_no_recording("kvc_get of keys that rotate"); s != Status::ok) return s;
+  }
   if (is_plain(bounds_.type_k) || planted(Bug::quantised_keys_split)) {
     if (Status s = rotate_pending(); s != Status::ok) return s;
   }
@@ -52,6 +55,7 @@ Status CausalCache::get(int32_t layer, Tensor* k, Tensor* v) {
 Status CausalCache::mask(int32_t layer, const Tensor& into) {
   int32_t first = 0, cells = 0;
   if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_mask"); s != Status::ok) return s;
   MaskParams params;
   params.into = into;
   params.first_column = first;
@@ -109,7 +113,7 @@ Status CausalCache::rotate_pending() {
   });
   apply(moves);
   plan_.forget();
-  return health_.status();
+  return pass_.is_replay() && health_.ok() ? make_plan() : health_.status();
 }
 
 void CausalCache::apply(Moves& moves) {
@@ -127,6 +131,7 @@ void CausalCache::apply(Moves& moves) {
 Status CausalCache::gather(int32_t index, int32_t sequence_index, const Tensor& k, const Tensor& v) {
   if (Status s = check_sequence(sequence_index, bounds_.max_sequences); s != Status::ok) return s;
   if (Status s = layers_.check(index); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_gather"); s != Status::ok) return s;
   const CellBook::Sequence& sequence = book_.sequence(sequence_index);
   const KvLayers::Layer& layer = layers_[index];
   const int32_t count = sequence.tokens.count();

@@ -27,8 +27,9 @@ class KvCache : public Booked, public KeyValues {
   }
   Status attention(int32_t layer, const AttentionTensors& tensors) final {
     if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+    if (Status s = pass_.need_own_work(); s != Status::ok) return s;
     if (Status s = check_attends(); s != Status::ok) return s;
-    if (pass_.is_reserve()) return Status::ok;
+    if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
     AttentionParams params;
     const AttentionOperator* op = nullptr;
     if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
@@ -38,7 +39,7 @@ class KvCache : public Booked, public KeyValues {
                        const AttentionTensors& tensors) final {
     if (Status s = ready_to_put(layer); s != Status::ok) return s;
     if (Status s = check_attends(); s != Status::ok) return s;
-    if (pass_.is_reserve()) return Status::ok;
+    if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
     AttentionParams params;
     const AttentionOperator* op = nullptr;
     if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
@@ -72,6 +73,14 @@ class KvCache : public Booked, public KeyValues {
   virtual Status prepare(int32_t layer, const AttentionTensors& tensors,
                          const AttentionOperator** op, AttentionParams* params) = 0;
 
+  /// Of calls that a graph cannot do for other passes than this one.
+  Status need_no_recording(const char* call) const {
+    if (recorder_ == nullptr) return Status::ok;
+    return fail(Status::not_supported,
+                "%s while the stream is being captured: a graph has kvc_put, kvc_attention and "
+                "kvc_put_attention",
+                call);
+  }
   /// Behind all that the bounds depend on.
   void carve_host_workspace(Carver& carver, const AttentionBounds& bounds) {
     workspace_.on_host = carver.take<std::byte>(this->device_->host_workspace_bytes(bounds), 64);
@@ -81,11 +90,13 @@ class KvCache : public Booked, public KeyValues {
   using Booked::pass_;
   const AttentionOperator* operator_;  // the device's own
   std::unique_ptr<CacheDevice> on_device_;
+  PassRecorder* recorder_ = nullptr;  // of the open pass, which a graph records
   KvLayers layers_;
   WorkspaceBlocks workspace_;
 
  private:
   Status run(const AttentionOperator& op, const AttentionParams& params) {
+    if (recorder_ != nullptr) return health_.after(recorder_->record_attention(params));
     return after_call(health_, op, on_device_->attention(op, params));
   }
 };
@@ -96,13 +107,20 @@ class TokenCache : public KvCache<Booked>, public Causality {
  public:
   Causality* causality() final { return this; }
 
-  Status ready_to_put(int32_t layer) const final { return this->ready_for_layer(layer, false); }
+  Status ready_to_put(int32_t layer) const final {
+    if (Status s = this->ready_for_layer(layer, false); s != Status::ok) return s;
+    return pass_.need_own_work();
+  }
   Status rows_to_put(int64_t, int64_t* rows) const final {
     *rows = pass_.n_tokens();
     return Status::ok;
   }
   Status put(int32_t layer, const Tensor& k, const Tensor& v) final {
     if (Status s = ready_to_put(layer); s != Status::ok) return s;
+    if (this->recorder_ != nullptr) {
+      const StoreParams store = {layers_[layer].storage, nullptr, pass_.n_tokens(), k, v};
+      return this->health_.after(this->recorder_->record_store(store));
+    }
     if (pass_.is_reserve()) return Status::ok;
     if (planted(Bug::second_put_ignored) && pass_.was_put(layer)) return Status::ok;
     const StoreParams store = {layers_[layer].storage, this->book_.batch_cell(), pass_.n_tokens(),
@@ -111,6 +129,7 @@ class TokenCache : public KvCache<Booked>, public Causality {
   }
   Status put_codes(int32_t layer, const KeyValues::Codes& codes) final {
     if (Status s = ready_to_put(layer); s != Status::ok) return s;
+    if (Status s = this->need_no_recording("kvc_put_codes"); s != Status::ok) return s;
     if (pass_.is_reserve()) return Status::ok;
     const LayerStorage storage = with_scales_unless(Bug::codes_put_without_scales,
                                                     layers_[layer].storage);
@@ -128,7 +147,7 @@ class TokenCache : public KvCache<Booked>, public Causality {
         return no_index("except", i, except[i], pass_.n_tokens());
     }
     if (pass_.is_open()) plan_.set_except(n_except, except);
-    return Status::ok;
+    return pass_.is_replay() ? replan() : Status::ok;
   }
   Status check_binding(const AttentionConstants&) const final {
     return pass_.need_no_pass("constants are bound");
@@ -140,6 +159,9 @@ class TokenCache : public KvCache<Booked>, public Causality {
              const PassState::Words& words, FeatureSet always, PlanArguments... plan_arguments)
       : KvCache<Booked>(device, bounds, rules, words, always),
         plan_(this->book_, plan_arguments...) {}
+
+  /// In a pass that a graph does: what it reads follows the plan, which has changed.
+  virtual Status replan() { return Status::ok; }
 
   using KvCache<Booked>::layers_;
   using KvCache<Booked>::pass_;

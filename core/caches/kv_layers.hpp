@@ -69,6 +69,11 @@ class KvLayers {
   Status check_operators(int32_t layer_begin, int32_t layer_end,
                          const AttentionConstants& constants) const;
 
+  /// Whether prefill and decode have the same operator.
+  bool has_one_operator(int32_t layer) const {
+    return operator_of(layer, mode_prefill) == operator_of(layer, mode_autoregressive);
+  }
+
   /// Fills in what a call brings and what its layer has. `own` is the device's operator, in whose place that of the layer may
   /// come; `one_each`: each sequence of the pass has one token.
   Status describe_call(int32_t layer, const AttentionTensors& tensors, bool one_each,

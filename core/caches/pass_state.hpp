@@ -28,6 +28,8 @@ class PassState {
   CacheState state() const { return state_; }
   bool is_open() const { return state_ == CacheState::pass; }
   bool is_reserve() const { return state_ == CacheState::reserve; }
+  /// Whether the pass is done by a graph that was captured before.
+  bool is_replay() const { return is_open() && replays_; }
   int32_t n_tokens() const { return n_tokens_; }
   uint64_t n_committed() const { return n_committed_; }
 
@@ -39,6 +41,12 @@ class PassState {
     if (state_ == CacheState::idle) return Status::ok;
     return fail(Status::bad_state,
                 "a pass is open: %s between passes; end it with kvc_commit or kvc_abort first", what);
+  }
+  Status need_own_work() const {
+    if (!is_replay()) return Status::ok;
+    return fail(
+        Status::bad_state,
+        "the open pass began with KVC_BEGIN_REPLAY: the graph that is launched puts and attends");
   }
   /// A reserve pass holds nothing: in it every layer counts as put.
   Status need_put(int32_t layer) const {
@@ -64,8 +72,9 @@ class PassState {
   }
 
   /// A pass that has nothing to put counts as fully put from the start.
-  void open(int32_t n_tokens, bool nothing_to_put) {
+  void open(int32_t n_tokens, bool nothing_to_put, bool replays = false) {
     state_ = CacheState::pass;
+    replays_ = replays;
     n_tokens_ = n_tokens;
     std::fill_n(was_put_, n_layers_, static_cast<uint8_t>(nothing_to_put));
     n_put_ = nothing_to_put ? n_layers_ : 0;
@@ -84,7 +93,8 @@ class PassState {
   int32_t n_layers_;
   Words words_;
   CacheState state_ = CacheState::idle;
-  int32_t n_tokens_ = 0;        // of the open pass
+  bool replays_ = false;        // the open pass
+  int32_t n_tokens_ = 0;        // likewise
   int32_t n_put_ = 0;           // layers
   uint8_t* was_put_ = nullptr;  // [n_layers]
   uint64_t n_committed_ = 0;

@@ -102,6 +102,10 @@ Status WrapperCache::can_begin(const Batch& batch, bool reserve) const {
   return status;
 }
 
+Status WrapperCache::check_stream(const Batch& batch, bool reserve) const {
+  return ask_all([&](const Cache& c) { return c.check_stream(batch, reserve); });
+}
+
 Status WrapperCache::fits(const Batch& batch, bool reserve) const {
   if (Status s = check_tokens(batch); s != Status::ok) return s;
   Batch for_child = batch;

@@ -55,6 +55,7 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints, p
     return {flag_bits_, flag_bits_ == 0 ? nullptr : flag_names_};
   }
   Status can_begin(const Batch& batch, bool reserve) const override;
+  Status check_stream(const Batch& batch, bool reserve) const override;
   Status check_distinct(int32_t n, const int32_t* sequence) const override;
   Status check_kept(int32_t sequence, int32_t keep) const override;
   int32_t best_continuation(int32_t sequence, int32_t want) const override;

@@ -45,8 +45,12 @@ Status does_not_continue(const Batch& batch, int32_t token, int32_t next, bool s
               strict ? ", and KVC_CACHE_STRICT allows no gap" : " or above");
 }
 
-Status check_reserved(const Batch& batch) {
-  return batch.replay ? not_implemented("the flag KVC_BEGIN_REPLAY") : Status::ok;
+Status check_no_replay(const Batch& batch) {
+  if (!batch.replay) return Status::ok;
+  return fail(
+      Status::not_supported,
+      "KVC_BEGIN_REPLAY: graphs do passes of causal caches of f32, f16 or bf16 on a CUDA device, "
+      "and of wrappers of such caches");
 }
 
 }  // namespace kvc

@@ -40,7 +40,7 @@ struct Batch {
   const uint32_t* flags = nullptr;    // [n_tokens], may be null: none
   void* stream = nullptr;             // that the device's work is ordered on
   uint32_t others_flags = 0;  // token flags for other caches that get the same batch: known, and not looked at
-  bool replay = false;              // the caller asks for KVC_BEGIN_REPLAY, which is not built
+  bool replay = false;              // a graph does the pass (KVC_BEGIN_REPLAY)
   const RowTokens* rows = nullptr;  // null: a list, that of the three arrays above
 };
 
@@ -62,8 +62,8 @@ Status check_token(const Batch& batch, int32_t token, int32_t max_sequences);
 Status check_continues(const Batch& batch, int32_t token, int32_t next, bool strict);
 /// The refusal of one that does not.
 Status does_not_continue(const Batch& batch, int32_t token, int32_t next, bool strict);
-/// Refuses an option that is known and not built: replay.
-Status check_reserved(const Batch& batch);
+/// Refuses replay, of a cache that cannot be captured.
+Status check_no_replay(const Batch& batch);
 
 // What every pass asks of each token is small enough to be compiled into it.
 

@@ -21,37 +21,57 @@ size_t constants_bytes(const AttentionBounds& bounds) {
 size_t counters_bytes(const AttentionBounds& bounds) {
   return static_cast<size_t>(Schedule::n_slots(bounds)) * sizeof(int32_t);
 }
+size_t waves_bytes(const AttentionBounds& bounds) {
+  const auto n = 2 * static_cast<size_t>(Schedule::most_waves(bounds, bounds.max_batch));
+  return (n * sizeof(LaunchedParts) + 15) / 16 * 16;
+}
 size_t partial_bytes(const AttentionBounds& bounds) {
   return static_cast<size_t>(Schedule::n_slots(bounds)) * tile_columns *
          (static_cast<size_t>(bounds.head_dim_v) + 2) * sizeof(float);
+}
+
+Error launch(const AttentionKernel& what, const AttentionArguments& a, int64_t n_items,
+             const Launcher& launcher) {
+  const auto blocks = static_cast<uint32_t>(std::min<int64_t>(n_items, launcher.most_blocks));
+  return runtime::launch(what.kernel, {blocks, what.threads, what.shared_bytes(a)}, &a,
+                         launcher.stream);
 }
 
 }  // namespace
 
 size_t Attention::memory_bytes(const AttentionBounds& bounds) {
   return aligned(Schedule::block_bytes(bounds)) + constants_bytes(bounds) +
-         aligned(counters_bytes(bounds)) + aligned(partial_bytes(bounds));
+         aligned(counters_bytes(bounds)) + aligned(waves_bytes(bounds)) +
+         aligned(partial_bytes(bounds));
+}
+
+size_t Attention::host_bytes(const AttentionBounds& bounds) {
+  return Schedule::host_bytes(bounds) + waves_bytes(bounds);
 }
 
 Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory,
                      std::byte* on_host)
-    : schedule_(bounds, on_host),
+    : bounds_(bounds),
+      schedule_(bounds, on_host),
+      waves_(reinterpret_cast<LaunchedParts*>(on_host + Schedule::host_bytes(bounds))),
       shared_bytes_max_(shared_bytes_max),
       block_(memory),
       constants_(block_ + aligned(Schedule::block_bytes(bounds))),
-      counters_(reinterpret_cast<int32_t*>(constants_ + constants_bytes(bounds))),
-      partial_(reinterpret_cast<float*>(reinterpret_cast<std::byte*>(counters_) +
-                                        aligned(counters_bytes(bounds)))),
-      max_q_heads_(bounds.max_q_heads),
-      head_dim_k_(bounds.head_dim_k) {}
+      counters_(reinterpret_cast<int32_t*>(constants_ + constants_bytes(bounds))) {
+  std::byte* const launched = reinterpret_cast<std::byte*>(counters_) +
+                              aligned(counters_bytes(bounds));
+  launched_ = reinterpret_cast<LaunchedParts*>(launched);
+  partial_ = reinterpret_cast<float*>(launched + aligned(waves_bytes(bounds)));
+}
 
-/// Only what is used of each array, and of all arrays the first call of a pass.
-Error Attention::upload_schedule(const AttentionParams& params, bool has_wide,
-                                 const Launcher& launcher) {
-  const TileShape shape = {params.storage.k.n_heads,
-                           params.constants.n_q_heads / params.storage.k.n_heads};
-  if (schedule_.is_cut_for(shape, has_wide)) return Error::none;
-  schedule_.cut(params.plan, shape, has_wide);
+Attention::Cut Attention::cut_of(const AttentionParams& params) const {
+  const int32_t n_kv_heads = params.storage.k.n_heads;
+  const AttentionKernel* const wide = wide_kernel_for(arguments_of(params, {}), shared_bytes_max_);
+  return {{n_kv_heads, params.constants.n_q_heads / n_kv_heads}, wide != nullptr};
+}
+
+/// Only what is used of each array.
+Error Attention::upload_schedule(const Launcher& launcher) {
   for (const Schedule::Array& array : schedule_.arrays()) {
     const Error e = upload(block_ + array.at, schedule_.block() + array.at, array.bytes, launcher);
     if (e != Error::none) {
@@ -62,13 +82,14 @@ Error Attention::upload_schedule(const AttentionParams& params, bool has_wide,
   return Error::none;
 }
 
-Error Attention::upload_constants(const AttentionParams& params, AttentionArguments& a,
+/// `turns`: some key may owe a rotation.
+Error Attention::upload_constants(const AttentionParams& params, bool turns, AttentionArguments& a,
                                   const Launcher& launcher) const {
   const AttentionConstants& constants = params.constants;
   const size_t heads_bytes = static_cast<size_t>(constants.n_q_heads) * sizeof(float);
   std::byte* const slopes = constants_;
-  std::byte* const sinks = slopes + aligned(static_cast<size_t>(max_q_heads_) * 4);
-  std::byte* const frequency = sinks + aligned(static_cast<size_t>(max_q_heads_) * 4);
+  std::byte* const sinks = slopes + aligned(static_cast<size_t>(bounds_.max_q_heads) * 4);
+  std::byte* const frequency = sinks + aligned(static_cast<size_t>(bounds_.max_q_heads) * 4);
   if (constants.slopes != nullptr) {
     if (Error e = upload(slopes, constants.slopes, heads_bytes, launcher); e != Error::none)
       return e;
@@ -78,7 +99,7 @@ Error Attention::upload_constants(const AttentionParams& params, AttentionArgume
     if (Error e = upload(sinks, constants.sinks, heads_bytes, launcher); e != Error::none) return e;
     a.sinks = reinterpret_cast<const float*>(sinks);
   }
-  std::byte* head_scale = frequency + aligned(static_cast<size_t>(head_dim_k_) * 4);
+  std::byte* head_scale = frequency + aligned(static_cast<size_t>(bounds_.head_dim_k) * 4);
   const auto upload_scales = [&](const Slab& slab, Numbers& numbers) -> Error {
     if (slab.head_scale == nullptr) return Error::none;
     const size_t bytes = static_cast<size_t>(slab.n_heads) * sizeof(float);
@@ -88,9 +109,7 @@ Error Attention::upload_constants(const AttentionParams& params, AttentionArgume
   };
   if (Error e = upload_scales(params.storage.k, a.k); e != Error::none) return e;
   if (Error e = upload_scales(params.storage.v, a.v); e != Error::none) return e;
-  const bool has_pending = std::any_of(params.plan.lists, params.plan.lists + params.plan.n_lists,
-                                       [](const TokenList& list) { return list.has_pending; });
-  if (!has_pending || constants.rope.n_dims == 0) return Error::none;
+  if (!turns || constants.rope.n_dims == 0) return Error::none;
   a.rope_dims = constants.rope.n_dims;
   a.rope_first = constants.rope.first_dim;
   a.rope_halves = constants.rope.halves ? 1 : 0;
@@ -99,28 +118,88 @@ Error Attention::upload_constants(const AttentionParams& params, AttentionArgume
                 static_cast<size_t>(constants.rope.n_dims / 2) * sizeof(double), launcher);
 }
 
-Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
-                     const Launcher& launcher) {
+AttentionArguments Attention::placed(const AttentionParams& params, const DeviceTokens& tokens) const {
   AttentionArguments a = arguments_of(params, tokens);
-  const AttentionKernel& narrow = kernel_for(a);
-  const AttentionKernel* const wide = wide_kernel_for(a, shared_bytes_max_);
-  if (Error e = upload_schedule(params, wide != nullptr, launcher); e != Error::none) return e;
-  if (Error e = upload_constants(params, a, launcher); e != Error::none) return e;
   place_schedule(a, schedule_, block_);
   a.partial = partial_;
   a.counters = counters_;
-  const auto launch = [&](const AttentionKernel& what, int64_t n_items) {
-    const auto blocks = static_cast<uint32_t>(std::min<int64_t>(n_items, launcher.most_blocks));
-    return runtime::launch(what.kernel, {blocks, what.threads, what.shared_bytes(a)}, &a,
-                           launcher.stream);
-  };
+  return a;
+}
+
+/// The first call of a pass uploads its schedule, and so does one that cuts in another way.
+Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
+                     const Launcher& launcher) {
+  const Cut cut = cut_of(params);
+  if (!schedule_.is_cut_for(cut.narrow, cut.has_wide)) {
+    schedule_.cut(params.plan, cut.narrow, cut.has_wide);
+    if (Error e = upload_schedule(launcher); e != Error::none) return e;
+  }
+  AttentionArguments a = placed(params, tokens);
+  const bool turns = std::any_of(params.plan.lists, params.plan.lists + params.plan.n_lists,
+                                 [](const TokenList& list) { return list.has_pending; });
+  if (Error e = upload_constants(params, turns, a, launcher); e != Error::none) return e;
+  const AttentionKernel& narrow = kernel_for(a);
+  const AttentionKernel* const wide = wide_kernel_for(a, shared_bytes_max_);
   for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
     place_wave(a, schedule_, i);
     const AttentionKernel& kernel = schedule_.wave(i).is_wide ? *wide : narrow;
-    if (Error e = launch(kernel, int64_t{a.n_parts} * a.shape.turns()); e != Error::none) return e;
+    const int64_t n_items = int64_t{a.n_parts} * a.shape.turns();
+    if (Error e = launch(kernel, a, n_items, launcher); e != Error::none) return e;
   }
   if (a.weights.data == nullptr) return Error::none;
-  return launch(weights_kernel_for(a), int64_t{a.n_tiles} * a.shape.turns());
+  return launch(weights_kernel_for(a), a, int64_t{a.n_tiles} * a.shape.turns(), launcher);
+}
+
+// ---- Graphs -------------------------------------------------------------------------------------------------------------------
+
+bool Attention::can_record(const AttentionParams& params) const {
+  return recorded_.narrow.n_kv_heads == 0 || recorded_ == cut_of(params);
+}
+
+/// Grids are as large as the device has use for: what there is to do is not known.
+Error Attention::record(const AttentionParams& params, const DeviceTokens& tokens, int32_t n_tokens,
+                        const Launcher& launcher) {
+  recorded_ = cut_of(params);
+  AttentionArguments a = placed(params, tokens);
+  if (Error e = upload_constants(params, true, a, launcher); e != Error::none) return e;
+  const int32_t n_waves = Schedule::most_waves(bounds_, n_tokens);
+  const auto launch_waves = [&](const AttentionKernel& kernel, bool is_wide) -> Error {
+    TileShape shape = recorded_.narrow;
+    if (is_wide) shape.columns = wide_columns;
+    place_width(a, shape, is_wide);
+    for (int32_t i = 0; i < n_waves; ++i) {
+      a.launched = launched_ + first_wave(is_wide) + i;
+      if (Error e = launch(kernel, a, launcher.most_blocks, launcher); e != Error::none) return e;
+    }
+    return Error::none;
+  };
+  if (recorded_.has_wide) {
+    const Error e = launch_waves(*wide_kernel_for(a, shared_bytes_max_), true);
+    if (e != Error::none) return e;
+  }
+  if (Error e = launch_waves(kernel_for(a), false); e != Error::none) return e;
+  if (a.weights.data == nullptr) return Error::none;
+  return launch(weights_kernel_for(a), a, launcher.most_blocks, launcher);
+}
+
+Error Attention::replay(const AttentionPlan& plan, const Launcher& launcher) {
+  if (recorded_.narrow.n_kv_heads == 0) return Error::none;  // graphs only put
+  schedule_.cut(plan, recorded_.narrow, recorded_.has_wide);
+  if (Error e = upload_schedule(launcher); e != Error::none) return e;
+  const int32_t n = 2 * first_wave(false);
+  std::fill_n(waves_, n, LaunchedParts{0, 0, schedule_.n_tiles()});
+  LaunchedParts* next[] = {waves_ + first_wave(false), waves_ + first_wave(true)};
+  for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
+    const Wave& wave = schedule_.wave(i);
+    *next[wave.is_wide ? 1 : 0]++ = {wave.first_part, wave.n_parts, schedule_.n_tiles()};
+  }
+  return upload(reinterpret_cast<std::byte*>(launched_), waves_,
+                static_cast<size_t>(n) * sizeof(LaunchedParts), launcher);
+}
+
+/// Wide ones come first, as in a schedule.
+int32_t Attention::first_wave(bool is_wide) const {
+  return is_wide ? 0 : Schedule::most_waves(bounds_, bounds_.max_batch);
 }
 
 }  // namespace kvc::cuda

@@ -22,7 +22,7 @@ class Attention {
   static size_t memory_bytes(const AttentionBounds& bounds);
 
   /// The same of host memory.
-  static size_t host_bytes(const AttentionBounds& bounds) { return Schedule::host_bytes(bounds); }
+  static size_t host_bytes(const AttentionBounds& bounds);
 
   /// `memory` holds zeros. Blocks may have `shared_bytes_max` of shared memory.
   Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory,
@@ -34,18 +34,40 @@ class Attention {
   /// One call, with its weights. What `params` refers to on the host is read before run() returns.
   Error run(const AttentionParams& params, const DeviceTokens& tokens, const Launcher& launcher);
 
- private:
-  Error upload_schedule(const AttentionParams& params, bool has_wide, const Launcher& launcher);
-  Error upload_constants(const AttentionParams& params, AttentionArguments& a,
-                         const Launcher& launcher) const;
+  // Of graphs: the launches of a call are captured, and read what replay() says of the plan of a pass.
 
+  /// Whether record() may follow: one cut serves all calls that were recorded.
+  bool can_record(const AttentionParams& params) const;
+  /// A call for passes of at most n_tokens tokens.
+  Error record(const AttentionParams& params, const DeviceTokens& tokens, int32_t n_tokens,
+               const Launcher& launcher);
+  Error replay(const AttentionPlan& plan, const Launcher& launcher);
+
+ private:
+  /// What a call decides about the cut of a plan.
+  struct Cut {
+    TileShape narrow;
+    bool has_wide = false;
+
+    bool operator==(const Cut&) const = default;
+  };
+  Cut cut_of(const AttentionParams& params) const;
+  int32_t first_wave(bool is_wide) const;
+  Error upload_schedule(const Launcher& launcher);
+  Error upload_constants(const AttentionParams& params, bool turns, AttentionArguments& a,
+                         const Launcher& launcher) const;
+  AttentionArguments placed(const AttentionParams& params, const DeviceTokens& tokens) const;
+
+  const AttentionBounds bounds_;
   Schedule schedule_;
+  LaunchedParts* waves_;  // [2][most_waves] of wide tiles and of narrow ones, on the host: what replay() uploads
+  LaunchedParts* launched_;  // likewise on the device
+  Cut recorded_;             // of the calls that were; none where n_kv_heads is 0
   size_t shared_bytes_max_;
   std::byte* block_;      // of the schedule
   std::byte* constants_;  // slopes, sinks, frequencies, scales of f8 heads
   int32_t* counters_;
   float* partial_;
-  int32_t max_q_heads_, head_dim_k_;
 };
 
 }  // namespace kvc::cuda

@@ -77,6 +77,7 @@ struct AttentionArguments {
   TileShape shape;
   int32_t n_tiles;
   int32_t first_part, n_parts;
+  const LaunchedParts* launched;  // these three, where a graph launches; null: they are as they stand here
   float* partial;  // [slots][tile_columns][dim of V + 2]: the sums, their weight, and the maximum that they count from
   int32_t* counters;  // [slots] of finished parts, at a tile's first slot; zero before a launch and after it
 
@@ -94,7 +95,9 @@ struct AttentionArguments {
 AttentionArguments arguments_of(const AttentionParams& params, const DeviceTokens& tokens);
 /// Where the arrays of a schedule lie in `block`.
 void place_schedule(AttentionArguments& a, const Schedule& schedule, const std::byte* block);
-/// What the index-th wave decides. Wide kernels multiply queries with a power of two, which leaves 16-bit ones what they are.
+/// What the width of tiles decides. Wide kernels multiply queries with a power of two, which leaves 16-bit ones what they are.
+void place_width(AttentionArguments& a, const TileShape& shape, bool is_wide);
+/// What the index-th wave decides.
 void place_wave(AttentionArguments& a, const Schedule& schedule, int32_t index);
 
 }  // namespace kvc::cuda

@@ -66,4 +66,21 @@ Error prepare_kernels(size_t shared_bytes_max) {
   return Error::none;
 }
 
+/// Their shared memory is what blocks have unasked.
+Error load_kernels(const AttentionBounds& bounds) {
+  const AttentionKernel* const kernels[] = {&general_kernel(),
+                                            &weights_kernel(),
+                                            &general_codes_kernel(),
+                                            &weights_codes_kernel(),
+                                            narrow_bf16_kernel(bounds.head_dim_k, bounds.head_dim_v),
+                                            narrow_f16_kernel(bounds.head_dim_k, bounds.head_dim_v)};
+  for (const AttentionKernel* kernel : kernels) {
+    if (kernel == nullptr) continue;
+    int32_t n_blocks = 0;
+    const Error e = runtime::prepare(kernel->kernel, {1, kernel->threads, 0}, &n_blocks);
+    if (e != Error::none) return e;
+  }
+  return Error::none;
+}
+
 }  // namespace kvc::cuda

@@ -25,6 +25,9 @@ const AttentionKernel& weights_kernel_for(const AttentionArguments& a);
 /// To be called once on a device, the current one: allows kernels the shared memory that they need.
 Error prepare_kernels(size_t shared_bytes_max);
 
+/// Loads the kernels of calls under these bounds, on the current device.
+Error load_kernels(const AttentionBounds& bounds);
+
 inline size_t general_shared_bytes(const AttentionArguments& a) {
   return static_cast<size_t>(GeneralLayout{a.k.dim, a.v.dim, a.rope_dims}.bytes());
 }

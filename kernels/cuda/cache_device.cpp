@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <new>
 
+#include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/lightning.hpp"
 #include "kernels/cuda/pass.hpp"
+#include "kernels/cuda/pass_params.hpp"
 #include "kernels/cuda/row_params.hpp"
 #include "kernels/cuda/rows.hpp"
 #include "kernels/cuda/states.hpp"
@@ -32,6 +34,15 @@ Error in_parts(const RowBytes& rows, PerPart per_part) {
   return Error::none;
 }
 
+/// Nothing is to be loaded while a graph is captured.
+Error load_what_passes_launch(const AttentionBounds& bounds) {
+  for (const Kernel& kernel : {upload_kernel(), store_few_kernel()}) {
+    int32_t n_blocks = 0;
+    if (Error e = runtime::prepare(kernel, {1, 128, 0}, &n_blocks); e != Error::none) return e;
+  }
+  return load_kernels(bounds);
+}
+
 }  // namespace
 
 void CacheWorkspace::carve(const AttentionBounds& bounds, Carver& carver) {
@@ -42,6 +53,7 @@ void CacheWorkspace::carve(const AttentionBounds& bounds, Carver& carver) {
                                    CheckedSize(static_cast<uint64_t>(bounds.seen_words)),
                                256);
   staging = carver.take<std::byte>(staging_bytes, 256);
+  planned = carver.take<int32_t>(planned_cells + static_cast<uint64_t>(bounds.max_batch) + 3, 256);
   attention = carver.take<std::byte>(Attention::memory_bytes(bounds), 256);
 }
 
@@ -63,6 +75,8 @@ Status CudaCacheDevice::create(const DeviceShape& shape, const AttentionBounds& 
                 "the process has no memory for a cache's part of the device");
   if (Error e = runtime::create_event(&made->event_); e != Error::none)
     return made->says("the making of an event", e);
+  if (Error e = load_what_passes_launch(bounds); e != Error::none)
+    return made->says("the loading of kernels", e);
   *out = std::move(made);
   return Status::ok;
 }

@@ -22,6 +22,7 @@ struct CacheWorkspace {
   int32_t* position = nullptr;     // likewise
   uint64_t* seen = nullptr;        // [max_batch][seen_words] of the pass
   std::byte* staging = nullptr;    // [staging_bytes] rows on their way to the host or from there
+  int32_t* planned = nullptr;      // of a pass that a graph does: StoreLaunch::planned
   std::byte* attention = nullptr;  // Attention::memory_bytes()
 
   static constexpr size_t staging_bytes = size_t{256} << 10;
@@ -34,7 +35,7 @@ struct CacheWorkspace {
 /// that the host gives to another token is read by nobody who should still see the first.
 ///
 /// CUDA tells of a fault at some later call, whichever cache makes it, and for ever: each such call returns DEVICE.
-class CudaCacheDevice final : public CacheDevice {
+class CudaCacheDevice final : public CacheDevice, public PassRecorder {
  public:
   /// The current device is that of the shape.
   static Status create(const DeviceShape& shape, const AttentionBounds& bounds,
@@ -71,6 +72,16 @@ class CudaCacheDevice final : public CacheDevice {
   Status load_lightning(const LightningState& state) const noexcept override;
   Status store_lightning(const LightningState& state) noexcept override;
 
+  // Graphs (recording.cpp).
+  PassRecorder* recorder() noexcept override { return this; }
+  void begin_recording(int32_t n_tokens, void* stream) noexcept override;
+  void end_recording() noexcept override;
+  Status record_store(const StoreParams& params) noexcept override;
+  Status check_recorded(const AttentionParams& params) const noexcept override;
+  Status record_attention(const AttentionParams& params) noexcept override;
+  Status check_replay(int32_t n_tokens) const noexcept override;
+  Status replay(const AttentionPlan& plan, const int32_t* cell, int32_t n_tokens) noexcept override;
+
  private:
   CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,
                   const CacheWorkspace& workspace, std::byte* on_host);
@@ -96,6 +107,12 @@ class CudaCacheDevice final : public CacheDevice {
   Stream stream_ = nullptr;
   Event event_ = nullptr;
   bool is_lightning_prepared_ = false;
+
+  struct {
+    int32_t n_tokens = 0;
+    Stream stream = nullptr;
+  } recording_;                  // that is open
+  int32_t recorded_tokens_ = 0;  // of the largest
   mutable std::mutex staging_;
 };
 

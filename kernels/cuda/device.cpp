@@ -115,6 +115,14 @@ Status CudaDevice::check(const CacheNeeds& needs) const noexcept {
   return check_row("v", needs.row_v, needs.kind);
 }
 
+Status CudaDevice::is_recording(void* stream, bool* records) const noexcept {
+  const CurrentDevice current(shape_.device);
+  Error e = current.error();
+  if (e == Error::none) e = runtime::is_capturing(stream, records);
+  if (e == Error::none) return Status::ok;
+  return fail(Status::device, "cuda:%d says %s of a stream", shape_.device, name_of(e));
+}
+
 Status CudaDevice::synchronize() noexcept {
   const CurrentDevice current(shape_.device);
   Error e = current.error();

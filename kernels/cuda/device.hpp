@@ -18,6 +18,7 @@ class CudaDevice final : public Device {
   DeviceInfo info() const noexcept override;
   Status check(const CacheNeeds& needs) const noexcept override;
   Status synchronize() noexcept override;
+  Status is_recording(void* stream, bool* records) const noexcept override;
   void* allocate(Place place, size_t bytes, bool prefault) noexcept override;
   void release(Place place, void* block, size_t bytes) noexcept override;
   const AttentionOperator* attention_operator(int32_t index) const noexcept override;

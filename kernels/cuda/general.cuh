@@ -243,7 +243,7 @@ class General {
 template <bool codes>
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(general_threads, 4)
     attend_general(KVC_PARAMS(AttentionArguments) a) {
-  const int64_t n = int64_t{a.n_parts} * a.shape.turns();
+  const int64_t n = int64_t{launched(a).n_parts} * a.shape.turns();
   for (int64_t i = block_index(); i < n; i += n_blocks()) General<codes>(a, [&] { return Task::of_launch(a, i); }).attend();
 }
 
@@ -251,7 +251,7 @@ template <bool codes>
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(general_threads, 4)
     write_weights(KVC_PARAMS(AttentionArguments) a) {
   const int32_t turns = a.shape.turns();
-  const int64_t n = int64_t{a.n_tiles} * turns;
+  const int64_t n = int64_t{launched(a).n_tiles} * turns;
   for (int64_t i = block_index(); i < n; i += n_blocks())
     General<codes>(a, [&] {
       return Task(a, static_cast<int32_t>(i / turns), 0, static_cast<int32_t>(i % turns));

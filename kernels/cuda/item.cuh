@@ -28,6 +28,11 @@ KVC_DEVICE int64_t token_offset(const Strided& tensor, int64_t token) {
   return token / tensor.fold * tensor.fold_stride + token % tensor.fold * tensor.token;
 }
 
+/// What the blocks of a launch share among them.
+KVC_DEVICE LaunchedParts launched(const AttentionArguments& a) {
+  return a.launched != nullptr ? *a.launched : LaunchedParts{a.first_part, a.n_parts, a.n_tiles};
+}
+
 /// What a block of threads is doing: a part of a tile, for one KV head and one turn. It lies at the start of shared memory,
 /// where it takes no registers.
 struct alignas(16) Task {
@@ -53,8 +58,9 @@ struct alignas(16) Task {
 
   /// The index-th of a launch, which counts parts and, within them, turns.
   KVC_DEVICE static Task of_launch(const AttentionArguments& a, int64_t index) {
-    const int32_t any_part = a.first_part + static_cast<int32_t>(index / a.shape.turns());
-    int32_t low = 0, high = a.n_tiles - 1;  // the last tile whose first part is not behind this one
+    const LaunchedParts parts = launched(a);
+    const int32_t any_part = parts.first_part + static_cast<int32_t>(index / a.shape.turns());
+    int32_t low = 0, high = parts.n_tiles - 1;  // the last tile whose first part is not behind this one
     while (low < high) {
       const int32_t middle = (low + high + 1) / 2;
       if (a.tiles[middle].first_part <= any_part) {

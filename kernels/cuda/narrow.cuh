@@ -451,7 +451,7 @@ class Narrow {
 template <class T, int DK, int DV>
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(128, (NarrowLayout<DK, DV, T::has_small_range>::blocks))
     attend_narrow(KVC_PARAMS(AttentionArguments) a) {
-  const int64_t n = int64_t{a.n_parts} * a.shape.turns();
+  const int64_t n = int64_t{launched(a).n_parts} * a.shape.turns();
   Narrow<T, DK, DV> narrow(a);
   for (int64_t i = block_index(); i < n; i += n_blocks()) narrow.attend(i);
 }

@@ -50,6 +50,8 @@ struct TurnView {
 
 inline constexpr int32_t few_cells = 256, many_cells = 7680;
 
+inline constexpr int32_t planned_cells = 4;
+
 template <int32_t n>
 struct StoreLaunch {
   SideView side[4];
@@ -57,6 +59,7 @@ struct StoreLaunch {
   int32_t n_heads = 0;    // of the side that has most
   int32_t first_row = 0;  // of the tensors
   int32_t n_cells = 0;
+  const int32_t* planned = nullptr;  // where a graph launches: how many cells there are, at most n_cells; they begin at planned_cells
   int32_t cell[n];  // −1: the row is not read
 };
 

@@ -31,13 +31,26 @@ struct Sides {
   }
 };
 
+Sides sides_of(const StoreParams& params) {
+  Sides sides;
+  sides.add(side_of(params.storage.k, params.k));
+  if (!params.storage.v_in_k) sides.add(side_of(params.storage.v, params.v));
+  return sides;
+}
+
 template <int32_t at_once>
-Error store_cells(const Kernel& kernel, const Sides& sides, const int32_t* cell, int32_t n,
-                  const Launcher& launcher) {
+StoreLaunch<at_once> store_launch(const Sides& sides) {
   StoreLaunch<at_once> launch;
   std::copy(sides.side, sides.side + sides.n, launch.side);
   launch.n_sides = sides.n;
   launch.n_heads = sides.n_heads;
+  return launch;
+}
+
+template <int32_t at_once>
+Error store_cells(const Kernel& kernel, const Sides& sides, const int32_t* cell, int32_t n,
+                  const Launcher& launcher) {
+  StoreLaunch<at_once> launch = store_launch<at_once>(sides);
   for (int32_t first = 0; first < n; first += at_once) {
     launch.first_row = first;
     launch.n_cells = std::min(at_once, n - first);
@@ -132,11 +145,8 @@ Error copy_raw(const RowBytes& rows, int32_t first, int32_t n, std::byte* packed
 }  // namespace
 
 Error store_rows(const StoreParams& params, const Launcher& launcher) {
-  Sides sides;
-  sides.add(side_of(params.storage.k, params.k));
-  if (!params.storage.v_in_k) sides.add(side_of(params.storage.v, params.v));
-  if (Error e = store_sides(sides, params.cell, params.n_tokens, launcher); e != Error::none)
-    return e;
+  const Error stored = store_sides(sides_of(params), params.cell, params.n_tokens, launcher);
+  if (stored != Error::none) return stored;
   return encode_rows(params, launcher);
 }
 
@@ -149,6 +159,14 @@ Error store_codes(const StoreCodesParams& params, const Launcher& launcher) {
     sides.add_as_it_is(scales_of(params.storage.v), params.v_scales);
   }
   return store_sides(sides, params.cell, params.n_tokens, launcher);
+}
+
+/// Blocks know the cells once they run.
+Error record_store(const StoreParams& params, const int32_t* planned, const Launcher& launcher) {
+  StoreLaunch<few_cells> launch = store_launch<few_cells>(sides_of(params));
+  launch.n_cells = params.n_tokens;
+  launch.planned = planned;
+  return launcher.launch_rows(store_few_kernel(), int64_t{launch.n_cells} * launch.n_heads, &launch);
 }
 
 Error clear_rows(const ClearParams& params, const Launcher& launcher) {

@@ -75,6 +75,9 @@ Error prepare(const Kernel& kernel, const Grid& grid, int32_t* blocks_per_multip
 /// `params` are copied. An empty grid does nothing. Says what is wrong with this launch, or went wrong in an earlier one.
 Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) noexcept;
 
+/// Whether a graph is captured from the stream, or from another one in a way that forbids to use this one.
+Error is_capturing(Stream stream, bool* out) noexcept;
+
 /// An event that measures no time.
 Error create_event(Event* out) noexcept;
 void destroy_event(Event event) noexcept;

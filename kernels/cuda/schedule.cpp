@@ -44,6 +44,20 @@ bool is_wide(const TileShape& narrow, int32_t n_rows) {
   return int64_t{n_rows} * narrow.group > narrow_columns_max;
 }
 
+/// Slots that the results of one tile take at most.
+int64_t slots_of_a_tile(const AttentionBounds& bounds) {
+  const int32_t group = std::max(1, bounds.max_q_heads / bounds.n_kv_heads);
+  const TileShape narrow = {bounds.n_kv_heads, group};
+  const TileShape wide = {bounds.n_kv_heads, group, wide_columns};
+  // Layers with fewer query heads may have more rows in a tile.
+  const int64_t columns = std::min<int64_t>(int64_t{bounds.max_batch} * group, wide_columns);
+  const int64_t of_wide = wide.turns() * ((columns + tile_columns - 1) / tile_columns);
+  const int64_t of_a_part = is_wide(narrow, bounds.max_batch)
+                                ? std::max<int64_t>(narrow.turns(), of_wide)
+                                : narrow.turns();
+  return of_a_part * parts_max(bounds.n_token_entries, bounds.n_kv_heads);
+}
+
 }  // namespace
 
 int32_t stretch_of(int64_t n_seen, int32_t n_kv_heads) {
@@ -84,17 +98,17 @@ size_t Schedule::block_bytes(const AttentionBounds& bounds) {
 
 int64_t Schedule::n_slots(const AttentionBounds& bounds) {
   if (bounds.n_kv_heads == 0) return 0;
-  const int32_t group = std::max(1, bounds.max_q_heads / bounds.n_kv_heads);
-  const TileShape narrow = {bounds.n_kv_heads, group};
-  const TileShape wide = {bounds.n_kv_heads, group, wide_columns};
-  // Layers with fewer query heads may have more rows in a tile.
-  const int64_t columns = std::min<int64_t>(int64_t{bounds.max_batch} * group, wide_columns);
-  const int64_t of_wide = wide.turns() * ((columns + tile_columns - 1) / tile_columns);
-  const int64_t of_a_part = is_wide(narrow, bounds.max_batch)
-                                ? std::max<int64_t>(narrow.turns(), of_wide)
-                                : narrow.turns();
-  const int64_t of_a_tile = of_a_part * parts_max(bounds.n_token_entries, bounds.n_kv_heads);
+  const int64_t of_a_tile = slots_of_a_tile(bounds);
   return std::min(of_a_tile * bounds.max_batch, std::max(of_a_tile, slots_wanted));
+}
+
+/// A wave is full, but for the last, when the next tile finds no room.
+int32_t Schedule::most_waves(const AttentionBounds& bounds, int32_t n_tokens) {
+  if (bounds.n_kv_heads == 0) return 0;
+  const int64_t n_slots = Schedule::n_slots(bounds), of_a_tile = slots_of_a_tile(bounds);
+  const int64_t all = of_a_tile * n_tokens;
+  if (all <= n_slots) return 1;
+  return static_cast<int32_t>(std::min<int64_t>(n_tokens, 1 + all / (n_slots - of_a_tile + 1)));
 }
 
 /// Wide tiles come first: a launch serves tiles of one width, and those of long prompts take longest.

@@ -103,6 +103,13 @@ struct Wave {
   bool is_wide = false;
 };
 
+/// What a launch is to do, where that is told in device memory: a graph launches alike for every pass.
+struct LaunchedParts {
+  int32_t first_part = 0;
+  int32_t n_parts = 0;
+  int32_t n_tiles = 0;  // of the pass
+};
+
 /// The tiles of one pass, in memory that it is given.
 class Schedule {
  public:
@@ -114,6 +121,9 @@ class Schedule {
   static size_t block_bytes(const AttentionBounds& bounds);
   /// Slots of partial results that a launch may leave behind: each is tile_columns columns of a part, for a KV head and a turn.
   static int64_t n_slots(const AttentionBounds& bounds);
+
+  /// Launches that a plan of so many tokens needs at most.
+  static int32_t most_waves(const AttentionBounds& bounds, int32_t n_tokens);
 
   void forget() { is_cut_ = false; }
   /// `narrow` is the shape of narrow tiles, `has_wide` whether there may be wide ones.

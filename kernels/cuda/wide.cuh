@@ -411,7 +411,7 @@ class Wide {
 template <class T, int D, int parts>
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(128, (WideLayout<D>::blocks))
     attend_wide(KVC_PARAMS(AttentionArguments) a) {
-  const int64_t n = int64_t{a.n_parts} * a.shape.turns();
+  const int64_t n = int64_t{launched(a).n_parts} * a.shape.turns();
   Wide<T, D, parts> wide(a);
   for (int64_t i = block_index(); i < n; i += n_blocks()) wide.attend(i);
 }

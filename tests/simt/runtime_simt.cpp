@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "tests/fake/device_block.hpp"
@@ -28,6 +29,18 @@ struct Queue {
   int64_t n_given = 0;
   int64_t n_done = 0;
 };
+
+}  // namespace
+
+struct Graph {
+  std::vector<std::function<void()>> work;
+};
+
+namespace {
+
+/// CUDA's numbers for calls that a capture forbids.
+constexpr auto capture_unsupported = static_cast<Error>(900),
+               capture_invalidated = static_cast<Error>(901);
 
 /// What an event has recorded: the work of a queue up to a number.
 struct Recorded {
@@ -86,6 +99,7 @@ class Machine {
 
   Error allocate(size_t bytes, void** out) {
     return checked([&] {
+      if (capture_ != nullptr) return broken_capture();
       fake::DeviceBlock* const block = fake::DeviceBlock::make(bytes);
       if (block == nullptr) return Error::out_of_memory;
       poison(*block);
@@ -106,8 +120,9 @@ class Machine {
 
   /// Adds work to a stream.
   Error give(Stream stream, std::function<void()> work) {
-    return checked([&] { return give_now(queue_of(stream), std::move(work)); });
+    return checked([&] { return capture_or_give(stream, std::move(work)); });
   }
+  void prepare(const Kernel& kernel) { loaded_.insert(kernel.entry); }
   Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) {
     if (grid.blocks == 0) return Error::none;
     const auto* const bytes = static_cast<const std::byte*>(params);
@@ -117,8 +132,11 @@ class Machine {
           kernel.params_bytes > kvc::cuda::max_params_bytes)
         return Error::invalid_value;
       ++n_launches_;
-      return give_now(queue_of(stream),
-                      [this, kernel, grid, kept] { run(kernel, grid, kept->data()); });
+      if (is_captured(stream) && !loaded_.contains(kernel.entry)) {
+        std::fprintf(stderr, "the kernel %s would be loaded during a capture\n", kernel.name);
+        return broken_capture();
+      }
+      return capture_or_give(stream, [this, kernel, grid, kept] { run(kernel, grid, kept->data()); });
     });
   }
 
@@ -137,6 +155,7 @@ class Machine {
   }
   Error record(kvc::cuda::Event event, Stream stream) {
     return checked([&] {
+      if (is_captured(stream)) return broken_capture();
       Queue& queue = queue_of(stream);
       *static_cast<Recorded*>(event) = {&queue, queue.n_given};
       return Error::none;
@@ -144,6 +163,7 @@ class Machine {
   }
   Error wait(Stream stream, kvc::cuda::Event event) {
     return checked([&] {
+      if (is_captured(stream)) return broken_capture();
       const Recorded recorded = *static_cast<Recorded*>(event);
       if (recorded.queue == nullptr) return Error::none;
       return give_now(queue_of(stream), [this, recorded] {
@@ -153,6 +173,7 @@ class Machine {
   }
   Error synchronize(Stream stream) {
     return checked([&] {
+      if (is_captured(stream)) return broken_capture();
       Queue& queue = queue_of(stream);
       while (!queue.work.empty()) run_next(queue);
       return fault_;
@@ -160,12 +181,64 @@ class Machine {
   }
   Error synchronize_device() {
     return checked([&] {
+      if (capture_ != nullptr) return broken_capture();
       finish_all();
       return fault_;
     });
   }
 
+  // ---- Graphs ---------------------------------------------------------------------------------------------------------------
+
+  Error begin_capture(Stream stream) {
+    const std::lock_guard lock(mutex_);
+    if (capture_ != nullptr || of_legacy(stream) == nullptr) return Error::invalid_value;
+    capture_ = std::make_unique<Graph>();
+    captured_stream_ = stream;
+    capture_is_broken_ = false;
+    return Error::none;
+  }
+  Error end_capture(Stream stream, Graph** out) {
+    const std::lock_guard lock(mutex_);
+    if (!is_captured(stream)) return Error::invalid_value;
+    const std::unique_ptr<Graph> made = std::move(capture_);
+    *out = capture_is_broken_ ? nullptr : new Graph(*made);
+    return capture_is_broken_ ? capture_invalidated : Error::none;
+  }
+  Error launch_graph(const Graph& graph, Stream stream) {
+    return checked([&] {
+      if (capture_ != nullptr) return broken_capture();
+      for (const std::function<void()>& work : graph.work) {
+        if (Error e = give_now(queue_of(stream), work); e != Error::none) return e;
+      }
+      return Error::none;
+    });
+  }
+  /// The legacy stream waits for others, so it cannot be used while one of them is captured.
+  Error is_capturing(Stream stream, bool* out) {
+    return checked([&] {
+      *out = capture_ != nullptr && (is_captured(stream) || of_legacy(stream) == nullptr);
+      return Error::none;
+    });
+  }
+
  private:
+  static Stream of_legacy(Stream stream) {
+    return stream == reinterpret_cast<Stream>(1) ? nullptr : stream;
+  }
+  bool is_captured(Stream stream) const {
+    return capture_ != nullptr && of_legacy(stream) == captured_stream_;
+  }
+  Error broken_capture() {
+    capture_is_broken_ = true;
+    return capture_unsupported;
+  }
+  Error capture_or_give(Stream stream, std::function<void()> work) {
+    if (capture_ != nullptr && of_legacy(stream) == nullptr) return broken_capture();
+    if (!is_captured(stream)) return give_now(queue_of(stream), std::move(work));
+    capture_->work.push_back(std::move(work));
+    return Error::none;
+  }
+
   Machine() { random_ = 0x9e3779b97f4a7c15ull; }
 
   Error count_call() {
@@ -185,9 +258,7 @@ class Machine {
 
   /// The streams of null and 1 are the same one. That of the thread is one for all: a test that has several threads gives
   /// each its own.
-  Queue& queue_of(Stream stream) {
-    return queues_[stream == reinterpret_cast<Stream>(1) ? nullptr : stream];
-  }
+  Queue& queue_of(Stream stream) { return queues_[of_legacy(stream)]; }
   Error give_now(Queue& queue, std::function<void()> work) {
     queue.work.push_back(std::move(work));
     ++queue.n_given;
@@ -247,6 +318,10 @@ class Machine {
  private:
   std::recursive_mutex mutex_;
   std::map<Stream, Queue> queues_;  // whose addresses stay
+  std::unique_ptr<Graph> capture_;  // under way
+  Stream captured_stream_ = nullptr;
+  bool capture_is_broken_ = false;
+  std::set<const void*> loaded_;  // kernels
   uint64_t random_ = 1;
   unsigned seed_ = 0;
   Error fault_ = Error::none;  // of a kernel; stays
@@ -287,6 +362,15 @@ int64_t n_calls() { return Machine::instance().n_calls(); }
 int64_t n_launches() { return Machine::instance().n_launches(); }
 int64_t n_held() { return Machine::instance().n_held(); }
 void finish() { Machine::instance().finish(); }
+
+Error begin_capture(Stream stream) { return Machine::instance().begin_capture(stream); }
+Error end_capture(Stream stream, Graph** out) {
+  return Machine::instance().end_capture(stream, out);
+}
+Error launch_graph(const Graph& graph, Stream stream) {
+  return Machine::instance().launch_graph(graph, stream);
+}
+void destroy_graph(Graph* graph) { delete graph; }
 
 void* on_host(void* device_memory) {
   finish();
@@ -364,15 +448,20 @@ Error copy_to_host(void* to, const void* from, size_t bytes, Stream stream) noex
   return Machine::instance().give(stream, [=] { simt::device::copy(to, from, bytes); });
 }
 
-Error prepare(const Kernel&, const Grid& grid, int32_t* blocks_per_multiprocessor) noexcept {
+Error prepare(const Kernel& kernel, const Grid& grid, int32_t* blocks_per_multiprocessor) noexcept {
   return Machine::instance().checked([&] {
     if (grid.shared_bytes > size_t{227} << 10) return Error::invalid_value;
     *blocks_per_multiprocessor = 2;
+    Machine::instance().prepare(kernel);
     return Error::none;
   });
 }
 Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) noexcept {
   return Machine::instance().launch(kernel, grid, params, stream);
+}
+
+Error is_capturing(Stream stream, bool* out) noexcept {
+  return Machine::instance().is_capturing(stream, out);
 }
 
 Error create_event(Event* out) noexcept { return Machine::instance().create_event(out); }

@@ -28,6 +28,15 @@ int64_t n_launches();
 /// Blocks of memory and events that are not given back.
 int64_t n_held();
 
+/// Captures what is given to a stream, and does none of it. Meanwhile no kernel is loaded and nothing waits, as on a GPU.
+kvc::cuda::Error begin_capture(kvc::cuda::Stream stream);
+struct Graph;
+/// Null, with an error, where a call has broken the capture.
+kvc::cuda::Error end_capture(kvc::cuda::Stream stream, Graph** out);
+/// Gives the stream all that was captured, with the parameters that it had.
+kvc::cuda::Error launch_graph(const Graph& graph, kvc::cuda::Stream stream);
+void destroy_graph(Graph* graph);
+
 /// Does the work of all streams.
 void finish();
 

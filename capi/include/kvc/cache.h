@@ -188,9 +188,25 @@ enum { /* kvc_begin token_flags, one per token. Other bits return INVALID_ARGUME
 enum { /* kvc_begin flags */
   KVC_BEGIN_RESERVE = 1, /* a pass to size a graph for the worst case. position and sequence may be null and nothing is planned.
                             get and mask have their largest shapes; put and attention check their arguments and do nothing. Any
-                            call may end the pass, and ending it changes nothing */
-  KVC_BEGIN_REPLAY = 2   /* reserved for CUDA graphs: NOT_SUPPORTED in this version */
+                            call may end the pass, and ending it changes nothing. While a CUDA graph is captured from `stream`,
+                            put and attention become part of the graph: see below */
+  KVC_BEGIN_REPLAY = 2   /* a pass that a captured graph does: every layer counts as put, and put and attention are BAD_STATE */
 };
+
+/* CUDA graphs: a graph does the puts and the attention of passes that differ in everything but their tensors. Causal caches of f32,
+ * f16 or bf16 on a GPU and wrappers of such caches can be captured; others return NOT_SUPPORTED.
+ *
+ *   cudaStreamBeginCapture(s, …)                   kvc_begin(c, 16, NULL, NULL, NULL, KVC_BEGIN_RESERVE, s)
+ *     kvc_put_attention(c, layer, …) for each layer; kvc_commit(c); cudaStreamEndCapture(s, …)
+ *   for each pass: kvc_begin(c, n, position, sequence, NULL, KVC_BEGIN_REPLAY, s)   n up to 16, padding included
+ *     cudaGraphLaunch(…, s); kvc_commit(c)
+ *
+ * A graph has the addresses of the tensors and the constants of its capture. It does the first n rows of the tensors; the others
+ * stay as they are. Launch it on the stream of the pass, once, between begin and the end of the pass, with no more tokens than it
+ * was captured with. Columns of bias, mask and weights are all cells, and so they are in a pass that is replayed: kvc_history()
+ * returns 0 and all of them. All attention calls that are captured have as many query heads. While the stream is captured, every
+ * other call that would give the GPU work is NOT_SUPPORTED, and kvc_begin() without KVC_BEGIN_RESERVE is BAD_STATE. The bits are those
+ * of a pass that is not captured. */
 
 /* Opens a pass of n_tokens tokens. Assigns a cell to each token and hides tokens that leave a limited window; commit frees
  * them, abort restores them.
@@ -206,8 +222,9 @@ enum { /* kvc_begin flags */
  * flags        KVC_BEGIN_…
  * stream       null on KVC_CPU. (On CUDA the device's work is ordered on it, in DLPack's numbering.)
  *
- * Errors: INVALID_ARGUMENT; BAD_STATE (a layer of the open pass was not put); NOT_SUPPORTED; CACHE_FULL (fewer free cells than
- * tokens, or a sequence would hold more positions than it may; the message gives the sequence and the numbers).
+ * Errors: INVALID_ARGUMENT; BAD_STATE (a layer of the open pass was not put; the stream is being captured; KVC_BEGIN_REPLAY, and no
+ * pass was captured); NOT_SUPPORTED; CACHE_FULL (fewer free cells than tokens, or a sequence would hold more positions than it may;
+ * the message gives the sequence and the numbers).
  * Cost: O(n_tokens + number of tokens that slide out). Since 0.1; padding since 0.2. */
 KVC_API kvc_status kvc_begin(kvc_cache *cache, int32_t n_tokens, const int32_t *position, const int32_t *sequence,
                              const uint32_t *token_flags, uint32_t flags, void *stream) KVC_NOEXCEPT;

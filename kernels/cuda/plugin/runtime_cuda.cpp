@@ -87,6 +87,13 @@ Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream 
                                 grid.shared_bytes, of(stream)));
 }
 
+Error is_capturing(Stream stream, bool* out) noexcept {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(of(stream), &status);
+  *out = error == cudaErrorStreamCaptureImplicit || status != cudaStreamCaptureStatusNone;
+  return error == cudaErrorStreamCaptureImplicit ? (taken(error), Error::none) : taken(error);
+}
+
 Error create_event(Event* out) noexcept {
   cudaEvent_t event = nullptr;
   const Error e = taken(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));

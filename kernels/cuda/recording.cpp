@@ -1,0 +1,67 @@
+#include <algorithm>
+
+#include "kernels/cuda/cache_device.hpp"
+#include "kernels/cuda/pass.hpp"
+#include "kernels/cuda/row_params.hpp"
+#include "kernels/cuda/rows.hpp"
+
+/// Passes that graphs do. A graph is captured from the launches of one pass that has no tokens, and does others: its launches are the
+/// same each time, and read how many tokens there are, which cells they go to and what they see where replay() puts it.
+namespace kvc::cuda {
+
+void CudaCacheDevice::begin_recording(int32_t n_tokens, void* stream) noexcept {
+  recording_ = {n_tokens, stream};
+  recorded_tokens_ = std::max(recorded_tokens_, n_tokens);
+}
+
+void CudaCacheDevice::end_recording() noexcept { recording_ = {}; }
+
+Status CudaCacheDevice::record_store(const StoreParams& params) noexcept {
+  return run("the capture of a put", [&](Launcher launcher) {
+    launcher.stream = recording_.stream;
+    return cuda::record_store(params, workspace_.planned, launcher);
+  });
+}
+
+Status CudaCacheDevice::check_recorded(const AttentionParams& params) const noexcept {
+  if (attention_.can_record(params)) return Status::ok;
+  return fail(
+      Status::not_supported,
+      "the call has %d query heads and wants %s weights, and one that was captured before is "
+      "unlike it: all calls that are captured need as many query heads, and weights or none",
+      params.constants.n_q_heads, params.tensors.weights.data != nullptr ? "its" : "no");
+}
+
+Status CudaCacheDevice::record_attention(const AttentionParams& params) noexcept {
+  return run("the capture of attention", [&](Launcher launcher) {
+    launcher.stream = recording_.stream;
+    return attention_.record(params, tokens(), recording_.n_tokens, launcher);
+  });
+}
+
+Status CudaCacheDevice::check_replay(int32_t n_tokens) const noexcept {
+  if (recorded_tokens_ == 0) {
+    return fail(
+        Status::bad_state,
+        "no pass of the cache has been captured: begin one with KVC_BEGIN_RESERVE while its "
+        "stream is being captured");
+  }
+  if (n_tokens <= recorded_tokens_) return Status::ok;
+  return fail(Status::invalid_argument,
+              "n_tokens is %d, and the largest pass that was captured has %d", n_tokens,
+              recorded_tokens_);
+}
+
+Status CudaCacheDevice::replay(const AttentionPlan& plan, const int32_t* cell,
+                               int32_t n_tokens) noexcept {
+  return run("the begin of a replay", [&](const Launcher& launcher) -> Error {
+    auto* const number = reinterpret_cast<std::byte*>(workspace_.planned);
+    if (Error e = upload(number, &n_tokens, sizeof n_tokens, launcher); e != Error::none) return e;
+    auto* const cells = reinterpret_cast<std::byte*>(workspace_.planned + planned_cells);
+    const size_t n_bytes = static_cast<size_t>(n_tokens) * sizeof(int32_t);
+    if (Error e = upload(cells, cell, n_bytes, launcher); e != Error::none) return e;
+    return attention_.replay(plan, launcher);
+  });
+}
+
+}  // namespace kvc::cuda
