@@ -3,7 +3,10 @@ package kvc
 // #include "shim.h"
 import "C"
 
-import "runtime"
+import (
+	"runtime"
+	"unsafe"
+)
 
 // TokenFlags of the tokens of a pass.
 type TokenFlags uint32
@@ -28,22 +31,42 @@ func (c *Cache) Begin(positions, sequences []int32) error {
 
 // BeginFlagged is Begin with flags per token; nil: none. The flags of padding are 0.
 func (c *Cache) BeginFlagged(positions, sequences []int32, flags []TokenFlags) error {
-	n, first, err := tokens(positions, sequences, flags)
+	return c.BeginWith(positions, sequences, BeginOptions{Flags: flags})
+}
+
+// BeginOptions of BeginWith; zero: those of Begin.
+type BeginOptions struct {
+	Flags  []TokenFlags   // per token
+	Stream unsafe.Pointer // of a GPU, in DLPack's numbering; nil: the legacy default stream
+	Replay bool           // a captured graph does the pass: KVC_BEGIN_REPLAY
+}
+
+// BeginWith is Begin on a stream of a GPU.
+func (c *Cache) BeginWith(positions, sequences []int32, options BeginOptions) error {
+	n, first, err := tokens(positions, sequences, options.Flags)
 	if err != nil {
 		return err
 	}
-	err = failure(C.go_begin(c.key(), n, numbers(positions), numbers(sequences), first, 0))
+	var flags C.uint32_t
+	if options.Replay {
+		flags = C.KVC_BEGIN_REPLAY
+	}
+	err = failure(C.go_begin(c.key(), n, numbers(positions), numbers(sequences), first, flags, options.Stream))
 	runtime.KeepAlive(c)
 	return err
 }
 
 // BeginReserve opens a pass to size a graph for the worst case. Nothing is planned.
-func (c *Cache) BeginReserve(nTokens int) error {
+func (c *Cache) BeginReserve(nTokens int) error { return c.BeginReserveOn(nTokens, nil) }
+
+// BeginReserveOn is BeginReserve on a stream of a GPU. While the stream is captured, Put, Attention and
+// PutAttention become part of the graph.
+func (c *Cache) BeginReserveOn(nTokens int, stream unsafe.Pointer) error {
 	n, err := number("nTokens", nTokens)
 	if err != nil {
 		return err
 	}
-	err = failure(C.go_begin(c.key(), n, nil, nil, nil, C.KVC_BEGIN_RESERVE))
+	err = failure(C.go_begin(c.key(), n, nil, nil, nil, C.KVC_BEGIN_RESERVE, stream))
 	runtime.KeepAlive(c)
 	return err
 }

@@ -3,7 +3,10 @@ package kvc
 // #include "shim_rows.h"
 import "C"
 
-import "runtime"
+import (
+	"runtime"
+	"unsafe"
+)
 
 // ---- Passes of rows ------------------------------------------------------------------------------
 //
@@ -28,6 +31,8 @@ type RowsExtra struct {
 	PostPadded bool
 	// Reserve sizes a graph for the worst case, as BeginReserve does: only qLen counts.
 	Reserve bool
+	// Stream is one of a GPU, in DLPack's numbering; nil: the legacy default stream.
+	Stream unsafe.Pointer
 }
 
 // rowsArguments are those of a pass of rows for C.
@@ -89,7 +94,7 @@ func (c *Cache) BeginRowsWith(qLen int, valid []int32, extra RowsExtra) error {
 	if err != nil {
 		return err
 	}
-	err = failure(C.go_begin_rows(c.handle, rows.qLen, rows.flags, rows.valid, rows.mask, rows.types))
+	err = failure(C.go_begin_rows(c.handle, rows.qLen, rows.flags, rows.valid, rows.mask, rows.types, extra.Stream))
 	runtime.KeepAlive(c)
 	return err
 }

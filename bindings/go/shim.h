@@ -40,12 +40,13 @@ typedef struct go_storage { go_result result; kvc_storage_info info; } go_storag
 
 /* ---- Tensors -------------------------------------------------------------------------------------------------------- */
 
-/* A dense tensor of Go memory. dtype 0: absent. Data is bytes whatever the elements, so cgo has no pointers to look for. */
+/* A dense tensor of Go memory, or of a GPU's. dtype 0: absent. Data is bytes whatever the elements, so cgo has no pointers to look for. */
 typedef struct go_tensor {
   uint8_t *data;
   uint32_t dtype;
   int32_t ndim;
   int64_t shape[4];
+  int32_t device_type, device_id; /* 0: KVC_CPU, and memory of Go */
 } go_tensor;
 
 typedef struct go_extra {
@@ -58,7 +59,12 @@ typedef struct go_extra {
 static inline kvc_status go_view(const go_tensor *tensor, kvc_tensor *room, kvc_tensor **view) {
   *view = tensor->dtype ? room : NULL;
   if (!tensor->dtype) return KVC_OK;
-  return kvc_tensor_dense(tensor->data, tensor->dtype, tensor->ndim, tensor->shape, room);
+  const kvc_status status = kvc_tensor_dense(tensor->data, tensor->dtype, tensor->ndim, tensor->shape, room);
+  if (status == KVC_OK && tensor->device_type) {
+    room->device_type = tensor->device_type;
+    room->device_id = tensor->device_id;
+  }
+  return status;
 }
 
 /* Declares name_view, the kvc_tensor of the parameter `name` (null: absent), or returns the error. */
@@ -352,8 +358,8 @@ static inline go_result go_bind_scales(kvc_cache *cache, int32_t layer_begin, in
 /* ---- Passes and sequences ------------------------------------------------------------------------------------------- */
 
 static inline go_result go_begin(kvc_cache *cache, int32_t n_tokens, const int32_t *position, const int32_t *sequence,
-                                 const uint32_t *token_flags, uint32_t flags) {
-  return go_done(kvc_begin(cache, n_tokens, position, sequence, token_flags, flags, NULL));
+                                 const uint32_t *token_flags, uint32_t flags, void *stream) {
+  return go_done(kvc_begin(cache, n_tokens, position, sequence, token_flags, flags, stream));
 }
 
 static inline go_result go_fits(const kvc_cache *cache, int32_t n_tokens, const int32_t *position,

@@ -7,9 +7,9 @@
 /* ---- Rows ----------------------------------------------------------------------------------------------------------- */
 
 static inline go_result go_begin_rows(kvc_cache *cache, int32_t q_len, uint32_t flags, const int32_t *valid,
-                                      go_tensor attention_mask, const int32_t *token_types) {
+                                      go_tensor attention_mask, const int32_t *token_types, void *stream) {
   GO_VIEW(attention_mask);
-  return go_done(kvc_begin_rows(cache, q_len, flags, valid, attention_mask_view, token_types, NULL));
+  return go_done(kvc_begin_rows(cache, q_len, flags, valid, attention_mask_view, token_types, stream));
 }
 
 static inline go_result go_fits_rows(const kvc_cache *cache, int32_t q_len, uint32_t flags, const int32_t *valid,

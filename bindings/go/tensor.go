@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"fmt"
+	"math"
 	"math/big"
 	"runtime"
 	"unsafe"
@@ -60,6 +61,8 @@ type Tensor struct {
 	dtype DType // 0: absent. An empty slice has a type
 	ndim  int
 	shape [maxDims]int
+
+	deviceType, deviceID int32 // 0: the CPU
 }
 
 // Float32 makes a tensor of a slice; the last index of the shape runs fastest.
@@ -106,6 +109,14 @@ func Bytes(dtype DType, data []byte, shape ...int) Tensor {
 		n /= size
 	}
 	return tensor(dtype, pointer(data), n, shape)
+}
+
+// OnGPU makes a tensor of memory of the GPU "cuda:<id>", dense in row-major order. It has to stay until the work
+// of the pass is done there, which Device.Synchronize waits for.
+func OnGPU(id int, dtype DType, address unsafe.Pointer, shape ...int) Tensor {
+	t := tensor(dtype, address, math.MaxInt, shape)
+	t.deviceType, t.deviceID = C.KVC_CUDA, int32(id)
+	return t
 }
 
 func tensor(dtype DType, data unsafe.Pointer, n int, shape []int) Tensor {
@@ -170,6 +181,9 @@ func (t *Tensor) c() C.go_tensor {
 		dtype: C.uint32_t(t.dtype),
 		ndim:  C.int32_t(t.ndim),
 		shape: [maxDims]C.int64_t{C.int64_t(t.shape[0]), C.int64_t(t.shape[1]), C.int64_t(t.shape[2]), C.int64_t(t.shape[3])},
+
+		device_type: C.int32_t(t.deviceType),
+		device_id:   C.int32_t(t.deviceID),
 	}
 }
 
@@ -186,11 +200,15 @@ type View struct {
 	Shape   [3]int // cells, KV heads, and the head size, or the codes or scales of a vector
 	Strides [3]int // in elements
 	Columns int    // cells of a row; all, where the cache has no rows
+	OnGPU   bool   // Data is an address of a GPU, and the methods that return slices panic
 	cache   *Cache
 }
 
 // row returns where the vector of one cell and head begins, of elements of width bytes.
 func (v View) row(cell, head, width int) unsafe.Pointer {
+	if v.OnGPU {
+		panic("kvc: the memory of the view is a GPU's, which the host cannot read")
+	}
 	if cell < 0 || cell >= v.Shape[0] || head < 0 || head >= v.Shape[1] {
 		panic(fmt.Sprintf("kvc: cell %d and head %d are outside a view of shape %v", cell, head, v.Shape))
 	}
@@ -249,7 +267,7 @@ func viewOf(c *Cache, t C.kvc_tensor) View {
 	if t.ndim == 0 { // scales of a type that stores none
 		return View{}
 	}
-	v := View{Data: unsafe.Add(t.data, int(t.byte_offset)), DType: DType(t.dtype), cache: c}
+	v := View{Data: unsafe.Add(t.data, int(t.byte_offset)), DType: DType(t.dtype), OnGPU: t.device_type == C.KVC_CUDA, cache: c}
 	first := int(t.ndim) - len(v.Shape) // 1: of rows, which lie one behind the other
 	for i := range v.Shape {
 		v.Shape[i], v.Strides[i] = int(t.shape[first+i]), int(t.strides[first+i])

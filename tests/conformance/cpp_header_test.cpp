@@ -169,6 +169,18 @@ TEST_F(CppHeader, WhatDoesNotFitThrows) {
   EXPECT_THROW(cache.history(0), kvc::BadState);
 }
 
+TEST_F(CppHeader, TensorsOfAGpuAreNotTheCpus) {
+  const std::vector<float> data = rows(0, {3});
+  const kvc::ConstTensor k(data.data(), {1, heads, dim}), there = k.on_cuda(3);
+  EXPECT_EQ(there.get()->device_type, KVC_CUDA);
+  EXPECT_EQ(there.get()->device_id, 3);
+  EXPECT_EQ(k.get()->device_type, KVC_CPU);
+  const auto pass = open(0, prompt, {3});
+  EXPECT_THROW(cache.put(0, there, k), kvc::DeviceMismatch);
+  pass->abort();
+  kvc::Device().synchronize();
+}
+
 /// Counts its calls and keys; leaves keys as they are. Refuses when it has no more calls left.
 struct Shifter {
   int32_t calls_left, n_keys;

@@ -52,7 +52,7 @@ if _HEADER != _LIBRARY:
 
 from .cache import PADDING, UNLIMITED, Cache, Pass
 from .codecs import StorageInfo, decode, encode, storage_info
-from .device import Device
+from .device import Device, DeviceAllocator
 from .errors import (
     BackendUnavailable,
     BadState,
@@ -108,6 +108,7 @@ __all__ = [
     "Codes",
     "CorruptData",
     "Device",
+    "DeviceAllocator",
     "DeviceFailure",
     "DeviceMismatch",
     "DtypeError",

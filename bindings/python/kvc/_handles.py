@@ -22,10 +22,12 @@ from typing import (
     cast,
 )
 
+from . import kvc_capi as _capi
 from .errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
     from .cache import Cache
+    from .device import Device
 
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -95,6 +97,12 @@ class CacheHandle(OwnsHandle):
     _pass: int
     """changes whenever a pass may have ended, which invalidates its views"""
     _shape: Shape
+    _place: Tuple[int, int] = (1, 0)
+    """DLPack's type and number of its device"""
+    _device: Optional[Device] = None
+    """where the place is a GPU"""
+    _stream: int = 0
+    """of the last pass, where the place is a GPU"""
     _children: Tuple[Cache, ...] = ()
     """of a wrapper"""
     _owns_children: bool = False
@@ -158,6 +166,19 @@ class CacheHandle(OwnsHandle):
         again = "again" if call == "rows_view" else "in the next pass"
         return f"the pass of this view has ended: call {call}() {again}, or"
 
+    def _note_stream(self, stream: int) -> None:
+        """The stream that a pass has begun on."""
+        if self._device is None:
+            return
+        for cache in (self, *self._children):
+            cache._stream = stream
+            _capi.use_stream(cache._handle, stream)
+
+    def _check_given(self, name: str, array: object) -> None:
+        """Refuses to make an array for a result, which NumPy has no memory for."""
+        if array is None and self._device is not None:
+            raise InvalidArgument(f"{name} must be given: the result is written on {self._device.name}")
+
     def _check_without_v(self, layer: Any) -> None:
         """Refuses a put without V, unless the layer's V is a part of its K."""
         if self._owner_of(layer)._shape.v_first is None:
@@ -170,6 +191,20 @@ class CacheHandle(OwnsHandle):
         watcher = type(self)._watcher
         if watcher is not None:
             watcher(self)
+
+
+def stream_number(stream: Any) -> int:
+    """A stream of a GPU as its number: None is the legacy default stream; an object of PyTorch, CuPy or
+    cuda.core has one."""
+    if stream is None:
+        return 0
+    protocol = getattr(stream, "__cuda_stream__", None)
+    if protocol is not None:
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for name in ("cuda_stream", "ptr"):
+        if hasattr(stream, name):
+            return int(getattr(stream, name))
+    return integer("stream", stream)
 
 
 def integer(name: str, value: Any) -> int:

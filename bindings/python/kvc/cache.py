@@ -286,6 +286,9 @@ class Cache(Storage, Attending, Passes, Batches, Contents, Encoder, States, Ligh
         self._pass = 0
         self._handle = _capi.kvc_cache_create(owner._handle, desc, kind_desc)
         self._shape = shape_of(arguments, desc, kind_desc)
+        if owner.place != self._place:
+            self._place, self._device = owner.place, owner
+            self._note_stream(0)
 
     if not TYPE_CHECKING:  # a type checker would allow any name
 

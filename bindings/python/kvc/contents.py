@@ -90,6 +90,7 @@ class Contents(Sequences):
 
         Returns into. Raises BadState (no pass), ShapeError, DtypeError.
         """
+        self._check_given("into", into)
         if into is None:
             _, shape, _, code = _capi.kvc_mask_shape(self._handle, layer)
             into = np.empty(shape, dtype=numpy_dtype(code))
@@ -142,6 +143,8 @@ class Contents(Sequences):
         Raises ShapeError, DtypeError.
         """
         owner = self._owner_of(layer)._shape
+        self._check_given("k", k)
+        self._check_given("v", v)
         if k is None or v is None:
             count = sum(run.length for run in self.runs(layer, sequence))
             shape = (count, owner.n_kv_heads, owner.head_dim_v)

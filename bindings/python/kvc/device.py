@@ -5,35 +5,54 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional, Tuple
 
 from . import kvc_capi as _capi
 from ._handles import OwnsHandle, checks_names, destroy_quietly, set_integers
 from .errors import Busy, InvalidHandle
 
 
+class DeviceAllocator(NamedTuple):
+    """Two functions of C, by their addresses (of ctypes: `ctypes.cast(f, ctypes.c_void_p).value`), and
+    what they are called with. kvc/device.h says what they have to do. They must stay as long as the
+    device and all caches on it."""
+
+    user: Optional[int]
+    alloc: int
+    free: int
+
+
 class Device(OwnsHandle):
     """A device to create caches on. It may be closed first: caches keep what they need of it.
 
-    name       "cpu"
+    name       "cpu", or "cuda:0", "cuda:1" … for a GPU of NVIDIA
     n_threads  threads that share the work of one attention call, the caller's included; at most
                256. 0: as many as the process may use; 1: the calling thread only
+    device_allocator
+               where the memory of a GPU comes from; None: from CUDA
 
     Raises InvalidArgument, BackendUnavailable ("cuda:0" if its backend is not installed),
-    OutOfMemory. A device may be used from any thread.
+    OutOfMemory, NotSupported (device_allocator of the CPU). A device may be used from any thread.
     """
 
     _instead_of_a_copy = "it owns threads of the library. Use the same object everywhere"
     _instead_of_pickling = "it owns threads of this process. Open a device in each process"
 
     @checks_names
-    def __init__(self, name: str = "cpu", *, n_threads: int = 0) -> None:
+    def __init__(
+        self,
+        name: str = "cpu",
+        *,
+        n_threads: int = 0,
+        device_allocator: Optional[DeviceAllocator] = None,
+    ) -> None:
         if not isinstance(name, str):
             raise TypeError(f'name must be a string such as "cpu", not {type(name).__name__}')
         desc = _capi.kvc_device_desc()
         set_integers(desc, n_threads=n_threads)
         self.name = name
-        self._handle: Any = _capi.kvc_device_open(name, desc, None)
+        memory = device_allocator or (None, None, None)
+        self._handle: Any = _capi.kvc_device_open(name, desc, *memory)
         self._finalizer = self._when_forgotten()
 
     def _when_forgotten(self) -> Any:
@@ -51,6 +70,22 @@ class Device(OwnsHandle):
         except Busy:
             self._finalizer = self._when_forgotten()
             raise
+
+    @property
+    def place(self) -> Tuple[int, int]:
+        """DLPack's type and number of the device: (1, 0) is the CPU, (2, N) "cuda:N"."""
+        if not self.name.startswith("cuda"):
+            return 1, 0
+        number = self.name.split("@")[0].partition(":")[2]
+        return 2, int(number or 0)
+
+    def synchronize(self) -> None:
+        """Waits until the device has done everything that it was given so far, other threads running
+        meanwhile. On the CPU it returns at once.
+
+        Raises DeviceFailure if a GPU has failed.
+        """
+        _capi.kvc_device_synchronize(self._handle)
 
     @property
     def closed(self) -> bool:

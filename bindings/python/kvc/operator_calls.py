@@ -109,6 +109,11 @@ class OperatorCall:
     weights: Optional[View]
     """[n_q_heads, n_tokens, columns], to be written; None: not wanted"""
 
+    # Operators of callers are called on the CPU alone.
+    _place = (1, 0)
+    _device = None
+    _stream = 0
+
     def __init__(self, raw: Any, owners: object, fields: Dict[str, Any]) -> None:
         self._raw = raw
         self._handle = owners  # of the memory of the views

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -20,7 +21,7 @@ import numpy as np
 from . import kvc_capi as _capi
 from ._arrays import Array, DLPackArray, HostArray, kind_of, new_result, with_dtype
 from ._batch import listed, token_flags
-from ._handles import CacheHandle, OwnsHandle, seed_of
+from ._handles import CacheHandle, OwnsHandle, seed_of, stream_number
 from ._words import layers_in_words
 from .errors import BadState, CacheFull, Error, NotSupported
 
@@ -140,6 +141,8 @@ class Passes(CacheHandle):
         types: Optional[Integers] = None,
         carries_input: Optional[Iterable[int]] = None,
         masked: Optional[Iterable[int]] = None,
+        stream: Any = None,
+        replay: bool = False,
     ) -> None:
         """Opens a pass of n_tokens tokens. If a pass is open and every layer was put, commits it.
 
@@ -159,20 +162,33 @@ class Passes(CacheHandle):
                     until another token carries the next
         masked      lightning caches: indexes of tokens that add nothing to the state while time passes;
                     their rows of k and v are not read, and they have an output
+        stream      of a GPU: what orders the pass's work. None: the legacy default stream; a number
+                    in DLPack's sense, or a stream of PyTorch, CuPy or cuda.core
+        replay      a CUDA graph that begin_reserve() was captured in does the pass: launch it on the
+                    stream before you commit
 
-        Raises CacheFull, BadState (the open pass is not fully put).
+        Raises CacheFull, BadState (the open pass is not fully put; nothing was captured; the stream is
+        being captured).
         """
         flags = token_flags(positions, sees_later, types, carries_input, masked)
-        _capi.kvc_begin(self._handle, positions, sequences, flags, 0, None)
+        number = stream_number(stream)
+        how = _capi.KVC_BEGIN_REPLAY if replay else 0
+        _capi.kvc_begin(self._handle, positions, sequences, flags, how, number or None)
+        self._note_stream(number)
         self._end_pass()
 
-    def begin_reserve(self, n_tokens: int) -> None:
+    def begin_reserve(self, n_tokens: int, *, stream: Any = None) -> None:
         """Opens a pass that plans nothing, to size a graph for the worst case.
 
         get() and mask() have their largest shapes, put() and attention() check their arguments and
         do nothing. Any call may end the pass, and ending it changes nothing.
+
+        While the stream is captured, they become part of the graph, for passes of up to n_tokens tokens
+        that begin with `replay=True`. The capture holds the addresses of their arrays.
         """
-        _capi.kvc_begin_reserve(self._handle, n_tokens)
+        number = stream_number(stream)
+        _capi.kvc_begin_reserve(self._handle, n_tokens, number or None)
+        self._note_stream(number)
         self._end_pass()
 
     def forward(
@@ -184,6 +200,8 @@ class Passes(CacheHandle):
         types: Optional[Integers] = None,
         carries_input: Optional[Iterable[int]] = None,
         masked: Optional[Iterable[int]] = None,
+        stream: Any = None,
+        replay: bool = False,
     ) -> Pass:
         """begin() for a `with` block: commits when the block ends, aborts when it raises or has not
         put every layer, which then raises BadState."""
@@ -195,6 +213,8 @@ class Passes(CacheHandle):
             types=types,
             carries_input=carries_input,
             masked=masked,
+            stream=stream,
+            replay=replay,
         )
         return Pass(cast("Cache", self), len(positions))
 
@@ -303,14 +323,15 @@ class Passes(CacheHandle):
         Returns out. A row that sees nothing is 0 (minus infinity in lse).
         Raises BadState (no pass, or no put of this layer), ShapeError, DtypeError.
         """
-        result: Any = new_result(q, self._owner_of(layer)._shape.head_dim_v) if out is None else out
+        result: Any = self._new_result(layer, q) if out is None else out
         given = q, result, bias
         if dtype is not None:
             given = tuple(with_dtype(array, dtype) for array in given)
         _capi.kvc_attention(
             self._handle, layer, *given, mask, weights, lse, *_flags_of(dropout_seed, no_sinks)
         )
-        returned: Array = result if numpy or out is not None else kind_of(q, result)
+        is_made = out is not None or self._device is not None
+        returned: Array = result if numpy or is_made else kind_of(q, result)
         return returned
 
     @overload
@@ -384,15 +405,26 @@ class Passes(CacheHandle):
         """
         if v is None:
             self._check_without_v(layer)
-        result: Any = new_result(q, self._owner_of(layer)._shape.head_dim_v) if out is None else out
+        result: Any = self._new_result(layer, q) if out is None else out
         given = k, v, q, result, bias
         if dtype is not None:
             given = tuple(with_dtype(array, dtype) for array in given)
         _capi.kvc_put_attention(
             self._handle, layer, *given, mask, weights, lse, *_flags_of(dropout_seed, no_sinks)
         )
-        returned: Array = result if numpy or out is not None else kind_of(q, result)
+        is_made = out is not None or self._device is not None
+        returned: Array = result if numpy or is_made else kind_of(q, result)
         return returned
+
+    def _new_result(self, layer: int, q: Array) -> Any:
+        """An array for the result of a query; on a GPU only PyTorch's tensors make one."""
+        head_dim = self._owner_of(layer)._shape.head_dim_v
+        if self._device is None:
+            return new_result(q, head_dim)
+        if not hasattr(q, "new_empty"):
+            self._check_given("out", None)
+        made: Any = q
+        return made.new_empty((*made.shape[:-1], head_dim), dtype=sys.modules["torch"].float32)
 
     def set_causal(self, sees_later: Iterable[int] = ()) -> None:
         """Replaces the set of tokens of the open pass that also see later tokens of their sequence.

@@ -9,7 +9,7 @@ import numpy as np
 from . import kvc_capi as _capi
 from ._arrays import Array, with_dtype
 from ._batch import int32s, shown
-from ._handles import CacheHandle, integer
+from ._handles import CacheHandle, integer, stream_number
 from .errors import CacheFull, InvalidArgument
 from .passes import Pass
 from .storage import Codes, codes_of
@@ -45,6 +45,7 @@ class Batches(CacheHandle):
         token_types: Optional[npt.ArrayLike] = None,
         postpadded: bool = False,
         causal: Optional[bool] = None,
+        stream: Any = None,
     ) -> Pass:
         """Opens a pass of q_len tokens in every row. If a pass is open and every layer was put, commits
         it.
@@ -68,6 +69,7 @@ class Batches(CacheHandle):
                         shows come first, and as many tokens count
         causal          None: as the cache; False: every token also sees the later ones of its row;
                         True: none does
+        stream          of a GPU, as begin() takes it
 
         In such a pass [batch, q_len] stands for n_tokens in the shapes of all arrays:
 
@@ -89,7 +91,9 @@ class Batches(CacheHandle):
         arguments = self._rows_arguments(
             q_len, valid, attention_mask, token_types, postpadded, causal
         )
-        _capi.kvc_begin_rows(self._handle, *arguments, None)
+        number = stream_number(stream)
+        _capi.kvc_begin_rows(self._handle, *arguments, number or None)
+        self._note_stream(number)
         self._end_pass()
         if causal and not all(each._shape.is_causal for each in (self, *self._children)):
             _capi.kvc_set_causal(self._handle, ())

@@ -124,6 +124,8 @@ class Storage(Constants):
         Raises BadState (no pass, or no put of this layer), ShapeError, DtypeError, CacheFull (no room
         to copy cells whose keys two sequences need turned differently).
         """
+        self._check_given("k", k)
+        self._check_given("v", v)
         if k is None or v is None:
             code = numpy_dtype(element_of(_capi.KVC_F32, dtype))
             shapes = _capi.kvc_copy_shape(self._handle, layer)

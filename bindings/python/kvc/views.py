@@ -15,8 +15,10 @@ from .errors import BadState, InvalidArgument
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from .device import Device
+
 _READ_ONLY, _IS_COPIED = 1, 2  # DLPack's flags of a capsule
-_CPU = (1, 0)  # DLPack's type and number of the device that holds the memory of a cache
+_CPU = (1, 0)  # DLPack's type and number of a device
 
 
 class Lender(Protocol):
@@ -29,6 +31,18 @@ class Lender(Protocol):
     @property
     def _pass(self) -> int:
         """changes when the views end"""
+
+    @property
+    def _place(self) -> Tuple[int, int]:
+        """DLPack's type and number of the device that holds the memory"""
+
+    @property
+    def _device(self) -> Optional[Device]:
+        """where that is a GPU"""
+
+    @property
+    def _stream(self) -> int:
+        """on which the memory is written, where that is a GPU"""
 
     def _ended(self, call: str) -> str:
         """why a view that a call returned has ended, and what to do, as the begin of a message"""
@@ -123,6 +137,13 @@ class View(OwnsHandle):
         loan = _Loan(self._memory(), self._description, self._writable)
         return loan, np.asarray(loan)
 
+    def _check_on_cpu(self, why: str) -> None:
+        if self._lender._device is not None:
+            raise BufferError(
+                f"{why}, and the view is on {self._lender._device.name}: take it with from_dlpack() of a "
+                "library that uses the GPU (torch.from_dlpack(view))"
+            )
+
     def __getitem__(self, key: Any) -> View:
         loan, bits = self._bits()
         keys = key if isinstance(key, tuple) else (key,)
@@ -138,6 +159,7 @@ class View(OwnsHandle):
         return View(self._lender, description, self._call, self._writable)
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> npt.NDArray[np.generic]:
+        self._check_on_cpu("NumPy reads memory of the host alone")
         _, bits = self._bits()
         array = bits.view(self.dtype) if bits.dtype != self.dtype else bits
         if dtype is not None and np.dtype(dtype) != array.dtype:
@@ -147,9 +169,9 @@ class View(OwnsHandle):
         return array.copy() if copy else array
 
     def __dlpack_device__(self) -> Tuple[int, int]:
-        """DLPack's type and number of the CPU."""
+        """DLPack's type and number of the cache's device."""
         self._memory()
-        return _CPU
+        return self._lender._place
 
     def __dlpack__(
         self,
@@ -160,20 +182,35 @@ class View(OwnsHandle):
         copy: Optional[bool] = None,
     ) -> Any:
         """A DLPack capsule: of version 1.0 and marked read-only (if it is) if max_version allows it;
-        else of the older kind, which cannot be marked read-only."""
-        if stream is not None:
+        else of the older kind, which cannot be marked read-only.
+
+        stream  on a GPU: on which the memory will be used; None or 1: the legacy default stream; -1: the
+                caller sees to the order. If it is not the stream of the pass, this waits for the GPU
+        """
+        memory, description = self._memory(), self._description
+        place = self._lender._place
+        if dl_device is not None and tuple(map(int, dl_device)) != place:
+            raise BufferError(f"the memory of this cache is on DLPack's device {place}")
+        if place == _CPU and stream is not None:
             raise InvalidArgument(
                 f"stream {stream!r}: the memory is on the CPU, which has no streams"
             )
-        if dl_device is not None and tuple(map(int, dl_device)) != _CPU:
-            raise BufferError("the memory of this cache is on the CPU")
-        memory, description = self._memory(), self._description
         if copy:
+            self._check_on_cpu("a copy is made by NumPy")
             memory = self._bits()[1].copy()
             description = (memory.ctypes.data, memory.shape, memory.strides, description[3])
+        self._hand_over(stream)
         versioned = max_version is not None and max_version[0] >= 1
         flags = _IS_COPIED if copy else 0 if self._writable else _READ_ONLY
-        return _capi.lend(memory, description, int(versioned), flags)
+        return _capi.lend(memory, description, int(versioned), flags, *place)
+
+    def _hand_over(self, stream: Any) -> None:
+        """What was written to the memory is there for what `stream` is given from now on."""
+        device = self._lender._device
+        if device is None or stream == -1:
+            return
+        if (stream or 1) != (self._lender._stream or 1):
+            device.synchronize()
 
 
 class _Loan:

@@ -86,6 +86,8 @@ class Wrapping(CacheHandle):
         )
         wrapper._shape = _shape_of_all([child._shape for child in children], len(places))
         wrapper._children = children
+        wrapper._place, wrapper._device = children[0]._place, children[0]._device
+        wrapper._note_stream(children[0]._stream)
         for child in children:
             child._wrapper = weakref.ref(wrapper)
         wrapper._owners = [(children[child], layer) for child, layer in places]

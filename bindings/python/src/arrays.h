@@ -215,6 +215,10 @@ static int kvc_py_array_open(kvc_py_array* array, kvc_py_argument argument) {
       argument.meaning_of_bits = (uint32_t)dtype;
     argument.object = PyTuple_GET_ITEM(argument.object, 0);
   }
+  if (argument.gpu != NULL) { /* the other two are of the host's memory */
+    taken = kvc_py_dlpack_open(&argument, &array->lender, &array->tensor);
+    return taken >= 0 ? taken : kvc_py_refuse_device(&argument, kDLCPU);
+  }
   taken = kvc_py_array_from_buffer(array, &argument);
   if (taken < 0) taken = kvc_py_array_from_interface(array, &argument);
   /* An object whose buffer is not writable (a bfloat16 array of JAX) is not written through DLPack
@@ -268,8 +272,9 @@ static PyObject* kvc_py_describe_all(const kvc_tensor* tensors, Py_ssize_t n) {
 }
 
 /* A DLPack capsule over memory that `owner` keeps alive, described as by kvc_py_describe(), with DLPack's
- * flags. */
-static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int versioned, int flags) {
+ * numbers of the device, and its flags. */
+static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int versioned, int flags,
+                             int device_type, int device_id) {
   kvc_tensor view;
   PyObject *shape, *strides;
   unsigned long long address;
@@ -282,7 +287,8 @@ static PyObject* kvc_py_lend(PyObject* owner, PyObject* description, int version
   itemsize = kvc_py_itemsize(dtype);
   if (itemsize == 0) return kvc_py_refuse_element(dtype);
   view.data = (void*)(uintptr_t)address;
-  view.device_type = KVC_CPU;
+  view.device_type = device_type;
+  view.device_id = device_id;
   view.dtype = dtype;
   if (!kvc_py_array_set_ndim(&view, PyTuple_GET_SIZE(shape), "view")) return NULL;
   for (dim = 0; dim < view.ndim; ++dim) {

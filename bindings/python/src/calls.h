@@ -81,8 +81,18 @@ static kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequenc
 }
 
 /* kvc_begin() with the flag RESERVE, which needs no positions. */
-static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens) {
-  return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, NULL);
+static kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens, void *stream) {
+  return kvc_begin(cache, n_tokens, NULL, NULL, NULL, KVC_BEGIN_RESERVE, stream);
+}
+
+/* kvc_device_open() with a device_allocator by the addresses of its functions; null: none. */
+static kvc_status kvc_py_device_open(const char *name, const kvc_device_desc *desc, void *user,
+                                     void *alloc, void *release, kvc_device **out) {
+  const kvc_allocator memory = {user, (void *(*)(void *, size_t, size_t))(uintptr_t)alloc,
+                                (void (*)(void *, void *, size_t, size_t))(uintptr_t)release};
+  kvc_device_desc all = *desc;
+  if (alloc != NULL || release != NULL) all.device_allocator = &memory;
+  return kvc_device_open(name, &all, NULL, out);
 }
 
 /* The shape and element type that kvc_state_get() proposes. */

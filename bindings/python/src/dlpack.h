@@ -14,7 +14,7 @@
 /* ---- In -------------------------------------------------------------------------------------- */
 
 /* Called before __dlpack__(), in which a producer may have to wait for its device. */
-static int kvc_py_dlpack_is_on_cpu(const kvc_py_argument* argument) {
+static int kvc_py_dlpack_check_device(const kvc_py_argument* argument) {
   PyObject* device = PyObject_CallMethod(argument->object, "__dlpack_device__", NULL);
   PyObject* type;
   long number = -1;
@@ -24,18 +24,25 @@ static int kvc_py_dlpack_is_on_cpu(const kvc_py_argument* argument) {
   Py_XDECREF(type);
   Py_DECREF(device);
   if (PyErr_Occurred()) return 0;
-  if (number == kDLCPU || number == kDLCUDAHost) return 1;
+  if (argument->gpu != NULL ? number == kDLCUDA : number == kDLCPU || number == kDLCUDAHost) return 1;
   return kvc_py_refuse_device(argument, number);
 }
 
-/* A capsule of DLPack 1.0, or of the older kind if the producer does not know max_version. */
-static PyObject* kvc_py_dlpack_request(PyObject* method) {
+/* A capsule of DLPack 1.0, or of the older kind if the producer does not know max_version. On a GPU the producer
+ * orders its work before what follows on the stream of the pass. */
+static PyObject* kvc_py_dlpack_request(PyObject* method, const kvc_py_gpu* gpu) {
   PyObject *none = PyTuple_New(0), *options = Py_BuildValue("{s:(ii)}", "max_version", 1, 0);
-  PyObject* capsule = none && options ? PyObject_Call(method, none, options) : NULL;
-  if (capsule == NULL && none && options && PyErr_ExceptionMatches(PyExc_TypeError)) {
-    PyErr_Clear();
-    capsule = PyObject_Call(method, none, NULL);
+  PyObject* stream = gpu ? PyLong_FromUnsignedLongLong(gpu->stream) : NULL;
+  PyObject* capsule = NULL;
+  if (none && options && (gpu == NULL || (stream && PyDict_SetItemString(options, "stream", stream) == 0))) {
+    capsule = PyObject_Call(method, none, options);
+    if (capsule == NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
+      PyErr_Clear();
+      PyDict_DelItemString(options, "max_version");
+      capsule = PyObject_Call(method, none, options);
+    }
   }
+  Py_XDECREF(stream);
   Py_XDECREF(none);
   Py_XDECREF(options);
   return capsule;
@@ -125,7 +132,7 @@ static int kvc_py_dlpack_open(const kvc_py_argument* argument, PyObject** capsul
     PyErr_Clear();
     return -1;
   }
-  if (kvc_py_dlpack_is_on_cpu(argument)) *capsule = kvc_py_dlpack_request(method);
+  if (kvc_py_dlpack_check_device(argument)) *capsule = kvc_py_dlpack_request(method, argument->gpu);
   Py_DECREF(method);
   return *capsule != NULL && kvc_py_dlpack_read(*capsule, argument, out);
 }

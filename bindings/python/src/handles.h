@@ -10,8 +10,33 @@
 
 #define KVC_PY_CACHE "kvc_cache"
 
+/* The context of the capsule of a cache on a GPU: the stream that DLPack's producers are asked to hand their
+ * tensors over to, which is that of the last pass. */
+typedef struct kvc_py_gpu {
+  unsigned long long stream; /* in DLPack's numbering */
+} kvc_py_gpu;
+
+/* Null: an object that is no cache, or a cache on the CPU. */
+static const kvc_py_gpu* kvc_py_gpu_of(PyObject* object) {
+  if (object == NULL || !PyCapsule_IsValid(object, KVC_PY_CACHE)) return NULL;
+  return (const kvc_py_gpu*)PyCapsule_GetContext(object);
+}
+
+/* Says that a cache is on a GPU, and which stream its pass has (0: the legacy default stream, as 1). */
+static PyObject* kvc_py_use_stream(PyObject* cache, unsigned long long stream) {
+  kvc_py_gpu* gpu;
+  if (!PyCapsule_IsValid(cache, KVC_PY_CACHE)) Py_RETURN_NONE; /* it is closed */
+  gpu = (kvc_py_gpu*)PyCapsule_GetContext(cache);
+  if (gpu == NULL) gpu = (kvc_py_gpu*)malloc(sizeof *gpu);
+  if (gpu == NULL) return PyErr_NoMemory();
+  gpu->stream = stream == 0 ? 1 : stream;
+  PyCapsule_SetContext(cache, gpu);
+  Py_RETURN_NONE;
+}
+
 static void kvc_py_cache_gone(PyObject* capsule) {
   kvc_cache* cache = (kvc_cache*)PyCapsule_GetPointer(capsule, KVC_PY_CACHE);
+  free(PyCapsule_GetContext(capsule));
   /* No call on this cache is running: it would hold a reference. One on its wrapper, or on a child of it,
    * would not: it is waited for, since nobody could destroy the cache later. In a forked child this fails
    * with HANDLE, as it should: the parent owns the cache. */

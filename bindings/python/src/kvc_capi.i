@@ -74,6 +74,12 @@ static void kvc_py_set_errors(PyObject *errors, PyObject *translate) {
   if (!kvc_py_int32($input, "status", &$1)) SWIG_fail;
 }
 
+/* Streams and functions of C are their addresses; None: null. */
+%typemap(in) void *stream, void *user, void *alloc, void *release {
+  $1 = $input == Py_None ? NULL : PyLong_AsVoidPtr($input);
+  if (PyErr_Occurred()) SWIG_fail;
+}
+
 /* ---- Handles --------------------------------------------------------------------------------- */
 
 %typemap(in) kvc_cache *cache {
@@ -199,10 +205,11 @@ KVC_NUMBERS(float, const float *, PyBUF_C_CONTIGUOUS)
 
 /* ---- Tensors --------------------------------------------------------------------------------- */
 
-/* TAKES are the element types, WRITTEN is 1 if the call writes to the array. */
+/* TAKES are the element types, WRITTEN is 1 if the call writes to the array. The first argument of a call is its cache,
+ * if it has one. */
 %define KVC_ARRAY(DECLARATION, NAME, TAKES, WRITTEN)
 %typemap(in) DECLARATION (kvc_py_array array = KVC_PY_EMPTY) {
-  const kvc_py_argument argument = {$input, NAME, TAKES, WRITTEN, 0};
+  const kvc_py_argument argument = {$input, NAME, TAKES, WRITTEN, 0, kvc_py_gpu_of(swig_obj[0])};
   if (!kvc_py_array_open(&array, argument)) SWIG_fail;
   $1 = &array.tensor;
 }
@@ -213,7 +220,7 @@ KVC_NUMBERS(float, const float *, PyBUF_C_CONTIGUOUS)
 %define KVC_OPTIONAL_ARRAY(DECLARATION, NAME, TAKES, WRITTEN)
 %typemap(in) DECLARATION (kvc_py_array array = KVC_PY_EMPTY) {
   if ($input != Py_None) {
-    const kvc_py_argument argument = {$input, NAME, TAKES, WRITTEN, 0};
+    const kvc_py_argument argument = {$input, NAME, TAKES, WRITTEN, 0, kvc_py_gpu_of(swig_obj[0])};
     if (!kvc_py_array_open(&array, argument)) SWIG_fail;
     $1 = &array.tensor;
   }
@@ -250,6 +257,8 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 %ignore kvc_tensor_dense;
 %ignore kvc_allocator;     /* its callbacks would need the GIL at arbitrary points */
 %ignore kvc_bind_shift;    /* likewise */
+%ignore kvc_device_desc::device_allocator;
+%ignore kvc_device_open;
 %ignore kvc_attention_extra;
 %ignore kvc_attention;     /* the functions above, renamed below, replace these */
 %ignore kvc_put_attention;
@@ -278,8 +287,9 @@ KVC_OPTIONAL_ARRAY(kvc_tensor *v, "v", KVC_PY_FLOATS, 1)
 /* Only calls that work on keys and values or on any number of tokens, map memory, or wait for threads
  * or for a lock. All others keep the GIL, constructors and fields of descriptors included. */
 %nothreadallow;
-%threadallow kvc_device_open;
+%threadallow kvc_py_device_open;
 %threadallow kvc_device_close;
+%threadallow kvc_device_synchronize;
 %threadallow kvc_cache_create;
 %threadallow kvc_cache_destroy;
 %threadallow kvc_begin;
@@ -477,6 +487,8 @@ KVC_OPTIONAL_ARRAY(const kvc_tensor *v, "v", KVC_PY_FLOATS, 0)
 %rename(describe_codes) kvc_py_describe_codes;
 %rename(describe_elements) kvc_py_describe_elements;
 %rename(lend) kvc_py_lend;
+%rename(use_stream) kvc_py_use_stream;
+%rename(kvc_device_open) kvc_py_device_open;
 %rename(set_errors) kvc_py_set_errors;
 kvc_status kvc_py_attention(kvc_cache *cache, int32_t layer, const kvc_tensor *q, kvc_tensor *out,
                             const kvc_tensor *bias, const kvc_tensor *mask, kvc_tensor *weights,
@@ -508,7 +520,9 @@ kvc_status kvc_py_copy_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW,
 kvc_status kvc_py_gather(kvc_cache *cache, int32_t layer, int32_t sequence, int32_t transpose_v,
                          kvc_tensor *k, kvc_tensor *v);
 kvc_status kvc_py_mask_shape(kvc_cache *cache, int32_t layer, kvc_tensor *VIEW);
-kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens);
+kvc_status kvc_py_begin_reserve(kvc_cache *cache, int32_t n_tokens, void *stream);
+kvc_status kvc_py_device_open(const char *name, const kvc_device_desc *desc, void *user, void *alloc,
+                              void *release, kvc_device **out);
 kvc_status kvc_py_state_shape(kvc_cache *cache, int32_t layer, int32_t part, kvc_tensor *VIEW);
 kvc_status kvc_py_state_gather_shape(kvc_cache *cache, int32_t layer, int32_t part,
                                      int32_t sequence, int32_t at, kvc_tensor *VIEW);
@@ -520,7 +534,9 @@ PyObject *kvc_py_describe_array(const kvc_tensor *described);
 PyObject *kvc_py_describe_values(const kvc_tensor *values);
 PyObject *kvc_py_describe_codes(const kvc_tensor *codes);
 PyObject *kvc_py_describe_elements(const kvc_tensor *in);
-PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int flags);
+PyObject *kvc_py_lend(PyObject *owner, PyObject *description, int versioned, int flags,
+                      int device_type, int device_id);
+PyObject *kvc_py_use_stream(PyObject *cache, unsigned long long stream);
 void kvc_py_set_errors(PyObject *errors, PyObject *translate);
 
 /* Until here, k is given, and k and v are numbers. */

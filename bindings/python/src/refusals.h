@@ -3,6 +3,8 @@
 #ifndef KVC_PYTHON_REFUSALS_H
 #define KVC_PYTHON_REFUSALS_H
 
+#include "dlpack_layout.h"
+#include "handles.h"
 #include "support.h"
 
 /* Bytes of an element; 0: no array has the type. */
@@ -36,6 +38,7 @@ typedef struct kvc_py_argument {
   } takes;
   int written;              /* by the call: a copy in its place would stay empty */
   uint32_t meaning_of_bits; /* the type of bare 16-bit values, or bytes; 0: unknown */
+  const kvc_py_gpu* gpu;    /* of the cache; null: it is on the CPU */
 } kvc_py_argument;
 
 static int kvc_py_takes(const kvc_py_argument* argument, uint32_t dtype) {
@@ -135,7 +138,13 @@ static int kvc_py_refuse_device(const kvc_py_argument* argument, long type) {
   static const char* const names[] = {NULL,    NULL,  "CUDA", NULL, "OpenCL", NULL, NULL,
                                       "Vulkan", "Metal", "VPI",  "ROCm"};
   const char* known = type >= 0 && type <= 10 ? names[type] : type == 13 ? "CUDA" : NULL;
-  if (known != NULL) {
+  if (argument->gpu != NULL) {
+    kvc_py_raise_format(KVC_E_DEVICE_MISMATCH,
+                        "%s is %s, but the cache is on a GPU of NVIDIA: pass a tensor of that GPU (in "
+                        "PyTorch %s.cuda())",
+                        argument->name, type == kDLCPU || type == kDLCUDAHost ? "on the CPU" : "elsewhere",
+                        argument->name);
+  } else if (known != NULL) {
     kvc_py_raise_format(KVC_E_DEVICE_MISMATCH,
                         "%s is on a %s device, but the cache is on the CPU: copy it there first (in "
                         "PyTorch %s.cpu())",

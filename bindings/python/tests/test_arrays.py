@@ -94,7 +94,7 @@ def test_uint16_is_refused_where_dtype_names_another_type(cache, kvq):
 def test_memory_of_an_unknown_element_type_is_not_lent(dtype):
     memory = np.zeros(4, np.float32)
     with pytest.raises(kvc.DtypeError, match=f"element type {dtype}"):
-        kvc_capi.lend(memory, (memory.ctypes.data, (4,), (4,), dtype), 1, 0)
+        kvc_capi.lend(memory, (memory.ctypes.data, (4,), (4,), dtype), 1, 0, 1, 0)
     with pytest.raises(kvc.DtypeError, match=f"element type {dtype}"):
         numpy_dtype(dtype)
 

@@ -133,7 +133,7 @@ class Owner {
   Object *handle_ = nullptr;
 };
 
-// ---- Tensors: views of memory on the CPU that the caller owns -------------------------------------------------------
+// ---- Tensors: views of memory that the caller owns, on the CPU where nothing else is said -------------------------------------------------------
 
 // A view that kvc writes to. float means KVC_F32; pass 16-bit elements with their type. A vector may be longer than the shape
 // asks, not shorter (InvalidArgument), and must not be resized while the view is used. Rows are dense; for strides fill in a
@@ -158,6 +158,14 @@ class Tensor {
     check_fits(data.size(), sizeof(Element));
   }
   Tensor(const kvc_tensor &view) noexcept : view_(view) {}
+
+  // The same view of the memory of "cuda:<id>", where `data` is an address.
+  Tensor on_cuda(std::int32_t id = 0) const noexcept {
+    Tensor there = *this;
+    there.view_.device_type = KVC_CUDA;
+    there.view_.device_id = id;
+    return there;
+  }
 
   // Null for {}.
   kvc_tensor *get() noexcept { return present_ ? &view_ : nullptr; }
@@ -201,6 +209,8 @@ class ConstTensor {
   ConstTensor(const Tensor &view) noexcept : view_(view) {}
   ConstTensor(const kvc_tensor &view) noexcept : view_(view) {}
   ConstTensor(const std::optional<kvc_tensor> &view) noexcept : view_(view ? Tensor(*view) : Tensor()) {}
+
+  ConstTensor on_cuda(std::int32_t id = 0) const noexcept { return view_.on_cuda(id); }
 
   const kvc_tensor *get() const noexcept { return view_.get(); }
 

@@ -4,9 +4,8 @@
 # Of core what the backend calls; its messages are libkvc's (plugin.cpp).
 set(KVC_CUDA_CORE_SOURCES "${PROJECT_SOURCE_DIR}/core/base/messages.cpp" "${PROJECT_SOURCE_DIR}/core/base/storage.cpp")
 
-# What makes a library a plugin: one export, and nothing that a program has to bring.
-function(kvc_make_plugin name)
-  set(map "${PROJECT_SOURCE_DIR}/kernels/cuda/plugin/plugin.map")
+# What makes a library a plugin: one export, and nothing that a program has to bring. `map` lists the exports.
+function(kvc_make_plugin name map)
   set_target_properties(${name} PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} LINK_DEPENDS "${map}")
   target_link_options(${name} PRIVATE "LINKER:--version-script=${map}" LINKER:-z,relro LINKER:-z,now)
   if(NOT (KVC_SANITIZE AND CMAKE_CXX_COMPILER_ID MATCHES "Clang"))
@@ -104,4 +103,4 @@ add_library(kvc_cuda SHARED ${sources} ${KVC_CUDA_CORE_SOURCES} ${objects})
 set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON)
 target_include_directories(kvc_cuda SYSTEM PRIVATE "${KVC_CUDA_HOME}/include")
 target_link_libraries(kvc_cuda PRIVATE kvc_private "${KVC_CUDART}" Threads::Threads ${CMAKE_DL_LIBS} rt)
-kvc_make_plugin(kvc_cuda)
+kvc_make_plugin(kvc_cuda "${PROJECT_SOURCE_DIR}/kernels/cuda/plugin/plugin.map")

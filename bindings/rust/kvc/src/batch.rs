@@ -1,5 +1,6 @@
 use crate::error::{Error, Result, Status};
 use kvc_sys as sys;
+use std::os::raw::c_void;
 use std::ptr;
 
 /// The sequence of a padding token: the token belongs to no sequence and takes no cell, its rows of
@@ -25,6 +26,27 @@ pub const TOKEN_MASKED: u32 = sys::KVC_TOKEN_MASKED;
 /// each image of a pass has a type of its own.
 pub const fn token_type(number: u16) -> u32 {
     (number as u32) << sys::KVC_TOKEN_TYPE_SHIFT
+}
+
+/// What [`Cache::begin_on`](crate::Cache::begin_on) takes beside the tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct BeginOptions<'a> {
+    /// As those of [`begin_with`](crate::Cache::begin_with).
+    pub token_flags: Option<&'a [u32]>,
+    /// A stream of the GPU in DLPack's numbering; null: the legacy default stream.
+    pub stream: *mut c_void,
+    /// Whether a captured graph does the pass: KVC_BEGIN_REPLAY.
+    pub replay: bool,
+}
+
+impl Default for BeginOptions<'_> {
+    fn default() -> Self {
+        BeginOptions {
+            token_flags: None,
+            stream: ptr::null_mut(),
+            replay: false,
+        }
+    }
 }
 
 /// Narrows a length for C.

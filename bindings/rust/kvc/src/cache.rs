@@ -9,6 +9,7 @@ use crate::watching::{Run, SequenceInfo, Stats, Watcher};
 use kvc_sys as sys;
 use std::fmt;
 use std::mem::size_of;
+use std::os::raw::c_void;
 use std::ptr;
 
 /// "To the end" in a range of positions.
@@ -135,7 +136,29 @@ impl Cache {
     /// Opens a pass. `positions` and `sequences` have one element per token; a token of the
     /// sequence [`PADDING`](crate::PADDING) is padding. Dropping the pass aborts it.
     pub fn begin(&mut self, positions: &[i32], sequences: &[i32]) -> Result<Pass<'_>> {
-        self.begin_batch(&Batch::new(positions, sequences, None)?)
+        self.begin_batch(&Batch::new(positions, sequences, None)?, 0, ptr::null_mut())
+    }
+
+    /// [`Cache::begin`] on a stream of a GPU.
+    ///
+    /// # Safety
+    ///
+    /// The stream is one of the cache's GPU, and stays while the cache may use it: until a pass has begun on
+    /// another, or the cache is dropped. What a graph does in a pass that is replayed was captured from this
+    /// cache, and its tensors are still there.
+    pub unsafe fn begin_on(
+        &mut self,
+        positions: &[i32],
+        sequences: &[i32],
+        options: BeginOptions<'_>,
+    ) -> Result<Pass<'_>> {
+        let batch = Batch::new(positions, sequences, options.token_flags)?;
+        let flags = if options.replay {
+            sys::KVC_BEGIN_REPLAY
+        } else {
+            0
+        };
+        self.begin_batch(&batch, flags, options.stream)
     }
 
     /// [`Cache::begin`] with flags for each token: [`TOKEN_SEES_LATER`](crate::TOKEN_SEES_LATER),
@@ -147,21 +170,45 @@ impl Cache {
         sequences: &[i32],
         token_flags: &[u32],
     ) -> Result<Pass<'_>> {
-        self.begin_batch(&Batch::new(positions, sequences, Some(token_flags))?)
+        let batch = Batch::new(positions, sequences, Some(token_flags))?;
+        self.begin_batch(&batch, 0, ptr::null_mut())
     }
 
-    fn begin_batch(&mut self, batch: &Batch<'_>) -> Result<Pass<'_>> {
-        let (handle, n, stream) = (self.handle, batch.n, ptr::null_mut());
-        let (positions, sequences, flags) = batch.pointers();
-        check(unsafe { sys::kvc_begin(handle, n, positions, sequences, flags, 0, stream) })?;
+    fn begin_batch(
+        &mut self,
+        batch: &Batch<'_>,
+        flags: u32,
+        stream: *mut c_void,
+    ) -> Result<Pass<'_>> {
+        let (handle, n) = (self.handle, batch.n);
+        let (positions, sequences, of_tokens) = batch.pointers();
+        check(unsafe {
+            sys::kvc_begin(handle, n, positions, sequences, of_tokens, flags, stream)
+        })?;
         Ok(Pass::new(self, n))
     }
 
     /// Opens a pass that plans nothing, to size a graph for the worst case.
     pub fn begin_reserve(&mut self, n_tokens: i32) -> Result<Pass<'_>> {
-        let (handle, stream) = (self.handle, ptr::null_mut());
+        unsafe { self.begin_reserve_on(n_tokens, ptr::null_mut()) }
+    }
+
+    /// [`Cache::begin_reserve`] on a stream of a GPU. While the stream is captured, puts and attention become
+    /// part of the graph.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Cache::begin_on`]; and tensors of the pass stay as long as the graph.
+    pub unsafe fn begin_reserve_on(
+        &mut self,
+        n_tokens: i32,
+        stream: *mut c_void,
+    ) -> Result<Pass<'_>> {
+        let handle = self.handle;
         let (none, no_flags, reserve) = (ptr::null(), ptr::null(), sys::KVC_BEGIN_RESERVE);
-        check(unsafe { sys::kvc_begin(handle, n_tokens, none, none, no_flags, reserve, stream) })?;
+        check(sys::kvc_begin(
+            handle, n_tokens, none, none, no_flags, reserve, stream,
+        ))?;
         Ok(Pass::new(self, n_tokens))
     }
 

@@ -191,6 +191,10 @@ impl StateView<'_> {
 
     // T must be the type of the elements.
     unsafe fn states<T>(&mut self) -> States<'_, T> {
+        assert!(
+            self.raw.device_type == sys::KVC_CPU,
+            "the states lie on a device: read them there, by their address"
+        );
         let memory = Memory {
             base: self.as_mut_ptr() as *mut T,
             stride: self.slot_stride(),

@@ -77,6 +77,18 @@ fn view(
     Ok(tensor)
 }
 
+fn view_on_gpu(
+    id: i32,
+    dtype: DType,
+    data: *mut c_void,
+    shape: &[usize],
+) -> Result<kvc_sys::kvc_tensor> {
+    let mut tensor = view(data, usize::MAX, dtype.0, shape)?;
+    tensor.device_type = kvc_sys::KVC_CUDA;
+    tensor.device_id = id;
+    Ok(tensor)
+}
+
 /// Refuses slices that are too short for their shape: the library is not told their length.
 fn covers(length: usize, shape: &[usize]) -> Result<()> {
     let needed = match shape.contains(&0) {
@@ -210,6 +222,24 @@ impl<'a> Tensor<'a> {
         )
     }
 
+    /// Memory of the GPU "cuda:<id>", dense in row-major order.
+    ///
+    /// # Safety
+    ///
+    /// `data` is an address there with as many elements as the shape has, and they stay until the work of
+    /// the call is done, which [`Device::synchronize`](crate::Device::synchronize) waits for.
+    pub unsafe fn on_gpu(
+        id: i32,
+        dtype: DType,
+        data: *const c_void,
+        shape: &[usize],
+    ) -> Result<Tensor<'a>> {
+        Ok(Tensor {
+            raw: view_on_gpu(id, dtype, data as *mut c_void, shape)?,
+            lifetime: PhantomData,
+        })
+    }
+
     // The C struct has one pointer for reading and writing; kvc only reads through this one.
     fn new(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<Tensor<'a>> {
         Ok(Tensor {
@@ -331,6 +361,23 @@ impl<'a> TensorMut<'a> {
             kvc_sys::KVC_F8_E5M2,
             shape,
         )
+    }
+
+    /// Memory of the GPU "cuda:<id>", dense in row-major order.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Tensor::on_gpu`], and nobody else reads or writes the elements until the work is done.
+    pub unsafe fn on_gpu(
+        id: i32,
+        dtype: DType,
+        data: *mut c_void,
+        shape: &[usize],
+    ) -> Result<TensorMut<'a>> {
+        Ok(TensorMut {
+            raw: view_on_gpu(id, dtype, data, shape)?,
+            lifetime: PhantomData,
+        })
     }
 
     fn new(data: *mut c_void, length: usize, dtype: u32, shape: &[usize]) -> Result<TensorMut<'a>> {
