@@ -16,7 +16,7 @@ func TestWhatIsAGPUsIsRefusedByTheCPU(t *testing.T) {
 	must(t, cache.BeginWith(positions, sequences, BeginOptions{Flags: []TokenFlags{SeesLater, 0}}))
 	there := OnGPU(3, F32, unsafe.Pointer(&k[0]), 2, kvHeads, headDim)
 	is(t, cache.Put(0, there, kv(v, 2)), DeviceMismatch, "cuda:3")
-	is(t, cache.Put(0, OnGPU(0, F32, nil, 3, kvHeads, headDim), kv(v, 2)), DeviceMismatch, "k")
+	is(t, cache.Put(0, kv(k, 2), OnGPU(0, F32, unsafe.Pointer(&v[0]), 2, kvHeads, headDim)), DeviceMismatch, "v is on")
 	must(t, cache.Put(0, kv(k, 2), kv(v, 2)))
 	must(t, cache.Abort())
 	panics(t, func() { View{OnGPU: true, DType: F32, Shape: [3]int{1, 1, 1}}.Float32(0, 0) })

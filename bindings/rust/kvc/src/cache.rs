@@ -1,4 +1,4 @@
-use crate::batch::{same_length, Batch};
+use crate::batch::{same_length, Batch, BeginOptions};
 use crate::descriptors::{address, constants, AttentionDesc, CacheDesc, Kind, RawDesc, RopeDesc};
 use crate::device::Device;
 use crate::error::{check, Result};

@@ -22,7 +22,7 @@ fn tensors_streams_and_replays() {
         max_batch: 4,
         ..Default::default()
     };
-    let mut cache = Cache::new(&device, &desc, &Kind::default()).unwrap();
+    let mut cache = Cache::new(&device, &desc, &Kind::Causal(CausalDesc::default())).unwrap();
     let (mut data, shape) = ([0.0f32; 8], [2, 1, 4]);
     let address = data.as_mut_ptr() as *mut c_void;
     let on = BeginOptions {
