@@ -146,7 +146,7 @@ def kvc_begin_rows(
     valid: Any,
     attention_mask: Any,
     token_types: Any,
-    stream: None,
+    stream: Optional[int],
 ) -> None: ...
 def kvc_fits_rows(
     cache: object, q_len: int, flags: int, valid: Any, attention_mask: Any, token_types: Any
