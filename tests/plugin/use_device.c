@@ -38,9 +38,10 @@ int main(int argc, char **argv) {
 
   desc.n_layers = 1, desc.n_kv_heads = KV_HEADS, desc.head_dim_k = desc.head_dim_v = HEAD_DIM;
   desc.capacity = 16, desc.max_sequences = 2, desc.max_batch = 4, desc.max_q_heads = QUERY_HEADS;
-  desc.dtype_k = desc.dtype_v = KVC_Q8_0;
-  EXPECT(kvc_cache_create(device, &desc, &causal, &cache) == KVC_E_NOT_SUPPORTED && strstr(message(), "q8_0"));
   desc.dtype_k = desc.dtype_v = KVC_BF16;
+  desc.head_dim_k = 577;
+  EXPECT(kvc_cache_create(device, &desc, &causal, &cache) == KVC_E_NOT_SUPPORTED && strstr(message(), "577"));
+  desc.head_dim_k = HEAD_DIM;
   EXPECT(kvc_cache_create(device, &desc, &causal, &cache) == KVC_OK);
   EXPECT(kvc_device_close(device) == KVC_OK); /* the cache keeps what it needs */
 

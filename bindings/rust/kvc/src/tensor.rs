@@ -222,7 +222,7 @@ impl<'a> Tensor<'a> {
         )
     }
 
-    /// Memory of the GPU "cuda:<id>", dense in row-major order.
+    /// Memory of the GPU `cuda:<id>`, dense in row-major order.
     ///
     /// # Safety
     ///
@@ -363,7 +363,7 @@ impl<'a> TensorMut<'a> {
         )
     }
 
-    /// Memory of the GPU "cuda:<id>", dense in row-major order.
+    /// Memory of the GPU `cuda:<id>`, dense in row-major order.
     ///
     /// # Safety
     ///
