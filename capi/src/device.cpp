@@ -120,8 +120,7 @@ Status open_device(const char* name, const kvc_device_desc* desc, const kvc_allo
   if (entry != nullptr && of_device != nullptr) {
     return fail(Status::not_supported,
                 "kvc_device_desc.device_allocator with the device %s, whose memory is the host's: "
-                "pass it as "
-                "the allocator of kvc_device_open",
+                "pass it as allocator",
                 entry->name);
   }
   const Allocator hook = hook_of(allocator), device_hook = hook_of(of_device);
