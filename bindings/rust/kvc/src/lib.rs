@@ -87,7 +87,9 @@ mod watching;
 mod wrapper;
 
 pub use attention_operator::AttentionOperator;
-pub use batch::{token_type, BeginOptions, PADDING, TOKEN_ENCODER_INPUT, TOKEN_MASKED, TOKEN_SEES_LATER};
+pub use batch::{
+    token_type, BeginOptions, PADDING, TOKEN_ENCODER_INPUT, TOKEN_MASKED, TOKEN_SEES_LATER,
+};
 pub use bit_sets::{DTypes, Devices, Features, Modes};
 pub use cache::{Cache, SEQ_END};
 pub use codec::{storage_query, Codec, Codes, CodesMut, StorageInfo};
