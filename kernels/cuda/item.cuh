@@ -149,6 +149,19 @@ struct Item {
     return load_element(a.q.data, a.q.element, at) * a.q_factor;
   }
 
+  /// By the lanes of a warp: what undoes the power of two that brings a column's largest element, which a rotation may make 1.5 times
+  /// as large, to about 2^13. There no part of it underflows in f16.
+  KVC_DEVICE float unscale_of(const Column& column, int lane) const {
+    float largest = 0;
+    for (int dim = lane; dim < a.k.dim; dim += 32) largest = fmaxf(largest, fabsf(query(column, dim)));
+    KVC_UNROLL for (int mask = 16; mask > 0; mask /= 2)
+      largest = fmaxf(largest, shuffle_xor(largest, mask));
+    const int exponent = static_cast<int>(bits_of(largest) >> 23);  // biased; 0: all are zero
+    const int wanted = exponent == 0 ? 0 : 127 + 13 - exponent;
+    const int up = wanted < -120 ? -120 : wanted > 120 ? 120 : wanted;
+    return float_of(static_cast<uint32_t>(127 - up) << 23);
+  }
+
   /// `table` [rope_dims / 2][2] becomes cosines and sines of what keys owe, by the threads of the block. A barrier has to follow.
   KVC_DEVICE void stage_rotation(double* table, int offset) const {
     for (int pair = thread_index(); pair < a.rope_dims / 2; pair += n_threads()) {

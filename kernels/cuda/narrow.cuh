@@ -116,18 +116,10 @@ class Narrow {
     return step / 2 * 32 + t * 8 + step % 2 * 4;
   }
 
-  /// Finds a power of two that brings a column's largest element, which a rotation may make 1.5 times as large, to about 2^13.
   KVC_DEVICE void scale_queries() const {
     for (int c = warp_; c < Item::task().n_used; c += n_warps) {
-      float largest = 0;
-      for (int dim = lane_; dim < DK; dim += 32)
-        largest = fmaxf(largest, fabsf(item_.query(Item::column(c), dim)));
-      KVC_UNROLL for (int mask = 16; mask > 0; mask /= 2)
-        largest = fmaxf(largest, shuffle_xor(largest, mask));
-      const int exponent = static_cast<int>(bits_of(largest) >> 23);  // biased; 0: all are zero
-      const int wanted = exponent == 0 ? 0 : 127 + 13 - exponent;
-      const int up = wanted < -120 ? -120 : wanted > 120 ? 120 : wanted;
-      if (lane_ == 0) Item::column(c).unscale = float_of(static_cast<uint32_t>(127 - up) << 23);
+      const float undone = item_.unscale_of(Item::column(c), lane_);
+      if (lane_ == 0) Item::column(c).unscale = undone;
     }
   }
 

@@ -56,6 +56,7 @@ struct Options {
   bool bias = false;    // in the queries' type; every eighth is minus infinity, which hides
   bool mask = false;    // one for all heads; every fourth hides
   bool weights = false;
+  float query_size = 1;
   uint32_t runtime_type = in_f32;
 };
 
@@ -362,7 +363,7 @@ class Case {
     q.resize(elements(o.head_dim_k) * size_of(o.dtype_q));
     out.resize(elements(o.head_dim_v) * size_of(o.dtype_out));
     for (size_t i = 0; i < elements(o.head_dim_k); ++i)
-      store_element(q.data(), o.dtype_q, static_cast<int64_t>(i), normal(random));
+      store_element(q.data(), o.dtype_q, static_cast<int64_t>(i), normal(random) * o.query_size);
     lse.resize(static_cast<size_t>(n_tokens) * static_cast<size_t>(n_q_heads()));
     const size_t of_a_head = static_cast<size_t>(n_tokens) * static_cast<size_t>(n_cells);
     const size_t of_all = of_a_head * static_cast<size_t>(n_q_heads());

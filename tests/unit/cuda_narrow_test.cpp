@@ -80,6 +80,16 @@ void check_narrow_of_all_dims(uint32_t seed) {
 TEST(CudaNarrow, OfBf16) { check_narrow_of_all_dims<Bf16>(1000); }
 TEST(CudaNarrow, OfF16) { check_narrow_of_all_dims<F16>(1300); }
 
+/// Parts of f16 hold queries whose own numbers f16 does not.
+TEST(CudaNarrow, QueriesOfAnySize) {
+  uint32_t seed = 1600;
+  for (const float size : {0x1p-100f, 0x1p60f, 0x1p119f}) {
+    Options o{.type_k = StorageType::f16, .type_v = StorageType::f16, .lse = true, .query_size = size};
+    o.history = 60;
+    check(o, seed++, narrow<F16, 64, 64>());
+  }
+}
+
 /// A warp comes to the next of its tokens while it still needs what it knows of those before.
 TEST(CudaNarrow, PartsOfSeveralStretches) {
   constexpr int32_t history = 8300;

@@ -73,6 +73,17 @@ TEST(CudaWide, OfF16) {
   check_wide<F16, 256>(2500, {256, 192, 256}, {256, 128, 256});
 }
 
+/// Parts of f16 hold queries whose own numbers f16 does not.
+TEST(CudaWide, QueriesOfAnySize) {
+  uint32_t seed = 2600;
+  for (const float size : {0x1p-100f, 0x1p60f, 0x1p119f}) {
+    Options o{.type_k = StorageType::f16, .type_v = StorageType::f16, .lse = true, .query_size = size};
+    o.tokens_per_list = 9;
+    o.history = 60;
+    check(o, seed++, {}, &wide<F16, 64>());
+  }
+}
+
 /// Factors that are rounded to the type of K, within the bound for that.
 template <class T, int D>
 void check_rounded(uint32_t seed, uint32_t runtime_type) {
