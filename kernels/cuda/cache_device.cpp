@@ -203,13 +203,8 @@ Status CudaCacheDevice::clear_states(const StateClears& params) noexcept {
 // ---- Linear attention -------------------------------------------------------------------------------------------------------
 
 Status CudaCacheDevice::lightning(const LightningParams& params) noexcept {
-  return run("linear attention", [&](const Launcher& launcher) -> Error {
-    if (!is_lightning_prepared_) {
-      if (Error e = prepare_lightning(); e != Error::none) return e;
-      is_lightning_prepared_ = true;
-    }
-    return cuda::lightning(params, launcher);
-  });
+  return run("linear attention",
+             [&](const Launcher& launcher) { return cuda::lightning(params, launcher); });
 }
 
 Status CudaCacheDevice::load_lightning(const LightningState& state) const noexcept {

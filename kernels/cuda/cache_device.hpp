@@ -106,7 +106,6 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   Attention attention_;
   Stream stream_ = nullptr;
   Event event_ = nullptr;
-  bool is_lightning_prepared_ = false;
 
   struct {
     int32_t n_tokens = 0;

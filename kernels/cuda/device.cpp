@@ -6,6 +6,7 @@
 
 #include "core/base/float_environment.hpp"
 #include "kernels/cuda/attention_kernels.hpp"
+#include "kernels/cuda/lightning.hpp"
 #include "kernels/cuda/lightning_params.hpp"
 
 namespace kvc::cuda {
@@ -88,6 +89,7 @@ Status CudaDevice::create(int32_t ordinal, const std::shared_ptr<Device>& host,
   if (Error e = current.error(); e != Error::none) return unavailable(ordinal, e);
   if (Error e = prepare_kernels(properties.shared_bytes_per_block); e != Error::none)
     return unavailable(ordinal, e);
+  if (Error e = prepare_lightning(); e != Error::none) return unavailable(ordinal, e);
   std::unique_ptr<Device> made(new (std::nothrow) CudaDevice(
       ordinal, properties, host, memory != nullptr ? *memory : Allocator{}));
   if (!made)
