@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <iostream>
 #include <memory>
 #include <vector>
 
@@ -71,5 +72,35 @@ class Arena {
   float* data_ = nullptr;
   size_t taken_ = 0;
 };
+
+/// Lives the life of a cache again and again; each time the next call of the runtime fails. Then the cache's call returns DEVICE, the
+/// cache is poisoned, and everything is given back in the end. Returns how many calls failed.
+template <class Create, class Live>
+int64_t fail_every_call(size_t n_floats, uint64_t seed, Create create, Live live) {
+  const std::shared_ptr<kvc::Device> cuda = open_cuda();
+  const int64_t held = simt::device::n_held();
+  int64_t n = 1;
+  for (bool met = true; met; ++n) {
+    Arena arena(cuda, n_floats, seed);
+    simt::device::fail_call(n, kvc::cuda::Error::launch_failure, n % 2 == 0);
+    kvc_cache* const cache = create(cuda);
+    const kvc_status status = cache == nullptr ? KVC_E_DEVICE : live(cache, arena);
+    met = status != KVC_OK;
+    if (met) {
+      EXPECT_EQ(status, KVC_E_DEVICE) << n << ": " << support::last_message();
+      EXPECT_NE(support::last_message(), "");
+    }
+    if (met && cache != nullptr) {
+      EXPECT_EQ(support::stats(cache).state, uint32_t{KVC_STATE_POISONED}) << n;
+      EXPECT_EQ(kvc_commit(cache), KVC_E_DEVICE) << n;
+    }
+    simt::device::fail_call(0, kvc::cuda::Error::none, false);
+    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK) << n;
+    EXPECT_EQ(simt::device::n_held(), held + 1) << n;  // the arena
+    if (testing::Test::HasFailure()) break;
+  }
+  std::cout << n - 2 << " calls of the runtime failed one after another" << std::endl;
+  return n - 2;
+}
 
 }  // namespace cuda_arena

@@ -18,6 +18,7 @@
 namespace {
 
 using cuda_arena::Arena;
+using cuda_arena::fail_every_call;
 using cuda_arena::open_cpu;
 using cuda_arena::open_cuda;
 using kvc::Status;
@@ -125,33 +126,12 @@ TEST(CudaCache, PassesThatNobodyWaitsForAreThoseOfTheCpu) {
   EXPECT_EQ(kvc_cache_destroy(reference), KVC_OK);
 }
 
-/// The call that fails returns DEVICE or, where memory is asked for, OUT_OF_MEMORY, and gives everything back in the end.
 TEST(CudaCache, EveryCallOfTheRuntimeMayFail) {
   constexpr int32_t n_passes = 6;
-  const std::shared_ptr<kvc::Device> cuda = open_cuda();
-  Arena arena = arena_of(cuda, n_passes * layers);
-  const int64_t held = simt::device::n_held();
-  int64_t n = 1;
-  for (bool met = true; met; ++n) {
-    Arena fresh = arena_of(cuda, n_passes * layers);
-    simt::device::fail_call(n, kvc::cuda::Error::launch_failure, n % 2 == 0);
-    kvc_cache* const cache = create(cuda);
-    const kvc_status status = cache == nullptr ? KVC_E_DEVICE : live(cache, fresh, n_passes, true);
-    met = status != KVC_OK;
-    if (met) {
-      EXPECT_EQ(status, KVC_E_DEVICE) << n << ": " << support::last_message();
-      EXPECT_NE(support::last_message(), "");
-    }
-    if (met && cache != nullptr) {
-      EXPECT_EQ(support::stats(cache).state, uint32_t{KVC_STATE_POISONED}) << n;
-      EXPECT_EQ(kvc_commit(cache), KVC_E_DEVICE) << n;
-    }
-    simt::device::fail_call(0, kvc::cuda::Error::none, false);
-    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK) << n;
-    ASSERT_EQ(simt::device::n_held(), held + 1) << n;  // the fresh arena
-  }
-  std::cout << n - 2 << " calls of the runtime failed one after another" << std::endl;
-  EXPECT_GE(n, 50);
+  const auto live_once = [](kvc_cache* cache, Arena& arena) {
+    return live(cache, arena, n_passes, true);
+  };
+  EXPECT_GE(fail_every_call(size_t{n_passes * layers} * floats_of_call, seed, create, live_once), 48);
 }
 
 /// Rows of one layer of f32.

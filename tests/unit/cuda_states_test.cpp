@@ -18,6 +18,7 @@
 namespace {
 
 using cuda_arena::Arena;
+using cuda_arena::fail_every_call;
 using cuda_arena::open_cpu;
 using cuda_arena::open_cuda;
 using kvc::Status;
@@ -169,33 +170,15 @@ TEST(CudaStates, LightningPassesThatNobodyWaitsForAreThoseOfTheCpu) {
   passes_that_nobody_waits_for(kvc::CacheKind::lightning);
 }
 
-/// The call that fails returns DEVICE or, where memory is asked for, OUT_OF_MEMORY, and gives everything back in the end.
 void every_call_may_fail(kvc::CacheKind kind) {
   constexpr int32_t n_passes = 4;
-  const std::shared_ptr<kvc::Device> cuda = open_cuda();
-  const int64_t held = simt::device::n_held();
-  int64_t n = 1;
-  for (bool met = true; met; ++n) {
-    Arena arena(cuda, n_passes * floats_of_pass, seed);
-    simt::device::fail_call(n, kvc::cuda::Error::launch_failure, n % 2 == 0);
-    kvc_cache* const cache = create(cuda, kind);
-    const kvc_status status = cache == nullptr ? KVC_E_DEVICE
-                                               : live(cache, kind, arena, n_passes, true);
-    met = status != KVC_OK;
-    if (met) {
-      EXPECT_EQ(status, KVC_E_DEVICE) << n << ": " << support::last_message();
-      EXPECT_NE(support::last_message(), "");
-    }
-    if (met && cache != nullptr) {
-      EXPECT_EQ(support::stats(cache).state, uint32_t{KVC_STATE_POISONED}) << n;
-      EXPECT_EQ(kvc_commit(cache), KVC_E_DEVICE) << n;
-    }
-    simt::device::fail_call(0, kvc::cuda::Error::none, false);
-    EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK) << n;
-    ASSERT_EQ(simt::device::n_held(), held + 1) << n;  // the arena
-  }
-  std::cout << n - 2 << " calls of the runtime failed one after another" << std::endl;
-  EXPECT_GE(n, 30);
+  const auto create_one = [kind](const std::shared_ptr<kvc::Device>& device) {
+    return create(device, kind);
+  };
+  const auto live_once = [kind](kvc_cache* cache, Arena& arena) {
+    return live(cache, kind, arena, n_passes, true);
+  };
+  EXPECT_GE(fail_every_call(n_passes * floats_of_pass, seed, create_one, live_once), 28);
 }
 
 TEST(CudaStates, EveryCallOfTheRuntimeMayFailInARecurrentCache) {
