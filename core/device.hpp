@@ -57,8 +57,8 @@ class CacheDevice {
 
   /// The plan of the open pass, before attention() or write_mask() read it: once per pass, and again when the except set or
   /// cells of tokens have changed. What the shape of the pass decides can so be computed once per pass, not once per layer.
-  /// The plan stays where it is until the pass ends; that of a cache of states is empty. `changes` names what differs in the token arrays since the last call, for
-  /// a device that keeps its own (follows_tokens); it is empty for others.
+  /// The plan stays where it is until the pass ends; that of a cache of states is empty. `changes` names what differs in the token
+  /// arrays since the last call, for a device that keeps its own (follows_tokens); it is empty for others.
   virtual Status begin_pass(const AttentionPlan& plan, const TokenChanges& changes,
                             void* stream) noexcept = 0;
 

@@ -80,10 +80,10 @@ class BookedCache : public Cache {
   Status open(const Batch& batch, bool reserve) final {
     tokens_per_row_ = batch.rows != nullptr ? batch.rows->q_len : 0;
     if (reserve) {
-      pass_.open_reserve(batch.n_tokens);
       bool records = false;
       if (Status s = health_.after(device_->is_recording(batch.stream, &records)); s != Status::ok)
         return s;
+      pass_.open_reserve(batch.n_tokens);
       if (records) begin_recording(batch);
       return Status::ok;
     }

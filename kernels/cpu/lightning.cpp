@@ -31,8 +31,8 @@ size_t extent(int64_t n) { return static_cast<size_t>(n); }
 /// Rows of a token that are longer are not prefetched.
 constexpr int64_t most_bytes_ahead = 8192;
 
-/// Measured on Zen 4: a block that was prefetched into the second level takes 10 % longer. Rows that leave the first level before
-/// they are needed are in the second then, too.
+/// Measured on Zen 4: a block that was prefetched into the second level takes longer. Rows that leave the first level before they are
+/// needed are in the second then, too.
 bool prefetches_into_first_level() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("amd") != 0;
