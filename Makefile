@@ -1,6 +1,6 @@
 # The front door. It holds no build logic: CMakeLists.txt describes the build, tools/setup what a machine needs for it.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-speech demo-windows demo-perplexity test test-long test-aarch64 smoke-aarch64 test-cuda test-frameworks bench bench-peers cuda-toolkit pictures fuzz campaign coverage lint format build python install uninstall check-places clean
+.PHONY: help demo demo-speech demo-windows demo-perplexity test test-long test-aarch64 smoke-aarch64 test-cuda test-frameworks bench bench-cuda bench-peers cuda-toolkit pictures fuzz campaign coverage lint format build python install uninstall check-places clean
 .NOTPARALLEL:
 SHELL := /bin/bash
 
@@ -148,6 +148,11 @@ bench: ## measure: limits of this machine, then kvc against them   BENCH=… for
 	@tools/setup bench
 	$(call cmake,release,,--target kvc_bench)
 	@build/release/bin/kvc_bench $(BENCH)
+
+bench-cuda: ## measure the backend for CUDA on this machine's GPU: its limits, then kvc against them   BENCH=… for its options
+	@tools/setup bench
+	$(call cmake,release,-DKVC_CUDA=ON,--target kvc kvc_cuda kvc_bench_cuda)
+	@build/release/bin/kvc_bench_cuda $(BENCH)
 
 bench-peers: python ## measure kvc beside OpenVINO, PyTorch, ONNX Runtime, llama.cpp (fetches gigabytes)   PEERS=… for its options
 	@tools/setup peers

@@ -11,47 +11,23 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/runtime.hpp"
 #include "kvc/kvc.h"
+#include "tests/cuda/gpu.hpp"
 
 namespace {
 
-using kvc::cuda::Error;
-namespace runtime = kvc::cuda::runtime;
-
-[[noreturn]] void fail(const std::string& what) {
-  char message[512];
-  kvc_last_error_copy(message, sizeof message);
-  std::printf("%s; last message: %s\n", what.c_str(), message);
-  std::exit(1);
-}
-void need(Error error, const char* call) {
-  if (error != Error::none) fail(std::string(call) + ": " + kvc::cuda::name_of(error));
-}
+using gpu::fail;
 
 /// Floats on the GPU.
 class DeviceFloats {
  public:
-  explicit DeviceFloats(size_t n) : bytes_(n * sizeof(float)) {
-    need(runtime::allocate(bytes_, &data_), "allocate");
-  }
-  DeviceFloats(const DeviceFloats&) = delete;
-  DeviceFloats& operator=(const DeviceFloats&) = delete;
-  ~DeviceFloats() { need(runtime::release(data_), "release"); }
-
-  void write(const std::vector<float>& from) {
-    need(runtime::copy_to_device(data_, from.data(), from.size() * sizeof(float), nullptr), "copy");
-    need(runtime::synchronize(nullptr), "synchronize");
-  }
-  void read(std::vector<float>* to) const {
-    need(runtime::copy_to_host(to->data(), data_, to->size() * sizeof(float), nullptr), "copy");
-    need(runtime::synchronize(nullptr), "synchronize");
-  }
-  void* data() const { return data_; }
+  explicit DeviceFloats(size_t n) : memory_(n * sizeof(float)) {}
+  void write(const std::vector<float>& from) { memory_.write(from.data(), memory_.bytes()); }
+  void read(std::vector<float>* to) const { memory_.read(to->data(), memory_.bytes()); }
+  void* data() const { return memory_.data(); }
 
  private:
-  size_t bytes_;
-  void* data_ = nullptr;
+  gpu::Memory memory_;
 };
 
 struct Setup {
@@ -109,11 +85,7 @@ struct Caches {
 };
 
 kvc_tensor tensor(void* data, bool on_gpu, int64_t n, int64_t heads, int64_t dim) {
-  kvc_tensor made;
-  const int64_t shape[] = {n, heads, dim};
-  if (kvc_tensor_dense(data, KVC_F32, 3, shape, &made) != KVC_OK) fail("tensor");
-  if (on_gpu) made.device_type = KVC_CUDA;
-  return made;
+  return gpu::tensor(data, on_gpu, KVC_F32, {n, heads, dim});
 }
 
 class Run {

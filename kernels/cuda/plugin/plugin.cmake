@@ -85,22 +85,36 @@ if(KVC_DEVELOPER)
   list(APPEND nvcc_options -Werror=all-warnings)
 endif()
 
-file(GLOB kernels CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu")
-set(objects)
-foreach(kernel IN LISTS kernels)
-  get_filename_component(name "${kernel}" NAME_WE)
-  set(object "${PROJECT_BINARY_DIR}/cuda/${name}.o")
-  add_custom_command(OUTPUT "${object}"
-    COMMAND ${CMAKE_CXX_COMPILER_LAUNCHER} "${KVC_NVCC}" ${nvcc_options} -MD -MT "${object}" -MF "${object}.d"
-      -c "${kernel}" -o "${object}"
-    DEPENDS "${kernel}" DEPFILE "${object}.d" COMMENT "Building CUDA object cuda/${name}.o" VERBATIM)
-  list(APPEND objects "${object}")
-endforeach()
+# Sets `objects` to what nvcc makes of these sources.
+function(kvc_compile_cuda objects)
+  set(made)
+  foreach(source IN LISTS ARGN)
+    get_filename_component(name "${source}" NAME_WE)
+    set(object "${PROJECT_BINARY_DIR}/cuda/${name}.o")
+    add_custom_command(OUTPUT "${object}"
+      COMMAND ${CMAKE_CXX_COMPILER_LAUNCHER} "${KVC_NVCC}" ${nvcc_options} -MD -MT "${object}" -MF "${object}.d"
+        -c "${source}" -o "${object}"
+      DEPENDS "${source}" DEPFILE "${object}.d" COMMENT "Building CUDA object cuda/${name}.o" VERBATIM)
+    list(APPEND made "${object}")
+  endforeach()
+  set_source_files_properties(${made} PROPERTIES EXTERNAL_OBJECT ON)
+  set(${objects} ${made} PARENT_SCOPE)
+endfunction()
 file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/cuda")
 
+# A program of tests or bench that calls CUDA's runtime itself, beside libkvc and its backend.
+function(kvc_use_gpu name)
+  target_sources(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests/cuda/gpu_cuda.cpp"
+    "${PROJECT_SOURCE_DIR}/kernels/cuda/plugin/runtime_cuda.cpp")
+  target_include_directories(${name} SYSTEM PRIVATE "${KVC_CUDA_HOME}/include")
+  target_link_libraries(${name} PRIVATE kvc::kvc kvc_private "${KVC_CUDART}" Threads::Threads ${CMAKE_DL_LIBS} rt)
+  add_dependencies(${name} kvc_cuda)
+endfunction()
+
+file(GLOB kernels CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu")
+kvc_compile_cuda(objects ${kernels})
 file(GLOB sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/cuda/*.cpp" "${PROJECT_SOURCE_DIR}/kernels/cuda/plugin/*.cpp")
 add_library(kvc_cuda SHARED ${sources} ${KVC_CUDA_CORE_SOURCES} ${objects})
-set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON)
 target_include_directories(kvc_cuda SYSTEM PRIVATE "${KVC_CUDA_HOME}/include")
 target_link_libraries(kvc_cuda PRIVATE kvc_private "${KVC_CUDART}" Threads::Threads ${CMAKE_DL_LIBS} rt)
 kvc_make_plugin(kvc_cuda "${PROJECT_SOURCE_DIR}/kernels/cuda/plugin/plugin.map")
