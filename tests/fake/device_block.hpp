@@ -44,7 +44,10 @@ class DeviceBlock {
   }
   void leave() {
     const std::lock_guard lock(mutex_);
-    if (--n_inside_ == 0) mprotect(data_, bytes_, PROT_NONE);
+    if (--n_inside_ > 0) return;
+    // Which takes as long as the mapping has pages: it forgets them, and a call that reads a few rows finds those again.
+    madvise(data_, bytes_, MADV_DONTNEED);
+    mprotect(data_, bytes_, PROT_NONE);
   }
 
   DeviceBlock* next = nullptr;
