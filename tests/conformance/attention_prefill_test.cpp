@@ -6,6 +6,7 @@
 #include <functional>
 #include <iostream>
 
+#include "support/attention_cases.hpp"
 #include "support/attention_rig.hpp"
 
 namespace {
@@ -133,18 +134,21 @@ void compare_splits(const AttentionOptions& options, uint64_t number) {
 
 TEST(Prefill, EqualsPrefillAndDecode) {
   const std::vector<Feature>& list = features();
-  uint64_t number = 0;
+  uint64_t number = 0, n_run = 0;
   for (size_t a = 0; a < list.size(); ++a) {
     for (size_t b = a; b < list.size(); ++b) {
+      const uint64_t pair = number++;
+      if (a != b && pair % support::one_pair_in() != 0) continue;
       AttentionOptions options;
       list[a].apply(options);
       list[b].apply(options);
       options.name = std::string(list[a].name) + " + " + list[b].name;
-      compare_splits(support::reconciled(options), number++);
+      compare_splits(support::reconciled(options), pair);
+      ++n_run;
       if (HasFailure()) return;
     }
   }
-  std::cout << number << " features and pairs, seed " << seed << std::endl;
+  std::cout << n_run << " features and pairs, seed " << seed << std::endl;
 }
 
 }  // namespace
