@@ -52,7 +52,7 @@ class BookedCache : public Cache {
       return fail(
           Status::not_supported,
           "the stream is being captured, and passes of this cache are not: only causal caches "
-          "of f32, f16 or bf16 and wrappers of them are");
+          "and wrappers of them are");
     }
     return fail(
         Status::bad_state,

@@ -14,10 +14,7 @@ Status CausalCache::open_pass(const Batch& batch) {
 
 // ---- Passes that a graph does --------------------------------------------------------------------------------------------------
 
-bool CausalCache::records_passes() const {
-  return on_device_->recorder() != nullptr && is_plain(bounds_.type_k) &&
-         is_plain(bounds_.type_v) && bounds_.row_k.rotation == 0 && bounds_.row_v.rotation == 0;
-}
+bool CausalCache::records_passes() const { return on_device_->recorder() != nullptr; }
 
 Status CausalCache::check_replay(const Batch& batch, bool reserve) const {
   if (!batch.replay) return Status::ok;

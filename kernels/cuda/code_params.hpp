@@ -26,7 +26,8 @@ struct EncodeLaunch {
   int32_t warp_floats = 0;  // of shared memory: a row
   int32_t first_row = 0;    // of the tensors
   int32_t n_cells = 0;
-  int32_t cell[n];  // −1: the row is not read
+  const int32_t* planned = nullptr;  // as in StoreLaunch
+  int32_t cell[n];                   // −1: the row is not read
 };
 
 struct DecodeLaunch {

@@ -30,21 +30,27 @@ CodedView side_of(const Slab& slab, const Tensor& rows, int32_t first) {
 }
 
 template <int32_t at_once>
+Error launch_encoding(const Kernel& kernel, const EncodeLaunch<at_once>& launch,
+                      const Launcher& launcher) {
+  return launcher.launch_rows(kernel, int64_t{launch.n_cells} * launch.n_heads, &launch,
+                              static_cast<size_t>(launch.warp_floats) * sizeof(float));
+}
+
+template <int32_t at_once>
 Error encode_heads(const Kernel& kernel, EncodeLaunch<at_once>& launch, const StoreParams& params,
                    const Launcher& launcher) {
   for (int32_t first = 0; first < params.n_tokens; first += at_once) {
     launch.first_row = first;
     launch.n_cells = std::min(at_once, params.n_tokens - first);
     std::copy_n(params.cell + first, launch.n_cells, launch.cell);
-    const Error e = launcher.launch_rows(kernel, int64_t{launch.n_cells} * launch.n_heads, &launch,
-                                         static_cast<size_t>(launch.warp_floats) * sizeof(float));
-    if (e != Error::none) return e;
+    if (Error e = launch_encoding(kernel, launch, launcher); e != Error::none) return e;
   }
   return Error::none;
 }
 
-template <int32_t at_once>
-Error encode_all(const Kernel& kernel, const StoreParams& params, const Launcher& launcher) {
+/// Calls per_heads(launch) for as many heads at a time as a launch has room for.
+template <int32_t at_once, class PerHeads>
+Error encode_all(const StoreParams& params, PerHeads per_heads) {
   const LayerStorage& storage = params.storage;
   EncodeLaunch<at_once> launch;
   for (int32_t head = 0; head < std::max(storage.k.n_heads, storage.v.n_heads); head += coded_heads) {
@@ -57,7 +63,8 @@ Error encode_all(const Kernel& kernel, const StoreParams& params, const Launcher
     };
     add(side_of(storage.k, params.k, head));
     if (!storage.v_in_k) add(side_of(storage.v, params.v, head));
-    if (Error e = encode_heads(kernel, launch, params, launcher); e != Error::none) return e;
+    if (launch.n_sides == 0) continue;
+    if (Error e = per_heads(launch); e != Error::none) return e;
   }
   return Error::none;
 }
@@ -65,9 +72,19 @@ Error encode_all(const Kernel& kernel, const StoreParams& params, const Launcher
 }  // namespace
 
 Error encode_rows(const StoreParams& params, const Launcher& launcher) {
-  return params.n_tokens <= few_cells
-             ? encode_all<few_cells>(encode_few_kernel(), params, launcher)
-             : encode_all<most_encoded>(encode_many_kernel(), params, launcher);
+  const auto with = [&](const Kernel& kernel) {
+    return [&, kernel](auto& launch) { return encode_heads(kernel, launch, params, launcher); };
+  };
+  return params.n_tokens <= few_cells ? encode_all<few_cells>(params, with(encode_few_kernel()))
+                                      : encode_all<most_encoded>(params, with(encode_many_kernel()));
+}
+
+Error record_encoding(const StoreParams& params, const int32_t* planned, const Launcher& launcher) {
+  return encode_all<few_cells>(params, [&](EncodeLaunch<few_cells>& launch) {
+    launch.n_cells = params.n_tokens;
+    launch.planned = planned;
+    return launch_encoding(encode_few_kernel(), launch, launcher);
+  });
 }
 
 Error decode_rows(const LoadParams& params, const Launcher& launcher) {

@@ -20,8 +20,10 @@ KVC_DEVICE void rotate_row(const Coding& coding, float* numbers, bool back, int 
 template <int32_t n>
 KVC_GLOBAL void encode_rows(KVC_PARAMS(EncodeLaunch<n>) params) {
   float* const numbers = numbers_of_warp(params.warp_floats);
-  for_rows(params.n_cells, params.n_heads, [&](int index, int head, int lane) {
-    if (params.cell[index] < 0) return;
+  const StoredCells cells = stored_cells(params);
+  for_rows(cells.n, params.n_heads, [&](int index, int head, int lane) {
+    const int cell = cells.cell[index];
+    if (cell < 0) return;
     for (int i = 0; i < params.n_sides; ++i) {
       const CodedView& side = params.side[i];
       if (head >= side.codes.n_heads) continue;
@@ -30,9 +32,8 @@ KVC_GLOBAL void encode_rows(KVC_PARAMS(EncodeLaunch<n>) params) {
         numbers[dim] = load_element(from.data, from.element, dim * from.stride);
       sync_warp();
       rotate_row(side.coding, numbers, false, lane);
-      encode_row(side.coding, row_of(side.codes, head, params.cell[index]),
-                 row_of(side.scales, head, params.cell[index]), side.head_scale[head], numbers,
-                 lane);
+      encode_row(side.coding, row_of(side.codes, head, cell), row_of(side.scales, head, cell),
+                 side.head_scale[head], numbers, lane);
       sync_warp();
     }
   });

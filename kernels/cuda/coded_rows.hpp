@@ -6,6 +6,8 @@
 namespace kvc::cuda {
 
 Error encode_rows(const StoreParams& params, const Launcher& launcher);
+/// As record_store().
+Error record_encoding(const StoreParams& params, const int32_t* planned, const Launcher& launcher);
 Error decode_rows(const LoadParams& params, const Launcher& launcher);
 
 }  // namespace kvc::cuda

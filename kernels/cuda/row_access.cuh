@@ -20,6 +20,18 @@ KVC_DEVICE ElementRow tensor_row(const RowsView& rows, int head, int64_t row) {
   return {rows.data + element * element_bytes(rows.element), rows.dim, rows.element};
 }
 
+/// The cells of a launch that stores, and how many there are.
+struct StoredCells {
+  const int32_t* cell;
+  int n;
+};
+template <class Launch>
+KVC_DEVICE StoredCells stored_cells(const Launch& params) {
+  if (params.planned == nullptr) return {params.cell, params.n_cells};
+  const int n = *params.planned;
+  return {params.planned + planned_cells, n < params.n_cells ? n : params.n_cells};
+}
+
 /// Of a pair of dimensions; a and b are their numbers before, and so on.
 KVC_DEVICE float turned_first(float a, float b, float cosine, float sine) {
   return subtract_rounded(multiply_rounded(a, cosine), multiply_rounded(b, sine));

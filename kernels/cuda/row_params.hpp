@@ -50,6 +50,7 @@ struct TurnView {
 
 inline constexpr int32_t few_cells = 256, many_cells = 7680;
 
+/// What the puts of a graph read: at [0] how many cells the pass has, and the cells from here on.
 inline constexpr int32_t planned_cells = 4;
 
 template <int32_t n>
@@ -59,8 +60,8 @@ struct StoreLaunch {
   int32_t n_heads = 0;    // of the side that has most
   int32_t first_row = 0;  // of the tensors
   int32_t n_cells = 0;
-  const int32_t* planned = nullptr;  // where a graph launches: how many cells there are, at most n_cells; they begin at planned_cells
-  int32_t cell[n];  // −1: the row is not read
+  const int32_t* planned = nullptr;  // where a graph launches: its cells, n_cells at most; cell[] is not read
+  int32_t cell[n];                   // −1: the row is not read
 };
 
 template <int32_t n>

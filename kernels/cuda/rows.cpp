@@ -166,7 +166,10 @@ Error record_store(const StoreParams& params, const int32_t* planned, const Laun
   StoreLaunch<few_cells> launch = store_launch<few_cells>(sides_of(params));
   launch.n_cells = params.n_tokens;
   launch.planned = planned;
-  return launcher.launch_rows(store_few_kernel(), int64_t{launch.n_cells} * launch.n_heads, &launch);
+  const int64_t n_rows = int64_t{launch.n_cells} * launch.n_heads;
+  if (Error e = launcher.launch_rows(store_few_kernel(), n_rows, &launch); e != Error::none)
+    return e;
+  return record_encoding(params, planned, launcher);
 }
 
 Error clear_rows(const ClearParams& params, const Launcher& launcher) {

@@ -12,14 +12,14 @@ KVC_DEVICE int most_heads(const PlaneView& k, const PlaneView& v) {
 
 template <int32_t n>
 KVC_GLOBAL void store_rows(KVC_PARAMS(StoreLaunch<n>) params) {
-  const int32_t* const cell = params.planned != nullptr ? params.planned + planned_cells : params.cell;
-  const bool has_fewer = params.planned != nullptr && *params.planned < params.n_cells;
-  for_rows(has_fewer ? *params.planned : params.n_cells, params.n_heads, [&](int index, int head, int lane) {
-    if (cell[index] < 0) return;
+  const StoredCells cells = stored_cells(params);
+  for_rows(cells.n, params.n_heads, [&](int index, int head, int lane) {
+    const int cell = cells.cell[index];
+    if (cell < 0) return;
     for (int i = 0; i < params.n_sides; ++i) {
       const SideView& side = params.side[i];
       if (head >= side.plane.n_heads) continue;
-      convert_row(stored_row(side.plane, head, cell[index]),
+      convert_row(stored_row(side.plane, head, cell),
                   tensor_row(side.rows, head, params.first_row + index), side.plane.dim, lane,
                   warp_lanes);
     }

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <iostream>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "capi/src/handle_table.hpp"
@@ -33,20 +35,40 @@ std::shared_ptr<kvc::Device> open_cuda() {
   return cuda;
 }
 
-kvc_cache* create(const std::shared_ptr<kvc::Device>& device, int32_t head_dim,
-                  kvc::CacheKind kind = kvc::CacheKind::causal) {
+/// How a cache stores, and what it sees.
+struct Setup {
+  int32_t head_dim = 16;
+  kvc::StorageType k = kvc::StorageType::bf16, v = kvc::StorageType::bf16;
+  bool rotates = false;
+  bool wraps = false;  // a cache with a window beside one without, a layer each
+
+  std::string words() const {
+    return std::string(kvc::format_of(k).name) + " and " + kvc::format_of(v).name +
+           (rotates ? ", rotated" : "") + (wraps ? ", wrapped" : "");
+  }
+};
+
+bool can_rotate(kvc::StorageType type) { return !kvc::is_plain(type) && !kvc::is_f8(type); }
+
+kvc_cache* create(const std::shared_ptr<kvc::Device>& device, const Setup& setup,
+                  kvc::CacheKind kind = kvc::CacheKind::causal, int32_t n_layers = layers,
+                  int32_t reach = 0) {
   kvc::CacheRequest request;
   request.kind = kind;
   kvc::CacheBounds& bounds = request.bounds;
-  bounds.n_layers = layers;
+  bounds.n_layers = n_layers;
   bounds.n_kv_heads = kv_heads;
   bounds.max_q_heads = 2 * q_heads;
-  bounds.head_dim_k = bounds.head_dim_v = head_dim;
-  bounds.type_k = bounds.type_v = kvc::StorageType::bf16;
+  bounds.head_dim_k = bounds.head_dim_v = setup.head_dim;
+  bounds.type_k = setup.k;
+  bounds.type_v = setup.v;
+  bounds.rotate_k = setup.rotates && can_rotate(setup.k);
+  bounds.rotate_v = setup.rotates && can_rotate(setup.v);
   bounds.max_sequences = sequences;
   bounds.capacity = capacity;
   bounds.max_batch = batch;
   bounds.zero_on_free = kind == kvc::CacheKind::causal;
+  request.causal.reach = reach;
   auto object = std::make_unique<kvc::capi::CacheObject>();
   EXPECT_EQ(kvc::create_cache(device, request, &object->cache), Status::ok) << kvc::last_message();
   const kvc::CacheStats stats = object->cache->stats();
@@ -54,16 +76,49 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device, int32_t head_dim,
       kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
 }
 
-/// Keys that rotate, slopes and sinks.
-void bind_constants(kvc_cache* cache) {
-  kvc_rope_desc rope{};
-  rope.struct_size = sizeof rope;
-  ASSERT_EQ(kvc_bind_rope(cache, 0, layers, &rope, nullptr), KVC_OK) << support::last_message();
-  kvc_attention_desc desc = KVC_ATTENTION_DESC_INIT;
-  desc.n_q_heads = q_heads;
-  const float slopes[q_heads] = {0.5f, 0.25f, 0.125f, 0.0625f}, sinks[q_heads] = {0, 1, -1, 2};
-  ASSERT_EQ(kvc_bind_attention(cache, 1, layers, &desc, slopes, sinks), KVC_OK);
-}
+/// A cache with constants: keys that rotate, slopes and sinks, scales of f8. A wrapper has children.
+class Model {
+ public:
+  Model(const std::shared_ptr<kvc::Device>& device, const Setup& setup) {
+    if (setup.wraps) {
+      const int32_t child[] = {0, 1}, layer[] = {0, 0};
+      for (const int32_t reach : {0, 17})
+        children_.push_back(create(device, setup, kvc::CacheKind::causal, 1, reach));
+      EXPECT_EQ(kvc_cache_wrap(children_.data(), 2, child, layer, layers, &cache_), KVC_OK);
+    } else {
+      cache_ = create(device, setup);
+    }
+    bind(setup);
+  }
+  ~Model() {
+    children_.insert(children_.begin(), cache_);
+    for (kvc_cache* cache : children_) EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+  }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  operator kvc_cache*() const { return cache_; }
+
+ private:
+  void bind(const Setup& setup) {
+    kvc_rope_desc rope{};
+    rope.struct_size = sizeof rope;
+    EXPECT_EQ(kvc_bind_rope(cache_, 0, layers, &rope, nullptr), KVC_OK) << support::last_message();
+    kvc_attention_desc desc = KVC_ATTENTION_DESC_INIT;
+    desc.n_q_heads = q_heads;
+    const float slopes[q_heads] = {0.5f, 0.25f, 0.125f, 0.0625f}, sinks[q_heads] = {0, 1, -1, 2};
+    EXPECT_EQ(kvc_bind_attention(cache_, 1, layers, &desc, slopes, sinks), KVC_OK);
+    const float scales[2][kv_heads] = {{0.02f, 0.5f}, {0.25f, 0.01f}};
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      const float* const k = kvc::is_f8(setup.k) ? scales[layer] : nullptr;
+      const float* const v = kvc::is_f8(setup.v) ? scales[1 - layer] : nullptr;
+      EXPECT_EQ(kvc_bind_scales(cache_, layer, layer + 1, k, v), KVC_OK) << support::last_message();
+    }
+  }
+
+  kvc_cache* cache_ = nullptr;
+  std::vector<kvc_cache*> children_;
+};
 
 /// The tensors of one pass, in device memory: of each layer k, v, q, out and lse, and a bias over all cells.
 class Tensors {
@@ -158,23 +213,19 @@ struct Pass {
 /// A cache that passes are done in one by one, and one in which graphs do them.
 class Pair {
  public:
-  Pair(int32_t head_dim, unsigned order)
+  Pair(const Setup& setup, unsigned order)
       : device_(open_cuda()),
-        eager_(create(device_, head_dim)),
-        replayed_(create(device_, head_dim)),
-        of_eager_(device_, head_dim, sequences * capacity),
-        of_graphs_(device_, head_dim, sequences * capacity),
+        eager_(device_, setup),
+        replayed_(device_, setup),
+        of_eager_(device_, setup.head_dim, sequences * capacity),
+        of_graphs_(device_, setup.head_dim, sequences * capacity),
         random_(seed + order) {
     simt::device::set_seed(order);
-    bind_constants(eager_);
-    bind_constants(replayed_);
     for (const int32_t n : {batch, 2}) graphs_.push_back(capture(replayed_, of_graphs_, n));
   }
   ~Pair() {
     simt::device::finish();
     for (simt::device::Graph* graph : graphs_) simt::device::destroy_graph(graph);
-    EXPECT_EQ(kvc_cache_destroy(eager_), KVC_OK);
-    EXPECT_EQ(kvc_cache_destroy(replayed_), KVC_OK);
   }
   Pair(const Pair&) = delete;
   Pair& operator=(const Pair&) = delete;
@@ -191,7 +242,7 @@ class Pair {
     ASSERT_EQ(begin(replayed_, pass, KVC_BEGIN_REPLAY, stream), KVC_OK) << support::last_message();
     const bool small = pass.n <= 2 && random_.chance(0.5);
     ASSERT_EQ(simt::device::launch_graph(*graphs_[small ? 1 : 0], stream), kvc::cuda::Error::none);
-    for (kvc_cache* cache : {eager_, replayed_})
+    for (kvc_cache* const cache : both())
       ASSERT_EQ(pass.commits ? kvc_commit(cache) : kvc_abort(cache), KVC_OK)
           << support::last_message();
     remember(of_eager_, stream);
@@ -207,10 +258,11 @@ class Pair {
     ASSERT_EQ(kvc_state_digest(eager_, wanted), KVC_OK);
     ASSERT_EQ(kvc_state_digest(replayed_, digest), KVC_OK);
     EXPECT_TRUE(std::equal(digest, digest + 2, wanted));
-    for (kvc_cache* cache : {eager_, replayed_}) EXPECT_EQ(kvc_check(cache), KVC_OK);
+    for (kvc_cache* const cache : both()) EXPECT_EQ(kvc_check(cache), KVC_OK);
   }
 
  private:
+  std::array<kvc_cache*, 2> both() const { return {eager_, replayed_}; }
   Pass choose() {
     Pass pass;
     pass.n = random_.between(1, batch);
@@ -246,18 +298,18 @@ class Pair {
   void between() {
     const auto which = static_cast<size_t>(random_.below(sequences));
     const auto sequence = static_cast<int32_t>(which);
-    for (kvc_cache* cache : {eager_, replayed_}) ASSERT_EQ(kvc_check(cache), KVC_OK);
+    for (kvc_cache* const cache : both()) ASSERT_EQ(kvc_check(cache), KVC_OK);
     if (next_[which] > capacity - 2 * batch) {
-      for (kvc_cache* cache : {eager_, replayed_})
+      for (kvc_cache* const cache : both())
         ASSERT_EQ(kvc_remove(cache, sequence, 0, KVC_SEQ_END), KVC_OK);
       next_[which] = 0;
     } else if (next_[which] > 2 && random_.chance(0.3)) {
-      for (kvc_cache* cache : {eager_, replayed_})
+      for (kvc_cache* const cache : both())
         ASSERT_EQ(kvc_remove(cache, sequence, next_[which] - 2, next_[which] - 1), KVC_OK);
       --next_[which];
     } else if (random_.chance(0.2)) {
       const size_t to = (which + 1) % sequences;
-      for (kvc_cache* cache : {eager_, replayed_})
+      for (kvc_cache* const cache : both())
         ASSERT_EQ(kvc_copy_prefix(cache, sequence, static_cast<int32_t>(to), next_[which], nullptr),
                   KVC_OK);
       next_[to] = next_[which];
@@ -265,7 +317,7 @@ class Pair {
   }
 
   std::shared_ptr<kvc::Device> device_;
-  kvc_cache *eager_, *replayed_;
+  Model eager_, replayed_;
   Tensors of_eager_, of_graphs_;
   Random random_;
   std::vector<simt::device::Graph*> graphs_;
@@ -273,16 +325,35 @@ class Pair {
   std::vector<std::vector<float>> inputs_, outputs_;
 };
 
+void do_passes(const Setup& setup, unsigned order, int32_t n) {
+  SCOPED_TRACE(setup.words());
+  Pair pair(setup, order);
+  for (int32_t i = 0; i < n && !testing::Test::HasFatalFailure(); ++i) pair.pass();
+  pair.compare();
+}
+
 /// 64 is served by the kernels with tensor cores, 16 by the wide one and the general one.
 TEST(CudaGraphs, DoPassesWithTheBitsOfPassesThatAreNotCaptured) {
   std::cout << "seed " << seed << std::endl;
   for (const int32_t head_dim : {16, 64}) {
-    for (unsigned order = 0; order < 2; ++order) {
-      Pair pair(head_dim, order);
-      for (int32_t i = 0; i < 25 && !testing::Test::HasFatalFailure(); ++i) pair.pass();
-      pair.compare();
+    for (unsigned order = 0; order < 2; ++order) do_passes({.head_dim = head_dim}, order, 25);
+  }
+}
+
+TEST(CudaGraphs, DoPassesOfEveryStorageType) {
+  using enum kvc::StorageType;
+  for (const kvc::StorageType type : {f32, f16, f8_e4m3, f8_e5m2, q8_0, q4_0, int8, nf4}) {
+    for (const bool rotates : {false, true}) {
+      const kvc::StorageType v = rotates ? int8 : type;
+      do_passes({.head_dim = 32, .k = type, .v = v, .rotates = rotates}, 5, 8);
     }
   }
+}
+
+TEST(CudaGraphs, DoPassesOfWrappers) {
+  do_passes({.head_dim = 64, .wraps = true}, 6, 20);
+  do_passes({.head_dim = 32, .k = kvc::StorageType::q8_0, .v = kvc::StorageType::nf4, .wraps = true},
+            7, 12);
 }
 
 /// A graph has as many launches as any plan of its tokens may need: one more would be left out in silence.
@@ -338,7 +409,7 @@ class CudaGraphCalls : public testing::Test {
   }
 
   std::shared_ptr<kvc::Device> device_ = open_cuda();
-  kvc_cache* cache_ = create(device_, 16);
+  kvc_cache* cache_ = create(device_, {});
   Tensors tensors_{device_, 16, sequences* capacity};
   void* const stream_ = reinterpret_cast<void*>(uintptr_t{0x77});
 };
@@ -404,7 +475,7 @@ TEST_F(CudaGraphCalls, AReplayNeedsWhatItReplays) {
 
 /// What passes of other kinds would do is not captured, so they must not look as if they were.
 TEST_F(CudaGraphCalls, KindsThatAreNotCapturedSaySo) {
-  kvc_cache* const rows = create(device_, 16, kvc::CacheKind::transformer);
+  kvc_cache* const rows = create(device_, {}, kvc::CacheKind::transformer);
   ASSERT_EQ(simt::device::begin_capture(stream_), kvc::cuda::Error::none);
   expect(kvc_begin_rows(rows, 1, KVC_ROWS_RESERVE, nullptr, nullptr, nullptr, stream_),
          KVC_E_NOT_SUPPORTED, "being captured");

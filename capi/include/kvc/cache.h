@@ -193,8 +193,8 @@ enum { /* kvc_begin flags */
   KVC_BEGIN_REPLAY = 2   /* a pass that a captured graph does: every layer counts as put, and put and attention are BAD_STATE */
 };
 
-/* CUDA graphs: a graph does the puts and the attention of passes that differ in everything but their tensors. Causal caches of f32,
- * f16 or bf16 on a GPU and wrappers of such caches can be captured; others return NOT_SUPPORTED.
+/* CUDA graphs: a graph does the puts and the attention of passes that differ in everything but their tensors. Causal caches
+ * on a GPU and wrappers of them can be captured, whatever they store; others return NOT_SUPPORTED.
  *
  *   cudaStreamBeginCapture(s, …)                   kvc_begin(c, 16, NULL, NULL, NULL, KVC_BEGIN_RESERVE, s)
  *     kvc_put_attention(c, layer, …) for each layer; kvc_commit(c); cudaStreamEndCapture(s, …)
