@@ -36,12 +36,12 @@ class DecayBlocks {
         values_(queries_ + decay_tile * tile_stride),
         weights_(values_ + decay_tile * tile_stride),
         decay_(weights_ + decay_tile * tile_stride),
-        from_decay_(decay_ + decay_tile + 1),
+        from_decay_(decay_ + decay_tile),
         n_columns_(smaller(params.padded_v - item.first_column, decay_tile)) {}
 
   KVC_DEVICE void run() {
     load_state();
-    for (int i = thread_index(); i <= decay_tile; i += decay_threads)
+    for (int i = thread_index(); i < decay_tile; i += decay_threads)
       decay_[i] = static_cast<float>(decay_of(slope_, i));
     for (int i = 0; i < segment_.n_blocks; ++i) {
       const DecayBlock& block = params_.block[segment_.first_block + i];
@@ -146,8 +146,7 @@ class DecayBlocks {
     }
     multiply_tile(weights_ + row_, values_ + column_, row_, out);
     KVC_UNROLL for (int later = 0; later < 4; ++later) {
-      const int key = row_ + later;
-      if (key >= block.n) continue;
+      const int key = row_ + later;  // behind the block none of the outputs is stored
       KVC_UNROLL for (int i = later; i < 4; ++i)
         KVC_UNROLL for (int j = 0; j < 2; ++j)
           out[i][j] = multiply_add(weights_[key * tile_stride + row_ + i],
@@ -203,7 +202,7 @@ class DecayBlocks {
   float* const queries_;       // [dim][token]
   float* const values_;        // [token][column]
   float* const weights_;       // [key's token][query's token]
-  float* const decay_;         // [decay_tile + 1] λ^i
+  float* const decay_;         // [decay_tile] λ^i
   float* const from_decay_;    // [token]
   const int n_columns_;
 };

@@ -110,7 +110,7 @@ constexpr int32_t step_shared_bytes(int32_t dim_k) {
   return ((1 + step_queries) * dim_k + decay_threads * 4 * step_queries) * 4;
 }
 constexpr int32_t blocks_shared_bytes(int32_t dim_k) {
-  return (dim_k * tile_stride + 4 * decay_tile * tile_stride + 3 * decay_tile) * 4;
+  return (dim_k * tile_stride + 4 * decay_tile * tile_stride + 2 * decay_tile) * 4;
 }
 static_assert(step_shared_bytes(decay_dim_max) <= 48 << 10);    // that a block has unasked
 static_assert(blocks_shared_bytes(decay_dim_max) <= 99 << 10);  // that every GPU has

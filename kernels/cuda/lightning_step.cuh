@@ -31,10 +31,9 @@ class DecayStep {
     for (int first = 0; first == 0 || first < params_.group; first += step_queries) {
       const int left = params_.group - first;
       const int n_queries = left < step_queries ? left : step_queries;
-      sync_block();  // the key is there, and the sums before are read
       for (int i = thread_index(); i < n_queries * params_.k.dim; i += decay_threads)
         queries_[i] = query(first + i / params_.k.dim, i % params_.k.dim);
-      sync_block();
+      sync_block();  // the key is there, too, and the sums before are read
       float sums[step_queries][4] = {};
       if (walk_ < n_walks_) walk(factor, value, n_queries, first == 0 && segment_.writes != 0, sums);
       if (n_queries > 0) write_outputs(first, n_queries, sums);
