@@ -5,18 +5,21 @@
 #include <cmath>
 #include <cstring>
 #include <iostream>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "core/base/half.hpp"
 #include "kernels/cpu/kernel_table.hpp"
 #include "kernels/cuda/coded_rows.cuh"
+#include "support/random.hpp"
 #include "unit/codec_numbers.hpp"
 
 namespace {
 
 using namespace kvc;
 using namespace kvc::cuda;
+using support::Random;
 
 /// Rows of one format, as both sides store and read them.
 class Rows {
@@ -33,6 +36,7 @@ class Rows {
 
   std::vector<float> values;
   float head_scale = 1;  // of f8
+  const RowFormat& format() const { return format_; }
 
   /// Stores the values, reads what was stored, and compares.
   void compare() {
@@ -163,6 +167,50 @@ TEST(CudaCodecs, RandomNumbersAreStoredAsOnTheCpu) {
       rows.compare();
       if (HasFatalFailure()) return;
     }
+  }
+}
+
+/// Numbers between two neighbours that a format has, or a hair's breadth from there, where a rounding that comes from elsewhere shows.
+void fill_with_ties(const RowFormat& format, float head_scale, Random& random,
+                    std::vector<float>& row) {
+  const int32_t block = format.block == 0 ? format.head_dim : format.block;
+  const int32_t n_codes = format.type == StorageType::q4_0 || format.type == StorageType::nf4 ? 15
+                                                                                              : 255;
+  const auto number = [&](int32_t code) {
+    return number_of(format.type, static_cast<uint32_t>(code));
+  };
+  const std::map<StorageType, float> largest = {{StorageType::q8_0, 127.0f},
+                                                {StorageType::int8, 127.0f},
+                                                {StorageType::q4_0, 8.0f},
+                                                {StorageType::nf4, 1.0f}};
+  for (int32_t begin = 0; begin < format.head_dim; begin += block) {
+    const float top = std::ldexp(1 + std::fabs(random.value()), random.between(-9, 9));
+    const float unit = format.block == 0 ? head_scale : top / largest.at(format.type);
+    for (int32_t i = begin; i < begin + block; ++i) {
+      const int32_t code = random.below(n_codes);
+      const float tie = (number(code) + number(code + 1)) / 2 * unit;
+      const int32_t away = random.between(-2, 2);
+      row[static_cast<size_t>(i)] = float_of(bits_of(tie) + static_cast<uint32_t>(away));
+    }
+    if (format.block != 0)
+      row[static_cast<size_t>(begin)] = format.type == StorageType::q4_0 ? -top : top;
+  }
+}
+
+TEST(CudaCodecs, NumbersBetweenTwoCodesAreStoredAsOnTheCpu) {
+  Random random(20261130);
+  for (const RowRequest& request : formats()) {
+    if (request.rotate) continue;
+    SCOPED_TRACE(name_of(request));
+    Rows rows(request, 400);
+    if (is_f8(request.type)) rows.head_scale = std::ldexp(1.3f, random.between(-9, 9));
+    std::vector<float> row(static_cast<size_t>(request.head_dim));
+    for (size_t i = 0; i < rows.values.size(); i += row.size()) {
+      fill_with_ties(rows.format(), rows.head_scale, random, row);
+      std::copy(row.begin(), row.end(), rows.values.begin() + static_cast<int64_t>(i));
+    }
+    rows.compare();
+    if (HasFatalFailure()) return;
   }
 }
 

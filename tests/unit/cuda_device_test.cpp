@@ -574,7 +574,8 @@ TEST(CudaDevice, StoresWhatTheCpuStores) {
       20261130);
 }
 
-/// Each type as K and as V, with dimensions that are no multiple of anything, blocks of every size, and more heads than a launch has.
+/// Each type as K and as V, with dimensions that are no multiple of anything, blocks of every size, and more heads, or
+/// more tokens, than a launch has.
 TEST(CudaDevice, StoresTheCodesThatTheCpuStores) {
   using enum StorageType;
   call_beside_the_cpu(
@@ -587,7 +588,8 @@ TEST(CudaDevice, StoresTheCodesThatTheCpuStores) {
        {.dim_k = 22, .dim_v = 96, .type_k = int8, .type_v = q4_0, .gap = 4, .rotated = true},
        {.dim_k = 32, .dim_v = 64, .type_k = bf16, .type_v = q4_0, .rotated = true},
        {.k_heads = 1, .v_heads = 1, .dim_k = 96, .dim_v = 64, .type_k = q8_0, .type_v = q8_0, .v_in_k = true},
-       {.k_heads = 1, .v_heads = 260, .dim_k = 4, .dim_v = 3, .n_cells = 8, .type_k = int8, .type_v = f8_e4m3}},
+       {.k_heads = 1, .v_heads = 260, .dim_k = 4, .dim_v = 3, .n_cells = 8, .type_k = int8, .type_v = f8_e4m3},
+       {.k_heads = 1, .v_heads = 1, .dim_k = 3, .dim_v = 2, .n_cells = 8000, .type_k = int8, .type_v = bf16}},
       20261201);
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iostream>
+#include <numeric>
 #include <vector>
 
 #include "kernels/cuda/lightning.hpp"
@@ -75,6 +76,54 @@ TEST(CudaLightning, ManySequencesOfOneToken) {
   Case all(shape, 5);
   all.run();
   all.compare("many sequences");
+  Case states(shape, 5);
+  states.params.q = {};
+  states.run(1);  // one after another in the same shared memory
+  EXPECT_TRUE(are_same(all.states(), states.states()));
+}
+
+/// Nothing but time: as if every token were masked.
+TEST(CudaLightning, DecaysWhatIsNotPut) {
+  Case all({.n_heads = 3, .tokens = {1, 5, 40}, .gaps = true}, 8);
+  int32_t n_tokens = 0;
+  for (int32_t r = 0; r < all.params.n_rows; ++r) n_tokens += all.params.row[r].n_tokens;
+  std::vector<LightningToken> tokens(all.params.token, all.params.token + n_tokens);
+  for (LightningToken& token : tokens) token.is_masked = true;
+  all.params.token = tokens.data();
+  all.params.q = {};
+  all.params.input = LightningInput::none;
+  all.run();
+  for (int32_t r = 0; r < all.params.n_rows; ++r) {
+    ReferenceNumbers out, state;
+    reference_lightning(all.params, all.params.row[r], &out, &state);
+    const auto* slot = reinterpret_cast<const float*>(all.params.states.slot(all.params.row[r].to));
+    for (size_t i = 0; i < state.value.size(); ++i)
+      ASSERT_NEAR(static_cast<double>(slot[i]), state.value[i], 1e-5 * state.magnitude[i]) << r;
+  }
+}
+
+TEST(CudaLightning, MorePaddingThanALaunchHasRoomFor) {
+  Case all({.n_heads = 1, .head_dim_k = 4, .head_dim_v = 8, .tokens = {cuda::kept_tokens + 9}}, 5);
+  std::vector<int32_t> padding(cuda::kept_tokens + 10);
+  std::iota(padding.begin(), padding.end(), 0);
+  all.params.n_rows = 0;
+  all.params.padding = padding.data();
+  all.params.n_padding = static_cast<int32_t>(padding.size());
+  all.run();
+  for (const float out : all.outputs()) ASSERT_EQ(out, 0);
+}
+
+/// A slot that is only read stays what it is, and one that is not written.
+TEST(CudaLightning, WritesNoStateUnasked) {
+  for (const int32_t n : {1, 2, 70}) {
+    Case only_reads({.n_heads = 1, .tokens = {n}}, 6), writes({.n_heads = 1, .tokens = {n}}, 6);
+    const std::vector<float> before = only_reads.states();
+    only_reads.params.writes_states = false;
+    only_reads.run();
+    writes.run();
+    EXPECT_TRUE(are_same(only_reads.states(), before)) << n;
+    EXPECT_EQ(only_reads.outputs(), writes.outputs()) << n;
+  }
 }
 
 /// Alone or among others, on a small grid or a large one.

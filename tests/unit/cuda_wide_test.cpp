@@ -42,7 +42,7 @@ void check_wide(uint32_t seed, std::initializer_list<int32_t> dims_k,
     o.dtype_q = i % 2 == 0 ? format_of(stored_as<T>).code : dtypes[i % 3];
     o.lse = true;
     o.sinks = i % 3 == 0;
-    o.shifts = i % 4 == 1;
+    o.shifts = i % 4 == 1 || i == 4;
     o.halves = i % 8 == 1;
     o.window = i % 5 == 1;
     o.wild_ranges = i % 5 == 2;
@@ -81,6 +81,25 @@ TEST(CudaWide, QueriesOfAnySize) {
     o.tokens_per_list = 9;
     o.history = 60;
     check(o, seed++, {}, &wide<F16, 64>());
+  }
+}
+
+/// Tokens of one query head each, so that neighbouring columns see an even number of tokens and an odd one. The last token's value
+/// is no number, and must not touch those that do not see it.
+TEST(CudaWide, AHiddenValueMayBeNoNumberInAnyDimension) {
+  for (const int32_t dim : {0, 1, 63}) {
+    Options o{.type_k = StorageType::bf16, .type_v = StorageType::bf16, .group = 1, .n_kv_heads = 1};
+    o.n_lists = 1;
+    o.tokens_per_list = 20;
+    o.history = 40;
+    Case oracle(o, 2650), subject(o, 2650);
+    for (Case* each : {&oracle, &subject})
+      store_element(each->storage.v.stored(0, each->cells[0].back()).codes, DType::bf16, dim,
+                    not_a_number);
+    oracle.clear_results();
+    reference_attention(oracle.params());
+    attend(subject, {}, {}, &wide<Bf16, 64>());
+    compare(subject, oracle);
   }
 }
 
