@@ -263,7 +263,8 @@ struct AttentionBounds {
   int32_t n_kv_heads = 0;
   int32_t head_dim_k = 0;
   int32_t head_dim_v = 0;
-  int64_t seen_words = 0;  // of plans whose rows have bits
+  int64_t seen_words = 0;        // of plans whose rows have bits
+  bool shares_prefixes = false;  // plans may name prefixes that lists share
 };
 
 }  // namespace kvc

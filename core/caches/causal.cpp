@@ -120,8 +120,13 @@ Status CausalCache::attach() {
 }
 
 AttentionBounds CausalCache::attention_bounds() const {
-  return {book_.n_token_entries(), bounds_.max_batch,  bounds_.max_q_heads,
-          bounds_.n_kv_heads,      bounds_.head_dim_k, bounds_.head_dim_v};
+  return {.n_token_entries = book_.n_token_entries(),
+          .max_batch = bounds_.max_batch,
+          .max_q_heads = bounds_.max_q_heads,
+          .n_kv_heads = bounds_.n_kv_heads,
+          .head_dim_k = bounds_.head_dim_k,
+          .head_dim_v = bounds_.head_dim_v,
+          .shares_prefixes = true};
 }
 
 // Both run twice (see Carver): what they find out about sizes must not depend on a block being there.

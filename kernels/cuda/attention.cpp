@@ -10,6 +10,8 @@ namespace kvc::cuda {
 namespace {
 
 constexpr size_t alignment = 256;
+/// What a multiprocessor reads in the two microseconds that a launch takes, in tokens of a KV head of 128 dims: 64 KB.
+constexpr int64_t tokens_of_a_launch = 128;
 
 size_t aligned(size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
@@ -22,7 +24,7 @@ size_t counters_bytes(const AttentionBounds& bounds) {
   return static_cast<size_t>(Schedule::n_slots(bounds)) * sizeof(int32_t);
 }
 size_t waves_bytes(const AttentionBounds& bounds) {
-  const auto n = 2 * static_cast<size_t>(Schedule::most_waves(bounds, bounds.max_batch));
+  const auto n = 2 * static_cast<size_t>(Schedule::most_waves(bounds, bounds.max_batch, true));
   return (n * sizeof(LaunchedParts) + 15) / 16 * 16;
 }
 size_t partial_bytes(const AttentionBounds& bounds) {
@@ -49,12 +51,13 @@ size_t Attention::host_bytes(const AttentionBounds& bounds) {
   return Schedule::host_bytes(bounds) + waves_bytes(bounds);
 }
 
-Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory,
-                     std::byte* on_host)
+Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max,
+                     int32_t n_multiprocessors, std::byte* memory, std::byte* on_host)
     : bounds_(bounds),
       schedule_(bounds, on_host),
       waves_(reinterpret_cast<LaunchedParts*>(on_host + Schedule::host_bytes(bounds))),
       shared_bytes_max_(shared_bytes_max),
+      n_multiprocessors_(n_multiprocessors),
       block_(memory),
       constants_(block_ + aligned(Schedule::block_bytes(bounds))),
       counters_(reinterpret_cast<int32_t*>(constants_ + constants_bytes(bounds))) {
@@ -64,10 +67,15 @@ Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std
   partial_ = reinterpret_cast<float*>(launched + aligned(waves_bytes(bounds)));
 }
 
-Attention::Cut Attention::cut_of(const AttentionParams& params) const {
+/// Weights are written tile by tile, so each has to see all that its rows do.
+Cut Attention::cut_of(const AttentionParams& params) const {
   const int32_t n_kv_heads = params.storage.k.n_heads;
   const AttentionKernel* const wide = wide_kernel_for(arguments_of(params, {}), shared_bytes_max_);
-  return {{n_kv_heads, params.constants.n_q_heads / n_kv_heads}, wide != nullptr};
+  return {.narrow = {n_kv_heads, params.constants.n_q_heads / n_kv_heads},
+          .has_wide = wide != nullptr,
+          .least_saved = params.tensors.weights.data != nullptr
+                             ? shares_nothing
+                             : n_multiprocessors_ * tokens_of_a_launch};
 }
 
 /// Only what is used of each array.
@@ -130,8 +138,8 @@ AttentionArguments Attention::placed(const AttentionParams& params, const Device
 Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
                      const Launcher& launcher) {
   const Cut cut = cut_of(params);
-  if (!schedule_.is_cut_for(cut.narrow, cut.has_wide)) {
-    schedule_.cut(params.plan, cut.narrow, cut.has_wide);
+  if (!schedule_.is_cut_for(cut)) {
+    schedule_.cut(params.plan, cut);
     if (Error e = upload_schedule(launcher); e != Error::none) return e;
   }
   AttentionArguments a = placed(params, tokens);
@@ -162,12 +170,11 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
   recorded_ = cut_of(params);
   AttentionArguments a = placed(params, tokens);
   if (Error e = upload_constants(params, true, a, launcher); e != Error::none) return e;
-  const int32_t n_waves = Schedule::most_waves(bounds_, n_tokens);
   const auto launch_waves = [&](const AttentionKernel& kernel, bool is_wide) -> Error {
     TileShape shape = recorded_.narrow;
     if (is_wide) shape.columns = wide_columns;
     place_width(a, shape, is_wide);
-    for (int32_t i = 0; i < n_waves; ++i) {
+    for (int32_t i = 0; i < most_waves(is_wide, n_tokens); ++i) {
       a.launched = launched_ + first_wave(is_wide) + i;
       if (Error e = launch(kernel, a, launcher.most_blocks, launcher); e != Error::none) return e;
     }
@@ -184,9 +191,9 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
 
 Error Attention::replay(const AttentionPlan& plan, const Launcher& launcher) {
   if (recorded_.narrow.n_kv_heads == 0) return Error::none;  // graphs only put
-  schedule_.cut(plan, recorded_.narrow, recorded_.has_wide);
+  schedule_.cut(plan, recorded_);
   if (Error e = upload_schedule(launcher); e != Error::none) return e;
-  const int32_t n = 2 * first_wave(false);
+  const int32_t n = first_wave(false) + most_waves(false, bounds_.max_batch);
   std::fill_n(waves_, n, LaunchedParts{0, 0, schedule_.n_tiles()});
   LaunchedParts* next[] = {waves_ + first_wave(false), waves_ + first_wave(true)};
   for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
@@ -197,9 +204,14 @@ Error Attention::replay(const AttentionPlan& plan, const Launcher& launcher) {
                 static_cast<size_t>(n) * sizeof(LaunchedParts), launcher);
 }
 
+int32_t Attention::most_waves(bool is_wide, int32_t n_tokens) const {
+  const bool may_share = recorded_.least_saved != shares_nothing && is_wide == recorded_.has_wide;
+  return Schedule::most_waves(bounds_, n_tokens, may_share);
+}
+
 /// Wide ones come first, as in a schedule.
 int32_t Attention::first_wave(bool is_wide) const {
-  return is_wide ? 0 : Schedule::most_waves(bounds_, bounds_.max_batch);
+  return is_wide ? 0 : most_waves(true, bounds_.max_batch);
 }
 
 }  // namespace kvc::cuda

@@ -24,9 +24,9 @@ class Attention {
   /// The same of host memory.
   static size_t host_bytes(const AttentionBounds& bounds);
 
-  /// `memory` holds zeros. Blocks may have `shared_bytes_max` of shared memory.
-  Attention(const AttentionBounds& bounds, size_t shared_bytes_max, std::byte* memory,
-            std::byte* on_host);
+  /// `memory` holds zeros. Blocks may have `shared_bytes_max` of shared memory, and lie on so many multiprocessors.
+  Attention(const AttentionBounds& bounds, size_t shared_bytes_max, int32_t n_multiprocessors,
+            std::byte* memory, std::byte* on_host);
 
   /// A plan begins, or has changed.
   void forget() { schedule_.forget(); }
@@ -44,14 +44,9 @@ class Attention {
   Error replay(const AttentionPlan& plan, const Launcher& launcher);
 
  private:
-  /// What a call decides about the cut of a plan.
-  struct Cut {
-    TileShape narrow;
-    bool has_wide = false;
-
-    bool operator==(const Cut&) const = default;
-  };
   Cut cut_of(const AttentionParams& params) const;
+  /// Launches of one width, for passes of so many tokens.
+  int32_t most_waves(bool is_wide, int32_t n_tokens) const;
   int32_t first_wave(bool is_wide) const;
   Error upload_schedule(const Launcher& launcher);
   Error upload_constants(const AttentionParams& params, bool turns, AttentionArguments& a,
@@ -64,6 +59,7 @@ class Attention {
   LaunchedParts* launched_;  // likewise on the device
   Cut recorded_;             // of the calls that were; none where n_kv_heads is 0
   size_t shared_bytes_max_;
+  int32_t n_multiprocessors_;
   std::byte* block_;      // of the schedule
   std::byte* constants_;  // slopes, sinks, frequencies, scales of f8 heads
   int32_t* counters_;

@@ -18,7 +18,7 @@ constexpr int32_t dlpack_cuda = 2;
 constexpr size_t block_alignment = 256;
 
 /// Prefixes that sequences share are not read apart yet.
-constexpr int32_t never = INT32_MAX;
+constexpr int32_t least_shared_prefix = 128;
 
 Status run_attention(const AttentionOperator&, const AttentionParams& params,
                      CacheDevice& device) noexcept {
@@ -104,7 +104,7 @@ DeviceInfo CudaDevice::info() const noexcept {
           .takes_stream = true,
           .plans_ahead = true,
           .follows_tokens = true,
-          .least_shared_prefix = never,
+          .least_shared_prefix = least_shared_prefix,
           .n_threads = 1,
           .instruction_set = architecture_};
 }

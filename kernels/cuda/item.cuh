@@ -236,25 +236,25 @@ struct Item {
   }
 
   /// The first slot of a part's results: they follow one another, column by column.
-  KVC_DEVICE int64_t slot(int of_part) const {
-    const Tile& tile = task().tile;
-    return tile.first_slot + (int64_t{of_part} * a.shape.turns() + task().turn) * a.shape.slots(tile.n_rows);
+  KVC_DEVICE static int64_t slot(const Tile& tile, const TileShape& shape, int part, int turn) {
+    return tile.first_slot + (int64_t{part} * shape.turns() + turn) * shape.slots(tile.n_rows);
   }
   KVC_DEVICE float* partial(int64_t of_slot, int column) const {
     return a.partial + (of_slot * tile_columns + column) * (a.v.dim + 2);
   }
 
-  /// Writes the results of a part, or leaves them behind; whoever finishes the last part of a tile merges them in the order of
-  /// parts. `sums` [columns][row_floats], `weight` and `top` [columns] and `flag` lie in shared memory. Called by the whole block,
-  /// behind a barrier.
+  /// Writes the results of a part, or leaves them behind; whoever finishes the last part of a tile merges them, and those of the
+  /// prefix of its list, in the order of parts. `sums` [columns][row_floats], `weight` and `top` [columns] and `flag` lie in
+  /// shared memory. Called by the whole block, behind a barrier.
   KVC_DEVICE void finish(const float* sums, int row_floats, const float* weight, const float* top,
                          int32_t* flag) const {
-    const int dims = a.v.dim, n_parts = task().tile.n_parts, n = task().n_used * dims;
-    const int64_t own = slot(task().part);
+    const Tile& tile = task().tile;
+    const int dims = a.v.dim, n = task().n_used * dims;
+    const int64_t own = slot(tile, a.shape, task().part, task().turn);
     for (int i = thread_index(); i < n; i += n_threads()) {
       const int c = i / dims, dim = i % dims;
       const float x = sums[c * row_floats + dim];
-      if (n_parts == 1) {
+      if (tile.is_whole()) {
         write(column(c), dim, x, weight[c], top[c]);
         continue;
       }
@@ -264,11 +264,11 @@ struct Item {
       to[dims] = weight[c];
       to[dims + 1] = top[c];
     }
-    if (n_parts == 1) return;
+    if (tile.is_whole() || tile.is_prefix != 0) return;
     fence_device();
     sync_block();
-    int32_t* const counter = a.counters + slot(0);
-    if (thread_index() == 0) *flag = atomic_add(counter, 1) == n_parts - 1 ? 1 : 0;
+    int32_t* const counter = a.counters + slot(tile, a.shape, 0, task().turn);
+    if (thread_index() == 0) *flag = atomic_add(counter, 1) == tile.n_parts - 1 ? 1 : 0;
     sync_block();
     if (*flag == 0) return;
     fence_device();
@@ -296,20 +296,41 @@ struct Item {
   }
 
   KVC_DEVICE void merge(int c, int dim) const {
-    const int dims = a.v.dim, n = task().tile.n_parts;
-    const int64_t stride = (slot(1) - slot(0)) * tile_columns * (dims + 2);
-    const float* const first = partial(slot(0), c);
+    const int dims = a.v.dim;
     float highest = -infinity();
-    for (int i = 0; i < n; ++i) highest = fmaxf(highest, load_across_blocks(first + i * stride + dims + 1));
+    for_each_partial(c, [&](const float* one) {
+      highest = fmaxf(highest, load_across_blocks(one + dims + 1));
+    });
     const float shift = highest == -infinity() ? 0.0f : highest;
     float x = 0, sum = 0;
-    for (int i = 0; i < n; ++i) {
-      const float* const one = first + i * stride;
+    for_each_partial(c, [&](const float* one) {
       const float factor = exp2_fast(load_across_blocks(one + dims + 1) - shift);
       sum = multiply_add(load_across_blocks(one + dims), factor, sum);
       x = multiply_add(load_across_blocks(one + dim), factor, x);
-    }
+    });
     write(column(c), dim, x, sum, shift);
+  }
+
+  /// Calls visit(partial) for what the parts that a column sees have left of it, in order: those of the prefix, which a launch before
+  /// this one has served, then those of the tile. Tiles of prefixes have several rows, and so all heads of each.
+  template <class Visit>
+  KVC_DEVICE void for_each_partial(int c, Visit visit) const {
+    const Tile& tile = task().tile;
+    if (tile.prefix_columns != 0) {
+      const TileShape shape = {a.shape.n_kv_heads, a.shape.group, tile.prefix_columns};
+      const int row = tile.prefix_row + c / task().n_heads;
+      const int head = column(c).head - task().kv_head * a.shape.group;
+      visit_parts(a.tiles[tile.prefix_tile + row / shape.rows()], shape, task().kv_head,
+                  row % shape.rows() * a.shape.group + head, visit);
+    }
+    visit_parts(tile, a.shape, task().turn, c, visit);
+  }
+
+  template <class Visit>
+  KVC_DEVICE void visit_parts(const Tile& tile, const TileShape& shape, int turn, int c, Visit visit) const {
+    const int64_t stride = int64_t{shape.turns()} * shape.slots(tile.n_rows) * tile_columns * (a.v.dim + 2);
+    const float* one = partial(slot(tile, shape, 0, turn), c);
+    for (int i = 0; i < tile.n_parts; ++i, one += stride) visit(one);
   }
 };
 

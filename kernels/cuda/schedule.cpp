@@ -8,25 +8,45 @@ namespace {
 constexpr int32_t parts_wanted = 256;  // of one sequence, over its KV heads
 constexpr int64_t stretch_min = 128;
 constexpr int64_t slots_wanted = 16384;
+constexpr int64_t prefix_slots_wanted = 8192;
 constexpr int32_t long_stretch = 4096;
 
 size_t rounded_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/// Every row and every padding token may become a tile.
-size_t rows_begin(const AttentionBounds& bounds) {
-  return rounded_up(static_cast<size_t>(bounds.max_batch) * sizeof(Tile));
+/// At least two lists share one, and each is of one.
+size_t prefixes_max(const AttentionBounds& bounds) {
+  return bounds.shares_prefixes ? static_cast<size_t>(bounds.max_batch) / 2 : 0;
 }
-size_t lists_begin(const AttentionBounds& bounds) {
-  return rows_begin(bounds) + rounded_up(static_cast<size_t>(bounds.max_batch) * sizeof(TileRow));
+/// A row is in a tile of its list, and may be in one of a prefix.
+size_t tile_rows_max(const AttentionBounds& bounds) {
+  return static_cast<size_t>(bounds.max_batch) * (prefixes_max(bounds) > 0 ? 2 : 1);
 }
-size_t segments_begin(const AttentionBounds& bounds) {
-  return lists_begin(bounds) + rounded_up(static_cast<size_t>(bounds.max_batch) * sizeof(ListRef));
+size_t lists_max(const AttentionBounds& bounds) {
+  return static_cast<size_t>(bounds.max_batch) + prefixes_max(bounds);
 }
 
-/// An older token may owe what no neighbour does, and lies in one list. Tokens of the pass owe nothing: they lie in several lists
-/// where these begin with chunks, as one segment of each.
+/// Every row and every padding token may become a tile.
+size_t rows_begin(const AttentionBounds& bounds) {
+  return rounded_up(tile_rows_max(bounds) * sizeof(Tile));
+}
+size_t lists_begin(const AttentionBounds& bounds) {
+  return rows_begin(bounds) + rounded_up(tile_rows_max(bounds) * sizeof(TileRow));
+}
+size_t segments_begin(const AttentionBounds& bounds) {
+  return lists_begin(bounds) + rounded_up(lists_max(bounds) * sizeof(ListRef));
+}
+
+/// An older token may owe what no neighbour does, and lies in one list, or in one prefix. Tokens of the pass owe nothing: they lie in
+/// several lists where these begin with chunks, as one segment of each.
 size_t segments_max(const AttentionBounds& bounds) {
-  return static_cast<size_t>(bounds.n_token_entries) + 2 * static_cast<size_t>(bounds.max_batch);
+  return static_cast<size_t>(bounds.n_token_entries) + 2 * lists_max(bounds);
+}
+/// Each tile of a list may be a wave, and so may those of prefixes together.
+size_t waves_max(const AttentionBounds& bounds) {
+  return static_cast<size_t>(bounds.max_batch) + 1;
+}
+size_t prefixes_begin(const AttentionBounds& bounds) {
+  return Schedule::block_bytes(bounds) + rounded_up(waves_max(bounds) * sizeof(Wave));
 }
 
 int64_t parts_of(int64_t n_seen, int64_t stretch) {
@@ -40,22 +60,23 @@ int64_t parts_max(int64_t n_seen, int32_t n_kv_heads) {
       1, std::min<int64_t>(of_stretches, (parts_wanted + n_kv_heads - 1) / n_kv_heads));
 }
 
-bool is_wide(const TileShape& narrow, int32_t n_rows) {
-  return int64_t{n_rows} * narrow.group > narrow_columns_max;
-}
-
-/// Slots that the results of one tile take at most.
-int64_t slots_of_a_tile(const AttentionBounds& bounds) {
+/// Slots that a part of a tile takes at most, in all turns.
+int64_t slots_of_a_part(const AttentionBounds& bounds, bool may_be_wide) {
   const int32_t group = std::max(1, bounds.max_q_heads / bounds.n_kv_heads);
   const TileShape narrow = {bounds.n_kv_heads, group};
+  if (!may_be_wide) return narrow.turns();
   const TileShape wide = {bounds.n_kv_heads, group, wide_columns};
   // Layers with fewer query heads may have more rows in a tile.
   const int64_t columns = std::min<int64_t>(int64_t{bounds.max_batch} * group, wide_columns);
   const int64_t of_wide = wide.turns() * ((columns + tile_columns - 1) / tile_columns);
-  const int64_t of_a_part = is_wide(narrow, bounds.max_batch)
-                                ? std::max<int64_t>(narrow.turns(), of_wide)
-                                : narrow.turns();
-  return of_a_part * parts_max(bounds.n_token_entries, bounds.n_kv_heads);
+  return std::max<int64_t>(narrow.turns(), of_wide);
+}
+
+/// Slots that the results of one tile of a list take at most.
+int64_t slots_of_a_tile(const AttentionBounds& bounds) {
+  const int64_t columns = int64_t{bounds.max_batch} * bounds.max_q_heads / bounds.n_kv_heads;
+  return slots_of_a_part(bounds, columns > narrow_columns_max) *
+         parts_max(bounds.n_token_entries, bounds.n_kv_heads);
 }
 
 }  // namespace
@@ -76,20 +97,21 @@ int32_t wide_stretch_of(int64_t n_seen, int32_t n_kv_heads, int32_t n_tiles) {
 }
 
 Schedule::Schedule(const AttentionBounds& bounds, std::byte* memory)
-    : n_slots_(n_slots(bounds)),
+    : n_own_slots_(n_own_slots(bounds)),
+      n_prefix_slots_(n_prefix_slots(bounds)),
       rows_at_(rows_begin(bounds)),
       lists_at_(lists_begin(bounds)),
       segments_at_(segments_begin(bounds)),
       block_(memory),
       waves_(reinterpret_cast<Wave*>(block_ + block_bytes(bounds))),
+      prefixes_(reinterpret_cast<Prefix*>(block_ + prefixes_begin(bounds))),
       tiles_(reinterpret_cast<Tile*>(block_)),
       rows_(reinterpret_cast<TileRow*>(block_ + rows_at_)),
       lists_(reinterpret_cast<ListRef*>(block_ + lists_at_)),
       segments_(reinterpret_cast<Segment*>(block_ + segments_at_)) {}
 
-/// Each tile may be a wave.
 size_t Schedule::host_bytes(const AttentionBounds& bounds) {
-  return block_bytes(bounds) + rounded_up((static_cast<size_t>(bounds.max_batch) + 1) * sizeof(Wave));
+  return prefixes_begin(bounds) + rounded_up(prefixes_max(bounds) * sizeof(Prefix));
 }
 
 size_t Schedule::block_bytes(const AttentionBounds& bounds) {
@@ -97,47 +119,93 @@ size_t Schedule::block_bytes(const AttentionBounds& bounds) {
 }
 
 int64_t Schedule::n_slots(const AttentionBounds& bounds) {
+  return n_own_slots(bounds) + n_prefix_slots(bounds);
+}
+
+/// Of tiles of lists: those of a launch.
+int64_t Schedule::n_own_slots(const AttentionBounds& bounds) {
   if (bounds.n_kv_heads == 0) return 0;
   const int64_t of_a_tile = slots_of_a_tile(bounds);
   return std::min(of_a_tile * bounds.max_batch, std::max(of_a_tile, slots_wanted));
 }
 
-/// A wave is full, but for the last, when the next tile finds no room.
-int32_t Schedule::most_waves(const AttentionBounds& bounds, int32_t n_tokens) {
-  if (bounds.n_kv_heads == 0) return 0;
-  const int64_t n_slots = Schedule::n_slots(bounds), of_a_tile = slots_of_a_tile(bounds);
-  const int64_t all = of_a_tile * n_tokens;
-  if (all <= n_slots) return 1;
-  return static_cast<int32_t>(std::min<int64_t>(n_tokens, 1 + all / (n_slots - of_a_tile + 1)));
+/// Of tiles of prefixes, which stay until all launches have come. A prefix that finds no room is not shared.
+int64_t Schedule::n_prefix_slots(const AttentionBounds& bounds) {
+  if (bounds.n_kv_heads == 0 || prefixes_max(bounds) == 0) return 0;
+  const int64_t of_a_tile = slots_of_a_part(bounds, true) *
+                            parts_max(bounds.n_token_entries, bounds.n_kv_heads);
+  return std::min(of_a_tile * bounds.max_batch, prefix_slots_wanted);
 }
 
-/// Wide tiles come first: a launch serves tiles of one width, and those of long prompts take longest.
-void Schedule::cut(const AttentionPlan& plan, const TileShape& narrow, bool has_wide) {
-  narrow_ = narrow;
-  has_wide_ = has_wide;
-  n_tiles_ = n_rows_ = n_segments_ = n_waves_ = n_parts_ = 0;
-  slots_taken_ = 0;
-  if (has_wide) add_lists(plan, true);
-  add_lists(plan, false);
-  for (int32_t i = 0; i < plan.n_padding; i += narrow.rows())
-    add_padding(plan, i, std::min(narrow.rows(), plan.n_padding - i));
-  n_lists_ = plan.n_lists;
+/// A wave is full when the next tile finds no room, but for the last one, and the last before tiles that need prefixes.
+int32_t Schedule::most_waves(const AttentionBounds& bounds, int32_t n_tokens, bool may_share) {
+  if (bounds.n_kv_heads == 0) return 0;
+  const int32_t more = may_share && prefixes_max(bounds) > 0 && n_tokens > 1 ? 1 : 0;
+  const int64_t n_slots = n_own_slots(bounds), of_a_tile = slots_of_a_tile(bounds);
+  const int64_t all = of_a_tile * n_tokens;
+  if (all <= n_slots) return 1 + more;
+  return more + static_cast<int32_t>(std::min<int64_t>(n_tokens, 1 + all / (n_slots - of_a_tile + 1)));
+}
+
+bool Schedule::is_wide(int32_t n_rows) const {
+  return cut_.has_wide && int64_t{n_rows} * cut_.narrow.group > narrow_columns_max;
+}
+
+/// Wide tiles come first: a launch serves tiles of one width, and those of long prompts take longest. What shares prefixes comes in
+/// a launch behind theirs.
+void Schedule::cut(const AttentionPlan& plan, const Cut& cut) {
+  cut_ = cut;
+  n_tiles_ = n_rows_ = n_segments_ = n_waves_ = n_parts_ = n_prefixes_ = 0;
+  slots_taken_ = prefix_slots_taken_ = 0;
+  ends_wave_ = false;
+  find_prefixes(plan);
+  for (const bool are_wide : {true, false}) {
+    if (are_wide && !cut.has_wide) continue;
+    const bool has_prefixes = are_wide == cut.has_wide && n_prefixes_ > 0;
+    if (has_prefixes) add_prefixes(plan);
+    add_lists(plan, are_wide, false);
+    ends_wave_ = has_prefixes;
+    add_lists(plan, are_wide, true);
+  }
+  const int32_t rows = cut.narrow.rows();
+  for (int32_t i = 0; i < plan.n_padding; i += rows)
+    add_padding(plan, i, std::min(rows, plan.n_padding - i));
+  n_lists_ = plan.n_lists + n_prefixes_;
   is_cut_ = true;
 }
 
 /// Rows of one list follow one another.
-void Schedule::add_lists(const AttentionPlan& plan, bool are_wide) {
-  const int32_t rows = are_wide ? wide_shape().rows() : narrow_.rows();
+void Schedule::add_lists(const AttentionPlan& plan, bool are_wide, bool share) {
+  const Prefix* prefix = prefixes_;
   for (int32_t first = 0, end = 0; first < plan.n_rows; first = end) {
     const int32_t list = plan.rows[first].list;
     while (end < plan.n_rows && plan.rows[end].list == list) ++end;
-    if ((has_wide_ && is_wide(narrow_, end - first)) != are_wide) continue;
-    add_list(plan, list, first, end);
-    const int32_t n_wide = are_wide ? (end - first + rows - 1) / rows : 0;
-    for (int32_t r = first; r < end; r += rows) {
-      add_tile(plan, r, std::min(rows, end - r));
-      add_parts(tiles_[n_tiles_ - 1], n_wide);
+    while (prefix < prefixes_ + n_prefixes_ && prefix->list_end <= list) ++prefix;
+    const bool shares = prefix < prefixes_ + n_prefixes_ && prefix->list_begin <= list;
+    if (is_wide(end - first) == are_wide && shares == share)
+      add_list(plan, list, first, end, share ? prefix : nullptr);
+  }
+}
+
+/// A list, or what is behind the prefix that it shares.
+void Schedule::add_list(const AttentionPlan& plan, int32_t list, int32_t first_row, int32_t end_row,
+                        const Prefix* prefix) {
+  const Stretch own = {.begin = prefix != nullptr ? prefix->length : 0};
+  add_ref(plan, list, lists_[list], first_row, end_row, own);
+  const bool are_wide = is_wide(end_row - first_row);
+  const TileShape shape = shape_of(are_wide);
+  const int32_t n_tiles = (end_row - first_row + shape.rows() - 1) / shape.rows();
+  for (int32_t r = first_row; r < end_row; r += shape.rows()) {
+    Tile& tile = add_tile(plan, r, std::min(shape.rows(), end_row - r), own);
+    tile.list = list;
+    if (prefix != nullptr) {
+      tile.prefix_columns = shape_of(cut_.has_wide).columns;
+      tile.prefix_tile = prefix->first_tile;
+      tile.prefix_row = r - prefix->first_row;
     }
+    add_parts(tile, are_wide,
+              are_wide ? wide_stretch_of(tile.n_seen, shape.n_kv_heads, n_tiles)
+                       : stretch_of(tile.n_seen, shape.n_kv_heads));
   }
 }
 
@@ -149,12 +217,25 @@ std::array<Schedule::Array, 4> Schedule::arrays() const {
            {segments_at_, bytes(n_segments_, sizeof(Segment))}}};
 }
 
-/// A list, and the segments of what its rows see.
-void Schedule::add_list(const AttentionPlan& plan, int32_t index, int32_t first_row, int32_t end_row) {
+/// What a row sees of a stretch of its list, counted from there.
+AttentionRow Schedule::within(AttentionRow row, const Stretch& stretch) {
+  for (int32_t* const index : {&row.first_end, &row.begin, &row.end})
+    *index = std::clamp(*index, stretch.begin, stretch.end) - stretch.begin;
+  return row;
+}
+
+/// The stretch of a list, and the segments of what its rows see there.
+void Schedule::add_ref(const AttentionPlan& plan, int32_t index, ListRef& made, int32_t first_row,
+                       int32_t end_row, const Stretch& stretch) {
   const TokenList& list = plan.lists[index];
-  ListRef& made = lists_[index];
   std::copy_n(list.start, 3, made.start);
   std::copy_n(list.count, 3, made.count);
+  for (int32_t piece = 0, left = stretch.begin; piece < 3; ++piece) {
+    const int32_t n = std::min(left, made.count[piece]);
+    made.start[piece] += n;
+    made.count[piece] -= n;
+    left -= n;
+  }
   made.first_cell = list.first_cell;
   made.first_position = list.first_position;
   made.first_segment = n_segments_;
@@ -162,18 +243,19 @@ void Schedule::add_list(const AttentionPlan& plan, int32_t index, int32_t first_
   if (list.has_pending) {
     int32_t first_end = 0, begin = INT32_MAX, end = 0;
     for (int32_t r = first_row; r < end_row; ++r) {
-      first_end = std::max(first_end, plan.rows[r].first_end);
-      begin = std::min(begin, plan.rows[r].begin);
-      end = std::max(end, plan.rows[r].end);
+      const AttentionRow row = within(plan.rows[r], stretch);
+      first_end = std::max(first_end, row.first_end);
+      begin = std::min(begin, row.begin);
+      end = std::max(end, row.end);
     }
     begin = std::max(begin, first_end);
-    add_segments(plan, list, 0, first_end);
-    add_segments(plan, list, begin, end);
+    add_segments(plan, made, 0, first_end);
+    add_segments(plan, made, begin, end);
   }
   made.n_segments = n_segments_ - made.first_segment;
 }
 
-void Schedule::add_segments(const AttentionPlan& plan, const TokenList& list, int32_t begin,
+void Schedule::add_segments(const AttentionPlan& plan, const ListRef& list, int32_t begin,
                             int32_t end) {
   int32_t start = 0;  // of the piece
   for (int32_t piece = 0; piece < 3; start += list.count[piece++]) {
@@ -190,15 +272,15 @@ void Schedule::add_segments(const AttentionPlan& plan, const TokenList& list, in
   }
 }
 
-void Schedule::add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_rows) {
+Tile& Schedule::add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_rows,
+                         const Stretch& stretch) {
   Tile& tile = tiles_[n_tiles_++];
   tile = {};
-  tile.list = plan.rows[first_row].list;
   tile.first_row = n_rows_;
   tile.n_rows = n_rows;
   tile.begin = tile.all_first_end = tile.all_end = INT32_MAX;
   for (int32_t r = first_row; r < first_row + n_rows; ++r) {
-    const AttentionRow& row = plan.rows[r];
+    const AttentionRow row = within(plan.rows[r], stretch);
     tile.first_end = std::max(tile.first_end, row.first_end);
     tile.begin = std::min(tile.begin, row.begin);
     tile.end = std::max(tile.end, row.end);
@@ -212,12 +294,13 @@ void Schedule::add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_
                               : index - (tile.begin - tile.first_end);
   };
   for (int32_t r = first_row; r < first_row + n_rows; ++r) {
-    const AttentionRow& row = plan.rows[r];
+    const AttentionRow row = within(plan.rows[r], stretch);
     rows_[n_rows_++] = {row.token, row.position, row.first_end, seen(row.begin), seen(row.end)};
   }
   tile.all_begin = seen(tile.all_begin);
   tile.all_end = seen(tile.all_end);
   tile.n_seen = seen(tile.end);
+  return tile;
 }
 
 /// Padding tokens see nothing, and so get zeros.
@@ -227,26 +310,27 @@ void Schedule::add_padding(const AttentionPlan& plan, int32_t first, int32_t n) 
   tile.first_row = n_rows_;
   tile.n_rows = n;
   for (int32_t i = first; i < first + n; ++i) rows_[n_rows_++] = {plan.padding[i], 0, 0, 0, 0};
-  add_parts(tile, 0);
+  add_parts(tile, false, stretch_of(0, cut_.narrow.n_kv_heads));
 }
 
-void Schedule::add_parts(Tile& tile, int32_t n_wide) {
-  const TileShape shape = n_wide > 0 ? wide_shape() : narrow_;
-  tile.stretch = n_wide > 0 ? wide_stretch_of(tile.n_seen, shape.n_kv_heads, n_wide)
-                            : stretch_of(tile.n_seen, shape.n_kv_heads);
+void Schedule::add_parts(Tile& tile, bool is_wide, int32_t stretch) {
+  const TileShape shape = shape_of(is_wide);
+  tile.stretch = stretch;
   tile.n_parts = static_cast<int32_t>(parts_of(tile.n_seen, tile.stretch));
   tile.first_part = n_parts_;
   n_parts_ += tile.n_parts;
-  const int64_t slots = tile.n_parts > 1
-                            ? int64_t{tile.n_parts} * shape.turns() * shape.slots(tile.n_rows)
-                            : 0;
-  const bool is_first = n_waves_ == 0 || wave(n_waves_ - 1).is_wide != (n_wide > 0);
-  if (is_first || slots_taken_ + slots > n_slots_) {
-    waves_[n_waves_++] = {tile.first_part, 0, n_wide > 0};
+  const int64_t slots = tile.is_whole()
+                            ? 0
+                            : int64_t{tile.n_parts} * shape.turns() * shape.slots(tile.n_rows);
+  const bool has_room = tile.is_prefix != 0 || slots_taken_ + slots <= n_own_slots_;
+  if (n_waves_ == 0 || wave(n_waves_ - 1).is_wide != is_wide || ends_wave_ || !has_room) {
+    waves_[n_waves_++] = {tile.first_part, 0, is_wide};
     slots_taken_ = 0;
+    ends_wave_ = false;
   }
-  tile.first_slot = static_cast<int32_t>(slots_taken_);
-  slots_taken_ += slots;
+  int64_t& taken = tile.is_prefix != 0 ? prefix_slots_taken_ : slots_taken_;
+  tile.first_slot = static_cast<int32_t>(taken + (tile.is_prefix != 0 ? n_own_slots_ : 0));
+  taken += slots;
   waves_[n_waves_ - 1].n_parts += tile.n_parts;
 }
 

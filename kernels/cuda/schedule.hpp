@@ -20,12 +20,17 @@
 ///
 /// Tiles have one of two widths: lists of many columns are cut into wide tiles, where a kernel serves those, and all others into
 /// narrow ones. Widths and parts depend on the list alone, so the bits of a sequence do not depend on what else is in the batch.
+///
+/// What lists share at their start is the exception. Where that saves enough, tiles of the rows of all of them see the prefix, and
+/// the tiles of each list see the rest; those merge what both have found. Tiles of prefixes are wide where the call has wide ones.
 namespace kvc::cuda {
 
 inline constexpr int32_t tile_columns = 8;
 inline constexpr int32_t wide_columns = 64;
 /// Lists of more columns are cut into wide tiles: narrow ones would read K and V a third time.
 inline constexpr int32_t narrow_columns_max = 2 * tile_columns;
+/// No prefix saves so much.
+inline constexpr int64_t shares_nothing = INT64_MAX;
 /// Shared memory that a block takes for what it is to do, at its start.
 inline constexpr int32_t item_bytes = 512;
 
@@ -66,7 +71,14 @@ struct Tile {
   int32_t stretch;                            // tokens of a part
   int32_t n_parts;
   int32_t first_part;  // counted over all tiles
-  int32_t first_slot;  // of its partial results, for each KV head and turn; without meaning where there is one part
+  int32_t first_slot;  // of its partial results, for each KV head and turn; without meaning where it is whole
+  int32_t is_prefix;  // of lists that share one: its results are left to the tiles of the lists
+  // Of a tile of a list that shares a prefix: the first tile of that, and which of its rows is the first of these.
+  int32_t prefix_columns;  // of such a tile; 0: the list shares none
+  int32_t prefix_tile, prefix_row;
+
+  /// Whether one part is all that its rows see.
+  KVC_BOTH bool is_whole() const { return n_parts == 1 && is_prefix == 0 && prefix_columns == 0; }
 };
 
 /// What the shapes of layer and call decide about tiles of one width.
@@ -88,11 +100,21 @@ struct TileShape {
   bool operator==(const TileShape&) const = default;
 };
 
+/// What call and device decide about the cut of a plan.
+struct Cut {
+  TileShape narrow;       // of narrow tiles
+  bool has_wide = false;  // whether there may be wide ones
+  /// Tokens, times KV heads, that blocks must not have to read twice for a prefix to be shared.
+  int64_t least_saved = shares_nothing;
+
+  bool operator==(const Cut&) const = default;
+};
+
 /// Tokens of a part. One long sequence is cut into some 256 parts over all its heads, which keep a GPU busy; a part is long enough to
 /// pay for its start and for its result being written.
 int32_t stretch_of(int64_t n_seen, int32_t n_kv_heads);
 
-/// The same of a wide tile, one of `n_tiles` of its list, which keep a GPU busy beside each other. Sums over very many tokens would
+/// The same of a wide tile, one of `n_tiles` of its list or prefix, which keep a GPU busy beside each other. Sums over very many tokens would
 /// be off by more than is promised, so long ones are cut even so.
 int32_t wide_stretch_of(int64_t n_seen, int32_t n_kv_heads, int32_t n_tiles);
 
@@ -122,16 +144,13 @@ class Schedule {
   /// Slots of partial results that a launch may leave behind: each is tile_columns columns of a part, for a KV head and a turn.
   static int64_t n_slots(const AttentionBounds& bounds);
 
-  /// Launches that a plan of so many tokens needs at most.
-  static int32_t most_waves(const AttentionBounds& bounds, int32_t n_tokens);
+  /// Launches of one width that a plan of so many tokens needs at most, and whether tiles of that width may share prefixes.
+  static int32_t most_waves(const AttentionBounds& bounds, int32_t n_tokens, bool may_share);
 
   void forget() { is_cut_ = false; }
-  /// `narrow` is the shape of narrow tiles, `has_wide` whether there may be wide ones.
-  bool is_cut_for(const TileShape& narrow, bool has_wide) const {
-    return is_cut_ && narrow == narrow_ && has_wide == has_wide_;
-  }
-  void cut(const AttentionPlan& plan, const TileShape& narrow, bool has_wide);
-  TileShape shape_of(const Wave& wave) const { return wave.is_wide ? wide_shape() : narrow_; }
+  bool is_cut_for(const Cut& cut) const { return is_cut_ && cut == cut_; }
+  void cut(const AttentionPlan& plan, const Cut& cut);
+  TileShape shape_of(const Wave& wave) const { return shape_of(wave.is_wide); }
 
   /// What the kernels read, to be copied to the device as it is.
   const std::byte* block() const { return block_; }
@@ -155,30 +174,65 @@ class Schedule {
   const Wave& wave(int32_t index) const { return waves_[index]; }
 
  private:
-  TileShape wide_shape() const { return {narrow_.n_kv_heads, narrow_.group, wide_columns}; }
-  void add_lists(const AttentionPlan& plan, bool are_wide);
-  void add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_rows);
-  void add_padding(const AttentionPlan& plan, int32_t first, int32_t n);
-  /// `n_wide`: wide tiles of the list, of which this is one; 0: it is a narrow one.
-  void add_parts(Tile& tile, int32_t n_wide);
-  void add_list(const AttentionPlan& plan, int32_t index, int32_t first_row, int32_t end_row);
-  void add_segments(const AttentionPlan& plan, const TokenList& list, int32_t begin, int32_t end);
+  /// What lists [list_begin, list_end), whose rows are [first_row, end_row) of the plan, share and their rows see.
+  struct Prefix {
+    int32_t list_begin = 0, list_end = 0;
+    int32_t first_row = 0, end_row = 0;
+    int32_t length = 0;
+    int32_t n_seen = 0;  // by any row
+    int32_t stretch = 0;
+    int32_t first_tile = 0;
+  };
+  /// Indexes [begin, end) of a list.
+  struct Stretch {
+    int32_t begin = 0;
+    int32_t end = INT32_MAX;
+  };
 
-  const int64_t n_slots_;
+  static int64_t n_own_slots(const AttentionBounds& bounds);
+  static int64_t n_prefix_slots(const AttentionBounds& bounds);
+
+  TileShape shape_of(bool is_wide) const {
+    return {cut_.narrow.n_kv_heads, cut_.narrow.group, is_wide ? wide_columns : tile_columns};
+  }
+  bool is_wide(int32_t n_rows) const;
+
+  // Of prefixes (prefixes.cpp).
+  void find_prefixes(const AttentionPlan& plan);
+  bool pays(const AttentionPlan& plan, Prefix& prefix) const;
+  int64_t slots_of(const Prefix& prefix) const;
+  void add_prefixes(const AttentionPlan& plan);
+
+  /// `share`: those that share prefixes, or those that do not.
+  void add_lists(const AttentionPlan& plan, bool are_wide, bool share);
+  void add_list(const AttentionPlan& plan, int32_t list, int32_t first_row, int32_t end_row,
+                const Prefix* prefix);
+  static AttentionRow within(AttentionRow row, const Stretch& stretch);
+  void add_ref(const AttentionPlan& plan, int32_t index, ListRef& made, int32_t first_row,
+               int32_t end_row, const Stretch& stretch);
+  Tile& add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_rows, const Stretch& stretch);
+  void add_padding(const AttentionPlan& plan, int32_t first, int32_t n);
+  void add_parts(Tile& tile, bool is_wide, int32_t stretch);
+  void add_segments(const AttentionPlan& plan, const ListRef& list, int32_t begin, int32_t end);
+
+  const int64_t n_own_slots_, n_prefix_slots_;
   const size_t rows_at_, lists_at_, segments_at_;
   std::byte* block_;
   Wave* waves_;
+  Prefix* prefixes_;  // ascending
   Tile* tiles_;
   TileRow* rows_;
-  ListRef* lists_;
+  ListRef* lists_;  // of the plan, then of prefixes
   Segment* segments_;
-  TileShape narrow_;
-  bool has_wide_ = false;
+  Cut cut_;
   bool is_cut_ = false;
+  bool ends_wave_ = false;  // what comes next needs the results of what came
   int32_t n_tiles_ = 0, n_rows_ = 0, n_segments_ = 0, n_waves_ = 0;
   int32_t n_parts_ = 0;
   int32_t n_lists_ = 0;
-  int64_t slots_taken_ = 0;  // of the last wave
+  int32_t n_prefixes_ = 0;
+  int64_t slots_taken_ = 0;         // of the last wave
+  int64_t prefix_slots_taken_ = 0;  // by what tiles of prefixes leave until the last wave
 };
 
 }  // namespace kvc::cuda

@@ -45,10 +45,13 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
   const AttentionParams params = subject.params();
   AttentionBounds bounds = subject.bounds();
   bounds.n_token_entries = static_cast<int64_t>(subject.token_cells.size());
+  bounds.shares_prefixes = subject.o.shared;
   std::vector<std::byte> on_host(Schedule::host_bytes(bounds));
   Schedule schedule(bounds, on_host.data());
   const int32_t n_kv_heads = params.storage.k.n_heads;
-  schedule.cut(params.plan, {n_kv_heads, params.constants.n_q_heads / n_kv_heads}, wide != nullptr);
+  schedule.cut(params.plan, {.narrow = {n_kv_heads, params.constants.n_q_heads / n_kv_heads},
+                             .has_wide = wide != nullptr,
+                             .least_saved = subject.o.weights ? shares_nothing : 1});
 
   AttentionArguments a = arguments_of(
       params, {subject.token_cells.data(), subject.token_positions.data(), params.plan.seen});
