@@ -8,6 +8,21 @@
 namespace kvc {
 namespace {
 
+/// How many of n entries from a and from b name the same cells at the same positions, up to the first that do not. Stretches are
+/// compared as bytes first, which takes a third of the time.
+int32_t common_entries(const TokenArrays& tokens, int64_t a, int64_t b, int32_t n) {
+  constexpr int32_t stretch = 64;
+  const auto equal = [a, b](const int32_t* words, int32_t i) {
+    return std::equal(words + a + i, words + a + i + stretch, words + b + i);
+  };
+  int32_t i = 0;
+  while (n - i >= stretch && equal(tokens.cell, i) && equal(tokens.position, i)) i += stretch;
+  while (i < n && tokens.cell[a + i] == tokens.cell[b + i] &&
+         tokens.position[a + i] == tokens.position[b + i])
+    ++i;
+  return i;
+}
+
 /// How many entries at the start of two lists name the same cells at the same positions.
 int32_t common_prefix(const TokenArrays& tokens, const TokenList& a, const TokenList& b) {
   int32_t length = 0, piece_a = 0, piece_b = 0, at_a = 0, at_b = 0;
@@ -16,12 +31,10 @@ int32_t common_prefix(const TokenArrays& tokens, const TokenList& a, const Token
     while (at_a == a.count[piece_a]) at_a = 0, ++piece_a;
     while (at_b == b.count[piece_b]) at_b = 0, ++piece_b;
     const int32_t stretch = std::min(a.count[piece_a] - at_a, b.count[piece_b] - at_b);
-    for (int32_t i = 0; i < stretch; ++i) {
-      const int64_t in_a = a.start[piece_a] + at_a + i, in_b = b.start[piece_b] + at_b + i;
-      if (tokens.cell[in_a] != tokens.cell[in_b] || tokens.position[in_a] != tokens.position[in_b])
-        return length + i;
-    }
-    length += stretch;
+    const int32_t common = common_entries(tokens, a.start[piece_a] + at_a, b.start[piece_b] + at_b,
+                                          stretch);
+    length += common;
+    if (common < stretch) break;
     at_a += stretch;
     at_b += stretch;
   }
