@@ -27,7 +27,7 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
 }
 Memory::~Memory() { need(runtime::release(data_), "release"); }
 
-void Memory::write(const void* from, size_t bytes) {
+void Memory::write(const void* from, size_t bytes) const {
   need(runtime::copy_to_device(data_, from, bytes, nullptr), "copy to the GPU");
   need(runtime::synchronize(nullptr), "synchronize");
 }

@@ -29,7 +29,7 @@ class Memory {
   size_t bytes() const { return bytes_; }
 
   /// Both wait for the copy.
-  void write(const void* from, size_t bytes);
+  void write(const void* from, size_t bytes) const;
   void read(void* to, size_t bytes) const;
 
  private:

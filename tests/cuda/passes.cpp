@@ -1,5 +1,5 @@
 // Random passes in a cache on cuda:0 and in its twin on the CPU: the same statuses, the same digests, and attention within the sum
-// of both bounds (docs/SEMANTICS.md, §8). It needs nothing of the GPU but memory, so it is built twice: for a GPU (cuda_passes, by
+// of both bounds (docs/SEMANTICS.md, §8). Passes come on one stream after another, and half of those that a graph can do are done by one. It needs nothing of the GPU but memory, so it is built twice: for a GPU (cuda_passes, by
 // `make test-cuda`) and over the simulation (simulated_passes).
 //   passes [--seed N] [--passes N]
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <random>
 #include <string>
 #include <vector>
@@ -22,8 +23,10 @@ using gpu::fail;
 class DeviceFloats {
  public:
   explicit DeviceFloats(size_t n) : memory_(n * sizeof(float)) {}
-  void write(const std::vector<float>& from) { memory_.write(from.data(), memory_.bytes()); }
-  void read(std::vector<float>* to) const { memory_.read(to->data(), memory_.bytes()); }
+  void write(const std::vector<float>& from) const {
+    memory_.write(from.data(), from.size() * sizeof(float));
+  }
+  void read(std::vector<float>* to) const { memory_.read(to->data(), to->size() * sizeof(float)); }
   void* data() const { return memory_.data(); }
 
  private:
@@ -34,6 +37,8 @@ struct Setup {
   uint32_t dtype;
   int32_t n_kv_heads, n_q_heads, head_dim, reach;
   uint32_t flags = 0;  // of the cache
+
+  bool can_be_captured() const { return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16; }
 };
 
 constexpr int32_t max_sequences = 4, capacity = 160, max_batch = 24, n_layers = 2;
@@ -88,9 +93,34 @@ kvc_tensor tensor(void* data, bool on_gpu, int64_t n, int64_t heads, int64_t dim
   return gpu::tensor(data, on_gpu, KVC_F32, {n, heads, dim});
 }
 
+/// Of a layer: on the GPU at addresses that stay, with as many rows as a pass may have.
+struct LayerTensors {
+  explicit LayerTensors(const Setup& s)
+      : k_there(floats(s, s.n_kv_heads)),
+        v_there(floats(s, s.n_kv_heads)),
+        q_there(floats(s, s.n_q_heads)),
+        out_there(floats(s, s.n_q_heads)) {}
+  static size_t floats(const Setup& s, int32_t heads) {
+    return static_cast<size_t>(max_batch * heads * s.head_dim);
+  }
+
+  std::vector<float> k, v, q, out;
+  DeviceFloats k_there, v_there, q_there, out_there;
+};
+
 class Run {
  public:
-  Run(const Setup& setup, unsigned seed) : setup_(setup), caches_(setup), random_(seed) {}
+  Run(const Setup& setup, unsigned seed) : setup_(setup), caches_(setup), random_(seed) {
+    for (gpu::Stream& stream : streams_) stream = gpu::create_stream();
+    for (int32_t layer = 0; layer < n_layers; ++layer) tensors_.emplace_back(setup);
+    if (setup.can_be_captured()) capture();
+  }
+  ~Run() {
+    if (graph_ != nullptr) gpu::destroy_graph(graph_);
+    for (gpu::Stream stream : streams_) gpu::destroy_stream(stream);
+  }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
 
   void step() {
     switch (below(8)) {
@@ -102,6 +132,7 @@ class Run {
   }
   double worst() const { return worst_; }
   int attended() const { return attended_; }
+  int n_replayed() const { return n_replayed_; }
 
  private:
   int32_t below(int32_t n) { return static_cast<int32_t>(random_() % static_cast<unsigned>(n)); }
@@ -153,14 +184,37 @@ class Run {
     }
     const auto n = static_cast<int32_t>(position.size());
     if (n == 0) return forget();
+    const gpu::Stream stream = streams_[static_cast<size_t>(below(n_streams))];
+    const bool replays = graph_ != nullptr && below(2) == 0;
     const kvc_status begun = caches_.both("begin", [&](kvc_cache* cache) {
-      return kvc_begin(cache, n, position.data(), sequence.data(), nullptr, 0, nullptr);
+      const bool there = cache == caches_.gpu;
+      return kvc_begin(cache, n, position.data(), sequence.data(), nullptr,
+                       there && replays ? uint32_t{KVC_BEGIN_REPLAY} : 0u, there ? stream : nullptr);
     });
     if (begun != KVC_OK) return;
-    for (int32_t layer = 0; layer < n_layers; ++layer) attend(layer, n);
+    for (int32_t layer = 0; layer < n_layers; ++layer) bring_inputs(layer, n);
+    if (replays) gpu::launch(graph_, stream);
+    for (int32_t layer = 0; layer < n_layers; ++layer) {
+      put_attention(caches_.cpu, layer, n);
+      if (!replays) put_attention(caches_.gpu, layer, n);
+    }
+    gpu::need(kvc::cuda::runtime::synchronize(stream), "synchronize");
+    for (int32_t layer = 0; layer < n_layers; ++layer) compare(layer, n);
+    n_replayed_ += replays ? 1 : 0;
     const bool kept = below(6) > 0;
     caches_.both(kept ? "commit" : "abort", kept ? kvc_commit : kvc_abort);
     same_digest();
+  }
+
+  /// The passes of a graph: as many tokens as a pass may have, all layers.
+  void capture() {
+    const gpu::Stream stream = streams_[0];
+    gpu::begin_capture(stream);
+    gpu::must(kvc_begin(caches_.gpu, max_batch, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream),
+              "begin");
+    for (int32_t layer = 0; layer < n_layers; ++layer) put_attention(caches_.gpu, layer, max_batch);
+    gpu::must(kvc_commit(caches_.gpu), "commit");
+    graph_ = gpu::end_capture(stream);
   }
 
   std::vector<float> numbers(int32_t n) {
@@ -181,27 +235,34 @@ class Run {
     return std::sqrt(most);
   }
 
-  void attend(int32_t layer, int32_t n) {
+  void bring_inputs(int32_t layer, int32_t n) {
+    LayerTensors& t = tensors_[static_cast<size_t>(layer)];
+    t.k = numbers(n * setup_.n_kv_heads * setup_.head_dim);
+    t.v = numbers(n * setup_.n_kv_heads * setup_.head_dim);
+    t.q = numbers(n * setup_.n_q_heads * setup_.head_dim);
+    t.out.resize(t.q.size());
+    t.k_there.write(t.k);
+    t.v_there.write(t.v);
+    t.q_there.write(t.q);
+  }
+
+  void put_attention(kvc_cache* cache, int32_t layer, int32_t n) {
+    LayerTensors& t = tensors_[static_cast<size_t>(layer)];
+    const bool there = cache == caches_.gpu;
     const int32_t kv = setup_.n_kv_heads, qh = setup_.n_q_heads, dim = setup_.head_dim;
-    std::vector<float> k = numbers(n * kv * dim), v = numbers(n * kv * dim),
-                       q = numbers(n * qh * dim);
-    std::vector<float> out_cpu(q.size()), out_gpu(q.size());
-    DeviceFloats k_there(k.size()), v_there(v.size()), q_there(q.size()), out_there(q.size());
-    k_there.write(k);
-    v_there.write(v);
-    q_there.write(q);
-    caches_.both("put_attention", [&](kvc_cache* cache) {
-      const bool there = cache == caches_.gpu;
-      kvc_tensor k_view = tensor(there ? k_there.data() : k.data(), there, n, kv, dim);
-      kvc_tensor v_view = tensor(there ? v_there.data() : v.data(), there, n, kv, dim);
-      kvc_tensor q_view = tensor(there ? q_there.data() : q.data(), there, n, qh, dim);
-      kvc_tensor out = tensor(there ? out_there.data() : out_cpu.data(), there, n, qh, dim);
-      const kvc_status status = kvc_put_attention(cache, layer, &k_view, &v_view, &q_view, &out,
-                                                  nullptr);
-      if (status != KVC_OK) fail("put_attention");
-      return status;
-    });
-    out_there.read(&out_gpu);
+    kvc_tensor k = tensor(there ? t.k_there.data() : t.k.data(), there, n, kv, dim);
+    kvc_tensor v = tensor(there ? t.v_there.data() : t.v.data(), there, n, kv, dim);
+    kvc_tensor q = tensor(there ? t.q_there.data() : t.q.data(), there, n, qh, dim);
+    kvc_tensor out = tensor(there ? t.out_there.data() : t.out.data(), there, n, qh, dim);
+    gpu::must(kvc_put_attention(cache, layer, &k, &v, &q, &out, nullptr), "put_attention");
+  }
+
+  void compare(int32_t layer, int32_t n) {
+    const int32_t dim = setup_.head_dim;
+    const LayerTensors& tensors = tensors_[static_cast<size_t>(layer)];
+    const std::vector<float>&k = tensors.k, &v = tensors.v, &q = tensors.q, &out_cpu = tensors.out;
+    std::vector<float> out_gpu(static_cast<size_t>(n * setup_.n_q_heads * dim));
+    tensors.out_there.read(&out_gpu);
     // T is at most what vectors of these lengths multiply to. What is stored may be longer, where it was rounded.
     constexpr double rounded = 1.2;
     longest_k_ = std::max(longest_k_, rounded * longest(k, dim));
@@ -217,9 +278,15 @@ class Run {
     }
   }
 
+  static constexpr int32_t n_streams = 3;
+
   const Setup setup_;
   Caches caches_;
   std::mt19937 random_;
+  gpu::Stream streams_[n_streams];
+  std::deque<LayerTensors> tensors_;
+  gpu::Graph* graph_ = nullptr;
+  int n_replayed_ = 0;                    // passes
   double longest_k_ = 0, largest_v_ = 0;  // that were put
   double worst_ = 0;
   int attended_ = 0;
@@ -250,9 +317,9 @@ int main(int argc, char** argv) {
     for (int i = 0; i < n_passes; ++i) run.step();
     std::printf(
         "dtype %06x%s, %d query and %d KV heads of %d, reach %d: %d numbers, at most %.0f %% of "
-        "the bound\n",
+        "the bound; %d passes by a graph\n",
         setup.dtype, setup.flags != 0 ? " rotated" : "", setup.n_q_heads, setup.n_kv_heads,
-        setup.head_dim, setup.reach, run.attended(), 100 * run.worst());
+        setup.head_dim, setup.reach, run.attended(), 100 * run.worst(), run.n_replayed());
   }
   return 0;
 }

@@ -13,8 +13,6 @@
 namespace bench_cuda {
 namespace {
 
-namespace runtime = kvc::cuda::runtime;
-
 struct Sizes {
   int32_t layers = 8, sequences = 64, tokens = 1;
   int64_t heads = 32, dim = 128;
@@ -130,10 +128,8 @@ Timed lightning(const Sizes& sizes) {
   const auto n = static_cast<size_t>(sizes.n_tokens() * sizes.heads * sizes.dim);
   std::vector<float> in = numbers(n), want(n), got(n, std::nanf(""));
   const gpu::Memory in_there(n * sizeof(float)), out_there(n * sizeof(float));
-  gpu::need(runtime::copy_to_device(in_there.data(), in.data(), in_there.bytes(), nullptr), "copy");
-  gpu::need(runtime::copy_to_device(out_there.data(), got.data(), out_there.bytes(), nullptr),
-            "copy");
-  gpu::need(runtime::synchronize(nullptr), "synchronize");
+  in_there.write(in.data(), in_there.bytes());
+  out_there.write(got.data(), out_there.bytes());
   const std::vector<int64_t> shape = {sizes.n_tokens(), sizes.heads, sizes.dim};
   const auto call = [&](bool on_gpu, int32_t layer) {
     const kvc_tensor x = gpu::tensor(on_gpu ? static_cast<void*>(in_there.data()) : in.data(),
@@ -166,11 +162,8 @@ Timed recurrent(const Sizes& sizes) {
   const std::vector<float> want = numbers(n);
   std::vector<float> got(n, std::nanf(""));
   const gpu::Memory put_there(n * sizeof(float)), got_there(n * sizeof(float));
-  gpu::need(runtime::copy_to_device(put_there.data(), want.data(), put_there.bytes(), nullptr),
-            "copy");
-  gpu::need(runtime::copy_to_device(got_there.data(), got.data(), got_there.bytes(), nullptr),
-            "copy");
-  gpu::need(runtime::synchronize(nullptr), "synchronize");
+  put_there.write(want.data(), put_there.bytes());
+  got_there.write(got.data(), got_there.bytes());
   const std::vector<int64_t> shape = {sizes.sequences, sizes.heads, sizes.dim, sizes.dim};
   const kvc_tensor put = gpu::tensor(put_there.data(), true, KVC_F32, shape);
   kvc_tensor into = gpu::tensor(got_there.data(), true, KVC_F32, shape);
