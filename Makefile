@@ -114,7 +114,7 @@ smoke-aarch64: # needs build/developer
 
 test-cuda: ## the backend for CUDA on this machine's GPU
 	@tools/setup test
-	$(call cmake,developer,-DKVC_DEVELOPER=ON -DKVC_CUDA=ON,--target kvc kvc_cuda cuda_passes)
+	$(call cmake,developer,-DKVC_DEVELOPER=ON -DKVC_CUDA=ON)
 	@$(call ctest,developer) -C Gpu -L gpu --verbose
 
 test-frameworks: ## DLPack with PyTorch and JAX, and models of transformers over kvc (fetches gigabytes)

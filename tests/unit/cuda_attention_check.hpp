@@ -30,6 +30,11 @@ struct KernelUnderTest {
   };
 };
 
+/// What a launch does.
+enum class Role : uint8_t { narrow, wide, weights };
+/// Where launches go instead of the shim, in so many blocks (tests/cuda/attention_on_gpu.cpp).
+inline void (*launch_elsewhere)(const AttentionArguments&, Role, unsigned) = nullptr;
+
 /// How the shim runs a call.
 struct Run {
   unsigned seed = 1;
@@ -75,7 +80,8 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
 
   const simt::Options options = {
       .seed = run.seed, .resident = run.resident, .counts_loads = run.loads != nullptr};
-  const auto launch = [&](const KernelUnderTest& what) {
+  const auto launch = [&](const KernelUnderTest& what, Role role) {
+    if (launch_elsewhere != nullptr) return launch_elsewhere(a, role, run.blocks);
     const simt::Statistics made = simt::launch(
         run.blocks, 128, what.shared_bytes(a), [&] { what.run(a); }, options);
     if (run.loads == nullptr) return;
@@ -85,10 +91,11 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
   };
   for (int32_t i = 0; i < schedule.n_waves(); ++i) {
     place_wave(a, schedule, i);
-    launch(schedule.wave(i).is_wide ? *wide : kernel);
+    const bool is_wide = schedule.wave(i).is_wide;
+    launch(is_wide ? *wide : kernel, is_wide ? Role::wide : Role::narrow);
   }
   if (a.weights.data != nullptr)
-    launch({.run = a.has_codes() ? write_weights<true> : write_weights<false>});
+    launch({.run = a.has_codes() ? write_weights<true> : write_weights<false>}, Role::weights);
   for (const int32_t counter : counters) ASSERT_EQ(counter, 0);
 }
 

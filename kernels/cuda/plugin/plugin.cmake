@@ -115,6 +115,7 @@ file(GLOB kernels CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/cuda/*.cu")
 kvc_compile_cuda(objects ${kernels})
 file(GLOB sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/cuda/*.cpp" "${PROJECT_SOURCE_DIR}/kernels/cuda/plugin/*.cpp")
 add_library(kvc_cuda SHARED ${sources} ${KVC_CUDA_CORE_SOURCES} ${objects})
+set_target_properties(kvc_cuda PROPERTIES KVC_KERNEL_OBJECTS "${objects}") # for tests, after kvc_cuda is built
 target_include_directories(kvc_cuda SYSTEM PRIVATE "${KVC_CUDA_HOME}/include")
 target_link_libraries(kvc_cuda PRIVATE kvc_private "${KVC_CUDART}" Threads::Threads ${CMAKE_DL_LIBS} rt)
 kvc_make_plugin(kvc_cuda "${PROJECT_SOURCE_DIR}/kernels/cuda/plugin/plugin.map")
