@@ -52,30 +52,49 @@ Error worse(const Error& a, const Error& b) {
 
 void report_share(const Roofs& roofs, const Rig& rig, const std::string& name, double must,
                   double go_for, const Measured& m) {
-  const double limit = 1e6 * rig.setup().bytes_seen() / roofs.read_rate();
-  report({name, "% of read rate", Better::higher, must, go_for},
+  const double limit = 1e6 * rig.setup().bytes_seen() / roofs.copy_rate();
+  report({name, "% of copy rate", Better::higher, must, go_for},
          each(m.times, [&](double t) { return 100 * limit / t; }), m.times, m.error);
 }
 
+/// What a decode is held to: a share of the copy rate where it reads much, a time where it reads little.
+enum class Target { share, time };
+
 struct Decode {
   const char* name;
-  int32_t sequences, context, run;
-  double must, go_for;  // % of the read rate, in a graph
+  int32_t sequences, context;
+  Target target;
+  double must, go_for;  // % or µs, in a graph
 };
 
-void decode(const Roofs& roofs, const Decode& d) {
+/// The times in a graph.
+std::vector<double> decode(const Roofs& roofs, const Decode& d, int32_t run = 0) {
   Setup setup;
   setup.sequences = d.sequences;
   setup.context = d.context;
-  setup.run = d.run;
+  setup.run = run;
   setup.least_bytes = 0x1p29;
   Rig rig(setup, roofs);
   const Error exact = rig.exact_error();
   const std::string name = std::string("decode bf16, ") + d.name;
   Measured m = in_graphs(rig);
   m.error = worse(exact, m.error);
-  report_share(roofs, rig, name, d.must, d.go_for, m);
+  if (d.target == Target::time)
+    report({name, "µs", Better::lower, d.must, d.go_for}, m.times, m.times, m.error);
+  else
+    report_share(roofs, rig, name, d.must, d.go_for, m);
   report_share(roofs, rig, name + ", no graph", 0, 0, one_by_one(rig));
+  return m.times;
+}
+
+/// Beside the same work on contiguous cells.
+void decode_apart(const Roofs& roofs, const Decode& d, int32_t run,
+                  const std::vector<double>& contiguous, double must, double go_for) {
+  std::vector<double> times = decode(roofs, d, run), ratios;
+  for (size_t i = 0; i < times.size(); ++i) ratios.push_back(times[i] / contiguous[i]);
+  report({std::string("decode bf16, ") + d.name + ", beside 32 x 4k", "x of its time",
+          Better::lower, must, go_for},
+         ratios, times, {});
 }
 
 struct Prefill {
@@ -112,25 +131,29 @@ struct Stored {
 }  // namespace
 
 void decode_cases(const Roofs& roofs) {
-  for (const Decode& d :
-       {Decode{"1 x 1k", 1, 1024, 0, 0, 0}, Decode{"1 x 8k", 1, 8192, 0, 45, 60},
-        Decode{"1 x 32k", 1, 32768, 0, 65, 78}, Decode{"1 x 128k", 1, 131072, 0, 85, 90},
-        Decode{"8 x 4k", 8, 4096, 0, 65, 78}, Decode{"8 x 16k", 8, 16384, 0, 85, 92},
-        Decode{"32 x 4k", 32, 4096, 0, 85, 92},
-        Decode{"32 x 4k, cells in runs of 32", 32, 4096, 32, 83, 90},
-        Decode{"32 x 4k, scattered cells", 32, 4096, 1, 80, 87}})
+  for (const Decode& d : {Decode{"1 x 1k", 1, 1024, Target::time, 9, 8},
+                          Decode{"1 x 8k", 1, 8192, Target::time, 0, 0},
+                          Decode{"1 x 32k", 1, 32768, Target::time, 45, 40},
+                          Decode{"1 x 128k", 1, 131072, Target::share, 85, 92},
+                          Decode{"8 x 4k", 8, 4096, Target::time, 45, 40},
+                          Decode{"8 x 16k", 8, 16384, Target::share, 85, 92}})
     decode(roofs, d);
+  const std::vector<double> contiguous = decode(roofs, {"32 x 4k", 32, 4096, Target::share, 85, 92});
+  decode_apart(roofs, {"32 x 4k, cells in runs of 32", 32, 4096, Target::share, 0, 0}, 32,
+               contiguous, 1.04, 1.02);
+  decode_apart(roofs, {"32 x 4k, scattered cells", 32, 4096, Target::share, 0, 0}, 1, contiguous,
+               1.1, 1.05);
 }
 
 void prefill_cases(const Roofs& roofs) {
   for (const Prefill& p :
-       {Prefill{"runtime bf16, D 128, not causal, 2k", 128, 2048, true, KVC_BF16, KVC_BF16, 300, 600},
-        Prefill{"runtime bf16, D 128, not causal, 8k", 128, 8192, true, KVC_BF16, KVC_BF16, 300, 600},
-        Prefill{"runtime bf16, D 128, causal, 8k", 128, 8192, false, KVC_BF16, KVC_BF16, 280, 560},
-        Prefill{"runtime bf16, D 64, causal, 8k", 64, 8192, false, KVC_BF16, KVC_BF16, 215, 430},
-        Prefill{"runtime bf16, D 256, causal, 8k", 256, 8192, false, KVC_BF16, KVC_BF16, 275, 550},
-        Prefill{"exact bf16, D 128, causal, 8k", 128, 8192, false, KVC_BF16, 0, 150, 300},
-        Prefill{"exact f16, D 128, causal, 8k", 128, 8192, false, KVC_F16, 0, 200, 400}})
+       {Prefill{"runtime bf16, D 128, not causal, 2k", 128, 2048, true, KVC_BF16, KVC_BF16, 480, 600},
+        Prefill{"runtime bf16, D 128, not causal, 8k", 128, 8192, true, KVC_BF16, KVC_BF16, 480, 600},
+        Prefill{"runtime bf16, D 128, causal, 8k", 128, 8192, false, KVC_BF16, KVC_BF16, 440, 560},
+        Prefill{"runtime bf16, D 64, causal, 8k", 64, 8192, false, KVC_BF16, KVC_BF16, 330, 430},
+        Prefill{"runtime bf16, D 256, causal, 8k", 256, 8192, false, KVC_BF16, KVC_BF16, 420, 550},
+        Prefill{"exact bf16, D 128, causal, 8k", 128, 8192, false, KVC_BF16, 0, 240, 300},
+        Prefill{"exact f16, D 128, causal, 8k", 128, 8192, false, KVC_F16, 0, 320, 400}})
     prefill(roofs, p);
 }
 

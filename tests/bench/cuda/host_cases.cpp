@@ -66,7 +66,7 @@ void host_cases(const Roofs& roofs) {
     return host_microseconds([&] { rig.put_attend_all(); }) / rig.n_layers();
   });
   rig.close();
-  report({"put and attention of a layer, 256 sequences, host", "µs", Better::lower, 10, 5}, layer,
+  report({"put and attention of a layer, 256 sequences, host", "µs", Better::lower, 6, 3}, layer,
          layer, rig.last_error());
 }
 

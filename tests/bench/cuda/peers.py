@@ -263,7 +263,7 @@ def _cell(case: Case, result: Result) -> str:
 
 def self_test() -> None:
     """Everything but the calls: what kvc prints, libraries that are not there, and the table."""
-    line = "decode bf16, 1 x 1k\t% of read rate\t50\t49\t51\t4.0\t0.002\tgo\n"
+    line = "decode bf16, 1 x 1k\t% of copy rate\t50\t49\t51\t4.0\t0.002\tgo\n"
     ours = kvc_results([line, line.replace("1k", "8k").replace("go", "WRONG"), "not a figure\n"])
     assert ours["decode bf16, 1 x 1k"].microseconds == 4.0
     assert ours["decode bf16, 1 x 8k"].microseconds is None
