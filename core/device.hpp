@@ -82,7 +82,8 @@ class CacheDevice {
   virtual Status store_states(const StateRows& params) noexcept = 0;
   virtual Status load_states(const StateRows& params) noexcept = 0;
   virtual Status store_conv(const ConvRows& params) noexcept = 0;
-  virtual Status copy_states(const StateCopies& params) noexcept = 0;
+  /// `source` has the slots that are read: the side of another cache of the same device, or this one.
+  virtual Status copy_states(const StateCopies& params, const CacheDevice& source) noexcept = 0;
   virtual Status clear_states(const StateClears& params) noexcept = 0;
 
   /// Null: the device records nothing.

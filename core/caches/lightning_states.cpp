@@ -75,7 +75,8 @@ Status LightningCache::write_states(int32_t layer, int32_t first, const Tensor& 
     const int32_t before = book_.sequence(index).slot, slot = book_.take_own_slot(index);
     if (slot != before) {
       const StateCopies copy = {whole_slots(), nullptr, &before, &slot, 1};
-      if (Status s = health_.after(on_device_->copy_states(copy)); s != Status::ok) return s;
+      if (Status s = health_.after(on_device_->copy_states(copy, *on_device_)); s != Status::ok)
+        return s;
     }
     LightningState state = state_at(layer, slot);
     state.tensor = state_of(from, i);
@@ -162,7 +163,8 @@ Status LightningCache::apply_insert(const Cache& other, int32_t slot) {
     const int32_t n = book_.adopt(slot + row, from.book_, row, slots_from_, slots_to_);
     if (n == 0) continue;
     const StateCopies copies = {whole_slots(), &source, slots_from_, slots_to_, n};
-    if (Status s = health_.after(on_device_->copy_states(copies)); s != Status::ok) return s;
+    if (Status s = health_.after(on_device_->copy_states(copies, *from.on_device_)); s != Status::ok)
+      return s;
   }
   return health_.status();
 }

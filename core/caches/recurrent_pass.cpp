@@ -276,7 +276,8 @@ Status RecurrentCache::settle_unput() {
     for (const int32_t part : {conv, recurrent}) {
       if (!has_part(part) || was_put(layer, part)) continue;
       const StateCopies copies = {part_at(layer, part), nullptr, read_slots_, kept_slots_, n};
-      if (Status s = health_.after(on_device_->copy_states(copies)); s != Status::ok) return s;
+      if (Status s = health_.after(on_device_->copy_states(copies, *on_device_)); s != Status::ok)
+        return s;
     }
   }
   return Status::ok;

@@ -123,7 +123,7 @@ class CpuCacheDevice final : public CacheDevice {
     cpu::store_conv(params, pool_);
     return Status::ok;
   }
-  Status copy_states(const StateCopies& params) noexcept override {
+  Status copy_states(const StateCopies& params, const CacheDevice&) noexcept override {
     cpu::copy_states(params, pool_);
     return Status::ok;
   }

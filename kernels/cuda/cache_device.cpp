@@ -139,13 +139,20 @@ Status CudaCacheDevice::move(const MoveParams& params) noexcept {
              [&](const Launcher& launcher) { return move_rows(params, launcher); });
 }
 
-Status CudaCacheDevice::copy(const CopyParams& params, const CacheDevice& source) noexcept {
-  return run("the copying of rows", [&](const Launcher& launcher) -> Error {
+/// The work of another cache may go to another stream: what it was given before comes before, what it is given later behind.
+template <class Call>
+Status CudaCacheDevice::beside(const char* what, const CacheDevice& source, Call call) noexcept {
+  return run(what, [&](const Launcher& launcher) -> Error {
     const Stream from = static_cast<const CudaCacheDevice&>(source).stream_;
     if (Error e = order(from, launcher.stream); e != Error::none) return e;
-    if (Error e = copy_stretches(params, launcher); e != Error::none) return e;
+    if (Error e = call(launcher); e != Error::none) return e;
     return order(launcher.stream, from);
   });
+}
+
+Status CudaCacheDevice::copy(const CopyParams& params, const CacheDevice& source) noexcept {
+  return beside("the copying of rows", source,
+                [&](const Launcher& launcher) { return copy_stretches(params, launcher); });
 }
 
 Status CudaCacheDevice::clear(const ClearParams& params) noexcept {
@@ -188,13 +195,9 @@ Status CudaCacheDevice::store_conv(const ConvRows& params) noexcept {
              [&](const Launcher& launcher) { return cuda::store_conv(params, launcher); });
 }
 
-Status CudaCacheDevice::copy_states(const StateCopies& params) noexcept {
-  return run("the copying of states", [&](const Launcher& launcher) -> Error {
-    if (params.source == nullptr) return cuda::copy_states(params, launcher);
-    if (Error e = runtime::synchronize_device(); e != Error::none) return e;
-    if (Error e = cuda::copy_states(params, launcher); e != Error::none) return e;
-    return runtime::synchronize(launcher.stream);
-  });
+Status CudaCacheDevice::copy_states(const StateCopies& params, const CacheDevice& source) noexcept {
+  return beside("the copying of states", source,
+                [&](const Launcher& launcher) { return cuda::copy_states(params, launcher); });
 }
 
 Status CudaCacheDevice::clear_states(const StateClears& params) noexcept {

@@ -50,7 +50,6 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   Status store_codes(const StoreCodesParams& params) noexcept override;
   Status load(const LoadParams& params) noexcept override;
   Status move(const MoveParams& params) noexcept override;
-  /// The work of another cache may go to another stream: what it was given before comes before, what it is given later behind.
   Status copy(const CopyParams& params, const CacheDevice& source) noexcept override;
   Status clear(const ClearParams& params) noexcept override;
   Status attention(const AttentionOperator& op, const AttentionParams& params) noexcept override;
@@ -64,8 +63,7 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   Status store_states(const StateRows& params) noexcept override;
   Status load_states(const StateRows& params) noexcept override;
   Status store_conv(const ConvRows& params) noexcept override;
-  /// From another cache it waits.
-  Status copy_states(const StateCopies& params) noexcept override;
+  Status copy_states(const StateCopies& params, const CacheDevice& source) noexcept override;
   Status clear_states(const StateClears& params) noexcept override;
 
   Status lightning(const LightningParams& params) noexcept override;
@@ -100,6 +98,9 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
     const Error e = current.error() == Error::none ? call(launcher()) : current.error();
     return e == Error::none ? Status::ok : says(what, e);
   }
+
+  template <class Call>
+  Status beside(const char* what, const CacheDevice& source, Call call) noexcept;
 
   const DeviceShape shape_;
   const CacheWorkspace workspace_;

@@ -119,9 +119,9 @@ class FakeCacheDevice final : public kvc::CacheDevice {
   Status store_conv(const kvc::ConvRows& params) noexcept override {
     return inside([&] { return cpu_->store_conv(params); });
   }
-  Status copy_states(const kvc::StateCopies& params) noexcept override {
-    const std::byte* source = params.source != nullptr ? params.source->data : nullptr;
-    return beside(source, [&] { return cpu_->copy_states(params); });
+  Status copy_states(const kvc::StateCopies& params, const kvc::CacheDevice& source) noexcept override {
+    const std::byte* from = params.source != nullptr ? params.source->data : nullptr;
+    return beside(from, [&] { return cpu_->copy_states(params, source); });
   }
   Status clear_states(const kvc::StateClears& params) noexcept override {
     return inside([&] { return cpu_->clear_states(params); });

@@ -63,8 +63,10 @@ class CacheDeviceOver : public kvc::CacheDevice {
   kvc::Status store_conv(const kvc::ConvRows& params) noexcept override {
     return around_([&] { return inner_->store_conv(params); });
   }
-  kvc::Status copy_states(const kvc::StateCopies& params) noexcept override {
-    return around_([&] { return inner_->copy_states(params); });
+  kvc::Status copy_states(const kvc::StateCopies& params,
+                          const kvc::CacheDevice& source) noexcept override {
+    const kvc::CacheDevice& inner = *static_cast<const CacheDeviceOver&>(source).inner_;
+    return around_([&] { return inner_->copy_states(params, inner); });
   }
   kvc::Status clear_states(const kvc::StateClears& params) noexcept override {
     return around_([&] { return inner_->clear_states(params); });

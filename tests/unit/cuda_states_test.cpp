@@ -29,12 +29,13 @@ constexpr int32_t layers = 2, batch = 6, sequences = 3, heads = 2, head_dim = 24
 constexpr int32_t state_size = 37, channels = 5, width = 3;
 
 /// Null when it cannot be created.
-kvc_cache* create(const std::shared_ptr<kvc::Device>& device, kvc::CacheKind kind) {
+kvc_cache* create(const std::shared_ptr<kvc::Device>& device, kvc::CacheKind kind,
+                  int32_t n_sequences = sequences) {
   kvc::CacheRequest request;
   request.kind = kind;
   kvc::CacheBounds& bounds = request.bounds;
   bounds.n_layers = layers;
-  bounds.max_sequences = sequences;
+  bounds.max_sequences = n_sequences;
   bounds.max_batch = batch;
   bounds.zero_on_free = true;
   if (kind == kvc::CacheKind::recurrent) {
@@ -168,6 +169,48 @@ TEST(CudaStates, RecurrentPassesThatNobodyWaitsForAreThoseOfTheCpu) {
 }
 TEST(CudaStates, LightningPassesThatNobodyWaitsForAreThoseOfTheCpu) {
   passes_that_nobody_waits_for(kvc::CacheKind::lightning);
+}
+
+/// A batch of rows takes the state of another cache, on another stream, and that one goes on at once.
+void insert_states(bool with_streams, uint64_t (&digest)[2]) {
+  const std::shared_ptr<kvc::Device> device = open_cuda();
+  Arena arena(device, size_t{40} * 2 * sequences * heads * head_dim, seed);
+  kvc_cache* const one = create(device, kvc::CacheKind::lightning, 1);
+  kvc_cache* const all = create(device, kvc::CacheKind::lightning);
+  const float slopes[heads] = {0.01f, 0.3f};
+  for (kvc_cache* cache : {one, all}) ASSERT_EQ(kvc_bind_decay(cache, 0, layers, slopes), KVC_OK);
+  const auto pass = [&](kvc_cache* cache, int32_t n_rows, uintptr_t stream) {
+    void* const given = with_streams ? reinterpret_cast<void*>(stream) : nullptr;
+    ASSERT_EQ(kvc_begin_rows(cache, 1, 0, nullptr, nullptr, nullptr, given), KVC_OK);
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      const kvc_tensor k = arena.take({n_rows, 1, heads, head_dim});
+      const kvc_tensor v = arena.take({n_rows, 1, heads, head_dim});
+      ASSERT_EQ(kvc_put(cache, layer, &k, &v), KVC_OK) << support::last_message();
+    }
+    ASSERT_EQ(kvc_commit(cache), KVC_OK);
+  };
+  for (int32_t slot = 0; slot < sequences; ++slot) {
+    pass(one, 1, 2);
+    if (slot > 0) pass(all, sequences, 3);
+    ASSERT_EQ(kvc_insert(all, one, slot), KVC_OK) << support::last_message();
+    ASSERT_EQ(kvc_remove(one, 0, 0, KVC_SEQ_END), KVC_OK);
+    pass(one, 1, 2);  // over the states that were inserted
+    ASSERT_EQ(kvc_remove(one, 0, 0, KVC_SEQ_END), KVC_OK);
+  }
+  ASSERT_EQ(kvc_state_digest(all, digest), KVC_OK);
+  EXPECT_EQ(kvc_cache_destroy(one), KVC_OK);
+  EXPECT_EQ(kvc_cache_destroy(all), KVC_OK);
+}
+
+/// In whatever order the streams get on.
+TEST(CudaStates, StatesAreInsertedFromACacheOnAnotherStream) {
+  uint64_t wanted[2] = {}, digest[2] = {};
+  insert_states(false, wanted);
+  for (unsigned order = 1; order <= 20; ++order) {
+    simt::device::set_seed(order);
+    insert_states(true, digest);
+    EXPECT_TRUE(std::equal(digest, digest + 2, wanted)) << "order " << order;
+  }
 }
 
 void every_call_may_fail(kvc::CacheKind kind) {
