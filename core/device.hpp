@@ -127,6 +127,9 @@ class Device {
   /// The same of host memory.
   virtual size_t host_workspace_bytes(const AttentionBounds&) const noexcept { return 0; }
 
+  /// Bytes of device memory for PassRecorder::place_states().
+  virtual size_t replayed_states_bytes(int32_t) const noexcept { return 0; }
+
   /// Bytes of device memory that linear attention needs at most under these bounds.
   virtual size_t lightning_workspace_bytes(const LightningBounds& bounds) const noexcept = 0;
 

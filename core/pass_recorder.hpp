@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "core/attention/params.hpp"
+#include "core/base/states.hpp"
 #include "core/base/status.hpp"
 
 namespace kvc {
@@ -26,10 +27,20 @@ class PassRecorder {
   /// The plan of `params` is empty.
   virtual Status record_attention(const AttentionParams& params) noexcept = 0;
 
+  /// Memory for what a graph reads of a pass of states: of `n` tokens at most, and as many rows and sequences. Before any of:
+  virtual void place_states(std::byte* memory,
+                            int32_t n) noexcept = 0;  // [Device::replayed_states_bytes(n)], aligned to 256
+  // `params` name no slots. A pass has at most as many rows, or sequences, as they have.
+  virtual Status record_load_states(const StateRows& params) noexcept = 0;
+  virtual Status record_store_states(const StateRows& params) noexcept = 0;
+  virtual Status record_conv(const ConvRows& params) noexcept = 0;
+
   /// Whether a pass of so many tokens may be replayed: what was recorded may have had more, not fewer.
   virtual Status check_replay(int32_t n_tokens) const noexcept = 0;
   /// Behind begin_pass() of the same plan: what recordings read. `cell` [n_tokens] as StoreParams has them.
   virtual Status replay(const AttentionPlan& plan, const int32_t* cell, int32_t n_tokens) noexcept = 0;
+  /// The same for a cache of states.
+  virtual Status replay_states(const StatePass& pass) noexcept = 0;
 };
 
 }  // namespace kvc

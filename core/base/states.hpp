@@ -57,6 +57,18 @@ struct ConvRows {
   Tensor x;                        // [n_tokens, n_channels] f32, f16 or bf16, any strides
 };
 
+/// Where a pass reads states and writes them.
+struct StatePass {
+  const int32_t* read_slot = nullptr;  // [n_sequences]
+  int32_t n_sequences = 0;
+  const int32_t* row_slot = nullptr;  // [n_rows]
+  int32_t n_rows = 0;
+  const ConvRow* conv_row = nullptr;  // [n_rows]; null: there is no convolution
+  int32_t width = 0;                  // of it
+  const int32_t* order = nullptr;     // [n_tokens] as in ConvRows
+  int32_t n_tokens = 0;
+};
+
 /// Slots whose part becomes a copy of other slots' part, of another cache that is laid out alike or of this one.
 struct StateCopies {
   StatePart part;

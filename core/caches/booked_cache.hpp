@@ -47,12 +47,11 @@ class BookedCache : public Cache {
     bool records = false;
     if (Status s = health_.after(device_->is_recording(batch.stream, &records)); s != Status::ok)
       return s;
-    if (!records || (reserve && records_passes())) return Status::ok;
+    if (!records || (reserve && pass_recorder() != nullptr)) return Status::ok;
     if (reserve) {
-      return fail(
-          Status::not_supported,
-          "the stream is being captured, and passes of this cache are not: only causal caches "
-          "and wrappers of them are");
+      return fail(Status::not_supported,
+                  "the stream is being captured, and passes of this cache are not: only causal and "
+                  "recurrent caches and wrappers of them are");
     }
     return fail(
         Status::bad_state,
@@ -187,11 +186,16 @@ class BookedCache : public Cache {
 
   CacheState state() const { return health_.ok() ? pass_.state() : CacheState::poisoned; }
 
-  // Passes that a graph does, of kinds that can do so.
-  virtual bool records_passes() const { return false; }
-  virtual Status check_replay(const Batch& batch, bool) const { return check_no_replay(batch); }
-  virtual void begin_recording(const Batch&) {}
-  virtual void end_recording() {}
+  // Passes that a graph does.
+  /// Null where the kind, or its device, can record none.
+  virtual PassRecorder* pass_recorder() const { return nullptr; }
+  /// Of calls that a graph cannot do for other passes than this one.
+  Status need_no_recording(const char* call) const {
+    if (recorder_ == nullptr) return Status::ok;
+    return fail(Status::not_supported,
+                "%s while the stream is being captured: what it does cannot become part of a graph",
+                call);
+  }
 
   // What a kind adds to a pass.
   virtual Status open_pass(const Batch& batch) = 0;  // the book's is open
@@ -210,10 +214,30 @@ class BookedCache : public Cache {
   mutable std::mutex planning_;  // const calls plan in the book's scratch, and may overlap
   PassState pass_;
   Book book_;
-  void* stream_ = nullptr;      // of the open pass
-  int32_t tokens_per_row_ = 0;  // likewise; 0: its tokens are a list
+  PassRecorder* recorder_ = nullptr;  // of the open pass, which a graph records
+  void* stream_ = nullptr;            // of the open pass
+  int32_t tokens_per_row_ = 0;        // likewise; 0: its tokens are a list
 
  private:
+  Status check_replay(const Batch& batch, bool reserve) const {
+    if (!batch.replay) return Status::ok;
+    const PassRecorder* const recorder = pass_recorder();
+    if (recorder == nullptr) return check_no_replay(batch);
+    if (!reserve) return recorder->check_replay(batch.n_tokens);
+    return fail(
+        Status::invalid_argument,
+        "flags has KVC_BEGIN_RESERVE and KVC_BEGIN_REPLAY: the one sizes or captures a graph, "
+        "the other is a pass that it does");
+  }
+  void begin_recording(const Batch& batch) {
+    recorder_ = pass_recorder();
+    recorder_->begin_recording(batch.n_tokens, batch.stream);
+  }
+  void end_recording() {
+    if (recorder_ != nullptr) recorder_->end_recording();
+    recorder_ = nullptr;
+  }
+
   /// Lays the cache out over no blocks, which touches nothing.
   template <class Kind>
   static Status measure(Kind& cache) {

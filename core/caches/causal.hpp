@@ -86,10 +86,7 @@ class CausalCache final : public TokenCache<BookedCache<CellBook>, PassPlan>, pu
 
   // A pass (causal_pass.cpp).
   Status open_pass(const Batch& batch) override;
-  bool records_passes() const override;
-  Status check_replay(const Batch& batch, bool reserve) const override;
-  void begin_recording(const Batch& batch) override;
-  void end_recording() override;
+  PassRecorder* pass_recorder() const override { return on_device_->recorder(); }
   Status replan() override { return make_plan(); }
   Status check_kept_tokens(int32_t sequence, int32_t n) const override;
   Status settle_unput() override;

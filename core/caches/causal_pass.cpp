@@ -12,32 +12,6 @@ Status CausalCache::open_pass(const Batch& batch) {
   return device_info_.plans_ahead ? make_plan() : Status::ok;
 }
 
-// ---- Passes that a graph does --------------------------------------------------------------------------------------------------
-
-bool CausalCache::records_passes() const { return on_device_->recorder() != nullptr; }
-
-Status CausalCache::check_replay(const Batch& batch, bool reserve) const {
-  if (!batch.replay) return Status::ok;
-  if (!records_passes()) return check_no_replay(batch);
-  if (reserve) {
-    return fail(
-        Status::invalid_argument,
-        "flags has KVC_BEGIN_RESERVE and KVC_BEGIN_REPLAY: the one sizes or captures a graph, "
-        "the other is a pass that it does");
-  }
-  return on_device_->recorder()->check_replay(batch.n_tokens);
-}
-
-void CausalCache::begin_recording(const Batch& batch) {
-  recorder_ = on_device_->recorder();
-  recorder_->begin_recording(batch.n_tokens, batch.stream);
-}
-
-void CausalCache::end_recording() {
-  if (recorder_ != nullptr) recorder_->end_recording();
-  recorder_ = nullptr;
-}
-
 // ---- The end of a pass ---------------------------------------------------------------------------------------------------------
 
 /// With zero_on_free the cells that became free become zeros.

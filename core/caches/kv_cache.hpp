@@ -73,14 +73,6 @@ class KvCache : public Booked, public KeyValues {
   virtual Status prepare(int32_t layer, const AttentionTensors& tensors,
                          const AttentionOperator** op, AttentionParams* params) = 0;
 
-  /// Of calls that a graph cannot do for other passes than this one.
-  Status need_no_recording(const char* call) const {
-    if (recorder_ == nullptr) return Status::ok;
-    return fail(Status::not_supported,
-                "%s while the stream is being captured: a graph has kvc_put, kvc_attention and "
-                "kvc_put_attention",
-                call);
-  }
   /// Behind all that the bounds depend on.
   void carve_host_workspace(Carver& carver, const AttentionBounds& bounds) {
     workspace_.on_host = carver.take<std::byte>(this->device_->host_workspace_bytes(bounds), 64);
@@ -88,9 +80,9 @@ class KvCache : public Booked, public KeyValues {
 
   using Booked::health_;
   using Booked::pass_;
+  using Booked::recorder_;
   const AttentionOperator* operator_;  // the device's own
   std::unique_ptr<CacheDevice> on_device_;
-  PassRecorder* recorder_ = nullptr;  // of the open pass, which a graph records
   KvLayers layers_;
   WorkspaceBlocks workspace_;
 

@@ -53,7 +53,7 @@ Status LightningCache::check_kept_tokens(int32_t index, int32_t keep) const {
 
 Status LightningCache::open_pass(const Batch& given) {
   const Batch batch = book_.list_of(given);
-  forget_puts();
+  open_puts(false);
   last_put_ = -1;
   n_padding_ = 0;
   int32_t first_token = 0, first_drafted = 0;

@@ -79,6 +79,7 @@ class RecurrentCache final : public StateCache, public RecurrentStates {
   Status check_kept_tokens(int32_t sequence, int32_t keep) const override;
   Status settle_unput() override;
   StateSequence reserved_sequence(int32_t index) const;
+  PassRecorder* pass_recorder() const override { return on_device_->recorder(); }
   StatePart part_at(int32_t layer, int32_t part) const override;
   int64_t part_elements(int32_t part) const;
   int32_t slot_at(int32_t layer, int32_t part, int32_t sequence, int32_t at) const;

@@ -85,6 +85,11 @@ int32_t RecurrentCache::n_batch_sequences() const {
 
 int32_t RecurrentCache::n_batch_rows() const {
   if (!pass_.is_reserve()) return book_.n_rows();
+  if (recorder_ !=
+      nullptr) {  // of any pass that the graph may do: more tokens of a sequence may have fewer rows
+    const int64_t most = int64_t{n_batch_sequences()} * settings_.rules.max_rows;
+    return static_cast<int32_t>(std::min<int64_t>(pass_.n_tokens(), most));
+  }
   const StateSequence last = reserved_sequence(n_batch_sequences() - 1);
   return last.first_row + last.n_rows;
 }
@@ -121,7 +126,7 @@ Status RecurrentCache::row_slots(int32_t capacity, int32_t* slot, int32_t* n) co
 // ---- Begin ------------------------------------------------------------------------------------------------------------------
 
 Status RecurrentCache::open_pass(const Batch& batch) {
-  forget_puts();
+  open_puts(batch.replay);
   int32_t first_token = 0, n_rows = 0;
   for (int32_t i = 0; i < book_.n_in_batch(); ++i) {
     const StateBook::Sequence& sequence = book_.sequence(book_.in_batch(i));
@@ -140,8 +145,17 @@ Status RecurrentCache::open_pass(const Batch& batch) {
   for (int32_t token = 0; token < batch.n_tokens; ++token) {
     if (batch.sequence[token] == no_sequence) order_[first_token++] = token;
   }
-  pass_.open(batch.n_tokens, book_.n_in_batch() == 0);
-  return tell_device();
+  pass_.open(batch.n_tokens, batch.replay || book_.n_in_batch() == 0, batch.replay);
+  if (Status s = tell_device(); s != Status::ok || !batch.replay) return s;
+  const StatePass pass = {.read_slot = read_slots_,
+                          .n_sequences = book_.n_in_batch(),
+                          .row_slot = book_.row_slots(),
+                          .n_rows = book_.n_rows(),
+                          .conv_row = has_part(conv) ? conv_rows_ : nullptr,
+                          .width = settings_.conv_dim,
+                          .order = order_,
+                          .n_tokens = first_token};
+  return health_.after(pass_recorder()->replay_states(pass));
 }
 
 // ---- States by copy ---------------------------------------------------------------------------------------------------------
@@ -163,6 +177,11 @@ StateRows rows_beside(const StatePart& part, const int32_t* slot, int32_t n_rows
 
 Status RecurrentCache::get_states(int32_t layer, int32_t part, const Tensor& into) {
   if (Status s = ready_for_part(layer, part); s != Status::ok) return s;
+  if (Status s = pass_.need_own_work(); s != Status::ok) return s;
+  if (recorder_ != nullptr) {
+    return health_.after(recorder_->record_load_states(
+        rows_beside(part_at(layer, part), nullptr, n_batch_sequences(), into)));
+  }
   const int32_t n = book_.n_in_batch();
   if (pass_.is_reserve() || n == 0) return Status::ok;
   return health_.after(
@@ -171,6 +190,11 @@ Status RecurrentCache::get_states(int32_t layer, int32_t part, const Tensor& int
 
 Status RecurrentCache::put_states(int32_t layer, int32_t part, const Tensor& from) {
   if (Status s = ready_for_part(layer, part); s != Status::ok) return s;
+  if (Status s = pass_.need_own_work(); s != Status::ok) return s;
+  if (recorder_ != nullptr) {
+    return health_.after(recorder_->record_store_states(
+        rows_beside(part_at(layer, part), nullptr, n_batch_rows(), from)));
+  }
   const int32_t n = book_.n_rows();
   if (pass_.is_reserve() || n == 0) return Status::ok;
   const bool in_place = planted(Bug::state_written_where_read) && n == book_.n_in_batch();
@@ -183,14 +207,16 @@ Status RecurrentCache::put_states(int32_t layer, int32_t part, const Tensor& fro
 
 Status RecurrentCache::put_conv(int32_t layer, const Tensor& x) {
   if (Status s = ready_for_part(layer, conv); s != Status::ok) return s;
-  if (pass_.is_reserve() || book_.n_rows() == 0) return Status::ok;
+  if (Status s = pass_.need_own_work(); s != Status::ok) return s;
   const ConvRows rows = {.part = part_at(layer, conv),
                          .n_channels = settings_.conv_channels,
                          .width = settings_.conv_dim,
                          .row = conv_rows_,
-                         .n_rows = book_.n_rows(),
+                         .n_rows = n_batch_rows(),
                          .order = order_,
                          .x = x};
+  if (recorder_ != nullptr) return health_.after(recorder_->record_conv(rows));
+  if (pass_.is_reserve() || rows.n_rows == 0) return Status::ok;
   if (Status s = health_.after(on_device_->store_conv(rows)); s != Status::ok) return s;
   note_put(layer, conv);
   return Status::ok;
@@ -251,6 +277,7 @@ Status RecurrentCache::find_state(int32_t index, int32_t at) const {
 Status RecurrentCache::gather_state(int32_t layer, int32_t part, int32_t index, int32_t at,
                                     const Tensor& into) {
   if (Status s = find_state(index, at); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_state_gather"); s != Status::ok) return s;
   const int32_t slot = slot_at(layer, part, index, at);
   const StateRows row = {.part = part_at(layer, part), .slot = &slot, .n_rows = 1, .row = into};
   return health_.after(on_device_->load_states(row));

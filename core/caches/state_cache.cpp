@@ -69,6 +69,14 @@ void StateCache::carve_book(Carver& carver) {
 
 void StateCache::carve_workspace(Carver& carver) {
   workspace_ = carver.take<std::byte>(device_->workspace_bytes({}), page_bytes);
+  replayed_ = carver.take<std::byte>(device_->replayed_states_bytes(bounds_.max_batch), 256);
+}
+
+Status StateCache::attach_states() {
+  if (Status s = device_->attach({}, workspace_, &on_device_); s != Status::ok) return s;
+  if (PassRecorder* const recorder = on_device_->recorder(); recorder != nullptr)
+    recorder->place_states(replayed_, bounds_.max_batch);
+  return Status::ok;
 }
 
 void StateCache::carve_slots(Carver& carver, CheckedSize slot) {
@@ -87,7 +95,9 @@ void StateCache::note_put(int32_t layer, int32_t part) {
   if (was_put_[layer] == parts_) pass_.note_put(layer);
 }
 
-void StateCache::forget_puts() { std::fill_n(was_put_, bounds_.n_layers, uint8_t{0}); }
+void StateCache::open_puts(bool replays) {
+  std::fill_n(was_put_, bounds_.n_layers, replays ? parts_ : uint8_t{0});
+}
 
 Status StateCache::tell_device() {
   if (!device_info_.plans_ahead) return Status::ok;

@@ -55,14 +55,14 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   void carve_workspace(Carver& carver);
   void carve_slots(Carver& carver, CheckedSize slot);
   /// The device's side, which has no attention over keys.
-  Status attach_states() { return device_->attach({}, workspace_, &on_device_); }
+  Status attach_states();
 
   virtual StatePart part_at(int32_t layer, int32_t part) const = 0;
   bool has_part(int32_t part) const { return (parts_ & 1u << part) != 0; }
   bool was_put(int32_t layer, int32_t part) const { return (was_put_[layer] & 1u << part) != 0; }
   void note_put(int32_t layer, int32_t part);
-  /// Opens a pass: nothing is put.
-  void forget_puts();
+  /// Opens a pass: nothing is put, or everything by a graph.
+  void open_puts(bool replays);
   /// Tells a device that wants to know of every pass which stream this one has.
   Status tell_device();
   Status clear_freed() final;
@@ -84,6 +84,7 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   const uint8_t parts_;
   const char* const descriptor_;
   std::byte* workspace_ = nullptr;  // on the device
+  std::byte* replayed_ = nullptr;   // likewise: what graphs read of a pass
   uint8_t* was_put_ = nullptr;      // [n_layers] a bit per part
 };
 

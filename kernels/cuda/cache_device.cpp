@@ -37,7 +37,8 @@ Error in_parts(const RowBytes& rows, PerPart per_part) {
 
 /// Nothing is to be loaded while a graph is captured.
 Error load_what_passes_launch(const AttentionBounds& bounds) {
-  for (const Kernel& kernel : {upload_kernel(), store_few_kernel(), encode_few_kernel()}) {
+  for (const Kernel& kernel : {upload_kernel(), store_few_kernel(), encode_few_kernel(),
+                               state_rows_kernel(), conv_kernel()}) {
     int32_t n_blocks = 0;
     if (Error e = runtime::prepare(kernel, {1, 128, 0}, &n_blocks); e != Error::none) return e;
   }

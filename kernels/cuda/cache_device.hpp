@@ -6,6 +6,7 @@
 #include "core/device.hpp"
 #include "kernels/cuda/attention.hpp"
 #include "kernels/cuda/launcher.hpp"
+#include "kernels/cuda/state_params.hpp"
 
 namespace kvc::cuda {
 
@@ -77,8 +78,13 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   Status record_store(const StoreParams& params) noexcept override;
   Status check_recorded(const AttentionParams& params) const noexcept override;
   Status record_attention(const AttentionParams& params) noexcept override;
+  void place_states(std::byte* memory, int32_t n) noexcept override;
+  Status record_load_states(const StateRows& params) noexcept override;
+  Status record_store_states(const StateRows& params) noexcept override;
+  Status record_conv(const ConvRows& params) noexcept override;
   Status check_replay(int32_t n_tokens) const noexcept override;
   Status replay(const AttentionPlan& plan, const int32_t* cell, int32_t n_tokens) noexcept override;
+  Status replay_states(const StatePass& pass) noexcept override;
 
  private:
   CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,
@@ -113,6 +119,7 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
     Stream stream = nullptr;
   } recording_;                  // that is open
   int32_t recorded_tokens_ = 0;  // of the largest
+  PlannedStates states_;
   mutable std::mutex staging_;
 };
 

@@ -189,6 +189,12 @@ size_t CudaDevice::workspace_bytes(const AttentionBounds& bounds) const noexcept
   return carver.used().value();
 }
 
+size_t CudaDevice::replayed_states_bytes(int32_t n) const noexcept {
+  Carver carver;
+  PlannedStates().carve(n, carver);
+  return carver.used().value();
+}
+
 size_t CudaDevice::host_workspace_bytes(const AttentionBounds& bounds) const noexcept {
   return Attention::host_bytes(bounds);
 }

@@ -23,6 +23,7 @@ class CudaDevice final : public Device {
   void release(Place place, void* block, size_t bytes) noexcept override;
   const AttentionOperator* attention_operator(int32_t index) const noexcept override;
   size_t workspace_bytes(const AttentionBounds& bounds) const noexcept override;
+  size_t replayed_states_bytes(int32_t n) const noexcept override;
   size_t host_workspace_bytes(const AttentionBounds& bounds) const noexcept override;
   size_t lightning_workspace_bytes(const LightningBounds& bounds) const noexcept override;
   Status attach(const AttentionBounds& bounds, const WorkspaceBlocks& workspace,

@@ -4,6 +4,7 @@
 #include "kernels/cuda/pass.hpp"
 #include "kernels/cuda/row_params.hpp"
 #include "kernels/cuda/rows.hpp"
+#include "kernels/cuda/states.hpp"
 
 /// Passes that graphs do. A graph is captured from the launches of one pass that has no tokens, and does others: its launches are the
 /// same each time, and read how many tokens there are, which cells they go to and what they see where replay() puts it.
@@ -39,6 +40,32 @@ Status CudaCacheDevice::record_attention(const AttentionParams& params) noexcept
   });
 }
 
+void CudaCacheDevice::place_states(std::byte* memory, int32_t n) noexcept {
+  Carver carver(memory);
+  states_.carve(n, carver);
+}
+
+Status CudaCacheDevice::record_load_states(const StateRows& params) noexcept {
+  return run("the capture of the reading of states", [&](Launcher launcher) {
+    launcher.stream = recording_.stream;
+    return record_states(params, true, states_, launcher);
+  });
+}
+
+Status CudaCacheDevice::record_store_states(const StateRows& params) noexcept {
+  return run("the capture of a put of states", [&](Launcher launcher) {
+    launcher.stream = recording_.stream;
+    return record_states(params, false, states_, launcher);
+  });
+}
+
+Status CudaCacheDevice::record_conv(const ConvRows& params) noexcept {
+  return run("the capture of a put of a convolution's inputs", [&](Launcher launcher) {
+    launcher.stream = recording_.stream;
+    return cuda::record_conv(params, states_, launcher);
+  });
+}
+
 Status CudaCacheDevice::check_replay(int32_t n_tokens) const noexcept {
   if (recorded_tokens_ == 0) {
     return fail(
@@ -62,6 +89,11 @@ Status CudaCacheDevice::replay(const AttentionPlan& plan, const int32_t* cell,
     if (Error e = upload(cells, cell, n_bytes, launcher); e != Error::none) return e;
     return attention_.replay(plan, launcher);
   });
+}
+
+Status CudaCacheDevice::replay_states(const StatePass& pass) noexcept {
+  return run("the begin of a replay",
+             [&](const Launcher& launcher) { return cuda::replay_states(pass, states_, launcher); });
 }
 
 }  // namespace kvc::cuda

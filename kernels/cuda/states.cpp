@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/state_params.hpp"
+#include "core/base/carver.hpp"
+#include "kernels/cuda/pass.hpp"
 
 namespace kvc::cuda {
 namespace {
@@ -37,35 +38,54 @@ int64_t stretches(int64_t n_states, int64_t n, int64_t stretch) {
   return n_states * ((n + stretch - 1) / stretch);
 }
 
-Error copy_rows(const StateRows& params, bool loads, const Launcher& launcher) {
+StateRowsLaunch rows_launch(const StateRows& params, bool loads) {
   StateRowsLaunch launch;
   launch.slots = view_of(params.part);
   launch.rows = view_of(params.row, params.row_stride);
   launch.n_elements = params.part.n_elements;
   launch.loads = loads ? 1 : 0;
+  return launch;
+}
+
+Error launch_rows(const StateRowsLaunch& launch, const Launcher& launcher) {
+  const int64_t n = stretches(launch.n_slots, launch.n_elements, stretch_elements);
+  return launcher.launch_rows(state_rows_kernel(), n, &launch);
+}
+
+Error copy_rows(const StateRows& params, bool loads, const Launcher& launcher) {
+  StateRowsLaunch launch = rows_launch(params, loads);
   for (int32_t first = 0; first < params.n_rows; first += launch_slots) {
     launch.first_row = first;
     launch.n_slots = std::min(launch_slots, params.n_rows - first);
     std::copy_n(params.slot + first, launch.n_slots, launch.slot);
-    const int64_t n = stretches(launch.n_slots, launch.n_elements, stretch_elements);
-    if (Error e = launcher.launch_rows(state_rows_kernel(), n, &launch); e != Error::none) return e;
+    if (Error e = launch_rows(launch, launcher); e != Error::none) return e;
   }
   return Error::none;
+}
+
+ConvLaunch conv_launch(const ConvRows& params) {
+  ConvLaunch launch;
+  launch.slots = view_of(params.part);
+  launch.x = static_cast<char*>(params.x.data);
+  launch.token_stride = params.x.stride[0];
+  launch.channel_stride = params.x.stride[1];
+  launch.x_element = element_of(params.x.dtype);
+  launch.n_channels = params.n_channels;
+  launch.width = params.width;
+  return launch;
+}
+
+Error launch_pieces(const ConvLaunch& launch, const Launcher& launcher) {
+  const int64_t most = int64_t{launch.n_channels} * launch.most_columns;
+  return launcher.launch_rows(conv_kernel(), stretches(launch.n_pieces, most, stretch_elements),
+                              &launch);
 }
 
 /// Rows become pieces of as many columns as a launch has room for the tokens of.
 class ConvLaunches {
  public:
   ConvLaunches(const ConvRows& params, const Launcher& launcher)
-      : params_(params), launcher_(launcher) {
-    launch_.slots = view_of(params.part);
-    launch_.x = static_cast<char*>(params.x.data);
-    launch_.token_stride = params.x.stride[0];
-    launch_.channel_stride = params.x.stride[1];
-    launch_.x_element = element_of(params.x.dtype);
-    launch_.n_channels = params.n_channels;
-    launch_.width = params.width;
-  }
+      : params_(params), launcher_(launcher), launch_(conv_launch(params)) {}
 
   Error add(const ConvRow& row) {
     const int32_t width = params_.width;
@@ -86,9 +106,7 @@ class ConvLaunches {
   }
 
   Error flush() {
-    const int64_t most = int64_t{launch_.n_channels} * launch_.most_columns;
-    const int64_t n = stretches(launch_.n_pieces, most, stretch_elements);
-    const Error e = launcher_.launch_rows(conv_kernel(), n, &launch_);
+    const Error e = launch_pieces(launch_, launcher_);
     launch_.n_pieces = launch_.most_columns = n_tokens_ = 0;
     return e;
   }
@@ -143,6 +161,60 @@ Error clear_states(const StateClears& params, const Launcher& launcher) {
     const int64_t n = stretches(launch.n, launch.n_bytes, stretch_bytes);
     if (Error e = launcher.launch_rows(state_clear_kernel(), n, &launch); e != Error::none)
       return e;
+  }
+  return Error::none;
+}
+
+// ---- Graphs -----------------------------------------------------------------------------------------------------------------
+
+/// Uploads write whole 16 bytes.
+void PlannedStates::carve(int32_t most, Carver& carver) {
+  const auto n_rows = static_cast<uint64_t>(most) + 4;
+  n = carver.take<int32_t>(4, 256);
+  read_slot = carver.take<int32_t>(n_rows, 256);
+  row_slot = carver.take<int32_t>(n_rows, 256);
+  order = carver.take<int32_t>(n_rows, 256);
+  piece = carver.take<ConvPiece>(n_rows, 256);
+}
+
+Error record_states(const StateRows& params, bool loads, const PlannedStates& planned,
+                    const Launcher& launcher) {
+  StateRowsLaunch launch = rows_launch(params, loads);
+  launch.n_slots = params.n_rows;
+  launch.planned_n = planned.n + (loads ? 0 : 1);
+  launch.planned_slot = loads ? planned.read_slot : planned.row_slot;
+  return launch_rows(launch, launcher);
+}
+
+Error record_conv(const ConvRows& params, const PlannedStates& planned, const Launcher& launcher) {
+  ConvLaunch launch = conv_launch(params);
+  launch.n_pieces = params.n_rows;
+  launch.most_columns = params.width;
+  launch.planned = planned;
+  return launch_pieces(launch, launcher);
+}
+
+Error replay_states(const StatePass& pass, const PlannedStates& planned, const Launcher& launcher) {
+  const auto put = [&](auto* to, const auto* from, int32_t n) {
+    return upload(reinterpret_cast<std::byte*>(to), from, static_cast<size_t>(n) * sizeof *from,
+                  launcher);
+  };
+  const int32_t n[] = {pass.n_sequences, pass.n_rows};
+  if (Error e = put(planned.n, n, 2); e != Error::none) return e;
+  if (Error e = put(planned.read_slot, pass.read_slot, n[0]); e != Error::none) return e;
+  if (Error e = put(planned.row_slot, pass.row_slot, n[1]); e != Error::none) return e;
+  if (pass.conv_row == nullptr) return Error::none;
+  if (Error e = put(planned.order, pass.order, pass.n_tokens); e != Error::none) return e;
+  constexpr int32_t at_once = launch_slots;
+  ConvPiece pieces[at_once];
+  for (int32_t first = 0; first < pass.n_rows; first += at_once) {
+    const int32_t n_pieces = std::min(at_once, pass.n_rows - first);
+    for (int32_t i = 0; i < n_pieces; ++i) {
+      const ConvRow& row = pass.conv_row[first + i];
+      pieces[i] = {row.to,     row.from,     0,
+                   pass.width, row.n_tokens, row.first_token + row.n_tokens - pass.width};
+    }
+    if (Error e = put(planned.piece + first, pieces, n_pieces); e != Error::none) return e;
   }
   return Error::none;
 }

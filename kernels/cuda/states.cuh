@@ -39,8 +39,14 @@ KVC_DEVICE void convert_one(const ElementRow& to, const ElementRow& from) {
 
 // ---- By copy ----------------------------------------------------------------------------------------------------------------
 
+/// `n`, or what a graph's pass has of them.
+KVC_DEVICE int planned_or(const int32_t* planned, int n) {
+  return planned != nullptr && *planned < n ? *planned : n;
+}
+
 KVC_GLOBAL void copy_state_rows(KVC_PARAMS(StateRowsLaunch) params) {
   const StateView& rows = params.rows;
+  const int32_t* const slots = params.planned_slot != nullptr ? params.planned_slot : params.slot;
   const auto copy = [&](const ElementRow& stored, const ElementRow& given, int n, int lane,
                         int n_lanes) {
     if (params.loads != 0) {
@@ -50,7 +56,7 @@ KVC_GLOBAL void copy_state_rows(KVC_PARAMS(StateRowsLaunch) params) {
     }
   };
   const auto stored_at = [&](int index, int64_t element) {
-    char* const slot = slot_of(params.slots, params.slot[index]);
+    char* const slot = slot_of(params.slots, slots[index]);
     return ElementRow{slot + element * element_bytes(params.slots.element), 1, params.slots.element};
   };
   const auto given_at = [&](int index, int64_t offset) {
@@ -65,7 +71,8 @@ KVC_GLOBAL void copy_state_rows(KVC_PARAMS(StateRowsLaunch) params) {
     for (int i = lane; i < n; i += warp_lanes)
       copy(stored_at(index, first + i), given_at(index, offset_in_row(rows, first + i)), 1, 0, 1);
   };
-  for_stretches(params.n_slots, params.n_elements, stretch_elements, per_stretch);
+  const int n_slots = planned_or(params.planned_n, params.n_slots);
+  for_stretches(n_slots, params.n_elements, stretch_elements, per_stretch);
 }
 
 // ---- Convolutions -----------------------------------------------------------------------------------------------------------
@@ -78,7 +85,8 @@ KVC_DEVICE void store_column(const ConvLaunch& params, const ConvPiece& piece, i
   };
   const int before = column + piece.n_tokens;
   if (before < params.width) return convert_one(stored(piece.to, column), stored(piece.from, before));
-  const int64_t token = params.token[piece.tokens + column];
+  const int32_t* const tokens = params.planned.order != nullptr ? params.planned.order : params.token;
+  const int64_t token = tokens[piece.tokens + column];
   const int64_t at = token * params.token_stride + channel * params.channel_stride;
   convert_one(stored(piece.to, column),
               {params.x + at * element_bytes(params.x_element), 1, params.x_element});
@@ -87,13 +95,16 @@ KVC_DEVICE void store_column(const ConvLaunch& params, const ConvPiece& piece, i
 /// Elements of a piece count column by column of one channel, then of the next, as they are stored.
 KVC_GLOBAL void store_conv(KVC_PARAMS(ConvLaunch) params) {
   const int64_t most = int64_t{params.n_channels} * params.most_columns;
+  const bool is_planned = params.planned.piece != nullptr;
+  const ConvPiece* const pieces = is_planned ? params.planned.piece : params.piece;
   const auto per_stretch = [&](int index, int64_t first, int n, int lane) {
-    const ConvPiece& piece = params.piece[index];
+    const ConvPiece& piece = pieces[index];
     const int64_t end = int64_t{params.n_channels} * piece.n;
     for (int64_t i = first + lane; i < first + n && i < end; i += warp_lanes)
       store_column(params, piece, i / piece.n, piece.first + static_cast<int>(i % piece.n));
   };
-  for_stretches(params.n_pieces, most, stretch_elements, per_stretch);
+  const int n_pieces = planned_or(is_planned ? params.planned.n + 1 : nullptr, params.n_pieces);
+  for_stretches(n_pieces, most, stretch_elements, per_stretch);
 }
 
 // ---- From slots to slots ------------------------------------------------------------------------------------------------------

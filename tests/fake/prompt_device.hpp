@@ -44,6 +44,9 @@ class PromptDevice : public kvc::Device {
   size_t host_workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
     return late_->host_workspace_bytes(bounds);
   }
+  size_t replayed_states_bytes(int32_t n) const noexcept override {
+    return late_->replayed_states_bytes(n);
+  }
   size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
     return late_->lightning_workspace_bytes(bounds);
   }

@@ -168,7 +168,8 @@ KVC_API kvc_status kvc_state_view(kvc_cache *cache, int32_t layer, int32_t part,
  * what another sequence left there.
  *
  * slot    [capacity], may be null if capacity is 0. Receives the first `capacity` slots.
- * n_rows  receives how many rows there are, even if that is more than capacity.
+ * n_rows  receives how many rows there are, even if that is more than capacity. While a CUDA graph is captured that is the most that
+ *         any pass of so many tokens has: what is put is so large.
  *
  * Errors: BAD_STATE (no pass), INVALID_ARGUMENT. Threads: const. */
 KVC_API kvc_status kvc_state_slots(const kvc_cache *cache, int32_t capacity, int32_t *slot, int32_t *n_rows) KVC_NOEXCEPT;
