@@ -152,8 +152,13 @@ struct Item {
   /// By the lanes of a warp: what undoes the power of two that brings a column's largest element, which a rotation may make 1.5 times
   /// as large, to about 2^13. There no part of it underflows in f16.
   KVC_DEVICE float unscale_of(const Column& column, int lane) const {
+    return unscale_of(a.k.dim, lane, [&](int dim) { return query(column, dim); });
+  }
+  /// The same of `n` elements.
+  template <class At>
+  KVC_DEVICE static float unscale_of(int n, int lane, At at) {
     float largest = 0;
-    for (int dim = lane; dim < a.k.dim; dim += 32) largest = fmaxf(largest, fabsf(query(column, dim)));
+    for (int dim = lane; dim < n; dim += 32) largest = fmaxf(largest, fabsf(at(dim)));
     KVC_UNROLL for (int mask = 16; mask > 0; mask /= 2)
       largest = fmaxf(largest, shuffle_xor(largest, mask));
     const int exponent = static_cast<int>(bits_of(largest) >> 23);  // biased; 0: all are zero

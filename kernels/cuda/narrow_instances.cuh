@@ -1,16 +1,22 @@
 #pragma once
 #include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/narrow.cuh"
+#include "kernels/cuda/narrow_numbers.cuh"
 
 namespace kvc::cuda {
 
-template <class T, int DK, int DV>
+template <class Keys, class Values>
 const AttentionKernel* narrow_instance(const char* name) {
-  using Layout = NarrowLayout<DK, DV, T::has_small_range>;
+  using Layout = NarrowLayout<Keys, Values>;
   static const AttentionKernel made = {
-      kernel<attend_narrow<T, DK, DV>>(name), Layout::threads,
+      kernel<attend_narrow<Keys, Values>>(name), Layout::threads,
       [](const AttentionArguments&) { return static_cast<size_t>(Layout::bytes); }};
   return &made;
+}
+
+template <class T, int DK, int DV>
+const AttentionKernel* narrow_instance(const char* name) {
+  return narrow_instance<NumberKeys<T, DK>, NumberValues<T, DV>>(name);
 }
 
 template <class T>

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/cuda/narrow.cuh"
+#include "kernels/cuda/narrow_numbers.cuh"
 #include "unit/cuda_attention_check.hpp"
 
 namespace {
@@ -14,8 +15,10 @@ using namespace cuda_attention;
 
 template <class T, int DK, int DV>
 KernelUnderTest narrow() {
-  return {attend_narrow<T, DK, DV>, [](const AttentionArguments&) {
-            return static_cast<size_t>(NarrowLayout<DK, DV, T::has_small_range>::bytes);
+  using Keys = NumberKeys<T, DK>;
+  using Values = NumberValues<T, DV>;
+  return {attend_narrow<Keys, Values>, [](const AttentionArguments&) {
+            return static_cast<size_t>(NarrowLayout<Keys, Values>::bytes);
           }};
 }
 

@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "kernels/cuda/narrow.cuh"
+#include "kernels/cuda/narrow_numbers.cuh"
 #include "kernels/cuda/wide_instances.cuh"
 #include "unit/cuda_attention_check.hpp"
 
@@ -14,8 +15,10 @@ namespace {
 using namespace cuda_attention;
 
 const KernelUnderTest general_codes = {.run = attend_general<true>};
-const KernelUnderTest narrow = {attend_narrow<Bf16, 64, 64>, [](const AttentionArguments&) {
-                                  return static_cast<size_t>(NarrowLayout<64, 64, false>::bytes);
+using Keys = NumberKeys<Bf16, 64>;
+using Values = NumberValues<Bf16, 64>;
+const KernelUnderTest narrow = {attend_narrow<Keys, Values>, [](const AttentionArguments&) {
+                                  return static_cast<size_t>(NarrowLayout<Keys, Values>::bytes);
                                 }};
 const KernelUnderTest wide = {attend_wide<Bf16, 64, wide_parts<Bf16>>,
                               wide_shared_bytes<Bf16, 64, wide_parts<Bf16>>};
