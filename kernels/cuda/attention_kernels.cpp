@@ -5,12 +5,40 @@
 namespace kvc::cuda {
 namespace {
 
-/// Rows that lie on 16 bytes, which is what kernels with tensor cores load at a time.
+bool lie_on(int64_t alignment, const char* data, int64_t head_stride, int64_t row_stride) {
+  const auto all = reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(head_stride) |
+                   static_cast<uintptr_t>(row_stride);
+  return all % static_cast<uintptr_t>(alignment) == 0;
+}
+
+/// Rows that lie on 16 bytes, which is what kernels with tensor cores load at a time, and scales that lie as they load those.
 bool is_aligned(const Numbers& numbers) {
-  const auto all = reinterpret_cast<uintptr_t>(numbers.data) |
-                   static_cast<uintptr_t>(numbers.head_stride) |
-                   static_cast<uintptr_t>(numbers.row_stride);
-  return all % 16 == 0;
+  if (!lie_on(16, numbers.data, numbers.head_stride, numbers.row_stride)) return false;
+  if (numbers.element != Element::code || numbers.coding.block == 0) return true;
+  return lie_on(16, numbers.scales, numbers.scale_head_stride, 0) &&
+         lie_on(4, nullptr, 0, numbers.scale_row_stride);
+}
+
+const AttentionKernel* coded_kernel(StorageType type, int32_t head_dim) {
+  switch (type) {
+    case StorageType::q8_0: return narrow_q8_0_kernel(head_dim);
+    case StorageType::int8: return narrow_int8_kernel(head_dim);
+    case StorageType::q4_0: return narrow_q4_0_kernel(head_dim);
+    case StorageType::nf4: return narrow_nf4_kernel(head_dim);
+    case StorageType::f8_e4m3: return narrow_f8_e4m3_kernel(head_dim);
+    case StorageType::f8_e5m2: return narrow_f8_e5m2_kernel(head_dim);
+    case StorageType::f32:
+    case StorageType::f16:
+    case StorageType::bf16: break;
+  }
+  return nullptr;
+}
+
+const AttentionKernel* narrow_codes_kernel(const AttentionArguments& a) {
+  const Coding &k = a.k.coding, &v = a.v.coding;
+  const bool has_blocks = k.type != StorageType::nf4 || (k.block == 64 && v.block == 64);
+  if (k.type != v.type || k.dim != v.dim || !has_blocks) return nullptr;
+  return coded_kernel(k.type, k.dim);
 }
 
 const AttentionKernel* narrow_kernel(const AttentionArguments& a) {
@@ -18,8 +46,8 @@ const AttentionKernel* narrow_kernel(const AttentionArguments& a) {
   switch (a.k.element) {
     case Element::bf16: return narrow_bf16_kernel(a.k.dim, a.v.dim);
     case Element::f16: return narrow_f16_kernel(a.k.dim, a.v.dim);
-    case Element::f32:
-    case Element::code: break;
+    case Element::code: return narrow_codes_kernel(a);
+    case Element::f32: break;
   }
   return nullptr;
 }
@@ -68,16 +96,20 @@ Error prepare_kernels(size_t shared_bytes_max) {
 
 /// Their shared memory is what blocks have unasked.
 Error load_kernels(const AttentionBounds& bounds) {
-  const AttentionKernel* const kernels[] = {&general_kernel(),
-                                            &weights_kernel(),
-                                            &general_codes_kernel(),
-                                            &weights_codes_kernel(),
-                                            narrow_bf16_kernel(bounds.head_dim_k, bounds.head_dim_v),
-                                            narrow_f16_kernel(bounds.head_dim_k, bounds.head_dim_v)};
-  for (const AttentionKernel* kernel : kernels) {
-    if (kernel == nullptr) continue;
+  const auto load = [](const AttentionKernel* kernel) -> Error {
+    if (kernel == nullptr) return Error::none;
     int32_t n_blocks = 0;
-    const Error e = runtime::prepare(kernel->kernel, {1, kernel->threads, 0}, &n_blocks);
+    return runtime::prepare(kernel->kernel, {1, kernel->threads, 0}, &n_blocks);
+  };
+  for (const AttentionKernel* const kernel :
+       {&general_kernel(), &weights_kernel(), &general_codes_kernel(), &weights_codes_kernel(),
+        narrow_bf16_kernel(bounds.head_dim_k, bounds.head_dim_v),
+        narrow_f16_kernel(bounds.head_dim_k, bounds.head_dim_v)}) {
+    if (Error e = load(kernel); e != Error::none) return e;
+  }
+  if (bounds.head_dim_k != bounds.head_dim_v) return Error::none;
+  for (int32_t type = 0; type < n_storage_types; ++type) {
+    const Error e = load(coded_kernel(static_cast<StorageType>(type), bounds.head_dim_k));
     if (e != Error::none) return e;
   }
   return Error::none;

@@ -41,6 +41,13 @@ const AttentionKernel& weights_codes_kernel();
 /// Null where there is none for these head dimensions.
 const AttentionKernel* narrow_bf16_kernel(int32_t dim_k, int32_t dim_v);
 const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v);
+/// The same of codes, where K and V have one type and one head dimension; of nf4 in blocks of 64.
+const AttentionKernel* narrow_q8_0_kernel(int32_t head_dim);
+const AttentionKernel* narrow_int8_kernel(int32_t head_dim);
+const AttentionKernel* narrow_q4_0_kernel(int32_t head_dim);
+const AttentionKernel* narrow_nf4_kernel(int32_t head_dim);
+const AttentionKernel* narrow_f8_e4m3_kernel(int32_t head_dim);
+const AttentionKernel* narrow_f8_e5m2_kernel(int32_t head_dim);
 /// Null where there is none for head dimensions that are so large. Rounded: factors are.
 const AttentionKernel* wide_bf16_kernel(int32_t head_dim);
 const AttentionKernel* wide_bf16_rounded_kernel(int32_t head_dim);

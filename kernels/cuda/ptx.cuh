@@ -81,6 +81,20 @@ KVC_DEVICE Word4 load_stream(const void* address) {
   return loaded;
 }
 
+/// The same of 8 bytes, and of 4.
+KVC_DEVICE Word2 load_stream_8(const void* address) {
+  Word2 loaded;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v2.u32 {%0,%1}, [%2];"
+               : "=r"(loaded.w[0]), "=r"(loaded.w[1])
+               : "l"(address));
+  return loaded;
+}
+KVC_DEVICE uint32_t load_stream_4(const void* address) {
+  uint32_t loaded;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.u32 %0, [%1];" : "=r"(loaded) : "l"(address));
+  return loaded;
+}
+
 /// Where shared_memory() begins for what names it by number; a multiple of 1024.
 KVC_DEVICE uint32_t shared_address() {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory()));
@@ -104,6 +118,13 @@ KVC_DEVICE void wait_for_copies() {
 /// Four of the eight bytes of two words: nibble i of the selector names the i-th.
 KVC_DEVICE uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
+}
+
+/// (word & mask) ^ flipped, as one instruction also where both are constants.
+KVC_DEVICE uint32_t select_and_flip(uint32_t word, uint32_t mask, uint32_t flipped) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(word), "r"(mask), "r"(flipped));
+  return result;
 }
 
 /// To 2^-22.
@@ -168,6 +189,12 @@ struct F16 {
   static KVC_DEVICE uint32_t pack(float low_part, float high_part) {
     uint32_t pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high_part), "f"(low_part));
+    return pair;
+  }
+  /// a · b + c, rounded once.
+  static KVC_DEVICE uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t pair;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(c));
     return pair;
   }
 };

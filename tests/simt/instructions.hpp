@@ -40,14 +40,18 @@ inline float multiply_add(float a, float b, float c) { return a * b + c; }
 
 inline float load_across_blocks(const float* address) { return *address; }
 
-inline Word4 load_stream(const void* address) {
-  simt::count_load(address, sizeof(Word4));
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
-    simt::fail("16 bytes loaded from %p", address);
-  Word4 loaded;
+template <class Word>
+Word load_counted(const void* address) {
+  simt::count_load(address, sizeof(Word));
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(Word) != 0)
+    simt::fail("%zu bytes loaded from %p", sizeof(Word), address);
+  Word loaded;
   std::memcpy(&loaded, address, sizeof loaded);
   return loaded;
 }
+inline Word4 load_stream(const void* address) { return load_counted<Word4>(address); }
+inline Word2 load_stream_8(const void* address) { return load_counted<Word2>(address); }
+inline uint32_t load_stream_4(const void* address) { return load_counted<uint32_t>(address); }
 
 /// Any multiple of 1024 that a wrong offset does not make of itself.
 inline constexpr uint32_t shared_begin = 1024;
@@ -73,6 +77,10 @@ inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
     result |= static_cast<uint32_t>(both >> 8 * byte & 0xffu) << 8 * i;
   }
   return result;
+}
+
+inline uint32_t select_and_flip(uint32_t word, uint32_t mask, uint32_t flipped) {
+  return (word & mask) ^ flipped;
 }
 
 /// Off by up to 2^-22, by the same for the same argument.
@@ -197,6 +205,10 @@ struct F16 {
   static float high(uint32_t pair) { return f16_to_f32(static_cast<uint16_t>(pair >> 16)); }
   static uint32_t pack(float low_part, float high_part) {
     return f32_to_f16(low_part) | static_cast<uint32_t>(f32_to_f16(high_part)) << 16;
+  }
+  /// Rounds twice, but where f32 has the result.
+  static uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+    return pack(low(a) * low(b) + low(c), high(a) * high(b) + high(c));
   }
 };
 
