@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/pass.hpp"
 
 namespace kvc::cuda {
@@ -50,12 +51,12 @@ size_t Attention::host_bytes(const AttentionBounds& bounds) {
   return Schedule::host_bytes(bounds) + waves_bytes(bounds);
 }
 
-Attention::Attention(const AttentionBounds& bounds, const Abilities& abilities,
+Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max,
                      int32_t n_multiprocessors, std::byte* memory, std::byte* on_host)
     : bounds_(bounds),
       schedule_(bounds, on_host),
       waves_(reinterpret_cast<LaunchedParts*>(on_host + Schedule::host_bytes(bounds))),
-      abilities_(abilities),
+      shared_bytes_max_(shared_bytes_max),
       n_multiprocessors_(n_multiprocessors),
       block_(memory),
       constants_(block_ + aligned(Schedule::block_bytes(bounds))),
@@ -69,9 +70,9 @@ Attention::Attention(const AttentionBounds& bounds, const Abilities& abilities,
 /// Weights are written tile by tile, so each has to see all that its rows do.
 Cut Attention::cut_of(const AttentionParams& params) const {
   const int32_t n_kv_heads = params.storage.k.n_heads;
-  const AttentionKernel* const wide = wide_kernel_for(arguments_of(params, {}), abilities_);
+  const AttentionKernel* const wide = wide_kernel_for(arguments_of(params, {}), shared_bytes_max_);
   return {.narrow = {n_kv_heads, params.constants.n_q_heads / n_kv_heads},
-          .wide = wide != nullptr ? wide->columns : 0,
+          .has_wide = wide != nullptr,
           .least_saved = params.tensors.weights.data != nullptr
                              ? shares_nothing
                              : n_multiprocessors_ * tokens_of_a_launch};
@@ -146,7 +147,7 @@ Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
                                  [](const TokenList& list) { return list.has_pending; });
   if (Error e = upload_constants(params, turns, a, launcher); e != Error::none) return e;
   const AttentionKernel& narrow = kernel_for(a);
-  const AttentionKernel* const wide = wide_kernel_for(a, abilities_);
+  const AttentionKernel* const wide = wide_kernel_for(a, shared_bytes_max_);
   for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
     place_wave(a, schedule_, i);
     const AttentionKernel& kernel = schedule_.wave(i).is_wide ? *wide : narrow;
@@ -171,7 +172,7 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
   if (Error e = upload_constants(params, true, a, launcher); e != Error::none) return e;
   const auto launch_waves = [&](const AttentionKernel& kernel, bool is_wide) -> Error {
     TileShape shape = recorded_.narrow;
-    if (is_wide) shape.columns = recorded_.wide;
+    if (is_wide) shape.columns = wide_columns;
     place_width(a, shape, is_wide);
     for (int32_t i = 0; i < most_waves(is_wide, n_tokens); ++i) {
       a.launched = launched_ + first_wave(is_wide) + i;
@@ -179,8 +180,8 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
     }
     return Error::none;
   };
-  if (recorded_.has_wide()) {
-    const Error e = launch_waves(*wide_kernel_for(a, abilities_), true);
+  if (recorded_.has_wide) {
+    const Error e = launch_waves(*wide_kernel_for(a, shared_bytes_max_), true);
     if (e != Error::none) return e;
   }
   if (Error e = launch_waves(kernel_for(a), false); e != Error::none) return e;
@@ -204,7 +205,7 @@ Error Attention::replay(const AttentionPlan& plan, const Launcher& launcher) {
 }
 
 int32_t Attention::most_waves(bool is_wide, int32_t n_tokens) const {
-  const bool may_share = recorded_.least_saved != shares_nothing && is_wide == recorded_.has_wide();
+  const bool may_share = recorded_.least_saved != shares_nothing && is_wide == recorded_.has_wide;
   return Schedule::most_waves(bounds_, n_tokens, may_share);
 }
 
