@@ -27,9 +27,9 @@ class PassRecorder {
   /// The plan of `params` is empty.
   virtual Status record_attention(const AttentionParams& params) noexcept = 0;
 
-  /// Memory for what a graph reads of a pass of states: of `n` tokens at most, and as many rows and sequences. Before any of:
-  virtual void place_states(std::byte* memory,
-                            int32_t n) noexcept = 0;  // [Device::replayed_states_bytes(n)], aligned to 256
+  /// Memory for what a graph reads of a pass of states, of `n` tokens at most and as many rows and sequences: [Device::
+  /// replayed_states_bytes(n)], aligned to 256. Before the calls on states below.
+  virtual void place_states(std::byte* memory, int32_t n) noexcept = 0;
   // `params` name no slots. A pass has at most as many rows, or sequences, as they have.
   virtual Status record_load_states(const StateRows& params) noexcept = 0;
   virtual Status record_store_states(const StateRows& params) noexcept = 0;

@@ -101,7 +101,12 @@ Status RecurrentCache::create(const std::shared_ptr<Device>& device, const Cache
   return create_of<RecurrentCache>(device, bounds, settings, out);
 }
 
-Status RecurrentCache::attach() { return attach_states(); }
+Status RecurrentCache::attach() {
+  if (Status s = attach_states(); s != Status::ok) return s;
+  if (PassRecorder* const recorder = pass_recorder(); recorder != nullptr)
+    recorder->place_states(replayed_, bounds_.max_batch);
+  return Status::ok;
+}
 
 Status RecurrentCache::too_large() const {
   return fail(
@@ -133,6 +138,7 @@ void RecurrentCache::carve_device(Carver& carver) {
     layer_bytes_ += bytes.rounded_up(line_bytes).value();
   }
   carve_workspace(carver);
+  replayed_ = carver.take<std::byte>(device_->replayed_states_bytes(bounds_.max_batch), 256);
   carve_slots(carver,
               CheckedSize(layer_bytes_) * CheckedSize(static_cast<uint64_t>(bounds_.n_layers)));
 }

@@ -92,6 +92,7 @@ class RecurrentCache final : public StateCache, public RecurrentStates {
   // The open pass.
   int32_t* read_slots_ = nullptr;  // [max_sequences] by order in the batch
   int32_t* kept_slots_ = nullptr;  // [max_sequences] while parts that were not put are copied
+  std::byte* replayed_ = nullptr;  // on the device: what graphs read of a pass
   int32_t* order_ = nullptr;       // [max_batch] tokens sequence by sequence, then padding
   ConvRow* conv_rows_ = nullptr;   // [max_batch]
 };

@@ -85,8 +85,8 @@ int32_t RecurrentCache::n_batch_sequences() const {
 
 int32_t RecurrentCache::n_batch_rows() const {
   if (!pass_.is_reserve()) return book_.n_rows();
-  if (recorder_ !=
-      nullptr) {  // of any pass that the graph may do: more tokens of a sequence may have fewer rows
+  // Of any pass that the graph may do: more tokens of a sequence may have fewer rows.
+  if (recorder_ != nullptr) {
     const int64_t most = int64_t{n_batch_sequences()} * settings_.rules.max_rows;
     return static_cast<int32_t>(std::min<int64_t>(pass_.n_tokens(), most));
   }

@@ -69,14 +69,6 @@ void StateCache::carve_book(Carver& carver) {
 
 void StateCache::carve_workspace(Carver& carver) {
   workspace_ = carver.take<std::byte>(device_->workspace_bytes({}), page_bytes);
-  replayed_ = carver.take<std::byte>(device_->replayed_states_bytes(bounds_.max_batch), 256);
-}
-
-Status StateCache::attach_states() {
-  if (Status s = device_->attach({}, workspace_, &on_device_); s != Status::ok) return s;
-  if (PassRecorder* const recorder = on_device_->recorder(); recorder != nullptr)
-    recorder->place_states(replayed_, bounds_.max_batch);
-  return Status::ok;
 }
 
 void StateCache::carve_slots(Carver& carver, CheckedSize slot) {

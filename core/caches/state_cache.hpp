@@ -55,7 +55,7 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   void carve_workspace(Carver& carver);
   void carve_slots(Carver& carver, CheckedSize slot);
   /// The device's side, which has no attention over keys.
-  Status attach_states();
+  Status attach_states() { return device_->attach({}, workspace_, &on_device_); }
 
   virtual StatePart part_at(int32_t layer, int32_t part) const = 0;
   bool has_part(int32_t part) const { return (parts_ & 1u << part) != 0; }
@@ -84,7 +84,6 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   const uint8_t parts_;
   const char* const descriptor_;
   std::byte* workspace_ = nullptr;  // on the device
-  std::byte* replayed_ = nullptr;   // likewise: what graphs read of a pass
   uint8_t* was_put_ = nullptr;      // [n_layers] a bit per part
 };
 
