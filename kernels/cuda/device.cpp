@@ -17,7 +17,7 @@ constexpr int32_t dlpack_cuda = 2;
 /// What CUDA's own blocks have at least, and more than kernels need.
 constexpr size_t block_alignment = 256;
 
-/// Prefixes that sequences share are not read apart yet.
+/// Tokens of a shared prefix from which on it may pay to read it once; a schedule decides (Schedule::pays).
 constexpr int32_t least_shared_prefix = 128;
 
 Status run_attention(const AttentionOperator&, const AttentionParams& params,
