@@ -33,13 +33,17 @@ constexpr const char* names[] = {"shuffle",
                                  "load_matrices",
                                  "load_matrices_transposed",
                                  "permute",
+                                 "select_and_flip",
                                  "load_stream",
+                                 "load_stream_8",
+                                 "load_stream_4",
                                  "copy_async",
                                  "round_f32",
                                  "pack",
                                  "unpack",
                                  "count_bits",
                                  "multiply_add",
+                                 "multiply_add_f16",
                                  "exp2_fast",
                                  "cosine",
                                  "exponential",
@@ -219,7 +223,8 @@ void run(unsigned seed) {
   for (const Instruction each :
        {Instruction::shuffle, Instruction::shuffle_xor, Instruction::largest_of_lanes,
         Instruction::any_lane, Instruction::transpose_8x8, Instruction::load_matrices,
-        Instruction::load_matrices_transposed, Instruction::permute, Instruction::load_stream,
+        Instruction::load_matrices_transposed, Instruction::permute, Instruction::select_and_flip,
+        Instruction::load_stream, Instruction::load_stream_8, Instruction::load_stream_4,
         Instruction::copy_async, Instruction::count_bits})
     need_same(each, inputs.words());
   need_same(Instruction::round_f32, inputs.floats(-100, 100));
@@ -237,6 +242,8 @@ void run(unsigned seed) {
                                    std::fabs(static_cast<double>(c));
                return std::fabs(want - static_cast<double>(float_of(out[0]))) / size;
              });
+  // Of integers, which both have exactly, as kernels use it to decode.
+  need_same(Instruction::multiply_add_f16, inputs.matrices(false, true, 0));
   // 2^-22, and what the simulation rounds.
   need_close(Instruction::exp2_fast, inputs.floats(-120, 20), 0x1.cp-22,
              [](const uint32_t* in, const uint32_t* out) {

@@ -60,7 +60,10 @@ KVC_DEVICE void run_one(Instruction instruction, const uint32_t* in, uint32_t* o
       for (int i = 0; i < 4; ++i) out[i] = m[i];
       return;
     case Instruction::permute: out[0] = permute(in[0], in[1], in[2] & 0x7777u); return;
+    case Instruction::select_and_flip: out[0] = select_and_flip(in[0], in[1], in[2]); return;
     case Instruction::load_stream:
+    case Instruction::load_stream_8:
+    case Instruction::load_stream_4:
     case Instruction::copy_async: return;  // they need addresses
     case Instruction::round_f32:
       out[0] = bits_of(multiply_rounded(a, b));
@@ -80,6 +83,7 @@ KVC_DEVICE void run_one(Instruction instruction, const uint32_t* in, uint32_t* o
       return;
     case Instruction::count_bits: out[0] = static_cast<uint32_t>(count_bits(in[0])); return;
     case Instruction::multiply_add: out[0] = bits_of(multiply_add(a, b, c)); return;
+    case Instruction::multiply_add_f16: out[0] = F16::multiply_add(in[0], in[1], in[2]); return;
     case Instruction::exp2_fast: out[0] = bits_of(exp2_fast(a)); return;
     case Instruction::cosine: {
       double cosine = 0, sine = 0;
@@ -95,13 +99,28 @@ KVC_DEVICE void run_one(Instruction instruction, const uint32_t* in, uint32_t* o
   }
 }
 
-/// 16 bytes from the beginning of another lane's words: a load, or a copy by way of shared memory, of which some lanes get zeros.
+KVC_DEVICE bool needs_addresses(Instruction instruction) {
+  return instruction == Instruction::load_stream || instruction == Instruction::load_stream_8 ||
+         instruction == Instruction::load_stream_4 || instruction == Instruction::copy_async;
+}
+
+/// 16 bytes or fewer from the beginning of another lane's words: a load, or a copy by way of shared memory, of which some lanes get zeros.
 KVC_DEVICE void run_from_memory(const Params& p, const uint32_t* round, uint32_t* out, int lane) {
   const uint32_t from = round[lane * words_in] % 8;  // words of 16 bytes begin at every fourth pair
   const void* const address = round + from * 4;
   if (p.instruction == Instruction::load_stream) {
     const Word4 loaded = load_stream(address);
     for (int i = 0; i < 4; ++i) out[i] = loaded.w[i];
+    return;
+  }
+  if (p.instruction == Instruction::load_stream_8) {
+    const Word2 loaded = load_stream_8(address);
+    out[0] = loaded.w[0];
+    out[1] = loaded.w[1];
+    return;
+  }
+  if (p.instruction == Instruction::load_stream_4) {
+    out[0] = load_stream_4(address);
     return;
   }
   copy_async(shared_address() + static_cast<uint32_t>(lane) * 16, address, lane % 3 != 0);
@@ -117,7 +136,7 @@ KVC_GLOBAL void run_instruction(KVC_PARAMS(Params) p) {
   for (int32_t round = 0; round < p.n_rounds; ++round) {
     const uint32_t* const in = p.in + round * lanes * words_in;
     uint32_t out[words_out] = {};
-    if (p.instruction == Instruction::load_stream || p.instruction == Instruction::copy_async) {
+    if (needs_addresses(p.instruction)) {
       run_from_memory(p, in, out, lane);
     } else {
       run_one(p.instruction, in + lane * words_in, out, lane);

@@ -16,13 +16,17 @@ enum class Instruction : int32_t {
   load_matrices,
   load_matrices_transposed,
   permute,
+  select_and_flip,
   load_stream,
+  load_stream_8,
+  load_stream_4,
   copy_async,
   round_f32,  // products, sums, differences and quotients
   pack,       // f32 to bf16 and f16
   unpack,     // and back
   count_bits,
   multiply_add,
+  multiply_add_f16,
   exp2_fast,
   cosine,  // of doubles, of which a lane gets the two words
   exponential,
