@@ -1,6 +1,6 @@
 // Random passes in a cache on cuda:0 and in its twin on the CPU: the same statuses, the same digests, and attention within the sum
-// of both bounds (docs/SEMANTICS.md, §8). Passes come on one stream after another, and half of those that a graph can do are done by one. It needs nothing of the GPU but memory, so it is built twice: for a GPU (cuda_passes, by
-// `make test-cuda`) and over the simulation (simulated_passes).
+// of both bounds (docs/SEMANTICS.md, §8). Passes come on one stream after another, and half of them are done by a graph. It is
+// built twice: for a GPU (cuda_passes, by `make test-cuda`) and over the simulation (simulated_passes).
 //   passes [--seed N] [--passes N]
 #include <algorithm>
 #include <cmath>
@@ -37,8 +37,6 @@ struct Setup {
   uint32_t dtype;
   int32_t n_kv_heads, n_q_heads, head_dim, reach;
   uint32_t flags = 0;  // of the cache
-
-  bool can_be_captured() const { return dtype == KVC_F32 || dtype == KVC_F16 || dtype == KVC_BF16; }
 };
 
 constexpr int32_t max_sequences = 4, capacity = 160, max_batch = 24, n_layers = 2;
@@ -113,10 +111,10 @@ class Run {
   Run(const Setup& setup, unsigned seed) : setup_(setup), caches_(setup), random_(seed) {
     for (gpu::Stream& stream : streams_) stream = gpu::create_stream();
     for (int32_t layer = 0; layer < n_layers; ++layer) tensors_.emplace_back(setup);
-    if (setup.can_be_captured()) capture();
+    capture();
   }
   ~Run() {
-    if (graph_ != nullptr) gpu::destroy_graph(graph_);
+    gpu::destroy_graph(graph_);
     for (gpu::Stream stream : streams_) gpu::destroy_stream(stream);
   }
   Run(const Run&) = delete;
@@ -185,7 +183,7 @@ class Run {
     const auto n = static_cast<int32_t>(position.size());
     if (n == 0) return forget();
     const gpu::Stream stream = streams_[static_cast<size_t>(below(n_streams))];
-    const bool replays = graph_ != nullptr && below(2) == 0;
+    const bool replays = below(2) == 0;
     const kvc_status begun = caches_.both("begin", [&](kvc_cache* cache) {
       const bool there = cache == caches_.gpu;
       return kvc_begin(cache, n, position.data(), sequence.data(), nullptr,
