@@ -85,32 +85,47 @@ class CacheDeviceOver : public kvc::CacheDevice {
   Around around_;
 };
 
-/// The CPU's memory and workspace; what a subclass overrides is its own.
-class DeviceOverCpu : public kvc::Device {
+/// Another device; what a subclass overrides is its own. Caches attach to the subclass.
+class DeviceOver : public kvc::Device {
  public:
-  /// Throws when there is no CPU device.
-  explicit DeviceOverCpu(const kvc::DeviceOptions& options = {.n_threads = 1}) {
-    if (kvc::cpu::CpuDevice::create(options, &cpu_) != kvc::Status::ok) throw std::bad_alloc();
+  explicit DeviceOver(std::shared_ptr<kvc::Device> inner) : inner_(std::move(inner)) {}
+
+  kvc::DeviceInfo info() const noexcept override { return inner_->info(); }
+  kvc::Status check(const kvc::CacheNeeds& needs) const noexcept override {
+    return inner_->check(needs);
   }
-  kvc::DeviceInfo info() const noexcept override { return cpu_->info(); }
+  kvc::Status synchronize() noexcept override { return inner_->synchronize(); }
   void* allocate(kvc::Place place, size_t bytes, bool prefault) noexcept override {
-    return cpu_->allocate(place, bytes, prefault);
+    return inner_->allocate(place, bytes, prefault);
   }
   void release(kvc::Place place, void* block, size_t bytes) noexcept override {
-    cpu_->release(place, block, bytes);
+    inner_->release(place, block, bytes);
   }
   const kvc::AttentionOperator* attention_operator(int32_t index) const noexcept override {
-    return cpu_->attention_operator(index);
+    return inner_->attention_operator(index);
   }
   size_t workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
-    return cpu_->workspace_bytes(bounds);
+    return inner_->workspace_bytes(bounds);
   }
   size_t host_workspace_bytes(const kvc::AttentionBounds& bounds) const noexcept override {
-    return cpu_->host_workspace_bytes(bounds);
+    return inner_->host_workspace_bytes(bounds);
+  }
+  size_t replayed_states_bytes(int32_t n) const noexcept override {
+    return inner_->replayed_states_bytes(n);
   }
   size_t lightning_workspace_bytes(const kvc::LightningBounds& bounds) const noexcept override {
-    return cpu_->lightning_workspace_bytes(bounds);
+    return inner_->lightning_workspace_bytes(bounds);
   }
+
+ protected:
+  const std::shared_ptr<kvc::Device> inner_;
+};
+
+class DeviceOverCpu : public DeviceOver {
+ public:
+  /// Throws when there is no CPU device.
+  explicit DeviceOverCpu(const kvc::DeviceOptions& options = {.n_threads = 1})
+      : DeviceOver(open(options)) {}
 
  protected:
   /// For attach(): the CPU's side of the cache with `around` around each call.
@@ -118,13 +133,17 @@ class DeviceOverCpu : public kvc::Device {
   kvc::Status attach_around(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                             Around around, std::unique_ptr<kvc::CacheDevice>* out) {
     std::unique_ptr<kvc::CacheDevice> cpu;
-    if (kvc::Status s = cpu_->attach(bounds, workspace, &cpu); s != kvc::Status::ok) return s;
+    if (kvc::Status s = inner_->attach(bounds, workspace, &cpu); s != kvc::Status::ok) return s;
     *out = std::make_unique<CacheDeviceOver<Around>>(std::move(cpu), std::move(around));
     return kvc::Status::ok;
   }
 
  private:
-  std::shared_ptr<kvc::Device> cpu_;
+  static std::shared_ptr<kvc::Device> open(const kvc::DeviceOptions& options) {
+    std::shared_ptr<kvc::Device> cpu;
+    if (kvc::cpu::CpuDevice::create(options, &cpu) != kvc::Status::ok) throw std::bad_alloc();
+    return cpu;
+  }
 };
 
 }  // namespace fake
