@@ -8,51 +8,38 @@ namespace bench_cuda {
 using namespace kvc::cuda;
 
 /// Loads that a thread has under way.
-inline constexpr int n_loads = 8;
+inline constexpr uint64_t n_loads = 8;
 
-/// Calls per_step(first, stride, n) for the pieces of 16 bytes that are the thread's: n of them at a time.
-template <class PerStep>
-KVC_DEVICE void for_pieces(uint64_t bytes, PerStep per_step) {
+/// Calls per_piece(piece, index) for the pieces of 16 bytes that are the thread's, behind the loads of n_loads of them.
+template <class PerPiece>
+KVC_DEVICE void for_pieces(const void* from, uint64_t bytes, PerPiece per_piece) {
+  const auto* const pieces = static_cast<const Word4*>(from);
   const uint64_t stride = static_cast<uint64_t>(n_blocks()) * static_cast<uint64_t>(n_threads());
   const uint64_t n_pieces = bytes / sizeof(Word4);
   uint64_t at = static_cast<uint64_t>(block_index()) * static_cast<uint64_t>(n_threads()) +
                 static_cast<uint64_t>(thread_index());
-  for (; at + (n_loads - 1) * stride < n_pieces; at += n_loads * stride) per_step(at, stride, n_loads);
-  for (; at < n_pieces; at += stride) per_step(at, stride, 1);
+  for (; at + (n_loads - 1) * stride < n_pieces; at += n_loads * stride) {
+    Word4 loaded[n_loads];
+    KVC_UNROLL
+    for (uint64_t i = 0; i < n_loads; ++i) loaded[i] = load_stream(pieces + at + i * stride);
+    KVC_UNROLL
+    for (uint64_t i = 0; i < n_loads; ++i) per_piece(loaded[i], at + i * stride);
+  }
+  for (; at < n_pieces; at += stride) per_piece(load_stream(pieces + at), at);
 }
 
 /// What is read counts: a compiler must not leave it out. Writes what it read where that is one certain number.
 KVC_GLOBAL void read_all(KVC_PARAMS(ReadParams) p) {
   uint32_t seen = 0;
-  const auto* const from = static_cast<const Word4*>(p.from);
-  for_pieces(p.bytes, [&](uint64_t at, uint64_t stride, int n) {
-    Word4 loaded[n_loads];
-    KVC_UNROLL
-    for (int i = 0; i < n_loads; ++i) {
-      if (i < n) loaded[i] = load_stream(from + at + static_cast<uint64_t>(i) * stride);
-    }
-    KVC_UNROLL
-    for (int i = 0; i < n_loads; ++i) {
-      if (i < n) seen ^= loaded[i].w[0] ^ loaded[i].w[1] ^ loaded[i].w[2] ^ loaded[i].w[3];
-    }
+  for_pieces(p.from, p.bytes, [&](const Word4& piece, uint64_t) {
+    seen ^= piece.w[0] ^ piece.w[1] ^ piece.w[2] ^ piece.w[3];
   });
   if (seen == 0x12345678u) *p.sink = seen;
 }
 
 KVC_GLOBAL void copy_all(KVC_PARAMS(CopyParams) p) {
-  const auto* const from = static_cast<const Word4*>(p.from);
   auto* const to = static_cast<Word4*>(p.to);
-  for_pieces(p.bytes, [&](uint64_t at, uint64_t stride, int n) {
-    Word4 loaded[n_loads];
-    KVC_UNROLL
-    for (int i = 0; i < n_loads; ++i) {
-      if (i < n) loaded[i] = load_stream(from + at + static_cast<uint64_t>(i) * stride);
-    }
-    KVC_UNROLL
-    for (int i = 0; i < n_loads; ++i) {
-      if (i < n) to[at + static_cast<uint64_t>(i) * stride] = loaded[i];
-    }
-  });
+  for_pieces(p.from, p.bytes, [to](const Word4& piece, uint64_t at) { to[at] = piece; });
 }
 
 /// Chains of products of numbers around 1, of either sign: constant operands would cost less power, and so be faster.
