@@ -6,6 +6,9 @@
 #include <memory>
 #include <vector>
 
+#include "capi/src/handle_table.hpp"
+#include "capi/src/objects.hpp"
+#include "core/caches/create.hpp"
 #include "core/device.hpp"
 #include "kernels/cpu/cpu_device.hpp"
 #include "kernels/cuda/device.hpp"
@@ -13,7 +16,7 @@
 #include "support/random.hpp"
 #include "tests/simt/runtime_simt.hpp"
 
-/// The simulated CUDA device beside the CPU, and tensors on either.
+/// The simulated CUDA device beside the CPU, with caches, tensors and graphs.
 namespace cuda_arena {
 
 inline std::shared_ptr<kvc::Device> open_cpu() {
@@ -27,6 +30,30 @@ inline std::shared_ptr<kvc::Device> open_cuda() {
   EXPECT_EQ(kvc::cuda::CudaDevice::create(1, open_cpu(), &device), kvc::Status::ok)
       << kvc::last_message();
   return device;
+}
+
+/// A cache as calls of the C ABI take it; null when it cannot be created.
+inline kvc_cache* create_cache(const std::shared_ptr<kvc::Device>& device,
+                               const kvc::CacheRequest& request) {
+  auto object = std::make_unique<kvc::capi::CacheObject>();
+  if (kvc::create_cache(device, request, &object->cache) != kvc::Status::ok) return nullptr;
+  const kvc::CacheStats stats = object->cache->stats();
+  return static_cast<kvc_cache*>(
+      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+}
+
+/// A graph of what `work()` does in a pass of n tokens, opened in `cache`. It returns a status.
+template <class Work>
+simt::device::Graph* capture(kvc_cache* cache, int32_t n, Work work) {
+  void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
+  simt::device::Graph* graph = nullptr;
+  EXPECT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
+  EXPECT_EQ(kvc_begin(cache, n, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream), KVC_OK)
+      << support::last_message();
+  EXPECT_EQ(work(), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_commit(cache), KVC_OK);
+  EXPECT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none);
+  return graph;
 }
 
 /// Memory for the tensors of many calls.

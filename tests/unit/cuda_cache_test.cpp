@@ -7,8 +7,6 @@
 #include <memory>
 #include <vector>
 
-#include "capi/src/handle_table.hpp"
-#include "capi/src/objects.hpp"
 #include "core/caches/create.hpp"
 #include "support/abi.hpp"
 #include "support/random.hpp"
@@ -42,11 +40,7 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device) {
   bounds.max_batch = batch;
   bounds.zero_on_free = true;
   request.causal.reach = 17;
-  auto object = std::make_unique<kvc::capi::CacheObject>();
-  if (kvc::create_cache(device, request, &object->cache) != Status::ok) return nullptr;
-  const kvc::CacheStats stats = object->cache->stats();
-  return static_cast<kvc_cache*>(
-      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+  return cuda_arena::create_cache(device, request);
 }
 
 Arena arena_of(const std::shared_ptr<kvc::Device>& device, int32_t n_calls) {
@@ -144,11 +138,9 @@ kvc_cache* create_rows(const std::shared_ptr<kvc::Device>& device, int32_t n_row
   request.bounds.max_sequences = n_rows;
   request.bounds.capacity = 8;
   request.bounds.max_batch = 2 * n_rows;
-  auto object = std::make_unique<kvc::capi::CacheObject>();
-  EXPECT_EQ(kvc::create_cache(device, request, &object->cache), Status::ok);
-  const kvc::CacheStats stats = object->cache->stats();
-  return static_cast<kvc_cache*>(
-      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+  kvc_cache* const cache = cuda_arena::create_cache(device, request);
+  EXPECT_NE(cache, nullptr) << kvc::last_message();
+  return cache;
 }
 
 /// A batch of rows takes what another cache has read, on another stream, and that one goes on at once.

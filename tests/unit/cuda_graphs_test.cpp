@@ -9,31 +9,21 @@
 #include <string>
 #include <vector>
 
-#include "capi/src/handle_table.hpp"
-#include "capi/src/objects.hpp"
 #include "core/caches/create.hpp"
-#include "kernels/cpu/cpu_device.hpp"
-#include "kernels/cuda/device.hpp"
 #include "kernels/cuda/schedule.hpp"
 #include "support/abi.hpp"
 #include "support/random.hpp"
 #include "tests/simt/runtime_simt.hpp"
+#include "unit/cuda_arena.hpp"
 
 namespace {
 
-using kvc::Status;
+using cuda_arena::open_cuda;
 using support::Random;
 namespace runtime = kvc::cuda::runtime;
 
 constexpr uint64_t seed = 20261130;
 constexpr int32_t layers = 2, q_heads = 4, kv_heads = 2, batch = 12, sequences = 3, capacity = 50;
-
-std::shared_ptr<kvc::Device> open_cuda() {
-  std::shared_ptr<kvc::Device> cpu, cuda;
-  EXPECT_EQ(kvc::cpu::CpuDevice::create({.n_threads = 1}, &cpu), Status::ok);
-  EXPECT_EQ(kvc::cuda::CudaDevice::create(0, cpu, &cuda), Status::ok) << kvc::last_message();
-  return cuda;
-}
 
 /// How a cache stores, and what it sees.
 struct Setup {
@@ -69,11 +59,9 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device, const Setup& setup
   bounds.max_batch = batch;
   bounds.zero_on_free = kind == kvc::CacheKind::causal;
   request.causal.reach = reach;
-  auto object = std::make_unique<kvc::capi::CacheObject>();
-  EXPECT_EQ(kvc::create_cache(device, request, &object->cache), Status::ok) << kvc::last_message();
-  const kvc::CacheStats stats = object->cache->stats();
-  return static_cast<kvc_cache*>(
-      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+  kvc_cache* const cache = cuda_arena::create_cache(device, request);
+  EXPECT_NE(cache, nullptr) << kvc::last_message();
+  return cache;
 }
 
 /// A cache with constants: keys that rotate, slopes and sinks, scales of f8. A wrapper has children.
@@ -193,15 +181,7 @@ kvc_status run_layers(kvc_cache* cache, const Tensors& tensors, int32_t n) {
 }
 
 simt::device::Graph* capture(kvc_cache* cache, const Tensors& tensors, int32_t n) {
-  void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
-  simt::device::Graph* graph = nullptr;
-  EXPECT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
-  EXPECT_EQ(kvc_begin(cache, n, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream), KVC_OK)
-      << support::last_message();
-  EXPECT_EQ(run_layers(cache, tensors, n), KVC_OK) << support::last_message();
-  EXPECT_EQ(kvc_commit(cache), KVC_OK);
-  EXPECT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none);
-  return graph;
+  return cuda_arena::capture(cache, n, [&] { return run_layers(cache, tensors, n); });
 }
 
 struct Pass {

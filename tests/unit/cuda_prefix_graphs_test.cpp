@@ -1,12 +1,10 @@
 // Sequences on one prompt over the simulated CUDA device by way of the C ABI: a graph reads the prompt once for all of them, too, and
-// answers with the same bits.
+// gives the same bits.
 #include <gtest/gtest.h>
 
 #include <memory>
 #include <vector>
 
-#include "capi/src/handle_table.hpp"
-#include "capi/src/objects.hpp"
 #include "core/caches/create.hpp"
 #include "support/abi.hpp"
 #include "tests/simt/runtime_simt.hpp"
@@ -31,12 +29,9 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device, int32_t head_dim) 
   bounds.max_sequences = sequences;
   bounds.capacity = 200;
   bounds.max_batch = prompt;
-  auto object = std::make_unique<kvc::capi::CacheObject>();
-  EXPECT_EQ(kvc::create_cache(device, request, &object->cache), kvc::Status::ok)
-      << kvc::last_message();
-  const kvc::CacheStats stats = object->cache->stats();
-  return static_cast<kvc_cache*>(
-      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+  kvc_cache* const cache = cuda_arena::create_cache(device, request);
+  EXPECT_NE(cache, nullptr) << kvc::last_message();
+  return cache;
 }
 
 /// A cache, and a pass of some tokens for each of some sequences.
@@ -81,24 +76,16 @@ class Decoding {
     return kvc_put_attention(cache_, 0, &t[0], &t[1], &t[2], &t[3], nullptr);
   }
   simt::device::Graph* capture(int32_t n_tokens) {
-    void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
-    simt::device::Graph* graph = nullptr;
-    EXPECT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
-    EXPECT_EQ(kvc_begin(cache_, n_tokens, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream), KVC_OK)
-        << support::last_message();
-    EXPECT_EQ(attend(n_tokens), KVC_OK) << support::last_message();
-    EXPECT_EQ(kvc_commit(cache_), KVC_OK);
-    EXPECT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none);
-    return graph;
+    return cuda_arena::capture(cache_, n_tokens, [&] { return attend(n_tokens); });
   }
-  /// What the pass has answered; it is as if it had not been.
-  std::vector<float> take_answer(int32_t n_tokens) {
+  /// The outputs of the pass, which is aborted.
+  std::vector<float> take_outputs(int32_t n_tokens) {
     EXPECT_EQ(kvc_abort(cache_), KVC_OK);
     simt::device::finish();
     float* const out = arena_.on_host() + arena_.taken() - most_tokens * row();
-    std::vector<float> answer(out, out + static_cast<size_t>(n_tokens) * row());
+    std::vector<float> outputs(out, out + static_cast<size_t>(n_tokens) * row());
     std::fill_n(out, most_tokens * row(), 0.0f);
-    return answer;
+    return outputs;
   }
 
  private:
@@ -113,7 +100,7 @@ class Decoding {
 
 /// 64 is served by the kernels with tensor cores, 20 by the general one. One token of each sequence makes narrow tiles, and for
 /// 64 five make wide ones.
-TEST(CudaPrefixGraphs, AnswerWithTheBitsOfPassesThatAreNotCaptured) {
+TEST(CudaPrefixGraphs, HaveTheBitsOfPassesThatAreNotCaptured) {
   const std::shared_ptr<kvc::Device> cuda = cuda_arena::open_cuda(), cpu = cuda_arena::open_cpu();
   for (const int32_t head_dim : {64, 20}) {
     Decoding decoding(cuda, head_dim), reference(cpu, head_dim);
@@ -122,13 +109,13 @@ TEST(CudaPrefixGraphs, AnswerWithTheBitsOfPassesThatAreNotCaptured) {
       const int32_t n_tokens = n * sequences;
       ASSERT_EQ(decoding.begin_tokens(n, 0), KVC_OK) << support::last_message();
       ASSERT_EQ(decoding.attend(n_tokens), KVC_OK) << support::last_message();
-      const std::vector<float> eager = decoding.take_answer(n_tokens);
+      const std::vector<float> eager = decoding.take_outputs(n_tokens);
       ASSERT_EQ(decoding.begin_tokens(n, KVC_BEGIN_REPLAY), KVC_OK) << support::last_message();
       ASSERT_EQ(simt::device::launch_graph(*graph, nullptr), kvc::cuda::Error::none);
-      EXPECT_EQ(decoding.take_answer(n_tokens), eager) << head_dim << ", " << n << " tokens each";
+      EXPECT_EQ(decoding.take_outputs(n_tokens), eager) << head_dim << ", " << n << " tokens each";
       ASSERT_EQ(reference.begin_tokens(n, 0), KVC_OK);
       ASSERT_EQ(reference.attend(n_tokens), KVC_OK);
-      const std::vector<float> wanted = reference.take_answer(n_tokens);
+      const std::vector<float> wanted = reference.take_outputs(n_tokens);
       for (size_t i = 0; i < wanted.size(); ++i) ASSERT_NEAR(eager[i], wanted[i], 4e-6f) << i;
     }
     simt::device::destroy_graph(graph);

@@ -8,8 +8,6 @@
 #include <memory>
 #include <vector>
 
-#include "capi/src/handle_table.hpp"
-#include "capi/src/objects.hpp"
 #include "core/caches/create.hpp"
 #include "support/abi.hpp"
 #include "support/random.hpp"
@@ -19,7 +17,6 @@
 namespace {
 
 using cuda_arena::open_cuda;
-using kvc::Status;
 using support::Random;
 namespace runtime = kvc::cuda::runtime;
 
@@ -47,11 +44,9 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device, const Stored& setu
   request.recurrent.type_conv = setup.type_conv;
   request.recurrent.type_state = setup.type_state;
   request.recurrent.draft_states = setup.draft_states;
-  auto object = std::make_unique<kvc::capi::CacheObject>();
-  EXPECT_EQ(kvc::create_cache(device, request, &object->cache), Status::ok) << kvc::last_message();
-  const kvc::CacheStats stats = object->cache->stats();
-  return static_cast<kvc_cache*>(
-      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+  kvc_cache* const cache = cuda_arena::create_cache(device, request);
+  EXPECT_NE(cache, nullptr) << kvc::last_message();
+  return cache;
 }
 
 /// The tensors of a pass in device memory, of each layer: what is read of both parts, inputs of the convolution, and states to put.
@@ -117,15 +112,7 @@ kvc_status run_layers(kvc_cache* cache, const Tensors& tensors, int32_t n) {
 }
 
 simt::device::Graph* capture(kvc_cache* cache, const Tensors& tensors, int32_t n) {
-  void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
-  simt::device::Graph* graph = nullptr;
-  EXPECT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
-  EXPECT_EQ(kvc_begin(cache, n, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream), KVC_OK)
-      << support::last_message();
-  EXPECT_EQ(run_layers(cache, tensors, n), KVC_OK) << support::last_message();
-  EXPECT_EQ(kvc_commit(cache), KVC_OK);
-  EXPECT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none);
-  return graph;
+  return cuda_arena::capture(cache, n, [&] { return run_layers(cache, tensors, n); });
 }
 
 /// A cache that passes are done in one by one, and one in which graphs do them.
@@ -277,13 +264,8 @@ TEST(CudaStateGraphs, DoPassesOfWrappers) {
     ASSERT_EQ(kvc_cache_wrap(&states, 1, child, layer, layers, &model), KVC_OK);
     void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
     simt::device::Graph* graph = nullptr;
-    if (graphs) {
-      ASSERT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
-      ASSERT_EQ(kvc_begin(model, 4, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream), KVC_OK);
-      ASSERT_EQ(run_layers(states, tensors, 4), KVC_OK) << support::last_message();
-      ASSERT_EQ(kvc_commit(model), KVC_OK);
-      ASSERT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none);
-    }
+    if (graphs)
+      graph = cuda_arena::capture(model, 4, [&] { return run_layers(states, tensors, 4); });
     for (int32_t pass = 0; pass < 3; ++pass) {
       const int32_t position[] = {2 * pass, pass, 2 * pass + 1, pass};
       for (float& number : inputs) number = random.value();

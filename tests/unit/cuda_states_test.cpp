@@ -7,8 +7,6 @@
 #include <memory>
 #include <vector>
 
-#include "capi/src/handle_table.hpp"
-#include "capi/src/objects.hpp"
 #include "core/caches/create.hpp"
 #include "support/abi.hpp"
 #include "support/random.hpp"
@@ -49,11 +47,7 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device, kvc::CacheKind kin
     bounds.head_dim_k = bounds.head_dim_v = head_dim;
     request.lightning.draft_states = 2;
   }
-  auto object = std::make_unique<kvc::capi::CacheObject>();
-  if (kvc::create_cache(device, request, &object->cache) != Status::ok) return nullptr;
-  const kvc::CacheStats stats = object->cache->stats();
-  return static_cast<kvc_cache*>(
-      kvc::capi::handles::add(kvc::capi::Kind::cache, object.release(), stats));
+  return cuda_arena::create_cache(device, request);
 }
 
 /// Puts every part of a layer and reads what was there before.
