@@ -1,5 +1,7 @@
 #include "kernels/cpu/lightning.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -42,9 +44,18 @@ bool prefetches_into_first_level() {
 }
 
 /// Heads that a thread takes through the blocks side by side: their rows of a token lie beside each other, often in one page of
-/// memory, and finding a page costs as much as reading a row. Second-level caches have room for so many bytes of each token.
+/// memory, and finding a page costs as much as reading a row. More bytes of a token than these lie in several pages.
 constexpr int32_t heads_at_once_max = 8;
-constexpr int64_t bytes_at_once = 2048;
+constexpr int64_t bytes_at_once = 4096;
+
+/// Their states should take no more than half of a second-level cache.
+int64_t state_bytes_at_once() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE) / 2;
+  if (bytes > 0) return bytes;
+#endif
+  return int64_t{256} << 10;
+}
 
 /// What one thread works with.
 struct Scratch {
@@ -202,11 +213,13 @@ void LightningCall::run(ThreadPool& pool) noexcept {
   outputs_past_caches_ = n_tokens * params_.n_q_heads * dims_v_ >= outputs_past_caches;
   const bool is_small = n_tokens * floats_of_row < parallel_floats;
   // How many heads go side by side changes no bit: they have nothing in common.
-  const auto side_by_side = static_cast<int32_t>(
-      bytes_at_once / KeptTokens::row_bytes(bounds_.head_dim_k, params_.last_layer.k_type));
-  heads_at_once_ = std::clamp(
-      std::min(side_by_side, params_.n_rows * bounds_.n_heads / (4 * pool.n_threads())), 1,
-      heads_at_once_max);
+  const int64_t in_a_page = bytes_at_once /
+                            KeptTokens::row_bytes(bounds_.head_dim_k, params_.last_layer.k_type);
+  const int64_t in_the_cache = state_bytes_at_once() /
+                               (bounds_.head_dim_k * dims_v_ * int64_t{sizeof(float)});
+  const int64_t for_all_threads = params_.n_rows * bounds_.n_heads / (4 * pool.n_threads());
+  heads_at_once_ = static_cast<int32_t>(std::clamp<int64_t>(
+      std::min({in_a_page, in_the_cache, for_all_threads}), 1, heads_at_once_max));
   items_per_row_ = (bounds_.n_heads + heads_at_once_ - 1) / heads_at_once_;
   const int32_t rows_at_once = ThreadPool::items_max / items_per_row_;
   for (first_row_ = 0; first_row_ < params_.n_rows; first_row_ += rows_at_once) {

@@ -35,7 +35,9 @@ struct LightningStep {
 inline constexpr int32_t decay_margin = 32;
 
 /// Rows of memory that will be read next. Kernels prefetch them between the steps of their products, a few lines at a time: a
-/// processor waits as soon as more lines are on their way than it can keep track of.
+/// processor waits as soon as more lines are on their way than it can keep track of. Rows often lie in pages of their own, and finding
+/// a page can take longer than reading a line: a few rows are prefetched side by side, so that their pages are looked up at once.
+inline constexpr int32_t rows_ahead = 8;
 struct LightningAhead {
   const std::byte* const* row = nullptr;  // [n]
   int32_t n = 0;
@@ -43,7 +45,8 @@ struct LightningAhead {
   int32_t lines_at_once = 0;
   bool into_first_level = false;  // of the caches; else into the second
   int32_t at = 0;                 // rows before are prefetched,
-  int32_t byte = 0;               // and so many bytes of this one
+  int32_t byte = 0;               // and so many bytes of rows_ahead from it on
+  int32_t due = 0;                // lines
 };
 
 /// Rows of tokens, as they lie in tensors, as floats: to[column · n + i · panel + d], in panels of columns.

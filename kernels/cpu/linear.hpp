@@ -124,19 +124,24 @@ KVC_INLINE int32_t width_of_strip(int32_t n, int32_t begin) {
   return smaller(rounded_up(n - begin, lanes), panel_width);
 }
 
+/// A line of each of a few rows at a time, as soon as so many are due.
 KVC_INLINE void prefetch_some(LightningAhead& ahead) {
-  for (int32_t i = 0; i < ahead.lines_at_once && ahead.at < ahead.n; ++i) {
-    const std::byte* line = ahead.row[ahead.at] + ahead.byte;
+  if (ahead.at >= ahead.n) return;
+  ahead.due += ahead.lines_at_once;
+  if (ahead.due < rows_ahead) return;
+  ahead.due -= rows_ahead;
+  for (int32_t i = ahead.at; i < smaller(ahead.at + rows_ahead, ahead.n); ++i) {
+    const std::byte* line = ahead.row[i] + ahead.byte;
     if (ahead.into_first_level) {
       prefetch(line);
     } else {
       prefetch_far(line);
     }
-    ahead.byte += 64;
-    if (ahead.byte < ahead.row_bytes) continue;
-    ahead.byte = 0;
-    ++ahead.at;
   }
+  ahead.byte += 64;
+  if (ahead.byte < ahead.row_bytes) return;
+  ahead.byte = 0;
+  ahead.at += rows_ahead;
 }
 
 constexpr int32_t weights_stride(int32_t n) { return rounded_up(n, 16); }
