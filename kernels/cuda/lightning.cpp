@@ -51,6 +51,7 @@ Error clear_padding(const LightningParams& params, const Launcher& launcher) {
   return Error::none;
 }
 
+/// Of sequences of several tokens: a single one is kept where its state is made.
 Error keep(const LightningParams& params, const Launcher& launcher) {
   KeepLaunch launch;
   launch.k = keys_of(params);
@@ -65,7 +66,7 @@ Error keep(const LightningParams& params, const Launcher& launcher) {
     return e;
   };
   for (const LightningRow* row = params.row; row < params.row + params.n_rows; ++row) {
-    for (int32_t i = 0; i < row->n_tokens; ++i) {
+    for (int32_t i = 0; i < row->n_tokens && row->n_tokens > 1; ++i) {
       if (launch.n_tokens == kept_tokens) {
         if (Error e = flush(); e != Error::none) return e;
       }
@@ -88,6 +89,10 @@ class DecayLaunches {
     launch_.k = keys_of(params);
     launch_.v = values_of(params);
     launch_.padded_v = static_cast<int32_t>(padded_to_vectors(params.bounds.head_dim_v));
+    if (params.input == LightningInput::tensors && !in_blocks) {
+      launch_.put_k = view_of(params.k);
+      launch_.put_v = view_of(params.v);
+    }
     if (params.q.data == nullptr) return;
     launch_.q = view_of(params.q);
     launch_.out = view_of(params.out);

@@ -38,6 +38,13 @@ KVC_DEVICE float kept_number(const KeptView& kept, int head, const DecayToken& t
   return is_masked(token) ? 0.0f : load_element(kept_row(kept, head, token), kept.element, dim);
 }
 
+/// Keeps a key or value as it is put.
+KVC_DEVICE void keep_row(const KeptView& kept, const RowsView& rows, int head, const DecayToken& token,
+                         int lane, int n_lanes) {
+  convert_row({kept_row(kept, head, token), 1, kept.element}, tensor_row(rows, head, index_of(token)),
+              kept.dim, lane, n_lanes);
+}
+
 KVC_DEVICE float* state_of(const DecayLaunch& params, int32_t slot, int head) {
   return reinterpret_cast<float*>(params.states + slot * params.slot_bytes) +
          int64_t{head} * params.k.dim * params.padded_v;
@@ -66,12 +73,8 @@ KVC_GLOBAL void keep_tokens(KVC_PARAMS(KeepLaunch) params) {
   for_rows(params.n_tokens, params.n_heads, [&](int index, int head, int lane) {
     const DecayToken& token = params.token[index];
     if (is_masked(token)) return;
-    const auto keep = [&](const KeptView& kept, const RowsView& rows) {
-      convert_row({kept_row(kept, head, token), 1, kept.element},
-                  tensor_row(rows, head, index_of(token)), kept.dim, lane, warp_lanes);
-    };
-    keep(params.k, params.k_rows);
-    keep(params.v, params.v_rows);
+    keep_row(params.k, params.k_rows, head, token, lane, warp_lanes);
+    keep_row(params.v, params.v_rows, head, token, lane, warp_lanes);
   });
 }
 

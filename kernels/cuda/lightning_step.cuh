@@ -44,14 +44,24 @@ class DecayStep {
  private:
   KVC_DEVICE const DecayToken& token() const { return params_.token[block_.first_token]; }
 
+  /// The key, and the values of this thread's columns. The block of the first columns keeps them where they are put.
   KVC_DEVICE void load_token(float (&value)[4]) {
-    const bool has_token = block_.n > 0;
+    const bool has_token = block_.n > 0 && !is_masked(token());
     for (int d = thread_index(); d < params_.k.dim; d += decay_threads)
-      key_[d] = has_token ? kept_number(params_.k, item_.head, token(), d) : 0.0f;
+      key_[d] = has_token ? number(params_.k, params_.put_k, d) : 0.0f;
     for (int i = 0; i < 4; ++i)
       value[i] = has_token && column_ + i < params_.v.dim
-                     ? kept_number(params_.v, item_.head, token(), column_ + i)
+                     ? number(params_.v, params_.put_v, column_ + i)
                      : 0.0f;
+    if (!has_token || params_.put_k.data == nullptr || item_.first_column > 0) return;
+    keep_row(params_.k, params_.put_k, item_.head, token(), thread_index(), decay_threads);
+    keep_row(params_.v, params_.put_v, item_.head, token(), thread_index(), decay_threads);
+  }
+
+  KVC_DEVICE float number(const KeptView& kept, const RowsView& put, int dim) const {
+    if (put.data == nullptr) return kept_number(kept, item_.head, token(), dim);
+    const ElementRow row = tensor_row(put, item_.head, index_of(token()));
+    return load_element(row.data, row.element, dim * row.stride);
   }
 
   /// Times the scale. `head` counts from the state head's first.

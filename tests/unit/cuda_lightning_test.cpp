@@ -82,6 +82,27 @@ TEST(CudaLightning, ManySequencesOfOneToken) {
   EXPECT_TRUE(are_same(all.states(), states.states()));
 }
 
+/// What it keeps is there for what comes behind.
+TEST(CudaLightning, PutsSingleTokensInOneLaunch) {
+  for (const DType dtype : {DType::f32, DType::f16}) {
+    const Shape shape = {.head_dim_k = 24, .head_dim_v = 300, .tokens = {1, 1}, .dtype = dtype};
+    Case both(shape, 4), apart(shape, 4);
+    both.params.n_padding = apart.params.n_padding = 0;
+    const int64_t before = simt::device::n_launches();
+    both.run();
+    EXPECT_EQ(simt::device::n_launches(), before + 1);
+    const Tensor q = apart.params.q;
+    apart.params.q = {};
+    apart.run();
+    apart.params.q = q;
+    apart.params.k = apart.params.v = {};
+    apart.params.input = LightningInput::kept;
+    apart.run();
+    EXPECT_EQ(both.outputs(), apart.outputs());
+    EXPECT_TRUE(are_same(both.states(), apart.states()));
+  }
+}
+
 /// Nothing but time: as if every token were masked.
 TEST(CudaLightning, DecaysWhatIsNotPut) {
   Case all({.n_heads = 3, .tokens = {1, 5, 40}, .gaps = true}, 8);
