@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/attention/lightning.hpp"
 #include "core/attention/params.hpp"
 #include "core/base/states.hpp"
 #include "core/base/status.hpp"
@@ -34,6 +35,8 @@ class PassRecorder {
   virtual Status record_load_states(const StateRows& params) noexcept = 0;
   virtual Status record_store_states(const StateRows& params) noexcept = 0;
   virtual Status record_conv(const ConvRows& params) noexcept = 0;
+  /// Of linear attention. `params` name no tokens, and n_rows is the most that a pass has.
+  virtual Status record_lightning(const LightningParams& params) noexcept = 0;
 
   /// Whether a pass of so many tokens may be replayed: what was recorded may have had more, not fewer.
   virtual Status check_replay(int32_t n_tokens) const noexcept = 0;
@@ -41,6 +44,8 @@ class PassRecorder {
   virtual Status replay(const AttentionPlan& plan, const int32_t* cell, int32_t n_tokens) noexcept = 0;
   /// The same for a cache of states.
   virtual Status replay_states(const StatePass& pass) noexcept = 0;
+  /// The same for a cache of linear attention: rows and tokens of `params`, and padding.
+  virtual Status replay_lightning(const LightningParams& params) noexcept = 0;
 };
 
 }  // namespace kvc

@@ -18,6 +18,7 @@ struct LightningBounds {
   int32_t head_dim_k = 0;
   int32_t head_dim_v = 0;
   int32_t block = 0;  // tokens at most that are multiplied as matrices; 0: the kernel's own number
+  int32_t max_batch = 0;
 };
 
 struct LightningToken {

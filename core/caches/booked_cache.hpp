@@ -50,8 +50,8 @@ class BookedCache : public Cache {
     if (!records || (reserve && pass_recorder() != nullptr)) return Status::ok;
     if (reserve) {
       return fail(Status::not_supported,
-                  "the stream is being captured, and passes of this cache are not: only causal and "
-                  "recurrent caches and wrappers of them are");
+                  "the stream is being captured, and passes of this cache are not: only causal, "
+                  "recurrent and lightning caches and wrappers of them are");
     }
     return fail(
         Status::bad_state,
@@ -189,6 +189,8 @@ class BookedCache : public Cache {
   // Passes that a graph does.
   /// Null where the kind, or its device, can record none.
   virtual PassRecorder* pass_recorder() const { return nullptr; }
+  /// A graph is captured from now on: what the kind remembers of the pass before has no meaning in it.
+  virtual void forget_pass() {}
   /// Of calls that a graph cannot do for other passes than this one.
   Status need_no_recording(const char* call) const {
     if (recorder_ == nullptr) return Status::ok;
@@ -230,6 +232,7 @@ class BookedCache : public Cache {
         "the other is a pass that it does");
   }
   void begin_recording(const Batch& batch) {
+    forget_pass();
     recorder_ = pass_recorder();
     recorder_->begin_recording(batch.n_tokens, batch.stream);
   }

@@ -95,8 +95,8 @@ Status LightningCache::attach() {
 }
 
 LightningBounds LightningCache::lightning_bounds() const {
-  return {bounds_.n_kv_heads, bounds_.max_q_heads, bounds_.head_dim_k, bounds_.head_dim_v,
-          settings_.block};
+  return {bounds_.n_kv_heads, bounds_.max_q_heads, bounds_.head_dim_k,
+          bounds_.head_dim_v, settings_.block,     bounds_.max_batch};
 }
 
 int32_t LightningCache::in_pass() const {

@@ -27,8 +27,8 @@ struct LightningSettings {
 /// A pass leaves one state per sequence, behind its last token. For commit_prefix the cache keeps K and V of sequences with few
 /// tokens, and computes the state behind those that stay when the pass ends.
 ///
-/// The files: lightning.cpp (creation, constants), lightning_pass.cpp (the pass, put, attention), lightning_states.cpp (states
-/// that come and go, rows).
+/// The files: lightning.cpp (creation, constants), lightning_pass.cpp (the pass, put, attention), lightning_graphs.cpp (passes
+/// that graphs do), lightning_states.cpp (states that come and go, rows).
 class LightningCache final : public StateCache,
                              public LayerAttention,
                              public DecayedStates,
@@ -87,6 +87,9 @@ class LightningCache final : public StateCache,
     bool has_slopes = false;
     DType k_type = DType::f32;  // of what was put in the open pass
     DType v_type = DType::f32;
+    bool is_captured = false;  // its put: of these types
+    DType captured_k = DType::f32;
+    DType captured_v = DType::f32;
   };
 
   LightningCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
@@ -102,6 +105,8 @@ class LightningCache final : public StateCache,
 
   // A pass.
   Status open_pass(const Batch& batch) override;
+  PassRecorder* pass_recorder() const override { return on_device_->recorder(); }
+  void forget_pass() override { last_put_ = -1; }
   Status check_kept_tokens(int32_t sequence, int32_t keep) const override;
   Status settle_unput() override;
   LightningParams params_for(int32_t layer) const;
@@ -109,6 +114,10 @@ class LightningCache final : public StateCache,
   LightningState state_at(int32_t layer, int32_t slot) const;
   Status need_slopes(int32_t layer) const;
   Status place_attention(int32_t layer, const AttentionTensors& tensors, LightningParams* params) const;
+  Status record_put(int32_t layer, const Tensor& k, const Tensor& v, LightningParams* params);
+  Status record_attention(int32_t layer, LightningParams* params);
+  Status record(LightningParams* params);
+  Status replay();
   Status run(int32_t layer, LightningParams* params);
   StatePart part_at(int32_t layer, int32_t part) const override;
   StatePart whole_slots() const;

@@ -12,6 +12,7 @@ namespace kvc {
 Status LightningCache::ready_to_put(int32_t layer) const {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;
   if (layer < 0 || layer >= bounds_.n_layers) return no_index("layer", layer, bounds_.n_layers);
+  if (Status s = pass_.need_own_work(); s != Status::ok) return s;
   return need_slopes(layer);
 }
 
@@ -53,8 +54,8 @@ Status LightningCache::check_kept_tokens(int32_t index, int32_t keep) const {
 
 Status LightningCache::open_pass(const Batch& given) {
   const Batch batch = book_.list_of(given);
-  open_puts(false);
-  last_put_ = -1;
+  open_puts(batch.replay);
+  forget_pass();
   n_padding_ = 0;
   int32_t first_token = 0, first_drafted = 0;
   for (int32_t i = 0; i < book_.n_in_batch(); ++i) {
@@ -78,8 +79,9 @@ Status LightningCache::open_pass(const Batch& given) {
   for (int32_t token = 0; token < batch.n_tokens; ++token) {
     if (batch.sequence[token] == no_sequence) padding_[n_padding_++] = token;
   }
-  pass_.open(batch.n_tokens, book_.n_in_batch() == 0);
-  return tell_device();
+  pass_.open(batch.n_tokens, batch.replay || book_.n_in_batch() == 0, batch.replay);
+  if (Status s = tell_device(); s != Status::ok || !batch.replay) return s;
+  return replay();
 }
 
 // ---- Put and attention ------------------------------------------------------------------------------------------------------
@@ -139,11 +141,12 @@ Status LightningCache::place_attention(int32_t layer, const AttentionTensors& te
 
 Status LightningCache::run_put(int32_t layer, const Tensor& k, const Tensor& v,
                                LightningParams* params) {
-  layers_[layer].k_type = k.dtype;
-  layers_[layer].v_type = v.dtype;
   params->k = k;
   params->v = v;
   params->writes_states = true;
+  if (recorder_ != nullptr) return record_put(layer, k, v, params);
+  layers_[layer].k_type = k.dtype;
+  layers_[layer].v_type = v.dtype;
   if (Status s = run(layer, params); s != Status::ok) return s;
   note_put(layer, whole);
   last_put_ = layer;
@@ -152,7 +155,7 @@ Status LightningCache::run_put(int32_t layer, const Tensor& k, const Tensor& v,
 
 Status LightningCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
+  if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
   LightningParams params = params_for(layer);
   return run_put(layer, k, v, &params);
 }
@@ -161,6 +164,7 @@ Status LightningCache::attention(int32_t layer, const AttentionTensors& tensors)
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
   LightningParams params = params_for(layer);
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
+  if (recorder_ != nullptr) return record_attention(layer, &params);
   if (pass_.is_reserve()) return Status::ok;
   params.input = LightningInput::kept;
   return run(layer, &params);
@@ -171,7 +175,8 @@ Status LightningCache::put_attention(int32_t layer, const Tensor& k, const Tenso
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
   LightningParams params = params_for(layer);
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
-  return pass_.is_reserve() ? Status::ok : run_put(layer, k, v, &params);
+  if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
+  return run_put(layer, k, v, &params);
 }
 
 // ---- The end of a pass --------------------------------------------------------------------------------------------------------

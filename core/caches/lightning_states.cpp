@@ -30,6 +30,7 @@ Status LightningCache::check_states(int32_t layer, int32_t first, int32_t n) con
 
 /// In the open pass, a layer that was put has the state behind it already; any other decays.
 Status LightningCache::read_states(int32_t layer, int32_t first, const Tensor& into) const {
+  if (Status s = need_no_recording("kvc_lightning_read"); s != Status::ok) return s;
   for (int64_t i = 0; i < into.shape[0]; ++i) {
     const StateBook::Sequence& sequence = book_.sequence(first + static_cast<int32_t>(i));
     const bool is_behind = sequence.n_kept > 0 && was_put(layer, whole) &&

@@ -49,8 +49,8 @@ Status check_no_replay(const Batch& batch) {
   if (!batch.replay) return Status::ok;
   return fail(
       Status::not_supported,
-      "KVC_BEGIN_REPLAY: graphs do passes of causal caches of f32, f16 or bf16 on a CUDA device, "
-      "and of wrappers of such caches");
+      "KVC_BEGIN_REPLAY: graphs do passes of causal, recurrent and lightning caches on a CUDA "
+      "device, and of wrappers of them");
 }
 
 }  // namespace kvc

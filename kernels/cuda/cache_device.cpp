@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/code_params.hpp"
 #include "kernels/cuda/lightning.hpp"
+#include "kernels/cuda/lightning_params.hpp"
 #include "kernels/cuda/pass.hpp"
 #include "kernels/cuda/pass_params.hpp"
 #include "kernels/cuda/row_params.hpp"
@@ -37,8 +38,9 @@ Error in_parts(const RowBytes& rows, PerPart per_part) {
 
 /// Nothing is to be loaded while a graph is captured.
 Error load_what_passes_launch(const AttentionBounds& bounds) {
-  for (const Kernel& kernel : {upload_kernel(), store_few_kernel(), encode_few_kernel(),
-                               state_rows_kernel(), conv_kernel()}) {
+  for (const Kernel& kernel :
+       {upload_kernel(), store_few_kernel(), encode_few_kernel(), state_rows_kernel(),
+        conv_kernel(), keep_kernel(), decay_step_kernel(), padding_kernel()}) {
     int32_t n_blocks = 0;
     if (Error e = runtime::prepare(kernel, {1, 128, 0}, &n_blocks); e != Error::none) return e;
   }

@@ -82,9 +82,11 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   Status record_load_states(const StateRows& params) noexcept override;
   Status record_store_states(const StateRows& params) noexcept override;
   Status record_conv(const ConvRows& params) noexcept override;
+  Status record_lightning(const LightningParams& params) noexcept override;
   Status check_replay(int32_t n_tokens) const noexcept override;
   Status replay(const AttentionPlan& plan, const int32_t* cell, int32_t n_tokens) noexcept override;
   Status replay_states(const StatePass& pass) noexcept override;
+  Status replay_lightning(const LightningParams& params) noexcept override;
 
  private:
   CudaCacheDevice(const DeviceShape& shape, const AttentionBounds& bounds,

@@ -199,8 +199,9 @@ size_t CudaDevice::host_workspace_bytes(const AttentionBounds& bounds) const noe
   return Attention::host_bytes(bounds);
 }
 
-/// States and kept tokens are all that it works in.
-size_t CudaDevice::lightning_workspace_bytes(const LightningBounds&) const noexcept { return 0; }
+size_t CudaDevice::lightning_workspace_bytes(const LightningBounds& bounds) const noexcept {
+  return cuda::lightning_workspace_bytes(bounds);
+}
 
 Status CudaDevice::attach(const AttentionBounds& bounds, const WorkspaceBlocks& workspace,
                           std::unique_ptr<CacheDevice>* out) noexcept {

@@ -2,45 +2,14 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/lightning_params.hpp"
+#include "kernels/cuda/lightning_launches.hpp"
 #include "kernels/cuda/row_views.hpp"
 
 namespace kvc::cuda {
 namespace {
 
-/// K, or V.
-KeptView kept_view(const KeptTokens& last, const KeptTokens& drafted, bool is_k, int32_t dim) {
-  const DType type = is_k ? last.k_type : last.v_type;
-  KeptView view;
-  view.last = reinterpret_cast<char*>(is_k ? last.k : last.v);
-  view.drafted = reinterpret_cast<char*>(is_k ? drafted.k : drafted.v);
-  view.row_bytes = static_cast<int32_t>(KeptTokens::row_bytes(dim, type));
-  view.last_head = last.n_tokens * view.row_bytes;
-  view.drafted_head = drafted.n_tokens * view.row_bytes;
-  view.dim = dim;
-  view.element = element_of(type);
-  return view;
-}
-KeptView keys_of(const LightningParams& params) {
-  return kept_view(params.last_layer, params.drafted, true, params.bounds.head_dim_k);
-}
-KeptView values_of(const LightningParams& params) {
-  return kept_view(params.last_layer, params.drafted, false, params.bounds.head_dim_v);
-}
-
-/// Token `index` of a row.
-DecayToken token_of(const LightningParams& params, const LightningRow& row, int32_t index) {
-  const LightningToken& token = params.token[row.first_token + index];
-  const int32_t kept = row.first_kept + index;
-  return {static_cast<uint32_t>(token.index) * 2 + (token.is_masked ? 1 : 0),
-          row.is_drafted ? ~kept : kept};
-}
-
 Error clear_padding(const LightningParams& params, const Launcher& launcher) {
-  PaddingLaunch launch;
-  launch.out = view_of(params.out);
-  launch.n_heads = params.n_q_heads;
-  launch.dim = params.bounds.head_dim_v;
+  PaddingLaunch launch = padding_launch(params);
   for (int32_t first = 0; first < params.n_padding; first += kept_tokens) {
     launch.n_tokens = std::min(kept_tokens, params.n_padding - first);
     std::copy_n(params.padding + first, launch.n_tokens, launch.token);
@@ -53,12 +22,7 @@ Error clear_padding(const LightningParams& params, const Launcher& launcher) {
 
 /// Of sequences of several tokens: a single one is kept where its state is made.
 Error keep(const LightningParams& params, const Launcher& launcher) {
-  KeepLaunch launch;
-  launch.k = keys_of(params);
-  launch.v = values_of(params);
-  launch.k_rows = view_of(params.k);
-  launch.v_rows = view_of(params.v);
-  launch.n_heads = params.bounds.n_heads;
+  KeepLaunch launch = keep_launch(params);
   const auto flush = [&]() -> Error {
     const int64_t n_rows = int64_t{launch.n_tokens} * launch.n_heads;
     const Error e = launcher.launch_rows(keep_kernel(), n_rows, &launch);
@@ -83,22 +47,7 @@ class DecayLaunches {
       : params_(params),
         launcher_(launcher),
         in_blocks_(in_blocks),
-        block_(std::min(params.bounds.block == 0 ? decay_tile : params.bounds.block, decay_tile)) {
-    launch_.states = reinterpret_cast<char*>(params.states.data);
-    launch_.slot_bytes = static_cast<int64_t>(params.states.slot_bytes);
-    launch_.k = keys_of(params);
-    launch_.v = values_of(params);
-    launch_.padded_v = static_cast<int32_t>(padded_to_vectors(params.bounds.head_dim_v));
-    if (params.input == LightningInput::tensors && !in_blocks) {
-      launch_.put_k = view_of(params.k);
-      launch_.put_v = view_of(params.v);
-    }
-    if (params.q.data == nullptr) return;
-    launch_.q = view_of(params.q);
-    launch_.out = view_of(params.out);
-    launch_.group = params.n_q_heads / params.bounds.n_heads;
-    launch_.scale = params.scale;
-  }
+        launch_(decay_launch(params, in_blocks)) {}
 
   /// Segments in rounds: the next one of a row begins at what the one before wrote.
   Error run() {
@@ -106,7 +55,7 @@ class DecayLaunches {
     for (int32_t first = 0; has_more; first += segment_tokens) {
       has_more = false;
       for (const LightningRow* row = params_.row; row < params_.row + params_.n_rows; ++row) {
-        const bool steps = row->n_tokens == 1 || params_.input == LightningInput::none;
+        const bool steps = is_step(params_, *row);
         if (steps == in_blocks_ || first >= row->n_tokens || (steps && first > 0)) continue;
         if (Error e = add(*row, first); e != Error::none) return e;
         has_more |= row->n_tokens - first > segment_tokens && !steps;
@@ -125,10 +74,13 @@ class DecayLaunches {
     }
     DecaySegment& segment = launch_.segment[launch_.n_segments++];
     const bool is_cut = in_blocks_ && row.n_tokens > segment_tokens;
-    segment = {first == 0 ? row.from : row.to, row.to, n_blocks_, 0,
-               params_.writes_states || is_cut ? 1 : 0};
+    segment = {first == 0 ? row.from : row.to, row.to, n_blocks_, 0, is_cut ? 1 : 0};
     if (has_tokens) {
-      add_blocks(row, first, n);
+      for_blocks(params_, row, first, n, [&](int32_t at, int32_t n_tokens, int32_t gap) {
+        launch_.block[n_blocks_++] = {n_tokens_, n_tokens, gap};
+        for (int32_t t = at; t < at + n_tokens; ++t)
+          launch_.token[n_tokens_++] = token_of(params_, row, t);
+      });
     } else {
       const int32_t last = params_.token[row.first_token + row.n_tokens - 1].position;
       launch_.block[n_blocks_++] = {n_tokens_, 0, last + 1 - row.next};
@@ -137,45 +89,15 @@ class DecayLaunches {
     return Error::none;
   }
 
-  void add_blocks(const LightningRow& row, int32_t first, int32_t n) {
-    const LightningToken* const token = params_.token + row.first_token;
-    for (int32_t i = first, end = 0; i < first + n; i = end) {
-      const int32_t next = i == 0 ? row.next : token[i - 1].position + 1;
-      const int32_t most = std::min(first + n, i + block_);
-      for (end = i + 1; end < most && token[end].position == token[i].position + end - i;) ++end;
-      launch_.block[n_blocks_++] = {n_tokens_, end - i, token[i].position - next};
-      for (int32_t t = i; t < end; ++t) launch_.token[n_tokens_++] = token_of(params_, row, t);
-    }
-  }
-
   Error flush() {
-    const int32_t n_heads = params_.bounds.n_heads;
-    for (int32_t head = 0; head < n_heads && launch_.n_segments > 0; head += launch_heads) {
-      launch_.first_head = head;
-      launch_.n_heads = std::min(launch_heads, n_heads - head);
-      std::copy_n(params_.slopes + head, launch_.n_heads, launch_.slope);
-      if (Error e = launch(); e != Error::none) return e;
-    }
+    const Error e = launch_all_heads(params_, in_blocks_, launch_.n_segments, launch_, launcher_);
     launch_.n_segments = n_blocks_ = n_tokens_ = 0;
-    return Error::none;
-  }
-
-  Error launch() const {
-    const int32_t panel = in_blocks_ ? decay_tile : step_columns;
-    const int64_t n_items = int64_t{launch_.n_segments} * launch_.n_heads *
-                            ((launch_.padded_v + panel - 1) / panel);
-    const auto blocks = static_cast<uint32_t>(std::min<int64_t>(n_items, launcher_.most_blocks));
-    const int32_t dim_k = params_.bounds.head_dim_k;
-    const int32_t shared = in_blocks_ ? blocks_shared_bytes(dim_k) : step_shared_bytes(dim_k);
-    const Kernel kernel = in_blocks_ ? decay_blocks_kernel() : decay_step_kernel();
-    return runtime::launch(kernel, {blocks, decay_threads, static_cast<size_t>(shared)}, &launch_,
-                           launcher_.stream);
+    return e;
   }
 
   const LightningParams& params_;
   const Launcher& launcher_;
   const bool in_blocks_;
-  const int32_t block_;  // tokens at most
   DecayLaunch launch_;
   int32_t n_blocks_ = 0, n_tokens_ = 0;
 };

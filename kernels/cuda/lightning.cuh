@@ -50,6 +50,21 @@ KVC_DEVICE float* state_of(const DecayLaunch& params, int32_t slot, int head) {
          int64_t{head} * params.k.dim * params.padded_v;
 }
 
+/// Segments of sequences of one token, or of the others, with what they name.
+struct DecayWork {
+  const DecaySegment* segment;
+  int n_segments;
+  const DecayBlock* block;
+  const DecayToken* token;
+};
+KVC_DEVICE DecayWork work_of(const DecayLaunch& params, bool are_single) {
+  const PlannedDecay& planned = params.planned;
+  if (planned.n == nullptr) return {params.segment, params.n_segments, params.block, params.token};
+  const int n_single = planned.n->n_single;
+  if (are_single) return {planned.segment, n_single, planned.block, planned.token};
+  return {planned.segment + n_single, planned.n->n_sequences - n_single, planned.block, planned.token};
+}
+
 /// What a block of threads works on: columns from first_column on of the state of one head.
 struct DecayItem {
   int segment, head, first_column;
@@ -65,13 +80,17 @@ KVC_DEVICE DecayItem item_at(const DecayLaunch& params, int64_t index, int panel
           params.first_head + static_cast<int>(head % params.n_heads),
           static_cast<int>(index % panels) * panel};
 }
-KVC_DEVICE int64_t n_items(const DecayLaunch& params, int panel) {
-  return int64_t{params.n_segments} * params.n_heads * n_panels(params, panel);
+KVC_DEVICE int64_t n_items(const DecayLaunch& params, const DecayWork& work, int panel) {
+  return int64_t{work.n_segments} * params.n_heads * n_panels(params, panel);
 }
 
 KVC_GLOBAL void keep_tokens(KVC_PARAMS(KeepLaunch) params) {
-  for_rows(params.n_tokens, params.n_heads, [&](int index, int head, int lane) {
-    const DecayToken& token = params.token[index];
+  const PlannedDecay& planned = params.planned;
+  const bool is_planned = planned.n != nullptr;
+  const DecayToken* const tokens = is_planned ? planned.token + planned.n->n_single : params.token;
+  const int n = is_planned ? planned.n->n_tokens - planned.n->n_single : params.n_tokens;
+  for_rows(n, params.n_heads, [&](int index, int head, int lane) {
+    const DecayToken& token = tokens[index];
     if (is_masked(token)) return;
     keep_row(params.k, params.k_rows, head, token, lane, warp_lanes);
     keep_row(params.v, params.v_rows, head, token, lane, warp_lanes);
@@ -79,8 +98,11 @@ KVC_GLOBAL void keep_tokens(KVC_PARAMS(KeepLaunch) params) {
 }
 
 KVC_GLOBAL void clear_outputs(KVC_PARAMS(PaddingLaunch) params) {
-  for_rows(params.n_tokens, params.n_heads, [&](int index, int head, int lane) {
-    const ElementRow row = tensor_row(params.out, head, params.token[index]);
+  const bool is_planned = params.planned.n != nullptr;
+  const int32_t* const tokens = is_planned ? params.planned.padding : params.token;
+  const int n = is_planned ? params.planned.n->n_padding : params.n_tokens;
+  for_rows(n, params.n_heads, [&](int index, int head, int lane) {
+    const ElementRow row = tensor_row(params.out, head, tokens[index]);
     for (int i = lane; i < params.dim; i += warp_lanes)
       store_element(row.data, row.element, i * row.stride, 0.0f);
   });

@@ -23,10 +23,12 @@ KVC_DEVICE void multiply_tile(const float* a, const float* b, int n, float (&sum
 
 class DecayBlocks {
  public:
-  KVC_DEVICE DecayBlocks(const DecayLaunch& params, const DecayItem& item)
+  KVC_DEVICE DecayBlocks(const DecayLaunch& params, const DecayWork& work, const DecayItem& item)
       : params_(params),
+        work_(work),
         item_(item),
-        segment_(params.segment[item.segment]),
+        segment_(work.segment[item.segment]),
+        writes_(params.writes != 0 || segment_.is_cut != 0),
         slope_(params.slope[item.head - params.first_head]),
         row_(thread_index() / 16 * 4),
         column_(thread_index() % 16 * 2),
@@ -44,21 +46,21 @@ class DecayBlocks {
     for (int i = thread_index(); i < decay_tile; i += decay_threads)
       decay_[i] = static_cast<float>(decay_of(slope_, i));
     for (int i = 0; i < segment_.n_blocks; ++i) {
-      const DecayBlock& block = params_.block[segment_.first_block + i];
+      const DecayBlock& block = work_.block[segment_.first_block + i];
       sync_block();
       load_values(block);
       for (int head = 0; head < params_.group; ++head) attend(block, head);
-      if (segment_.writes != 0 || i + 1 < segment_.n_blocks) advance(block);
+      if (writes_ || i + 1 < segment_.n_blocks) advance(block);
     }
     sync_block();
-    if (segment_.writes != 0) store_state();
+    if (writes_) store_state();
     sync_block();  // before the next item's state
   }
 
  private:
   static KVC_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
   KVC_DEVICE const DecayToken& token(const DecayBlock& block, int i) const {
-    return params_.token[block.first_token + i];
+    return work_.token[block.first_token + i];
   }
 
   /// Calls visit(in shared memory, in the slot) for the vectors of the columns.
@@ -193,8 +195,10 @@ class DecayBlocks {
   }
 
   const DecayLaunch& params_;
+  const DecayWork work_;
   const DecayItem item_;
   const DecaySegment& segment_;
+  const bool writes_;  // the state behind the segment
   const float slope_;
   const int row_, column_;     // of this thread's part of a product
   float* const state_;         // [head_dim_k][column]
@@ -209,8 +213,9 @@ class DecayBlocks {
 
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(decay_threads, 4)
     decay_blocks(KVC_PARAMS(DecayLaunch) params) {
-  for (int64_t i = block_index(); i < n_items(params, decay_tile); i += n_blocks())
-    DecayBlocks(params, item_at(params, i, decay_tile)).run();
+  const DecayWork work = work_of(params, false);
+  for (int64_t i = block_index(); i < n_items(params, work, decay_tile); i += n_blocks())
+    DecayBlocks(params, work, item_at(params, i, decay_tile)).run();
 }
 
 }  // namespace kvc::cuda

@@ -3,6 +3,10 @@
 
 #include "kernels/cuda/row_params.hpp"
 
+namespace kvc {
+class Carver;
+}
+
 /// What the kernels of linear attention with decay are launched with. A call is cut by what its sequences are alone, so their bits do
 /// not depend on the rest of the batch: a sequence into segments of segment_tokens, these into blocks of tokens whose positions
 /// follow each other. A launch takes as many segments as its parameters have room for, and a later segment of a sequence
@@ -40,7 +44,26 @@ struct DecayBlock {
 struct DecaySegment {
   int32_t from, to;  // slots
   int32_t first_block, n_blocks;
-  int32_t writes;  // the state behind it, to `to`
+  int32_t is_cut;  // its sequence is: the state behind it is written in any case, for the segment that follows
+};
+
+/// What the launches of a graph read of a pass, instead of their parameters: addresses in device memory. Sequences of one token come
+/// first, and tokens lie in the order of their sequences.
+struct PlannedDecay {
+  struct Counts {
+    int32_t n_single;     // sequences of one token
+    int32_t n_sequences;  // of all
+    int32_t n_tokens;     // without padding
+    int32_t n_padding;
+  };
+  Counts* n = nullptr;
+  DecaySegment* segment = nullptr;  // [sequences] whole ones
+  DecayBlock* block = nullptr;      // [tokens]
+  DecayToken* token = nullptr;      // [tokens]
+  int32_t* padding = nullptr;       // [tokens]
+
+  /// For `most` tokens.
+  void carve(int32_t most, Carver& carver);
 };
 
 /// Kept rows of K or V, [heads][tokens].
@@ -59,6 +82,7 @@ struct KeepLaunch {
   KeptView k, v;
   RowsView k_rows, v_rows;
   int32_t n_heads = 0;
+  PlannedDecay planned;  // where a graph launches: what follows is not read
   int32_t n_tokens = 0;
   DecayToken token[kept_tokens];
 };
@@ -73,9 +97,11 @@ struct DecayLaunch {
   int32_t padded_v = 0;  // floats of a state's row
   int32_t group = 0;     // query heads of a state head; 0: no outputs are wanted
   float scale = 1;
+  int32_t writes = 0;                   // states
   int32_t first_head = 0, n_heads = 0;  // state heads
-  int32_t n_segments = 0;
   float slope[launch_heads];
+  PlannedDecay planned;  // where a graph launches: what follows is not read
+  int32_t n_segments = 0;
   DecaySegment segment[launch_segments];
   DecayBlock block[segment_tokens];
   DecayToken token[segment_tokens];
@@ -86,6 +112,7 @@ struct PaddingLaunch {
   RowsView out;
   int32_t n_heads = 0;
   int32_t dim = 0;
+  PlannedDecay planned;  // where a graph launches: what follows is not read
   int32_t n_tokens = 0;
   int32_t token[kept_tokens];
 };

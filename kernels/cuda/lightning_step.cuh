@@ -8,11 +8,12 @@ namespace kvc::cuda {
 
 class DecayStep {
  public:
-  KVC_DEVICE DecayStep(const DecayLaunch& params, const DecayItem& item)
+  KVC_DEVICE DecayStep(const DecayLaunch& params, const DecayWork& work, const DecayItem& item)
       : params_(params),
         item_(item),
-        segment_(params.segment[item.segment]),
-        block_(params.block[segment_.first_block]),
+        segment_(work.segment[item.segment]),
+        block_(work.block[segment_.first_block]),
+        token_(work.token + block_.first_token),
         key_(reinterpret_cast<float*>(shared_memory())),
         queries_(key_ + params.k.dim),
         sums_(queries_ + step_queries * params.k.dim) {
@@ -35,14 +36,14 @@ class DecayStep {
         queries_[i] = query(first + i / params_.k.dim, i % params_.k.dim);
       sync_block();  // the key is there, too, and the sums before are read
       float sums[step_queries][4] = {};
-      if (walk_ < n_walks_) walk(factor, value, n_queries, first == 0 && segment_.writes != 0, sums);
+      if (walk_ < n_walks_) walk(factor, value, n_queries, first == 0 && params_.writes != 0, sums);
       if (n_queries > 0) write_outputs(first, n_queries, sums);
     }
     sync_block();  // before the next item's key
   }
 
  private:
-  KVC_DEVICE const DecayToken& token() const { return params_.token[block_.first_token]; }
+  KVC_DEVICE const DecayToken& token() const { return *token_; }
 
   /// The key, and the values of this thread's columns. The block of the first columns keeps them where they are put.
   KVC_DEVICE void load_token(float (&value)[4]) {
@@ -121,6 +122,7 @@ class DecayStep {
   const DecayItem item_;
   const DecaySegment& segment_;
   const DecayBlock& block_;
+  const DecayToken* const token_;
   float* const key_;      // [head_dim_k]
   float* const queries_;  // [step_queries][head_dim_k]
   float* const sums_;     // [walks][step_queries][columns]
@@ -131,8 +133,9 @@ class DecayStep {
 
 KVC_GLOBAL void KVC_LAUNCH_BOUNDS(decay_threads, 6)
     decay_step(KVC_PARAMS(DecayLaunch) params) {
-  for (int64_t i = block_index(); i < n_items(params, step_columns); i += n_blocks())
-    DecayStep(params, item_at(params, i, step_columns)).run();
+  const DecayWork work = work_of(params, true);
+  for (int64_t i = block_index(); i < n_items(params, work, step_columns); i += n_blocks())
+    DecayStep(params, work, item_at(params, i, step_columns)).run();
 }
 
 }  // namespace kvc::cuda

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cache_device.hpp"
+#include "kernels/cuda/lightning.hpp"
 #include "kernels/cuda/pass.hpp"
 #include "kernels/cuda/row_params.hpp"
 #include "kernels/cuda/rows.hpp"
@@ -66,6 +67,13 @@ Status CudaCacheDevice::record_conv(const ConvRows& params) noexcept {
   });
 }
 
+Status CudaCacheDevice::record_lightning(const LightningParams& params) noexcept {
+  return run("the capture of linear attention", [&](Launcher launcher) {
+    launcher.stream = recording_.stream;
+    return cuda::record_lightning(params, recording_.n_tokens, launcher);
+  });
+}
+
 Status CudaCacheDevice::check_replay(int32_t n_tokens) const noexcept {
   if (recorded_tokens_ == 0) {
     return fail(
@@ -94,6 +102,11 @@ Status CudaCacheDevice::replay(const AttentionPlan& plan, const int32_t* cell,
 Status CudaCacheDevice::replay_states(const StatePass& pass) noexcept {
   return run("the begin of a replay",
              [&](const Launcher& launcher) { return cuda::replay_states(pass, states_, launcher); });
+}
+
+Status CudaCacheDevice::replay_lightning(const LightningParams& params) noexcept {
+  return run("the begin of a replay",
+             [&](const Launcher& launcher) { return cuda::replay_lightning(params, launcher); });
 }
 
 }  // namespace kvc::cuda

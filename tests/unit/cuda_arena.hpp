@@ -84,6 +84,21 @@ class Arena {
     return tensor;
   }
   size_t taken() const { return taken_; }
+  /// All of it, when the stream comes to it.
+  void write(const std::vector<float>& numbers, void* stream) const {
+    EXPECT_EQ(numbers.size(), n_);
+    EXPECT_EQ(kvc::cuda::runtime::copy_to_device(data_, numbers.data(), bytes(), stream),
+              kvc::cuda::Error::none);
+  }
+  /// Waits.
+  std::vector<float> read(void* stream) const {
+    std::vector<float> numbers(n_);
+    EXPECT_EQ(kvc::cuda::runtime::copy_to_host(numbers.data(), data_, bytes(), stream),
+              kvc::cuda::Error::none);
+    EXPECT_EQ(kvc::cuda::runtime::synchronize(stream), kvc::cuda::Error::none);
+    return numbers;
+  }
+  size_t size() const { return n_; }
   /// Where the host can touch them, as they are now.
   float* on_host() const {
     float* const simulated = simt::device::on_host(data_);

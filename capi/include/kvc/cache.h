@@ -193,9 +193,10 @@ enum { /* kvc_begin flags */
   KVC_BEGIN_REPLAY = 2   /* a pass that a captured graph does: every layer counts as put, and put and attention are BAD_STATE */
 };
 
-/* CUDA graphs: a graph does the puts and the attention of passes that differ in everything but their tensors. Causal
- * and recurrent caches on a GPU and wrappers of them can be captured, whatever they store; others return NOT_SUPPORTED. Of a
- * recurrent cache a graph does kvc_state_get(), kvc_state_put() and kvc_state_conv().
+/* CUDA graphs: a graph does the puts and the attention of passes that differ in everything but their tensors. Causal,
+ * recurrent and lightning caches on a GPU and wrappers of them can be captured, whatever they store; others return NOT_SUPPORTED. Of
+ * a recurrent cache a graph does kvc_state_get(), kvc_state_put() and kvc_state_conv(). K and V of a lightning cache's layer have the
+ * same types in all graphs.
  *
  *   cudaStreamBeginCapture(s, …)                   kvc_begin(c, 16, NULL, NULL, NULL, KVC_BEGIN_RESERVE, s)
  *     kvc_put_attention(c, layer, …) for each layer; kvc_commit(c); cudaStreamEndCapture(s, …)
