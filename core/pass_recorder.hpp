@@ -23,9 +23,10 @@ class PassRecorder {
   virtual void end_recording() noexcept = 0;
   /// `params` name no cells.
   virtual Status record_store(const StoreParams& params) noexcept = 0;
+  virtual Status record_store_codes(const StoreCodesParams& params) noexcept = 0;
   /// Whether record_attention() may follow. All calls that a cache records cut the plan of a pass in the same way.
   virtual Status check_recorded(const AttentionParams& params) const noexcept = 0;
-  /// The plan of `params` is empty.
+  /// The plan of `params` has no rows.
   virtual Status record_attention(const AttentionParams& params) noexcept = 0;
 
   /// Memory for what a graph reads of a pass of states, of `n` tokens at most and as many rows and sequences: [Device::
@@ -40,7 +41,7 @@ class PassRecorder {
 
   /// Whether a pass of so many tokens may be replayed: what was recorded may have had more, not fewer.
   virtual Status check_replay(int32_t n_tokens) const noexcept = 0;
-  /// Behind begin_pass() of the same plan: what recordings read. `cell` [n_tokens] as StoreParams has them.
+  /// Behind begin_pass() of the same plan: what recordings read. `cell` [n_tokens] as StoreParams has them, or null: nothing is put.
   virtual Status replay(const AttentionPlan& plan, const int32_t* cell, int32_t n_tokens) noexcept = 0;
   /// The same for a cache of states.
   virtual Status replay_states(const StatePass& pass) noexcept = 0;

@@ -29,6 +29,8 @@ type RowsExtra struct {
 	// PostPadded reads the valid lengths off an AttentionMask of two dimensions: of a row's new columns
 	// those that it shows come first, and as many tokens count. valid is nil then.
 	PostPadded bool
+	// Replay: a captured graph does the pass, as BeginOptions has it.
+	Replay bool
 	// Reserve sizes a graph for the worst case, as BeginReserve does: only qLen counts.
 	Reserve bool
 	// Stream is one of a GPU, in DLPack's numbering; nil: the legacy default stream.
@@ -67,6 +69,9 @@ func (c *Cache) rowsArguments(qLen int, valid []int32, extra *RowsExtra) (rows r
 	}
 	if extra.PostPadded {
 		rows.flags |= C.KVC_ROWS_POSTPADDED
+	}
+	if extra.Replay {
+		rows.flags |= C.KVC_ROWS_REPLAY
 	}
 	if extra.Reserve {
 		rows.flags |= C.KVC_ROWS_RESERVE

@@ -32,14 +32,17 @@ Status read_attention_mask(const kvc_tensor* from, int64_t n_rows, int64_t q_len
 
 /// A reserve pass holds nothing: only its lengths count.
 Status read_rows(const Cache& cache, const RowsArguments& given, RowTokens* rows, Batch* batch) {
-  constexpr uint32_t known = KVC_ROWS_RESERVE | KVC_ROWS_NOT_CAUSAL | KVC_ROWS_POSTPADDED;
+  constexpr uint32_t known = KVC_ROWS_RESERVE | KVC_ROWS_NOT_CAUSAL | KVC_ROWS_POSTPADDED |
+                             KVC_ROWS_REPLAY;
   if ((given.flags & ~known) != 0) {
-    return unknown_bits("flags", given.flags & ~known,
-                        "KVC_ROWS_RESERVE, KVC_ROWS_NOT_CAUSAL and KVC_ROWS_POSTPADDED");
+    return unknown_bits(
+        "flags", given.flags & ~known,
+        "KVC_ROWS_RESERVE, KVC_ROWS_NOT_CAUSAL, KVC_ROWS_POSTPADDED and KVC_ROWS_REPLAY");
   }
   const CacheBounds& bounds = cache.bounds();
   rows->q_len = given.q_len;
   batch->rows = rows;
+  batch->replay = (given.flags & KVC_ROWS_REPLAY) != 0;
   const bool reserve = (given.flags & KVC_ROWS_RESERVE) != 0;
   if (!reserve) {
     rows->valid = given.valid;

@@ -50,8 +50,7 @@ class BookedCache : public Cache {
     if (!records || (reserve && pass_recorder() != nullptr)) return Status::ok;
     if (reserve) {
       return fail(Status::not_supported,
-                  "the stream is being captured, and passes of this cache are not: only causal, "
-                  "recurrent and lightning caches and wrappers of them are");
+                  "the stream is being captured, and the cache's device captures no passes");
     }
     return fail(
         Status::bad_state,
@@ -189,6 +188,8 @@ class BookedCache : public Cache {
   // Passes that a graph does.
   /// Null where the kind, or its device, can record none.
   virtual PassRecorder* pass_recorder() const { return nullptr; }
+  /// Of passes that no graph can do.
+  virtual Status check_replayed(const Batch&) const { return Status::ok; }
   /// A graph is captured from now on: what the kind remembers of the pass before has no meaning in it.
   virtual void forget_pass() {}
   /// Of calls that a graph cannot do for other passes than this one.
@@ -225,7 +226,10 @@ class BookedCache : public Cache {
     if (!batch.replay) return Status::ok;
     const PassRecorder* const recorder = pass_recorder();
     if (recorder == nullptr) return check_no_replay(batch);
-    if (!reserve) return recorder->check_replay(batch.n_tokens);
+    if (!reserve) {
+      const Status s = recorder->check_replay(batch.n_tokens);
+      return s == Status::ok ? check_replayed(batch) : s;
+    }
     return fail(
         Status::invalid_argument,
         "flags has KVC_BEGIN_RESERVE and KVC_BEGIN_REPLAY: the one sizes or captures a graph, "

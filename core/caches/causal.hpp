@@ -107,8 +107,6 @@ class CausalCache final : public TokenCache<BookedCache<CellBook>, PassPlan>, pu
   };
   Status prepare(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
                  AttentionParams* params) override;
-  Status prepare_recorded(int32_t layer, const AttentionTensors& tensors,
-                          const AttentionOperator** op, AttentionParams* params);
   Status pay_rotations(const AttentionOperator& op, AttentionParams* params);
   Status make_plan();  // unless it is made, and tells the device
   template <class Visit>

@@ -70,32 +70,13 @@ Status CausalCache::make_plan() {
   return health_.after(on_device_->recorder()->replay(plan, book_.batch_cell(), pass_.n_tokens()));
 }
 
-/// What a graph does must not depend on the pass: its plan stays empty, and its columns are all cells.
-Status CausalCache::prepare_recorded(int32_t layer, const AttentionTensors& tensors,
-                                     const AttentionOperator** op, AttentionParams* params) {
-  if (!layers_.has_one_operator(layer)) {
-    return fail(Status::not_supported,
-                "layer %d has one operator for KVC_MODE_PREFILL and another for "
-                "KVC_MODE_AUTOREGRESSIVE, and what is captured serves passes of both modes",
-                layer);
-  }
-  *op = operator_;
-  if (Status s = layers_.describe_call(layer, tensors, true, op, params); s != Status::ok) return s;
-  params->n_columns = params->storage.k.n_cells;
-  params->features = needed_features(*params, settings_.visibility, true);
-  if ((*op)->is_callers) {
-    return fail(Status::not_supported,
-                "the operator %s is a caller's, and what it does cannot be captured", (*op)->name);
-  }
-  if (Status s = check_operator(**op, params->features, params->storage); s != Status::ok) return s;
-  return recorder_->check_recorded(*params);
-}
-
 Status CausalCache::prepare(int32_t layer, const AttentionTensors& tensors,
                             const AttentionOperator** op, AttentionParams* params) {
-  if (recorder_ != nullptr) return prepare_recorded(layer, tensors, op, params);
-  if (Status s = make_plan(); s != Status::ok) return s;
   *op = operator_;
+  if (recorder_ != nullptr) {
+    return layers_.describe_recorded(layer, tensors, settings_.visibility, 0, op, params);
+  }
+  if (Status s = make_plan(); s != Status::ok) return s;
   params->plan = plan_.made();
   const bool one_each = params->plan.n_rows == params->plan.n_lists;
   if (Status s = layers_.describe_call(layer, tensors, one_each, op, params); s != Status::ok)

@@ -75,6 +75,8 @@ class EncoderCache final : public KvCache<LabelledCache<InputBook>>, public Enco
 
   // A pass (encoder_pass.cpp).
   Status open_pass(const Batch& batch) override;
+  PassRecorder* pass_recorder() const override { return on_device_->recorder(); }
+  Status check_replayed(const Batch& batch) const override;
   Status settle_unput() override;
   Status clear_freed() override;
   int32_t only_carrying() const;

@@ -62,7 +62,9 @@ Status EncoderCache::make_plan() {
   const TokenRange all = {0, bounds_.capacity};
   const bool tells = device_info_.follows_tokens && !entries_are_told_;
   entries_are_told_ = true;
-  return health_.after(on_device_->begin_pass(plan_, {&all, tells ? 1 : 0}, stream_));
+  const Status begun = on_device_->begin_pass(plan_, {&all, tells ? 1 : 0}, stream_);
+  if (begun != Status::ok || !pass_.is_replay()) return health_.after(begun);
+  return health_.after(pass_recorder()->replay(plan_, nullptr, pass_.n_tokens()));
 }
 
 // ---- Constants and attention ----------------------------------------------------------------------------------------------
@@ -80,8 +82,10 @@ Status EncoderCache::check_binding(const AttentionConstants& constants) const {
 /// In put_attention() the tensors were read against the history that expect_rows() announced.
 Status EncoderCache::prepare(int32_t layer, const AttentionTensors& tensors,
                              const AttentionOperator** op, AttentionParams* params) {
-  if (Status s = make_plan(); s != Status::ok) return s;
   *op = operator_;
+  if (recorder_ != nullptr)
+    return layers_.describe_recorded(layer, tensors, Visibility{}, 0, op, params);
+  if (Status s = make_plan(); s != Status::ok) return s;
   params->plan = plan_;
   if (Status s = layers_.describe_call(layer, tensors, has_one_each_, op, params); s != Status::ok)
     return s;
@@ -122,7 +126,7 @@ Status EncoderCache::history(int32_t layer, int32_t* first, int32_t* cells) {
   *cells = bounds_.cells;
   if (pass_.is_reserve()) return Status::ok;
   if (Status s = make_plan(); s != Status::ok) return s;
-  span(first, cells);
+  if (!pass_.is_replay()) span(first, cells);
   return Status::ok;
 }
 
@@ -147,6 +151,7 @@ Status EncoderCache::get_codes(int32_t layer, Codes* codes) {
 
 /// What no token of the batch sees is zeros.
 Status EncoderCache::get_copy(int32_t layer, const Tensor& k, const Tensor& v) {
+  if (Status s = need_no_recording("kvc_get_copy"); s != Status::ok) return s;
   int32_t first = 0, columns = 0;
   if (Status s = history(layer, &first, &columns); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
@@ -176,6 +181,7 @@ Status EncoderCache::get_copy(int32_t layer, const Tensor& k, const Tensor& v) {
 }
 
 Status EncoderCache::mask(int32_t layer, const Tensor& into) {
+  if (Status s = need_no_recording("kvc_mask"); s != Status::ok) return s;
   int32_t first = 0, cells = 0;
   if (Status s = history(layer, &first, &cells); s != Status::ok) return s;
   MaskParams params;
@@ -197,6 +203,7 @@ bool EncoderCache::is_stored(int32_t layer, int32_t slot) const {
 Status EncoderCache::gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) {
   if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
   if (Status s = layers_.check(layer); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_gather"); s != Status::ok) return s;
   const Input& input = book_.sequence(sequence).then;
   const int32_t length = input.exists() ? book_.length(input.slot) : 0;
   if (length == 0) return Status::ok;

@@ -17,9 +17,22 @@ Status EncoderCache::open_pass(const Batch& batch) {
   });
   std::fill_n(was_put_, int64_t{n_carrying_} * bounds_.n_layers, uint8_t{0});
   std::fill_n(missing_, bounds_.n_layers, n_carrying_);
-  pass_.open(batch.n_tokens, n_carrying_ == 0);
+  pass_.open(batch.n_tokens, n_carrying_ == 0, batch.replay);
   is_planned_ = false;
   return device_info_.plans_ahead ? make_plan() : Status::ok;
+}
+
+/// The length of an input is that of the tensors of its put, which a graph cannot change.
+Status EncoderCache::check_replayed(const Batch& batch) const {
+  for (int32_t token = 0; batch.flags != nullptr && token < batch.n_tokens; ++token) {
+    if ((batch.flags[token] & token_encoder_input) == 0) continue;
+    return fail(
+        Status::not_supported,
+        "token_flags[%d] has KVC_TOKEN_ENCODER_INPUT: graphs attend to inputs and put none; "
+        "begin passes that carry inputs without KVC_BEGIN_REPLAY",
+        token);
+  }
+  return Status::ok;
 }
 
 // ---- Put ----------------------------------------------------------------------------------------------------------------
@@ -32,7 +45,7 @@ Status EncoderCache::ready_to_put(int32_t layer) const {
                 "no token of the pass carries an encoder input: flag one with "
                 "KVC_TOKEN_ENCODER_INPUT in kvc_begin");
   if (Status s = layers_.check(layer); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
+  if (pass_.is_reserve()) return need_no_recording("a put of an encoder's input");
   if (n_carrying_ > 1) {
     return fail(Status::invalid_argument,
                 "%d sequences carry an encoder input in this pass; for kvc_put it must be one: put "
@@ -46,7 +59,7 @@ Status EncoderCache::ready_to_put_input(int32_t layer, int32_t index) const {
   if (Status s = pass_.need_pass(); s != Status::ok) return s;
   if (Status s = layers_.check(layer); s != Status::ok) return s;
   if (Status s = check_sequence(index, bounds_.max_sequences); s != Status::ok) return s;
-  if (pass_.is_reserve()) return Status::ok;
+  if (pass_.is_reserve()) return need_no_recording("a put of an encoder's input");
   const InputBook::Sequence& sequence = book_.sequence(index);
   if (sequence.carrier < 0)
     return fail(Status::invalid_argument,
@@ -149,7 +162,7 @@ Status EncoderCache::share(int32_t sequence, int32_t source) {
   if (pass_.is_reserve()) {
     if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
     if (Status s = check_sequence(source, bounds_.max_sequences); s != Status::ok) return s;
-    if (sequence != source) return Status::ok;
+    if (sequence != source) return need_no_recording("kvc_encoder_share");
     return fail(Status::invalid_argument, "sequence and source are both %d; they must differ",
                 sequence);
   }

@@ -32,7 +32,7 @@ class KvCache : public Booked, public KeyValues {
     if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
     AttentionParams params;
     const AttentionOperator* op = nullptr;
-    if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
+    if (Status s = prepare_call(layer, tensors, &op, &params); s != Status::ok) return s;
     return run(*op, params);
   }
   Status put_attention(int32_t layer, const Tensor& k, const Tensor& v,
@@ -42,7 +42,7 @@ class KvCache : public Booked, public KeyValues {
     if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
     AttentionParams params;
     const AttentionOperator* op = nullptr;
-    if (Status s = prepare(layer, tensors, &op, &params); s != Status::ok) return s;
+    if (Status s = prepare_call(layer, tensors, &op, &params); s != Status::ok) return s;
     if (Status s = put(layer, k, v); s != Status::ok) return s;
     return run(*op, params);
   }
@@ -69,7 +69,8 @@ class KvCache : public Booked, public KeyValues {
 
   /// Whether K and V are such that attention is defined over them.
   virtual Status check_attends() const { return Status::ok; }
-  /// Everything that comes before the call of the device, checks included.
+  /// Everything that comes before the call of the device, checks included. Of a call that is captured: KvLayers::
+  /// describe_recorded().
   virtual Status prepare(int32_t layer, const AttentionTensors& tensors,
                          const AttentionOperator** op, AttentionParams* params) = 0;
 
@@ -87,6 +88,11 @@ class KvCache : public Booked, public KeyValues {
   WorkspaceBlocks workspace_;
 
  private:
+  Status prepare_call(int32_t layer, const AttentionTensors& tensors, const AttentionOperator** op,
+                      AttentionParams* params) {
+    if (Status s = prepare(layer, tensors, op, params); s != Status::ok) return s;
+    return recorder_ == nullptr ? Status::ok : recorder_->check_recorded(*params);
+  }
   Status run(const AttentionOperator& op, const AttentionParams& params) {
     if (recorder_ != nullptr) return health_.after(recorder_->record_attention(params));
     return after_call(health_, op, on_device_->attention(op, params));
@@ -121,13 +127,15 @@ class TokenCache : public KvCache<Booked>, public Causality {
   }
   Status put_codes(int32_t layer, const KeyValues::Codes& codes) final {
     if (Status s = ready_to_put(layer); s != Status::ok) return s;
-    if (Status s = this->need_no_recording("kvc_put_codes"); s != Status::ok) return s;
-    if (pass_.is_reserve()) return Status::ok;
+    if (pass_.is_reserve() && this->recorder_ == nullptr) return Status::ok;
     const LayerStorage storage = with_scales_unless(Bug::codes_put_without_scales,
                                                     layers_[layer].storage);
-    const StoreCodesParams store = {storage,       this->book_.batch_cell(), pass_.n_tokens(),
-                                    codes.k,       codes.k_scales,           codes.v,
+    const bool records = this->recorder_ != nullptr;
+    const StoreCodesParams store = {storage,          records ? nullptr : this->book_.batch_cell(),
+                                    pass_.n_tokens(), codes.k,
+                                    codes.k_scales,   codes.v,
                                     codes.v_scales};
+    if (records) return this->health_.after(this->recorder_->record_store_codes(store));
     return note_put(layer, this->on_device_->store_codes(store));
   }
   Status set_causal(int32_t n_except, const int32_t* except) final {

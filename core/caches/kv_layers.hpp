@@ -69,15 +69,15 @@ class KvLayers {
   Status check_operators(int32_t layer_begin, int32_t layer_end,
                          const AttentionConstants& constants) const;
 
-  /// Whether prefill and decode have the same operator.
-  bool has_one_operator(int32_t layer) const {
-    return operator_of(layer, mode_prefill) == operator_of(layer, mode_autoregressive);
-  }
-
   /// Fills in what a call brings and what its layer has. `own` is the device's operator, in whose place that of the layer may
   /// come; `one_each`: each sequence of the pass has one token.
   Status describe_call(int32_t layer, const AttentionTensors& tensors, bool one_each,
                        const AttentionOperator** own, AttentionParams* params) const;
+  /// The same of a call that is captured, whose plan has no rows: what a graph does must not depend on the pass. `also`: features
+  /// that every call of the kind needs.
+  Status describe_recorded(int32_t layer, const AttentionTensors& tensors,
+                           const Visibility& visibility, FeatureSet also,
+                           const AttentionOperator** own, AttentionParams* params) const;
 
  private:
   static float* carve_scales(Carver& carver, const RowFormat& format, int32_t n_heads);

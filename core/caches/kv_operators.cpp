@@ -136,6 +136,24 @@ Status KvLayers::describe_call(int32_t layer, const AttentionTensors& tensors, b
   return Status::ok;
 }
 
+Status KvLayers::describe_recorded(int32_t layer, const AttentionTensors& tensors,
+                                   const Visibility& visibility, FeatureSet also,
+                                   const AttentionOperator** own, AttentionParams* params) const {
+  if (operator_of(layer, mode_prefill) != operator_of(layer, mode_autoregressive)) {
+    return fail(Status::not_supported,
+                "layer %d has one operator for KVC_MODE_PREFILL and another for "
+                "KVC_MODE_AUTOREGRESSIVE, and what is captured serves passes of both modes",
+                layer);
+  }
+  if (Status s = describe_call(layer, tensors, true, own, params); s != Status::ok) return s;
+  params->features = also | needed_features(*params, visibility, true);
+  if ((*own)->is_callers) {
+    return fail(Status::not_supported,
+                "the operator %s is a caller's, and what it does cannot be captured", (*own)->name);
+  }
+  return kvc::check_operator(**own, params->features, params->storage);
+}
+
 Status after_call(const Health& health, const AttentionOperator& op, Status status) {
   const bool poisons = status == Status::device || status == Status::internal;
   return op.is_callers && !poisons ? status : health.after(status);

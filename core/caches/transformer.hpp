@@ -91,6 +91,8 @@ class TransformerCache final : public TokenCache<LabelledCache<RowBook>, RowPlan
 
   // A pass (transformer_pass.cpp).
   Status open_pass(const Batch& batch) override;
+  PassRecorder* pass_recorder() const override { return on_device_->recorder(); }
+  Status replan() override { return make_plan(); }
   Status check_kept_tokens(int32_t row, int32_t n) const override;
   Status settle_unput() override;
   Status clear_freed() override;

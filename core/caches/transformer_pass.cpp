@@ -11,7 +11,7 @@ Status TransformerCache::open_pass(const Batch& batch) {
   plan_.open(*batch.rows);
   const bool nothing_to_put = std::all_of(book_.batch_cell(), book_.batch_cell() + batch.n_tokens,
                                           [](int32_t cell) { return cell < 0; });
-  pass_.open(batch.n_tokens, nothing_to_put);
+  pass_.open(batch.n_tokens, batch.replay || nothing_to_put, batch.replay);
   return device_info_.plans_ahead ? make_plan() : Status::ok;
 }
 
@@ -87,7 +87,9 @@ Status TransformerCache::make_plan() {
   const TokenRange all = {0, plan_.n_entries()};
   const bool tells = device_info_.follows_tokens && !entries_are_told_;
   entries_are_told_ = true;
-  return health_.after(on_device_->begin_pass(plan, {&all, tells ? 1 : 0}, stream_));
+  const Status begun = on_device_->begin_pass(plan, {&all, tells ? 1 : 0}, stream_);
+  if (begun != Status::ok || !pass_.is_replay()) return health_.after(begun);
+  return health_.after(pass_recorder()->replay(plan, book_.batch_cell(), pass_.n_tokens()));
 }
 
 Status TransformerCache::check_attends() const {
@@ -99,8 +101,14 @@ Status TransformerCache::check_attends() const {
 
 Status TransformerCache::prepare(int32_t layer, const AttentionTensors& tensors,
                                  const AttentionOperator** op, AttentionParams* params) {
-  if (Status s = make_plan(); s != Status::ok) return s;
   *op = operator_;
+  if (recorder_ != nullptr) {
+    params->plan.columns_by_list = true;
+    params->plan.seen_words = plan_.seen_words();
+    return layers_.describe_recorded(layer, tensors, visibility_of(book_.rules()),
+                                     feature_transformer, op, params);
+  }
+  if (Status s = make_plan(); s != Status::ok) return s;
   params->plan = plan_.made();
   bool one_each = true;
   for (int32_t row = 0; row < bounds_.max_sequences; ++row)

@@ -59,6 +59,7 @@ Status TransformerCache::view_rows(int32_t layer, Codes* codes) const {
 
 Status TransformerCache::mask(int32_t layer, const Tensor& into) {
   if (Status s = ready_for_layer(layer, false); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_mask"); s != Status::ok) return s;
   MaskParams params;
   params.into = into;
   params.all_visible = pass_.is_reserve();
@@ -71,6 +72,7 @@ Status TransformerCache::mask(int32_t layer, const Tensor& into) {
 
 /// Columns that no token of their row sees are zeros.
 Status TransformerCache::get_copy(int32_t layer, const Tensor& k, const Tensor& v) {
+  if (Status s = need_no_recording("kvc_get_copy"); s != Status::ok) return s;
   if (pass_.is_reserve()) return Status::ok;
   if (Status s = make_plan(); s != Status::ok) return s;
   const AttentionPlan& plan = plan_.made();
@@ -113,6 +115,7 @@ Status TransformerCache::get_copy(int32_t layer, const Tensor& k, const Tensor& 
 Status TransformerCache::gather(int32_t layer, int32_t sequence, const Tensor& k, const Tensor& v) {
   if (Status s = check_sequence(sequence, bounds_.max_sequences); s != Status::ok) return s;
   if (Status s = layers_.check(layer); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_gather"); s != Status::ok) return s;
   const RowBook::Row& row = book_.sequence(sequence);
   const bool missing = pass_.is_open() && !pass_.was_put(layer);  // of the open pass: zeros
   const int32_t stored = missing ? row.next - row.n_added : row.next;

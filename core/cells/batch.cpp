@@ -49,8 +49,8 @@ Status check_no_replay(const Batch& batch) {
   if (!batch.replay) return Status::ok;
   return fail(
       Status::not_supported,
-      "KVC_BEGIN_REPLAY: graphs do passes of causal, recurrent and lightning caches on a CUDA "
-      "device, and of wrappers of them");
+      "a graph is to do the pass (KVC_BEGIN_REPLAY, KVC_ROWS_REPLAY), and graphs do passes on CUDA "
+      "devices");
 }
 
 }  // namespace kvc

@@ -169,6 +169,7 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
                         const Launcher& launcher) {
   recorded_ = cut_of(params);
   AttentionArguments a = placed(params, tokens);
+  a.seen = params.plan.seen_words > 0 ? tokens.seen : nullptr;
   if (Error e = upload_constants(params, true, a, launcher); e != Error::none) return e;
   const auto launch_waves = [&](const AttentionKernel& kernel, bool is_wide) -> Error {
     TileShape shape = recorded_.narrow;

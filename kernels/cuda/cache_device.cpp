@@ -117,6 +117,7 @@ Status CudaCacheDevice::begin_pass(const AttentionPlan& plan, const TokenChanges
     const Error followed = follow_tokens(plan.tokens, changes, workspace_.cell, workspace_.position,
                                          launcher());
     if (followed != Error::none || plan.seen == nullptr) return followed;
+    n_all_seen_ = 0;
     const auto words = static_cast<size_t>((plan.n_rows + plan.n_padding) * plan.seen_words);
     return upload(reinterpret_cast<std::byte*>(workspace_.seen), plan.seen,
                   words * sizeof(uint64_t), launcher());

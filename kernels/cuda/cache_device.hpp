@@ -76,6 +76,7 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   void begin_recording(int32_t n_tokens, void* stream) noexcept override;
   void end_recording() noexcept override;
   Status record_store(const StoreParams& params) noexcept override;
+  Status record_store_codes(const StoreCodesParams& params) noexcept override;
   Status check_recorded(const AttentionParams& params) const noexcept override;
   Status record_attention(const AttentionParams& params) noexcept override;
   void place_states(std::byte* memory, int32_t n) noexcept override;
@@ -93,6 +94,7 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
                   const CacheWorkspace& workspace, std::byte* on_host);
 
   Launcher launcher() const;
+  Error show_all(const AttentionPlan& plan, int32_t n_tokens, const Launcher& launcher);
   /// What is given to `behind` from now on begins after what `before` was given.
   Error order(Stream before, Stream behind) const;
   /// Work goes to this stream from now on.
@@ -121,6 +123,7 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
     Stream stream = nullptr;
   } recording_;                  // that is open
   int32_t recorded_tokens_ = 0;  // of the largest
+  int32_t n_all_seen_ = 0;  // first tokens whose bits are all set: what graphs read where rows say what is seen
   PlannedStates states_;
   mutable std::mutex staging_;
 };

@@ -25,6 +25,13 @@ Status CudaCacheDevice::record_store(const StoreParams& params) noexcept {
   });
 }
 
+Status CudaCacheDevice::record_store_codes(const StoreCodesParams& params) noexcept {
+  return run("the capture of a put of codes", [&](Launcher launcher) {
+    launcher.stream = recording_.stream;
+    return cuda::record_store_codes(params, workspace_.planned, launcher);
+  });
+}
+
 Status CudaCacheDevice::check_recorded(const AttentionParams& params) const noexcept {
   if (attention_.can_record(params)) return Status::ok;
   return fail(
@@ -87,14 +94,31 @@ Status CudaCacheDevice::check_replay(int32_t n_tokens) const noexcept {
               recorded_tokens_);
 }
 
+/// Launches of a graph read bits in every pass, or in none. A plan without them leaves what is seen to its rows.
+Error CudaCacheDevice::show_all(const AttentionPlan& plan, int32_t n_tokens, const Launcher& launcher) {
+  if (plan.seen != nullptr || n_tokens <= n_all_seen_) return Error::none;
+  constexpr size_t at_once = 1024;
+  uint64_t all[at_once];
+  std::fill_n(all, at_once, ~uint64_t{0});
+  const auto n_words = static_cast<size_t>(n_tokens) * static_cast<size_t>(plan.seen_words);
+  for (size_t first = 0; first < n_words; first += at_once) {
+    const size_t n = std::min(at_once, n_words - first);
+    auto* const to = reinterpret_cast<std::byte*>(workspace_.seen + first);
+    if (Error e = upload(to, all, n * sizeof(uint64_t), launcher); e != Error::none) return e;
+  }
+  n_all_seen_ = n_tokens;
+  return Error::none;
+}
+
 Status CudaCacheDevice::replay(const AttentionPlan& plan, const int32_t* cell,
                                int32_t n_tokens) noexcept {
   return run("the begin of a replay", [&](const Launcher& launcher) -> Error {
     auto* const number = reinterpret_cast<std::byte*>(workspace_.planned);
     if (Error e = upload(number, &n_tokens, sizeof n_tokens, launcher); e != Error::none) return e;
     auto* const cells = reinterpret_cast<std::byte*>(workspace_.planned + planned_cells);
-    const size_t n_bytes = static_cast<size_t>(n_tokens) * sizeof(int32_t);
+    const size_t n_bytes = cell == nullptr ? 0 : static_cast<size_t>(n_tokens) * sizeof(int32_t);
     if (Error e = upload(cells, cell, n_bytes, launcher); e != Error::none) return e;
+    if (Error e = show_all(plan, n_tokens, launcher); e != Error::none) return e;
     return attention_.replay(plan, launcher);
   });
 }

@@ -38,6 +38,16 @@ Sides sides_of(const StoreParams& params) {
   return sides;
 }
 
+Sides sides_of(const StoreCodesParams& params) {
+  Sides sides;
+  sides.add_as_it_is(codes_of(params.storage.k), params.k);
+  sides.add_as_it_is(scales_of(params.storage.k), params.k_scales);
+  if (params.storage.v_in_k) return sides;
+  sides.add_as_it_is(codes_of(params.storage.v), params.v);
+  sides.add_as_it_is(scales_of(params.storage.v), params.v_scales);
+  return sides;
+}
+
 template <int32_t at_once>
 StoreLaunch<at_once> store_launch(const Sides& sides) {
   StoreLaunch<at_once> launch;
@@ -64,6 +74,16 @@ Error store_cells(const Kernel& kernel, const Sides& sides, const int32_t* cell,
 Error store_sides(const Sides& sides, const int32_t* cell, int32_t n, const Launcher& launcher) {
   return n <= few_cells ? store_cells<few_cells>(store_few_kernel(), sides, cell, n, launcher)
                         : store_cells<many_cells>(store_many_kernel(), sides, cell, n, launcher);
+}
+
+/// Blocks know the cells once they run.
+Error record_sides(const Sides& sides, int32_t n_tokens, const int32_t* planned,
+                   const Launcher& launcher) {
+  StoreLaunch<few_cells> launch = store_launch<few_cells>(sides);
+  launch.n_cells = n_tokens;
+  launch.planned = planned;
+  const int64_t n_rows = int64_t{launch.n_cells} * launch.n_heads;
+  return launcher.launch_rows(store_few_kernel(), n_rows, &launch);
 }
 
 template <int32_t at_once>
@@ -151,25 +171,17 @@ Error store_rows(const StoreParams& params, const Launcher& launcher) {
 }
 
 Error store_codes(const StoreCodesParams& params, const Launcher& launcher) {
-  Sides sides;
-  sides.add_as_it_is(codes_of(params.storage.k), params.k);
-  sides.add_as_it_is(scales_of(params.storage.k), params.k_scales);
-  if (!params.storage.v_in_k) {
-    sides.add_as_it_is(codes_of(params.storage.v), params.v);
-    sides.add_as_it_is(scales_of(params.storage.v), params.v_scales);
-  }
-  return store_sides(sides, params.cell, params.n_tokens, launcher);
+  return store_sides(sides_of(params), params.cell, params.n_tokens, launcher);
 }
 
-/// Blocks know the cells once they run.
 Error record_store(const StoreParams& params, const int32_t* planned, const Launcher& launcher) {
-  StoreLaunch<few_cells> launch = store_launch<few_cells>(sides_of(params));
-  launch.n_cells = params.n_tokens;
-  launch.planned = planned;
-  const int64_t n_rows = int64_t{launch.n_cells} * launch.n_heads;
-  if (Error e = launcher.launch_rows(store_few_kernel(), n_rows, &launch); e != Error::none)
-    return e;
-  return record_encoding(params, planned, launcher);
+  const Error e = record_sides(sides_of(params), params.n_tokens, planned, launcher);
+  return e == Error::none ? record_encoding(params, planned, launcher) : e;
+}
+
+Error record_store_codes(const StoreCodesParams& params, const int32_t* planned,
+                         const Launcher& launcher) {
+  return record_sides(sides_of(params), params.n_tokens, planned, launcher);
 }
 
 Error clear_rows(const ClearParams& params, const Launcher& launcher) {

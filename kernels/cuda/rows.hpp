@@ -10,6 +10,8 @@ Error store_rows(const StoreParams& params, const Launcher& launcher);
 Error store_codes(const StoreCodesParams& params, const Launcher& launcher);
 /// For a graph: `planned` in device memory says how many tokens a pass has, at most those of `params`, and then their cells.
 Error record_store(const StoreParams& params, const int32_t* planned, const Launcher& launcher);
+Error record_store_codes(const StoreCodesParams& params, const int32_t* planned,
+                         const Launcher& launcher);
 Error load_rows(const LoadParams& params, const Launcher& launcher);
 Error move_rows(const MoveParams& params, const Launcher& launcher);
 Error copy_stretches(const CopyParams& params, const Launcher& launcher);

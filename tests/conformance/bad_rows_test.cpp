@@ -111,8 +111,9 @@ TEST_F(BadRows, ArgumentsOfPasses) {
   for (const int32_t q_len : {INT32_MIN, -1, 0, 9, INT32_MAX})
     for (const uint32_t flags : {0u, uint32_t{KVC_ROWS_RESERVE}, uint32_t{KVC_ROWS_NOT_CAUSAL}})
       bad.expect(invalid, "q_len " + std::to_string(q_len), [&] { return begin(q_len, flags); });
-  for (const uint32_t flags : {8u, 1u << 31, UINT32_MAX})
+  for (const uint32_t flags : {16u, 1u << 31, UINT32_MAX})
     bad.expect(invalid, "flags " + std::to_string(flags), [&] { return begin(1, flags); });
+  bad.expect(KVC_E_NOT_SUPPORTED, "a graph", [&] { return begin(1, KVC_ROWS_REPLAY); });
   for (const int32_t n : {INT32_MIN, -1, 3, INT32_MAX})
     for (size_t row = 0; row < 3; ++row) {
       int32_t valid[] = {2, 0, 1};

@@ -95,7 +95,7 @@ void RowsWorld::spoil(Rows& rows) {
   const auto row = static_cast<size_t>(random_.below(n_sequences()));
   switch (random_.below(6)) {
     case 0: rows.q_len = random_.pick({0, -1, INT32_MIN, INT32_MAX, oracle_.q_max() + 1}); return;
-    case 1: rows.flags |= random_.pick({8u, 1u << 31, 1u << 16}); return;
+    case 1: rows.flags |= random_.pick({16u, 1u << 31, 1u << 16}); return;
     case 2:
       if (rows.flags & KVC_ROWS_POSTPADDED) return;
       rows.valid.resize(static_cast<size_t>(n_sequences()), 0);

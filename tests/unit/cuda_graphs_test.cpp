@@ -336,6 +336,49 @@ TEST(CudaGraphs, DoPassesOfWrappers) {
             7, 12);
 }
 
+/// Codes and scales as they are, of the tokens of a pass that is no padding.
+TEST(CudaGraphs, PutCodes) {
+  constexpr int32_t n = 5, dim = 32;
+  const std::shared_ptr<kvc::Device> device = open_cuda();
+  const int32_t position[] = {0, 0, 1, 0, 0}, sequence[] = {1, KVC_NONE, 1, 0, KVC_NONE};
+  for (const kvc::StorageType type : {kvc::StorageType::bf16, kvc::StorageType::q8_0}) {
+    const bool has_scales = type == kvc::StorageType::q8_0;
+    uint64_t digest[2][2];
+    for (const bool graphs : {false, true}) {
+      kvc_cache* const cache = create(device, {.head_dim = dim, .k = type, .v = type},
+                                      kvc::CacheKind::causal, 1);
+      cuda_arena::Arena arena(device, size_t{2} * n * kv_heads * (dim + 1), seed);
+      kvc_tensor tensors[4];
+      for (kvc_tensor* codes : {&tensors[0], &tensors[2]}) {
+        *codes = arena.take({n, kv_heads, dim});
+        codes->dtype = has_scales ? KVC_I8 : KVC_BF16;
+      }
+      for (kvc_tensor* scales : {&tensors[1], &tensors[3]}) {
+        *scales = arena.take({n, kv_heads, 1});
+        scales->dtype = KVC_F16;
+      }
+      const auto put = [&] {
+        return kvc_put_codes(cache, 0, &tensors[0], has_scales ? &tensors[1] : nullptr, &tensors[2],
+                             has_scales ? &tensors[3] : nullptr);
+      };
+      simt::device::Graph* const graph = graphs ? cuda_arena::capture(cache, n, put) : nullptr;
+      ASSERT_EQ(
+          kvc_begin(cache, n, position, sequence, nullptr, graphs ? KVC_BEGIN_REPLAY : 0, nullptr),
+          KVC_OK);
+      if (graphs) {
+        ASSERT_EQ(simt::device::launch_graph(*graph, nullptr), kvc::cuda::Error::none);
+      } else {
+        ASSERT_EQ(put(), KVC_OK) << support::last_message();
+      }
+      ASSERT_EQ(kvc_commit(cache), KVC_OK);
+      ASSERT_EQ(kvc_state_digest(cache, digest[graphs]), KVC_OK);
+      if (graphs) simt::device::destroy_graph(graph);
+      EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+    }
+    EXPECT_TRUE(std::equal(digest[0], digest[0] + 2, digest[1]));
+  }
+}
+
 /// A graph has as many launches as any plan of its tokens may need: one more would be left out in silence.
 TEST(CudaGraphs, HaveLaunchesForAnyPlan) {
   Random random(seed);
@@ -413,8 +456,7 @@ TEST_F(CudaGraphCalls, OnlyReservePassesAreCaptured) {
   expect(kvc_gather(cache_, 0, 0, &nothing, &nothing), KVC_E_NOT_SUPPORTED, "kvc_gather");
   kvc_tensor codes = k;
   codes.dtype = KVC_BF16;
-  expect(kvc_put_codes(cache_, 0, &codes, nullptr, &codes, nullptr), KVC_E_NOT_SUPPORTED,
-         "kvc_put_codes");
+  EXPECT_EQ(kvc_put_codes(cache_, 0, &codes, nullptr, &codes, nullptr), KVC_OK);
   ASSERT_EQ(kvc_put(cache_, 0, &k, &k), KVC_OK);
   kvc_tensor out = tensors_.out(0, 2);
   ASSERT_EQ(kvc_attention(cache_, 0, &q, &out, nullptr), KVC_OK) << support::last_message();
@@ -451,18 +493,6 @@ TEST_F(CudaGraphCalls, AReplayNeedsWhatItReplays) {
   EXPECT_EQ(first, 0);
   EXPECT_EQ(cells, sequences * capacity);
   EXPECT_EQ(kvc_abort(cache_), KVC_OK);
-}
-
-/// What passes of other kinds would do is not captured, so they must not look as if they were.
-TEST_F(CudaGraphCalls, KindsThatAreNotCapturedSaySo) {
-  kvc_cache* const rows = create(device_, {}, kvc::CacheKind::transformer);
-  ASSERT_EQ(simt::device::begin_capture(stream_), kvc::cuda::Error::none);
-  expect(kvc_begin_rows(rows, 1, KVC_ROWS_RESERVE, nullptr, nullptr, nullptr, stream_),
-         KVC_E_NOT_SUPPORTED, "being captured");
-  simt::device::Graph* graph = nullptr;
-  ASSERT_EQ(simt::device::end_capture(stream_, &graph), kvc::cuda::Error::none);
-  simt::device::destroy_graph(graph);
-  EXPECT_EQ(kvc_cache_destroy(rows), KVC_OK);
 }
 
 }  // namespace

@@ -39,6 +39,7 @@ _WORDS = {
     "KVC_TRANSFORMER_RING is": "ring is",
     "KVC_TRANSFORMER_RING": "ring=True",
     "KVC_ROWS_POSTPADDED": "postpadded=True",
+    "KVC_BEGIN_REPLAY, KVC_ROWS_REPLAY": "replay=True",
     "KVC_EXTRA_DROPOUT": "dropout_seed",
     "KVC_OPERATOR_REPLACE": "replace=True",
     **{f"KVC_MODE_{mode.upper()}": f'"{mode}"' for mode in _MODES},

@@ -46,6 +46,7 @@ class Batches(CacheHandle):
         postpadded: bool = False,
         causal: Optional[bool] = None,
         stream: Any = None,
+        replay: bool = False,
     ) -> Pass:
         """Opens a pass of q_len tokens in every row. If a pass is open and every layer was put, commits
         it.
@@ -70,6 +71,7 @@ class Batches(CacheHandle):
         causal          None: as the cache; False: every token also sees the later ones of its row;
                         True: none does
         stream          of a GPU, as begin() takes it
+        replay          a CUDA graph does the pass, as in begin()
 
         In such a pass [batch, q_len] stands for n_tokens in the shapes of all arrays:
 
@@ -89,7 +91,7 @@ class Batches(CacheHandle):
         ShapeError, NotSupported.
         """
         arguments = self._rows_arguments(
-            q_len, valid, attention_mask, token_types, postpadded, causal
+            q_len, valid, attention_mask, token_types, postpadded, causal, replay
         )
         number = stream_number(stream)
         _capi.kvc_begin_rows(self._handle, *arguments, number or None)
@@ -100,9 +102,12 @@ class Batches(CacheHandle):
         batch = self._shape.max_sequences
         return Pass(cast("Cache", self), batch * integer("q_len", q_len), rows=batch)
 
-    def begin_rows_reserve(self, q_len: int) -> None:
+    def begin_rows_reserve(self, q_len: int, *, stream: Any = None) -> None:
         """Opens a pass of rows that plans nothing, as begin_reserve() does."""
-        _capi.kvc_begin_rows(self._handle, q_len, _capi.KVC_ROWS_RESERVE, None, None, None, None)
+        number = stream_number(stream)
+        flags = _capi.KVC_ROWS_RESERVE
+        _capi.kvc_begin_rows(self._handle, q_len, flags, None, None, None, number or None)
+        self._note_stream(number)
         self._end_pass()
 
     def fits_rows(
@@ -244,10 +249,13 @@ class Batches(CacheHandle):
         token_types: Optional[npt.ArrayLike],
         postpadded: bool,
         causal: Optional[bool],
+        replay: bool = False,
     ) -> Tuple[int, int, Optional[Int32s], Any, Optional[Int32s]]:
         """The arguments of kvc_begin_rows(), but the stream."""
         batch = self._shape.max_sequences
         flags = _capi.KVC_ROWS_POSTPADDED if postpadded else 0
+        if replay:
+            flags |= _capi.KVC_ROWS_REPLAY
         if causal is not None and not causal:
             flags |= _capi.KVC_ROWS_NOT_CAUSAL
         lengths = types = None

@@ -193,10 +193,11 @@ enum { /* kvc_begin flags */
   KVC_BEGIN_REPLAY = 2   /* a pass that a captured graph does: every layer counts as put, and put and attention are BAD_STATE */
 };
 
-/* CUDA graphs: a graph does the puts and the attention of passes that differ in everything but their tensors. Causal,
- * recurrent and lightning caches on a GPU and wrappers of them can be captured, whatever they store; others return NOT_SUPPORTED. Of
- * a recurrent cache a graph does kvc_state_get(), kvc_state_put() and kvc_state_conv(). K and V of a lightning cache's layer have the
- * same types in all graphs.
+/* CUDA graphs: a graph does the puts and the attention of passes that differ in everything but their tensors. Caches of every kind
+ * on a GPU can be captured, whatever they store; on other devices it is NOT_SUPPORTED. Besides kvc_put(), kvc_put_codes(),
+ * kvc_attention() and kvc_put_attention(), a graph does kvc_state_get(), kvc_state_put() and kvc_state_conv() of a recurrent cache. K
+ * and V of a lightning cache's layer have the same types in all graphs. Of an encoder cache a graph attends to inputs and puts none:
+ * passes that carry inputs are not replayed. Rows are begun with KVC_ROWS_RESERVE and KVC_ROWS_REPLAY.
  *
  *   cudaStreamBeginCapture(s, …)                   kvc_begin(c, 16, NULL, NULL, NULL, KVC_BEGIN_RESERVE, s)
  *     kvc_put_attention(c, layer, …) for each layer; kvc_commit(c); cudaStreamEndCapture(s, …)

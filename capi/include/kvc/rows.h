@@ -43,8 +43,10 @@ extern "C" {
 enum { /* flags of kvc_begin_rows() */
   KVC_ROWS_RESERVE = 1,    /* as KVC_BEGIN_RESERVE: only q_len counts, nothing is planned or stored */
   KVC_ROWS_NOT_CAUSAL = 2, /* every token of the pass is in the except set, see kvc_set_causal() */
-  KVC_ROWS_POSTPADDED = 4  /* valid is null and read off attention_mask: of a row's new columns those that it shows come first,
+  KVC_ROWS_POSTPADDED = 4, /* valid is null and read off attention_mask: of a row's new columns those that it shows come first,
                               and as many tokens count */
+  KVC_ROWS_REPLAY = 8      /* as KVC_BEGIN_REPLAY: a captured graph does the pass. For the graph tensors are lists of tokens, row after
+                              row: of a pass with a smaller q_len than the capture's, they lie close together at their start */
 };
 
 /* Opens a pass of q_len tokens in every row. Token i of row b has the position index[b] + i.

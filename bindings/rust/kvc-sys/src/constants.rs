@@ -130,6 +130,7 @@ pub const KVC_OPERATOR_REPLACE: u32 = 1;
 pub const KVC_ROWS_RESERVE: u32 = 1;
 pub const KVC_ROWS_NOT_CAUSAL: u32 = 2;
 pub const KVC_ROWS_POSTPADDED: u32 = 4;
+pub const KVC_ROWS_REPLAY: u32 = 8;
 pub const KVC_TRANSFORMER_RING: u32 = 1;
 pub const KVC_TRANSFORMER_NOT_CAUSAL: u32 = 2;
 pub const KVC_MAX_CHILDREN: i32 = 16;
