@@ -207,7 +207,9 @@ Error Attention::replay(const AttentionPlan& plan, const Launcher& launcher) {
 
 int32_t Attention::most_waves(bool is_wide, int32_t n_tokens) const {
   const bool may_share = recorded_.least_saved != shares_nothing && is_wide == recorded_.has_wide;
-  return Schedule::most_waves(bounds_, n_tokens, may_share);
+  const int32_t most = Schedule::most_waves(bounds_, n_tokens, may_share);
+  if (!is_wide || int64_t{n_tokens} * recorded_.narrow.group > narrow_columns_max) return most;
+  return most - Schedule::most_waves(bounds_, n_tokens, false);  // those of prefixes
 }
 
 /// Wide ones come first, as in a schedule.

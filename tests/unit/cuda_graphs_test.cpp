@@ -470,6 +470,19 @@ TEST_F(CudaGraphCalls, OnlyReservePassesAreCaptured) {
   simt::device::destroy_graph(graph);
 }
 
+/// A sequence has two query heads of a KV head for each token, and 17 of these make wide tiles.
+TEST_F(CudaGraphCalls, LaunchesThatNoPassNeedsAreLeftOut) {
+  const auto launches = [&](int32_t n) {
+    const int64_t before = simt::device::n_launches();
+    simt::device::destroy_graph(capture(cache_, tensors_, n));
+    return (simt::device::n_launches() - before) / layers;
+  };
+  EXPECT_EQ(launches(1), 2) << "a put, and narrow tiles";
+  EXPECT_EQ(launches(2), 3) << "sequences may share a prefix";
+  EXPECT_EQ(launches(8), 3);
+  EXPECT_EQ(launches(9), 4) << "a sequence may have all tokens";
+}
+
 TEST_F(CudaGraphCalls, AReplayNeedsWhatItReplays) {
   expect(begin(KVC_BEGIN_REPLAY), KVC_E_BAD_STATE, "captured");
   expect(begin(KVC_BEGIN_REPLAY | KVC_BEGIN_RESERVE), KVC_E_INVALID_ARGUMENT, "KVC_BEGIN_RESERVE");
