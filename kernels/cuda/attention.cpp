@@ -15,10 +15,13 @@ constexpr int64_t tokens_of_a_launch = 128;
 
 size_t aligned(size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
-size_t constants_bytes(const AttentionBounds& bounds) {
-  return aligned(static_cast<size_t>(bounds.max_q_heads) * 4) * 2 +
-         aligned(static_cast<size_t>(bounds.head_dim_k) * 4) +
-         aligned(static_cast<size_t>(bounds.n_kv_heads) * 4) * 2;
+struct ConstantBytes {
+  size_t on_device, on_host;
+};
+ConstantBytes constants_bytes(const AttentionBounds& bounds) {
+  Carver on_device, on_host;
+  LayerConstants().carve(bounds, on_device, on_host);
+  return {aligned(on_device.used().value()), on_host.used().value()};
 }
 size_t counters_bytes(const AttentionBounds& bounds) {
   return static_cast<size_t>(Schedule::n_slots(bounds)) * sizeof(int32_t);
@@ -42,13 +45,13 @@ Error launch(const AttentionKernel& what, const AttentionArguments& a, int64_t n
 }  // namespace
 
 size_t Attention::memory_bytes(const AttentionBounds& bounds) {
-  return aligned(Schedule::block_bytes(bounds)) + constants_bytes(bounds) +
+  return aligned(Schedule::block_bytes(bounds)) + constants_bytes(bounds).on_device +
          aligned(counters_bytes(bounds)) + aligned(waves_bytes(bounds)) +
          aligned(partial_bytes(bounds));
 }
 
 size_t Attention::host_bytes(const AttentionBounds& bounds) {
-  return Schedule::host_bytes(bounds) + waves_bytes(bounds);
+  return aligned(Schedule::host_bytes(bounds) + waves_bytes(bounds)) + constants_bytes(bounds).on_host;
 }
 
 Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max,
@@ -58,9 +61,12 @@ Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max,
       waves_(reinterpret_cast<LaunchedParts*>(on_host + Schedule::host_bytes(bounds))),
       shared_bytes_max_(shared_bytes_max),
       n_multiprocessors_(n_multiprocessors),
-      block_(memory),
-      constants_(block_ + aligned(Schedule::block_bytes(bounds))),
-      counters_(reinterpret_cast<int32_t*>(constants_ + constants_bytes(bounds))) {
+      block_(memory) {
+  std::byte* const constants = memory + aligned(Schedule::block_bytes(bounds));
+  Carver on_device(constants),
+      host(on_host + aligned(Schedule::host_bytes(bounds) + waves_bytes(bounds)));
+  constants_.carve(bounds, on_device, host);
+  counters_ = reinterpret_cast<int32_t*>(constants + constants_bytes(bounds).on_device);
   std::byte* const launched = reinterpret_cast<std::byte*>(counters_) +
                               aligned(counters_bytes(bounds));
   launched_ = reinterpret_cast<LaunchedParts*>(launched);
@@ -91,39 +97,32 @@ Error Attention::upload_schedule(const Launcher& launcher) {
 }
 
 /// `turns`: some key may owe a rotation.
-Error Attention::upload_constants(const AttentionParams& params, bool turns, AttentionArguments& a,
-                                  const Launcher& launcher) const {
-  const AttentionConstants& constants = params.constants;
-  const size_t heads_bytes = static_cast<size_t>(constants.n_q_heads) * sizeof(float);
-  std::byte* const slopes = constants_;
-  std::byte* const sinks = slopes + aligned(static_cast<size_t>(bounds_.max_q_heads) * 4);
-  std::byte* const frequency = sinks + aligned(static_cast<size_t>(bounds_.max_q_heads) * 4);
-  if (constants.slopes != nullptr) {
-    if (Error e = upload(slopes, constants.slopes, heads_bytes, launcher); e != Error::none)
-      return e;
-    a.slopes = reinterpret_cast<const float*>(slopes);
-  }
-  if (constants.sinks != nullptr && !params.tensors.leaves_sinks_out) {
-    if (Error e = upload(sinks, constants.sinks, heads_bytes, launcher); e != Error::none) return e;
-    a.sinks = reinterpret_cast<const float*>(sinks);
-  }
-  std::byte* head_scale = frequency + aligned(static_cast<size_t>(bounds_.head_dim_k) * 4);
-  const auto upload_scales = [&](const Slab& slab, Numbers& numbers) -> Error {
-    if (slab.head_scale == nullptr) return Error::none;
-    const size_t bytes = static_cast<size_t>(slab.n_heads) * sizeof(float);
-    numbers.head_scale = reinterpret_cast<const float*>(head_scale);
-    std::byte* const to = std::exchange(head_scale, head_scale + aligned(bytes));
-    return upload(to, slab.head_scale, bytes, launcher);
+Error Attention::bring_constants(const AttentionParams& params, bool turns, bool is_captured,
+                                 AttentionArguments& a, const Launcher& launcher) {
+  const AttentionConstants& given = params.constants;
+  const auto bring = [&](Constants& of, const auto* array, int32_t n, const auto*& there) -> Error {
+    if (array == nullptr) return Error::none;
+    const std::byte* at = nullptr;
+    const Error e = of.bring(array, static_cast<size_t>(n) * sizeof *array, is_captured, launcher,
+                             &at);
+    there = reinterpret_cast<decltype(array)>(at);
+    return e;
   };
-  if (Error e = upload_scales(params.storage.k, a.k); e != Error::none) return e;
-  if (Error e = upload_scales(params.storage.v, a.v); e != Error::none) return e;
-  if (!turns || constants.rope.n_dims == 0) return Error::none;
-  a.rope_dims = constants.rope.n_dims;
-  a.rope_first = constants.rope.first_dim;
-  a.rope_halves = constants.rope.halves ? 1 : 0;
-  a.frequency = reinterpret_cast<const double*>(frequency);
-  return upload(frequency, constants.rope.frequency,
-                static_cast<size_t>(constants.rope.n_dims / 2) * sizeof(double), launcher);
+  const int32_t n_heads = given.n_q_heads;
+  if (Error e = bring(constants_.slopes, given.slopes, n_heads, a.slopes); e != Error::none)
+    return e;
+  const float* const sinks = params.tensors.leaves_sinks_out ? nullptr : given.sinks;
+  if (Error e = bring(constants_.sinks, sinks, n_heads, a.sinks); e != Error::none) return e;
+  const Slab &k = params.storage.k, &v = params.storage.v;
+  if (Error e = bring(constants_.k_scales, k.head_scale, k.n_heads, a.k.head_scale); e != Error::none)
+    return e;
+  if (Error e = bring(constants_.v_scales, v.head_scale, v.n_heads, a.v.head_scale); e != Error::none)
+    return e;
+  if (!turns || given.rope.n_dims == 0) return Error::none;
+  a.rope_dims = given.rope.n_dims;
+  a.rope_first = given.rope.first_dim;
+  a.rope_halves = given.rope.halves ? 1 : 0;
+  return bring(constants_.frequencies, given.rope.frequency, a.rope_dims / 2, a.frequency);
 }
 
 AttentionArguments Attention::placed(const AttentionParams& params, const DeviceTokens& tokens) const {
@@ -145,7 +144,7 @@ Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
   AttentionArguments a = placed(params, tokens);
   const bool turns = std::any_of(params.plan.lists, params.plan.lists + params.plan.n_lists,
                                  [](const TokenList& list) { return list.has_pending; });
-  if (Error e = upload_constants(params, turns, a, launcher); e != Error::none) return e;
+  if (Error e = bring_constants(params, turns, false, a, launcher); e != Error::none) return e;
   const AttentionKernel& narrow = kernel_for(a);
   const AttentionKernel* const wide = wide_kernel_for(a, shared_bytes_max_);
   for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
@@ -170,7 +169,7 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
   recorded_ = cut_of(params);
   AttentionArguments a = placed(params, tokens);
   a.seen = params.plan.seen_words > 0 ? tokens.seen : nullptr;
-  if (Error e = upload_constants(params, true, a, launcher); e != Error::none) return e;
+  if (Error e = bring_constants(params, true, true, a, launcher); e != Error::none) return e;
   const auto launch_waves = [&](const AttentionKernel& kernel, bool is_wide) -> Error {
     TileShape shape = recorded_.narrow;
     if (is_wide) shape.columns = wide_columns;

@@ -4,6 +4,7 @@
 
 #include "core/attention/params.hpp"
 #include "kernels/cuda/attention_arguments.hpp"
+#include "kernels/cuda/constants.hpp"
 #include "kernels/cuda/general_layout.hpp"
 #include "kernels/cuda/launcher.hpp"
 #include "kernels/cuda/schedule.hpp"
@@ -49,8 +50,8 @@ class Attention {
   int32_t most_waves(bool is_wide, int32_t n_tokens) const;
   int32_t first_wave(bool is_wide) const;
   Error upload_schedule(const Launcher& launcher);
-  Error upload_constants(const AttentionParams& params, bool turns, AttentionArguments& a,
-                         const Launcher& launcher) const;
+  Error bring_constants(const AttentionParams& params, bool turns, bool is_captured,
+                        AttentionArguments& a, const Launcher& launcher);
   AttentionArguments placed(const AttentionParams& params, const DeviceTokens& tokens) const;
 
   const AttentionBounds bounds_;
@@ -60,8 +61,8 @@ class Attention {
   Cut recorded_;             // of the calls that were; none where n_kv_heads is 0
   size_t shared_bytes_max_;
   int32_t n_multiprocessors_;
-  std::byte* block_;      // of the schedule
-  std::byte* constants_;  // slopes, sinks, frequencies, scales of f8 heads
+  std::byte* block_;  // of the schedule
+  LayerConstants constants_;
   int32_t* counters_;
   float* partial_;
 };

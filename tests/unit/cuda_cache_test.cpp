@@ -26,21 +26,25 @@ constexpr uint64_t seed = 20261130;
 constexpr int32_t layers = 2, q_heads = 4, kv_heads = 2, head_dim = 16, batch = 6, sequences = 3;
 constexpr size_t floats_of_call = size_t{batch} * (q_heads + 2 * kv_heads + q_heads) * head_dim;
 
-/// Two layers of bf16, with windows; null when it cannot be created.
-kvc_cache* create(const std::shared_ptr<kvc::Device>& device) {
+/// Two layers with windows; null when it cannot be created.
+kvc_cache* create_of(const std::shared_ptr<kvc::Device>& device, kvc::StorageType type) {
   kvc::CacheRequest request;
   kvc::CacheBounds& bounds = request.bounds;
   bounds.n_layers = layers;
   bounds.n_kv_heads = kv_heads;
   bounds.max_q_heads = q_heads;
   bounds.head_dim_k = bounds.head_dim_v = head_dim;
-  bounds.type_k = bounds.type_v = kvc::StorageType::bf16;
+  bounds.type_k = bounds.type_v = type;
   bounds.max_sequences = sequences;
   bounds.capacity = 40;
   bounds.max_batch = batch;
   bounds.zero_on_free = true;
   request.causal.reach = 17;
   return cuda_arena::create_cache(device, request);
+}
+
+kvc_cache* create(const std::shared_ptr<kvc::Device>& device) {
+  return create_of(device, kvc::StorageType::bf16);
 }
 
 Arena arena_of(const std::shared_ptr<kvc::Device>& device, int32_t n_calls) {
@@ -184,6 +188,89 @@ TEST(CudaCache, RowsAreInsertedFromACacheOnAnotherStream) {
     insert_rows(open_cuda(), true, digest);
     EXPECT_TRUE(std::equal(digest, digest + 2, wanted)) << "order " << order;
   }
+}
+
+/// Scales and sinks of a layer are brought to the device by the first call that needs them, and by the first after they have changed.
+/// Graphs bring theirs along.
+class CudaConstants : public testing::Test {
+ protected:
+  void bind(float factor) {
+    kvc_attention_desc desc = KVC_ATTENTION_DESC_INIT;
+    desc.n_q_heads = q_heads;
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      const float own = factor * static_cast<float>(layer + 1);
+      const float k_scales[kv_heads] = {own, 2 * own}, v_scales[kv_heads] = {3 * own, own};
+      const float sinks[q_heads] = {own, -own, 0.5f, 0};
+      for (kvc_cache* const cache : {on_cuda_, on_cpu_}) {
+        ASSERT_EQ(kvc_bind_scales(cache, layer, layer + 1, k_scales, v_scales), KVC_OK);
+        ASSERT_EQ(kvc_bind_attention(cache, layer, layer + 1, &desc, nullptr, sinks), KVC_OK);
+      }
+    }
+  }
+  /// A token in all layers. Returns the launches of attention in the last one.
+  int64_t pass(int32_t position) {
+    const int32_t sequence = 0;
+    int64_t n_launches = 0;
+    const auto once = [&](kvc_cache* cache, Arena& arena) {
+      EXPECT_EQ(kvc_begin(cache, 1, &position, &sequence, nullptr, 0, nullptr), KVC_OK);
+      for (int32_t layer = 0; layer < layers; ++layer) {
+        const kvc_tensor k = take(arena, 1, kv_heads), v = take(arena, 1, kv_heads),
+                         q = take(arena, 1, q_heads);
+        kvc_tensor out = take(arena, 1, q_heads);
+        EXPECT_EQ(kvc_put(cache, layer, &k, &v), KVC_OK) << support::last_message();
+        const int64_t before = simt::device::n_launches();
+        EXPECT_EQ(kvc_attention(cache, layer, &q, &out, nullptr), KVC_OK);
+        n_launches = simt::device::n_launches() - before;
+      }
+      EXPECT_EQ(kvc_commit(cache), KVC_OK);
+    };
+    once(on_cpu_, of_cpu_);
+    once(on_cuda_, of_cuda_);
+    return n_launches;
+  }
+  void capture() {
+    Arena arena = arena_of(cuda_, layers);
+    const auto attend = [&]() -> kvc_status {
+      const kvc_tensor q = take(arena, 1, q_heads);
+      kvc_tensor out = take(arena, 1, q_heads);
+      const kvc_tensor k = take(arena, 1, kv_heads);
+      if (const kvc_status s = kvc_put(on_cuda_, 1, &k, &k)) return s;
+      return kvc_attention(on_cuda_, 1, &q, &out, nullptr);
+    };
+    simt::device::destroy_graph(cuda_arena::capture(on_cuda_, 1, attend));
+  }
+  void empty() {
+    for (kvc_cache* const cache : {on_cuda_, on_cpu_})
+      ASSERT_EQ(kvc_remove(cache, 0, 0, KVC_SEQ_END), KVC_OK);
+  }
+  void TearDown() override {
+    for (size_t i = 0; i < of_cpu_.taken(); ++i)
+      ASSERT_NEAR(of_cuda_.on_host()[i], of_cpu_.on_host()[i], 4e-5f) << "float " << i;
+    for (kvc_cache* const cache : {on_cuda_, on_cpu_}) EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+  }
+
+  const std::shared_ptr<kvc::Device> cpu_ = open_cpu(), cuda_ = open_cuda();
+  kvc_cache* const on_cpu_ = create_of(cpu_, kvc::StorageType::f8_e4m3);
+  kvc_cache* const on_cuda_ = create_of(cuda_, kvc::StorageType::f8_e4m3);
+  Arena of_cpu_ = arena_of(cpu_, 8 * layers), of_cuda_ = arena_of(cuda_, 8 * layers);
+};
+
+TEST_F(CudaConstants, AreBroughtWhereTheyAreNotThereOrHaveChanged) {
+  bind(0.01f);
+  EXPECT_EQ(pass(0), 4) << "two of scales, one of sinks, one of attention";
+  EXPECT_EQ(pass(1), 1);
+  empty();
+  bind(0.02f);
+  EXPECT_EQ(pass(0), 4);
+  EXPECT_EQ(pass(1), 1);
+}
+
+TEST_F(CudaConstants, AreBroughtEachTimeWhereAGraphBringsThem) {
+  bind(0.01f);
+  EXPECT_EQ(pass(0), 4);
+  capture();
+  EXPECT_EQ(pass(1), 4);
+  EXPECT_EQ(pass(2), 4);
 }
 
 TEST(CudaCache, TensorsOfTheHostAreRefused) {
