@@ -333,6 +333,15 @@ class Machine {
 
 thread_local int32_t current = 0;
 
+/// What a block may ask for.
+size_t shared_bytes_of(int32_t device) { return size_t{device == sm90 ? 227u : 163u} << 10; }
+
+constexpr auto no_kernel_image = static_cast<Error>(209);
+/// Kernels for sm_90 alone say so in their names.
+bool has_code_for(const Kernel& kernel) {
+  return current == sm90 || std::strstr(kernel.name, "sm90") == nullptr;
+}
+
 /// Zeros in whole pages are pages that are not there.
 void zero(std::byte* to, size_t bytes) {
   constexpr size_t page = 4096, least = size_t{1} << 20;
@@ -410,11 +419,11 @@ Error properties_of(int32_t device, DeviceProperties* out) noexcept {
     if (device < 0 || device >= simt::device::n_devices) return Error::invalid_value;
     *out = {};
     std::snprintf(out->name, sizeof out->name, "a simulated device");
-    out->major = 9;
+    out->major = device == simt::device::sm90 ? 9 : 8;
     out->n_multiprocessors = simt::device::n_multiprocessors;
     out->memory_bytes = size_t{64} << 30;
     out->l2_bytes = size_t{32} << 20;
-    out->shared_bytes_per_block = size_t{227} << 10;
+    out->shared_bytes_per_block = simt::device::shared_bytes_of(device);
     return Error::none;
   });
 }
@@ -450,13 +459,16 @@ Error copy_to_host(void* to, const void* from, size_t bytes, Stream stream) noex
 
 Error prepare(const Kernel& kernel, const Grid& grid, int32_t* blocks_per_multiprocessor) noexcept {
   return Machine::instance().checked([&] {
-    if (grid.shared_bytes > size_t{227} << 10) return Error::invalid_value;
+    if (grid.shared_bytes > simt::device::shared_bytes_of(simt::device::current))
+      return Error::invalid_value;
+    if (!simt::device::has_code_for(kernel)) return simt::device::no_kernel_image;
     *blocks_per_multiprocessor = 2;
     Machine::instance().prepare(kernel);
     return Error::none;
   });
 }
 Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) noexcept {
+  if (!simt::device::has_code_for(kernel)) return simt::device::no_kernel_image;
   return Machine::instance().launch(kernel, grid, params, stream);
 }
 

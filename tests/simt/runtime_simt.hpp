@@ -12,6 +12,7 @@
 namespace simt::device {
 
 inline constexpr int32_t n_devices = 2;
+inline constexpr int32_t sm90 = 0;  // the one of compute capability 9.0; the other is of 8.0
 inline constexpr int32_t n_multiprocessors = 2;
 
 /// Of what runs when, and of the order of threads in kernels. The work of all streams is done before.

@@ -67,7 +67,13 @@ struct Fiber {
 
 struct Barrier {
   unsigned arrived = 0;
-  std::vector<int> waiting;
+  Waiting waiting;
+};
+
+/// What hardware does by itself for a block.
+struct Event {
+  int block = 0;  // of those resident
+  std::function<void()> act;
 };
 
 /// One collective at a time. A lane is at most one ahead of another, so two buffers are enough.
@@ -77,7 +83,7 @@ struct Warp {
   size_t phase = 0;
   std::array<Inputs, 2> in;
   std::array<Outputs, 2> out;
-  std::vector<int> waiting;
+  Waiting waiting;
   std::vector<std::vector<uintptr_t>> requests;  // the sectors of each
 };
 
@@ -87,6 +93,7 @@ struct Block {
   std::vector<char> shared;
   Barrier barrier;
   std::vector<Warp> warps;
+  std::unique_ptr<BlockState> state;
 
   char* shared_begin() {
     const auto address = reinterpret_cast<uintptr_t>(shared.data());
@@ -120,8 +127,9 @@ class Machine {
     return random_;
   }
   void begin_fiber();
-  void wait(std::vector<int>& waiting, const char* where);
-  void wake(std::vector<int>& waiting);
+  void wait(Waiting& waiting, const char* where);
+  void wake(Waiting& waiting);
+  void do_later(std::function<void()> act) { events_.push_back({fiber().block, std::move(act)}); }
   void yield();
   void draw_levels(int slot);
 
@@ -133,7 +141,8 @@ class Machine {
 
  private:
   void start_block(int slot);
-  void end_block(Block& block);
+  void end_block(int slot);
+  void run_event();
   int choose();
   void to_scheduler(bool ends = false);
 
@@ -144,6 +153,7 @@ class Machine {
   std::vector<unsigned> order_;
   unsigned n_started_ = 0;
   std::vector<int> runnable_;
+  std::vector<Event> events_;
   int current_ = 0;
   void* scheduler_ = nullptr;
 #if defined(__SANITIZE_ADDRESS__)
@@ -179,13 +189,13 @@ void Machine::to_scheduler([[maybe_unused]] bool ends) {
 #endif
 }
 
-void Machine::wait(std::vector<int>& waiting, const char* where) {
+void Machine::wait(Waiting& waiting, const char* where) {
   waiting.push_back(current_);
   fiber().waits_in = where;
   to_scheduler();
 }
 
-void Machine::wake(std::vector<int>& waiting) {
+void Machine::wake(Waiting& waiting) {
   for (const int index : waiting) {
     fibers_[static_cast<size_t>(index)].waits_in = nullptr;
     runnable_.push_back(index);
@@ -255,7 +265,13 @@ void Machine::start_block(int slot) {
   draw_levels(slot);
 }
 
-void Machine::end_block(Block& block) {
+void Machine::end_block(int slot) {
+  Block& block = blocks_[static_cast<size_t>(slot)];
+  std::string left;
+  if (block.state != nullptr) left = block.state->unfinished();
+  for (const Event& event : events_)
+    if (event.block == slot) left = "copies on their way";
+  if (!left.empty()) error = "block " + std::to_string(block.index) + " has ended with " + left;
   for (Warp& warp : block.warps) {
     for (std::vector<uintptr_t>& sectors : warp.requests) {
       std::sort(sectors.begin(), sectors.end());
@@ -264,6 +280,14 @@ void Machine::end_block(Block& block) {
       ++statistics.requests;
     }
   }
+}
+
+void Machine::run_event() {
+  const size_t pick = next() % events_.size();
+  const std::function<void()> act = std::move(events_[pick].act);
+  events_[pick] = std::move(events_.back());
+  events_.pop_back();
+  act();
 }
 
 void Machine::run() {
@@ -277,7 +301,11 @@ void Machine::run() {
   std::iota(order_.begin(), order_.end(), 0u);
   for (size_t i = n_blocks; i > 1; --i) std::swap(order_[i - 1], order_[next() % i]);
   for (unsigned slot = 0; slot < resident; ++slot) start_block(static_cast<int>(slot));
-  while (!runnable_.empty() && error.empty()) {
+  while (!(runnable_.empty() && events_.empty()) && error.empty()) {
+    if (!events_.empty() && (runnable_.empty() || next() % 32 == 0)) {
+      run_event();
+      continue;
+    }
     current_ = choose();
     Fiber& running = fiber();
 #if defined(__SANITIZE_ADDRESS__)
@@ -291,7 +319,7 @@ void Machine::run() {
     if (!running.is_done) continue;
     Block& left = blocks_[static_cast<size_t>(running.block)];
     if (--left.n_alive > 0) continue;
-    end_block(left);
+    end_block(running.block);
     if (n_started_ < n_blocks) start_block(running.block);
   }
   for (const Fiber& stuck : fibers_) {
@@ -373,25 +401,46 @@ void begin_copy(size_t to, const void* from, size_t bytes) {
     fail("a copy to byte %zu of %zu of shared memory", to, shared_bytes());
   char* const target = shared_memory() + to;
   std::memset(target, 0xff, bytes);
+  if (block_state() != nullptr) block_state()->forget(to, bytes);
   machine->fiber().copies.back().push_back({target, static_cast<const char*>(from), bytes});
   maybe_yield();
 }
+
+namespace {
+
+void land(const std::vector<Copy>& copies) {
+  for (const Copy& copy : copies) {
+    if (copy.from == nullptr) {
+      std::memset(copy.to, 0, copy.bytes);
+    } else {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+}
+
+}  // namespace
 
 void end_copy_group() { machine->fiber().copies.emplace_back(); }
 
 void wait_for_copies(size_t n_left) {
   std::deque<std::vector<Copy>>& groups = machine->fiber().copies;
-  for (; groups.size() > n_left + 1; groups.pop_front()) {
-    for (const Copy& copy : groups.front()) {
-      if (copy.from == nullptr) {
-        std::memset(copy.to, 0, copy.bytes);
-      } else {
-        std::memcpy(copy.to, copy.from, copy.bytes);
-      }
-    }
-  }
+  for (; groups.size() > n_left + 1; groups.pop_front()) land(groups.front());
   maybe_yield();
 }
+
+std::function<void()> take_copies() {
+  std::deque<std::vector<Copy>> taken(1);
+  std::swap(taken, machine->fiber().copies);
+  return [taken] {
+    for (const std::vector<Copy>& group : taken) land(group);
+  };
+}
+
+std::unique_ptr<BlockState>& block_state() { return machine->block().state; }
+void wait_in(Waiting& waiting, const char* where) { machine->wait(waiting, where); }
+void wake(Waiting& waiting) { machine->wake(waiting); }
+void do_later(std::function<void()> act) { machine->do_later(std::move(act)); }
+uint64_t draw() { return machine->next(); }
 
 void count_load(const void* address, size_t bytes) {
   Machine& m = *machine;

@@ -3,8 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 /// Runs the body of a CUDA kernel on the CPU: a fiber per thread, in an order that a seed decides.
 ///
@@ -78,6 +80,29 @@ void begin_copy(size_t to, const void* from,
 void end_copy_group();
 /// Waits for all groups but the last `n_left`.
 void wait_for_copies(size_t n_left);
+/// Takes over the copies that the thread has begun, which it does not wait for then: called, the result lands them.
+std::function<void()> take_copies();
+
+// ---- For instructions that are defined elsewhere (sm90.hpp) ----------------------------------------------------------------
+
+/// What the threads of a block share beside its memory.
+struct BlockState {
+  virtual ~BlockState() = default;
+  /// Bytes of shared memory are undefined from now on.
+  virtual void forget(size_t at, size_t bytes) = 0;
+  /// At the end of the block: what it has left undone; empty: nothing.
+  virtual std::string unfinished() const = 0;
+};
+/// Of the block of the thread that runs; null at its start.
+std::unique_ptr<BlockState>& block_state();
+
+using Waiting = std::vector<int>;  // threads
+/// The thread waits until somebody wakes it.
+void wait_in(Waiting& waiting, const char* where);
+void wake(Waiting& waiting);
+/// By the hardware, in an order of its own; the block has to live that long.
+void do_later(std::function<void()> act);
+uint64_t draw();
 
 /// A load of a thread, for the statistics.
 void count_load(const void* address, size_t bytes);
