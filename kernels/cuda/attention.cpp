@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/pass.hpp"
 
 namespace kvc::cuda {
@@ -54,12 +53,12 @@ size_t Attention::host_bytes(const AttentionBounds& bounds) {
   return aligned(Schedule::host_bytes(bounds) + waves_bytes(bounds)) + constants_bytes(bounds).on_host;
 }
 
-Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max,
+Attention::Attention(const AttentionBounds& bounds, const Abilities& abilities,
                      int32_t n_multiprocessors, std::byte* memory, std::byte* on_host)
     : bounds_(bounds),
       schedule_(bounds, on_host),
       waves_(reinterpret_cast<LaunchedParts*>(on_host + Schedule::host_bytes(bounds))),
-      shared_bytes_max_(shared_bytes_max),
+      abilities_(abilities),
       n_multiprocessors_(n_multiprocessors),
       block_(memory) {
   std::byte* const constants = memory + aligned(Schedule::block_bytes(bounds));
@@ -76,9 +75,9 @@ Attention::Attention(const AttentionBounds& bounds, size_t shared_bytes_max,
 /// Weights are written tile by tile, so each has to see all that its rows do.
 Cut Attention::cut_of(const AttentionParams& params) const {
   const int32_t n_kv_heads = params.storage.k.n_heads;
-  const AttentionKernel* const wide = wide_kernel_for(arguments_of(params, {}), shared_bytes_max_);
+  const AttentionKernel* const wide = wide_kernel_for(arguments_of(params, {}), abilities_);
   return {.narrow = {n_kv_heads, params.constants.n_q_heads / n_kv_heads},
-          .has_wide = wide != nullptr,
+          .wide = wide != nullptr ? wide->columns : 0,
           .least_saved = params.tensors.weights.data != nullptr
                              ? shares_nothing
                              : n_multiprocessors_ * tokens_of_a_launch};
@@ -146,7 +145,7 @@ Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
                                  [](const TokenList& list) { return list.has_pending; });
   if (Error e = bring_constants(params, turns, false, a, launcher); e != Error::none) return e;
   const AttentionKernel& narrow = kernel_for(a);
-  const AttentionKernel* const wide = wide_kernel_for(a, shared_bytes_max_);
+  const AttentionKernel* const wide = wide_kernel_for(a, abilities_);
   for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
     place_wave(a, schedule_, i);
     const AttentionKernel& kernel = schedule_.wave(i).is_wide ? *wide : narrow;
@@ -172,7 +171,7 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
   if (Error e = bring_constants(params, true, true, a, launcher); e != Error::none) return e;
   const auto launch_waves = [&](const AttentionKernel& kernel, bool is_wide) -> Error {
     TileShape shape = recorded_.narrow;
-    if (is_wide) shape.columns = wide_columns;
+    if (is_wide) shape.columns = recorded_.wide;
     place_width(a, shape, is_wide);
     for (int32_t i = 0; i < most_waves(is_wide, n_tokens); ++i) {
       a.launched = launched_ + first_wave(is_wide) + i;
@@ -180,8 +179,8 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
     }
     return Error::none;
   };
-  if (recorded_.has_wide) {
-    const Error e = launch_waves(*wide_kernel_for(a, shared_bytes_max_), true);
+  if (recorded_.has_wide()) {
+    const Error e = launch_waves(*wide_kernel_for(a, abilities_), true);
     if (e != Error::none) return e;
   }
   if (Error e = launch_waves(kernel_for(a), false); e != Error::none) return e;
@@ -205,7 +204,7 @@ Error Attention::replay(const AttentionPlan& plan, const Launcher& launcher) {
 }
 
 int32_t Attention::most_waves(bool is_wide, int32_t n_tokens) const {
-  const bool may_share = recorded_.least_saved != shares_nothing && is_wide == recorded_.has_wide;
+  const bool may_share = recorded_.least_saved != shares_nothing && is_wide == recorded_.has_wide();
   const int32_t most = Schedule::most_waves(bounds_, n_tokens, may_share);
   if (!is_wide || int64_t{n_tokens} * recorded_.narrow.group > narrow_columns_max) return most;
   return most - Schedule::most_waves(bounds_, n_tokens, false);  // those of prefixes

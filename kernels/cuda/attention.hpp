@@ -4,6 +4,7 @@
 
 #include "core/attention/params.hpp"
 #include "kernels/cuda/attention_arguments.hpp"
+#include "kernels/cuda/attention_kernels.hpp"
 #include "kernels/cuda/constants.hpp"
 #include "kernels/cuda/general_layout.hpp"
 #include "kernels/cuda/launcher.hpp"
@@ -25,8 +26,8 @@ class Attention {
   /// The same of host memory.
   static size_t host_bytes(const AttentionBounds& bounds);
 
-  /// `memory` holds zeros. Blocks may have `shared_bytes_max` of shared memory, and lie on so many multiprocessors.
-  Attention(const AttentionBounds& bounds, size_t shared_bytes_max, int32_t n_multiprocessors,
+  /// `memory` holds zeros. Blocks lie on so many multiprocessors.
+  Attention(const AttentionBounds& bounds, const Abilities& abilities, int32_t n_multiprocessors,
             std::byte* memory, std::byte* on_host);
 
   /// A plan begins, or has changed.
@@ -59,7 +60,7 @@ class Attention {
   LaunchedParts* waves_;  // [2][most_waves] of wide tiles and of narrow ones, on the host: what replay() uploads
   LaunchedParts* launched_;  // likewise on the device
   Cut recorded_;             // of the calls that were; none where n_kv_heads is 0
-  size_t shared_bytes_max_;
+  const Abilities abilities_;
   int32_t n_multiprocessors_;
   std::byte* block_;  // of the schedule
   LayerConstants constants_;

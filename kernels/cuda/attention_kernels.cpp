@@ -54,6 +54,32 @@ const AttentionKernel* narrow_kernel(const AttentionArguments& a) {
 
 constexpr int32_t wide_dims[] = {64, 128, 256};
 
+/// By head dimension. [factors are rounded]
+using WideKernels = const AttentionKernel* (*[2])(int32_t head_dim);
+constexpr WideKernels wide_bf16 = {wide_bf16_kernel, wide_bf16_rounded_kernel},
+                      wide_f16 = {wide_f16_kernel, wide_f16_rounded_kernel},
+                      wide_sm90_bf16 = {wide_sm90_bf16_kernel, wide_sm90_bf16_rounded_kernel},
+                      wide_sm90_f16 = {wide_sm90_f16_kernel, wide_sm90_f16_rounded_kernel};
+
+/// The first of a device's own and of everybody's, if its blocks have the shared memory.
+const AttentionKernel* wide_kernel(const WideKernels& own, const WideKernels& common, bool rounds,
+                                   int32_t head_dim, const Abilities& abilities) {
+  const AttentionKernel* kernel = abilities.is_sm90 ? own[rounds](head_dim) : nullptr;
+  if (kernel == nullptr) kernel = common[rounds](head_dim);
+  return kernel != nullptr && kernel->shared_bytes_max <= abilities.shared_bytes_max ? kernel
+                                                                                     : nullptr;
+}
+const AttentionKernel* wide_kernel(Element element, bool rounds, int32_t head_dim,
+                                   const Abilities& abilities) {
+  switch (element) {
+    case Element::bf16: return wide_kernel(wide_sm90_bf16, wide_bf16, rounds, head_dim, abilities);
+    case Element::f16: return wide_kernel(wide_sm90_f16, wide_f16, rounds, head_dim, abilities);
+    case Element::f32:
+    case Element::code: break;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 const AttentionKernel& kernel_for(const AttentionArguments& a) {
@@ -67,28 +93,23 @@ const AttentionKernel& weights_kernel_for(const AttentionArguments& a) {
 }
 
 /// Weights are written by a kernel that knows narrow tiles alone.
-const AttentionKernel* wide_kernel_for(const AttentionArguments& a, size_t shared_bytes_max) {
+const AttentionKernel* wide_kernel_for(const AttentionArguments& a, const Abilities& abilities) {
   const bool is_whole = a.k.dim % 8 == 0 && a.v.dim % 8 == 0;
   if (a.weights.data != nullptr || a.k.element != a.v.element || !is_whole) return nullptr;
   if (!is_aligned(a.k) || !is_aligned(a.v)) return nullptr;
-  const int32_t dim = std::max(a.k.dim, a.v.dim);
-  const bool rounds = a.rounds != 0;
-  const AttentionKernel* kernel = nullptr;
-  if (a.k.element == Element::bf16)
-    kernel = rounds ? wide_bf16_rounded_kernel(dim) : wide_bf16_kernel(dim);
-  if (a.k.element == Element::f16)
-    kernel = rounds ? wide_f16_rounded_kernel(dim) : wide_f16_kernel(dim);
-  return kernel != nullptr && kernel->shared_bytes_max <= shared_bytes_max ? kernel : nullptr;
+  return wide_kernel(a.k.element, a.rounds != 0, std::max(a.k.dim, a.v.dim), abilities);
 }
 
-Error prepare_kernels(size_t shared_bytes_max) {
+Error prepare_kernels(const Abilities& abilities) {
   for (const int32_t dim : wide_dims) {
-    for (const AttentionKernel* const kernel : {wide_bf16_kernel(dim), wide_bf16_rounded_kernel(dim),
-                                                wide_f16_kernel(dim), wide_f16_rounded_kernel(dim)}) {
-      if (kernel->shared_bytes_max > shared_bytes_max) continue;
-      int32_t n_blocks = 0;
-      const Grid grid = {1, kernel->threads, kernel->shared_bytes_max};
-      if (Error e = runtime::prepare(kernel->kernel, grid, &n_blocks); e != Error::none) return e;
+    for (const Element element : {Element::bf16, Element::f16}) {
+      for (const bool rounds : {false, true}) {
+        const AttentionKernel* const kernel = wide_kernel(element, rounds, dim, abilities);
+        if (kernel == nullptr) continue;
+        int32_t n_blocks = 0;
+        const Grid grid = {1, kernel->threads, kernel->shared_bytes_max};
+        if (Error e = runtime::prepare(kernel->kernel, grid, &n_blocks); e != Error::none) return e;
+      }
     }
   }
   return Error::none;

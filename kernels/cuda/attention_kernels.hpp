@@ -14,16 +14,23 @@ struct AttentionKernel {
   uint32_t threads = 0;  // of a block
   size_t (*shared_bytes)(const AttentionArguments& a) = nullptr;
   size_t shared_bytes_max = 0;  // of any call
+  int32_t columns = 0;          // of the tiles that it serves
+};
+
+/// What kernels may use of a device.
+struct Abilities {
+  size_t shared_bytes_max = 0;  // that a block may ask for
+  bool is_sm90 = false;         // of compute capability 9.0
 };
 
 /// The fastest that can serve the narrow tiles of the call.
 const AttentionKernel& kernel_for(const AttentionArguments& a);
-/// The one that serves wide tiles, on a device whose blocks may have so much shared memory. Null: the call has none.
-const AttentionKernel* wide_kernel_for(const AttentionArguments& a, size_t shared_bytes_max);
+/// The one that serves wide tiles on such a device. Null: the call has none.
+const AttentionKernel* wide_kernel_for(const AttentionArguments& a, const Abilities& abilities);
 /// What writes the weights of the call.
 const AttentionKernel& weights_kernel_for(const AttentionArguments& a);
 /// To be called once on a device, the current one: allows kernels the shared memory that they need.
-Error prepare_kernels(size_t shared_bytes_max);
+Error prepare_kernels(const Abilities& abilities);
 
 /// Loads the kernels of calls under these bounds, on the current device.
 Error load_kernels(const AttentionBounds& bounds);
@@ -53,5 +60,10 @@ const AttentionKernel* wide_bf16_kernel(int32_t head_dim);
 const AttentionKernel* wide_bf16_rounded_kernel(int32_t head_dim);
 const AttentionKernel* wide_f16_kernel(int32_t head_dim);
 const AttentionKernel* wide_f16_rounded_kernel(int32_t head_dim);
+// The same for devices of compute capability 9.0.
+const AttentionKernel* wide_sm90_bf16_kernel(int32_t head_dim);
+const AttentionKernel* wide_sm90_bf16_rounded_kernel(int32_t head_dim);
+const AttentionKernel* wide_sm90_f16_kernel(int32_t head_dim);
+const AttentionKernel* wide_sm90_f16_rounded_kernel(int32_t head_dim);
 
 }  // namespace kvc::cuda

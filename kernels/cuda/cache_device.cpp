@@ -65,8 +65,7 @@ CudaCacheDevice::CudaCacheDevice(const DeviceShape& shape, const AttentionBounds
                                  const CacheWorkspace& workspace, std::byte* on_host)
     : shape_(shape),
       workspace_(workspace),
-      attention_(bounds, shape.shared_bytes_max, shape.n_multiprocessors, workspace.attention,
-                 on_host) {}
+      attention_(bounds, shape.abilities, shape.n_multiprocessors, workspace.attention, on_host) {}
 
 Status CudaCacheDevice::create(const DeviceShape& shape, const AttentionBounds& bounds,
                                const WorkspaceBlocks& workspace, std::unique_ptr<CacheDevice>* out) {

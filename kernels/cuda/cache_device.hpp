@@ -14,7 +14,7 @@ namespace kvc::cuda {
 struct DeviceShape {
   int32_t device = 0;
   int32_t n_multiprocessors = 1;
-  size_t shared_bytes_max = 0;  // that a block may ask for
+  Abilities abilities;
 };
 
 /// What a cache has in device memory beside keys and values.

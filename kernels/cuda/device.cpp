@@ -53,6 +53,10 @@ Status check_row(const char* side, const RowFormat& format, const char* kind) {
 /// Compute capability that kernels are compiled for at least.
 constexpr int32_t least_major = 8;
 
+Abilities abilities_of(const DeviceProperties& properties) {
+  return {properties.shared_bytes_per_block, properties.major == 9 && properties.minor == 0};
+}
+
 Status unavailable(int32_t ordinal, Error error) {
   const char* why = "CUDA cannot be used in this process";
   if (error == Error::insufficient_driver)
@@ -65,7 +69,7 @@ Status unavailable(int32_t ordinal, Error error) {
 
 CudaDevice::CudaDevice(int32_t ordinal, const DeviceProperties& properties,
                        const std::shared_ptr<Device>& host, const Allocator& memory)
-    : shape_{ordinal, properties.n_multiprocessors, properties.shared_bytes_per_block},
+    : shape_{ordinal, properties.n_multiprocessors, abilities_of(properties)},
       host_(host),
       memory_(memory) {
   std::snprintf(architecture_, sizeof architecture_, "sm_%d%d", properties.major, properties.minor);
@@ -87,7 +91,7 @@ Status CudaDevice::create(int32_t ordinal, const std::shared_ptr<Device>& host,
                 properties.major, properties.minor, least_major);
   const CurrentDevice current(ordinal);
   if (Error e = current.error(); e != Error::none) return unavailable(ordinal, e);
-  if (Error e = prepare_kernels(properties.shared_bytes_per_block); e != Error::none)
+  if (Error e = prepare_kernels(abilities_of(properties)); e != Error::none)
     return unavailable(ordinal, e);
   if (Error e = prepare_lightning(); e != Error::none) return unavailable(ordinal, e);
   std::unique_ptr<Device> made(new (std::nothrow) CudaDevice(

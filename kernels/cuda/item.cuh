@@ -84,6 +84,13 @@ struct alignas(16) Task {
 inline constexpr int task_bytes = (static_cast<int>(sizeof(Task)) + 15) / 16 * 16;
 static_assert(task_bytes + tile_columns * static_cast<int>(sizeof(Column)) <= item_bytes);
 
+/// Threads that do something together: here all of a block.
+struct WholeBlock {
+  KVC_DEVICE static int thread() { return thread_index(); }
+  KVC_DEVICE static int n_threads() { return cuda::n_threads(); }
+  KVC_DEVICE static void sync() { sync_block(); }
+};
+
 /// A task and its columns, for the threads of its block.
 struct Item {
   const AttentionArguments& a;
@@ -167,9 +174,10 @@ struct Item {
     return float_of(static_cast<uint32_t>(127 - up) << 23);
   }
 
-  /// `table` [rope_dims / 2][2] becomes cosines and sines of what keys owe, by the threads of the block. A barrier has to follow.
+  /// `table` [rope_dims / 2][2] becomes cosines and sines of what keys owe, by the threads of a team. A barrier has to follow.
+  template <class Team = WholeBlock>
   KVC_DEVICE void stage_rotation(double* table, int offset) const {
-    for (int pair = thread_index(); pair < a.rope_dims / 2; pair += n_threads()) {
+    for (int pair = Team::thread(); pair < a.rope_dims / 2; pair += Team::n_threads()) {
       cosine_and_sine(offset * a.frequency[pair], table + 2 * pair, table + 2 * pair + 1);
     }
   }
@@ -250,13 +258,14 @@ struct Item {
 
   /// Writes the results of a part, or leaves them behind; whoever finishes the last part of a tile merges them, and those of the
   /// prefix of its list, in the order of parts. `sums` [columns][row_floats], `weight` and `top` [columns] and `flag` lie in
-  /// shared memory. Called by the whole block, behind a barrier.
+  /// shared memory. Called by a whole team, behind a barrier.
+  template <class Team = WholeBlock>
   KVC_DEVICE void finish(const float* sums, int row_floats, const float* weight, const float* top,
                          int32_t* flag) const {
     const Tile& tile = task().tile;
     const int dims = a.v.dim, n = task().n_used * dims;
     const int64_t own = slot(tile, a.shape, task().part, task().turn);
-    for (int i = thread_index(); i < n; i += n_threads()) {
+    for (int i = Team::thread(); i < n; i += Team::n_threads()) {
       const int c = i / dims, dim = i % dims;
       const float x = sums[c * row_floats + dim];
       if (tile.is_whole()) {
@@ -271,14 +280,14 @@ struct Item {
     }
     if (tile.is_whole() || tile.is_prefix != 0) return;
     fence_device();
-    sync_block();
+    Team::sync();
     int32_t* const counter = a.counters + slot(tile, a.shape, 0, task().turn);
-    if (thread_index() == 0) *flag = atomic_add(counter, 1) == tile.n_parts - 1 ? 1 : 0;
-    sync_block();
+    if (Team::thread() == 0) *flag = atomic_add(counter, 1) == tile.n_parts - 1 ? 1 : 0;
+    Team::sync();
     if (*flag == 0) return;
     fence_device();
-    if (thread_index() == 0) *counter = 0;
-    for (int i = thread_index(); i < n; i += n_threads()) merge(i / dims, i % dims);
+    if (Team::thread() == 0) *counter = 0;
+    for (int i = Team::thread(); i < n; i += Team::n_threads()) merge(i / dims, i % dims);
   }
 
  private:

@@ -64,12 +64,15 @@ int64_t parts_max(int64_t n_seen, int32_t n_kv_heads) {
 int64_t slots_of_a_part(const AttentionBounds& bounds, bool may_be_wide) {
   const int32_t group = std::max(1, bounds.max_q_heads / bounds.n_kv_heads);
   const TileShape narrow = {bounds.n_kv_heads, group};
-  if (!may_be_wide) return narrow.turns();
-  const TileShape wide = {bounds.n_kv_heads, group, wide_columns};
-  // Layers with fewer query heads may have more rows in a tile.
-  const int64_t columns = std::min<int64_t>(int64_t{bounds.max_batch} * group, wide_columns);
-  const int64_t of_wide = wide.turns() * ((columns + tile_columns - 1) / tile_columns);
-  return std::max<int64_t>(narrow.turns(), of_wide);
+  int64_t most = narrow.turns();
+  for (const int32_t width : {wide_columns, wide_columns_max}) {
+    if (!may_be_wide) break;
+    const TileShape wide = {bounds.n_kv_heads, group, width};
+    // Layers with fewer query heads may have more rows in a tile.
+    const int64_t columns = std::min<int64_t>(int64_t{bounds.max_batch} * group, width);
+    most = std::max(most, wide.turns() * ((columns + tile_columns - 1) / tile_columns));
+  }
+  return most;
 }
 
 /// Slots that the results of one tile of a list take at most.
@@ -148,7 +151,7 @@ int32_t Schedule::most_waves(const AttentionBounds& bounds, int32_t n_tokens, bo
 }
 
 bool Schedule::is_wide(int32_t n_rows) const {
-  return cut_.has_wide && int64_t{n_rows} * cut_.narrow.group > narrow_columns_max;
+  return cut_.has_wide() && int64_t{n_rows} * cut_.narrow.group > narrow_columns_max;
 }
 
 /// Wide tiles come first: a launch serves tiles of one width, and those of long prompts take longest. What shares prefixes comes in
@@ -160,8 +163,8 @@ void Schedule::cut(const AttentionPlan& plan, const Cut& cut) {
   ends_wave_ = false;
   find_prefixes(plan);
   for (const bool are_wide : {true, false}) {
-    if (are_wide && !cut.has_wide) continue;
-    const bool has_prefixes = are_wide == cut.has_wide && n_prefixes_ > 0;
+    if (are_wide && !cut.has_wide()) continue;
+    const bool has_prefixes = are_wide == cut.has_wide() && n_prefixes_ > 0;
     if (has_prefixes) add_prefixes(plan);
     add_lists(plan, are_wide, false);
     ends_wave_ = has_prefixes;
@@ -199,7 +202,7 @@ void Schedule::add_list(const AttentionPlan& plan, int32_t list, int32_t first_r
     Tile& tile = add_tile(plan, r, std::min(shape.rows(), end_row - r), own);
     tile.list = list;
     if (prefix != nullptr) {
-      tile.prefix_columns = shape_of(cut_.has_wide).columns;
+      tile.prefix_columns = shape_of(cut_.has_wide()).columns;
       tile.prefix_tile = prefix->first_tile;
       tile.prefix_row = r - prefix->first_row;
     }

@@ -27,6 +27,7 @@ namespace kvc::cuda {
 
 inline constexpr int32_t tile_columns = 8;
 inline constexpr int32_t wide_columns = 64;
+inline constexpr int32_t wide_columns_max = 128;  // of any kernel
 /// Lists of more columns are cut into wide tiles: narrow ones would read K and V a third time.
 inline constexpr int32_t narrow_columns_max = 2 * tile_columns;
 /// No prefix saves so much.
@@ -102,11 +103,12 @@ struct TileShape {
 
 /// What call and device decide about the cut of a plan.
 struct Cut {
-  TileShape narrow;       // of narrow tiles
-  bool has_wide = false;  // whether there may be wide ones
+  TileShape narrow;  // of narrow tiles
+  int32_t wide = 0;  // columns of wide ones; 0: there are none
   /// Tokens, times KV heads, that blocks must not have to read twice for a prefix to be shared.
   int64_t least_saved = shares_nothing;
 
+  bool has_wide() const { return wide > 0; }
   bool operator==(const Cut&) const = default;
 };
 
@@ -193,7 +195,7 @@ class Schedule {
   static int64_t n_prefix_slots(const AttentionBounds& bounds);
 
   TileShape shape_of(bool is_wide) const {
-    return {cut_.narrow.n_kv_heads, cut_.narrow.group, is_wide ? wide_columns : tile_columns};
+    return {cut_.narrow.n_kv_heads, cut_.narrow.group, is_wide ? cut_.wide : tile_columns};
   }
   bool is_wide(int32_t n_rows) const;
 

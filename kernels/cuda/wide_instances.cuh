@@ -19,7 +19,8 @@ template <class T, int D, int parts>
 const AttentionKernel* wide_instance(const char* name) {
   static const AttentionKernel made = {
       kernel<attend_wide<T, D, parts>>(name), WideLayout<D>::threads,
-      wide_shared_bytes<T, D, parts>, static_cast<size_t>(WideLayout<D>::bytes(parts))};
+      wide_shared_bytes<T, D, parts>, static_cast<size_t>(WideLayout<D>::bytes(parts)),
+      wide_columns};
   return &made;
 }
 

@@ -61,12 +61,22 @@ constinit Heap heap;  // before any other static object
 
 using namespace cuda_attention;
 
+/// The test is not run.
+[[noreturn]] void not_for(const DeviceProperties& properties) {
+  std::printf("%s is of compute capability %d.%d\n", properties.name, properties.major,
+              properties.minor);
+  std::exit(77);
+}
+
 const AttentionKernel& kernel_of(const AttentionArguments& a, Role role) {
   if (role == Role::weights) return weights_kernel_for(a);
   if (role == Role::narrow) return kernel_for(a);
   DeviceProperties properties;
   gpu::need(runtime::properties_of(0, &properties), "properties");
-  const AttentionKernel* const wide = wide_kernel_for(a, properties.shared_bytes_per_block);
+  const Abilities abilities = {.shared_bytes_max = properties.shared_bytes_per_block,
+                               .is_sm90 = a.shape.columns > wide_columns};
+  if (abilities.is_sm90 && (properties.major != 9 || properties.minor != 0)) not_for(properties);
+  const AttentionKernel* const wide = wide_kernel_for(a, abilities);
   if (wide == nullptr) gpu::fail("no kernel serves this call's wide tiles");
   return *wide;
 }

@@ -28,6 +28,8 @@ struct KernelUnderTest {
   size_t (*shared_bytes)(const AttentionArguments&) = [](const AttentionArguments& a) {
     return static_cast<size_t>(GeneralLayout{a.k.dim, a.v.dim, a.rope_dims}.bytes());
   };
+  unsigned threads = 128;          // of a block
+  int32_t columns = wide_columns;  // of a wide tile
 };
 
 /// What a launch does.
@@ -55,7 +57,7 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
   Schedule schedule(bounds, on_host.data());
   const int32_t n_kv_heads = params.storage.k.n_heads;
   schedule.cut(params.plan, {.narrow = {n_kv_heads, params.constants.n_q_heads / n_kv_heads},
-                             .has_wide = wide != nullptr,
+                             .wide = wide != nullptr ? wide->columns : 0,
                              .least_saved = subject.o.weights ? shares_nothing : 1});
 
   AttentionArguments a = arguments_of(
@@ -83,7 +85,7 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
   const auto launch = [&](const KernelUnderTest& what, Role role) {
     if (launch_elsewhere != nullptr) return launch_elsewhere(a, role, run.blocks);
     const simt::Statistics made = simt::launch(
-        run.blocks, 128, what.shared_bytes(a), [&] { what.run(a); }, options);
+        run.blocks, what.threads, what.shared_bytes(a), [&] { what.run(a); }, options);
     if (run.loads == nullptr) return;
     run.loads->loaded_bytes += made.loaded_bytes;
     run.loads->requests += made.requests;

@@ -403,7 +403,8 @@ TEST(CudaGraphs, HaveLaunchesForAnyPlan) {
     plan.rows = rows.data();
     plan.lists = lists.data();
     plan.n_rows = plan.n_lists = static_cast<int32_t>(rows.size());
-    schedule.cut(plan, {{bounds.n_kv_heads, bounds.max_q_heads / bounds.n_kv_heads}, round % 2 == 0});
+    schedule.cut(plan, {{bounds.n_kv_heads, bounds.max_q_heads / bounds.n_kv_heads},
+                        round % 2 == 0 ? kvc::cuda::wide_columns_max : 0});
     int32_t n_waves[2] = {};
     for (int32_t i = 0; i < schedule.n_waves(); ++i) ++n_waves[schedule.wave(i).is_wide ? 1 : 0];
     for (const int32_t n : n_waves) {

@@ -77,14 +77,14 @@ struct Plan {
 };
 
 /// Waves take all parts in order, and each has room for what its tiles leave behind. What tiles of prefixes leave stays.
-void check_waves(const Schedule& schedule, const AttentionBounds& bounds) {
+void check_waves(const Schedule& schedule, const AttentionBounds& bounds, int32_t wide) {
   int32_t tile = 0, part = 0;
   int64_t most_taken = 0, of_prefixes = 0, first_of_prefixes = Schedule::n_slots(bounds);
   for (int32_t w = 0; w < schedule.n_waves(); ++w) {
     const Wave& wave = schedule.wave(w);
     const TileShape shape = schedule.shape_of(wave);
     ASSERT_EQ(wave.first_part, part);
-    ASSERT_EQ(shape.columns, wave.is_wide ? wide_columns : tile_columns);
+    ASSERT_EQ(shape.columns, wave.is_wide ? wide : tile_columns);
     int64_t taken = 0;
     for (; tile < schedule.n_tiles() &&
            schedule.tiles()[tile].first_part < wave.first_part + wave.n_parts;
@@ -144,7 +144,7 @@ void check_what_is_seen(const Schedule& schedule, const Plan& plan) {
 }
 
 /// Each row and each padding token is in one tile, whose width its list decides.
-void check_rows(const Schedule& schedule, const Plan& plan, bool has_wide) {
+void check_rows(const Schedule& schedule, const Plan& plan, int32_t wide) {
   std::vector<int32_t> times(static_cast<size_t>(plan.bounds.max_batch), 0);
   const int32_t group = plan.bounds.max_q_heads / plan.bounds.n_kv_heads;
   for (int32_t w = 0, i = 0; w < schedule.n_waves(); ++w) {
@@ -157,7 +157,7 @@ void check_rows(const Schedule& schedule, const Plan& plan, bool has_wide) {
         const int32_t token = schedule.rows()[r].token;
         ++times[static_cast<size_t>(token)];
         const bool is_padding = token >= static_cast<int32_t>(plan.rows.size());
-        const bool is_wide = has_wide && !is_padding &&
+        const bool is_wide = wide > 0 && !is_padding &&
                              plan.rows_of(plan.rows[static_cast<size_t>(token)].list) * group >
                                  narrow_columns_max;
         ASSERT_EQ(wave.is_wide, is_wide) << "token " << token;
@@ -205,11 +205,11 @@ TEST(CudaSchedule, TakesEveryRowOnceAndHasRoom) {
                   group = 1 + random.below(random.below(2) == 0 ? 8 : 80);
     const Plan plan(random, 1 + random.below(random.pick({6, 40})), n_kv_heads, group);
     OwnSchedule schedule(plan.bounds);
-    for (const bool has_wide : {true, false}) {
+    for (const int32_t wide : {wide_columns, wide_columns_max, 0}) {
       for (const int64_t least_saved : {shares_nothing, int64_t{1}}) {
-        schedule.cut(plan.view(), {{n_kv_heads, group}, has_wide, least_saved});
-        check_waves(schedule, plan.bounds);
-        check_rows(schedule, plan, has_wide);
+        schedule.cut(plan.view(), {{n_kv_heads, group}, wide, least_saved});
+        check_waves(schedule, plan.bounds, wide);
+        check_rows(schedule, plan, wide);
         check_what_is_seen(schedule, plan);
         if (HasFatalFailure()) return;
         if (has_prefix(schedule)) ++n_shared;
@@ -264,14 +264,14 @@ TEST(CudaSchedule, ReadsAPromptOnceForManySequences) {
   const OnOnePrompt batch(1);
   OwnSchedule schedule(batch.bounds);
   const TileShape narrow = {8, 4};
-  schedule.cut(batch.view(), {narrow, true});
+  schedule.cut(batch.view(), {narrow, wide_columns});
   EXPECT_EQ(tokens_read(schedule), 32 * (4096 + 101));
   EXPECT_EQ(schedule.n_waves(), 1);
-  schedule.cut(batch.view(), {narrow, true, 132 * 128});
+  schedule.cut(batch.view(), {narrow, wide_columns, 132 * 128});
   EXPECT_EQ(tokens_read(schedule), 2 * 4096 + 32 * 101);  // 128 columns are two wide tiles
   EXPECT_EQ(schedule.n_waves(), 2);
   EXPECT_EQ(schedule.wave(0).n_parts * schedule.shape_of(schedule.wave(0)).turns(), 256);
-  schedule.cut(batch.view(), {narrow, false, 132 * 128});
+  schedule.cut(batch.view(), {narrow, 0, 132 * 128});
   EXPECT_EQ(tokens_read(schedule), 16 * 4096 + 32 * 101);  // and sixteen narrow ones
 }
 
@@ -279,7 +279,7 @@ TEST(CudaSchedule, ReadsAPromptOnceForManySequences) {
 TEST(CudaSchedule, SharesWhatPays) {
   const auto shares = [](const OnOnePrompt& batch, int64_t least_saved = 1) {
     OwnSchedule schedule(batch.bounds);
-    schedule.cut(batch.view(), {{8, 4}, true, least_saved});
+    schedule.cut(batch.view(), {{8, 4}, wide_columns, least_saved});
     return has_prefix(schedule);
   };
   EXPECT_TRUE(shares(OnOnePrompt(1)));
@@ -305,13 +305,13 @@ TEST(CudaSchedule, CutsAListAloneAsBesideOthers) {
     const int32_t n_kv_heads = 1 + random.below(8), group = 1 + random.below(8);
     const Plan plan(random, 5, n_kv_heads, group);
     OwnSchedule beside(plan.bounds);
-    beside.cut(plan.view(), {{n_kv_heads, group}, true});
+    beside.cut(plan.view(), {{n_kv_heads, group}, wide_columns});
     for (int32_t list = 0; list < 5; ++list) {
       Plan alone = plan;
       std::erase_if(alone.rows, [&](const AttentionRow& row) { return row.list != list; });
       alone.padding.clear();
       OwnSchedule schedule(alone.bounds);
-      schedule.cut(alone.view(), {{n_kv_heads, group}, true});
+      schedule.cut(alone.view(), {{n_kv_heads, group}, wide_columns});
       ASSERT_EQ(work_of(schedule, list), work_of(beside, list)) << "list " << list;
     }
   }
@@ -338,11 +338,14 @@ TEST(CudaSchedule, HasRoomForLessThanTheBounds) {
         plan.n_rows = n_rows;
         plan.n_lists = 1;
         for (int32_t group = 1; group <= max_group; ++group) {
-          schedule.cut(plan, {{1, group}, true});
-          SCOPED_TRACE("tokens " + std::to_string(n_tokens) + " group " + std::to_string(group) +
-                       " of " + std::to_string(max_group) + " rows " + std::to_string(n_rows));
-          check_waves(schedule, bounds);
-          if (HasFatalFailure()) return;
+          for (const int32_t wide : {wide_columns, wide_columns_max}) {
+            schedule.cut(plan, {{1, group}, wide});
+            SCOPED_TRACE("tokens " + std::to_string(n_tokens) + " group " + std::to_string(group) +
+                         " of " + std::to_string(max_group) + " rows " + std::to_string(n_rows) +
+                         " columns " + std::to_string(wide));
+            check_waves(schedule, bounds, wide);
+            if (HasFatalFailure()) return;
+          }
         }
       }
     }

@@ -1,11 +1,6 @@
 /// The attention kernels for CUDA for many columns.
-#include <cstdio>
-#include <initializer_list>
-#include <type_traits>
-#include <utility>
-
 #include "kernels/cuda/wide_instances.cuh"
-#include "unit/cuda_attention_check.hpp"
+#include "unit/cuda_wide_check.hpp"
 
 namespace {
 
@@ -17,60 +12,16 @@ const KernelUnderTest& wide() {
   return made;
 }
 
-template <class T>
-constexpr StorageType stored_as = std::is_same_v<T, F16> ? StorageType::f16 : StorageType::bf16;
-
-void print_used(const char* of, int32_t dim) {
-  std::printf("%s, %d: %.0f %% of what is promised was used\n", of, dim,
-              100 * std::exchange(most_used, 0));
-}
-
-/// Random calls whose lists all are wide: groups, lengths, types of queries, and every option, two or three at a time.
-template <class T, int D>
-void check_wide(uint32_t seed, std::initializer_list<int32_t> dims_k,
-                std::initializer_list<int32_t> dims_v) {
-  constexpr uint32_t n_cases = D > 128 ? 6 : 10;
-  for (uint32_t i = 0; i < n_cases; ++i) {
-    Options o{.type_k = stored_as<T>, .type_v = stored_as<T>};
-    o.head_dim_k = dims_k.begin()[i % dims_k.size()];
-    o.head_dim_v = dims_v.begin()[i % dims_v.size()];
-    o.group = std::initializer_list<int32_t>{4, 1, 8, 3, 20, 2}.begin()[i % 6];
-    o.n_kv_heads = 1 + static_cast<int32_t>(i % 2);
-    o.n_lists = 1 + static_cast<int32_t>(i % 3 == 0);
-    o.tokens_per_list = narrow_columns_max / o.group + 1 + static_cast<int32_t>(i * 7 % 24);
-    o.history = i % 7 == 0 ? 500 : o.tokens_per_list + 20 + static_cast<int32_t>(i * 13 % 90);
-    o.dtype_q = i % 2 == 0 ? format_of(stored_as<T>).code : dtypes[i % 3];
-    o.lse = true;
-    o.sinks = i % 3 == 0;
-    o.shifts = i % 4 == 1 || i == 4;
-    o.halves = i % 8 == 1;
-    o.window = i % 5 == 1;
-    o.wild_ranges = i % 5 == 2;
-    o.sees_later = i % 5 == 3;
-    o.hidden_nan = i % 4 == 2;
-    o.strided = i % 6 == 5;
-    if (i % 2 == 1) {
-      o.softcap = i % 4 == 1;
-      o.slopes = i % 3 == 0;
-      o.bias = i % 4 == 3;
-      o.mask = i % 8 == 5;
-    }
-    check(o, seed + i, {}, &wide<T, D>());
-    if (::testing::Test::HasFatalFailure()) return;
-  }
-  print_used(format_of(stored_as<T>).name, D);
-}
-
 TEST(CudaWide, OfBf16) {
-  check_wide<Bf16, 64>(2000, {64, 64, 40}, {64, 64, 16});
-  check_wide<Bf16, 128>(2100, {128, 96, 128, 80}, {128, 96, 72, 80});
-  check_wide<Bf16, 256>(2200, {256, 192, 256}, {256, 128, 256});
+  check_wide<Bf16, 64>(wide<Bf16, 64>(), 2000, {64, 64, 40}, {64, 64, 16});
+  check_wide<Bf16, 128>(wide<Bf16, 128>(), 2100, {128, 96, 128, 80}, {128, 96, 72, 80});
+  check_wide<Bf16, 256>(wide<Bf16, 256>(), 2200, {256, 192, 256}, {256, 128, 256});
 }
 
 TEST(CudaWide, OfF16) {
-  check_wide<F16, 64>(2300, {64, 64, 8}, {64, 64, 48});
-  check_wide<F16, 128>(2400, {128, 96, 128, 80}, {128, 96, 72, 80});
-  check_wide<F16, 256>(2500, {256, 192, 256}, {256, 128, 256});
+  check_wide<F16, 64>(wide<F16, 64>(), 2300, {64, 64, 8}, {64, 64, 48});
+  check_wide<F16, 128>(wide<F16, 128>(), 2400, {128, 96, 128, 80}, {128, 96, 72, 80});
+  check_wide<F16, 256>(wide<F16, 256>(), 2500, {256, 192, 256}, {256, 128, 256});
 }
 
 /// Parts of f16 hold queries whose own numbers f16 does not.
@@ -103,31 +54,11 @@ TEST(CudaWide, AHiddenValueMayBeNoNumberInAnyDimension) {
   }
 }
 
-/// Factors that are rounded to the type of K, within the bound for that.
-template <class T, int D>
-void check_rounded(uint32_t seed, uint32_t runtime_type) {
-  for (uint32_t i = 0; i < 4; ++i) {
-    Options o{.type_k = stored_as<T>, .type_v = stored_as<T>, .dtype_q = dtypes[i % 3]};
-    o.head_dim_k = o.head_dim_v = D;
-    o.n_lists = o.n_kv_heads = 1;
-    o.tokens_per_list = 9 + static_cast<int32_t>(i * 5);
-    o.history = 150;
-    o.lse = true;
-    o.shifts = i == 1;
-    o.hidden_nan = i == 2;
-    o.sinks = i == 3;
-    o.runtime_type = runtime_type;
-    check(o, seed + i, {}, &wide<T, D, 1>());
-    if (::testing::Test::HasFatalFailure()) return;
-  }
-  print_used(format_of(stored_as<T>).name, D);
-}
-
 TEST(CudaWide, RoundsFactors) {
-  check_rounded<Bf16, 64>(2700, in_bf16);
-  check_rounded<Bf16, 128>(2710, in_bf16);
-  check_rounded<F16, 64>(2720, in_f16);
-  check_rounded<F16, 256>(2730, in_f16);
+  check_rounded<Bf16, 64>(wide<Bf16, 64, 1>(), 2700, in_bf16);
+  check_rounded<Bf16, 128>(wide<Bf16, 128, 1>(), 2710, in_bf16);
+  check_rounded<F16, 64>(wide<F16, 64, 1>(), 2720, in_f16);
+  check_rounded<F16, 256>(wide<F16, 256, 1>(), 2730, in_f16);
 }
 
 /// A floor: a type is used that is no less exact than what is allowed, and only where a kernel has it.

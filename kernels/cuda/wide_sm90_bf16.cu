@@ -1,0 +1,9 @@
+#include "kernels/cuda/wide_sm90_instances.cuh"
+
+namespace kvc::cuda {
+
+const AttentionKernel* wide_sm90_bf16_kernel(int32_t head_dim) {
+  return wide_sm90_instance_of<Bf16, wide_parts<Bf16>>(head_dim);
+}
+
+}  // namespace kvc::cuda
