@@ -33,9 +33,10 @@ struct DeviceInfo {
 
 /// What a cache asks of its device, or attention without one.
 struct CacheNeeds {
-  const char* kind = "";      // as messages call it
-  RowFormat row_k, row_v;     // of keys and values
-  LightningBounds lightning;  // of linear attention; n_heads 0: it has none
+  const char* kind = "";          // as messages call it
+  RowFormat row_k, row_v;         // of keys and values
+  LightningBounds lightning;      // of linear attention; n_heads 0: it has none
+  bool host_checkpoints = false;  // checkpoints of states lie in the host's memory
 };
 
 /// What a cache gives its device to work in. Both outlive the device's side of it.

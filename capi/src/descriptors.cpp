@@ -243,6 +243,7 @@ Status read_recurrent(const void* desc, RecurrentRequest* request) {
   if (Status s = read_state_type("dtype_conv", d.dtype_conv, &request->type_conv); s != Status::ok)
     return s;
   request->approximate = (d.flags & KVC_RECURRENT_APPROXIMATE) != 0;
+  request->host_checkpoints = (d.flags & KVC_RECURRENT_HOST_CHECKPOINTS) != 0;
   request->state_size = d.state_size;
   request->conv_channels = d.conv_channels;
   request->conv_dim = d.conv_dim;

@@ -117,6 +117,11 @@ Status CudaDevice::check(const CacheNeeds& needs) const noexcept {
   if (needs.lightning.head_dim_k > decay_dim_max)
     return fail(Status::not_supported, "%s on a CUDA device has no head_dim_k %d; it has up to %d",
                 needs.kind, needs.lightning.head_dim_k, decay_dim_max);
+  if (needs.host_checkpoints)
+    return fail(Status::not_supported,
+                "%s on a CUDA device has its checkpoints in the device's memory: leave out "
+                "KVC_RECURRENT_HOST_CHECKPOINTS",
+                needs.kind);
   if (Status s = check_row("k", needs.row_k, needs.kind); s != Status::ok) return s;
   return check_row("v", needs.row_v, needs.kind);
 }

@@ -239,4 +239,16 @@ TEST(CudaStates, KeysThatAreTooLongAreRefused) {
   EXPECT_EQ(kvc::cache_memory_bytes(open_cuda(), request, &bytes), Status::ok);
 }
 
+TEST(CudaStates, CheckpointsInHostMemoryAreRefused) {
+  kvc::CacheRequest request;
+  request.kind = kvc::CacheKind::recurrent;
+  request.bounds.n_layers = request.bounds.max_sequences = request.bounds.max_batch = 1;
+  request.recurrent.state_size = 8;
+  uint64_t bytes = 0;
+  EXPECT_EQ(kvc::cache_memory_bytes(open_cuda(), request, &bytes), Status::ok);
+  request.recurrent.host_checkpoints = true;
+  EXPECT_EQ(kvc::cache_memory_bytes(open_cuda(), request, &bytes), Status::not_supported);
+  EXPECT_NE(support::last_message().find("KVC_RECURRENT_HOST_CHECKPOINTS"), std::string::npos);
+}
+
 }  // namespace

@@ -65,7 +65,8 @@ enum { /* parts of a layer's state */
 
 enum { /* kvc_recurrent_desc.flags */
   KVC_RECURRENT_APPROXIMATE = 1,     /* middle parts may be removed; states then still contain what was removed */
-  KVC_RECURRENT_HOST_CHECKPOINTS = 2 /* checkpoints lie in host memory, where they are on KVC_CPU in any case */
+  KVC_RECURRENT_HOST_CHECKPOINTS = 2 /* checkpoints lie in host memory, where they are on KVC_CPU in any case;
+                                      * NOT_SUPPORTED on CUDA devices */
 };
 
 /* What only a recurrent cache needs. Never null: it says how large a state is.
