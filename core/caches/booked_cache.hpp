@@ -17,8 +17,8 @@ namespace kvc {
 /// What the kinds of cache share that keep a book of their sequences over memory of their own: the state of the pass, the book
 /// behind every call that moves sequences, and creation. `Book` decides and remembers; the kind stores what it is told to.
 ///
-/// The kind provides carve_host() and carve_device(), attach(), and the members that are pure here; carve_pinned() where it has
-/// memory of that place, and too_large() where it has other bounds than keys and values have.
+/// The kind provides carve_host() and carve_device(), attach(), and the members that are pure here; too_large() where it has
+/// other bounds than keys and values have.
 template <class Book>
 class BookedCache : public Cache {
  public:
@@ -47,8 +47,7 @@ class BookedCache : public Cache {
     bool records = false;
     if (Status s = health_.after(device_->is_recording(batch.stream, &records)); s != Status::ok)
       return s;
-    if (!records) return Status::ok;
-    if (reserve && pass_recorder() != nullptr) return check_capture();
+    if (!records || (reserve && pass_recorder() != nullptr)) return Status::ok;
     if (reserve) {
       return fail(Status::not_supported,
                   "the stream is being captured, and the cache's device captures no passes");
@@ -102,25 +101,25 @@ class BookedCache : public Cache {
     if (Status s = settle_unput(); s != Status::ok) return s;
     book_.commit_pass();
     pass_.close(true);
-    return follow_book();
+    return clear_freed();
   }
   Status drop_pass() final {
     if (pass_.is_open()) book_.abort_pass();
     end_recording();
     pass_.close(false);
-    return follow_book();
+    return clear_freed();
   }
   Status cut(int32_t sequence, int32_t position) final {
     book_.cut(sequence, position);
-    return follow_book();
+    return clear_freed();
   }
   Status copy(int32_t source, int32_t destination, int32_t position) override {
     book_.copy_prefix(source, destination, position);
-    return follow_book();
+    return clear_freed();
   }
   Status apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) override {
     book_.reorder(n, destination, source);
-    return follow_book();
+    return clear_freed();
   }
 
  protected:
@@ -134,7 +133,7 @@ class BookedCache : public Cache {
         pass_(bounds.n_layers, words),
         book_(rules, health_) {}
 
-  /// Bytes of the blocks that a cache of this kind takes from its device.
+  /// Bytes of the two blocks that a cache of this kind takes from its device.
   template <class Kind, class Settings>
   static Status memory_bytes_of(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                 const Settings& settings, uint64_t* bytes) {
@@ -152,11 +151,9 @@ class BookedCache : public Cache {
       return fail(Status::out_of_memory, "the process has no memory for a cache's object");
     if (Status s = measure(*cache); s != Status::ok) return s;
     if (Status s = cache->memory_.take(bounds.prefault); s != Status::ok) return s;
-    Carver host(cache->memory_.host()), on_device(cache->memory_.on_device()),
-        pinned(cache->memory_.pinned());
+    Carver host(cache->memory_.host()), on_device(cache->memory_.on_device());
     cache->carve_host(host);
     cache->carve_device(on_device);
-    cache->carve_pinned(pinned);
     cache->book_.reset();
     if (Status s = cache->attach(); s != Status::ok) return s;
     *out = std::move(cache);
@@ -175,8 +172,6 @@ class BookedCache : public Cache {
     }
     return Status::ok;
   }
-
-  void carve_pinned(Carver&) {}
 
   /// Refuses bounds for which no address space has room.
   Status too_large() const {
@@ -205,17 +200,14 @@ class BookedCache : public Cache {
                 call);
   }
 
-  /// Whether what this begin commits may happen while a stream is captured.
-  virtual Status check_capture() const { return Status::ok; }
-
   // What a kind adds to a pass.
   virtual Status open_pass(const Batch& batch) = 0;  // the book's is open
   /// Whether the first n tokens that the pass added to a sequence make sense without the others.
   virtual Status check_kept_tokens(int32_t, int32_t) const { return Status::ok; }
   /// What was not put gets its meaning, before the book commits.
   virtual Status settle_unput() = 0;
-  /// What the book has changed happens in memory: with zero_on_free what became free becomes zeros.
-  virtual Status follow_book() = 0;
+  /// With zero_on_free what became free becomes zeros.
+  virtual Status clear_freed() = 0;
 
   std::shared_ptr<Device> device_;
   CacheBounds bounds_;
@@ -256,11 +248,10 @@ class BookedCache : public Cache {
   /// Lays the cache out over no blocks, which touches nothing.
   template <class Kind>
   static Status measure(Kind& cache) {
-    Carver host, on_device, pinned;
+    Carver host, on_device;
     cache.carve_host(host);
     cache.carve_device(on_device);
-    cache.carve_pinned(pinned);
-    return cache.memory_.measure(host, on_device, pinned) ? Status::ok : cache.too_large();
+    return cache.memory_.measure(host, on_device) ? Status::ok : cache.too_large();
   }
 
   /// A batch of which only the number and the flags of its tokens count.
@@ -286,7 +277,7 @@ class LabelledCache : public BookedCache<Book> {
   }
   Status apply_removal() final {
     this->book_.remove(removal_.sequence, removal_.begin, removal_.end);
-    return this->follow_book();
+    return this->clear_freed();
   }
   Status cancel_removal() final { return Status::ok; }
 

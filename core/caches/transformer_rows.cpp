@@ -54,7 +54,7 @@ Status TransformerCache::copy_row(const TransformerCache& from, int32_t source, 
 Status TransformerCache::copy(int32_t source, int32_t destination, int32_t position) {
   if (Status s = copy_row(*this, source, destination, position); s != Status::ok) return s;
   book_.copy_prefix(source, destination, position);
-  return follow_book();
+  return clear_freed();
 }
 
 /// Two rows change places, free cells and all.
@@ -98,13 +98,13 @@ Status TransformerCache::apply_reorder(int32_t n, const int32_t* destination, co
     }
   }
   book_.reorder(n, destination, source);
-  return follow_book();
+  return clear_freed();
 }
 
 Status TransformerCache::apply_set(int32_t row_begin, int32_t n, const int32_t* index,
                                    const int32_t* starts) {
   book_.set(row_begin, n, index, starts);
-  return follow_book();
+  return clear_freed();
 }
 
 // ---- From another cache -----------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ Status TransformerCache::apply_insert(const Cache& other, int32_t slot) {
     if (s != Status::ok) return s;
   }
   book_.insert(from.book_, slot);
-  return follow_book();
+  return clear_freed();
 }
 
 // ---- From the caller --------------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ struct Stored {
   int32_t width = 3;  // of the convolution
   int32_t draft_states = 0;
   kvc::StorageType type_conv = kvc::StorageType::bf16, type_state = kvc::StorageType::f32;
-  bool has_pinned_checkpoints = false;  // which are taken by themselves, too
 };
 
 kvc_cache* create(const std::shared_ptr<kvc::Device>& device, const Stored& setup) {
@@ -45,10 +44,6 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device, const Stored& setu
   request.recurrent.type_conv = setup.type_conv;
   request.recurrent.type_state = setup.type_state;
   request.recurrent.draft_states = setup.draft_states;
-  if (setup.has_pinned_checkpoints) {
-    request.recurrent.checkpoints = {
-        .checkpoints = 2, .checkpoint_interval = 2, .checkpoint_min_pos = -1, .on_host = true};
-  }
   kvc_cache* const cache = cuda_arena::create_cache(device, request);
   EXPECT_NE(cache, nullptr) << kvc::last_message();
   return cache;
@@ -213,13 +208,13 @@ class Pair {
     const auto which = static_cast<size_t>(random_.below(sequences));
     const auto sequence = static_cast<int32_t>(which);
     const size_t to = (which + 1) % sequences;
-    const int32_t choice = random_.below(8), back = random_.below(2);
+    const int32_t choice = random_.below(8);
     for (kvc_cache* cache : both()) {
       int32_t at = 0;
       if (choice == 0) {
         ASSERT_EQ(kvc_checkpoint_take(cache, sequence), KVC_OK);
       } else if (choice == 1) {
-        ASSERT_EQ(kvc_resume(cache, sequence, std::max(0, next_[which] - 1 - back), &at), KVC_OK);
+        ASSERT_EQ(kvc_resume(cache, sequence, std::max(0, next_[which] - 1), &at), KVC_OK);
       } else if (choice == 2) {
         ASSERT_EQ(kvc_copy_prefix(cache, sequence, static_cast<int32_t>(to), next_[which], &at),
                   KVC_OK);
@@ -245,8 +240,7 @@ TEST(CudaStateGraphs, DoPassesWithTheBitsOfPassesThatAreNotCaptured) {
   unsigned order = 1;
   for (const Stored& setup :
        {Stored{}, Stored{.draft_states = 2}, Stored{.width = 1, .type_conv = f32},
-        Stored{.width = 20, .draft_states = 3, .type_conv = f16, .type_state = bf16},
-        Stored{.draft_states = 1, .has_pinned_checkpoints = true}}) {
+        Stored{.width = 20, .draft_states = 3, .type_conv = f16, .type_state = bf16}}) {
     Pair pair(setup, order++);
     for (int32_t i = 0; i < 40; ++i) {
       pair.pass();
@@ -294,33 +288,6 @@ TEST(CudaStateGraphs, DoPassesOfWrappers) {
     for (kvc_cache* cache : {model, states}) EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
   }
   EXPECT_TRUE(std::equal(digest[0], digest[0] + 2, digest[1]));
-}
-
-/// Its end copies to checkpoints, on a stream that the graph does not know.
-TEST(CudaStateGraphs, APassIsNotEndedInACapture) {
-  const std::shared_ptr<kvc::Device> device = open_cuda();
-  kvc_cache* const cache = create(device, {.has_pinned_checkpoints = true});
-  const Tensors tensors(device, 3);
-  const int32_t position[] = {0, 1, 2}, sequence[] = {0, 0, 0};
-  void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
-  ASSERT_EQ(kvc_begin(cache, 3, position, sequence, nullptr, 0, stream), KVC_OK);
-  ASSERT_EQ(run_layers(cache, tensors, 3), KVC_OK) << support::last_message();
-  ASSERT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
-  const auto reserve = [&] {
-    return kvc_begin(cache, 2, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream);
-  };
-  EXPECT_EQ(support::name(reserve()), "BAD_STATE");
-  EXPECT_NE(support::last_message().find("commit it before the capture"), std::string::npos);
-  simt::device::Graph* graph = nullptr;
-  ASSERT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none);
-  simt::device::destroy_graph(graph);
-  ASSERT_EQ(kvc_commit(cache), KVC_OK) << support::last_message();
-  ASSERT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
-  EXPECT_EQ(reserve(), KVC_OK) << support::last_message();
-  EXPECT_EQ(kvc_commit(cache), KVC_OK);
-  ASSERT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none);
-  simt::device::destroy_graph(graph);
-  EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
 }
 
 TEST(CudaStateGraphs, WhatAGraphCannotDoIsRefused) {

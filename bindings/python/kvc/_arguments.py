@@ -88,7 +88,6 @@ class Recurrent(Common, total=False):
     checkpoint_min_pos: int
     draft_states: int
     approximate: bool
-    host_checkpoints: bool
 
 
 class Lightning(Heads, total=False):
@@ -100,4 +99,3 @@ class Lightning(Heads, total=False):
     checkpoint_min_pos: int
     draft_states: int
     approximate: bool
-    host_checkpoints: bool
