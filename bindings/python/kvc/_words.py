@@ -45,6 +45,7 @@ _WORDS = {
     **{f"KVC_MODE_{mode.upper()}": f'"{mode}"' for mode in _MODES},
     "kvc_operator_forward": "forward()",
     "kvc_operator_register": "register()",
+    "KVC_ROWS_REPLAY": "replay=True",
     "KVC_ROWS_NOT_CAUSAL": "causal=False",
     "KVC_TRANSFORMER and KVC_LIGHTNING": 'kind="transformer" and kind="lightning"',
     "attention_mask is null": "attention_mask is None",
