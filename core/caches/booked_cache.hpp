@@ -54,8 +54,9 @@ class BookedCache : public Cache {
     }
     return fail(
         Status::bad_state,
-        "the stream is being captured: begin with KVC_BEGIN_RESERVE what the graph is to do, "
-        "and with KVC_BEGIN_REPLAY, after the capture, the passes that it does");
+        "the stream is being captured: begin what the graph is to do as a reserve pass "
+        "(KVC_BEGIN_RESERVE, KVC_ROWS_RESERVE), and after the capture the passes that it does as "
+        "replays (KVC_BEGIN_REPLAY, KVC_ROWS_REPLAY)");
   }
   Status check_distinct(int32_t n, const int32_t* sequence) const final {
     return book_.check_distinct(n, sequence);
@@ -232,8 +233,9 @@ class BookedCache : public Cache {
     }
     return fail(
         Status::invalid_argument,
-        "flags has KVC_BEGIN_RESERVE and KVC_BEGIN_REPLAY: the one sizes or captures a graph, "
-        "the other is a pass that it does");
+        "flags asks for a reserve pass (KVC_BEGIN_RESERVE, KVC_ROWS_RESERVE) and for a replay "
+        "(KVC_BEGIN_REPLAY, KVC_ROWS_REPLAY): the one sizes or captures a graph, the other is a "
+        "pass that it does");
   }
   void begin_recording(const Batch& batch) {
     forget_pass();

@@ -46,7 +46,8 @@ class PassState {
     if (!is_replay()) return Status::ok;
     return fail(
         Status::bad_state,
-        "the open pass began with KVC_BEGIN_REPLAY: the graph that is launched puts and attends");
+        "the open pass is a replay (KVC_BEGIN_REPLAY, KVC_ROWS_REPLAY): the graph that is launched "
+        "puts and attends");
   }
   /// A reserve pass holds nothing: in it every layer counts as put.
   Status need_put(int32_t layer) const {
