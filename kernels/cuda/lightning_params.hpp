@@ -91,8 +91,8 @@ struct DecayLaunch {
   char* states = nullptr;  // of slot 0
   int64_t slot_bytes = 0;
   KeptView k, v;
-  RowsView put_k,
-      put_v;  // keys and values of single tokens, which are kept on the way; without data they were kept before
+  /// Keys and values of single tokens, which are kept on the way; without data they were kept before.
+  RowsView put_k, put_v;
   RowsView q, out;
   int32_t padded_v = 0;  // floats of a state's row
   int32_t group = 0;     // query heads of a state head; 0: no outputs are wanted
