@@ -56,6 +56,12 @@ simt::device::Graph* capture(kvc_cache* cache, int32_t n, Work work) {
   return graph;
 }
 
+/// The status of a call that returned just now, whose message has the words.
+inline void expect_status(kvc_status status, kvc_status expected, const char* words) {
+  EXPECT_EQ(support::name(status), support::name(expected)) << words;
+  EXPECT_NE(support::last_message().find(words), std::string::npos) << support::last_message();
+}
+
 /// Memory for the tensors of many calls.
 class Arena {
  public:

@@ -45,6 +45,16 @@ struct Run {
   simt::Statistics* loads = nullptr;  // what they are added to
 };
 
+/// What tokens see, and where they lie, of the i-th of many calls.
+inline void vary_tokens(Options& o, uint32_t i) {
+  o.halves = i % 8 == 1;
+  o.window = i % 5 == 1;
+  o.wild_ranges = i % 5 == 2;
+  o.sees_later = i % 5 == 3;
+  o.hidden_nan = i % 4 == 2;
+  o.strided = i % 6 == 5;
+}
+
 /// One call by a kernel, and by one for wide tiles if there is any. What they leave of the counters is checked.
 inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
                    const KernelUnderTest* wide = nullptr) {

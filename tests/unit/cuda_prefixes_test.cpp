@@ -42,12 +42,7 @@ Options options_of(uint32_t i) {
   o.lse = i % 2 == 0;
   o.sinks = i % 3 == 0;
   o.shifts = i % 4 == 1;
-  o.halves = i % 8 == 1;
-  o.window = i % 5 == 1;
-  o.wild_ranges = i % 5 == 2;
-  o.sees_later = i % 5 == 3;
-  o.hidden_nan = i % 4 == 2;
-  o.strided = i % 6 == 5;
+  vary_tokens(o, i);
   o.softcap = i % 7 == 1;
   o.slopes = i % 7 == 2;
   o.bias = i % 7 == 3;

@@ -10,6 +10,7 @@
 namespace {
 
 using cuda_arena::Arena;
+using cuda_arena::expect_status;
 using cuda_arena::open_cuda;
 
 constexpr uint64_t seed = 20261130;
@@ -245,31 +246,28 @@ TEST(CudaRowGraphs, WhatAGraphCannotDoIsRefused) {
   Arena arena(device, layers * Layer::n_floats(model.head_dim), seed);
   std::vector<Layer> tensors;
   for (int32_t layer = 0; layer < layers; ++layer) tensors.emplace_back(arena, model.head_dim);
-  const auto expect = [](kvc_status status, kvc_status expected, const char* words) {
-    EXPECT_EQ(support::name(status), support::name(expected)) << words;
-    EXPECT_NE(support::last_message().find(words), std::string::npos) << support::last_message();
-  };
   const auto begin = [&](int32_t q_len, uint32_t flags, void* stream) {
     return kvc_begin_rows(cache, q_len, flags, nullptr, nullptr, nullptr, stream);
   };
-  expect(begin(1, KVC_ROWS_REPLAY, nullptr), KVC_E_BAD_STATE, "captured");
-  expect(begin(1, KVC_ROWS_REPLAY | KVC_ROWS_RESERVE, nullptr), KVC_E_INVALID_ARGUMENT, "RESERVE");
+  expect_status(begin(1, KVC_ROWS_REPLAY, nullptr), KVC_E_BAD_STATE, "captured");
+  expect_status(begin(1, KVC_ROWS_REPLAY | KVC_ROWS_RESERVE, nullptr), KVC_E_INVALID_ARGUMENT,
+                "RESERVE");
   void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
   ASSERT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
-  expect(begin(2, 0, stream), KVC_E_BAD_STATE, "RESERVE");
+  expect_status(begin(2, 0, stream), KVC_E_BAD_STATE, "RESERVE");
   ASSERT_EQ(begin(2, KVC_ROWS_RESERVE, stream), KVC_OK) << support::last_message();
   kvc_tensor mask = arena.take({0});
   mask = support::dense(mask.data, KVC_F32, {rows, 1, 2, capacity});
   mask.device_type = tensors[0].k.device_type, mask.device_id = tensors[0].k.device_id;
-  expect(kvc_mask(cache, 0, &mask), KVC_E_NOT_SUPPORTED, "kvc_mask");
+  expect_status(kvc_mask(cache, 0, &mask), KVC_E_NOT_SUPPORTED, "kvc_mask");
   EXPECT_EQ(run_layers(cache, tensors, rows, 2), KVC_OK) << support::last_message();
   EXPECT_EQ(kvc_commit(cache), KVC_OK);
   simt::device::Graph* graph = nullptr;
   ASSERT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none)
       << "no call has broken it";
-  expect(begin(3, KVC_ROWS_REPLAY, nullptr), KVC_E_INVALID_ARGUMENT, "n_tokens is 9");
+  expect_status(begin(3, KVC_ROWS_REPLAY, nullptr), KVC_E_INVALID_ARGUMENT, "n_tokens is 9");
   ASSERT_EQ(begin(2, KVC_ROWS_REPLAY, nullptr), KVC_OK) << support::last_message();
-  expect(run_layers(cache, tensors, rows, 2), KVC_E_BAD_STATE, "KVC_BEGIN_REPLAY");
+  expect_status(run_layers(cache, tensors, rows, 2), KVC_E_BAD_STATE, "KVC_BEGIN_REPLAY");
   EXPECT_EQ(kvc_abort(cache), KVC_OK);
   simt::device::destroy_graph(graph);
   EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);

@@ -36,12 +36,7 @@ void check_wide(const KernelUnderTest& kernel, uint32_t seed, std::initializer_l
     o.lse = true;
     o.sinks = i % 3 == 0;
     o.shifts = i % 4 == 1 || i == 4;
-    o.halves = i % 8 == 1;
-    o.window = i % 5 == 1;
-    o.wild_ranges = i % 5 == 2;
-    o.sees_later = i % 5 == 3;
-    o.hidden_nan = i % 4 == 2;
-    o.strided = i % 6 == 5;
+    vary_tokens(o, i);
     if (i % 2 == 1) {
       o.softcap = i % 4 == 1;
       o.slopes = i % 3 == 0;
