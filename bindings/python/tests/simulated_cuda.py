@@ -199,7 +199,7 @@ def test_graphs_do_passes(simulated, gpu):
         with pytest.raises(kvc.BadState, match="captured"):
             cache.begin([0, 1], replay=True)
         assert simulated.simulated_begin_capture(STREAM) == 0
-        with pytest.raises(kvc.BadState, match="KVC_BEGIN_RESERVE"):
+        with pytest.raises(kvc.BadState, match="begin_reserve"):
             cache.begin([0, 1], stream=STREAM)
         cache.begin_reserve(2, stream=STREAM)
         cache.put_attention(0, k, v, q, out)
