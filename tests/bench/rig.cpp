@@ -28,12 +28,15 @@ kvc_device* open_device(int32_t n_threads) {
   return device;
 }
 
+constexpr size_t line = 64;
+
 Array::Array(uint32_t dtype, const std::vector<int64_t>& shape) {
   must(kvc_tensor_dense(nullptr, dtype, static_cast<int32_t>(shape.size()), shape.data(), &tensor_),
        "tensor");
   const int64_t elements = shape[0] * tensor_.strides[0];
-  bytes_.resize(static_cast<size_t>(elements) * (dtype == KVC_F32 ? 2 : 1));
-  tensor_.data = bytes_.data();
+  bytes_.resize(static_cast<size_t>(elements) * (dtype == KVC_F32 ? 2 : 1) + line / sizeof(uint16_t));
+  const auto past_line = reinterpret_cast<uintptr_t>(bytes_.data()) % line;
+  tensor_.data = reinterpret_cast<char*>(bytes_.data()) + (line - past_line) % line;
 }
 
 void Array::fill(uint32_t seed) {

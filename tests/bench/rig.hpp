@@ -16,7 +16,7 @@ void must(kvc_status status, const char* what);
 /// The device of this machine's processors; 0: as many threads as the run has.
 kvc_device* open_device(int32_t n_threads = 0);
 
-/// An array in 16- or 32-bit floats with a dense tensor over it.
+/// An array in 16- or 32-bit floats with a dense tensor over it, which begins with a cache line, as those of PyTorch and ggml do.
 class Array {
  public:
   Array(uint32_t dtype, const std::vector<int64_t>& shape);
