@@ -143,7 +143,7 @@ class LightningCall {
   void run_head(const Item& item) const;
   void step(const Item& item) const;
   void run_blocks(const Item& first_head, int32_t n_heads) const;
-  void run_block(const Item& item, int32_t first, const LightningBlock& block, bool advances) const;
+  void run_block(const Item& item, int32_t first, LightningBlock block, bool advances) const;
   void read_state(const Item& item) const;
   void write_state(const Item& item) const;
   template <class Copy>
@@ -157,7 +157,9 @@ class LightningCall {
   template <class At>
   void load_queries(const Scratch& scratch, int32_t n, At at) const;
   template <class At>
-  void store_outputs(const Scratch& scratch, int32_t n, At at) const;
+  LightningOutputs outputs(const Scratch& scratch, int32_t n, At at) const;
+  bool kernels_can_write(const LightningOutputs& rows) const;
+  void store(const LightningOutputs& rows) const;
   float* state_in_scratch(const Item& item) const {
     return item.scratch.state + extent(int64_t{item.place} * bounds_.head_dim_k * dims_v_);
   }
@@ -363,24 +365,33 @@ void LightningCall::load_queries(const Scratch& scratch, int32_t n, At at) const
   kernels_.lightning_load(rows);
 }
 
-/// n outputs, to where at(i) says.
+/// n outputs, the i-th of them to where at(i) says.
 template <class At>
-void LightningCall::store_outputs(const Scratch& scratch, int32_t n, At at) const {
+LightningOutputs LightningCall::outputs(const Scratch& scratch, int32_t n, At at) const {
+  for (int32_t i = 0; i < n; ++i) scratch.row[i] = at(i).data;
   LightningOutputs rows;
   rows.from = scratch.out;
   rows.row = scratch.row;
+  rows.n = n;
   rows.type = params_.out.dtype;
   rows.dims = bounds_.head_dim_v;
   rows.past_caches = outputs_past_caches_;
-  for (int32_t i = 0; i < n; ++i) {
-    const Row to = at(i);
-    if (to.stride == 1) {
-      scratch.row[rows.n++] = to.data;
-    } else {
-      convert_row(to, floats(scratch.out + extent(i) * extent(dims_v_)), bounds_.head_dim_v);
-    }
-  }
-  kernels_.lightning_store(rows);
+  return rows;
+}
+
+/// Whether the kernel of a block can write its sums where they belong: as whole vectors.
+bool LightningCall::kernels_can_write(const LightningOutputs& rows) const {
+  if (params_.out.stride[2] != 1 || rows.dims != dims_v_) return false;
+  uintptr_t addresses = 0;
+  for (int32_t i = 0; i < rows.n; ++i) addresses |= reinterpret_cast<uintptr_t>(rows.row[i]);
+  return !rows.past_caches || addresses % 64 == 0;
+}
+
+void LightningCall::store(const LightningOutputs& rows) const {
+  if (params_.out.stride[2] == 1) return kernels_.lightning_store(rows);
+  for (int32_t i = 0; i < rows.n; ++i)
+    convert_row(Row{rows.row[i], params_.out.stride[2], rows.type},
+                floats(rows.from + extent(i) * extent(dims_v_)), rows.dims);
 }
 
 // ---- A token ----------------------------------------------------------------------------------------------------------------
@@ -408,8 +419,8 @@ void LightningCall::step(const Item& item) const {
                  [&](int32_t i) { return row_at(params_.q, last.index, first_head + i); });
   kernels_.lightning_step(step);
   if (group_ > 0)
-    store_outputs(item.scratch, group_,
-                  [&](int32_t i) { return row_at(params_.out, last.index, first_head + i); });
+    store(outputs(item.scratch, group_,
+                  [&](int32_t i) { return row_at(params_.out, last.index, first_head + i); }));
 }
 
 // ---- Blocks -------------------------------------------------------------------------------------------------------------------
@@ -492,7 +503,7 @@ void LightningCall::run_blocks(const Item& first_head, int32_t n_heads) const {
   if (params_.writes_states) for_each_head([&](const float*) { write_state(item); });
 }
 
-void LightningCall::run_block(const Item& item, int32_t first, const LightningBlock& block,
+void LightningCall::run_block(const Item& item, int32_t first, LightningBlock block,
                               bool advances) const {
   load_keys_and_values(item, first, block.n);
   kernels_.lightning_pack(block, attends(), advances);
@@ -500,9 +511,11 @@ void LightningCall::run_block(const Item& item, int32_t first, const LightningBl
   for (int32_t head = item.head * group_; head < (item.head + 1) * group_; ++head) {
     load_queries(item.scratch, block.n,
                  [&](int32_t i) { return row_at(params_.q, token[i].index, head); });
+    const LightningOutputs rows = outputs(
+        item.scratch, block.n, [&](int32_t i) { return row_at(params_.out, token[i].index, head); });
+    block.outputs = kernels_can_write(rows) ? &rows : nullptr;
     kernels_.lightning_attend(block);
-    store_outputs(item.scratch, block.n,
-                  [&](int32_t i) { return row_at(params_.out, token[i].index, head); });
+    if (block.outputs == nullptr) store(rows);
   }
   if (advances) kernels_.lightning_advance(block);
 }

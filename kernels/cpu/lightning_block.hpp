@@ -90,6 +90,7 @@ struct LightningBlock {
   // One query head.
   const float* q = nullptr;  // [n][dims_k]
   float* out = nullptr;      // [n][dims_v]
+  const LightningOutputs* outputs = nullptr;  // where outputs go in place of `out`, aligned to 64 bytes if past the caches; or null
 
   // Scratch, which pack() fills for attend() and advance().
   float* key_columns = nullptr;   // [n rounded up to 16][dims_k]

@@ -78,7 +78,7 @@ KVC_INLINE void step_columns(const LightningStep& s, int32_t column, int32_t fir
       const Vec before = load(from + j * lanes);
       const Vec x = fma(before, high, fma(before, low, k * v[j]));
       if constexpr (to == To::caches) store(into + j * lanes, x);
-      if constexpr (to == To::memory) store_past_caches(into + j * lanes, x);
+      if constexpr (to == To::memory) stream_as<F32>(into + j * lanes, x);
 #pragma GCC unroll 4
       for (int32_t i = 0; i < n_q; ++i) out[i][j] = fma(broadcast(q[i][d]), x, out[i][j]);
     }
@@ -167,6 +167,23 @@ template <int32_t rows, int32_t vectors>
   }
 }
 
+template <class Storage, int32_t rows, int32_t vectors>
+KVC_INLINE void write_rows(const Vec (&c)[rows][vectors], const LightningOutputs& outputs,
+                           int32_t row, int32_t column) {
+#pragma GCC unroll 8
+  for (int32_t i = 0; i < rows; ++i) {
+    auto* to = reinterpret_cast<typename Storage::Element*>(outputs.row[row + i]) + column;
+#pragma GCC unroll 4
+    for (int32_t j = 0; j < vectors; ++j) {
+      if (outputs.past_caches) {
+        stream_as<Storage>(to + j * lanes, c[i][j]);
+      } else {
+        store_as<Storage>(to + j * lanes, c[i][j]);
+      }
+    }
+  }
+}
+
 /// out[i] = from_decay[i] · q_i state + Σ_{j ≤ i} weights[i][j] v_j, for rows [row, row + rows) and a panel.
 template <int32_t rows, int32_t vectors>
 [[gnu::noinline]] static void outputs_of(const LightningBlock& b, int32_t row, int32_t column) {
@@ -200,7 +217,14 @@ template <int32_t rows, int32_t vectors>
         c[i][j] = fma(broadcast(weights[static_cast<size_t>(i) * stride]), value, c[i][j]);
     }
   }
-  write_sums(c, b.out + static_cast<size_t>(row) * dims_v + column, dims_v);
+  if (b.outputs == nullptr)
+    return write_sums(c, b.out + static_cast<size_t>(row) * dims_v + column, dims_v);
+  switch (b.outputs->type) {
+    case DType::f32: return write_rows<F32>(c, *b.outputs, row, column);
+    case DType::f16: return write_rows<F16>(c, *b.outputs, row, column);
+    case DType::bf16: return write_rows<Bf16>(c, *b.outputs, row, column);
+    default: __builtin_unreachable();
+  }
 }
 
 /// state = λ^n state + (decayed keys)ᵀ v, for rows [row, row + rows) of a panel of the state.
@@ -284,6 +308,7 @@ template <int32_t rows, int32_t vectors>
       });
     }
   }
+  if (b.outputs != nullptr && b.outputs->past_caches) finish_stores();
 }
 
 /// The state behind the block. Needs pack().

@@ -3,20 +3,11 @@
 #include <cstdint>
 
 #include "kernels/cpu/lightning_block.hpp"
+#include "kernels/cpu/pack.hpp"
 #include "kernels/cpu/vectors.hpp"
 
 /// Rows of tensors to floats and back, for linear attention: many rows in a call, because a row is short.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::wide::linear {
-
-KVC_INLINE void store_past_caches(float* p, Vec x) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, x);
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, x);
-#else
-  store(p, x);
-#endif
-}
 
 /// Whoever is told that a kernel is done must find what it stored past the caches.
 KVC_INLINE void finish_stores() {
@@ -42,7 +33,7 @@ KVC_INLINE void copy_bytes(std::byte* to, const std::byte* from, size_t bytes, b
   for (; bytes >= vector; bytes -= vector, to += vector, from += vector) {
     const Vec x = load_unaligned(reinterpret_cast<const float*>(from));
     if (past_caches) {
-      store_past_caches(reinterpret_cast<float*>(to), x);
+      stream_as<F32>(reinterpret_cast<float*>(to), x);
     } else {
       store_unaligned(reinterpret_cast<float*>(to), x);
     }
@@ -50,25 +41,48 @@ KVC_INLINE void copy_bytes(std::byte* to, const std::byte* from, size_t bytes, b
   copy_some(to, from, bytes);
 }
 
-[[maybe_unused]] static void lightning_load(const LightningRows& rows) {
-  const auto element = static_cast<int32_t>(size_of(rows.type));
+/// `filled` numbers as floats, zeros up to `width`.
+template <class Storage>
+KVC_INLINE void load_columns(float* to, int32_t width, const typename Storage::Element* from,
+                             int32_t filled, Vec factor) {
+  int32_t whole = 0;
+#pragma GCC unroll 4
+  for (; whole + lanes <= filled; whole += lanes)
+    store(to + whole, load_as<Storage>(from + whole) * factor);
+  if (whole < filled) widen<Storage>(to + whole, from + whole, filled - whole, Times{factor});
+  for (; filled < width; ++filled) to[filled] = 0;
+}
+
+template <class Storage>
+KVC_INLINE void load_rows(const LightningRows& rows) {
   const int32_t padded = (rows.dims + 15) / 16 * 16;
+  const Vec factor = broadcast(rows.factor);
   for (int32_t i = 0; i < rows.n; ++i) {
-    const std::byte* from = rows.row[i];
-    const bool is_hidden = from == nullptr;
+    const auto* from = reinterpret_cast<const typename Storage::Element*>(rows.row[i]);
     for (int32_t column = 0; column < padded; column += rows.panel) {
-      const int32_t width = padded - column < rows.panel ? padded - column : rows.panel;
-      int32_t filled = is_hidden ? 0 : rows.dims - column;
-      if (filled > width) filled = width;
+      const int32_t width = smaller(padded - column, rows.panel);
       float* to = rows.to + static_cast<size_t>(column) * static_cast<size_t>(rows.n) + i * width;
-      if (filled > 0) to_f32_scaled(to, from + column * element, rows.type, rows.factor, filled);
-      for (; filled < width; ++filled) to[filled] = 0;
+      if (from == nullptr) {
+        load_columns<Storage>(to, width, from, 0, factor);
+      } else {
+        load_columns<Storage>(to, width, from + column, smaller(rows.dims - column, width), factor);
+      }
     }
-    if (!is_hidden && rows.kept != nullptr)
-      copy_bytes(rows.kept + static_cast<size_t>(i) * rows.kept_stride, from,
-                 static_cast<size_t>(rows.dims * element), rows.keeps_past_caches);
+    if (from != nullptr && rows.kept != nullptr)
+      copy_bytes(rows.kept + static_cast<size_t>(i) * rows.kept_stride, rows.row[i],
+                 static_cast<size_t>(rows.dims) * element_bytes<Storage>, rows.keeps_past_caches);
   }
   if (rows.keeps_past_caches) finish_stores();
+}
+
+[[maybe_unused]] static void lightning_load(const LightningRows& rows) {
+  switch (rows.type) {
+    case DType::f32: return load_rows<F32>(rows);
+    case DType::f16: return load_rows<F16>(rows);
+    case DType::bf16: return load_rows<Bf16>(rows);
+    default: break;
+  }
+  __builtin_unreachable();
 }
 
 [[maybe_unused]] static void lightning_store(const LightningOutputs& rows) {
@@ -83,10 +97,13 @@ KVC_INLINE void copy_bytes(std::byte* to, const std::byte* from, size_t bytes, b
       std::byte* at = to + static_cast<size_t>(d) * size_of(rows.type);
       if (!rows.past_caches) {
         from_f32(at, rows.type, from + d, n);
-        continue;
+      } else if (rows.type == DType::f32) {
+        copy_bytes(at, reinterpret_cast<const std::byte*>(from + d),
+                   static_cast<size_t>(n) * sizeof(float), true);
+      } else {
+        from_f32(narrow, rows.type, from + d, n);
+        copy_bytes(at, narrow, static_cast<size_t>(n) * size_of(rows.type), true);
       }
-      from_f32(narrow, rows.type, from + d, n);
-      copy_bytes(at, narrow, static_cast<size_t>(n) * size_of(rows.type), true);
     }
   }
   if (rows.past_caches) finish_stores();

@@ -100,12 +100,11 @@ KVC_INLINE Vec load_some(Bf16, const uint16_t* p, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
 }
 
-KVC_INLINE void store_elements(F32, float* p, Vec x) { _mm512_storeu_ps(p, x); }
-KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
-  const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
+using Halves = __m256i;
+KVC_INLINE Halves narrowed(F16, Vec x) {
+  return _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);
 }
-KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
+KVC_INLINE Halves narrowed(Bf16, Vec x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i high = _mm512_maskz_srli_epi32(0xffff, bits, 16);
   const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -114,8 +113,19 @@ KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
   const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   const __m512i result = _mm512_mask_blend_epi32(is_nan, rounded, quiet);
-  const __m256i halves = _mm512_maskz_cvtepi32_epi16(0xffff, result);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
+  return _mm512_maskz_cvtepi32_epi16(0xffff, result);
+}
+
+KVC_INLINE void store_elements(F32, float* p, Vec x) { _mm512_storeu_ps(p, x); }
+template <class Storage>
+KVC_INLINE void store_elements(Storage storage, uint16_t* p, Vec x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(storage, x));
+}
+
+KVC_INLINE void stream_elements(F32, float* p, Vec x) { _mm512_stream_ps(p, x); }
+template <class Storage>
+KVC_INLINE void stream_elements(Storage storage, uint16_t* p, Vec x) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrowed(storage, x));
 }
 
 /// Lanes 0-3, 4-7, … folded into four.
@@ -243,12 +253,9 @@ KVC_INLINE Vec load_elements(Bf16, const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(halves), places));
 }
 
-KVC_INLINE void store_elements(F32, float* p, Vec x) { _mm256_storeu_ps(p, x); }
-KVC_INLINE void store_elements(F16, uint16_t* p, Vec x) {
-  const __m128i halves = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), halves);
-}
-KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
+using Halves = __m128i;
+KVC_INLINE Halves narrowed(F16, Vec x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+KVC_INLINE Halves narrowed(Bf16, Vec x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i high = _mm256_srli_epi32(bits, 16);
   const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -258,7 +265,19 @@ KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
   const __m256i result = _mm256_blendv_epi8(_mm256_srli_epi32(biased, 16), quiet, is_nan);
   const __m128i low = _mm256_castsi256_si128(result);
   const __m128i upper = _mm256_extracti128_si256(result, 1);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, upper));
+  return _mm_packus_epi32(low, upper);
+}
+
+KVC_INLINE void store_elements(F32, float* p, Vec x) { _mm256_storeu_ps(p, x); }
+template <class Storage>
+KVC_INLINE void store_elements(Storage storage, uint16_t* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(storage, x));
+}
+
+KVC_INLINE void stream_elements(F32, float* p, Vec x) { _mm256_stream_ps(p, x); }
+template <class Storage>
+KVC_INLINE void stream_elements(Storage storage, uint16_t* p, Vec x) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrowed(storage, x));
 }
 
 KVC_INLINE Quad fold_sum(Vec x) {
@@ -409,6 +428,11 @@ KVC_INLINE void store_elements(Bf16, uint16_t* p, Vec x) {
   store_halves(p, (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16 | 0x40u) : rounded);
 }
 
+template <class Storage>
+KVC_INLINE void stream_elements(Storage storage, typename Storage::Element* p, Vec x) {
+  store_elements(storage, p, x);
+}
+
 KVC_INLINE Quad fold_sum(Vec x) { return x; }
 KVC_INLINE Quad fold_maximum(Vec x) { return x; }
 KVC_INLINE Vec load_quads(const float* p, size_t) { return load_unaligned(p); }
@@ -469,6 +493,12 @@ KVC_INLINE auto with_storage(StorageType type, Use use) {
 template <class Storage>
 KVC_INLINE void store_as(typename Storage::Element* p, Vec x) {
   store_elements(Storage{}, p, x);
+}
+
+/// Past the caches where the instruction set can; p is aligned to a whole vector of elements.
+template <class Storage>
+KVC_INLINE void stream_as(typename Storage::Element* p, Vec x) {
+  stream_elements(Storage{}, p, x);
 }
 
 KVC_INLINE Quad load_four_halves(const std::byte* p) {

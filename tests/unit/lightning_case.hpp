@@ -34,7 +34,8 @@ struct Shape {
   float slope = 0.0625f;
   float scale = 1;
   DType dtype = DType::f32;
-  bool dense = false;  // tensors without gaps; those of f32 begin with a line, those of f16 within one
+  bool dense = false;          // tensors without gaps, which begin with a line
+  bool crosses_lines = false;  // these begin within one
 };
 
 /// Memory in whole lines, NaN wherever something is read before it was written.
@@ -218,7 +219,7 @@ class Case {
     const auto past_line = reinterpret_cast<uintptr_t>(memory.data()) % 64;
     t.data = memory.data();
     if (shape_.dense)
-      t.data = memory.data() + (64 - past_line) % 64 / 4 + (shape_.dtype == DType::f32 ? 0 : 3);
+      t.data = memory.data() + (64 - past_line) % 64 / 4 + (shape_.crosses_lines ? 3 : 0);
     for (int64_t i = 0; i < n_tokens_ * t.stride[0]; ++i)
       store_element(t.data, t.dtype, i, normal());
     return t;

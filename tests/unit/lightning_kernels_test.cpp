@@ -72,15 +72,22 @@ TEST_P(LightningKernels, AgreeWithTheOracle) {
 /// Of a long pass outputs, and K and V that are kept, go past the caches: the bits are those of short ones.
 TEST_P(LightningKernels, GiveTheSameBitsInALongPassAndInShortOnes) {
   constexpr int32_t n = 8200, part = n / 4, block = part / 41;
-  for (const DType dtype : {DType::f32, DType::f16}) {
-    const Shape shape = {.n_heads = 1,
-                         .group = 16,
-                         .head_dim_k = 16,
-                         .head_dim_v = 16,
-                         .block = block,
-                         .tokens = {n},
-                         .dtype = dtype,
-                         .dense = true};
+  Shape shape = {.n_heads = 1,
+                 .group = 8,
+                 .head_dim_k = 16,
+                 .head_dim_v = 32,
+                 .block = block,
+                 .tokens = {n},
+                 .dense = true};
+  struct Layout {
+    DType dtype;
+    bool crosses_lines;
+  };
+  for (const Layout layout :
+       {Layout{DType::f32, false}, Layout{DType::f32, true}, Layout{DType::f16, false},
+        Layout{DType::f16, true}, Layout{DType::bf16, false}}) {
+    shape.dtype = layout.dtype;
+    shape.crosses_lines = layout.crosses_lines;
     Case whole(shape, 11), parts(shape, 11);
     whole.run(2);
     LightningRow row = *parts.params.row;
