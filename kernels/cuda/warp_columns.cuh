@@ -55,13 +55,17 @@ class WarpColumns {
     }
     if (!changes && !is_boundary(u0, end)) return false;
     bool hides = false;
-    KVC_UNROLL for (int e = 0; e < 4; ++e) {
-      const Column& column = Item::column(column_of(e / 2));
-      const bool is_used = column_of(e / 2) < n_used;
+    KVC_UNROLL for (int r = 0; r < 2; ++r) {
+      const Column& column = Item::column(column_of(r));
+      const bool is_used = column_of(r) < n_used;
+      const int first_end = column.first_end < end ? column.first_end : end;
+      const int last_end = column.end < end ? column.end : end;
       KVC_UNROLL for (int i = 0; i < eights; ++i) {
-        const int u = u0 + 8 * i + 2 * t_ + e % 2;
-        if (u >= end || !Item::sees(column, u)) s[i][e] = -infinity();
-        hides = hides || (is_used && s[i][e] == -infinity());
+        KVC_UNROLL for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          const int u = u0 + 8 * i + 2 * t_ + e % 2;
+          if (u >= first_end && (u < column.begin || u >= last_end)) s[i][e] = -infinity();
+          hides = hides || (is_used && s[i][e] == -infinity());
+        }
       }
     }
     return any_lane(hides);

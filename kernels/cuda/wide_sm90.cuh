@@ -9,9 +9,10 @@
 /// A block is three groups of four warps. One copies K and V of steps of tokens to shared memory; two multiply, 64 columns each:
 ///
 ///   copies      waits until a stage is empty │ cells and positions of the step │ its rows, which arrive by themselves
-///   multiplies  waits until a stage is full │ scores S = Q · K' │ weights P │ values O += P · V │ leaves the stage
+///   multiplies  has the scores S of a step │ begins S = Q · K' of the next │ weights P, meanwhile │ values O += P · V │ leaves
+///               the stage
 ///
-/// While one group makes weights, the products of the other run. Rows are copied 16 bytes at a time from whichever cells they lie
+/// So products run while a group makes weights: its own, and those of the other. Rows are copied 16 bytes at a time from whichever cells they lie
 /// in: so any cells are as good as consecutive ones. Q lies in shared memory, S becomes the left factor P where it is, in registers.
 ///
 /// Q and P are sums of `parts` 16-bit numbers, as in wide.cuh. Tensor cores cut off when they add: smaller parts are added first,
@@ -143,7 +144,6 @@ class Sm90Products {
   using Stage = Sm90Stage<Layout>;
   using Columns = WarpColumns<T, D, parts, Layout::tokens>;
   static constexpr int tokens = Layout::tokens;
-  static constexpr int k_steps = D / 16;       // products with 16 dims of K
   static constexpr int v_steps = tokens / 16;  // products with 16 tokens of V
   static constexpr bool is_scaled = T::has_small_range;
   static constexpr Element element = is_scaled ? Element::f16 : Element::bf16;
@@ -236,17 +236,30 @@ class Sm90Products {
 
   /// The seen coordinates [begin, end), a step at a time. A group without columns leaves each stage to the other.
   KVC_DEVICE void run(int begin, int end, bool is_used) {
+    typename Columns::Scores next;
+    if (is_used) {
+      const Stage first(step_);
+      wait_for_phase(first.full(), first.parity);
+      begin_keys(first, query_parts_ * Layout::n_planes, next);
+      wait_for_products<0>(next);
+    }
     KVC_NO_UNROLL for (int u0 = begin; u0 < end; u0 += tokens) {
-      const Stage stage(step_++);
-      wait_for_phase(stage.full(), stage.parity);
-      if (is_used) multiply(stage, u0, end);
+      const Stage stage(step_);
+      if (is_used) {
+        multiply(stage, u0, end, next);
+      } else {
+        wait_for_phase(stage.full(), stage.parity);
+      }
+      ++step_;
       sync_warp();
       if (lane_ == 0) arrive(stage.empty());
     }
   }
 
-  /// What this group's columns make of the tokens from u0 on.
-  KVC_DEVICE void multiply(const Stage& stage, int u0, int end) {
+  /// What this group's columns make of the tokens from u0 on. `next` are products with their keys, and become those of the next
+  /// step. Behind the last step there is none, but the compiler waits at once for what is begun under a condition: so a few products
+  /// that nobody looks at are.
+  KVC_DEVICE void multiply(const Stage& stage, int u0, int end, typename Columns::Scores& next) {
     const uint32_t of_lane = lane_ % 16 * 128 + (lane_ / 16 ^ lane_ % 8) * 16;
     const auto load_values = [&](uint32_t (&values)[4], int j, int i) {
       const uint32_t tokens_16 = stage.values() + i / 4 * Layout::plane_bytes + j * 16 * 128;
@@ -256,8 +269,14 @@ class Sm90Products {
     typename Columns::Seen seen = {};
     typename Columns::Weights weights;
     float fade[2];
-    publish_shared();
-    multiply_keys(stage, s);
+    KVC_UNROLL for (int e = 0; e < 4; ++e) {
+      const float factor = a_.score_factor * Item::column(columns_.column_of(e / 2)).unscale;
+      KVC_UNROLL for (int i = 0; i < Columns::eights; ++i) s[i][e] = next[i][e] * factor;
+    }
+    const bool is_last = u0 + tokens >= end;
+    const Stage ahead(is_last ? step_ : step_ + 1);
+    wait_for_phase(ahead.full(), ahead.parity);
+    begin_keys(ahead, is_last ? 1 : query_parts_ * Layout::n_planes, next);
     columns_.finish_scores(item_, s, stage.cells(), stage.positions(), u0, end);
     columns_.soften(s, fade);
     // The warps of a group multiply together, so they decide alike: now, for nothing holds both scores and their parts.
@@ -270,6 +289,7 @@ class Sm90Products {
     } else {
       add_values(stage, weights, fade);
     }
+    wait_for_products<0>(next);
   }
 
   KVC_DEVICE bool may_hide(int u0, int end) const {
@@ -277,45 +297,36 @@ class Sm90Products {
            a_.seen != nullptr;
   }
 
-  KVC_DEVICE void multiply_keys(const Stage& stage, typename Columns::Scores& s) const {
-    // Apart: what is begun under a condition, and waited for without it, the compiler waits for at once.
-    if (query_parts_ == 1) {
-      multiply_parts<1>(stage, s);
-    } else {
-      multiply_parts<parts>(stage, s);
-    }
-    KVC_UNROLL for (int e = 0; e < 4; ++e) {
-      const float factor = a_.score_factor * Item::column(columns_.column_of(e / 2)).unscale;
-      KVC_UNROLL for (int i = 0; i < Columns::eights; ++i) s[i][e] *= factor;
-    }
-  }
-
-  template <int n>
-  KVC_DEVICE void multiply_parts(const Stage& stage, typename Columns::Scores& s) const {
+  /// Begins products of queries and keys, a part and 64 dims at a time: the last n of them, where small parts come first.
+  KVC_DEVICE void begin_keys(const Stage& stage, int n, typename Columns::Scores& s) const {
+    publish_shared();
     KVC_UNROLL for (int i = 0; i < Columns::eights; ++i) KVC_UNROLL for (int e = 0; e < 4; ++e) s[i][e] = 0;
-    fence_products();
-    KVC_UNROLL for (int part = n - 1; part >= 0; --part) {
-      KVC_UNROLL for (int i = 0; i < k_steps; ++i) {
-        const uint32_t skipped = i % 4 * 32;
-        const uint32_t queries = shared_address() + queries_at(part) + i / 4 * Layout::query_plane_bytes;
+    n = uniform(n);  // where the compiler knew that it is 1, it would wait for each product
+    KVC_NO_UNROLL do {
+      fence_products();
+      --n;
+      const int plane = Layout::n_planes - 1 - n % Layout::n_planes;
+      const uint32_t queries = shared_address() + queries_at(n / Layout::n_planes) +
+                               plane * Layout::query_plane_bytes;
+      const uint32_t keys = stage.keys() + plane * Layout::plane_bytes;
+      KVC_UNROLL for (int skipped = 0; skipped < 128; skipped += 32)
         multiply_shared<T, tokens>(s, matrix_at(queries + skipped, 0),
-                                   matrix_at(stage.keys() + i / 4 * Layout::plane_bytes + skipped, 0), true);
-      }
-    }
-    end_product_group();
-    wait_for_products<0>(s);
+                                   matrix_at(keys + skipped, 0), true);
+      end_product_group();
+    } while (n > 0);
   }
 
   KVC_DEVICE void add_values(const Stage& stage, const typename Columns::Weights& weights,
                              const float (&fade)[2]) {
     if constexpr (parts == 1) {
       columns_.fade_sums(fade);
-      multiply_values<D>(stage.values(), weights, columns_.sums);
+      multiply_values<D>(stage.values(), weights, columns_.sums, true);
     } else {
+      float sums[8][4] = {};
+      // The compiler does not see that it is false, or it would take registers for the sums of each plane.
+      const bool goes_on = query_parts_ == 0;
       KVC_UNROLL for (int plane = 0; plane < Layout::n_planes; ++plane) {
-        float sums[8][4];
-        KVC_UNROLL for (int i = 0; i < 8; ++i) KVC_UNROLL for (int e = 0; e < 4; ++e) sums[i][e] = 0;
-        multiply_values<64>(stage.values() + plane * Layout::plane_bytes, weights, sums);
+        multiply_values<64>(stage.values() + plane * Layout::plane_bytes, weights, sums, goes_on);
         KVC_UNROLL for (int i = 0; i < 8; ++i) {
           KVC_UNROLL for (int e = 0; e < 4; ++e) {
             float& sum = columns_.sums[8 * plane + i][e];
@@ -326,15 +337,16 @@ class Sm90Products {
     }
   }
 
-  /// Adds to the sums of n dims, whose values begin there.
+  /// Sums of n dims, whose values begin there. `goes_on`: they are added to what is there.
   template <int n>
   KVC_DEVICE void multiply_values(uint32_t values, const typename Columns::Weights& weights,
-                                  float (&sums)[n / 8][4]) const {
+                                  float (&sums)[n / 8][4], bool goes_on) const {
     fence_products();
     KVC_UNROLL for (int part = parts - 1; part >= 0; --part)
       KVC_UNROLL for (int j = 0; j < v_steps; ++j)
         multiply_registers<T, n>(sums, weights[j][part],
-                                 matrix_at(values + j * 16 * 128, Layout::plane_bytes), true);
+                                 matrix_at(values + j * 16 * 128, Layout::plane_bytes),
+                                 goes_on || part < parts - 1 || j > 0);
     end_product_group();
     wait_for_products<0>(sums);
   }

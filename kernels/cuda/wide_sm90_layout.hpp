@@ -13,13 +13,13 @@ struct WideSm90Layout {
   static constexpr int threads = multiplying + group_threads;  // the last group copies
   static constexpr int columns = 2 * group_columns;
   // As many in all as the threads have at first, 168 each. Copying takes few.
-  static constexpr int registers_to_copy = 56, registers_to_multiply = 224;
+  static constexpr int registers_to_copy = 40, registers_to_multiply = 232;
 
   static constexpr int tokens = 64;  // of a step
   static constexpr int n_planes = D / 64;
   static constexpr int plane_bytes = tokens * 128;
   static constexpr int side_bytes = n_planes * plane_bytes;  // K of a step, or V
-  static constexpr int n_stages = 2;  // steps: one is multiplied, one is on its way
+  static constexpr int n_stages = 3;  // steps: one is weighed, the keys of one are multiplied, one is on its way
   static constexpr int query_plane_bytes = group_columns * 128;
   static constexpr int part_bytes = 2 * n_planes * query_plane_bytes;  // of the queries of both groups
   static constexpr int row_floats = D + 4;  // padded against bank conflicts
