@@ -13,8 +13,10 @@
 namespace kvc {
 
 /// Where memory is. A cache has a block in each place: the book, the plan and constants of the model on the host; K, V, states
-/// and the workspace of attention on the device. Core never reads or writes the second: it computes addresses in it.
-enum class Place : uint8_t { host, device };
+/// and the workspace of attention on the device; checkpoints that are not to take the device's memory in host memory that is
+/// pinned, which the device reads and writes in the order of its work. Core never reads or writes the second and the third:
+/// it computes addresses in them.
+enum class Place : uint8_t { host, device, pinned };
 
 struct DeviceInfo {
   int32_t type = 1;  // DLPack's number: 1 is the CPU
@@ -27,22 +29,24 @@ struct DeviceInfo {
   bool follows_tokens = false;
   /// Plans name prefixes that sequences share from this length on.
   int32_t least_shared_prefix = 0;
-  int32_t n_threads = 1;  // that share the work of a call, the caller's included
+  bool pins_memory = false;   // there is Place::pinned
+  int32_t read_bytes = 4096;  // that read_rows() is worth calling for, where there are as many
+  int32_t n_threads = 1;      // that share the work of a call, the caller's included
   const char* instruction_set = "";
 };
 
 /// What a cache asks of its device, or attention without one.
 struct CacheNeeds {
-  const char* kind = "";          // as messages call it
-  RowFormat row_k, row_v;         // of keys and values
-  LightningBounds lightning;      // of linear attention; n_heads 0: it has none
-  bool host_checkpoints = false;  // checkpoints of states lie in the host's memory
+  const char* kind = "";      // as messages call it
+  RowFormat row_k, row_v;     // of keys and values
+  LightningBounds lightning;  // of linear attention; n_heads 0: it has none
 };
 
-/// What a cache gives its device to work in. Both outlive the device's side of it.
+/// What a cache gives its device to work in. All of it outlives the device's side of the cache.
 struct WorkspaceBlocks {
   std::byte* on_device = nullptr;  // [Device::workspace_bytes()]
   std::byte* on_host = nullptr;    // [Device::host_workspace_bytes()]
+  bool has_pinned = false;         // states are copied to Place::pinned and back
 
   WorkspaceBlocks() = default;
   WorkspaceBlocks(std::byte* on_the_device, std::byte* on_the_host = nullptr)
@@ -83,8 +87,12 @@ class CacheDevice {
   virtual Status store_states(const StateRows& params) noexcept = 0;
   virtual Status load_states(const StateRows& params) noexcept = 0;
   virtual Status store_conv(const ConvRows& params) noexcept = 0;
-  /// `source` has the slots that are read: the side of another cache of the same device, or this one.
+  /// `source` has the slots that are read: the side of another cache of the same device, or this one. What goes to Place::pinned
+  /// may be late: others of this cache's calls find it there, but nothing may write the slots that it comes from
+  /// before finish_copies().
   virtual Status copy_states(const StateCopies& params, const CacheDevice& source) noexcept = 0;
+  /// Later work comes behind the copies that are late.
+  virtual Status finish_copies() noexcept { return Status::ok; }
   virtual Status clear_states(const StateClears& params) noexcept = 0;
 
   /// Null: the device records nothing.
@@ -115,7 +123,8 @@ class Device {
     return Status::ok;
   }
 
-  /// A block of zeros, aligned to 4096 (2 MiB when it is that large); null when there is none.
+  /// A block of zeros, aligned to 4096 (2 MiB when it is that large); null when there is none. What pinned memory holds is not
+  /// defined.
   virtual void* allocate(Place place, size_t bytes, bool prefault) noexcept = 0;
   virtual void release(Place place, void* block, size_t bytes) noexcept = 0;
 

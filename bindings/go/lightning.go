@@ -30,12 +30,16 @@ type LightningDesc struct {
 	CheckpointMinPos   int32 // last position of a pass that leaves the first; 0: 16, None: any
 	DraftStates        int32 // CommitPrefix can cut a sequence with up to DraftStates + 1 tokens in the pass
 	Approximate        bool  // middle parts may be removed; states then still contain them
+	HostCheckpoints    bool  // checkpoints lie in host memory, where they are on a CPU in any case
 }
 
 func (d LightningDesc) c() (C.uint32_t, unsafe.Pointer) {
 	desc := &C.kvc_lightning_desc{struct_size: C.sizeof_kvc_lightning_desc, kind: C.KVC_LIGHTNING}
 	if d.Approximate {
-		desc.flags = C.KVC_LIGHTNING_APPROXIMATE
+		desc.flags |= C.KVC_LIGHTNING_APPROXIMATE
+	}
+	if d.HostCheckpoints {
+		desc.flags |= C.KVC_LIGHTNING_HOST_CHECKPOINTS
 	}
 	desc.block, desc.draft_states = C.int32_t(d.Block), C.int32_t(d.DraftStates)
 	desc.checkpoints, desc.checkpoint_interval = C.int32_t(d.Checkpoints), C.int32_t(d.CheckpointInterval)

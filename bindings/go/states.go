@@ -22,7 +22,7 @@ type RecurrentDesc struct {
 	CheckpointMinPos      int32 // last position of a pass that leaves the first; 0: 16, None: any
 	DraftStates           int32 // a pass with up to DraftStates + 1 tokens of a sequence keeps a state per token
 	Approximate           bool  // middle parts may be removed; states then still contain them
-	HostCheckpoints       bool  // checkpoints lie in host memory, where they are on a CPU in any case; no GPU has that
+	HostCheckpoints       bool  // checkpoints lie in host memory, where they are on a CPU in any case
 }
 
 func (d RecurrentDesc) c() (C.uint32_t, unsafe.Pointer) {

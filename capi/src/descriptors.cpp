@@ -243,11 +243,11 @@ Status read_recurrent(const void* desc, RecurrentRequest* request) {
   if (Status s = read_state_type("dtype_conv", d.dtype_conv, &request->type_conv); s != Status::ok)
     return s;
   request->approximate = (d.flags & KVC_RECURRENT_APPROXIMATE) != 0;
-  request->host_checkpoints = (d.flags & KVC_RECURRENT_HOST_CHECKPOINTS) != 0;
   request->state_size = d.state_size;
   request->conv_channels = d.conv_channels;
   request->conv_dim = d.conv_dim;
-  request->checkpoints = {d.checkpoints, d.checkpoint_interval, d.checkpoint_min_pos};
+  request->checkpoints = {d.checkpoints, d.checkpoint_interval, d.checkpoint_min_pos,
+                          (d.flags & KVC_RECURRENT_HOST_CHECKPOINTS) != 0};
   request->draft_states = d.draft_states;
   return Status::ok;
 }
@@ -258,11 +258,15 @@ Status read_lightning(const void* desc, LightningRequest* request) {
   kvc_lightning_desc d;
   const auto* given = static_cast<const kvc_lightning_desc*>(desc);
   if (Status s = read_descriptor("kvc_lightning_desc", given, &d); s != Status::ok) return s;
-  if (const uint32_t unknown = d.flags & ~uint32_t{KVC_LIGHTNING_APPROXIMATE}; unknown != 0)
-    return unknown_bits("kvc_lightning_desc.flags", unknown, "KVC_LIGHTNING_APPROXIMATE");
+  constexpr uint32_t known = KVC_LIGHTNING_APPROXIMATE | KVC_LIGHTNING_HOST_CHECKPOINTS;
+  if ((d.flags & ~known) != 0) {
+    return unknown_bits("kvc_lightning_desc.flags", d.flags & ~known,
+                        "KVC_LIGHTNING_APPROXIMATE and KVC_LIGHTNING_HOST_CHECKPOINTS");
+  }
   request->approximate = (d.flags & KVC_LIGHTNING_APPROXIMATE) != 0;
   request->block = d.block;
-  request->checkpoints = {d.checkpoints, d.checkpoint_interval, d.checkpoint_min_pos};
+  request->checkpoints = {d.checkpoints, d.checkpoint_interval, d.checkpoint_min_pos,
+                          (d.flags & KVC_LIGHTNING_HOST_CHECKPOINTS) != 0};
   request->draft_states = d.draft_states;
   return Status::ok;
 }

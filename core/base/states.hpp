@@ -16,6 +16,7 @@ struct StatePart {
   int64_t n_elements = 0;
   int32_t n_slots = 0;
   StorageType type = StorageType::f32;
+  bool is_pinned = false;  // in Place::pinned, else in the device's memory
 
   std::byte* slot(int32_t index) const { return data + static_cast<size_t>(index) * slot_bytes; }
   DType element() const { return format_of(type).code; }

@@ -17,8 +17,8 @@ namespace kvc {
 /// What the kinds of cache share that keep a book of their sequences over memory of their own: the state of the pass, the book
 /// behind every call that moves sequences, and creation. `Book` decides and remembers; the kind stores what it is told to.
 ///
-/// The kind provides carve_host() and carve_device(), attach(), and the members that are pure here; too_large() where it has
-/// other bounds than keys and values have.
+/// The kind provides carve_host() and carve_device(), attach(), and the members that are pure here; carve_pinned() where it has
+/// memory of that place, and too_large() where it has other bounds than keys and values have.
 template <class Book>
 class BookedCache : public Cache {
  public:
@@ -47,7 +47,8 @@ class BookedCache : public Cache {
     bool records = false;
     if (Status s = health_.after(device_->is_recording(batch.stream, &records)); s != Status::ok)
       return s;
-    if (!records || (reserve && pass_recorder() != nullptr)) return Status::ok;
+    if (!records) return Status::ok;
+    if (reserve && pass_recorder() != nullptr) return check_before_recording();
     if (reserve) {
       return fail(Status::not_supported,
                   "the stream is being captured, and the cache's device captures no passes");
@@ -57,6 +58,20 @@ class BookedCache : public Cache {
         "the stream is being captured: begin what the graph is to do as a reserve pass "
         "(KVC_BEGIN_RESERVE, KVC_ROWS_RESERVE), and after the capture the passes that it does as "
         "replays (KVC_BEGIN_REPLAY, KVC_ROWS_REPLAY)");
+  }
+  Status need_no_recording(const char* call) const final {
+    bool records = recorder_ != nullptr;
+    if (!records && device_info_.takes_stream) {
+      if (Status s = health_.after(device_->is_recording(stream_, &records)); s != Status::ok)
+        return s;
+    }
+    if (!records) return Status::ok;
+    return fail(Status::not_supported,
+                "%s while the stream is being captured: what it does cannot become part of a graph",
+                call);
+  }
+  Status check_end(const char* call) const final {
+    return pass_.is_open() ? need_no_recording(call) : Status::ok;
   }
   Status check_distinct(int32_t n, const int32_t* sequence) const final {
     return book_.check_distinct(n, sequence);
@@ -102,25 +117,25 @@ class BookedCache : public Cache {
     if (Status s = settle_unput(); s != Status::ok) return s;
     book_.commit_pass();
     pass_.close(true);
-    return clear_freed();
+    return follow_book();
   }
   Status drop_pass() final {
     if (pass_.is_open()) book_.abort_pass();
     end_recording();
     pass_.close(false);
-    return clear_freed();
+    return follow_book();
   }
   Status cut(int32_t sequence, int32_t position) final {
     book_.cut(sequence, position);
-    return clear_freed();
+    return follow_book();
   }
   Status copy(int32_t source, int32_t destination, int32_t position) override {
     book_.copy_prefix(source, destination, position);
-    return clear_freed();
+    return follow_book();
   }
   Status apply_reorder(int32_t n, const int32_t* destination, const int32_t* source) override {
     book_.reorder(n, destination, source);
-    return clear_freed();
+    return follow_book();
   }
 
  protected:
@@ -134,7 +149,7 @@ class BookedCache : public Cache {
         pass_(bounds.n_layers, words),
         book_(rules, health_) {}
 
-  /// Bytes of the two blocks that a cache of this kind takes from its device.
+  /// Bytes of the blocks that a cache of this kind takes from its device.
   template <class Kind, class Settings>
   static Status memory_bytes_of(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                                 const Settings& settings, uint64_t* bytes) {
@@ -152,9 +167,11 @@ class BookedCache : public Cache {
       return fail(Status::out_of_memory, "the process has no memory for a cache's object");
     if (Status s = measure(*cache); s != Status::ok) return s;
     if (Status s = cache->memory_.take(bounds.prefault); s != Status::ok) return s;
-    Carver host(cache->memory_.host()), on_device(cache->memory_.on_device());
+    Carver host(cache->memory_.host()), on_device(cache->memory_.on_device()),
+        pinned(cache->memory_.pinned());
     cache->carve_host(host);
     cache->carve_device(on_device);
+    cache->carve_pinned(pinned);
     cache->book_.reset();
     if (Status s = cache->attach(); s != Status::ok) return s;
     *out = std::move(cache);
@@ -173,6 +190,8 @@ class BookedCache : public Cache {
     }
     return Status::ok;
   }
+
+  void carve_pinned(Carver&) {}
 
   /// Refuses bounds for which no address space has room.
   Status too_large() const {
@@ -193,13 +212,6 @@ class BookedCache : public Cache {
   virtual Status check_replayed(const Batch&) const { return Status::ok; }
   /// A graph is captured from now on: what the kind remembers of the pass before has no meaning in it.
   virtual void forget_pass() {}
-  /// Of calls that a graph cannot do for other passes than this one.
-  Status need_no_recording(const char* call) const {
-    if (recorder_ == nullptr) return Status::ok;
-    return fail(Status::not_supported,
-                "%s while the stream is being captured: what it does cannot become part of a graph",
-                call);
-  }
 
   // What a kind adds to a pass.
   virtual Status open_pass(const Batch& batch) = 0;  // the book's is open
@@ -207,8 +219,8 @@ class BookedCache : public Cache {
   virtual Status check_kept_tokens(int32_t, int32_t) const { return Status::ok; }
   /// What was not put gets its meaning, before the book commits.
   virtual Status settle_unput() = 0;
-  /// With zero_on_free what became free becomes zeros.
-  virtual Status clear_freed() = 0;
+  /// What the book has changed happens in memory: with zero_on_free what became free becomes zeros.
+  virtual Status follow_book() = 0;
 
   std::shared_ptr<Device> device_;
   CacheBounds bounds_;
@@ -219,10 +231,17 @@ class BookedCache : public Cache {
   PassState pass_;
   Book book_;
   PassRecorder* recorder_ = nullptr;  // of the open pass, which a graph records
-  void* stream_ = nullptr;            // of the open pass
+  void* stream_ = nullptr;            // of the last pass that was no reserve pass
   int32_t tokens_per_row_ = 0;        // likewise; 0: its tokens are a list
 
  private:
+  /// A begin ends the pass before.
+  Status check_before_recording() const {
+    if (!pass_.is_open()) return Status::ok;
+    return fail(Status::bad_state,
+                "a pass is open while the stream is being captured, and its end cannot become part "
+                "of a graph: commit it before the capture begins");
+  }
   Status check_replay(const Batch& batch, bool reserve) const {
     if (!batch.replay) return Status::ok;
     const PassRecorder* const recorder = pass_recorder();
@@ -250,10 +269,11 @@ class BookedCache : public Cache {
   /// Lays the cache out over no blocks, which touches nothing.
   template <class Kind>
   static Status measure(Kind& cache) {
-    Carver host, on_device;
+    Carver host, on_device, pinned;
     cache.carve_host(host);
     cache.carve_device(on_device);
-    return cache.memory_.measure(host, on_device) ? Status::ok : cache.too_large();
+    cache.carve_pinned(pinned);
+    return cache.memory_.measure(host, on_device, pinned) ? Status::ok : cache.too_large();
   }
 
   /// A batch of which only the number and the flags of its tokens count.
@@ -279,7 +299,7 @@ class LabelledCache : public BookedCache<Book> {
   }
   Status apply_removal() final {
     this->book_.remove(removal_.sequence, removal_.begin, removal_.end);
-    return this->clear_freed();
+    return this->follow_book();
   }
   Status cancel_removal() final { return Status::ok; }
 

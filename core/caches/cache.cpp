@@ -21,6 +21,7 @@ Status Cache::begin(const Batch& batch, bool reserve) {
 
 Status Cache::commit() {
   if (Status s = need_pass(); s != Status::ok) return s;
+  if (Status s = check_end("kvc_commit"); s != Status::ok) return s;
   return end_pass();
 }
 
@@ -41,12 +42,14 @@ Status Cache::commit_prefix(int32_t n, const int32_t* sequence, const int32_t* k
     if (refused == Status::ok) refused = s;
   }
   if (refused != Status::ok) return refused;
+  if (Status s = check_end("kvc_commit_prefix"); s != Status::ok) return s;
   for (int32_t i = 0; i < n; ++i) keep_added(sequence[i], keep[i]);
   return end_pass();
 }
 
 Status Cache::abort() {
   if (Status s = need_pass(); s != Status::ok) return s;
+  if (Status s = check_end("kvc_abort"); s != Status::ok) return s;
   return drop_pass();
 }
 
@@ -62,6 +65,7 @@ Status Cache::resume(int32_t sequence, int32_t want, int32_t* got) {
   int32_t best = 0;
   if (Status s = can_resume(sequence, want, &best); s != Status::ok) return s;
   if (Status s = need_fully_put(); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_resume"); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   if (got != nullptr) *got = best;
   return cut(sequence, best);
@@ -71,6 +75,7 @@ Status Cache::copy_prefix(int32_t source, int32_t destination, int32_t length, i
   if (Status s = check_copy(source, destination, length, bounds().max_sequences); s != Status::ok)
     return s;
   if (Status s = need_fully_put(); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_copy_prefix"); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   const int32_t best = best_continuation(source, length);
   if (got != nullptr) *got = best;
@@ -80,6 +85,7 @@ Status Cache::copy_prefix(int32_t source, int32_t destination, int32_t length, i
 Status Cache::reorder(int32_t n, const int32_t* destination, const int32_t* source) {
   if (Status s = check_reorder(n, destination, source); s != Status::ok) return s;
   if (Status s = need_fully_put(); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_reorder"); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   return apply_reorder(n, destination, source);
 }
@@ -95,6 +101,10 @@ Status Cache::remove(int32_t sequence, int32_t begin, int32_t end) {
   if (Status s = check_range(sequence, begin, end, bounds().max_sequences); s != Status::ok)
     return s;
   if (Status s = need_fully_put(); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_remove"); s != Status::ok) {
+    const Status refused = check_removal(sequence, begin, end);
+    return refused == Status::ok ? need_no_recording("kvc_remove") : refused;
+  }
   if (Status s = prepare_removal(sequence, begin, end); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   return apply_removal();
@@ -110,6 +120,7 @@ Status Cache::take_checkpoint(int32_t sequence) {
   if (Status s = check_sequence(sequence, bounds().max_sequences); s != Status::ok) return s;
   if (Status s = need_fully_put(); s != Status::ok) return s;
   if (Status s = checkpoints()->check_checkpoint(sequence); s != Status::ok) return s;
+  if (Status s = need_no_recording("kvc_checkpoint_take"); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   return checkpoints()->take_checkpoint(sequence);
 }
@@ -147,6 +158,7 @@ Status Cache::set_rows(int32_t row_begin, int32_t n, const int32_t* index, const
   if (is_about_arguments(refused)) return refused;
   if (Status s = need_fully_put(); s != Status::ok) return s;
   if (refused != Status::ok) return refused;
+  if (Status s = need_no_recording("kvc_rows_set"); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   return rows()->apply_set(row_begin, n, index, starts);
 }
@@ -160,6 +172,8 @@ Status Cache::insert(const Cache& other, int32_t slot) {
   }
   if (Status s = need_fully_put(); s != Status::ok) return s;
   if (refused != Status::ok) return refused;
+  if (Status s = need_no_recording("kvc_insert"); s != Status::ok) return s;
+  if (Status s = other.need_no_recording("kvc_insert"); s != Status::ok) return s;
   if (Status s = end_pass(); s != Status::ok) return s;
   return rows()->apply_insert(other, slot);
 }

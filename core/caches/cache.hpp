@@ -349,6 +349,10 @@ class Cache {
   virtual Status can_begin(const Batch& batch, bool reserve) const = 0;
   /// Whether the pass may begin on its stream, which fits() does not know.
   virtual Status check_stream(const Batch& batch, bool reserve) const = 0;
+  /// Whether `call` may give the device work: not while a graph is captured from the stream of the cache's passes.
+  virtual Status need_no_recording(const char* call) const = 0;
+  /// The same of a call that ends the open pass. The end of a reserve pass gives the device nothing to do.
+  virtual Status check_end(const char* call) const = 0;
   /// Whether the n sequences exist and none is named twice.
   virtual Status check_distinct(int32_t n, const int32_t* sequence) const = 0;
   /// Whether the open pass can end with the first `keep` tokens of a sequence.

@@ -90,7 +90,7 @@ class CausalCache final : public TokenCache<BookedCache<CellBook>, PassPlan>, pu
   Status replan() override { return make_plan(); }
   Status check_kept_tokens(int32_t sequence, int32_t n) const override;
   Status settle_unput() override;
-  Status clear_freed() override;
+  Status follow_book() override;
 
   // Sequences (causal_sequences.cpp, causal_shift.cpp).
   Status plan_removal(int32_t sequence, int32_t begin, int32_t end, Removal* removal) const;

@@ -15,7 +15,7 @@ Status CausalCache::open_pass(const Batch& batch) {
 // ---- The end of a pass ---------------------------------------------------------------------------------------------------------
 
 /// With zero_on_free the cells that became free become zeros.
-Status CausalCache::clear_freed() {
+Status CausalCache::follow_book() {
   const int32_t n = book_.n_freed();
   for (int32_t layer = 0; n > 0 && layer < bounds_.n_layers - planted(Bug::last_layer_not_cleared);
        ++layer) {

@@ -37,12 +37,12 @@ Status CausalCache::prepare_removal(int32_t sequence, int32_t begin, int32_t end
 Status CausalCache::apply_removal() {
   if (copies_.first() >= 0) use_copies();
   book_.remove(removal_);
-  return clear_freed();
+  return follow_book();
 }
 
 Status CausalCache::cancel_removal() {
   copies_.give_back();
-  return clear_freed();
+  return follow_book();
 }
 
 /// The shifted copies take the places of the originals.

@@ -50,18 +50,15 @@ Status with_kind(const CacheRequest& request, Use use) {
 }
 
 /// Whether the device has what the kind needs. The request is valid.
-Status check_device(const Device& device, const CacheRequest& request, const CacheBounds& bounds) {
+Status check_device(const Device& device, CacheKind kind, const CacheBounds& bounds) {
   CacheNeeds needs;
   needs.row_k = bounds.row_k;
   needs.row_v = bounds.row_v;
-  switch (request.kind) {
+  switch (kind) {
     case CacheKind::causal: needs.kind = "a causal cache (KVC_CAUSAL)"; break;
     case CacheKind::encoder: needs.kind = "an encoder cache (KVC_ENCODER)"; break;
     case CacheKind::transformer: needs.kind = "a transformer cache (KVC_TRANSFORMER)"; break;
-    case CacheKind::recurrent:
-      needs.kind = "a recurrent cache (KVC_RECURRENT)";
-      needs.host_checkpoints = request.recurrent.host_checkpoints;
-      break;
+    case CacheKind::recurrent: needs.kind = "a recurrent cache (KVC_RECURRENT)"; break;
     case CacheKind::lightning:
       needs.kind = "a lightning cache (KVC_LIGHTNING)";
       needs.lightning = {bounds.n_kv_heads, bounds.max_q_heads, bounds.head_dim_k,
@@ -82,7 +79,7 @@ Status check_request(const CacheRequest& request) {
 Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequest& request,
                           uint64_t* bytes) {
   return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
-    if (Status s = check_device(*device, request, bounds); s != Status::ok) return s;
+    if (Status s = check_device(*device, request.kind, bounds); s != Status::ok) return s;
     return std::remove_pointer_t<decltype(kind)>::memory_bytes(device, bounds, settings, bytes);
   });
 }
@@ -90,7 +87,7 @@ Status cache_memory_bytes(const std::shared_ptr<Device>& device, const CacheRequ
 Status create_cache(const std::shared_ptr<Device>& device, const CacheRequest& request,
                     std::shared_ptr<Cache>* out) {
   return with_kind(request, [&](auto* kind, const CacheBounds& bounds, const auto& settings) {
-    if (Status s = check_device(*device, request, bounds); s != Status::ok) return s;
+    if (Status s = check_device(*device, request.kind, bounds); s != Status::ok) return s;
     return std::remove_pointer_t<decltype(kind)>::create(device, bounds, settings, out);
   });
 }

@@ -78,7 +78,7 @@ class EncoderCache final : public KvCache<LabelledCache<InputBook>>, public Enco
   PassRecorder* pass_recorder() const override { return on_device_->recorder(); }
   Status check_replayed(const Batch& batch) const override;
   Status settle_unput() override;
-  Status clear_freed() override;
+  Status follow_book() override;
   int32_t only_carrying() const;
   uint8_t& was_put(int32_t carrying, int32_t layer) const {
     return was_put_[int64_t{carrying} * bounds_.n_layers + layer];

@@ -174,7 +174,7 @@ Status EncoderCache::share(int32_t sequence, int32_t source) {
   const int32_t n_layers = bounds_.n_layers - planted(Bug::sharer_owes_put);
   for (int32_t layer = 0; layer < n_layers; ++layer) note_one_less_missing(layer);
   is_planned_ = false;
-  return clear_freed();
+  return follow_book();
 }
 
 // ---- The end of a pass ---------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ Status EncoderCache::clear(int32_t layer, int32_t slot, int32_t n) {
 }
 
 /// With zero_on_free the slots that became free become zeros.
-Status EncoderCache::clear_freed() {
+Status EncoderCache::follow_book() {
   for (int32_t i = 0; bounds_.zero_on_free && i < book_.n_freed(); ++i) {
     for (int32_t layer = 0; layer < bounds_.n_layers; ++layer) {
       if (Status s = clear(layer, book_.freed()[i], bounds_.capacity); s != Status::ok) return s;

@@ -68,7 +68,7 @@ Status LightningCache::resolve(CacheBounds& bounds, const LightningRequest& requ
                 "max_sequences %d and checkpoints %d need %lld slots, more than %d: lower them",
                 bounds.max_sequences, rules.checkpoints, static_cast<long long>(wanted), max_count);
   }
-  rules.n_slots = static_cast<int32_t>(wanted);
+  place_slots(request.checkpoints, wanted, &rules);
   return Status::ok;
 }
 
@@ -169,7 +169,7 @@ StatePart LightningCache::part_at(int32_t layer, int32_t) const {
   return {.data = slots_ + static_cast<uint64_t>(layer) * layer_bytes_,
           .slot_bytes = slot_bytes_,
           .n_elements = static_cast<int64_t>(layer_bytes_ / sizeof(float)),
-          .n_slots = settings_.rules.n_slots,
+          .n_slots = rules_.n_state_slots(),
           .type = StorageType::f32};
 }
 

@@ -120,8 +120,8 @@ class LightningCache final : public StateCache,
   Status replay();
   Status run(int32_t layer, LightningParams* params);
   StatePart part_at(int32_t layer, int32_t part) const override;
-  StatePart whole_slots() const;
   Status check_same(const LightningCache& other) const;
+  Status copy_adopted(const LightningCache& from, int32_t n);
   bool is_drafted(int32_t n_tokens) const {
     return settings_.draft_states > 0 && n_tokens <= settings_.draft_states + 1;
   }

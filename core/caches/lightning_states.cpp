@@ -55,24 +55,17 @@ Status LightningCache::check_write(int32_t layer, int32_t first, int32_t n) cons
         "with kvc_rows_set first",
         sequence);
   }
-  return Status::ok;
+  return need_no_recording("kvc_lightning_write");
 }
 
-/// All layers of every slot.
-StatePart LightningCache::whole_slots() const {
-  return {.data = slots_,
-          .slot_bytes = slot_bytes_,
-          .n_elements = static_cast<int64_t>(slot_bytes_ / sizeof(float)),
-          .n_slots = settings_.rules.n_slots,
-          .type = StorageType::f32};
-}
-
-/// A slot that nobody else reads takes the numbers; its other layers stay as they are.
+/// A slot that nobody else reads takes the numbers; its other layers stay as they are. What is copied from it to a checkpoint, which
+/// another sequence may have, comes before.
 Status LightningCache::write_states(int32_t layer, int32_t first, const Tensor& from) {
+  if (Status s = health_.after(on_device_->finish_copies()); s != Status::ok) return s;
   for (int64_t i = 0; i < from.shape[0]; ++i) {
     const int32_t index = first + static_cast<int32_t>(i);
     if (!planted(Bug::write_keeps_checkpoints)) book_.forget_checkpoints(index);
-    if (Status s = clear_freed(); s != Status::ok) return s;
+    if (Status s = follow_book(); s != Status::ok) return s;
     const int32_t before = book_.sequence(index).slot, slot = book_.take_own_slot(index);
     if (slot != before) {
       const StateCopies copy = {whole_slots(), nullptr, &before, &slot, 1};
@@ -106,7 +99,7 @@ Status LightningCache::check_set(int32_t row_begin, int32_t n, const int32_t* in
 /// An index is a label of time: the state stays as it is.
 Status LightningCache::apply_set(int32_t row_begin, int32_t n, const int32_t* index, const int32_t*) {
   for (int32_t i = 0; index != nullptr && i < n; ++i) book_.relabel(row_begin + i, index[i]);
-  return clear_freed();
+  return follow_book();
 }
 
 /// Whether states of the other cache mean here what they mean there.
@@ -155,17 +148,30 @@ Status LightningCache::check_insert(const Cache& other, int32_t slot) const {
               there.id, device_info_.type, device_info_.id);
 }
 
+/// Slots go at once as far as they go from one place to another.
+Status LightningCache::copy_adopted(const LightningCache& from, int32_t n) {
+  const auto differs = [&](int32_t i) {
+    return from.book_.is_checkpoints(slots_from_[i]) != from.book_.is_checkpoints(slots_from_[i - 1]) ||
+           book_.is_checkpoints(slots_to_[i]) != book_.is_checkpoints(slots_to_[i - 1]);
+  };
+  for (int32_t first = 0, end = 0; first < n; first = end) {
+    for (end = first + 1; end < n && !differs(end);) ++end;
+    const StatePart source = from.where(from.whole_slots(), slots_from_[first]);
+    const StateCopies copies = {where(whole_slots(), slots_to_[first]), &source,
+                                slots_from_ + first, slots_to_ + first, end - first};
+    if (Status s = health_.after(on_device_->copy_states(copies, *from.on_device_)); s != Status::ok)
+      return s;
+  }
+  return health_.status();
+}
+
 /// Rows become empty before they take others, so there is room for each.
 Status LightningCache::apply_insert(const Cache& other, int32_t slot) {
   const auto& from = static_cast<const LightningCache&>(other);
-  const StatePart source = from.whole_slots();
   for (int32_t row = 0; row < from.bounds_.max_sequences; ++row) {
     if (Status s = cut(slot + row, 0); s != Status::ok) return s;
     const int32_t n = book_.adopt(slot + row, from.book_, row, slots_from_, slots_to_);
-    if (n == 0) continue;
-    const StateCopies copies = {whole_slots(), &source, slots_from_, slots_to_, n};
-    if (Status s = health_.after(on_device_->copy_states(copies, *from.on_device_)); s != Status::ok)
-      return s;
+    if (Status s = copy_adopted(from, n); s != Status::ok) return s;
   }
   return health_.status();
 }

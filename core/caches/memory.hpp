@@ -8,7 +8,7 @@
 
 namespace kvc {
 
-/// The two blocks that a cache takes from its device: first how large they are, then the blocks.
+/// The blocks that a cache takes from its device, one of each place: first how large they are, then the blocks.
 class CacheMemory {
  public:
   explicit CacheMemory(const std::shared_ptr<Device>& device) : device_(device) {}
@@ -17,13 +17,15 @@ class CacheMemory {
   CacheMemory& operator=(const CacheMemory&) = delete;
 
   /// Notes the sizes of a cache that was laid out over no blocks; false if the address space is too small for it.
-  bool measure(const Carver& host, const Carver& on_device);
+  bool measure(const Carver& host, const Carver& on_device, const Carver& pinned = Carver());
   /// Takes blocks of the sizes that were measured.
   Status take(bool prefault);
 
-  uint64_t bytes() const { return host_.bytes + on_device_.bytes; }
+  uint64_t bytes() const { return host_.bytes + on_device_.bytes + pinned_.bytes; }
   void* host() const { return host_.data; }
   void* on_device() const { return on_device_.data; }
+  /// Null where the cache wants none of it.
+  void* pinned() const { return pinned_.data; }
 
  private:
   struct Block {
@@ -33,7 +35,7 @@ class CacheMemory {
   Status take(Place place, bool prefault, Block* block);
 
   std::shared_ptr<Device> device_;
-  Block host_, on_device_;
+  Block host_, on_device_, pinned_;
 };
 
 }  // namespace kvc

@@ -79,7 +79,7 @@ Status RecurrentCache::resolve(CacheBounds& bounds, const RecurrentRequest& requ
         bounds.max_sequences, rules.checkpoints, bounds.max_batch, request.draft_states,
         static_cast<long long>(wanted), max_count);
   }
-  rules.n_slots = static_cast<int32_t>(wanted);
+  place_slots(request.checkpoints, wanted, &rules);
   return Status::ok;
 }
 

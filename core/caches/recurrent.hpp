@@ -10,7 +10,6 @@ namespace kvc {
 /// As the caller asks: 0 is the default, −1 is off.
 struct RecurrentRequest {
   bool approximate = false;
-  bool host_checkpoints = false;
   int64_t state_size = 0;
   int32_t conv_channels = 0;
   int32_t conv_dim = 0;

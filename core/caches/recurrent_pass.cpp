@@ -32,7 +32,7 @@ StatePart RecurrentCache::part_at(int32_t layer, int32_t part) const {
   return {.data = slots_ + static_cast<uint64_t>(layer) * layer_bytes_ + part_offset_[part],
           .slot_bytes = slot_bytes_,
           .n_elements = part_elements(part),
-          .n_slots = settings_.rules.n_slots,
+          .n_slots = rules_.n_state_slots(),
           .type = part == conv ? settings_.type_conv : settings_.type_state};
 }
 
@@ -279,7 +279,8 @@ Status RecurrentCache::gather_state(int32_t layer, int32_t part, int32_t index, 
   if (Status s = find_state(index, at); s != Status::ok) return s;
   if (Status s = need_no_recording("kvc_state_gather"); s != Status::ok) return s;
   const int32_t slot = slot_at(layer, part, index, at);
-  const StateRows row = {.part = part_at(layer, part), .slot = &slot, .n_rows = 1, .row = into};
+  const StatePart at_slot = where(part_at(layer, part), slot);
+  const StateRows row = {.part = at_slot, .slot = &slot, .n_rows = 1, .row = into};
   return health_.after(on_device_->load_states(row));
 }
 

@@ -24,14 +24,20 @@ int32_t or_default(int32_t value, int32_t default_value) {
   return value == 0 ? default_value : value;
 }
 
+/// Where there is one memory for all, checkpoints share slots with states.
+StateRules on_device(StateRules rules, const DeviceInfo& device) {
+  if (!device.pins_memory) rules.n_checkpoint_slots = 0;
+  return rules;
+}
+
 }  // namespace
 
 // ---- Creation -------------------------------------------------------------------------------------------------------------
 
 StateCache::StateCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
                        const StateRules& rules, uint8_t parts, const Words& words)
-    : LabelledCache(device, bounds, rules, words.pass),
-      rules_(rules),
+    : LabelledCache(device, bounds, on_device(rules, device->info()), words.pass),
+      rules_(on_device(rules, device->info())),
       parts_(parts),
       descriptor_(words.descriptor) {}
 
@@ -59,12 +65,24 @@ int64_t StateCache::slots_for(const StateRules& rules, int64_t rows) {
          std::min<int64_t>(rules.max_batch, rows);
 }
 
-// Both run twice (see Carver): what they find out about sizes must not depend on a block being there.
+void StateCache::place_slots(const CheckpointRequest& request, int64_t n_slots, StateRules* rules) {
+  rules->n_slots = static_cast<int32_t>(n_slots);
+  rules->n_checkpoint_slots = request.on_host ? rules->max_sequences * rules->checkpoints : 0;
+}
+
+Status StateCache::attach_states() {
+  WorkspaceBlocks blocks(workspace_);
+  blocks.has_pinned = rules_.n_checkpoint_slots > 0;
+  return device_->attach({}, blocks, &on_device_);
+}
+
+// These run twice (see Carver): what they find out about sizes must not depend on a block being there.
 
 void StateCache::carve_book(Carver& carver) {
   book_.carve(carver);
   pass_.carve(carver);
   was_put_ = carver.take<uint8_t>(static_cast<uint64_t>(bounds_.n_layers), 64);
+  read_ = carver.take<std::byte>(static_cast<uint64_t>(device_info_.read_bytes), 64);
 }
 
 void StateCache::carve_workspace(Carver& carver) {
@@ -75,9 +93,32 @@ void StateCache::carve_slots(Carver& carver, CheckedSize slot) {
   slot_bytes_ = slot.value();
   // The slot of zeros ends where a page does, and nothing else lies in its pages.
   const CheckedSize zeros = slot.rounded_up(page_bytes);
-  const auto others = static_cast<uint64_t>(rules_.n_slots - 1);
+  const auto others = static_cast<uint64_t>(rules_.n_state_slots() - 1);
   std::byte* block = carver.take<std::byte>(zeros + CheckedSize(others) * slot, page_bytes);
   slots_ = block == nullptr ? nullptr : block + (zeros.value() - slot_bytes_);
+}
+
+void StateCache::carve_pinned(Carver& carver) {
+  const CheckedSize n(static_cast<uint64_t>(rules_.n_checkpoint_slots));
+  const auto first = static_cast<uint64_t>(rules_.n_state_slots());
+  const auto block = reinterpret_cast<uintptr_t>(
+      carver.take<std::byte>(n * CheckedSize(slot_bytes_), page_bytes));
+  checkpoints_ = block == 0 ? nullptr : reinterpret_cast<std::byte*>(block - first * slot_bytes_);
+}
+
+StatePart StateCache::where(StatePart part, int32_t slot) const {
+  if (!book_.is_checkpoints(slot)) return part;
+  part.data = checkpoints_ + (part.data - slots_);
+  part.is_pinned = true;
+  return part;
+}
+
+StatePart StateCache::whole_slots() const {
+  return {.data = slots_,
+          .slot_bytes = slot_bytes_,
+          .n_elements = static_cast<int64_t>(slot_bytes_ / sizeof(float)),
+          .n_slots = rules_.n_state_slots(),
+          .type = StorageType::f32};
 }
 
 // ---- A pass ---------------------------------------------------------------------------------------------------------------
@@ -96,14 +137,37 @@ Status StateCache::tell_device() {
   return health_.after(on_device_->begin_pass({}, {}, stream_));
 }
 
-/// With zero_on_free the slots that became free become zeros.
-Status StateCache::clear_freed() {
-  if (bounds_.zero_on_free && book_.n_freed() > planted(Bug::one_freed_state_kept)) {
-    const StateClears clears = {slots_, slot_bytes_, slot_bytes_, book_.freed(), book_.n_freed()};
-    if (Status s = health_.after(on_device_->clear_states(clears)); s != Status::ok) return s;
+/// States are copied to checkpoints that lie apart, or back. With zero_on_free the slots that became free become zeros.
+Status StateCache::follow_book() {
+  if (Status s = copy_slots(); s != Status::ok) return s;
+  for (const auto* free : {&book_.free_slots(), &book_.free_checkpoint_slots()}) {
+    if (Status s = clear(*free); s != Status::ok) return s;
   }
   book_.forget_freed();
   return health_.status();
+}
+
+/// A slot that became free may be written from now on, so what is copied from it comes before.
+Status StateCache::copy_slots() {
+  if (rules_.n_checkpoint_slots == 0 || !health_.ok()) return health_.status();
+  if (book_.free_slots().n_freed + book_.free_checkpoint_slots().n_freed > 0) {
+    if (Status s = health_.after(on_device_->finish_copies()); s != Status::ok) return s;
+  }
+  const int32_t n = book_.n_slot_copies();
+  if (n == 0) return Status::ok;
+  const StatePart from = where(whole_slots(), book_.copy_from()[0]);
+  const StateCopies copies = {where(whole_slots(), book_.copy_to()[0]), &from, book_.copy_from(),
+                              book_.copy_to(), n};
+  book_.forget_copies();
+  return health_.after(on_device_->copy_states(copies, *on_device_));
+}
+
+Status StateCache::clear(const StateBook::FreeSlots& free) {
+  if (!bounds_.zero_on_free || free.n_freed <= planted(Bug::one_freed_state_kept))
+    return Status::ok;
+  const StatePart slots = where(whole_slots(), free.freed()[0]);
+  return health_.after(
+      on_device_->clear_states({slots.data, slot_bytes_, slot_bytes_, free.freed(), free.n_freed}));
 }
 
 // ---- Checkpoints ------------------------------------------------------------------------------------------------------------
@@ -116,7 +180,7 @@ Status StateCache::check_checkpoint(int32_t) const {
 
 Status StateCache::take_checkpoint(int32_t sequence) {
   book_.take_checkpoint(sequence);
-  return clear_freed();
+  return follow_book();
 }
 
 Status StateCache::list_checkpoints(int32_t sequence, int32_t capacity, int32_t* at, int32_t* n) const {
@@ -148,17 +212,18 @@ Status StateCache::for_each_part(PerPart per_part) const {
   return Status::ok;
 }
 
-/// Calls per_piece(bytes, n) for the stored bytes of a part, which come through a buffer on the stack: const calls may overlap.
+/// Calls per_piece(bytes, n) for the stored bytes of a part.
 template <class PerPiece>
 Status StateCache::read_slot(int32_t slot, int32_t layer, int32_t part, PerPiece per_piece) const {
-  std::byte buffer[4096];
-  const StatePart at = part_at(layer, part);
+  const std::lock_guard lock(reading_);
+  const auto at_once = static_cast<size_t>(device_info_.read_bytes);
+  const StatePart at = where(part_at(layer, part), slot);
   const Plane slots = {.data = at.data, .row_stride = at.slot_bytes, .row_bytes = at.slot_bytes};
-  for (size_t first = 0; first < at.bytes(); first += sizeof buffer) {
-    const size_t n = std::min(at.bytes() - first, sizeof buffer);
-    const Status read = on_device_->read_rows({slots, 0, &slot, 1, first, n, buffer});
+  for (size_t first = 0; first < at.bytes(); first += at_once) {
+    const size_t n = std::min(at.bytes() - first, at_once);
+    const Status read = on_device_->read_rows({slots, 0, &slot, 1, first, n, read_});
     if (Status s = health_.after(read); s != Status::ok) return s;
-    per_piece(buffer, n);
+    per_piece(read_, n);
   }
   return Status::ok;
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "core/base/states.hpp"
 #include "core/caches/booked_cache.hpp"
@@ -16,11 +17,12 @@ struct CheckpointRequest {
   int32_t checkpoints = 0;
   int32_t checkpoint_interval = 0;
   int32_t checkpoint_min_pos = 0;
+  bool on_host = false;  // where the device has other memory
 };
 
 /// What caches share whose sequences have states of fixed size in place of keys and values. A slot holds a state: its layers one
 /// after another, each with its parts. The book knows which slot is whose; slot 0 holds zeros and is never written, and lies in
-/// pages of its own.
+/// pages of its own. Slots of checkpoints may lie apart, in pinned memory; then states are copied there and back.
 class StateCache : public LabelledCache<StateBook>, public Checkpoints, public ListedCheckpoints {
  public:
   Checkpoints* checkpoints() final { return this; }
@@ -42,7 +44,7 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
     const char* descriptor = "";
   };
 
-  /// `parts`: a bit for each part that a layer has.
+  /// `parts`: a bit for each part that a layer has. Checkpoints lie apart only where the device pins memory.
   StateCache(const std::shared_ptr<Device>& device, const CacheBounds& bounds,
              const StateRules& rules, uint8_t parts, const Words& words);
 
@@ -50,14 +52,22 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   static void resolve_checkpoints(const CheckpointRequest& request, StateRules* rules);
   /// Slots for zeros, states, checkpoints and the rows of a pass.
   static int64_t slots_for(const StateRules& rules, int64_t rows);
+  /// How many slots there are, and which of them are apart.
+  static void place_slots(const CheckpointRequest& request, int64_t n_slots, StateRules* rules);
 
   void carve_book(Carver& carver);
   void carve_workspace(Carver& carver);
   void carve_slots(Carver& carver, CheckedSize slot);
+  void carve_pinned(Carver& carver);  // behind carve_slots()
   /// The device's side, which has no attention over keys.
-  Status attach_states() { return device_->attach({}, workspace_, &on_device_); }
+  Status attach_states();
 
+  /// A part of the slots of states.
   virtual StatePart part_at(int32_t layer, int32_t part) const = 0;
+  /// The same part where a slot is: of those slots, or of those that checkpoints have apart. Numbers are those of the book.
+  StatePart where(StatePart part, int32_t slot) const;
+  /// All parts of all layers.
+  StatePart whole_slots() const;
   bool has_part(int32_t part) const { return (parts_ & 1u << part) != 0; }
   bool was_put(int32_t layer, int32_t part) const { return (was_put_[layer] & 1u << part) != 0; }
   void note_put(int32_t layer, int32_t part);
@@ -65,7 +75,7 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   void open_puts(bool replays);
   /// Tells a device that wants to know of every pass which stream this one has.
   Status tell_device();
-  Status clear_freed() final;
+  Status follow_book() final;
 
   std::unique_ptr<CacheDevice> on_device_;
   const StateRules rules_;
@@ -73,6 +83,8 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
   uint64_t slot_bytes_ = 0;
 
  private:
+  Status copy_slots();
+  Status clear(const StateBook::FreeSlots& free);
   template <class PerPart>
   Status for_each_part(PerPart per_part) const;
   template <class PerPiece>
@@ -83,8 +95,11 @@ class StateCache : public LabelledCache<StateBook>, public Checkpoints, public L
 
   const uint8_t parts_;
   const char* const descriptor_;
-  std::byte* workspace_ = nullptr;  // on the device
-  uint8_t* was_put_ = nullptr;      // [n_layers] a bit per part
+  std::byte* workspace_ = nullptr;    // on the device
+  std::byte* checkpoints_ = nullptr;  // pinned: where slot 0 would be before those of checkpoints
+  std::byte* read_ = nullptr;         // [read_bytes of the device] what read_slot() reads
+  mutable std::mutex reading_;        // const calls may overlap
+  uint8_t* was_put_ = nullptr;        // [n_layers] a bit per part
 };
 
 }  // namespace kvc

@@ -95,7 +95,7 @@ class TransformerCache final : public TokenCache<LabelledCache<RowBook>, RowPlan
   Status replan() override { return make_plan(); }
   Status check_kept_tokens(int32_t row, int32_t n) const override;
   Status settle_unput() override;
-  Status clear_freed() override;
+  Status follow_book() override;
   Status clear(int32_t layer, const int32_t* cell, int32_t n);
   Status make_plan();
   Status check_attends() const override;

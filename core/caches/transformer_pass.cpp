@@ -22,7 +22,7 @@ Status TransformerCache::clear(int32_t layer, const int32_t* cell, int32_t n) {
 }
 
 /// With zero_on_free what became free becomes zeros.
-Status TransformerCache::clear_freed() {
+Status TransformerCache::follow_book() {
   constexpr int32_t at_once = 256;
   int32_t cell[at_once], n = 0;
   const auto flush = [&] {

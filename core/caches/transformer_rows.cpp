@@ -54,7 +54,7 @@ Status TransformerCache::copy_row(const TransformerCache& from, int32_t source, 
 Status TransformerCache::copy(int32_t source, int32_t destination, int32_t position) {
   if (Status s = copy_row(*this, source, destination, position); s != Status::ok) return s;
   book_.copy_prefix(source, destination, position);
-  return clear_freed();
+  return follow_book();
 }
 
 /// Two rows change places, free cells and all.
@@ -98,13 +98,13 @@ Status TransformerCache::apply_reorder(int32_t n, const int32_t* destination, co
     }
   }
   book_.reorder(n, destination, source);
-  return clear_freed();
+  return follow_book();
 }
 
 Status TransformerCache::apply_set(int32_t row_begin, int32_t n, const int32_t* index,
                                    const int32_t* starts) {
   book_.set(row_begin, n, index, starts);
-  return clear_freed();
+  return follow_book();
 }
 
 // ---- From another cache -----------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ Status TransformerCache::apply_insert(const Cache& other, int32_t slot) {
     if (s != Status::ok) return s;
   }
   book_.insert(from.book_, slot);
-  return clear_freed();
+  return follow_book();
 }
 
 // ---- From the caller --------------------------------------------------------------------------------------------------------
@@ -207,6 +207,7 @@ static Tensor columns_of(const Tensor& tensor, int32_t row, int32_t first_column
 
 Status TransformerCache::fill_rows(int32_t layer, int32_t row_begin, int32_t n,
                                    const Filling& filling) {
+  if (Status s = need_no_recording("kvc_rows_fill"); s != Status::ok) return s;
   if (Status s = pass_.need_no_pass("kvc_rows_fill works"); s != Status::ok) return s;
   int32_t cell[cells_per_store];
   for (int32_t row = 0; row < n; ++row) {

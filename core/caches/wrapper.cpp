@@ -106,6 +106,14 @@ Status WrapperCache::check_stream(const Batch& batch, bool reserve) const {
   return ask_all([&](const Cache& c) { return c.check_stream(batch, reserve); });
 }
 
+Status WrapperCache::need_no_recording(const char* call) const {
+  return ask_all([&](const Cache& c) { return c.need_no_recording(call); });
+}
+
+Status WrapperCache::check_end(const char* call) const {
+  return ask_all([&](const Cache& c) { return c.check_end(call); });
+}
+
 Status WrapperCache::fits(const Batch& batch, bool reserve) const {
   if (Status s = check_tokens(batch); s != Status::ok) return s;
   Batch for_child = batch;

@@ -56,6 +56,8 @@ class WrapperCache final : public Cache, public Causality, public Checkpoints, p
   }
   Status can_begin(const Batch& batch, bool reserve) const override;
   Status check_stream(const Batch& batch, bool reserve) const override;
+  Status need_no_recording(const char* call) const override;
+  Status check_end(const char* call) const override;
   Status check_distinct(int32_t n, const int32_t* sequence) const override;
   Status check_kept(int32_t sequence, int32_t keep) const override;
   int32_t best_continuation(int32_t sequence, int32_t want) const override;

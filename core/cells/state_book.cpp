@@ -20,7 +20,11 @@ void StateBook::carve(Carver& carver) {
   sequences_ = carver.take<Sequence>(sequences, 64);
   checkpoints_ = carver.take<Checkpoint>(checkpoints, 64);
   slots_ = carver.take<Slot>(slots, 64);
-  free_ = carver.take<int32_t>(slots, 64);
+  free_.slot = carver.take<int32_t>(static_cast<uint64_t>(rules_.n_state_slots()), 64);
+  free_checkpoints_.slot = carver.take<int32_t>(static_cast<uint64_t>(rules_.n_checkpoint_slots), 64);
+  const uint64_t copied = keeps_apart() ? sequences : 0;
+  copy_from_ = carver.take<int32_t>(copied, 64);
+  copy_to_ = carver.take<int32_t>(copied, 64);
   plans_.carve(carver);
   row_list_.carve(carver);
   copies_ = carver.take<Sequence>(sequences, 64);
@@ -33,7 +37,10 @@ void StateBook::carve(Carver& carver) {
 
 void StateBook::reset() {
   for (int32_t i = 0; i < rules_.max_sequences; ++i) new (&sequences_[i]) Sequence();
-  for (int32_t slot = rules_.n_slots - 1; slot > zeros; --slot) free_[n_free_++] = slot;
+  for (int32_t slot = rules_.n_slots - 1; slot > zeros; --slot) {
+    FreeSlots& pool = pool_of(slot);
+    pool.slot[pool.n++] = slot;
+  }
 }
 
 // ---- Slots ------------------------------------------------------------------------------------------------------------
@@ -53,10 +60,30 @@ void StateBook::change(int32_t index, int32_t then, int32_t held) {
 
 void StateBook::release_if_free(int32_t slot) {
   if (slot == zeros || !is_free(slot)) return;
-  health_.expect(n_free_ < rules_.n_slots - 1, "more slots became free than there are");
+  FreeSlots& pool = pool_of(slot);
+  const int32_t most = is_checkpoints(slot) ? rules_.n_checkpoint_slots : rules_.n_state_slots() - 1;
+  health_.expect(pool.n < most, "more slots became free than there are");
   if (!health_.ok()) return;
-  free_[n_free_++] = slot;
-  ++n_freed_;
+  pool.slot[pool.n++] = slot;
+  ++pool.n_freed;
+}
+
+/// Takes a free slot, which the caller counts. One that has just become free is no longer listed: it is written.
+int32_t StateBook::take(FreeSlots& pool) {
+  health_.expect(pool.n > 0, "no free slot where there is always one");
+  if (!health_.ok()) return zeros;
+  pool.n_freed -= pool.n_freed > 0;
+  return pool.slot[--pool.n];
+}
+
+/// Takes a slot that becomes a copy of another one.
+int32_t StateBook::take_copy(int32_t slot, FreeSlots& pool) {
+  const int32_t to = take(pool);
+  health_.expect(n_slot_copies_ < rules_.max_sequences, "more copies of slots than sequences");
+  if (!health_.ok()) return zeros;
+  copy_from_[n_slot_copies_] = slot;
+  copy_to_[n_slot_copies_++] = to;
+  return to;
 }
 
 // ---- Planning -----------------------------------------------------------------------------------------------------------
@@ -97,11 +124,11 @@ void StateBook::open_pass(const Batch& given) {
     Sequence& sequence = sequences_[in_batch_[i]];
     sequence.first_row = n_rows_;
     sequence.n_rows = rows_for(sequence.n_added);
-    health_.expect(n_free_ >= sequence.n_rows && n_freed_ == 0,
+    health_.expect(free_.n >= sequence.n_rows && free_.n_freed == 0,
                    "no free slot where there is always one");
     if (!health_.ok()) return;
     for (int32_t row = 0; row < sequence.n_rows; ++row) {
-      row_slot_[n_rows_] = free_[--n_free_];
+      row_slot_[n_rows_] = take(free_);
       change(row_slot_[n_rows_++], 0, 1);
     }
     sequence.n_kept = sequence.n_added;
@@ -130,7 +157,9 @@ void StateBook::plan_end(int32_t index, int32_t sign) {
   Sequence& sequence = sequences_[index];
   if (sequence.n_kept == 0) return;
   if (sign > 0) sequence.takes_checkpoint = wants_checkpoint(index);
-  change(kept_slot(sequence), sign * (sequence.takes_checkpoint ? 2 : 1), 0);
+  const bool shares = sequence.takes_checkpoint && !keeps_apart();
+  change(kept_slot(sequence), sign * (shares ? 2 : 1), 0);
+  if (sequence.takes_checkpoint && keeps_apart()) n_coming_ += sign;
   change(sequence.slot, -sign, sign);
   if (loses_lowest(sequence)) change(checkpoints(index)[0].slot, -sign, sign);
   if (sign < 0) sequence.takes_checkpoint = false;
@@ -171,7 +200,12 @@ void StateBook::commit(int32_t index) {
   if (loses_lowest(sequence)) {
     change(checkpoints(index)[0].slot, 1, -1);  // push_checkpoint() lets it go
   }
-  change(sequence.slot, -1, 0);  // and counts the new one
+  // It counts the new one, too.
+  if (keeps_apart()) {
+    --n_coming_;
+  } else {
+    change(sequence.slot, -1, 0);
+  }
   push_checkpoint(index);
 }
 

@@ -15,6 +15,7 @@ struct StateRules {
   int32_t max_sequences = 0;
   int32_t max_batch = 0;
   int32_t n_slots = 0;
+  int32_t n_checkpoint_slots = 0;  // the last ones, which checkpoints have apart; 0: they share those of states
   int32_t checkpoints = 0;          // that a sequence keeps, 0: none
   int32_t checkpoint_interval = 0;  // positions between automatic ones, 0: no automatic ones
   int32_t checkpoint_min_pos = 0;   // lowest last position of a pass that leaves one
@@ -24,6 +25,8 @@ struct StateRules {
   KnownFlags known_flags = {0, nullptr};  // of tokens
   bool takes_rows = false;                // passes may take as many tokens in every row
   bool strict = false;
+
+  int32_t n_state_slots() const { return n_slots - n_checkpoint_slots; }
 };
 
 /// A state that a sequence keeps besides its own, to step back to.
@@ -49,6 +52,9 @@ struct StateSequence {
 /// Slot 0 holds zeros and has no owners. Any other slot is written only by the pass that took it, and is free when nobody owns it.
 /// Owners are counted apart: those that a slot has after a commit of the open pass (`then`), and those that only abort would
 /// keep (`held`). So what the commit frees and which checkpoint it takes is known from the begin of the pass on.
+///
+/// A checkpoint is one more owner of the state's slot, or, where checkpoints have slots apart, a copy of it. The book takes the slot
+/// and notes the copy (copy_from(), copy_to()); the cache makes it before it makes anything else of the book's.
 ///
 /// As in CellBook, check_batch() decides everything that can fail before open_pass() changes anything. There is always room.
 ///
@@ -92,7 +98,7 @@ class StateBook {
   bool is_free(int32_t slot) const { return slots_[slot].n_then + slots_[slot].n_held == 0; }
 
   /// Slots that sequences own, as if the open pass were committed, and those of them that have several owners.
-  int32_t used() const { return used_; }
+  int32_t used() const { return used_ + n_coming_; }
   int32_t shared() const { return shared_; }
 
   // ---- A pass ----
@@ -125,7 +131,7 @@ class StateBook {
   /// Rows of a sequence with n tokens in a pass.
   int32_t rows_for(int32_t n) const { return n <= rules_.max_rows ? n : 1; }
   /// The slot that the i-th of the next pass's rows would have.
-  int32_t free_slot(int32_t i) const { return free_[n_free_ - 1 - i]; }
+  int32_t free_slot(int32_t i) const { return free_.slot[free_.n - 1 - i]; }
 
   // ---- Sequences. No pass is open, or the call is const and returns what it would after a commit ----
   int32_t best_continuation(int32_t sequence, int32_t want) const;
@@ -154,10 +160,25 @@ class StateBook {
   void remove(int32_t sequence, int32_t begin, int32_t end);
   SequenceInfo info(int32_t sequence) const;
 
-  /// Slots that became free since forget_freed().
-  const int32_t* freed() const { return free_ + n_free_ - n_freed_; }
-  int32_t n_freed() const { return n_freed_; }
-  void forget_freed() { n_freed_ = 0; }
+  /// Free slots are stacks; those that became free since forget_freed() are on top.
+  struct FreeSlots {
+    int32_t* slot = nullptr;
+    int32_t n = 0;
+    int32_t n_freed = 0;
+
+    const int32_t* freed() const { return slot + n - n_freed; }
+  };
+  const FreeSlots& free_slots() const { return free_; }
+  const FreeSlots& free_checkpoint_slots() const { return free_checkpoints_; }
+  void forget_freed() { free_.n_freed = free_checkpoints_.n_freed = 0; }
+
+  /// Whether a slot is one of those that checkpoints have apart.
+  bool is_checkpoints(int32_t slot) const { return slot >= rules_.n_state_slots(); }
+  /// Slots that become copies of others, since forget_copies(): all of states for checkpoints, or the other way.
+  const int32_t* copy_from() const { return copy_from_; }
+  const int32_t* copy_to() const { return copy_to_; }
+  int32_t n_slot_copies() const { return n_slot_copies_; }
+  void forget_copies() { n_slot_copies_ = 0; }
 
   /// Recounts everything; names what is broken.
   Status check(bool pass_is_open) const;
@@ -170,8 +191,13 @@ class StateBook {
   Checkpoint* list(int32_t sequence) {
     return checkpoints_ + int64_t{sequence} * rules_.checkpoints;
   }
+  bool keeps_apart() const { return rules_.n_checkpoint_slots > 0; }
+  FreeSlots& pool_of(int32_t slot) { return is_checkpoints(slot) ? free_checkpoints_ : free_; }
   void change(int32_t slot, int32_t then, int32_t held);
   void release_if_free(int32_t slot);
+  int32_t take(FreeSlots& pool);
+  int32_t take_copy(int32_t slot, FreeSlots& pool);
+  void make_own(Sequence* sequence);
   bool loses_lowest(const Sequence& sequence) const {
     return sequence.takes_checkpoint && sequence.n_checkpoints == rules_.checkpoints;
   }
@@ -191,9 +217,12 @@ class StateBook {
   Sequence* sequences_ = nullptr;      // [max_sequences]
   Checkpoint* checkpoints_ = nullptr;  // [max_sequences][checkpoints] ascending
   Slot* slots_ = nullptr;              // [n_slots]
-  int32_t* free_ = nullptr;  // [n_slots] a stack of free slots; those that became free last are on top
-  int32_t n_free_ = 0;
-  int32_t n_freed_ = 0;
+  FreeSlots free_;                     // [n_state_slots]
+  FreeSlots free_checkpoints_;         // [n_checkpoint_slots]
+  int32_t* copy_from_ = nullptr;       // [max_sequences]
+  int32_t* copy_to_ = nullptr;         // [max_sequences]
+  int32_t n_slot_copies_ = 0;
+  int32_t n_coming_ = 0;  // slots that the commit will take for checkpoints
   int32_t used_ = 0;
   int32_t shared_ = 0;
 

@@ -54,7 +54,7 @@ int32_t StateBook::list_checkpoints(int32_t index, int32_t capacity, int32_t* at
 void StateBook::push_checkpoint(int32_t index) {
   Sequence& sequence = sequences_[index];
   Checkpoint* checkpoints = list(index);
-  change(sequence.slot, 1, 0);
+  if (!keeps_apart()) change(sequence.slot, 1, 0);
   if (sequence.n_checkpoints == rules_.checkpoints) {
     const auto lowest = static_cast<int32_t>(checkpoints[0].slot);
     change(lowest, -1, 0);
@@ -62,9 +62,14 @@ void StateBook::push_checkpoint(int32_t index) {
     std::copy(checkpoints + 1, checkpoints + sequence.n_checkpoints, checkpoints);
     --sequence.n_checkpoints;
   }
+  int32_t slot = sequence.slot;
+  if (keeps_apart()) {
+    slot = take_copy(sequence.slot, free_checkpoints_);
+    change(slot, 1, 0);
+  }
   Checkpoint& newest = checkpoints[sequence.n_checkpoints++];
   newest.at = sequence.next;
-  newest.slot = static_cast<uint32_t>(sequence.slot) & INT32_MAX;
+  newest.slot = static_cast<uint32_t>(slot) & INT32_MAX;
   newest.is_approximate = sequence.is_approximate;
 }
 
@@ -90,10 +95,11 @@ int32_t StateBook::take_own_slot(int32_t index) {
   Sequence& sequence = sequences_[index];
   const bool is_own = slots_[sequence.slot].n_then == 1 || planted(Bug::written_state_shared);
   if (sequence.slot != zeros && is_own) return sequence.slot;
-  health_.expect(n_free_ > 0 && n_freed_ == 0, "no free slot where there is always one");
+  health_.expect(free_.n_freed == 0, "a slot is taken among those that became free");
+  const int32_t own = take(free_);
   if (!health_.ok()) return sequence.slot;
   change(sequence.slot, -1, 0);
-  sequence.slot = free_[--n_free_];
+  sequence.slot = own;
   change(sequence.slot, 1, 0);
   return sequence.slot;
 }
@@ -106,27 +112,29 @@ void StateBook::relabel(int32_t index, int32_t position) {
 
 int32_t StateBook::adopt(int32_t index, const StateBook& other, int32_t source, int32_t* from,
                          int32_t* to) {
-  health_.expect(n_freed_ == 0 && sequences_[index].next == 0,
+  health_.expect(free_.n_freed == 0 && sequences_[index].next == 0,
                  "a sequence is replaced and not empty");
   int32_t n = 0;
-  const auto own_copy = [&](int32_t slot) -> int32_t {
+  const auto own_copy = [&](int32_t slot, FreeSlots& pool) -> int32_t {
     if (slot == zeros) return zeros;
     for (int32_t i = 0; i < n; ++i) {
-      if (from[i] == slot) return to[i];
+      if (from[i] == slot && &pool_of(to[i]) == &pool) return to[i];
     }
-    health_.expect(n_free_ > 0, "no free slot where there is always one");
+    const int32_t own = take(pool);
     if (!health_.ok()) return zeros;
     from[n] = slot;
-    return to[n++] = free_[--n_free_];
+    return to[n++] = own;
   };
+  FreeSlots& of_checkpoints = keeps_apart() ? free_checkpoints_ : free_;
   Sequence sequence = other.sequences_[source];
   const int32_t n_left = std::max(sequence.n_checkpoints - rules_.checkpoints, 0);
   sequence.n_checkpoints -= n_left;
   if (planted(Bug::inserted_checkpoints_lost)) sequence.n_checkpoints = 0;
-  sequence.slot = own_copy(sequence.slot);
+  sequence.slot = own_copy(sequence.slot, free_);
   for (int32_t i = 0; i < sequence.n_checkpoints; ++i) {
     Checkpoint& mine = list(index)[i] = other.checkpoints(source)[n_left + i];
-    mine.slot = static_cast<uint32_t>(own_copy(static_cast<int32_t>(mine.slot))) & INT32_MAX;
+    const int32_t slot = own_copy(static_cast<int32_t>(mine.slot), of_checkpoints);
+    mine.slot = static_cast<uint32_t>(slot) & INT32_MAX;
   }
   own(sequence, list(index));
   sequences_[index] = sequence;
@@ -166,6 +174,11 @@ StateBook::Sequence StateBook::cut_to(int32_t index, int32_t position) const {
   return sequence;
 }
 
+/// What continues from a checkpoint that lies apart has a state that is a copy of it.
+void StateBook::make_own(Sequence* sequence) {
+  if (is_checkpoints(sequence->slot)) sequence->slot = take_copy(sequence->slot, free_);
+}
+
 /// What stays is counted before anything is let go: it must never look free in between.
 void StateBook::cut(int32_t index, int32_t position) {
   Sequence sequence = cut_to(index, position);
@@ -173,6 +186,7 @@ void StateBook::cut(int32_t index, int32_t position) {
     sequence.n_checkpoints = sequences_[index].n_checkpoints;
   if (planted(Bug::resume_at_next_forgets) && position == sequences_[index].next)
     sequence.n_checkpoints = 0;
+  make_own(&sequence);
   own(sequence, checkpoints(index));
   disown(index);
   sequences_[index] = sequence;
@@ -183,6 +197,7 @@ void StateBook::copy_prefix(int32_t source, int32_t destination, int32_t positio
   if (planted(Bug::copy_becomes_exact)) sequence.is_approximate = false;
   if (planted(Bug::copy_takes_later_checkpoints))
     sequence.n_checkpoints = sequences_[source].n_checkpoints;
+  make_own(&sequence);
   own(sequence, checkpoints(source));
   disown(destination);
   std::copy_n(checkpoints(source), sequence.n_checkpoints, list(destination));
@@ -272,7 +287,7 @@ Status StateBook::check_one(int32_t index, bool pass_is_open) const {
   };
   const bool is_in_pass = sequence.n_added > 0;
   if (is_in_pass && !pass_is_open) return broken("has tokens in a pass while none is open");
-  if (sequence.slot < 0 || sequence.slot >= rules_.n_slots)
+  if (sequence.slot < 0 || sequence.slot >= rules_.n_state_slots())
     return broken("names a slot that does not exist");
   if (sequence.n_checkpoints < 0 || sequence.n_checkpoints > rules_.checkpoints)
     return broken("has more checkpoints than it may have");
@@ -286,6 +301,8 @@ Status StateBook::check_one(int32_t index, bool pass_is_open) const {
     if (checkpoint.at > next) return broken("has a checkpoint behind its next");
     if (static_cast<int32_t>(checkpoint.slot) >= rules_.n_slots)
       return broken("names a slot that does not exist");
+    if (keeps_apart() && !is_checkpoints(static_cast<int32_t>(checkpoint.slot)))
+      return broken("its checkpoint is in a slot for states");
     before = checkpoint.at;
   }
   return Status::ok;
@@ -303,14 +320,16 @@ void StateBook::count_owners(int32_t index, uint64_t* then, uint64_t* held) cons
     add(static_cast<int32_t>(checkpoints(index)[i].slot), goes ? held : then);
   }
   if (sequence.n_kept > 0) add(kept_slot(sequence), then);
-  if (sequence.takes_checkpoint) add(kept_slot(sequence), then);
+  if (sequence.takes_checkpoint && !keeps_apart()) add(kept_slot(sequence), then);
 }
 
 Status StateBook::check(bool pass_is_open) const {
   uint64_t then = 0, held = 0, free_slots = 0;
+  int32_t coming = 0;
   for (int32_t index = 0; index < rules_.max_sequences; ++index) {
     if (Status s = check_one(index, pass_is_open); s != Status::ok) return s;
     count_owners(index, &then, &held);
+    coming += keeps_apart() && sequences_[index].takes_checkpoint;
   }
   int32_t n_free = 0, used = 0, shared = 0;
   for (int32_t index = zeros + 1; index < rules_.n_slots; ++index) {
@@ -327,15 +346,21 @@ Status StateBook::check(bool pass_is_open) const {
   }
   if (then != 0 || held != 0)
     return fail(Status::internal, "owners of slots differ from what the sequences own");
-  if (n_free != n_free_)
-    return fail(Status::internal, "%d free slots are counted, there are %d", n_free_, n_free);
-  for (int32_t i = 0; i < n_free_; ++i) {
-    if (free_[i] <= zeros || free_[i] >= rules_.n_slots)
-      return fail(Status::internal, "the list of free slots names one that is never free");
-    free_slots -= scattered(free_[i]);
+  if (n_free != free_.n + free_checkpoints_.n) {
+    return fail(Status::internal, "%d free slots are counted, there are %d",
+                free_.n + free_checkpoints_.n, n_free);
+  }
+  for (const FreeSlots* pool : {&free_, &free_checkpoints_}) {
+    for (int32_t i = 0; i < pool->n; ++i) {
+      const int32_t slot = pool->slot[i];
+      const bool is_there = is_checkpoints(slot) == (pool == &free_checkpoints_);
+      if (slot <= zeros || slot >= rules_.n_slots || !is_there)
+        return fail(Status::internal, "a list of free slots names one that is never free there");
+      free_slots -= scattered(slot);
+    }
   }
   if (free_slots != 0) return fail(Status::internal, "the list of free slots names others");
-  if (used != used_ || shared != shared_)
+  if (used != used_ || shared != shared_ || coming != n_coming_)
     return fail(Status::internal, "slots in use are miscounted");
   return Status::ok;
 }

@@ -79,13 +79,22 @@ Status CudaCacheDevice::create(const DeviceShape& shape, const AttentionBounds& 
                 "the process has no memory for a cache's part of the device");
   if (Error e = runtime::create_event(&made->event_); e != Error::none)
     return made->says("the making of an event", e);
+  if (workspace.has_pinned) {
+    Error e = runtime::create_stream(&made->copies_);
+    if (e == Error::none) e = runtime::create_event(&made->copied_);
+    if (e != Error::none) return made->says("the making of a stream", e);
+  }
   if (Error e = load_what_passes_launch(bounds); e != Error::none)
     return made->says("the loading of kernels", e);
   *out = std::move(made);
   return Status::ok;
 }
 
-CudaCacheDevice::~CudaCacheDevice() { runtime::destroy_event(event_); }
+CudaCacheDevice::~CudaCacheDevice() {
+  runtime::destroy_event(event_);
+  runtime::destroy_event(copied_);
+  runtime::destroy_stream(copies_);
+}
 
 Launcher CudaCacheDevice::launcher() const {
   return {stream_, shape_.n_multiprocessors * blocks_per_multiprocessor};
@@ -146,8 +155,10 @@ Status CudaCacheDevice::move(const MoveParams& params) noexcept {
 template <class Call>
 Status CudaCacheDevice::beside(const char* what, const CacheDevice& source, Call call) noexcept {
   return run(what, [&](const Launcher& launcher) -> Error {
-    const Stream from = static_cast<const CudaCacheDevice&>(source).stream_;
+    const auto& other = static_cast<const CudaCacheDevice&>(source);
+    const Stream from = other.stream_;
     if (Error e = order(from, launcher.stream); e != Error::none) return e;
+    if (Error e = other.behind_copies(launcher.stream); e != Error::none) return e;
     if (Error e = call(launcher); e != Error::none) return e;
     return order(launcher.stream, from);
   });
@@ -189,8 +200,12 @@ Status CudaCacheDevice::store_states(const StateRows& params) noexcept {
 }
 
 Status CudaCacheDevice::load_states(const StateRows& params) noexcept {
-  return run("the reading of states",
-             [&](const Launcher& launcher) { return cuda::load_states(params, launcher); });
+  return run("the reading of states", [&](const Launcher& launcher) -> Error {
+    if (params.part.is_pinned) {
+      if (Error e = behind_copies(launcher.stream); e != Error::none) return e;
+    }
+    return cuda::load_states(params, launcher);
+  });
 }
 
 Status CudaCacheDevice::store_conv(const ConvRows& params) noexcept {
@@ -199,8 +214,51 @@ Status CudaCacheDevice::store_conv(const ConvRows& params) noexcept {
 }
 
 Status CudaCacheDevice::copy_states(const StateCopies& params, const CacheDevice& source) noexcept {
+  const bool from_pinned = params.source != nullptr && params.source->is_pinned;
+  if (&source == this && params.part.is_pinned != from_pinned)
+    return from_pinned ? copy_in(params) : copy_out(params);
   return beside("the copying of states", source,
                 [&](const Launcher& launcher) { return cuda::copy_states(params, launcher); });
+}
+
+/// They have a stream of their own, so the next pass does not wait for them.
+Status CudaCacheDevice::copy_out(const StateCopies& params) noexcept {
+  return run("the copying of states to checkpoints", [&](const Launcher& launcher) -> Error {
+    if (Error e = order(launcher.stream, copies_); e != Error::none) return e;
+    is_copying_ = true;
+    for (int32_t i = 0; i < params.n; ++i) {
+      const Error e = runtime::copy_to_host(params.part.slot(params.to[i]),
+                                            params.source->slot(params.from[i]),
+                                            params.part.bytes(), copies_);
+      if (e != Error::none) return e;
+    }
+    return runtime::record(copied_, copies_);
+  });
+}
+
+Status CudaCacheDevice::copy_in(const StateCopies& params) noexcept {
+  return run("the copying of checkpoints to states", [&](const Launcher& launcher) -> Error {
+    if (Error e = behind_copies(launcher.stream); e != Error::none) return e;
+    for (int32_t i = 0; i < params.n; ++i) {
+      const Error e = runtime::copy_to_device(params.part.slot(params.to[i]),
+                                              params.source->slot(params.from[i]),
+                                              params.part.bytes(), launcher.stream);
+      if (e != Error::none) return e;
+    }
+    return Error::none;
+  });
+}
+
+Error CudaCacheDevice::behind_copies(Stream stream) const {
+  return is_copying_ ? runtime::wait(stream, copied_) : Error::none;
+}
+
+Status CudaCacheDevice::finish_copies() noexcept {
+  if (!is_copying_) return Status::ok;
+  const Status s = run("the end of the copying of states",
+                       [&](const Launcher& launcher) { return behind_copies(launcher.stream); });
+  is_copying_ = s != Status::ok;
+  return s;
 }
 
 Status CudaCacheDevice::clear_states(const StateClears& params) noexcept {
@@ -229,7 +287,8 @@ Status CudaCacheDevice::store_lightning(const LightningState& state) noexcept {
 
 Status CudaCacheDevice::read_rows(const RowBytes& rows) const noexcept {
   const std::lock_guard lock(staging_);
-  return run("the reading of stored bytes", [&](const Launcher& launcher) {
+  return run("the reading of stored bytes", [&](const Launcher& launcher) -> Error {
+    if (Error e = behind_copies(launcher.stream); e != Error::none) return e;
     return in_parts(rows, [&](int32_t first, int32_t n) -> Error {
       const Error packed = pack_rows(rows, first, n, workspace_.staging, launcher);
       if (packed != Error::none) return packed;

@@ -65,6 +65,7 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   Status load_states(const StateRows& params) noexcept override;
   Status store_conv(const ConvRows& params) noexcept override;
   Status copy_states(const StateCopies& params, const CacheDevice& source) noexcept override;
+  Status finish_copies() noexcept override;
   Status clear_states(const StateClears& params) noexcept override;
 
   Status lightning(const LightningParams& params) noexcept override;
@@ -109,6 +110,11 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
     return e == Error::none ? Status::ok : says(what, e);
   }
 
+  // Between device memory and pinned memory.
+  Status copy_out(const StateCopies& params) noexcept;
+  Status copy_in(const StateCopies& params) noexcept;
+  Error behind_copies(Stream stream) const;
+
   template <class Call>
   Status beside(const char* what, const CacheDevice& source, Call call) noexcept;
 
@@ -117,6 +123,10 @@ class CudaCacheDevice final : public CacheDevice, public PassRecorder {
   Attention attention_;
   Stream stream_ = nullptr;
   Event event_ = nullptr;
+  // States on their way to pinned memory, beside the work of the next pass.
+  Stream copies_ = nullptr;  // null: the cache has no pinned memory
+  Event copied_ = nullptr;
+  bool is_copying_ = false;  // there may be work on copies_ that stream_ does not wait for
 
   struct {
     int32_t n_tokens = 0;

@@ -109,6 +109,8 @@ DeviceInfo CudaDevice::info() const noexcept {
           .plans_ahead = true,
           .follows_tokens = true,
           .least_shared_prefix = least_shared_prefix,
+          .pins_memory = true,
+          .read_bytes = CacheWorkspace::staging_bytes,
           .n_threads = 1,
           .instruction_set = architecture_};
 }
@@ -117,11 +119,6 @@ Status CudaDevice::check(const CacheNeeds& needs) const noexcept {
   if (needs.lightning.head_dim_k > decay_dim_max)
     return fail(Status::not_supported, "%s on a CUDA device has no head_dim_k %d; it has up to %d",
                 needs.kind, needs.lightning.head_dim_k, decay_dim_max);
-  if (needs.host_checkpoints)
-    return fail(Status::not_supported,
-                "%s on a CUDA device has its checkpoints in the device's memory: leave out "
-                "KVC_RECURRENT_HOST_CHECKPOINTS",
-                needs.kind);
   if (Status s = check_row("k", needs.row_k, needs.kind); s != Status::ok) return s;
   return check_row("v", needs.row_v, needs.kind);
 }
@@ -146,7 +143,11 @@ void* CudaDevice::allocate(Place place, size_t bytes, bool prefault) noexcept {
   if (place == Place::host) return host_->allocate(place, bytes, prefault);
   if (bytes == 0) bytes = 1;
   const CurrentDevice current(shape_.device);
-  void* const block = current.error() == Error::none ? take(bytes) : nullptr;
+  if (current.error() != Error::none) return nullptr;
+  void* block = nullptr;
+  if (place == Place::pinned)
+    return runtime::allocate_pinned(bytes, &block) == Error::none ? block : nullptr;
+  block = take(bytes);
   if (block == nullptr) return nullptr;
   if (runtime::fill_zero(block, bytes, nullptr) == Error::none &&
       runtime::synchronize(nullptr) == Error::none)
@@ -184,7 +185,11 @@ void CudaDevice::release(Place place, void* block, size_t bytes) noexcept {
   if (place == Place::host) return host_->release(place, block, bytes);
   if (block == nullptr) return;
   const CurrentDevice current(shape_.device);
-  give_back(block, bytes == 0 ? 1 : bytes);
+  if (place == Place::pinned) {
+    runtime::release_pinned(block);
+  } else {
+    give_back(block, bytes == 0 ? 1 : bytes);
+  }
 }
 
 const AttentionOperator* CudaDevice::attention_operator(int32_t index) const noexcept {

@@ -65,6 +65,11 @@ Error allocate(size_t bytes, void** out) noexcept;
 /// Waits for the device. Null does nothing.
 Error release(void* block) noexcept;
 
+/// Host memory that the device reads and writes at the same address. Its contents are undefined.
+Error allocate_pinned(size_t bytes, void** out) noexcept;
+/// Waits for the device. Null does nothing.
+Error release_pinned(void* block) noexcept;
+
 Error fill_zero(void* block, size_t bytes, Stream stream) noexcept;
 Error copy_to_device(void* to, const void* from, size_t bytes, Stream stream) noexcept;
 Error copy_to_host(void* to, const void* from, size_t bytes, Stream stream) noexcept;
@@ -77,6 +82,11 @@ Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream 
 
 /// Whether a graph is captured from the stream, or from another one in a way that forbids to use this one.
 Error is_capturing(Stream stream, bool* out) noexcept;
+
+/// A stream that does not wait for the legacy default stream, nor that for it.
+Error create_stream(Stream* out) noexcept;
+/// What it was given is done nevertheless. Null does nothing.
+void destroy_stream(Stream stream) noexcept;
 
 /// An event that measures no time.
 Error create_event(Event* out) noexcept;

@@ -308,7 +308,7 @@ TEST_F(Lightning, DescriptorsBeyondTheirBounds) {
       {"head_dim_k", invalid, [](auto& d, auto&) { d.head_dim_k = 0; }},
       {"max_batch", invalid, [](auto& d, auto&) { d.max_batch = 0; }},
       {"slots", KVC_E_OVERFLOW, [](auto& d, auto&) { d.max_sequences = 1 << 30; }},
-      {"flags", invalid, [](auto&, auto& l) { l.flags = 2; }},
+      {"flags", invalid, [](auto&, auto& l) { l.flags = 4; }},
       {"kind", invalid, [](auto&, auto& l) { l.kind = KVC_RECURRENT; }},
       {"block", invalid, [](auto&, auto& l) { l.block = -1; }},
       {"block", invalid, [](auto&, auto& l) { l.block = 1025; }},

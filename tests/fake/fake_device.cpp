@@ -114,27 +114,30 @@ class FakeCacheDevice final : public kvc::CacheDevice {
     return inside([&] { return cpu_->store_states(params); });
   }
   Status load_states(const kvc::StateRows& params) noexcept override {
-    return inside([&] { return cpu_->load_states(params); });
+    return beside(params.part.slot(params.slot[0]), [&] { return cpu_->load_states(params); });
   }
   Status store_conv(const kvc::ConvRows& params) noexcept override {
     return inside([&] { return cpu_->store_conv(params); });
   }
   Status copy_states(const kvc::StateCopies& params, const kvc::CacheDevice& source) noexcept override {
-    const std::byte* from = params.source != nullptr ? params.source->data : nullptr;
-    return beside(from, [&] { return cpu_->copy_states(params, source); });
+    const kvc::StatePart& from = params.source != nullptr ? *params.source : params.part;
+    return beside(from.slot(params.from[0]), [&] {
+      return beside(params.part.slot(params.to[0]), [&] { return cpu_->copy_states(params, source); });
+    });
   }
   Status clear_states(const kvc::StateClears& params) noexcept override {
-    return inside([&] { return cpu_->clear_states(params); });
+    const std::byte* first = params.data + static_cast<size_t>(params.slot[0]) * params.slot_bytes;
+    return beside(first, [&] { return cpu_->clear_states(params); });
   }
   Status read_rows(const kvc::RowBytes& rows) const noexcept override {
-    return inside([&] { return cpu_->read_rows(rows); });
+    return beside(rows.plane.row(rows.head, rows.cell[0]), [&] { return cpu_->read_rows(rows); });
   }
   Status write_rows(const kvc::RowBytes& rows) noexcept override {
     return inside([&] { return cpu_->write_rows(rows); });
   }
 
  private:
-  /// Inside this cache's memory and the one that `source` lies in.
+  /// Inside this cache's memory and the one that `source` lies in: another cache's, or what is pinned.
   template <class Call>
   Status beside(const std::byte* source, Call call) const {
     DeviceBlock* const other = Blocks::holding(source);
@@ -165,7 +168,7 @@ class FakeDevice final : public kvc::Device {
 
   kvc::DeviceInfo info() const noexcept override {
     kvc::DeviceInfo info = cpu_->info();
-    info.plans_ahead = info.follows_tokens = true;
+    info.plans_ahead = info.follows_tokens = info.pins_memory = true;
     return info;
   }
   void* allocate(kvc::Place place, size_t bytes, bool prefault) noexcept override {

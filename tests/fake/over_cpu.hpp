@@ -68,6 +68,9 @@ class CacheDeviceOver : public kvc::CacheDevice {
     const kvc::CacheDevice& inner = *static_cast<const CacheDeviceOver&>(source).inner_;
     return around_([&] { return inner_->copy_states(params, inner); });
   }
+  kvc::Status finish_copies() noexcept override {
+    return around_([&] { return inner_->finish_copies(); });
+  }
   kvc::Status clear_states(const kvc::StateClears& params) noexcept override {
     return around_([&] { return inner_->clear_states(params); });
   }

@@ -78,6 +78,10 @@ class Machine {
     const std::lock_guard lock(mutex_);
     return n_launches_;
   }
+  int64_t n_waits() {
+    const std::lock_guard lock(mutex_);
+    return n_waits_;
+  }
   int64_t n_held() {
     const std::lock_guard lock(mutex_);
     return n_held_;
@@ -140,6 +144,21 @@ class Machine {
     });
   }
 
+  Error create_stream(Stream* out) {
+    return checked([&] {
+      *out = new char();
+      ++n_held_;
+      return Error::none;
+    });
+  }
+  /// Its work stays, and is done like that of others. So nothing else gets its address before.
+  void destroy_stream(Stream stream) {
+    if (stream == nullptr) return;
+    const std::lock_guard lock(mutex_);
+    finish_all();
+    delete static_cast<char*>(stream);
+    --n_held_;
+  }
   Error create_event(kvc::cuda::Event* out) {
     return checked([&] {
       *out = new Recorded();
@@ -174,6 +193,7 @@ class Machine {
   Error synchronize(Stream stream) {
     return checked([&] {
       if (is_captured(stream)) return broken_capture();
+      ++n_waits_;
       Queue& queue = queue_of(stream);
       while (!queue.work.empty()) run_next(queue);
       return fault_;
@@ -182,6 +202,7 @@ class Machine {
   Error synchronize_device() {
     return checked([&] {
       if (capture_ != nullptr) return broken_capture();
+      ++n_waits_;
       finish_all();
       return fault_;
     });
@@ -328,7 +349,7 @@ class Machine {
   int64_t fails_in_ = 0;
   Error failure_ = Error::none;
   bool failure_stays_ = false;
-  int64_t n_calls_ = 0, n_launches_ = 0, n_held_ = 0;
+  int64_t n_calls_ = 0, n_launches_ = 0, n_waits_ = 0, n_held_ = 0;
 };
 
 thread_local int32_t current = 0;
@@ -369,6 +390,7 @@ void fail_call(int64_t n, kvc::cuda::Error error, bool stays) {
 }
 int64_t n_calls() { return Machine::instance().n_calls(); }
 int64_t n_launches() { return Machine::instance().n_launches(); }
+int64_t n_waits() { return Machine::instance().n_waits(); }
 int64_t n_held() { return Machine::instance().n_held(); }
 void finish() { Machine::instance().finish(); }
 
@@ -446,6 +468,13 @@ Error allocate(size_t bytes, void** out) noexcept {
 }
 Error release(void* block) noexcept { return Machine::instance().release(block); }
 
+/// Kernels and copies reach it, and so it is a block like those of the device: who touches it on the host would have to know what
+/// is under way.
+Error allocate_pinned(size_t bytes, void** out) noexcept {
+  return Machine::instance().allocate(bytes, out);
+}
+Error release_pinned(void* block) noexcept { return Machine::instance().release(block); }
+
 Error fill_zero(void* block, size_t bytes, Stream stream) noexcept {
   return Machine::instance().give(
       stream, [=] { simt::device::zero(static_cast<std::byte*>(block), bytes); });
@@ -475,6 +504,9 @@ Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream 
 Error is_capturing(Stream stream, bool* out) noexcept {
   return Machine::instance().is_capturing(stream, out);
 }
+
+Error create_stream(Stream* out) noexcept { return Machine::instance().create_stream(out); }
+void destroy_stream(Stream stream) noexcept { Machine::instance().destroy_stream(stream); }
 
 Error create_event(Event* out) noexcept { return Machine::instance().create_event(out); }
 void destroy_event(Event event) noexcept { Machine::instance().destroy_event(event); }

@@ -26,6 +26,7 @@ LightningSetup draw_lightning_setup(const std::string& name, support::Random& ra
   kvc_lightning_desc& lightning = setup.lightning;
   lightning = KVC_LIGHTNING_DESC_INIT;
   if (is("approximate") || random.chance(0.3)) lightning.flags |= KVC_LIGHTNING_APPROXIMATE;
+  if (random.chance(0.2)) lightning.flags |= KVC_LIGHTNING_HOST_CHECKPOINTS;
   lightning.block = random.pick({0, 0, 1, 2, 3});
   draw_checkpoints(name, random, lightning);
   setup.n_q_heads = cache.n_kv_heads * random.between(1, 3);

@@ -2,7 +2,6 @@
 
 #include <sstream>
 
-#include "simulated_device.hpp"
 #include "state_world.hpp"
 
 namespace fuzz {
@@ -35,8 +34,7 @@ RecurrentSetup draw_recurrent_setup(const std::string& name, support::Random& ra
   recurrent.dtype_state = dtype();
   recurrent.dtype_conv = dtype();
   if (is("approximate") || random.chance(0.3)) recurrent.flags |= KVC_RECURRENT_APPROXIMATE;
-  if (random.chance(0.2) && !support::over_simulated_device())
-    recurrent.flags |= KVC_RECURRENT_HOST_CHECKPOINTS;
+  if (random.chance(0.2)) recurrent.flags |= KVC_RECURRENT_HOST_CHECKPOINTS;
   draw_checkpoints(name, random, recurrent);
   return setup;
 }

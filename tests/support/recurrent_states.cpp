@@ -63,7 +63,7 @@ std::vector<model::RecurrentRows> RecurrentWorld::compare_layout(
     expect_equal(got.first_token, token, "first_token");
     expect_equal(got.first_row, row, "first_row");
     expect_equal(got.n_rows, n_rows, "n_rows");
-    const bool in_range = got.read_slot >= 0 && got.read_slot < oracle_.n_slots();
+    const bool in_range = got.read_slot >= 0 && got.read_slot < n_viewed_slots();
     if (!in_range) differ("a read slot that does not exist");
     const bool is_new = !oracle_.pass.reserve &&
                         oracle_.pass.before[static_cast<size_t>(got.sequence)].next == 0;
@@ -174,6 +174,14 @@ double element(const kvc_tensor& view, int32_t slot, int64_t e) {
 
 }  // namespace
 
+/// All but those that checkpoints have in host memory.
+int64_t RecurrentWorld::n_viewed_slots() const {
+  const bool apart = (setup_.recurrent.flags & KVC_RECURRENT_HOST_CHECKPOINTS) != 0 &&
+                     support::over_fake_device();
+  const int64_t n_checkpoints = std::max(oracle_.recurrent.checkpoints, 0);
+  return oracle_.n_slots() - (apart ? oracle_.cache.max_sequences * n_checkpoints : 0);
+}
+
 /// The slots that may be read show the states from before the pass, slot 0 zeros, and the rows what was put.
 void RecurrentWorld::compare_slots(int32_t layer, int32_t part, const kvc_tensor& view) {
   std::vector<kvc_state_sequence> sequences(oracle_.layout().size());
@@ -184,7 +192,7 @@ void RecurrentWorld::compare_slots(int32_t layer, int32_t part, const kvc_tensor
       kvc_state_slots(door_of_kind(), static_cast<int32_t>(slots.size()), slots.data(), &n_rows) !=
           KVC_OK)
     differ("layout or slots: " + support::last_message());
-  expect_equal(view.shape[0], oracle_.n_slots(), "slots of a view");
+  expect_equal(view.shape[0], n_viewed_slots(), "slots of a view");
   expect_equal(view.dtype, oracle_.dtype_of(part), "dtype of a view");
   expect_equal(n_rows, oracle_.n_rows(), "slots to write");
   const int64_t size = oracle_.size_of(part);
@@ -196,7 +204,7 @@ void RecurrentWorld::compare_slots(int32_t layer, int32_t part, const kvc_tensor
   };
   compare(0, std::vector<float>(static_cast<size_t>(size)), "the slot of zeros");
   for (const int32_t slot : slots) {
-    if (slot < 1 || slot >= oracle_.n_slots()) differ("a slot to write that does not exist");
+    if (slot < 1 || slot >= n_viewed_slots()) differ("a slot to write that does not exist");
     if (std::count(slots.begin(), slots.end(), slot) != 1) differ("two rows have one slot");
     for (const kvc_state_sequence& each : sequences)
       if (each.read_slot == slot) differ("a slot to write is read");
@@ -227,7 +235,7 @@ void RecurrentWorld::compare_freed(int32_t layer, int32_t part, const kvc_tensor
         live.push_back(oracle_.values(each.state, layer, part));
     }
   const int64_t size = oracle_.size_of(part);
-  for (int32_t slot = 1; slot < oracle_.n_slots(); ++slot) {
+  for (int32_t slot = 1; slot < n_viewed_slots(); ++slot) {
     if (std::count(to_write.begin(), to_write.end(), slot) > 0) continue;
     const bool known = std::any_of(live.begin(), live.end(), [&](const std::vector<float>& values) {
       for (int64_t e = 0; e < size; ++e)

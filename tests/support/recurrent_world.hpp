@@ -45,6 +45,7 @@ class RecurrentWorld : public StateWorld {
   void lacking();
 
   std::vector<model::RecurrentRows> compare_layout(const std::vector<kvc_state_sequence>& sequences);
+  int64_t n_viewed_slots() const;
   void compare_slots(int32_t layer, int32_t part, const kvc_tensor& view);
   void compare_freed(int32_t layer, int32_t part, const kvc_tensor& view,
                      const Numbers& to_write) const;

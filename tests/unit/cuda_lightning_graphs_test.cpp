@@ -305,14 +305,14 @@ TEST(CudaLightningGraphs, WhatAGraphCannotDoIsRefused) {
   Arena arena(device, layers * Layer::n_floats + heads * head_dim_k * head_dim_v, seed);
   std::vector<Layer> tensors;
   for (int32_t layer = 0; layer < layers; ++layer) tensors.emplace_back(arena);
-  const int32_t position[] = {0, 1, 2}, sequence[] = {0, 0, 0};
+  const int32_t position[] = {0, 1, 2, 3, 4}, sequence[] = {0, 0, 0};
   const auto begin = [&](int32_t n) {
-    return kvc_begin(cache, n, position, sequence, nullptr, KVC_BEGIN_REPLAY, nullptr);
+    return kvc_begin(cache, n, position + 2, sequence, nullptr, KVC_BEGIN_REPLAY, nullptr);
   };
   expect_status(begin(1), KVC_E_BAD_STATE, "captured");
   ASSERT_EQ(kvc_begin(cache, 2, position, sequence, nullptr, 0, nullptr), KVC_OK);
   ASSERT_EQ(run_layers(cache, tensors, 2), KVC_OK) << support::last_message();
-  ASSERT_EQ(kvc_abort(cache), KVC_OK);
+  ASSERT_EQ(kvc_commit(cache), KVC_OK);
 
   void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
   ASSERT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
@@ -330,6 +330,8 @@ TEST(CudaLightningGraphs, WhatAGraphCannotDoIsRefused) {
   k.dtype = KVC_F16;
   expect_status(kvc_put(cache, 0, &k, &v), KVC_E_NOT_SUPPORTED, "K of f32 and V of f32");
   EXPECT_EQ(kvc_commit(cache), KVC_OK);
+  expect_status(kvc_lightning_write(cache, 0, 0, 1, &state), KVC_E_NOT_SUPPORTED,
+                "kvc_lightning_write");
   simt::device::Graph* graph = nullptr;
   ASSERT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none)
       << "no call has broken it";

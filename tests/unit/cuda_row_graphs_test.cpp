@@ -242,7 +242,7 @@ TEST(CudaRowGraphs, DoPassesOfLinearAttention) {
 TEST(CudaRowGraphs, WhatAGraphCannotDoIsRefused) {
   const std::shared_ptr<kvc::Device> device = open_cuda();
   const Model model;
-  kvc_cache* const cache = create(device, model);
+  kvc_cache *const cache = create(device, model), *const other = create(device, model, 1);
   Arena arena(device, layers * Layer::n_floats(model.head_dim), seed);
   std::vector<Layer> tensors;
   for (int32_t layer = 0; layer < layers; ++layer) tensors.emplace_back(arena, model.head_dim);
@@ -260,6 +260,9 @@ TEST(CudaRowGraphs, WhatAGraphCannotDoIsRefused) {
   mask = support::dense(mask.data, KVC_F32, {rows, 1, 2, capacity});
   mask.device_type = tensors[0].k.device_type, mask.device_id = tensors[0].k.device_id;
   expect_status(kvc_mask(cache, 0, &mask), KVC_E_NOT_SUPPORTED, "kvc_mask");
+  const int32_t index[] = {0};
+  expect_status(kvc_rows_set(cache, 0, 1, index, nullptr), KVC_E_NOT_SUPPORTED, "kvc_rows_set");
+  expect_status(kvc_insert(cache, other, 0), KVC_E_NOT_SUPPORTED, "kvc_insert");
   EXPECT_EQ(run_layers(cache, tensors, rows, 2), KVC_OK) << support::last_message();
   EXPECT_EQ(kvc_commit(cache), KVC_OK);
   simt::device::Graph* graph = nullptr;
@@ -270,7 +273,7 @@ TEST(CudaRowGraphs, WhatAGraphCannotDoIsRefused) {
   expect_status(run_layers(cache, tensors, rows, 2), KVC_E_BAD_STATE, "KVC_BEGIN_REPLAY");
   EXPECT_EQ(kvc_abort(cache), KVC_OK);
   simt::device::destroy_graph(graph);
-  EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
+  for (kvc_cache* each : {cache, other}) EXPECT_EQ(kvc_cache_destroy(each), KVC_OK);
 }
 
 }  // namespace

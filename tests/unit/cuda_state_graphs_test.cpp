@@ -25,6 +25,7 @@ struct Stored {
   int32_t width = 3;  // of the convolution
   int32_t draft_states = 0;
   kvc::StorageType type_conv = kvc::StorageType::bf16, type_state = kvc::StorageType::f32;
+  bool has_pinned_checkpoints = false;  // which are taken by themselves, too
 };
 
 kvc_cache* create(const std::shared_ptr<kvc::Device>& device, const Stored& setup) {
@@ -40,6 +41,10 @@ kvc_cache* create(const std::shared_ptr<kvc::Device>& device, const Stored& setu
   request.recurrent.type_conv = setup.type_conv;
   request.recurrent.type_state = setup.type_state;
   request.recurrent.draft_states = setup.draft_states;
+  if (setup.has_pinned_checkpoints) {
+    request.recurrent.checkpoints = {
+        .checkpoints = 2, .checkpoint_interval = 2, .checkpoint_min_pos = -1, .on_host = true};
+  }
   kvc_cache* const cache = cuda_arena::create_cache(device, request);
   EXPECT_NE(cache, nullptr) << kvc::last_message();
   return cache;
@@ -144,13 +149,13 @@ class Pair : public cuda_arena::GraphPair {
     const auto which = static_cast<size_t>(random_.below(sequences));
     const auto sequence = static_cast<int32_t>(which);
     const size_t to = (which + 1) % sequences;
-    const int32_t choice = random_.below(8);
+    const int32_t choice = random_.below(8), back = random_.below(2);
     int32_t at = 0;
     if (choice == 0) {
       ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_checkpoint_take(cache, sequence); }),
                 KVC_OK);
     } else if (choice == 1) {
-      const int32_t want = std::max(0, next_[which] - 1);
+      const int32_t want = std::max(0, next_[which] - 1 - back);
       ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_resume(cache, sequence, want, &at); }),
                 KVC_OK);
       next_[which] = at;
@@ -173,7 +178,8 @@ TEST(CudaStateGraphs, DoPassesWithTheBitsOfPassesThatAreNotCaptured) {
   unsigned order = 1;
   for (const Stored& setup :
        {Stored{}, Stored{.draft_states = 2}, Stored{.width = 1, .type_conv = f32},
-        Stored{.width = 20, .draft_states = 3, .type_conv = f16, .type_state = bf16}}) {
+        Stored{.width = 20, .draft_states = 3, .type_conv = f16, .type_state = bf16},
+        Stored{.draft_states = 1, .has_pinned_checkpoints = true}}) {
     Pair pair(setup, order++);
     for (int32_t i = 0; i < 40; ++i) {
       pair.pass();
@@ -221,6 +227,61 @@ TEST(CudaStateGraphs, DoPassesOfWrappers) {
     for (kvc_cache* cache : {model, states}) EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
   }
   EXPECT_TRUE(std::equal(digest[0], digest[0] + 2, digest[1]));
+}
+
+/// What they do to states, on their stream and beside it, cannot become part of a graph.
+TEST(CudaStateGraphs, CallsThatMoveStatesAreRefusedInACapture) {
+  const std::shared_ptr<kvc::Device> device = open_cuda();
+  kvc_cache* const cache = create(device, {.draft_states = 2, .has_pinned_checkpoints = true});
+  Arena arena(device, 2 * layers * Layer::n_floats(3), seed);
+  const std::vector<Layer> of_pass = tensors_in(arena, 3), of_graph = tensors_in(arena, 3);
+  const int32_t position[] = {0, 1, 2}, sequence[] = {0, 0, 0}, other[] = {1};
+  int32_t at = 0;
+  void* const stream = reinterpret_cast<void*>(uintptr_t{0x99});
+  ASSERT_EQ(kvc_begin(cache, 3, position, sequence, nullptr, 0, stream), KVC_OK);
+  ASSERT_EQ(run_layers(cache, of_pass, 3), KVC_OK) << support::last_message();
+  uint64_t before[2], after[2];
+  ASSERT_EQ(kvc_state_digest(cache, before), KVC_OK);
+
+  const auto refuses = [](kvc_status status, const char* call) {
+    expect_status(status, KVC_E_NOT_SUPPORTED, call);
+    expect_status(status, KVC_E_NOT_SUPPORTED, "while the stream is being captured");
+  };
+  const auto refuse_moves = [&] {
+    refuses(kvc_resume(cache, 0, 1, &at), "kvc_resume");
+    refuses(kvc_copy_prefix(cache, 0, 1, 3, &at), "kvc_copy_prefix");
+    refuses(kvc_reorder(cache, 1, other, sequence), "kvc_reorder");
+    refuses(kvc_remove(cache, 0, 0, KVC_SEQ_END), "kvc_remove");
+    refuses(kvc_checkpoint_take(cache, 0), "kvc_checkpoint_take");
+  };
+  const auto reserve = [&] {
+    return kvc_begin(cache, 2, nullptr, nullptr, nullptr, KVC_BEGIN_RESERVE, stream);
+  };
+  ASSERT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
+  expect_status(reserve(), KVC_E_BAD_STATE, "commit it before the capture begins");
+  refuse_moves();
+  refuses(kvc_commit(cache), "kvc_commit");
+  refuses(kvc_commit_prefix(cache, 1, sequence, position + 1), "kvc_commit_prefix");
+  refuses(kvc_abort(cache), "kvc_abort");
+  simt::device::Graph* graph = nullptr;
+  ASSERT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none)
+      << "no call has broken it";
+  simt::device::destroy_graph(graph);
+  ASSERT_EQ(kvc_state_digest(cache, after), KVC_OK) << support::last_message();
+  EXPECT_TRUE(std::equal(before, before + 2, after)) << "no call has changed anything";
+
+  ASSERT_EQ(kvc_commit(cache), KVC_OK) << support::last_message();
+  ASSERT_EQ(simt::device::begin_capture(stream), kvc::cuda::Error::none);
+  ASSERT_EQ(reserve(), KVC_OK) << support::last_message();
+  refuse_moves();
+  EXPECT_EQ(run_layers(cache, of_graph, 2), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_commit(cache), KVC_OK) << support::last_message();
+  refuse_moves();
+  ASSERT_EQ(simt::device::end_capture(stream, &graph), kvc::cuda::Error::none)
+      << "no call has broken it";
+  simt::device::destroy_graph(graph);
+  EXPECT_EQ(kvc_resume(cache, 0, 2, &at), KVC_OK) << support::last_message();
+  EXPECT_EQ(kvc_cache_destroy(cache), KVC_OK);
 }
 
 TEST(CudaStateGraphs, WhatAGraphCannotDoIsRefused) {

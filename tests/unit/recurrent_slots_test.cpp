@@ -26,21 +26,55 @@ using Rig = support::RecurrentRig;
 
 // ---- Devices --------------------------------------------------------------------------------------------------------------
 
-/// The CPU, but slots that are to become zeros become NaN.
+/// The CPU, but slots that are to become zeros become NaN, and copies to pinned memory are made when they must have been, not before.
 template <class Around>
 class PoisoningSide final : public fake::CacheDeviceOver<Around> {
  public:
-  using fake::CacheDeviceOver<Around>::CacheDeviceOver;
+  using Over = fake::CacheDeviceOver<Around>;
+  using Over::Over;
+  Status copy_states(const kvc::StateCopies& params, const kvc::CacheDevice& source) noexcept override {
+    if (!params.part.is_pinned) {
+      if (Status s = finish_copies(); s != Status::ok) return s;
+      return Over::copy_states(params, source);
+    }
+    for (int32_t i = 0; i < params.n; ++i) {
+      late_.push_back({params.part.slot(params.to[i]), params.source->slot(params.from[i]),
+                       params.part.bytes()});
+    }
+    return Status::ok;
+  }
+  Status finish_copies() noexcept override {
+    for (const Late& copy : late_) std::memcpy(copy.to, copy.from, copy.n_bytes);
+    late_.clear();
+    return Status::ok;
+  }
+  Status load_states(const kvc::StateRows& params) noexcept override {
+    if (Status s = finish_copies(); s != Status::ok) return s;
+    return Over::load_states(params);
+  }
   Status clear_states(const kvc::StateClears& params) noexcept override {
     for (int32_t i = 0; i < params.n; ++i)
       std::memset(params.data + static_cast<size_t>(params.slot[i]) * params.slot_bytes, 0xff,
                   params.n_bytes);
     return Status::ok;
   }
+
+ private:
+  struct Late {
+    std::byte* to;
+    const std::byte* from;
+    size_t n_bytes;
+  };
+  std::vector<Late> late_;
 };
 
 class PoisoningDevice final : public fake::DeviceOverCpu {
  public:
+  kvc::DeviceInfo info() const noexcept override {
+    kvc::DeviceInfo info = DeviceOverCpu::info();
+    info.pins_memory = true;
+    return info;
+  }
   Status attach(const kvc::AttentionBounds& bounds, const kvc::WorkspaceBlocks& workspace,
                 std::unique_ptr<kvc::CacheDevice>* out) noexcept override {
     const auto plain = [](auto call) { return call(); };
@@ -69,7 +103,7 @@ class FailingDevice final : public fake::DeviceOverCpu {
 };
 
 /// A cache of the rig's sizes on such a device, behind the C ABI.
-void create_on(const std::shared_ptr<kvc::Device>& device, Rig& rig) {
+void create_on(const std::shared_ptr<kvc::Device>& device, Rig& rig, bool checkpoints_apart = false) {
   kvc::CacheBounds bounds;
   bounds.n_layers = rig.desc.n_layers;
   bounds.max_sequences = rig.desc.max_sequences;
@@ -83,6 +117,7 @@ void create_on(const std::shared_ptr<kvc::Device>& device, Rig& rig) {
   request.checkpoints.checkpoints = rig.recurrent.checkpoints;
   request.checkpoints.checkpoint_interval = rig.recurrent.checkpoint_interval;
   request.checkpoints.checkpoint_min_pos = rig.recurrent.checkpoint_min_pos;
+  request.checkpoints.on_host = checkpoints_apart;
   request.draft_states = rig.recurrent.draft_states;
   kvc::RecurrentSettings settings;
   ASSERT_EQ(kvc::RecurrentCache::resolve(bounds, request, &settings), Status::ok);
@@ -233,16 +268,18 @@ class ZerosProtected {
 
 TEST(RecurrentSlots, NobodyReadsAFreedSlotOrWritesTheSlotOfZeros) {
   for (const int32_t checkpoints : {int32_t{KVC_NONE}, 1, 3}) {
-    for (const int32_t draft_states : {0, 2}) {
+    for (const int32_t which : {0, 1, 2, 3}) {
+      const bool apart = which >= 2;
+      const int32_t draft_states = which % 2 * 2;
       Rig rig(nullptr);
       rig.recurrent.checkpoints = checkpoints;
       rig.recurrent.checkpoint_interval = 2;
       rig.recurrent.checkpoint_min_pos = KVC_NONE;
       rig.recurrent.draft_states = draft_states;
-      create_on(std::make_shared<PoisoningDevice>(), rig);
+      create_on(std::make_shared<PoisoningDevice>(), rig, apart);
       const ZerosProtected zeros(rig);
       Model model(rig);
-      Random random(static_cast<uint64_t>(checkpoints * 10 + draft_states + 20));
+      Random random(static_cast<uint64_t>(checkpoints * 10 + which + 20));
       for (int32_t step = 0; step < 300; ++step) {
         model.step(random);
         model.expect_all();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -27,7 +28,7 @@ kvc::StateRules rules() {
 
 class Books : public testing::Test {
  protected:
-  Books() {
+  explicit Books(const kvc::StateRules& given = rules()) : book_(given, health_) {
     kvc::Carver measure;
     book_.carve(measure);
     memory_.resize(measure.used().value() / sizeof(uint64_t) + 16);
@@ -64,6 +65,7 @@ class Books : public testing::Test {
     EXPECT_EQ(book_.check(pass_is_open), Status::ok) << kvc::last_message();
     EXPECT_TRUE(health_.ok());
     book_.forget_freed();  // as a cache does
+    book_.forget_copies();
   }
   std::vector<int32_t> places(int32_t sequence) const {
     std::vector<int32_t> at(8);
@@ -72,7 +74,7 @@ class Books : public testing::Test {
   }
 
   kvc::Health health_;
-  StateBook book_{rules(), health_};
+  StateBook book_;
   std::vector<uint64_t> memory_;
 };
 
@@ -101,9 +103,9 @@ TEST_F(Books, CheckpointsAndCopiesAreOwnersOfOneSlot) {
   EXPECT_EQ(book_.sequence(1).slot, book_.sequence(0).slot);
   book_.cut(0, 0);
   book_.cut(1, 0);
-  EXPECT_EQ(book_.n_freed(), 0);
+  EXPECT_EQ(book_.free_slots().n_freed, 0);
   book_.cut(2, 0);
-  EXPECT_EQ(book_.n_freed(), 1) << "the last owner let go";
+  EXPECT_EQ(book_.free_slots().n_freed, 1) << "the last owner let go";
   expect_sound(false);
 }
 
@@ -167,6 +169,129 @@ TEST_F(Books, AMiddleRemovalDropsWhatLiesInIt) {
   EXPECT_EQ(book_.sequence(0).next, 4);
   EXPECT_TRUE(book_.sequence(0).is_approximate);
   EXPECT_FALSE(book_.checkpoints(0)[0].is_approximate);
+  expect_sound(false);
+}
+
+kvc::StateRules rules_apart() {
+  kvc::StateRules apart = rules();
+  apart.n_checkpoint_slots = 3 * 2;
+  return apart;
+}
+
+/// Checkpoints have slots apart.
+class BooksApart : public Books {
+ protected:
+  BooksApart() : Books(rules_apart()) {}
+
+  using Copies = std::vector<std::pair<int32_t, int32_t>>;
+  Copies copies() const {
+    Copies list;
+    for (int32_t i = 0; i < book_.n_slot_copies(); ++i)
+      list.emplace_back(book_.copy_from()[i], book_.copy_to()[i]);
+    return list;
+  }
+  int32_t checkpoint(int32_t sequence, int32_t at) const {
+    return book_.checkpoint_slot(sequence, at);
+  }
+};
+
+TEST_F(BooksApart, ACheckpointIsACopyOfTheState) {
+  add({0, 0});
+  const int32_t state = book_.sequence(0).slot;
+  book_.take_checkpoint(0);
+  EXPECT_EQ(book_.used(), 2);
+  EXPECT_EQ(book_.shared(), 0);
+  EXPECT_TRUE(book_.is_checkpoints(checkpoint(0, 2)));
+  EXPECT_EQ(copies(), (Copies{{state, checkpoint(0, 2)}}));
+  book_.take_checkpoint(0);
+  EXPECT_EQ(book_.n_slot_copies(), 1) << "there is one already";
+  expect_sound(false);
+}
+
+TEST_F(BooksApart, WhoStepsBackGetsAStateOfItsOwn) {
+  add({0, 0});
+  take(0);
+  add({0});
+  const int32_t later = book_.sequence(0).slot;
+  book_.cut(0, 2);
+  EXPECT_EQ(copies(), (Copies{{checkpoint(0, 2), book_.sequence(0).slot}}));
+  EXPECT_FALSE(book_.is_checkpoints(book_.sequence(0).slot));
+  EXPECT_NE(book_.sequence(0).slot, later) << "which may be read still";
+  EXPECT_EQ(book_.free_slots().n_freed, 1);
+  expect_sound(false);
+  add({0});
+  book_.copy_prefix(0, 1, 2);
+  EXPECT_EQ(copies(), (Copies{{checkpoint(0, 2), book_.sequence(1).slot}}));
+  EXPECT_EQ(checkpoint(1, 2), checkpoint(0, 2)) << "they share it";
+  expect_sound(false);
+  book_.copy_prefix(0, 2, 3);
+  EXPECT_EQ(book_.n_slot_copies(), 0);
+  EXPECT_EQ(book_.sequence(2).slot, book_.sequence(0).slot);
+  expect_sound(false);
+}
+
+TEST_F(BooksApart, AFullListGivesItsLowestSlotToTheNewest) {
+  for (int32_t i = 0; i < 2; ++i) {
+    add({0, 1, 2});
+    for (int32_t s = 0; s < 3; ++s) take(s);
+  }
+  EXPECT_EQ(book_.free_checkpoint_slots().n, 0);
+  const int32_t lowest = checkpoint(0, 1);
+  add({0});
+  book_.take_checkpoint(0);
+  EXPECT_EQ(checkpoint(0, 3), lowest);
+  EXPECT_EQ(book_.free_checkpoint_slots().n_freed, 0) << "it is written";
+  EXPECT_EQ(places(0), (Places{2, 3}));
+  expect_sound(false);
+}
+
+TEST_F(BooksApart, CheckFindsWhatLiesInTheWrongPlace) {
+  add({0});
+  take(0);
+  auto& sequence = const_cast<StateBook::Sequence&>(book_.sequence(0));
+  auto& label = const_cast<kvc::Checkpoint&>(book_.checkpoints(0)[0]);
+  const auto expect_broken = [&](const char* word) {
+    EXPECT_EQ(book_.check(false), Status::internal);
+    EXPECT_NE(std::string(kvc::last_message()).find(word), std::string::npos) << kvc::last_message();
+  };
+  const kvc::Checkpoint whole = label;
+  label.slot = static_cast<uint32_t>(sequence.slot) & INT32_MAX;
+  expect_broken("slot for states");
+  label = whole;
+  const int32_t state = sequence.slot;
+  sequence.slot = checkpoint(0, 1);
+  expect_broken("does not exist");
+  sequence.slot = state;
+  expect_sound(false);
+}
+
+/// The slot that a commit will take counts from the begin of its pass on.
+class BooksApartByThemselves : public Books {
+ protected:
+  BooksApartByThemselves() : Books(by_themselves()) {}
+
+ private:
+  static kvc::StateRules by_themselves() {
+    kvc::StateRules rules = rules_apart();
+    rules.checkpoint_interval = 1;
+    return rules;
+  }
+};
+
+TEST_F(BooksApartByThemselves, CommitsCopyTheStatesThatTheyKeep) {
+  open({0, 1, 0});
+  EXPECT_EQ(book_.used(), 4);
+  book_.keep_added(1, 0);
+  EXPECT_EQ(book_.used(), 2);
+  book_.commit_pass();
+  EXPECT_EQ(book_.n_slot_copies(), 1);
+  EXPECT_EQ(book_.copy_from()[0], book_.sequence(0).slot);
+  EXPECT_EQ(book_.used(), 2);
+  expect_sound(false);
+  open({0, 1});
+  book_.abort_pass();
+  EXPECT_EQ(book_.n_slot_copies(), 0);
+  EXPECT_EQ(book_.used(), 2);
   expect_sound(false);
 }
 

@@ -88,6 +88,7 @@ class Recurrent(Common, total=False):
     checkpoint_min_pos: int
     draft_states: int
     approximate: bool
+    host_checkpoints: bool
 
 
 class Lightning(Heads, total=False):
@@ -99,3 +100,4 @@ class Lightning(Heads, total=False):
     checkpoint_min_pos: int
     draft_states: int
     approximate: bool
+    host_checkpoints: bool

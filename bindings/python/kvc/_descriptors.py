@@ -65,6 +65,7 @@ _STATES = {
     "checkpoint_min_pos": 16,
     "draft_states": 0,
     "approximate": False,
+    "host_checkpoints": False,
 }
 _WITH_KEYS = ("causal", "encoder", "transformer")
 _WITH_HEADS = (*_WITH_KEYS, "lightning")
@@ -246,7 +247,8 @@ def _lightning_descriptor(arguments: Mapping[str, Any]) -> Any:
     set_integers(
         lightning,
         kind=_capi.KVC_LIGHTNING,
-        flags=_capi.KVC_LIGHTNING_APPROXIMATE if arguments["approximate"] else 0,
+        flags=(_capi.KVC_LIGHTNING_APPROXIMATE if arguments["approximate"] else 0)
+        | (_capi.KVC_LIGHTNING_HOST_CHECKPOINTS if arguments["host_checkpoints"] else 0),
         block=arguments["block_tokens"],
     )
     _set_checkpoints(lightning, arguments)
@@ -275,7 +277,8 @@ def _recurrent_descriptor(arguments: Mapping[str, Any]) -> Any:
     set_integers(
         recurrent,
         kind=_capi.KVC_RECURRENT,
-        flags=_capi.KVC_RECURRENT_APPROXIMATE if arguments["approximate"] else 0,
+        flags=(_capi.KVC_RECURRENT_APPROXIMATE if arguments["approximate"] else 0)
+        | (_capi.KVC_RECURRENT_HOST_CHECKPOINTS if arguments["host_checkpoints"] else 0),
         dtype_state=dtype_code(arguments["dtype_state"], "dtype_state"),
         dtype_conv=dtype_code(arguments["dtype_conv"], "dtype_conv"),
         **{name: arguments[name] for name in ("conv_channels", "conv_dim")},

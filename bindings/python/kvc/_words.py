@@ -36,6 +36,8 @@ _WORDS = {
     "KVC_PART_RECURRENT": '"recurrent"',
     "KVC_RECURRENT_APPROXIMATE": "approximate=True",
     "KVC_LIGHTNING_APPROXIMATE": "approximate=True",
+    "KVC_RECURRENT_HOST_CHECKPOINTS": "host_checkpoints=True",
+    "KVC_LIGHTNING_HOST_CHECKPOINTS": "host_checkpoints=True",
     "KVC_TRANSFORMER_RING is": "ring is",
     "KVC_TRANSFORMER_RING": "ring=True",
     "KVC_ROWS_POSTPADDED": "postpadded=True",

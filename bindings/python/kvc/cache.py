@@ -138,6 +138,7 @@ class Cache(Storage, Attending, Passes, Batches, Contents, Encoder, States, Ligh
                           each, from which commit_prefix() chooses
     approximate           middle parts may be removed. States then still contain what was removed,
                           and query() says so
+    host_checkpoints      checkpoints lie in host memory, where they are on a CPU in any case
 
     Transformer caches only: batches of rows, as EasyDeL's TransformerCache has them. Row b is
     sequence b, and max_sequences is the number of rows. begin_rows() begins their passes, of q_len
@@ -273,6 +274,7 @@ class Cache(Storage, Attending, Passes, Batches, Contents, Encoder, States, Ligh
         checkpoint_min_pos: int = 16,
         draft_states: int = 0,
         approximate: bool = False,
+        host_checkpoints: bool = False,
         value_heads: int = 0,
         ring: bool = False,
         causal: bool = True,

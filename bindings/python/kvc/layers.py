@@ -71,6 +71,7 @@ class Layer:
     checkpoint_min_pos: int = 16
     draft_states: int = 0
     approximate: bool = False
+    host_checkpoints: bool = False
     value_heads: int = 0
     ring: bool = False
     causal: bool = True

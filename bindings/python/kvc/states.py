@@ -191,7 +191,8 @@ class States(CacheHandle):
 
     def checkpoint_take(self, sequence: int) -> None:
         """Keeps the state of a sequence as a checkpoint at its next: the sequence can continue there
-        for as long as the checkpoint lasts. Copies nothing.
+        for as long as the checkpoint lasts. Copies nothing, but to host memory
+        (host_checkpoints=True).
 
         Takes nothing where the sequence is empty or has one already. A sequence that has as many as
         `checkpoints` loses its lowest. Ends an open pass, as remove() does. Only the end of a pass

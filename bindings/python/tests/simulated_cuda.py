@@ -203,6 +203,9 @@ def test_graphs_do_passes(simulated, gpu):
             cache.begin([0, 1], stream=STREAM)
         cache.begin_reserve(2, stream=STREAM)
         cache.put_attention(0, k, v, q, out)
+        for move in (lambda: cache.remove(0), lambda: cache.resume(0, 0)):
+            with pytest.raises(kvc.NotSupported, match=r"^re(move|sume)\(\) while the stream is being captured"):
+                move()
         cache.commit()
         graph = simulated.simulated_end_capture(STREAM)
         assert graph
@@ -217,6 +220,34 @@ def test_graphs_do_passes(simulated, gpu):
         cache.check()
         assert cache.digest() == reference.digest()
         simulated.simulated_destroy(graph)
+
+
+@pytest.mark.parametrize("kind", [dict(kind="recurrent", state_shape=8), dict(kind="lightning", n_kv_heads=2, head_dim=8)])
+def test_checkpoints_in_host_memory(simulated, gpu, kind):
+    geometry = dict(n_layers=1, max_sequences=2, checkpoints=2, checkpoint_interval=1, checkpoint_min_pos=0, **kind)
+
+    def digests(place, device, where):
+        with kvc.Cache(device=device, host_checkpoints=place, **geometry) as cache:
+            if kind["kind"] == "lightning":
+                cache.bind_decay([0.1, 0.5])
+            for position in range(3):
+                given = np.full((1, 2, 8), position + 1, np.float32)
+                cache.begin([position])
+                if kind["kind"] == "recurrent":
+                    cache.state_put(0, "recurrent", where(given[0, :1]))
+                else:
+                    cache.put(0, where(given), where(given))
+                cache.commit()
+            cache.copy_prefix(0, 1, 2)
+            yield cache.checkpoint_list(0), cache.checkpoint_list(1), cache.digest()
+            yield cache.resume(0, 2), cache.digest()
+            cache.check()
+
+    on_gpu = lambda array: OnGpu(simulated, array)
+    for found, wanted in zip(digests(True, gpu, on_gpu), digests(False, gpu, on_gpu)):
+        assert found == wanted
+    if kind["kind"] == "recurrent":
+        assert list(digests(True, gpu, on_gpu)) == list(digests(True, None, lambda array: array))
 
 
 def test_memory_of_the_callers(simulated):

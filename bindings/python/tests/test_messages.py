@@ -256,7 +256,6 @@ def test_every_message_that_names_c_has_words_of_python():
     never_wrong = re.compile(
         r"kvc_\w+_desc|kvc_attention_extra|kvc_stats|kvc_sequence_info|kvc_storage_info|libkvc_cuda|kvc_bind_shift"
         r"|KVC_(EXTRA|BEGIN|CODEC|ROPE|TENSOR|TOKEN)_\w+|KVC_CACHE_(ZERO_ON_FREE|PREFAULT)|KVC_(CAUSAL|ENCODER|RECURRENT|LIGHTNING)"
-        r"|KVC_RECURRENT_HOST_CHECKPOINTS"
         r"|KVC_(CPU_ISA|CUDA_PLUGIN|PLANTED_BUG|COUNT)|kvc_cuda_plugin_v1"
         r"|KVC_(ROWS_RESERVE|TRANSFORMER\w*|SLOPES_\w+)|kvc_device_info|kvc_metadata|KVC_METADATA_\w+"
         r"|KVC_(FEATURE_|FORWARD_|MODE_|OPERATOR_NO_SCAN|MODE_ALL|SET_)\w*|kvc_operator_(info|needs|functions)"

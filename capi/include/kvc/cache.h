@@ -207,9 +207,12 @@ enum { /* kvc_begin flags */
  * A graph has the addresses of the tensors and the constants of its capture. It does the first n rows of the tensors; the others
  * stay as they are. Launch it on the stream of the pass, once, between begin and the end of the pass, with no more tokens than it
  * was captured with. Columns of bias, mask and weights are all cells, and so they are in a pass that is replayed: kvc_history()
- * returns 0 and all of them. All attention calls that are captured have as many query heads. While the stream is captured, every
- * other call that would give the GPU work is NOT_SUPPORTED, and kvc_begin() without KVC_BEGIN_RESERVE is BAD_STATE. The bits are those
- * of a pass that is not captured. */
+ * returns 0 and all of them. All attention calls that are captured have as many query heads. The bits are those of a pass that is
+ * not captured.
+ *
+ * While the stream is captured, kvc_begin() is BAD_STATE without KVC_BEGIN_RESERVE, and while a pass is open that began before. Every
+ * other call that would give the GPU work is NOT_SUPPORTED, and so are those that end such a pass or move sequences, whether
+ * or not they have work for the GPU. */
 
 /* Opens a pass of n_tokens tokens. Assigns a cell to each token and hides tokens that leave a limited window; commit frees
  * them, abort restores them.

@@ -56,7 +56,8 @@ extern "C" {
 #endif
 
 enum { /* kvc_lightning_desc.flags */
-  KVC_LIGHTNING_APPROXIMATE = 1 /* middle parts may be removed; states then still contain what was removed */
+  KVC_LIGHTNING_APPROXIMATE = 1,     /* middle parts may be removed; states then still contain what was removed */
+  KVC_LIGHTNING_HOST_CHECKPOINTS = 2 /* as KVC_RECURRENT_HOST_CHECKPOINTS */
 };
 
 /* What only a lightning cache needs; null: all defaults.

@@ -38,7 +38,8 @@
  *   kvc_commit_prefix  NOT_SUPPORTED if a sequence keeps some of its tokens, not all, and has more than draft_states + 1. A
  *                      sequence that keeps none counts as not in the batch
  *   kvc_resume, kvc_can_resume, kvc_copy_prefix       find the largest of 0, next and the checkpoints that is at most `want`.
- *                      resume forgets the checkpoints above it; a copy gets those at or below it. No state is copied
+ *                      resume forgets the checkpoints above it; a copy gets those at or below it. No state is copied, but from
+ *                      checkpoints that lie in host memory (KVC_RECURRENT_HOST_CHECKPOINTS)
  *   kvc_remove         to the end: WINDOW_LOST if the sequence cannot continue at `begin`. Of a middle part: NOT_SUPPORTED, or,
  *                      with KVC_RECURRENT_APPROXIMATE, checkpoints in (begin, end] go and those above end move down. They and
  *                      the state still contain what was removed: KVC_SEQUENCE_APPROXIMATE, until the sequence resumes at a
@@ -65,8 +66,7 @@ enum { /* parts of a layer's state */
 
 enum { /* kvc_recurrent_desc.flags */
   KVC_RECURRENT_APPROXIMATE = 1,     /* middle parts may be removed; states then still contain what was removed */
-  KVC_RECURRENT_HOST_CHECKPOINTS = 2 /* checkpoints lie in host memory, where they are on KVC_CPU in any case;
-                                      * NOT_SUPPORTED on CUDA devices */
+  KVC_RECURRENT_HOST_CHECKPOINTS = 2 /* checkpoints lie in host memory, where they are on KVC_CPU in any case: see below */
 };
 
 /* What only a recurrent cache needs. Never null: it says how large a state is.
@@ -78,7 +78,12 @@ enum { /* kvc_recurrent_desc.flags */
  *
  * When a pass ends, however it ends, except by abort, each sequence that keeps a token of it takes a checkpoint at its new next if
  * its last position is checkpoint_min_pos or above and it either has no checkpoint or its newest is checkpoint_interval
- * positions or more below. A sequence that has as many as `checkpoints` loses its lowest. */
+ * positions or more below. A sequence that has as many as `checkpoints` loses its lowest.
+ *
+ * KVC_RECURRENT_HOST_CHECKPOINTS (on KVC_CPU it changes nothing): the max_sequences * checkpoints slots of checkpoints are in host
+ * memory that CUDA pins at create, all of it, and does not zero, and the device's memory has only the others. Then a checkpoint is
+ * a copy of the state, made beside the next pass, and a sequence that steps back to one, or becomes a copy of another one cut
+ * there, gets a copy of it. No call waits for either. */
 typedef struct kvc_recurrent_desc {
   uint32_t struct_size;
   uint32_t kind;               /* KVC_RECURRENT */
@@ -151,8 +156,9 @@ KVC_API kvc_status kvc_state_conv(kvc_cache *cache, int32_t layer, const kvc_ten
 
 /* ---- States in place ------------------------------------------------------------------------------------------------------- */
 
-/* Returns a view of all slots of a layer's part, [n_slots, dims…], in the storage type. Read the slots that kvc_state_layout()
- * names and write those of kvc_state_slots(), then call kvc_state_done(). No other slot may be written.
+/* Returns a view of all slots of a layer's part, [n_slots, dims…], in the storage type; of those in the device's memory, where
+ * checkpoints are in host memory. Read the slots that kvc_state_layout() names and write those of kvc_state_slots(), then call
+ * kvc_state_done(). No other slot may be written.
  *
  * dims   [n_dims], n_dims 1 … 7, as in kvc_state_get(); or null with n_dims 0: [n_slots, state_size] or [n_slots, conv_channels,
  *        conv_dim]. A slot is dense, the stride from slot to slot is larger.
@@ -191,7 +197,8 @@ KVC_API kvc_status kvc_state_gather(kvc_cache *cache, int32_t layer, int32_t par
                                     kvc_tensor *into) KVC_NOEXCEPT;
 
 /* Keeps the sequence's state as a checkpoint at its next. Nothing is taken at next 0 and where there is one already. A sequence
- * that has as many as the descriptor allows loses its lowest. Ends an open pass as kvc_remove() does. No state is copied.
+ * that has as many as the descriptor allows loses its lowest. Ends an open pass as kvc_remove() does. No state is copied, but to
+ * host memory (KVC_RECURRENT_HOST_CHECKPOINTS).
  *
  * Only the end of a pass can become a checkpoint: end a pass where one is wanted, for instance before the last token of a prompt,
  * so that the same prompt can be asked again.

@@ -57,6 +57,16 @@ Error use_device(int32_t device) noexcept { return taken(cudaSetDevice(device));
 Error allocate(size_t bytes, void** out) noexcept { return taken(cudaMalloc(out, bytes)); }
 Error release(void* block) noexcept { return taken(cudaFree(block)); }
 
+Error allocate_pinned(size_t bytes, void** out) noexcept {
+  return taken(cudaHostAlloc(out, bytes, cudaHostAllocPortable));
+}
+Error release_pinned(void* block) noexcept {
+  if (block == nullptr) return Error::none;
+  const Error e = taken(cudaDeviceSynchronize());
+  const Error freed = taken(cudaFreeHost(block));
+  return e == Error::none ? freed : e;
+}
+
 Error fill_zero(void* block, size_t bytes, Stream stream) noexcept {
   return taken(cudaMemsetAsync(block, 0, bytes, of(stream)));
 }
@@ -92,6 +102,16 @@ Error is_capturing(Stream stream, bool* out) noexcept {
   const cudaError_t error = cudaStreamIsCapturing(of(stream), &status);
   *out = error == cudaErrorStreamCaptureImplicit || status != cudaStreamCaptureStatusNone;
   return error == cudaErrorStreamCaptureImplicit ? (taken(error), Error::none) : taken(error);
+}
+
+Error create_stream(Stream* out) noexcept {
+  cudaStream_t stream = nullptr;
+  const Error e = taken(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  *out = stream;
+  return e;
+}
+void destroy_stream(Stream stream) noexcept {
+  if (stream != nullptr) taken(cudaStreamDestroy(of(stream)));
 }
 
 Error create_event(Event* out) noexcept {

@@ -62,6 +62,8 @@ pub struct LightningDesc {
     pub draft_states: i32,
     /// Middle parts may be removed; states then still contain what was removed.
     pub approximate: bool,
+    /// Checkpoints lie in host memory, where they are on the CPU in any case.
+    pub host_checkpoints: bool,
 }
 
 impl LightningDesc {
@@ -70,7 +72,8 @@ impl LightningDesc {
         sys::kvc_lightning_desc {
             struct_size: size_of::<sys::kvc_lightning_desc>() as u32,
             kind: sys::KVC_LIGHTNING,
-            flags: flag(self.approximate, sys::KVC_LIGHTNING_APPROXIMATE),
+            flags: flag(self.approximate, sys::KVC_LIGHTNING_APPROXIMATE)
+                | flag(self.host_checkpoints, sys::KVC_LIGHTNING_HOST_CHECKPOINTS),
             block: self.block,
             checkpoints: self.checkpoints,
             checkpoint_interval: self.checkpoint_interval,

@@ -70,7 +70,7 @@ pub struct RecurrentDesc {
     pub draft_states: i32,
     /// Middle parts may be removed; states then still contain what was removed.
     pub approximate: bool,
-    /// Checkpoints lie in host memory, where they are on the CPU in any case; no GPU has that.
+    /// Checkpoints lie in host memory, where they are on the CPU in any case.
     pub host_checkpoints: bool,
 }
 
