@@ -93,24 +93,6 @@ const AttentionKernel& weights_kernel_for(const AttentionArguments& a) {
 }
 
 /// Weights are written by a kernel that knows narrow tiles alone.
-Error map_rows(const AttentionArguments& a, uint32_t box_rows, MappedArguments* out) {
-  const auto map = [&](const Numbers& of, RowMap* to) {
-    return runtime::map_rows(
-        {of.data, of.dim, a.shape.n_kv_heads, of.row_stride, of.head_stride, box_rows}, to);
-  };
-  out->call = a;
-  const Error e = map(a.k, &out->k);
-  return e != Error::none ? e : map(a.v, &out->v);
-}
-
-Error launch(const AttentionKernel& what, const AttentionArguments& a, uint32_t blocks, Stream stream) {
-  const Grid grid = {blocks, what.threads, what.shared_bytes(a)};
-  if (what.box_rows == 0) return runtime::launch(what.kernel, grid, &a, stream);
-  MappedArguments mapped;
-  const Error e = map_rows(a, what.box_rows, &mapped);
-  return e != Error::none ? e : runtime::launch(what.kernel, grid, &mapped, stream);
-}
-
 const AttentionKernel* wide_kernel_for(const AttentionArguments& a, const Abilities& abilities) {
   const bool is_whole = a.k.dim % 8 == 0 && a.v.dim % 8 == 0;
   if (a.weights.data != nullptr || a.k.element != a.v.element || !is_whole) return nullptr;

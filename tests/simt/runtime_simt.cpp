@@ -129,11 +129,8 @@ class Machine {
   void prepare(const Kernel& kernel) { loaded_.insert(kernel.entry); }
   Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) {
     if (grid.blocks == 0) return Error::none;
-    struct alignas(64) Line {
-      std::byte bytes[64];
-    };
-    auto kept = std::make_shared<std::vector<Line>>((kernel.params_bytes + 63) / 64);
-    std::memcpy(kept->data(), params, kernel.params_bytes);
+    const auto* const bytes = static_cast<const std::byte*>(params);
+    auto kept = std::make_shared<std::vector<std::byte>>(bytes, bytes + kernel.params_bytes);
     return checked([&] {
       if (kernel.entry == nullptr || grid.threads == 0 || grid.threads > 1024 ||
           kernel.params_bytes > kvc::cuda::max_params_bytes)
@@ -502,21 +499,6 @@ Error prepare(const Kernel& kernel, const Grid& grid, int32_t* blocks_per_multip
 Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) noexcept {
   if (!simt::device::has_code_for(kernel)) return simt::device::no_kernel_image;
   return Machine::instance().launch(kernel, grid, params, stream);
-}
-
-/// What a copy needs is in it as it was given.
-Error map_rows(const MappedRows& rows, RowMap* out) noexcept {
-  return Machine::instance().checked([&] {
-    const auto all = reinterpret_cast<uintptr_t>(rows.data) |
-                     static_cast<uintptr_t>(rows.row_stride) |
-                     static_cast<uintptr_t>(rows.head_stride);
-    if (all % 16 != 0 || rows.dim < 1 || rows.n_heads < 1 || rows.box_rows < 1 ||
-        rows.box_rows > 256 || rows.row_stride >> 40 != 0 || rows.head_stride >> 40 != 0)
-      return Error::invalid_value;
-    *out = {};
-    std::memcpy(out, &rows, sizeof rows);
-    return Error::none;
-  });
 }
 
 Error is_capturing(Stream stream, bool* out) noexcept {

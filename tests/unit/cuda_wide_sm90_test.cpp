@@ -6,17 +6,10 @@ namespace {
 
 using namespace cuda_attention;
 
-template <class T, int D, int parts>
-void run_wide_sm90(const AttentionArguments& a) {
-  MappedArguments mapped;
-  ASSERT_EQ(map_rows(a, WideSm90Layout<D, parts>::tokens, &mapped), Error::none);
-  attend_wide_sm90<T, D, parts>(mapped);
-}
-
 template <class T, int D, int parts = wide_parts<T>>
 const KernelUnderTest& wide_sm90() {
   using Layout = WideSm90Layout<D, parts>;
-  static const KernelUnderTest made = {run_wide_sm90<T, D, parts>,
+  static const KernelUnderTest made = {attend_wide_sm90<T, D, parts>,
                                        wide_sm90_shared_bytes<T, D, parts>, Layout::threads,
                                        Layout::columns};
   return made;
@@ -60,16 +53,6 @@ void check_infinite(uint32_t seed) {
 TEST(CudaWideSm90, HiddenValuesMayBeInfinite) {
   check_infinite<Bf16, 128>(3800);
   check_infinite<F16, 64>(3801);
-}
-
-TEST(CudaWideSm90, RowsThatCannotBeMapped) {
-  alignas(16) static const char bytes[64] = {};
-  RowMap map;
-  EXPECT_EQ(runtime::map_rows({bytes, 8, 1, 16, 64, 4}, &map), Error::none);
-  for (const MappedRows& wrong :
-       {MappedRows{bytes + 8, 8, 1, 16, 64, 4}, MappedRows{bytes, 8, 1, 24, 64, 4},
-        MappedRows{bytes, 8, 1, 16, 72, 4}, MappedRows{bytes, 8, 1, 16, 64, 257}})
-    EXPECT_EQ(runtime::map_rows(wrong, &map), Error::invalid_value);
 }
 
 /// On another device, and of dimensions that it lacks, wide tiles are those of the kernel for all devices.

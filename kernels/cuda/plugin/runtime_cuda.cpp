@@ -1,8 +1,6 @@
-#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "kernels/cuda/runtime.hpp"
@@ -97,31 +95,6 @@ Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream 
   void* arguments[] = {const_cast<void*>(params)};
   return taken(cudaLaunchKernel(kernel.entry, dim3(grid.blocks), dim3(grid.threads), arguments,
                                 grid.shared_bytes, of(stream)));
-}
-
-Error map_rows(const MappedRows& rows, RowMap* out) noexcept {
-  // The driver has it, and nothing else of the driver is called: so the library needs no libcuda to load.
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-  if (Error e = taken(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                                       cudaEnableDefault, &result));
-      e != Error::none)
-    return e;
-  if (result != cudaDriverEntryPointSuccess) return Error::insufficient_driver;
-  constexpr cuuint32_t n_dims = 3;
-  constexpr cuuint64_t any_row = INT32_MAX;
-  const cuuint64_t sizes[n_dims] = {static_cast<cuuint64_t>(rows.dim), any_row,
-                                    static_cast<cuuint64_t>(rows.n_heads)};
-  const cuuint64_t strides[n_dims - 1] = {static_cast<cuuint64_t>(rows.row_stride),
-                                          static_cast<cuuint64_t>(rows.head_stride)};
-  const cuuint32_t box[n_dims] = {64, rows.box_rows, 1}, steps[n_dims] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult made = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found)(
-      &map, CU_TENSOR_MAP_DATA_TYPE_UINT16, n_dims, const_cast<void*>(rows.data), sizes, strides,
-      box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  *out = std::bit_cast<RowMap>(map);
-  return static_cast<Error>(made);  // the driver's numbers are the runtime's
 }
 
 Error is_capturing(Stream stream, bool* out) noexcept {
