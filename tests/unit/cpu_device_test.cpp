@@ -53,7 +53,8 @@ void check_rows(DType storage_type, DType outer_type, bool transposed, int32_t f
     return t;
   };
   std::vector<int32_t> cell(n_tokens);
-  for (int32_t i = 0; i < n_tokens; ++i) cell[static_cast<size_t>(i)] = (i * 37 + 5) % n_cells;
+  for (int32_t i = 0; i < n_tokens; ++i)
+    cell[static_cast<size_t>(i)] = static_cast<int32_t>((i * 37 + 5) % n_cells);
   constexpr size_t room = dim + dim + 1;  // floats of a thread
   std::vector<float> numbers(2 * room);
   std::vector<int32_t> turned(2 * room);
