@@ -42,6 +42,25 @@ class GraphPair {
     EXPECT_EQ(support::name(call(by_graphs_)), support::name(status)) << support::last_message();
     return status;
   }
+  /// The first three choices: a sequence takes a checkpoint, steps back to `want`, or is copied to another one. Others do nothing.
+  void move_states(int32_t choice, size_t which, size_t to, int32_t want, std::vector<int32_t>& next) {
+    const auto sequence = static_cast<int32_t>(which);
+    int32_t at = 0;
+    if (choice == 0) {
+      ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_checkpoint_take(cache, sequence); }),
+                KVC_OK);
+    } else if (choice == 1) {
+      ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_resume(cache, sequence, want, &at); }),
+                KVC_OK);
+      next[which] = at;
+    } else if (choice == 2) {
+      ASSERT_EQ(on_both([&](kvc_cache* cache) {
+                  return kvc_copy_prefix(cache, sequence, static_cast<int32_t>(to), next[which], &at);
+                }),
+                KVC_OK);
+      next[to] = at;
+    }
+  }
   void* any_stream() { return reinterpret_cast<void*>(static_cast<uintptr_t>(random_.below(4))); }
   /// All tensors get the same numbers.
   void fill(void* stream) {

@@ -185,25 +185,11 @@ class Pair : public cuda_arena::GraphPair {
 
   void between() {
     const auto which = static_cast<size_t>(random_.below(sequences));
-    const auto sequence = static_cast<int32_t>(which);
     const size_t to = (which + 1) % sequences;
     const int32_t choice = random_.below(8);
-    int32_t at = 0;
-    if (choice == 0) {
-      ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_checkpoint_take(cache, sequence); }),
-                KVC_OK);
-    } else if (choice == 1) {
-      const int32_t want = std::max(0, next_[which] - 1);
-      ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_resume(cache, sequence, want, &at); }),
-                KVC_OK);
-      next_[which] = at;
-    } else if (choice == 2) {
-      ASSERT_EQ(on_both([&](kvc_cache* cache) {
-                  return kvc_copy_prefix(cache, sequence, static_cast<int32_t>(to), next_[which], &at);
-                }),
-                KVC_OK);
-      next_[to] = at;
-    } else if (choice == 3) {
+    move_states(choice, which, to, std::max(0, next_[which] - 1), next_);
+    if (choice == 3) {
+      const auto sequence = static_cast<int32_t>(which);
       const int32_t destination[] = {sequence, static_cast<int32_t>(to)};
       const int32_t source[] = {static_cast<int32_t>(to), sequence};
       ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_reorder(cache, 2, destination, source); }),

@@ -147,25 +147,8 @@ class Pair : public cuda_arena::GraphPair {
   }
   void between() {
     const auto which = static_cast<size_t>(random_.below(sequences));
-    const auto sequence = static_cast<int32_t>(which);
-    const size_t to = (which + 1) % sequences;
     const int32_t choice = random_.below(8), back = random_.below(2);
-    int32_t at = 0;
-    if (choice == 0) {
-      ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_checkpoint_take(cache, sequence); }),
-                KVC_OK);
-    } else if (choice == 1) {
-      const int32_t want = std::max(0, next_[which] - 1 - back);
-      ASSERT_EQ(on_both([&](kvc_cache* cache) { return kvc_resume(cache, sequence, want, &at); }),
-                KVC_OK);
-      next_[which] = at;
-    } else if (choice == 2) {
-      ASSERT_EQ(on_both([&](kvc_cache* cache) {
-                  return kvc_copy_prefix(cache, sequence, static_cast<int32_t>(to), next_[which], &at);
-                }),
-                KVC_OK);
-      next_[to] = at;
-    }
+    move_states(choice, which, (which + 1) % sequences, std::max(0, next_[which] - 1 - back), next_);
   }
 
   const std::vector<Layer> called_, replayed_;
