@@ -37,8 +37,7 @@ size_t partial_bytes(const AttentionBounds& bounds) {
 Error launch(const AttentionKernel& what, const AttentionArguments& a, int64_t n_items,
              const Launcher& launcher) {
   const auto blocks = static_cast<uint32_t>(std::min<int64_t>(n_items, launcher.most_blocks));
-  return runtime::launch(what.kernel, {blocks, what.threads, what.shared_bytes(a)}, &a,
-                         launcher.stream);
+  return launch(what, a, blocks, launcher.stream);
 }
 
 }  // namespace

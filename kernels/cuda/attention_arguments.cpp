@@ -12,6 +12,7 @@ Numbers numbers_of(const Slab& slab) {
           static_cast<int64_t>(slab.codes.head_stride),
           static_cast<int64_t>(slab.codes.row_stride),
           slab.head_dim(),
+          slab.n_cells,
           element_of(slab.type()),
           coding_of(slab.format),
           reinterpret_cast<const char*>(slab.scales.data),

@@ -14,7 +14,7 @@ struct Numbers {
   const char* data;
   int64_t head_stride;  // bytes
   int64_t row_stride;   // bytes, from one cell to the next
-  int32_t dim;
+  int32_t dim, n_cells;
   Element element;
   // Of codes.
   Coding coding;

@@ -92,6 +92,30 @@ const AttentionKernel& weights_kernel_for(const AttentionArguments& a) {
   return a.has_codes() ? weights_codes_kernel() : weights_kernel();
 }
 
+Error map_rows(const AttentionArguments& a, int32_t box_rows, MappedArguments* out) {
+  const auto map = [&](const Numbers& of, RowMap* to) {
+    return runtime::map_rows({.data = of.data,
+                              .row_stride = of.row_stride,
+                              .head_stride = of.head_stride,
+                              .dim = of.dim,
+                              .n_rows = of.n_cells,
+                              .n_heads = a.shape.n_kv_heads,
+                              .box_rows = box_rows},
+                             to);
+  };
+  out->call = a;
+  const Error e = map(a.k, &out->k);
+  return e != Error::none ? e : map(a.v, &out->v);
+}
+
+Error launch(const AttentionKernel& what, const AttentionArguments& a, uint32_t blocks, Stream stream) {
+  const Grid grid = {blocks, what.threads, what.shared_bytes(a)};
+  if (what.box_rows == 0) return runtime::launch(what.kernel, grid, &a, stream);
+  MappedArguments mapped;
+  const Error e = map_rows(a, what.box_rows, &mapped);
+  return e != Error::none ? e : runtime::launch(what.kernel, grid, &mapped, stream);
+}
+
 /// Weights are written by a kernel that knows narrow tiles alone.
 const AttentionKernel* wide_kernel_for(const AttentionArguments& a, const Abilities& abilities) {
   const bool is_whole = a.k.dim % 8 == 0 && a.v.dim % 8 == 0;

@@ -15,7 +15,19 @@ struct AttentionKernel {
   size_t (*shared_bytes)(const AttentionArguments& a) = nullptr;
   size_t shared_bytes_max = 0;  // of any call
   int32_t columns = 0;          // of the tiles that it serves
+  int32_t box_rows = 0;  // its parameters are MappedArguments with such boxes; 0: AttentionArguments
 };
+
+/// What a kernel is told that copies rows of consecutive cells at once. The maps are those of the cache's memory, so they are right for
+/// each pass that a graph replays.
+struct MappedArguments {
+  AttentionArguments call;
+  RowMap k, v;
+};
+Error map_rows(const AttentionArguments& a, int32_t box_rows, MappedArguments* out);
+
+/// On the current device.
+Error launch(const AttentionKernel& what, const AttentionArguments& a, uint32_t blocks, Stream stream);
 
 /// What kernels may use of a device.
 struct Abilities {

@@ -109,6 +109,8 @@ struct Item {
     stage_columns();
     sync_block();
   }
+  /// What threads behind the last column may call while the others begin a task: they have no part in it.
+  KVC_DEVICE static void follow() { KVC_UNROLL for (int i = 0; i < 3; ++i) sync_block(); }
 
   /// Where the token arrays name the token with this seen coordinate.
   KVC_DEVICE static int64_t entry(int seen) {

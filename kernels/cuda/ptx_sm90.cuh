@@ -1,5 +1,6 @@
 #pragma once
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/runtime.hpp"
 
 /// What ptx.cuh is for instructions of compute capability 9.0: barriers in shared memory, products of groups of four warps whose
 /// factors lie there, and registers that one group leaves to another.
@@ -38,6 +39,23 @@ KVC_DEVICE void init_barrier(uint32_t barrier, int count) {
 KVC_DEVICE void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+/// As arrive(), of a phase that ends when so many bytes of boxes have landed, too.
+KVC_DEVICE void arrive_and_expect(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+/// By one thread, which will copy boxes of it soon.
+KVC_DEVICE void prefetch_map(const RowMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+/// By one thread: copies a box, from these on, to lines of 128 bytes as matrix_at() wants them, and tells the barrier. The unit that
+/// does it sees of barriers and of memory that threads have used what publish_shared() was called behind; units that multiply see
+/// what it has written.
+KVC_DEVICE void copy_box(uint32_t shared, const RowMap& map, int dim, int row, int head, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared),
+      "l"(&map), "r"(dim), "r"(row), "r"(head), "r"(barrier)
+      : "memory");
+}
 /// An arrival when all copies that the thread has begun have landed. It waits for none of them.
 KVC_DEVICE void arrive_when_copied(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
@@ -52,7 +70,7 @@ KVC_DEVICE void wait_for_phase(uint32_t barrier, int parity) {
       : "memory");
 }
 
-/// What is in shared memory for the threads of this warp, which all call it, is so for the units that multiply, too.
+/// What is in shared memory for the threads of this warp, which all call it, is so for the units that multiply or copy boxes, too.
 KVC_DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// A group of four warps goes on with fewer registers a thread, or waits until there are more.

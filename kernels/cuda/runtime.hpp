@@ -53,6 +53,21 @@ struct Grid {
   size_t shared_bytes = 0;  // dynamic, of a block
 };
 
+/// Rows of 16-bit numbers as the unit that copies boxes of them sees them, on GPUs of compute capability 9.0 and newer: a tensor map.
+/// What is in it is CUDA's own; a kernel takes it as a parameter.
+struct alignas(128) RowMap {
+  uint64_t opaque[16];
+};
+
+/// [n_heads][n_rows][dim] numbers. A copy takes 64 dims of box_rows rows, where zeros are behind the last dim, and exchanges chunks of
+/// 16 bytes as matrix_at() has it (ptx_sm90.cuh).
+struct MappedRows {
+  const void* data;                 // a multiple of 16, as are the strides
+  int64_t row_stride, head_stride;  // bytes, less than 2^40
+  int32_t dim, n_rows, n_heads;
+  int32_t box_rows;  // 256 at most
+};
+
 namespace runtime {
 
 Error count_devices(int32_t* n) noexcept;
@@ -79,6 +94,9 @@ Error copy_to_host(void* to, const void* from, size_t bytes, Stream stream) noex
 Error prepare(const Kernel& kernel, const Grid& grid, int32_t* blocks_per_multiprocessor) noexcept;
 /// `params` are copied. An empty grid does nothing. Says what is wrong with this launch, or went wrong in an earlier one.
 Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) noexcept;
+
+/// Depends on nothing but what it is told: it reads no row, and may be called in a capture.
+Error map_rows(const MappedRows& rows, RowMap* out) noexcept;
 
 /// Whether a graph is captured from the stream, or from another one in a way that forbids to use this one.
 Error is_capturing(Stream stream, bool* out) noexcept;

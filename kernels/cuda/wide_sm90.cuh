@@ -1,8 +1,7 @@
 #pragma once
 #include "kernels/cuda/kernel.cuh"
-#include "kernels/cuda/ptx_sm90.cuh"
 #include "kernels/cuda/warp_columns.cuh"
-#include "kernels/cuda/wide_sm90_layout.hpp"
+#include "kernels/cuda/wide_sm90_copies.cuh"
 
 /// Attention of many columns on GPUs of compute capability 9.0, over K and V in f16 or bf16, of up to D dimensions.
 ///
@@ -12,130 +11,13 @@
 ///   multiplies  has the scores S of a step │ begins S = Q · K' of the next │ weights P, meanwhile │ values O += P · V │ leaves
 ///               the stage
 ///
-/// So products run while a group makes weights: its own, and those of the other. Rows are copied 16 bytes at a time from whichever cells they lie
-/// in: so any cells are as good as consecutive ones. Q lies in shared memory, S becomes the left factor P where it is, in registers.
+/// So products run while a group makes weights: its own, and those of the other. Q lies in shared memory, S becomes the left factor P
+/// where it is, in registers.
 ///
 /// Q and P are sums of `parts` 16-bit numbers, as in wide.cuh. Tensor cores cut off when they add: smaller parts are added first,
 /// before a sum is large, and each step's products with V start at zero; where factors may be rounded, parts is 1, and they
 /// go on from the sums before.
 namespace kvc::cuda {
-
-/// What both sides of a block know of a stage. Steps are counted over all tasks of the block.
-template <class Layout>
-struct Sm90Stage {
-  int index, parity;
-
-  KVC_DEVICE explicit Sm90Stage(int step)
-      : index(step % Layout::n_stages), parity(step / Layout::n_stages % 2) {}
-
-  KVC_DEVICE int32_t* cells() const {
-    return reinterpret_cast<int32_t*>(shared_memory() + Layout::notes_at) + index * 2 * Layout::tokens;
-  }
-  KVC_DEVICE int32_t* positions() const { return cells() + Layout::tokens; }
-  KVC_DEVICE uint32_t keys() const {
-    return shared_address() + Layout::stages_at + index * 2 * Layout::side_bytes;
-  }
-  KVC_DEVICE uint32_t values() const { return keys() + Layout::side_bytes; }
-  KVC_DEVICE uint32_t full() const { return shared_address() + Layout::barriers_at + 8 * index; }
-  KVC_DEVICE uint32_t empty() const { return full() + 8 * Layout::n_stages; }
-};
-
-/// Once for a block.
-template <class Layout>
-KVC_DEVICE void init_stages() {
-  if (thread_index() == 0) {
-    for (int i = 0; i < Layout::n_stages; ++i) {
-      // The rows of each thread that copies, and what all of them have noted.
-      init_barrier(Sm90Stage<Layout>(i).full(), Layout::group_threads + 1);
-      init_barrier(Sm90Stage<Layout>(i).empty(), Layout::multiplying / 32);
-    }
-  }
-  sync_block();
-}
-
-// Threads that do something together, and the barriers that they have.
-struct Sm90Multiplying {
-  static constexpr int n = 256;
-  KVC_DEVICE static int thread() { return thread_index(); }
-  KVC_DEVICE static int n_threads() { return n; }
-  KVC_DEVICE static void sync() { sync_threads(1, n); }
-};
-struct Sm90Group {
-  static constexpr int n = 128;
-  KVC_DEVICE static int index() { return uniform(thread_index() / n); }
-  KVC_DEVICE static int thread() { return thread_index() % n; }
-  KVC_DEVICE static int n_threads() { return n; }
-  KVC_DEVICE static void sync() { sync_threads(2 + index(), n); }
-};
-
-/// The group that copies.
-template <class Layout>
-class Sm90Copies {
-  using Stage = Sm90Stage<Layout>;
-  static constexpr int tokens = Layout::tokens;
-  static constexpr int chunks = 8 * Layout::n_planes;  // of 16 bytes, of a row
-  static constexpr int rows_at_once = Layout::group_threads / chunks;
-
- public:
-  KVC_DEVICE explicit Sm90Copies(const AttentionArguments& a)
-      : item_{a}, a_(a), chunk_(Sm90Group::thread() % chunks), row_(Sm90Group::thread() / chunks) {}
-
-  KVC_DEVICE void serve(int64_t index) {
-    item_.begin([&] { return Task::of_launch(a_, index); });
-    const Task& task = Item::task();
-    if (task.begin() >= task.end()) return;
-    const int64_t first_cell = task.list.first_cell;
-    k_ = a_.k.data + task.kv_head * a_.k.head_stride + first_cell * a_.k.row_stride + 16 * chunk_;
-    v_ = a_.v.data + task.kv_head * a_.v.head_stride + first_cell * a_.v.row_stride + 16 * chunk_;
-    item_.for_each_segment(task.begin(), task.end(), [this](int, int from, int to) { run(from, to); });
-  }
-
- private:
-  /// The seen coordinates [begin, end), a step at a time. Tokens behind the end are read from the last one, which somebody sees.
-  KVC_DEVICE void run(int begin, int end) {
-    const int thread = Sm90Group::thread();
-    int cell = 0, position = 0;
-    const auto fetch = [&](int first) {
-      if (thread >= tokens || first >= end) return;
-      const int seen = first + thread;
-      const int64_t entry = Item::entry(seen < end ? seen : end - 1);
-      cell = a_.cells[entry];
-      position = Item::task().list.first_position + a_.positions[entry];
-    };
-    fetch(begin);
-    KVC_NO_UNROLL for (int u0 = begin; u0 < end; u0 += tokens) {
-      const Stage stage(step_++);
-      wait_for_phase(stage.empty(), stage.parity ^ 1);
-      if (thread < tokens) {
-        stage.cells()[thread] = cell;
-        stage.positions()[thread] = position;
-      }
-      Sm90Group::sync();
-      if (thread == 0) arrive(stage.full());
-      fetch(u0 + tokens);
-      copy_rows(stage);
-      arrive_when_copied(stage.full());
-    }
-  }
-
-  KVC_DEVICE void copy_rows(const Stage& stage) const {
-    const bool has_k = 8 * chunk_ < a_.k.dim, has_v = 8 * chunk_ < a_.v.dim;
-    const uint32_t to = stage.keys() + chunk_ / 8 * Layout::plane_bytes + row_ * 128 +
-                        (chunk_ ^ row_) % 8 * 16;
-    KVC_UNROLL_2 for (int i = 0; i < tokens / rows_at_once; ++i) {
-      const int64_t cell = stage.cells()[i * rows_at_once + row_];
-      const uint32_t at = to + i * rows_at_once * 128;
-      copy_async(at, has_k ? k_ + cell * a_.k.row_stride : a_.k.data, has_k);
-      copy_async(at + Layout::side_bytes, has_v ? v_ + cell * a_.v.row_stride : a_.v.data, has_v);
-    }
-  }
-
-  const Item item_;
-  const AttentionArguments& a_;
-  const int chunk_, row_;  // that this thread copies of rows; rows_at_once further, it is the same of eight rows
-  const char *k_, *v_;     // row 0 of the KV head
-  int step_ = 0;
-};
 
 /// A group that multiplies.
 template <class T, int D, int parts>
@@ -360,15 +242,16 @@ class Sm90Products {
 };
 
 template <class T, int D, int parts>
-KVC_GLOBAL void KVC_LAUNCH_BOUNDS(384, 1) attend_wide_sm90(KVC_PARAMS(AttentionArguments) a) {
+KVC_GLOBAL void KVC_LAUNCH_BOUNDS(384, 1) attend_wide_sm90(KVC_PARAMS(MappedArguments) mapped) {
 #if defined(KVC_SIMT) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Layout = WideSm90Layout<D, parts>;
+  const AttentionArguments& a = mapped.call;
   const int64_t n = int64_t{launched(a).n_parts} * a.shape.turns();
-  init_stages<Layout>();
+  init_stages<Layout>(mapped);
   if (Sm90Group::index() == 2) {
     give_registers<Layout::registers_to_copy>();
-    Sm90Copies<Layout> copies(a);
-    for (int64_t i = block_index(); i < n; i += n_blocks()) copies.serve(i);
+    Sm90Copies<Layout> copies(mapped);
+    for (int64_t i = block_index(); i < n; i += n_blocks()) copies.serve();
   } else {
     take_registers<Layout::registers_to_multiply>();
     Sm90Products<T, D, parts> products(a);

@@ -16,7 +16,7 @@ const AttentionKernel* wide_sm90_instance(const char* name) {
   using Layout = WideSm90Layout<D, parts>;
   static const AttentionKernel made = {
       kernel<attend_wide_sm90<T, D, parts>>(name), Layout::threads, wide_sm90_shared_bytes<T, D, parts>,
-      static_cast<size_t>(Layout::bytes(parts)), Layout::columns};
+      static_cast<size_t>(Layout::bytes(parts)), Layout::columns, Layout::tokens};
   return &made;
 }
 

@@ -87,7 +87,7 @@ void launch(const AttentionArguments& a, Role role, unsigned blocks) {
   const Grid grid = {blocks, kernel.threads, kernel.shared_bytes(a)};
   int32_t resident = 0;
   gpu::need(runtime::prepare(kernel.kernel, grid, &resident), kernel.kernel.name);
-  gpu::need(runtime::launch(kernel.kernel, grid, &a, nullptr), kernel.kernel.name);
+  gpu::need(launch(kernel, a, blocks, nullptr), kernel.kernel.name);
   gpu::need(runtime::synchronize(nullptr), kernel.kernel.name);
 }
 

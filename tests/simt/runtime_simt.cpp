@@ -78,6 +78,10 @@ class Machine {
     const std::lock_guard lock(mutex_);
     return n_launches_;
   }
+  int64_t n_boxes() {
+    const std::lock_guard lock(mutex_);
+    return n_boxes_;
+  }
   int64_t n_waits() {
     const std::lock_guard lock(mutex_);
     return n_waits_;
@@ -129,8 +133,12 @@ class Machine {
   void prepare(const Kernel& kernel) { loaded_.insert(kernel.entry); }
   Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) {
     if (grid.blocks == 0) return Error::none;
-    const auto* const bytes = static_cast<const std::byte*>(params);
-    auto kept = std::make_shared<std::vector<std::byte>>(bytes, bytes + kernel.params_bytes);
+    struct alignas(kvc::cuda::RowMap) Line {
+      std::byte bytes[alignof(kvc::cuda::RowMap)];
+    };
+    auto kept = std::make_shared<std::vector<Line>>((kernel.params_bytes + sizeof(Line) - 1) /
+                                                    sizeof(Line));
+    std::memcpy(kept->data(), params, kernel.params_bytes);
     return checked([&] {
       if (kernel.entry == nullptr || grid.threads == 0 || grid.threads > 1024 ||
           kernel.params_bytes > kvc::cuda::max_params_bytes)
@@ -306,8 +314,9 @@ class Machine {
     const auto entry = reinterpret_cast<void (*)(const void*)>(const_cast<void*>(kernel.entry));
     const Inside inside;
     try {
-      simt::launch(
+      const Statistics made = simt::launch(
           grid.blocks, grid.threads, grid.shared_bytes, [&] { entry(params); }, options);
+      n_boxes_ += static_cast<int64_t>(made.boxes);
     } catch (const simt::Error& error) {
       std::fprintf(stderr, "the kernel %s failed: %s\n", kernel.name, error.what());
       fault_ = Error::launch_failure;
@@ -349,7 +358,7 @@ class Machine {
   int64_t fails_in_ = 0;
   Error failure_ = Error::none;
   bool failure_stays_ = false;
-  int64_t n_calls_ = 0, n_launches_ = 0, n_waits_ = 0, n_held_ = 0;
+  int64_t n_calls_ = 0, n_launches_ = 0, n_boxes_ = 0, n_waits_ = 0, n_held_ = 0;
 };
 
 thread_local int32_t current = 0;
@@ -390,6 +399,7 @@ void fail_call(int64_t n, kvc::cuda::Error error, bool stays) {
 }
 int64_t n_calls() { return Machine::instance().n_calls(); }
 int64_t n_launches() { return Machine::instance().n_launches(); }
+int64_t n_boxes() { return Machine::instance().n_boxes(); }
 int64_t n_waits() { return Machine::instance().n_waits(); }
 int64_t n_held() { return Machine::instance().n_held(); }
 void finish() { Machine::instance().finish(); }
@@ -499,6 +509,21 @@ Error prepare(const Kernel& kernel, const Grid& grid, int32_t* blocks_per_multip
 Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream stream) noexcept {
   if (!simt::device::has_code_for(kernel)) return simt::device::no_kernel_image;
   return Machine::instance().launch(kernel, grid, params, stream);
+}
+
+/// What a copy needs is in it as it was given.
+Error map_rows(const MappedRows& rows, RowMap* out) noexcept {
+  return Machine::instance().checked([&] {
+    const auto all = reinterpret_cast<uintptr_t>(rows.data) |
+                     static_cast<uintptr_t>(rows.row_stride) |
+                     static_cast<uintptr_t>(rows.head_stride);
+    if (all % 16 != 0 || rows.dim < 1 || rows.n_rows < 1 || rows.n_heads < 1 || rows.box_rows < 1 ||
+        rows.box_rows > 256 || rows.row_stride >> 40 != 0 || rows.head_stride >> 40 != 0)
+      return Error::invalid_value;
+    *out = {};
+    std::memcpy(out, &rows, sizeof rows);
+    return Error::none;
+  });
 }
 
 Error is_capturing(Stream stream, bool* out) noexcept {

@@ -26,6 +26,8 @@ void fail_call(int64_t n, kvc::cuda::Error error, bool stays);
 int64_t n_calls();
 /// Kernels that were launched so far.
 int64_t n_launches();
+/// Boxes of rows that kernels have copied so far.
+int64_t n_boxes();
 /// Calls that waited so far.
 int64_t n_waits();
 /// Blocks of memory and events that are not given back.

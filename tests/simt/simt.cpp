@@ -459,5 +459,6 @@ void count_load(const void* address, size_t bytes) {
 }
 
 void count_product() { ++machine->statistics.products; }
+void count_box() { ++machine->statistics.boxes; }
 
 }  // namespace simt

@@ -36,6 +36,7 @@ struct Statistics {
   uint64_t requests = 0;  // of a warp, whose lanes load at once
   uint64_t sectors = 0;   // of 32 bytes that the requests touch
   uint64_t products = 0;  // of matrices
+  uint64_t boxes = 0;     // that were copied to shared memory
 };
 
 /// Runs `body` once for each of grid × threads threads, blocks of `threads` at a time. Throws Error.
@@ -107,5 +108,6 @@ uint64_t draw();
 /// A load of a thread, for the statistics.
 void count_load(const void* address, size_t bytes);
 void count_product();
+void count_box();
 
 }  // namespace simt

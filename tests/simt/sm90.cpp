@@ -1,5 +1,6 @@
 #include "tests/simt/sm90.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <limits>
@@ -15,10 +16,23 @@ struct SharedBarrier {
   unsigned count = 0;
   unsigned pending = 0;  // arrivals that the phase still waits for
   unsigned phase = 0;
+  int64_t bytes = 0;          // that it waits for, too
+  bool is_published = false;  // to units that copy
   Waiting waiting;
 
   void arrive() {
-    if (--pending > 0) return;
+    if (pending == 0) fail("more than %u arrivals in a phase", count);
+    --pending;
+    end_phase();
+  }
+  void land(size_t landed) {
+    bytes -= static_cast<int64_t>(landed);
+    end_phase();
+  }
+
+ private:
+  void end_phase() {
+    if (pending > 0 || bytes != 0) return;
     pending = count;
     ++phase;
     wake(waiting);
@@ -126,7 +140,7 @@ void sync_threads(unsigned barrier, unsigned n) {
 void init_barrier(size_t at, unsigned count) {
   if (at % 8 != 0 || at + 8 > shared_bytes() || count == 0)
     fail("a barrier of %u at byte %zu of shared memory", count, at);
-  if (!state().barriers.try_emplace(at, SharedBarrier{count, count, 0, {}}).second)
+  if (!state().barriers.try_emplace(at, SharedBarrier{count, count, 0, 0, false, {}}).second)
     fail("a second barrier at byte %zu of shared memory", at);
 }
 
@@ -144,6 +158,51 @@ void arrive_when_copied(size_t at) {
   });
 }
 
+void arrive_and_expect(size_t at, size_t bytes) {
+  maybe_yield();
+  barrier_at(at).bytes += static_cast<int64_t>(bytes);
+  barrier_at(at).arrive();
+  maybe_yield();
+}
+
+namespace {
+
+constexpr size_t line_bytes = 128, lines_at_once = 8;
+
+/// Both threads and units that multiply see it from now on.
+void land_lines(char* to, char* seen, const Box& box, size_t first, size_t n) {
+  for (size_t i = first * line_bytes; i < (first + n) * line_bytes; ++i) {
+    const size_t line = i / line_bytes, of_line = i % line_bytes;
+    const char byte = of_line < box.row_bytes ? box.from[line * box.row_stride + of_line] : '\0';
+    const size_t exchanged = i ^ (line % 8 * 16);
+    to[exchanged] = seen[exchanged] = byte;
+  }
+}
+
+}  // namespace
+
+void copy_box(size_t to, const Box& box, size_t at) {
+  SharedBarrier& barrier = barrier_at(at);
+  const size_t bytes = box.n_rows * line_bytes;
+  if (to % (lines_at_once * line_bytes) != 0 || to + bytes > shared_bytes())
+    fail("a box of %zu rows at byte %zu of shared memory", box.n_rows, to);
+  if (!barrier.is_published) fail("a box for a barrier that was not published");
+  char *const target = shared_memory() + to, *const seen = state().seen.data() + to;
+  if (std::memcmp(target, seen, bytes) != 0)
+    fail("a box over what was written at byte %zu and not published", to);
+  std::memset(target, 0xff, bytes);
+  std::memset(seen, 0xff, bytes);
+  for (size_t line = 0; line < box.n_rows; line += lines_at_once) {
+    const size_t n = std::min(lines_at_once, box.n_rows - line);
+    do_later([=, &barrier] {
+      land_lines(target, seen, box, line, n);
+      barrier.land(n * line_bytes);
+    });
+  }
+  count_box();
+  maybe_yield();
+}
+
 void wait_for_phase(size_t at, unsigned parity) {
   SharedBarrier& barrier = barrier_at(at);
   while (barrier.phase % 2 == parity) wait_in(barrier.waiting, "mbarrier.try_wait");
@@ -152,6 +211,7 @@ void wait_for_phase(size_t at, unsigned parity) {
 
 void publish_shared() {
   std::memcpy(state().seen.data(), shared_memory(), shared_bytes());
+  for (auto& [at, barrier] : state().barriers) barrier.is_published = true;
   maybe_yield();
 }
 const char* published() { return state().seen.data(); }

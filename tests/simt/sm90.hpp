@@ -11,8 +11,8 @@
 ///
 /// What it finds, beside what simt.hpp says: waits for the wrong phase and barriers that are used before they are there; results
 /// that are read, and factors that are changed, before their product is done (it runs when it is begun, or as late as when it
-/// is waited for); shared memory that was written and not published to the units that multiply; products without a fence before;
-/// counts that do not match (a deadlock).
+/// is waited for); shared memory that was written and not published to the units that multiply, or to those that copy boxes there;
+/// products without a fence before; counts that do not match (a deadlock).
 namespace simt::sm90 {
 
 inline constexpr unsigned group_threads = 128;
@@ -39,6 +39,17 @@ void init_barrier(size_t at, unsigned count);
 void arrive(size_t at);
 /// When the copies that the thread has begun have landed.
 void arrive_when_copied(size_t at);
+/// As arrive(), of a phase that ends when so many bytes have landed, too.
+void arrive_and_expect(size_t at, size_t bytes);
+
+/// Lines of 128 bytes of 64 elements, which a copy brings to shared memory with chunks of 16 bytes exchanged. They land eight at a
+/// time, in any order, and tell the barrier; until then what was there is NaN.
+struct Box {
+  const char* from;  // the first element
+  size_t row_stride, n_rows;
+  size_t row_bytes;  // of a line, behind which zeros are
+};
+void copy_box(size_t to, const Box& box, size_t barrier);
 /// For the end of the phase of this parity. It is over at once where that is the phase before the current one.
 void wait_for_phase(size_t at, unsigned parity);
 

@@ -1,4 +1,5 @@
 #pragma once
+#include "kernels/cuda/runtime.hpp"
 #include "tests/simt/instructions.hpp"
 #include "tests/simt/sm90.hpp"
 
@@ -15,6 +16,27 @@ inline void init_barrier(uint32_t barrier, int count) {
 inline void arrive(uint32_t barrier) { simt::sm90::arrive(barrier - shared_begin); }
 inline void arrive_when_copied(uint32_t barrier) {
   simt::sm90::arrive_when_copied(barrier - shared_begin);
+}
+inline void arrive_and_expect(uint32_t barrier, int bytes) {
+  simt::sm90::arrive_and_expect(barrier - shared_begin, static_cast<size_t>(bytes));
+}
+inline void prefetch_map(const RowMap&) {}
+/// `map` is as map_rows() of runtime_simt.cpp made it.
+inline void copy_box(uint32_t shared, const RowMap& map, int dim, int row, int head, uint32_t barrier) {
+  MappedRows of;
+  static_assert(sizeof of <= sizeof map);
+  std::memcpy(&of, &map, sizeof of);
+  // CUDA would take zeros for rows that are not there; nobody here asks for them.
+  if (dim % 64 != 0 || dim < 0 || row < 0 || row + of.box_rows > of.n_rows || head < 0 ||
+      head >= of.n_heads)
+    simt::fail("a box of head %d, row %d, dim %d", head, row, dim);
+  const int dims_left = std::clamp(of.dim - dim, 0, 64);
+  simt::sm90::copy_box(
+      shared - shared_begin,
+      {static_cast<const char*>(of.data) + head * of.head_stride + row * of.row_stride + 2 * dim,
+       static_cast<size_t>(of.row_stride), static_cast<size_t>(of.box_rows),
+       static_cast<size_t>(2 * dims_left)},
+      barrier - shared_begin);
 }
 inline void wait_for_phase(uint32_t barrier, int parity) {
   simt::sm90::wait_for_phase(barrier - shared_begin, static_cast<unsigned>(parity));

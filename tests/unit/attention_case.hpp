@@ -40,6 +40,7 @@ struct Options {
   int32_t n_lists = 2;
   int32_t tokens_per_list = 3;
   int32_t history = 300;  // tokens of a list, about
+  bool in_a_row = false;  // long runs of consecutive cells
   bool softcap = false;
   bool slopes = false;
   bool sinks = false;
@@ -179,7 +180,7 @@ class Case {
     std::vector<int32_t> order;
     const int32_t wanted = 2 * (o.history + o.tokens_per_list + 40) * o.n_lists;
     for (int32_t run = 0; run < wanted; run += 8) order.push_back(run);
-    std::shuffle(order.begin(), order.end(), random);
+    if (!o.in_a_row) std::shuffle(order.begin(), order.end(), random);
     size_t next = 0;
     cells.resize(static_cast<size_t>(o.n_lists));
     positions.resize(cells.size());
@@ -194,7 +195,7 @@ class Case {
           positions[l].push_back(positions[0][static_cast<size_t>(i)]);
           continue;
         }
-        if (used == 8 || below(50) == 0) {
+        if (used == 8 || below(o.in_a_row ? 300 : 50) == 0) {
           run = order[next++];
           used = 0;
         }
@@ -420,7 +421,7 @@ inline std::string describe(const Options& o, uint32_t seed) {
   add("slopes", o.slopes), add("sinks", o.sinks), add("shifts", o.shifts), add("halves", o.halves),
       add("first_rope_dim", o.first_rope_dim), add("window", o.window);
   add("wild", o.wild_ranges), add("later", o.sees_later), add("nan", o.hidden_nan),
-      add("strided", o.strided);
+      add("strided", o.strided), add("in a row", o.in_a_row);
   add("shared", o.shared), add("bias", o.bias), add("mask", o.mask), add("weights", o.weights);
   return text;
 }

@@ -100,6 +100,7 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
     run.loads->loaded_bytes += made.loaded_bytes;
     run.loads->requests += made.requests;
     run.loads->sectors += made.sectors;
+    run.loads->boxes += made.boxes;
   };
   for (int32_t i = 0; i < schedule.n_waves(); ++i) {
     place_wave(a, schedule, i);

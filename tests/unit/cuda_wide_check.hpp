@@ -36,6 +36,8 @@ void check_wide(const KernelUnderTest& kernel, uint32_t seed, std::initializer_l
     o.lse = true;
     o.sinks = i % 3 == 0;
     o.shifts = i % 4 == 1 || i == 4;
+    o.in_a_row = i % 3 == 2 || i == 7;
+    if (o.in_a_row) o.history = 220;
     vary_tokens(o, i);
     if (i % 2 == 1) {
       o.softcap = i % 4 == 1;
@@ -55,13 +57,15 @@ void check_rounded(const KernelUnderTest& kernel, uint32_t seed, uint32_t runtim
   for (uint32_t i = 0; i < 4; ++i) {
     Options o{.type_k = stored_as<T>, .type_v = stored_as<T>, .dtype_q = dtypes[i % 3]};
     o.head_dim_k = o.head_dim_v = D;
-    o.n_lists = o.n_kv_heads = 1;
+    o.n_lists = 1;
+    o.n_kv_heads = 1 + static_cast<int32_t>(i / 3);
     o.tokens_per_list = 9 + static_cast<int32_t>(i * 5);
     o.history = 150;
     o.lse = true;
     o.shifts = i == 1;
     o.hidden_nan = i == 2;
     o.sinks = i == 3;
+    o.in_a_row = i >= 2;
     o.runtime_type = runtime_type;
     check(o, seed + i, {}, &kernel);
     if (::testing::Test::HasFatalFailure()) return;

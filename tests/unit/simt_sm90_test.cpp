@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
@@ -104,6 +105,63 @@ TEST(SimtSm90, CopiesArriveWhenTheyHaveLanded) {
   };
   EXPECT_EQ(complaint(32, body(true), 20), "");
   EXPECT_NE(complaint(32, body(false)), "");
+}
+
+/// A box of 16 lines with 40 of 64 dims, behind others; threads look at it, and products do.
+struct BoxFlaw {
+  int bytes_missing = 0, off = 0, phase = 0;
+  bool published = true, is_clean = true, waits = true;
+};
+std::string box_complaint(const BoxFlaw& flaw, unsigned seeds = 8) {
+  constexpr int n_lines = 16, dim = 104, first_dim = 64, first_row = 3, at = 1024;
+  alignas(16) static uint16_t rows[2][40][dim];
+  uint16_t next = 0;
+  for (auto& head : rows)
+    for (auto& row : head)
+      for (uint16_t& x : row) x = ++next;
+  RowMap map;  // as that of runtime_simt.cpp
+  const MappedRows of = {rows, sizeof rows[0][0], sizeof rows[0], dim, 40, 2, n_lines};
+  std::memcpy(&map, &of, sizeof of);
+  const auto body = [&] {
+    const int t = thread_index();
+    if (t >= 32) return;
+    if (t == 0) init_barrier(shared_address(), 1);
+    if (flaw.published) publish_shared();
+    if (!flaw.is_clean) shared_memory()[at + 700 + t] = 1;
+    sync_warp();
+    if (t == 0) {
+      arrive_and_expect(shared_address(), n_lines * 128 - flaw.bytes_missing);
+      copy_box(shared_address() + at + flaw.off, map, first_dim, first_row, 1, shared_address());
+    }
+    if (flaw.waits) wait_for_phase(shared_address(), flaw.phase);
+    for (int i = t; i < n_lines * 64; i += 32) {
+      const int line = i / 64, of_line = i % 64,
+                byte = at + line * 128 + (of_line / 8 ^ line % 8) * 16 + of_line % 8 * 2;
+      uint16_t got[2];
+      std::memcpy(got, shared_memory() + byte, 2);
+      std::memcpy(got + 1, simt::sm90::published() + byte, 2);
+      const uint16_t wanted = first_dim + of_line < dim
+                                  ? rows[1][first_row + line][first_dim + of_line]
+                                  : uint16_t{0};
+      if (got[0] != wanted || got[1] != wanted) simt::fail("line %d is not there", line);
+    }
+  };
+  return complaint(32, body, seeds);
+}
+
+TEST(SimtSm90, BoxesArriveByTheirBytes) {
+  EXPECT_EQ(box_complaint({}, 20), "");
+  const auto complains = [](const BoxFlaw& flaw, const char* what) {
+    EXPECT_NE(box_complaint(flaw).find(what), std::string::npos) << box_complaint(flaw);
+  };
+  complains({.bytes_missing = 1024}, "is not there");
+  complains({.bytes_missing = -16}, "waits in mbarrier.try_wait");
+  complains({.off = 128}, "a box of 16 rows at byte 1152");
+  complains({.off = 30 << 10}, "a box of 16 rows at byte 31744");
+  complains({.phase = 1}, "is not there");
+  complains({.published = false}, "was not published");
+  complains({.is_clean = false}, "and not published");
+  complains({.waits = false}, "is not there");
 }
 
 TEST(SimtSm90, RegistersAreGivenAndTaken) {

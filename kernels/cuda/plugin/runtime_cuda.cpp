@@ -1,6 +1,9 @@
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cstring>
 
 #include "kernels/cuda/runtime.hpp"
@@ -26,6 +29,23 @@ cudaEvent_t of_event(Event event) { return static_cast<cudaEvent_t>(event); }
 
 /// Beyond this a kernel has to be allowed its shared memory.
 constexpr size_t always_shared_bytes = size_t{48} << 10;
+
+using MakeTensorMap = decltype(cuTensorMapEncodeTiled);
+
+/// The driver has it, and nothing else of the driver is called: so the library needs no libcuda to load. Looked for until it is found.
+Error find_tensor_maps(MakeTensorMap** out) {
+  static std::atomic<MakeTensorMap*> known = nullptr;
+  if ((*out = known) != nullptr) return Error::none;
+  constexpr unsigned since = 12000;  // of CUDA
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  const Error e = taken(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, since,
+                                                         cudaEnableDefault, &result));
+  if (e != Error::none) return e;
+  if (result != cudaDriverEntryPointSuccess || found == nullptr) return Error::insufficient_driver;
+  known = *out = reinterpret_cast<MakeTensorMap*>(found);
+  return Error::none;
+}
 
 }  // namespace
 
@@ -95,6 +115,27 @@ Error launch(const Kernel& kernel, const Grid& grid, const void* params, Stream 
   void* arguments[] = {const_cast<void*>(params)};
   return taken(cudaLaunchKernel(kernel.entry, dim3(grid.blocks), dim3(grid.threads), arguments,
                                 grid.shared_bytes, of(stream)));
+}
+
+Error map_rows(const MappedRows& rows, RowMap* out) noexcept {
+  static_assert(sizeof(RowMap) == sizeof(CUtensorMap) && alignof(RowMap) >= alignof(CUtensorMap));
+  MakeTensorMap* make = nullptr;
+  if (Error e = find_tensor_maps(&make); e != Error::none) return e;
+  constexpr cuuint32_t n_dims = 3;
+  const cuuint64_t sizes[n_dims] = {static_cast<cuuint64_t>(rows.dim),
+                                    static_cast<cuuint64_t>(rows.n_rows),
+                                    static_cast<cuuint64_t>(rows.n_heads)};
+  const cuuint64_t strides[n_dims - 1] = {static_cast<cuuint64_t>(rows.row_stride),
+                                          static_cast<cuuint64_t>(rows.head_stride)};
+  const cuuint32_t box[n_dims] = {64, static_cast<cuuint32_t>(rows.box_rows), 1};
+  const cuuint32_t steps[n_dims] = {1, 1, 1};
+  CUtensorMap map = {};
+  const CUresult made = make(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, n_dims,
+                             const_cast<void*>(rows.data), sizes, strides, box, steps,
+                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  *out = std::bit_cast<RowMap>(map);
+  return static_cast<Error>(made);  // the driver's numbers are the runtime's
 }
 
 Error is_capturing(Stream stream, bool* out) noexcept {
