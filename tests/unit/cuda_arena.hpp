@@ -25,9 +25,10 @@ inline std::shared_ptr<kvc::Device> open_cpu() {
   return device;
 }
 
-inline std::shared_ptr<kvc::Device> open_cuda() {
+/// By default the one whose kernels all GPUs have.
+inline std::shared_ptr<kvc::Device> open_cuda(int32_t ordinal = 1) {
   std::shared_ptr<kvc::Device> device;
-  EXPECT_EQ(kvc::cuda::CudaDevice::create(1, open_cpu(), &device), kvc::Status::ok)
+  EXPECT_EQ(kvc::cuda::CudaDevice::create(ordinal, open_cpu(), &device), kvc::Status::ok)
       << kvc::last_message();
   return device;
 }
@@ -124,8 +125,8 @@ class Arena {
 /// Lives the life of a cache again and again; each time the next call of the runtime fails. Then the cache's call returns DEVICE, the
 /// cache is poisoned, and everything is given back in the end. Returns how many calls failed.
 template <class Create, class Live>
-int64_t fail_every_call(size_t n_floats, uint64_t seed, Create create, Live live) {
-  const std::shared_ptr<kvc::Device> cuda = open_cuda();
+int64_t fail_every_call(size_t n_floats, uint64_t seed, Create create, Live live,
+                        const std::shared_ptr<kvc::Device>& cuda = open_cuda()) {
   const int64_t held = simt::device::n_held();
   int64_t n = 1;
   for (bool met = true; met; ++n) {
