@@ -407,16 +407,4 @@ Status read_keys_and_values(const CacheBounds& bounds, const DeviceInfo& device,
   return Status::ok;
 }
 
-bool overlap(const Tensor& a, const Tensor& b) {
-  if (a.is_empty() || b.is_empty()) return false;
-  const auto bytes = [](const Tensor& t) {
-    int64_t span = 1;
-    for (int32_t d = 0; d < t.ndim; ++d) span += (t.shape[d] - 1) * t.stride[d];
-    return span * static_cast<int64_t>(size_of(t.dtype));
-  };
-  const auto* a_begin = static_cast<const std::byte*>(a.data);
-  const auto* b_begin = static_cast<const std::byte*>(b.data);
-  return a_begin < b_begin + bytes(b) && b_begin < a_begin + bytes(a);
-}
-
 }  // namespace kvc::capi

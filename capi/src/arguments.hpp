@@ -223,7 +223,4 @@ Status overlaps(const char* written, const char* other);
 /// What a call writes must not overlap what it reads or writes besides.
 Status check_overlaps(const AttentionTensors& a);
 
-/// Whether the spans of two tensors, from first to last element, meet.
-bool overlap(const Tensor& a, const Tensor& b);
-
 }  // namespace kvc::capi

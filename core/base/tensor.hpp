@@ -64,6 +64,20 @@ struct Tensor {
                   row * stride[0] * static_cast<int64_t>(size_of(dtype));
     return rest;
   }
+  /// Bytes from the first element to the last.
+  int64_t span_bytes() const {
+    int64_t last = ndim > 0 ? token_offset(shape[0] - 1) : 0;
+    for (int32_t d = 1; d < ndim; ++d) last += (shape[d] - 1) * stride[d];
+    return (last + 1) * static_cast<int64_t>(size_of(dtype));
+  }
 };
+
+/// Whether the spans of two tensors meet. One that is folded has its tokens in the first dimension.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  if (a.is_empty() || b.is_empty()) return false;
+  const auto* a_begin = static_cast<const std::byte*>(a.data);
+  const auto* b_begin = static_cast<const std::byte*>(b.data);
+  return a_begin < b_begin + b.span_bytes() && b_begin < a_begin + a.span_bytes();
+}
 
 }  // namespace kvc

@@ -110,6 +110,7 @@ class LightningCache final : public StateCache,
   Status check_kept_tokens(int32_t sequence, int32_t keep) const override;
   Status settle_unput() override;
   LightningParams params_for(int32_t layer) const;
+  Status attend_kept(int32_t layer, const AttentionTensors& tensors);
   Status run_put(int32_t layer, const Tensor& k, const Tensor& v, LightningParams* params);
   LightningState state_at(int32_t layer, int32_t slot) const;
   Status need_slopes(int32_t layer) const;

@@ -162,6 +162,10 @@ Status LightningCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
 
 Status LightningCache::attention(int32_t layer, const AttentionTensors& tensors) {
   if (Status s = ready_for_layer(layer, true); s != Status::ok) return s;
+  return attend_kept(layer, tensors);
+}
+
+Status LightningCache::attend_kept(int32_t layer, const AttentionTensors& tensors) {
   LightningParams params = params_for(layer);
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
   if (recorder_ != nullptr) return record_attention(layer, &params);
@@ -176,7 +180,11 @@ Status LightningCache::put_attention(int32_t layer, const Tensor& k, const Tenso
   LightningParams params = params_for(layer);
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
   if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
-  return run_put(layer, k, v, &params);
+  if (!overlap(tensors.out, k) && !overlap(tensors.out, v)) return run_put(layer, k, v, &params);
+  // In one run some outputs would be written before all of K and V are read.
+  LightningParams put = params_for(layer);
+  if (Status s = run_put(layer, k, v, &put); s != Status::ok) return s;
+  return attend_kept(layer, tensors);
 }
 
 // ---- The end of a pass --------------------------------------------------------------------------------------------------------

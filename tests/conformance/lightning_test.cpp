@@ -64,6 +64,40 @@ TEST_F(Lightning, AttentionIsOfTheLayerThatWasPutLast) {
   EXPECT_EQ(rig_.attention(1), KVC_E_BAD_STATE);
 }
 
+// Whatever of K and V the outputs overwrite, in whatever order kernels read and write.
+TEST_F(Lightning, OutputsOfPutAttentionMayLieWhereKAndVDo) {
+  constexpr int64_t n = 150;
+  rig_.desc.head_dim_k = rig_.desc.head_dim_v = 16;  // which kernels may read in place
+  rig_.desc.max_batch = n;
+  rig_.n_q_heads = 2 * rig_.desc.n_kv_heads;
+  create(rig_);
+  const int64_t kv = rig_.desc.n_kv_heads, heads = rig_.n_q_heads;
+  Tokens tokens(n);
+  tokens[3] = {KVC_NONE, 0};
+  ASSERT_EQ(rig_.begin(tokens, 1), KVC_OK) << support::last_message();
+  const auto row = static_cast<size_t>(kv * 16);
+  std::vector<float> q(n * row * 2), given(n * row * 2);
+  for (size_t i = 0; i < q.size(); ++i) {
+    q[i] = static_cast<float>(i * 37 % 101) / 101;
+    given[i] = static_cast<float>(i * 53 % 103) / 103;
+  }
+  const kvc_tensor of_q = support::dense(q.data(), KVC_F32, {n, heads, 16});
+  std::vector<float> memory(n * row * 4);
+  const auto run = [&](size_t out_at) {
+    std::copy(given.begin(), given.end(), memory.begin());
+    const kvc_tensor k = support::dense(memory.data(), KVC_F32, {n, kv, 16}),
+                     v = support::dense(memory.data() + n * row, KVC_F32, {n, kv, 16});
+    kvc_tensor out = support::dense(memory.data() + out_at, KVC_F32, {n, heads, 16});
+    EXPECT_EQ(kvc_put_attention(rig_.cache, 0, &k, &v, &of_q, &out, nullptr), KVC_OK)
+        << support::last_message();
+    const auto first = memory.begin() + static_cast<ptrdiff_t>(out_at);
+    return std::vector<float>(first, first + static_cast<ptrdiff_t>(n * row * 2));
+  };
+  const std::vector<float> wanted = run(n * row * 2);
+  for (const size_t out_at : {size_t{0}, row, 50 * row, n * row, n * row * 2 - 1})
+    EXPECT_EQ(run(out_at), wanted) << "outputs " << out_at << " floats behind K";
+}
+
 TEST_F(Lightning, APaddingTokenChangesNothingAndGetsZeros) {
   create(rig_);
   rig_.pass({{0}, {1}, {0}}, 3);
