@@ -31,6 +31,7 @@ type LightningDesc struct {
 	DraftStates        int32 // CommitPrefix can cut a sequence with up to DraftStates + 1 tokens in the pass
 	Approximate        bool  // middle parts may be removed; states then still contain them
 	HostCheckpoints    bool  // checkpoints lie in host memory, where they are on a CPU in any case
+	Fused              bool  // Attention returns NotSupported, and PutAttention of prompts takes less time on a CPU
 }
 
 func (d LightningDesc) c() (C.uint32_t, unsafe.Pointer) {
@@ -40,6 +41,9 @@ func (d LightningDesc) c() (C.uint32_t, unsafe.Pointer) {
 	}
 	if d.HostCheckpoints {
 		desc.flags |= C.KVC_LIGHTNING_HOST_CHECKPOINTS
+	}
+	if d.Fused {
+		desc.flags |= C.KVC_LIGHTNING_FUSED
 	}
 	desc.block, desc.draft_states = C.int32_t(d.Block), C.int32_t(d.DraftStates)
 	desc.checkpoints, desc.checkpoint_interval = C.int32_t(d.Checkpoints), C.int32_t(d.CheckpointInterval)

@@ -258,12 +258,15 @@ Status read_lightning(const void* desc, LightningRequest* request) {
   kvc_lightning_desc d;
   const auto* given = static_cast<const kvc_lightning_desc*>(desc);
   if (Status s = read_descriptor("kvc_lightning_desc", given, &d); s != Status::ok) return s;
-  constexpr uint32_t known = KVC_LIGHTNING_APPROXIMATE | KVC_LIGHTNING_HOST_CHECKPOINTS;
+  constexpr uint32_t known = KVC_LIGHTNING_APPROXIMATE | KVC_LIGHTNING_HOST_CHECKPOINTS |
+                             KVC_LIGHTNING_FUSED;
   if ((d.flags & ~known) != 0) {
-    return unknown_bits("kvc_lightning_desc.flags", d.flags & ~known,
-                        "KVC_LIGHTNING_APPROXIMATE and KVC_LIGHTNING_HOST_CHECKPOINTS");
+    return unknown_bits(
+        "kvc_lightning_desc.flags", d.flags & ~known,
+        "KVC_LIGHTNING_APPROXIMATE, KVC_LIGHTNING_HOST_CHECKPOINTS and KVC_LIGHTNING_FUSED");
   }
   request->approximate = (d.flags & KVC_LIGHTNING_APPROXIMATE) != 0;
+  request->is_fused = (d.flags & KVC_LIGHTNING_FUSED) != 0;
   request->block = d.block;
   request->checkpoints = {d.checkpoints, d.checkpoint_interval, d.checkpoint_min_pos,
                           (d.flags & KVC_LIGHTNING_HOST_CHECKPOINTS) != 0};

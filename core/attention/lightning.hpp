@@ -53,8 +53,8 @@ struct LightningRow {
 
 /// Where keys and values come from.
 enum class LightningInput : uint8_t {
-  tensors,  // k and v; they are kept, too
-  kept,     // what was kept
+  tensors,  // k and v
+  kept,     // what was kept of them
   none      // zeros: nothing but time
 };
 
@@ -69,6 +69,7 @@ struct LightningParams {
   KeptTokens last_layer;                  // overwritten by the next layer
   KeptTokens drafted;                     // this layer's
   LightningInput input = LightningInput::tensors;
+  bool keeps = true;  // k and v, for a call to come; of rows that are drafted they are kept in any case
   bool writes_states = false;
   Tensor k, v;  // [n_tokens, n_heads, head_dim]
 

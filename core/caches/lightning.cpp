@@ -49,6 +49,7 @@ Status LightningCache::resolve(CacheBounds& bounds, const LightningRequest& requ
   if (Status s = check_checkpoints(request.checkpoints); s != Status::ok) return s;
   if (Status s = resolve_heads(bounds); s != Status::ok) return s;
   settings->block = request.block;
+  settings->is_fused = request.is_fused;
   settings->draft_states = request.draft_states;
 
   StateRules& rules = settings->rules;

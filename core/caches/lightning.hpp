@@ -10,13 +10,15 @@ namespace kvc {
 /// As the caller asks: 0 is the default, −1 is off.
 struct LightningRequest {
   bool approximate = false;
+  bool is_fused = false;
   int32_t block = 0;
   CheckpointRequest checkpoints;
   int32_t draft_states = 0;
 };
 
 struct LightningSettings {
-  int32_t block = 0;  // 0: the kernel's own
+  int32_t block = 0;      // 0: the kernel's own
+  bool is_fused = false;  // attention alone is not wanted, so put keeps no K and V
   int32_t draft_states = 0;  // a pass with up to so many tokens of a sequence, and one, keeps K and V of every layer
   StateRules rules;
 };
@@ -140,7 +142,7 @@ class LightningCache final : public StateCache,
   // On the device.
   std::byte* decay_workspace_ = nullptr;
   uint64_t layer_bytes_ = 0;
-  KeptTokens kept_;     // [max_batch] of the layer that was put last
+  KeptTokens kept_;     // [max_batch] of the layer that was put last, unless the cache is fused
   KeptTokens drafted_;  // [n_layers][drafted_tokens()] of sequences with few tokens, for commit_prefix
 
   // The open pass.

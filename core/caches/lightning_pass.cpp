@@ -19,6 +19,12 @@ Status LightningCache::ready_to_put(int32_t layer) const {
 /// Attention reads K and V of the pass, and those of one layer are kept.
 Status LightningCache::ready_for_layer(int32_t layer, bool needs_put) const {
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
+  if (needs_put && settings_.is_fused) {
+    return fail(
+        Status::not_supported,
+        "the cache was created with KVC_LIGHTNING_FUSED, so K and V of a pass are not kept: call "
+        "kvc_put_attention");
+  }
   if (!needs_put || !pass_.is_open() || book_.n_in_batch() == 0) return Status::ok;
   if (Status s = pass_.need_put(layer); s != Status::ok) return s;
   if (layer == last_put_ || planted(Bug::attention_of_overwritten_layer)) return Status::ok;
@@ -157,6 +163,7 @@ Status LightningCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
   if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
   LightningParams params = params_for(layer);
+  params.keeps = !settings_.is_fused;
   return run_put(layer, k, v, &params);
 }
 
@@ -180,7 +187,10 @@ Status LightningCache::put_attention(int32_t layer, const Tensor& k, const Tenso
   LightningParams params = params_for(layer);
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
   if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
-  if (!overlap(tensors.out, k) && !overlap(tensors.out, v)) return run_put(layer, k, v, &params);
+  if (!overlap(tensors.out, k) && !overlap(tensors.out, v)) {
+    params.keeps = !settings_.is_fused;
+    return run_put(layer, k, v, &params);
+  }
   // In one run some outputs would be written before all of K and V are read.
   LightningParams put = params_for(layer);
   if (Status s = run_put(layer, k, v, &put); s != Status::ok) return s;

@@ -138,6 +138,7 @@ class LightningCall {
 
   double slope_of(const Item& item) const { return static_cast<double>(params_.slopes[item.head]); }
   bool attends() const { return params_.q.data != nullptr; }
+  bool keeps(const Item& item) const { return params_.keeps || item.row.is_drafted; }
   void clear_padding() const;
   void run_item(int32_t index, int32_t thread) noexcept;
   void run_head(const Item& item) const;
@@ -151,7 +152,11 @@ class LightningCall {
   Side side(const Item& item, bool is_k) const;
   void load_side(const Item& item, const Side& side, int32_t first, int32_t n, float* to,
                  int32_t panel) const;
-  void load_keys_and_values(const Item& item, int32_t first, int32_t n) const;
+  const float* in_place(const Tensor& tensor, const LightningToken* token, int32_t n,
+                        int64_t head) const;
+  const float* keys_in_place(const Item& item, int32_t first, int32_t n) const;
+  void load_keys(const Item& item, int32_t first, int32_t n) const;
+  void load_values(const Item& item, int32_t first, int32_t n) const;
   void look_ahead(const Item& item, int32_t n_heads, int32_t first, int32_t n,
                   LightningAhead* ahead) const;
   template <class At>
@@ -258,7 +263,8 @@ void LightningCall::run_head(const Item& item) const {
     std::fill_n(item.scratch.k, dims_k_, 0.0f);
     std::fill_n(item.scratch.v, dims_v_, 0.0f);
   } else {
-    load_keys_and_values(item, 0, 1);
+    load_keys(item, 0, 1);
+    load_values(item, 0, 1);
   }
   step(item);
 }
@@ -273,7 +279,7 @@ LightningCall::Side LightningCall::side(const Item& item, bool is_k) const {
   return side;
 }
 
-/// Tokens [first, first + n) of the item in f32. Those of a tensor are kept, too; of masked ones nothing is read.
+/// Tokens [first, first + n) of the item in f32. Those of a tensor are kept if they are wanted; of masked ones nothing is read.
 void LightningCall::load_side(const Item& item, const Side& side, int32_t first, int32_t n,
                               float* to, int32_t panel) const {
   std::byte* const kept = side.kept + first * side.kept_stride();
@@ -300,7 +306,7 @@ void LightningCall::load_side(const Item& item, const Side& side, int32_t first,
   rows.dims = side.head_dim;
   rows.panel = panel;
   rows.to = to;
-  if (is_dense) {
+  if (is_dense && keeps(item)) {
     rows.kept = kept;
     rows.kept_stride = extent(side.kept_stride());
     rows.keeps_past_caches = keeps_past_caches_;
@@ -308,9 +314,34 @@ void LightningCall::load_side(const Item& item, const Side& side, int32_t first,
   kernels_.lightning_load(rows);
 }
 
-void LightningCall::load_keys_and_values(const Item& item, int32_t first, int32_t n) const {
+void LightningCall::load_keys(const Item& item, int32_t first, int32_t n) const {
   load_side(item, side(item, true), first, n, item.scratch.k, dims_k_);
+}
+void LightningCall::load_values(const Item& item, int32_t first, int32_t n) const {
   load_side(item, side(item, false), first, n, item.scratch.v, kernels_.lightning_panel_dims);
+}
+
+/// Keys or queries where they lie, if the kernels of a block can read them there: floats, whole vectors, evenly spaced. Else null.
+const float* LightningCall::in_place(const Tensor& tensor, const LightningToken* token, int32_t n,
+                                     int64_t head) const {
+  if (tensor.dtype != DType::f32 || tensor.stride[2] != 1 || dims_k_ != bounds_.head_dim_k)
+    return nullptr;
+  const int32_t first = token[0].index;
+  for (int32_t i = 1; i < n; ++i) {
+    if (tensor.token_offset(token[i].index) - tensor.token_offset(first) != i * tensor.stride[0])
+      return nullptr;
+  }
+  return reinterpret_cast<const float*>(row_at(tensor, first, head).data);
+}
+
+/// None that are kept, too, and none of masked tokens, which count as zeros.
+const float* LightningCall::keys_in_place(const Item& item, int32_t first, int32_t n) const {
+  if (params_.input != LightningInput::tensors || keeps(item)) return nullptr;
+  const LightningToken* const token = item.token + first;
+  for (int32_t i = 0; i < n; ++i) {
+    if (token[i].is_masked) return nullptr;
+  }
+  return in_place(params_.k, token, n, item.head);
 }
 
 /// Where the tokens [first, first + n) of n_heads heads lie, for the kernels of the block before.
@@ -457,9 +488,7 @@ void LightningCall::run_blocks(const Item& first_head, int32_t n_heads) const {
   block.depth = bounds_.head_dim_k;
   block.dims_k = dims_k_;
   block.dims_v = dims_v_;
-  block.k = s.k;
   block.v = s.v;
-  block.q = s.q;
   block.out = s.out;
   block.key_columns = s.key_columns;
   block.decayed_keys = s.decayed_keys;
@@ -505,12 +534,25 @@ void LightningCall::run_blocks(const Item& first_head, int32_t n_heads) const {
 
 void LightningCall::run_block(const Item& item, int32_t first, LightningBlock block,
                               bool advances) const {
-  load_keys_and_values(item, first, block.n);
+  block.k = keys_in_place(item, first, block.n);
+  block.k_stride = params_.k.stride[0];
+  if (block.k == nullptr) {
+    load_keys(item, first, block.n);
+    block.k = item.scratch.k;
+    block.k_stride = dims_k_;
+  }
+  load_values(item, first, block.n);
   kernels_.lightning_pack(block, attends(), advances);
   const LightningToken* const token = item.token + first;
   for (int32_t head = item.head * group_; head < (item.head + 1) * group_; ++head) {
-    load_queries(item.scratch, block.n,
-                 [&](int32_t i) { return row_at(params_.q, token[i].index, head); });
+    block.q = params_.scale == 1 ? in_place(params_.q, token, block.n, head) : nullptr;
+    block.q_stride = params_.q.stride[0];
+    if (block.q == nullptr) {
+      load_queries(item.scratch, block.n,
+                   [&](int32_t i) { return row_at(params_.q, token[i].index, head); });
+      block.q = item.scratch.q;
+      block.q_stride = dims_k_;
+    }
     const LightningOutputs rows = outputs(
         item.scratch, block.n, [&](int32_t i) { return row_at(params_.out, token[i].index, head); });
     block.outputs = kernels_can_write(rows) ? &rows : nullptr;

@@ -5,7 +5,7 @@
 #include "core/base/tensor.hpp"
 
 /// What the kernels of linear attention with decay work on (semantics §7). Rows are padded with zeros to 16 floats and aligned
-/// to 64 bytes; `dims` are padded dimensions.
+/// to 64 bytes, but for k and q of a block, which may lie in tensors; `dims` are padded dimensions.
 namespace kvc::cpu {
 
 /// λ^n as the sum of two floats. One alone would be off by 2^-25 of it, the same in every step, which adds up over the steps of
@@ -80,16 +80,18 @@ struct LightningBlock {
   int32_t depth = 0;  // head_dim_k
   int32_t dims_k = 0;
   int32_t dims_v = 0;
-  const float* k = nullptr;      // [n][dims_k]
-  const float* v = nullptr;      // [n][dims_v]
+  const float* k = nullptr;  // [n][dims_k], rows k_stride floats apart
+  int64_t k_stride = 0;
+  const float* v = nullptr;      // [n][dims_v] in panels
   const float* decay = nullptr;  // [n + 1] λ^i
   const float* from_decay = nullptr;  // [n] what the state counts for in token i: λ^(i + 1), and a gap before the block
   Decay state_decay;  // of the whole block, and a gap before it
   float* state = nullptr;
 
   // One query head.
-  const float* q = nullptr;  // [n][dims_k]
-  float* out = nullptr;      // [n][dims_v]
+  const float* q = nullptr;  // [n][dims_k], rows q_stride floats apart
+  int64_t q_stride = 0;
+  float* out = nullptr;  // [n][dims_v]
   const LightningOutputs* outputs = nullptr;  // where outputs go in place of `out`, aligned to 64 bytes if past the caches; or null
 
   // Scratch, which pack() fills for attend() and advance().

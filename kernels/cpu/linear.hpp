@@ -150,12 +150,12 @@ constexpr int32_t weights_stride(int32_t n) { return rounded_up(n, 16); }
 template <int32_t rows, int32_t vectors>
 [[gnu::noinline]] static void weights_of(const LightningBlock& b, int32_t row, int32_t strip,
                                          int32_t width) {
-  const auto dims_k = static_cast<size_t>(b.dims_k);
-  const float* q = b.q + static_cast<size_t>(row) * dims_k;
-  const float* columns = b.key_columns + static_cast<size_t>(strip) * dims_k;
+  const auto q_stride = static_cast<size_t>(b.q_stride);
+  const float* q = b.q + static_cast<size_t>(row) * q_stride;
+  const float* columns = b.key_columns + static_cast<size_t>(strip) * static_cast<size_t>(b.dims_k);
   Vec c[rows][vectors];
   clear_sums(c);
-  multiply_add_rows(c, q, dims_k, columns, static_cast<size_t>(width), b.depth,
+  multiply_add_rows(c, q, q_stride, columns, static_cast<size_t>(width), b.depth,
                     [&] { prefetch_some(*b.ahead); });
   float* to = b.weights + row * weights_stride(b.n) + strip;
 #pragma GCC unroll 8
@@ -187,11 +187,11 @@ KVC_INLINE void write_rows(const Vec (&c)[rows][vectors], const LightningOutputs
 /// out[i] = from_decay[i] · q_i state + Σ_{j ≤ i} weights[i][j] v_j, for rows [row, row + rows) and a panel.
 template <int32_t rows, int32_t vectors>
 [[gnu::noinline]] static void outputs_of(const LightningBlock& b, int32_t row, int32_t column) {
-  const auto dims_k = static_cast<size_t>(b.dims_k), dims_v = static_cast<size_t>(b.dims_v);
+  const auto q_stride = static_cast<size_t>(b.q_stride), dims_v = static_cast<size_t>(b.dims_v);
   const auto stride = static_cast<size_t>(weights_stride(b.n));
   Vec c[rows][vectors];
   clear_sums(c);
-  multiply_add_rows(c, b.q + static_cast<size_t>(row) * dims_k, dims_k,
+  multiply_add_rows(c, b.q + static_cast<size_t>(row) * q_stride, q_stride,
                     b.state + static_cast<size_t>(column) * static_cast<size_t>(b.depth),
                     vectors * lanes, b.depth, [&] { prefetch_some(*b.ahead); });
 #pragma GCC unroll 8
@@ -269,21 +269,21 @@ template <int32_t rows, int32_t vectors>
 
 /// What the query heads of a block, and the state behind it, have in common.
 [[maybe_unused]] static void lightning_pack(const LightningBlock& b, bool attends, bool advances) {
-  const auto dims_k = static_cast<size_t>(b.dims_k);
+  const auto dims_k = static_cast<size_t>(b.dims_k), k_stride = static_cast<size_t>(b.k_stride);
   for (int32_t strip = 0; attends && strip < b.n; strip += panel_width) {
     const int32_t width = width_of_strip(b.n, strip);
     float* columns = b.key_columns + static_cast<size_t>(strip) * dims_k;
     for (int32_t token = 0; token < width; token += lanes)
-      pack_queries(columns + token, width, b.k + static_cast<size_t>(strip + token) * dims_k,
-                   dims_k, b.n - strip - token, b.dims_k);
+      pack_queries(columns + token, width, b.k + static_cast<size_t>(strip + token) * k_stride,
+                   k_stride, b.n - strip - token, b.dims_k);
   }
   for (int32_t i = 0; i < b.n; ++i) b.reversed[i] = b.decay[b.n - 1 - i];
   for (int32_t i = 0; i < decay_margin; ++i) b.reversed[b.n + i] = 0;
   for (int32_t i = 0; advances && i < b.n; ++i) {
     const Vec decay = broadcast(b.reversed[i]);
-    const float* from = b.k + static_cast<size_t>(i) * dims_k;
+    const float* from = b.k + static_cast<size_t>(i) * k_stride;
     float* to = b.decayed_keys + static_cast<size_t>(i) * dims_k;
-    for (int32_t d = 0; d < b.dims_k; d += lanes) store(to + d, load(from + d) * decay);
+    for (int32_t d = 0; d < b.dims_k; d += lanes) store(to + d, load_unaligned(from + d) * decay);
   }
 }
 

@@ -64,12 +64,36 @@ TEST_F(Lightning, AttentionIsOfTheLayerThatWasPutLast) {
   EXPECT_EQ(rig_.attention(1), KVC_E_BAD_STATE);
 }
 
+TEST_F(Lightning, AFusedCacheGivesTheSameBitsAndHasNoAttentionAlone) {
+  Rig fused(device_);
+  fused.lightning.flags = KVC_LIGHTNING_FUSED;
+  fused.lightning.draft_states = rig_.lightning.draft_states = 2;
+  create(rig_), create(fused);
+  const int32_t sequence = 0, keep = 2;
+  for (const Tokens& tokens : {Tokens{{0}, {0}, {0}}, Tokens(16)}) {
+    for (Rig* rig : {&rig_, &fused}) rig->pass(tokens, 5);
+    EXPECT_EQ(rig_.out(), fused.out());
+    EXPECT_EQ(fused.attention(1), KVC_E_NOT_SUPPORTED);
+    EXPECT_NE(support::last_message().find("KVC_LIGHTNING_FUSED"), std::string::npos);
+    for (Rig* rig : {&rig_, &fused}) {
+      if (tokens.size() == 3) {  // drafts are kept in any case
+        ASSERT_EQ(kvc_commit_prefix(rig->cache, 1, &sequence, &keep), KVC_OK);
+      } else {
+        ASSERT_EQ(rig->put(1), KVC_OK);
+        commit(*rig);
+      }
+    }
+    EXPECT_EQ(support::digest(rig_.cache), support::digest(fused.cache));
+  }
+}
+
 // Whatever of K and V the outputs overwrite, in whatever order kernels read and write.
 TEST_F(Lightning, OutputsOfPutAttentionMayLieWhereKAndVDo) {
   constexpr int64_t n = 150;
   rig_.desc.head_dim_k = rig_.desc.head_dim_v = 16;  // which kernels may read in place
   rig_.desc.max_batch = n;
   rig_.n_q_heads = 2 * rig_.desc.n_kv_heads;
+  rig_.lightning.flags = KVC_LIGHTNING_FUSED;
   create(rig_);
   const int64_t kv = rig_.desc.n_kv_heads, heads = rig_.n_q_heads;
   Tokens tokens(n);
@@ -342,7 +366,7 @@ TEST_F(Lightning, DescriptorsBeyondTheirBounds) {
       {"head_dim_k", invalid, [](auto& d, auto&) { d.head_dim_k = 0; }},
       {"max_batch", invalid, [](auto& d, auto&) { d.max_batch = 0; }},
       {"slots", KVC_E_OVERFLOW, [](auto& d, auto&) { d.max_sequences = 1 << 30; }},
-      {"flags", invalid, [](auto&, auto& l) { l.flags = 4; }},
+      {"flags", invalid, [](auto&, auto& l) { l.flags = 8; }},
       {"kind", invalid, [](auto&, auto& l) { l.kind = KVC_RECURRENT; }},
       {"block", invalid, [](auto&, auto& l) { l.block = -1; }},
       {"block", invalid, [](auto&, auto& l) { l.block = 1025; }},

@@ -48,6 +48,7 @@ kvc_status LightningOracle::needs_layer(int32_t layer) const {
 
 kvc_status LightningOracle::needs_kept(int32_t layer) const {
   if (const kvc_status status = needs_layer(layer); status != KVC_OK) return status;
+  if ((lightning.flags & KVC_LIGHTNING_FUSED) != 0) return KVC_E_NOT_SUPPORTED;
   if (pass.reserve || pass.layout.empty()) return KVC_OK;
   return layer == pass.last_put ? KVC_OK : KVC_E_BAD_STATE;
 }

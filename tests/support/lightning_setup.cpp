@@ -16,7 +16,7 @@ LightningSetup draw_lightning_setup(const std::string& name, support::Random& ra
   cache.kind = KVC_LIGHTNING;
   cache.n_layers = random.between(1, 3);
   cache.n_kv_heads = random.between(1, 2);
-  cache.head_dim_k = random.pick({1, 2, 3, 5, 17});
+  cache.head_dim_k = random.pick({1, 2, 3, 5, 16, 17});
   cache.head_dim_v = random.pick({0, 1, 2, 4, 18});
   cache.max_sequences = common.sequences(random.between(1, 4));
   cache.max_batch = common.batch(random.between(1, 8));
@@ -27,6 +27,7 @@ LightningSetup draw_lightning_setup(const std::string& name, support::Random& ra
   lightning = KVC_LIGHTNING_DESC_INIT;
   if (is("approximate") || random.chance(0.3)) lightning.flags |= KVC_LIGHTNING_APPROXIMATE;
   if (random.chance(0.2)) lightning.flags |= KVC_LIGHTNING_HOST_CHECKPOINTS;
+  if (random.chance(0.2)) lightning.flags |= KVC_LIGHTNING_FUSED;
   lightning.block = random.pick({0, 0, 1, 2, 3});
   draw_checkpoints(name, random, lightning);
   setup.n_q_heads = cache.n_kv_heads * random.between(1, 3);

@@ -36,6 +36,7 @@ struct Shape {
   DType dtype = DType::f32;
   bool dense = false;          // tensors without gaps, which begin with a line
   bool crosses_lines = false;  // these begin within one
+  bool in_order = false;       // tokens follow each other in the batch as in their sequences
 };
 
 /// Memory in whole lines, NaN wherever something is read before it was written.
@@ -193,7 +194,7 @@ class Case {
       for (int32_t i = 0; i < row.n_tokens; ++i) {
         if (shape_.gaps && random_() % 4 == 0) position += static_cast<int32_t>(random_() % 9);
         LightningToken token;
-        token.index = n_tokens_ - 1 - (first + i);  // the batch need not be in order
+        token.index = shape_.in_order ? 1 + first + i : n_tokens_ - 1 - (first + i);
         token.position = position++;
         token.is_masked = shape_.masked && random_() % 3 == 0;
         tokens_.push_back(token);

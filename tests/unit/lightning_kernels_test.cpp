@@ -138,6 +138,49 @@ TEST_P(LightningKernels, GiveTheSameBitsInOneCallAndInTwo) {
   }
 }
 
+/// The tensor with its numbers twice as far apart, which kernels cannot read where they lie.
+Tensor spread(const Tensor& dense, std::vector<float>& memory) {
+  Tensor t = dense;
+  const int64_t n = t.shape[0] * t.stride[0];
+  memory.assign(static_cast<size_t>(2 * n), not_a_number);
+  for (int64_t i = 0; i < n; ++i)
+    memory[static_cast<size_t>(2 * i)] = static_cast<const float*>(t.data)[i];
+  t.data = memory.data();
+  for (int64_t& stride : t.stride) stride *= 2;
+  return t;
+}
+
+/// Keys that are not kept, and queries, are read in place where that is possible.
+TEST_P(LightningKernels, GiveTheSameBitsWhereRowsLieAndOfCopies) {
+  uint32_t seed = 13;
+  for (const int32_t n : {2, 15, 16, 48, 49, 130}) {
+    for (const bool odd : {false, true}) {
+      const Shape shape = {.n_heads = 3,
+                           .group = odd ? 2 : 1,
+                           .head_dim_k = 48,
+                           .tokens = {n, 1, 7},
+                           .gaps = odd,
+                           .masked = odd,
+                           .dense = true,
+                           .crosses_lines = odd,
+                           .in_order = true};
+      Case in_place(shape, seed), copied(shape, seed);
+      ++seed;
+      std::vector<float> k, q;
+      copied.params.k = spread(copied.params.k, k);
+      copied.params.q = spread(copied.params.q, q);
+      copied.params.keeps = in_place.params.keeps = false;
+      in_place.run(2);
+      copied.run(2);
+      EXPECT_EQ(in_place.outputs(), copied.outputs()) << words(shape);
+      const std::vector<float> states = in_place.states(), wanted = copied.states();
+      EXPECT_EQ(std::memcmp(states.data(), wanted.data(), 4 * wanted.size()), 0) << words(shape);
+      in_place.compare(words(shape));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 /// A decay that a float rounds must not be wrong in the same direction in every step.
 TEST_P(LightningKernels, StayExactOverManySteps) {
   constexpr int32_t n = 3000;

@@ -95,6 +95,7 @@ class Lightning(Heads, total=False):
     """What a lightning cache takes."""
 
     block_tokens: int
+    fused: bool
     checkpoints: int
     checkpoint_interval: Optional[int]
     checkpoint_min_pos: int

@@ -40,7 +40,7 @@ _CAUSAL = {
 }
 _ENCODER = {"inputs": 0}
 _TRANSFORMER = {"value_heads": 0, "ring": False, "causal": True}
-_LIGHTNING = {"block_tokens": 0}
+_LIGHTNING = {"block_tokens": 0, "fused": False}
 _POSITIONS = {"reach": None, "sliding_window": None, "interleaved": False, "v_first": None}
 _STORED = {
     "capacity": None,
@@ -248,7 +248,8 @@ def _lightning_descriptor(arguments: Mapping[str, Any]) -> Any:
         lightning,
         kind=_capi.KVC_LIGHTNING,
         flags=(_capi.KVC_LIGHTNING_APPROXIMATE if arguments["approximate"] else 0)
-        | (_capi.KVC_LIGHTNING_HOST_CHECKPOINTS if arguments["host_checkpoints"] else 0),
+        | (_capi.KVC_LIGHTNING_HOST_CHECKPOINTS if arguments["host_checkpoints"] else 0)
+        | (_capi.KVC_LIGHTNING_FUSED if arguments["fused"] else 0),
         block=arguments["block_tokens"],
     )
     _set_checkpoints(lightning, arguments)

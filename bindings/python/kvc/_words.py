@@ -38,6 +38,7 @@ _WORDS = {
     "KVC_LIGHTNING_APPROXIMATE": "approximate=True",
     "KVC_RECURRENT_HOST_CHECKPOINTS": "host_checkpoints=True",
     "KVC_LIGHTNING_HOST_CHECKPOINTS": "host_checkpoints=True",
+    "KVC_LIGHTNING_FUSED": "fused=True",
     "KVC_TRANSFORMER_RING is": "ring is",
     "KVC_TRANSFORMER_RING": "ring=True",
     "KVC_ROWS_POSTPADDED": "postpadded=True",

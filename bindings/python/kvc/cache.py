@@ -158,6 +158,8 @@ class Cache(Storage, Attending, Passes, Batches, Contents, Encoder, States, Ligh
 
     block_tokens          that a pass multiplies as matrices at once, 1 … 1024; 0: the kernel's own
                           number
+    fused                 every layer is attended by put_attention(): attention() raises NotSupported,
+                          and prompts take less time on a CPU
 
     device                a Device; None: the CPU device that such caches share
 
@@ -279,6 +281,7 @@ class Cache(Storage, Attending, Passes, Batches, Contents, Encoder, States, Ligh
         ring: bool = False,
         causal: bool = True,
         block_tokens: int = 0,
+        fused: bool = False,
         device: Optional[Device] = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}

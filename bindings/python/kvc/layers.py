@@ -76,6 +76,7 @@ class Layer:
     ring: bool = False
     causal: bool = True
     block_tokens: int = 0
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.state_shape, list):  # which equals no tuple

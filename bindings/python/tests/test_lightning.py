@@ -194,6 +194,14 @@ def test_what_a_lightning_cache_does_not_do(lightning, make, draw):
     with pytest.raises(kvc.BadState):  # of the layer that was put last alone
         cache.attention(0, q)
     cache.abort()
+    fused = lightning(fused=True)
+    fused.begin([0])
+    cache.begin([0])
+    outs = [each.put_attention(0, k, v, q) for each in (cache, fused)]
+    np.testing.assert_array_equal(*outs)
+    with pytest.raises(kvc.NotSupported, match="fused=True"):
+        fused.attention(0, q)
+    cache.abort()
     for options, message in (
         (dict(capacity=8), "take capacity"),
         (dict(dtype="f16"), "take dtype"),

@@ -27,7 +27,8 @@
  *   kvc_begin          never returns CACHE_FULL. A reserve pass checks arguments and does nothing, as everywhere
  *   kvc_put            makes the states behind the pass, in slots of their own. BAD_STATE in a layer without slopes
  *   kvc_attention      returns outputs for the layer that was put last in this pass, whose K and V are kept until the next put;
- *                      for another one BAD_STATE. An extra with bias, mask, weights, lse or dropout: NOT_SUPPORTED
+ *                      for another one BAD_STATE. With KVC_LIGHTNING_FUSED, and with an extra of bias, mask, weights, lse or
+ *                      dropout: NOT_SUPPORTED
  *   kvc_put_attention  makes both in one run over the tokens, with the same bits in less time
  *   kvc_commit         the new states take effect. In a layer that was not put, the tokens count as zeros: its state decays
  *   kvc_commit_prefix  a sequence keeps some of its tokens, not all, only if it has at most draft_states + 1 (else NOT_SUPPORTED).
@@ -56,8 +57,10 @@ extern "C" {
 #endif
 
 enum { /* kvc_lightning_desc.flags */
-  KVC_LIGHTNING_APPROXIMATE = 1,     /* middle parts may be removed; states then still contain what was removed */
-  KVC_LIGHTNING_HOST_CHECKPOINTS = 2 /* as KVC_RECURRENT_HOST_CHECKPOINTS */
+  KVC_LIGHTNING_APPROXIMATE = 1,      /* middle parts may be removed; states then still contain what was removed */
+  KVC_LIGHTNING_HOST_CHECKPOINTS = 2, /* as KVC_RECURRENT_HOST_CHECKPOINTS */
+  KVC_LIGHTNING_FUSED = 4 /* every layer is attended by kvc_put_attention(): K and V are not kept for kvc_attention(), which is
+                             NOT_SUPPORTED. Prompts take less time on a CPU; bits and memory stay the same. Since 0.2 */
 };
 
 /* What only a lightning cache needs; null: all defaults.

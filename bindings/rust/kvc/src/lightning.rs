@@ -64,6 +64,9 @@ pub struct LightningDesc {
     pub approximate: bool,
     /// Checkpoints lie in host memory, where they are on the CPU in any case.
     pub host_checkpoints: bool,
+    /// Every layer is attended by [`Layers::put_attention`](crate::Layers::put_attention):
+    /// [`Layers::attention`](crate::Layers::attention) is an error, and prompts take less time on the CPU.
+    pub fused: bool,
 }
 
 impl LightningDesc {
@@ -73,7 +76,8 @@ impl LightningDesc {
             struct_size: size_of::<sys::kvc_lightning_desc>() as u32,
             kind: sys::KVC_LIGHTNING,
             flags: flag(self.approximate, sys::KVC_LIGHTNING_APPROXIMATE)
-                | flag(self.host_checkpoints, sys::KVC_LIGHTNING_HOST_CHECKPOINTS),
+                | flag(self.host_checkpoints, sys::KVC_LIGHTNING_HOST_CHECKPOINTS)
+                | flag(self.fused, sys::KVC_LIGHTNING_FUSED),
             block: self.block,
             checkpoints: self.checkpoints,
             checkpoint_interval: self.checkpoint_interval,
