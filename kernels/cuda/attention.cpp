@@ -26,7 +26,7 @@ size_t counters_bytes(const AttentionBounds& bounds) {
   return static_cast<size_t>(Schedule::n_slots(bounds)) * sizeof(int32_t);
 }
 size_t waves_bytes(const AttentionBounds& bounds) {
-  const auto n = 2 * static_cast<size_t>(Schedule::most_waves(bounds, bounds.max_batch, true));
+  const auto n = widths.size() * static_cast<size_t>(Schedule::most_waves(bounds));
   return (n * sizeof(LaunchedParts) + 15) / 16 * 16;
 }
 size_t partial_bytes(const AttentionBounds& bounds) {
@@ -74,8 +74,10 @@ Attention::Attention(const AttentionBounds& bounds, const Abilities& abilities,
 /// Weights are written tile by tile, so each has to see all that its rows do.
 Cut Attention::cut_of(const AttentionParams& params) const {
   const int32_t n_kv_heads = params.storage.k.n_heads;
-  const AttentionKernel* const wide = wide_kernel_for(arguments_of(params, {}), abilities_);
+  const AttentionArguments a = arguments_of(params, {});
+  const AttentionKernel* const wide = wide_kernel_for(a, abilities_);
   return {.narrow = {n_kv_heads, params.constants.n_q_heads / n_kv_heads},
+          .has_medium = medium_kernel_for(a) != nullptr,
           .wide = wide != nullptr ? wide->columns : 0,
           .least_saved = params.tensors.weights.data != nullptr
                              ? shares_nothing
@@ -143,11 +145,9 @@ Error Attention::run(const AttentionParams& params, const DeviceTokens& tokens,
   const bool turns = std::any_of(params.plan.lists, params.plan.lists + params.plan.n_lists,
                                  [](const TokenList& list) { return list.has_pending; });
   if (Error e = bring_constants(params, turns, false, a, launcher); e != Error::none) return e;
-  const AttentionKernel& narrow = kernel_for(a);
-  const AttentionKernel* const wide = wide_kernel_for(a, abilities_);
   for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
     place_wave(a, schedule_, i);
-    const AttentionKernel& kernel = schedule_.wave(i).is_wide ? *wide : narrow;
+    const AttentionKernel& kernel = kernel_for(a, schedule_.wave(i).width, abilities_);
     const int64_t n_items = int64_t{a.n_parts} * a.shape.turns();
     if (Error e = launch(kernel, a, n_items, launcher); e != Error::none) return e;
   }
@@ -168,21 +168,14 @@ Error Attention::record(const AttentionParams& params, const DeviceTokens& token
   AttentionArguments a = placed(params, tokens);
   a.seen = params.plan.seen_words > 0 ? tokens.seen : nullptr;
   if (Error e = bring_constants(params, true, true, a, launcher); e != Error::none) return e;
-  const auto launch_waves = [&](const AttentionKernel& kernel, bool is_wide) -> Error {
-    TileShape shape = recorded_.narrow;
-    if (is_wide) shape.columns = recorded_.wide;
-    place_width(a, shape, is_wide);
-    for (int32_t i = 0; i < most_waves(is_wide, n_tokens); ++i) {
-      a.launched = launched_ + first_wave(is_wide) + i;
+  for (const Width width : widths) {
+    place_width(a, recorded_.shape_of(width), width);
+    for (int32_t i = 0; i < most_waves(width, n_tokens); ++i) {
+      a.launched = launched_ + first_wave(width) + i;
+      const AttentionKernel& kernel = kernel_for(a, width, abilities_);
       if (Error e = launch(kernel, a, launcher.most_blocks, launcher); e != Error::none) return e;
     }
-    return Error::none;
-  };
-  if (recorded_.has_wide()) {
-    const Error e = launch_waves(*wide_kernel_for(a, abilities_), true);
-    if (e != Error::none) return e;
   }
-  if (Error e = launch_waves(kernel_for(a), false); e != Error::none) return e;
   if (a.weights.data == nullptr) return Error::none;
   return launch(weights_kernel_for(a), a, launcher.most_blocks, launcher);
 }
@@ -191,27 +184,27 @@ Error Attention::replay(const AttentionPlan& plan, const Launcher& launcher) {
   if (recorded_.narrow.n_kv_heads == 0) return Error::none;  // graphs only put
   schedule_.cut(plan, recorded_);
   if (Error e = upload_schedule(launcher); e != Error::none) return e;
-  const int32_t n = first_wave(false) + most_waves(false, bounds_.max_batch);
+  const int32_t n = first_wave(widths.back()) + most_waves(widths.back(), bounds_.max_batch);
   std::fill_n(waves_, n, LaunchedParts{0, 0, schedule_.n_tiles()});
-  LaunchedParts* next[] = {waves_ + first_wave(false), waves_ + first_wave(true)};
-  for (int32_t i = 0; i < schedule_.n_waves(); ++i) {
+  for (int32_t i = 0, of_width = 0; i < schedule_.n_waves(); ++i) {
     const Wave& wave = schedule_.wave(i);
-    *next[wave.is_wide ? 1 : 0]++ = {wave.first_part, wave.n_parts, schedule_.n_tiles()};
+    of_width = i > 0 && schedule_.wave(i - 1).width == wave.width ? of_width + 1 : 0;
+    waves_[first_wave(wave.width) + of_width] = {wave.first_part, wave.n_parts, schedule_.n_tiles()};
   }
   return upload(reinterpret_cast<std::byte*>(launched_), waves_,
                 static_cast<size_t>(n) * sizeof(LaunchedParts), launcher);
 }
 
-int32_t Attention::most_waves(bool is_wide, int32_t n_tokens) const {
-  const bool may_share = recorded_.least_saved != shares_nothing && is_wide == recorded_.has_wide();
-  const int32_t most = Schedule::most_waves(bounds_, n_tokens, may_share);
-  if (!is_wide || int64_t{n_tokens} * recorded_.narrow.group > narrow_columns_max) return most;
-  return most - Schedule::most_waves(bounds_, n_tokens, false);  // those of prefixes
+int32_t Attention::most_waves(Width width, int32_t n_tokens) const {
+  return Schedule::most_waves(bounds_, recorded_, width, n_tokens);
 }
 
-/// Wide ones come first, as in a schedule.
-int32_t Attention::first_wave(bool is_wide) const {
-  return is_wide ? 0 : most_waves(true, bounds_.max_batch);
+/// Those of a width lie behind those of wider ones, as in a schedule.
+int32_t Attention::first_wave(Width width) const {
+  int32_t n = 0;
+  for (const Width wider : widths)
+    if (wider < width) n += most_waves(wider, bounds_.max_batch);
+  return n;
 }
 
 }  // namespace kvc::cuda

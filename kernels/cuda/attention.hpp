@@ -47,9 +47,10 @@ class Attention {
 
  private:
   Cut cut_of(const AttentionParams& params) const;
-  /// Launches of one width, for passes of so many tokens.
-  int32_t most_waves(bool is_wide, int32_t n_tokens) const;
-  int32_t first_wave(bool is_wide) const;
+  /// Launches of one width that a recorded call has for passes of so many tokens.
+  int32_t most_waves(Width width, int32_t n_tokens) const;
+  /// Where they are told what to do.
+  int32_t first_wave(Width width) const;
   Error upload_schedule(const Launcher& launcher);
   Error bring_constants(const AttentionParams& params, bool turns, bool is_captured,
                         AttentionArguments& a, const Launcher& launcher);
@@ -57,7 +58,7 @@ class Attention {
 
   const AttentionBounds bounds_;
   Schedule schedule_;
-  LaunchedParts* waves_;  // [2][most_waves] of wide tiles and of narrow ones, on the host: what replay() uploads
+  LaunchedParts* waves_;  // [widths][most_waves] of recorded calls, on the host: what replay() uploads
   LaunchedParts* launched_;  // likewise on the device
   Cut recorded_;             // of the calls that were; none where n_kv_heads is 0
   const Abilities abilities_;

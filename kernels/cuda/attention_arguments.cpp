@@ -92,13 +92,14 @@ void place_wave(AttentionArguments& a, const Schedule& schedule, int32_t index) 
   const Wave& wave = schedule.wave(index);
   a.first_part = wave.first_part;
   a.n_parts = wave.n_parts;
-  place_width(a, schedule.shape_of(wave), wave.is_wide);
+  place_width(a, schedule.shape_of(wave), wave.width);
 }
 
-void place_width(AttentionArguments& a, const TileShape& shape, bool is_wide) {
+void place_width(AttentionArguments& a, const TileShape& shape, Width width) {
   a.shape = shape;
   const float factor = a.q_factor * a.score_factor;
-  a.q_factor = is_wide ? std::ldexp(std::copysign(1.0f, factor), std::ilogb(factor)) : factor;
+  a.q_factor = width == Width::wide ? std::ldexp(std::copysign(1.0f, factor), std::ilogb(factor))
+                                    : factor;
   a.score_factor = factor / a.q_factor;
 }
 

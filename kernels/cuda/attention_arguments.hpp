@@ -96,7 +96,7 @@ AttentionArguments arguments_of(const AttentionParams& params, const DeviceToken
 /// Where the arrays of a schedule lie in `block`.
 void place_schedule(AttentionArguments& a, const Schedule& schedule, const std::byte* block);
 /// What the width of tiles decides. Wide kernels multiply queries with a power of two, which leaves 16-bit ones what they are.
-void place_width(AttentionArguments& a, const TileShape& shape, bool is_wide);
+void place_width(AttentionArguments& a, const TileShape& shape, Width width);
 /// What the index-th wave decides.
 void place_wave(AttentionArguments& a, const Schedule& schedule, int32_t index);
 

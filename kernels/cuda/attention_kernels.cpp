@@ -19,14 +19,14 @@ bool is_aligned(const Numbers& numbers) {
          lie_on(4, nullptr, 0, numbers.scale_row_stride);
 }
 
-const AttentionKernel* coded_kernel(StorageType type, int32_t head_dim) {
+const AttentionKernel* coded_kernel(StorageType type, int32_t head_dim, int32_t columns) {
   switch (type) {
-    case StorageType::q8_0: return narrow_q8_0_kernel(head_dim);
-    case StorageType::int8: return narrow_int8_kernel(head_dim);
-    case StorageType::q4_0: return narrow_q4_0_kernel(head_dim);
-    case StorageType::nf4: return narrow_nf4_kernel(head_dim);
-    case StorageType::f8_e4m3: return narrow_f8_e4m3_kernel(head_dim);
-    case StorageType::f8_e5m2: return narrow_f8_e5m2_kernel(head_dim);
+    case StorageType::q8_0: return narrow_q8_0_kernel(head_dim, columns);
+    case StorageType::int8: return narrow_int8_kernel(head_dim, columns);
+    case StorageType::q4_0: return narrow_q4_0_kernel(head_dim, columns);
+    case StorageType::nf4: return narrow_nf4_kernel(head_dim, columns);
+    case StorageType::f8_e4m3: return narrow_f8_e4m3_kernel(head_dim, columns);
+    case StorageType::f8_e5m2: return narrow_f8_e5m2_kernel(head_dim, columns);
     case StorageType::f32:
     case StorageType::f16:
     case StorageType::bf16: break;
@@ -34,19 +34,24 @@ const AttentionKernel* coded_kernel(StorageType type, int32_t head_dim) {
   return nullptr;
 }
 
-const AttentionKernel* narrow_codes_kernel(const AttentionArguments& a) {
+const AttentionKernel* narrow_codes_kernel(const AttentionArguments& a, int32_t columns) {
   const Coding &k = a.k.coding, &v = a.v.coding;
   const bool has_blocks = k.type != StorageType::nf4 || (k.block == 64 && v.block == 64);
   if (k.type != v.type || k.dim != v.dim || !has_blocks) return nullptr;
-  return coded_kernel(k.type, k.dim);
+  return coded_kernel(k.type, k.dim, columns);
+}
+
+/// Whether K and V lie as kernels with tensor cores read them.
+bool is_regular(const AttentionArguments& a) {
+  return a.k.element == a.v.element && is_aligned(a.k) && is_aligned(a.v);
 }
 
 const AttentionKernel* narrow_kernel(const AttentionArguments& a) {
-  if (a.k.element != a.v.element || !is_aligned(a.k) || !is_aligned(a.v)) return nullptr;
+  if (!is_regular(a)) return nullptr;
   switch (a.k.element) {
     case Element::bf16: return narrow_bf16_kernel(a.k.dim, a.v.dim);
     case Element::f16: return narrow_f16_kernel(a.k.dim, a.v.dim);
-    case Element::code: return narrow_codes_kernel(a);
+    case Element::code: return narrow_codes_kernel(a, tile_columns);
     case Element::f32: break;
   }
   return nullptr;
@@ -82,7 +87,7 @@ const AttentionKernel* wide_kernel(Element element, bool rounds, int32_t head_di
 
 }  // namespace
 
-const AttentionKernel& kernel_for(const AttentionArguments& a) {
+const AttentionKernel& narrow_kernel_for(const AttentionArguments& a) {
   const AttentionKernel* const narrow = narrow_kernel(a);
   if (narrow != nullptr) return *narrow;
   return a.has_codes() ? general_codes_kernel() : general_kernel();
@@ -116,12 +121,33 @@ Error launch(const AttentionKernel& what, const AttentionArguments& a, uint32_t 
   return e != Error::none ? e : runtime::launch(what.kernel, grid, &mapped, stream);
 }
 
-/// Weights are written by a kernel that knows narrow tiles alone.
+// Weights are written by a kernel that knows narrow tiles alone.
+
+const AttentionKernel* medium_kernel_for(const AttentionArguments& a) {
+  if (a.weights.data != nullptr || !is_regular(a)) return nullptr;
+  switch (a.k.element) {
+    case Element::bf16: return narrow_16_bf16_kernel(a.k.dim, a.v.dim);
+    case Element::f16: return narrow_16_f16_kernel(a.k.dim, a.v.dim);
+    case Element::code: return narrow_codes_kernel(a, medium_columns);
+    case Element::f32: break;
+  }
+  return nullptr;
+}
+
 const AttentionKernel* wide_kernel_for(const AttentionArguments& a, const Abilities& abilities) {
   const bool is_whole = a.k.dim % 8 == 0 && a.v.dim % 8 == 0;
-  if (a.weights.data != nullptr || a.k.element != a.v.element || !is_whole) return nullptr;
-  if (!is_aligned(a.k) || !is_aligned(a.v)) return nullptr;
+  if (a.weights.data != nullptr || !is_regular(a) || !is_whole) return nullptr;
   return wide_kernel(a.k.element, a.rounds != 0, std::max(a.k.dim, a.v.dim), abilities);
+}
+
+const AttentionKernel& kernel_for(const AttentionArguments& a, Width width,
+                                  const Abilities& abilities) {
+  switch (width) {
+    case Width::wide: return *wide_kernel_for(a, abilities);
+    case Width::medium: return *medium_kernel_for(a);
+    case Width::narrow: break;
+  }
+  return narrow_kernel_for(a);
 }
 
 Error prepare_kernels(const Abilities& abilities) {
@@ -149,13 +175,17 @@ Error load_kernels(const AttentionBounds& bounds) {
   for (const AttentionKernel* const kernel :
        {&general_kernel(), &weights_kernel(), &general_codes_kernel(), &weights_codes_kernel(),
         narrow_bf16_kernel(bounds.head_dim_k, bounds.head_dim_v),
-        narrow_f16_kernel(bounds.head_dim_k, bounds.head_dim_v)}) {
+        narrow_f16_kernel(bounds.head_dim_k, bounds.head_dim_v),
+        narrow_16_bf16_kernel(bounds.head_dim_k, bounds.head_dim_v),
+        narrow_16_f16_kernel(bounds.head_dim_k, bounds.head_dim_v)}) {
     if (Error e = load(kernel); e != Error::none) return e;
   }
   if (bounds.head_dim_k != bounds.head_dim_v) return Error::none;
   for (int32_t type = 0; type < n_storage_types; ++type) {
-    const Error e = load(coded_kernel(static_cast<StorageType>(type), bounds.head_dim_k));
-    if (e != Error::none) return e;
+    for (const int32_t columns : {tile_columns, medium_columns}) {
+      const Error e = load(coded_kernel(static_cast<StorageType>(type), bounds.head_dim_k, columns));
+      if (e != Error::none) return e;
+    }
   }
   return Error::none;
 }

@@ -36,9 +36,14 @@ struct Abilities {
 };
 
 /// The fastest that can serve the narrow tiles of the call.
-const AttentionKernel& kernel_for(const AttentionArguments& a);
+const AttentionKernel& narrow_kernel_for(const AttentionArguments& a);
+/// The one that serves medium tiles. Null: the call has none.
+const AttentionKernel* medium_kernel_for(const AttentionArguments& a);
 /// The one that serves wide tiles on such a device. Null: the call has none.
 const AttentionKernel* wide_kernel_for(const AttentionArguments& a, const Abilities& abilities);
+/// The same of a width that the call has.
+const AttentionKernel& kernel_for(const AttentionArguments& a, Width width,
+                                  const Abilities& abilities);
 /// What writes the weights of the call.
 const AttentionKernel& weights_kernel_for(const AttentionArguments& a);
 /// To be called once on a device, the current one: allows kernels the shared memory that they need.
@@ -60,13 +65,16 @@ const AttentionKernel& weights_codes_kernel();
 /// Null where there is none for these head dimensions.
 const AttentionKernel* narrow_bf16_kernel(int32_t dim_k, int32_t dim_v);
 const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v);
-/// The same of codes, where K and V have one type and one head dimension; of nf4 in blocks of 64.
-const AttentionKernel* narrow_q8_0_kernel(int32_t head_dim);
-const AttentionKernel* narrow_int8_kernel(int32_t head_dim);
-const AttentionKernel* narrow_q4_0_kernel(int32_t head_dim);
-const AttentionKernel* narrow_nf4_kernel(int32_t head_dim);
-const AttentionKernel* narrow_f8_e4m3_kernel(int32_t head_dim);
-const AttentionKernel* narrow_f8_e5m2_kernel(int32_t head_dim);
+// Of medium tiles.
+const AttentionKernel* narrow_16_bf16_kernel(int32_t dim_k, int32_t dim_v);
+const AttentionKernel* narrow_16_f16_kernel(int32_t dim_k, int32_t dim_v);
+/// Of codes, where K and V have one type and one head dimension, in tiles of 8 columns or 16; of nf4 in blocks of 64.
+const AttentionKernel* narrow_q8_0_kernel(int32_t head_dim, int32_t columns);
+const AttentionKernel* narrow_int8_kernel(int32_t head_dim, int32_t columns);
+const AttentionKernel* narrow_q4_0_kernel(int32_t head_dim, int32_t columns);
+const AttentionKernel* narrow_nf4_kernel(int32_t head_dim, int32_t columns);
+const AttentionKernel* narrow_f8_e4m3_kernel(int32_t head_dim, int32_t columns);
+const AttentionKernel* narrow_f8_e5m2_kernel(int32_t head_dim, int32_t columns);
 /// Null where there is none for head dimensions that are so large. Rounded: factors are.
 const AttentionKernel* wide_bf16_kernel(int32_t head_dim);
 const AttentionKernel* wide_bf16_rounded_kernel(int32_t head_dim);

@@ -13,6 +13,7 @@
 ///   values   O' = V' · P'  V' is the left factor: lane (g, t) needs four tokens. P' is S' transposed by halves of 8 × 8.
 ///
 /// `Keys` and `Values` know how they are stored, and hold what a lane has loaded: narrow_numbers.cuh, narrow_codes.cuh.
+/// Columns are multiplied in eights: a tile has one or two, and what is loaded is multiplied with each.
 ///
 /// So a row may lie anywhere, every load is whole sectors, nothing is swizzled, and there is no barrier in the loop. While one
 /// step of 16 tokens is multiplied, the next is on its way.
@@ -27,6 +28,7 @@ class Narrow {
   using Layout = NarrowLayout<Keys, Values>;
   static constexpr int parts = Layout::parts;
   static constexpr int n_warps = Layout::n_warps;
+  static constexpr int eights = Layout::eights;
 
  public:
   KVC_DEVICE explicit Narrow(const AttentionArguments& a)
@@ -44,9 +46,11 @@ class Narrow {
     const int64_t first_cell = task.tile.n_seen > 0 ? task.list.first_cell : 0;
     keys_.begin(task, first_cell);
     values_.begin(task, first_cell);
-    KVC_UNROLL for (int c = 0; c < 2; ++c) {
-      top_[c] = -infinity();
-      weight_[c] = 0;
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+      KVC_UNROLL for (int c = 0; c < 2; ++c) {
+        top_[eight][c] = -infinity();
+        weight_[eight][c] = 0;
+      }
     }
     const int begin = task.begin(), end = task.end();
     if (begin < end) {
@@ -63,7 +67,7 @@ class Narrow {
       });
     }
     gather_warps();
-    item_.finish(rows(), Layout::row_floats, merged(), merged() + tile_columns, flag());
+    item_.finish(rows(), Layout::row_floats, merged(), merged() + Layout::columns, flag());
   }
 
  private:
@@ -73,12 +77,13 @@ class Narrow {
   KVC_DEVICE static double* rotation() {
     return reinterpret_cast<double*>(shared_memory() + Layout::rotation_at);
   }
-  /// [tile_columns][query_floats]
+  /// [columns][query_floats]
   KVC_DEVICE static float* queries() {
     return reinterpret_cast<float*>(shared_memory() + Layout::queries_at);
   }
+  /// [n_rows][row_floats]: results of the columns, and of warps.
   KVC_DEVICE static float* rows() { return reinterpret_cast<float*>(shared_memory() + Layout::rows_at); }
-  /// [n_warps][tile_columns][2] weight and top.
+  /// [n_rows][2] weight and top.
   KVC_DEVICE static float* of_warps() {
     return reinterpret_cast<float*>(shared_memory() + Layout::of_warps_at);
   }
@@ -108,8 +113,8 @@ class Narrow {
 
   /// The right factor of the products with K, part by part.
   KVC_DEVICE void stage_fragments() const {
-    for (int i = thread_index(); i < Keys::steps * 32; i += n_warps * 32) {
-      const int to = i % 32, step = i / 32, c = to / 4;
+    for (int i = thread_index(); i < eights * Keys::steps * 32; i += n_warps * 32) {
+      const int to = i % 32, step = i / 32 % Keys::steps, c = i / (Keys::steps * 32) * tile_columns + to / 4;
       const bool is_used = c < Item::task().n_used;
       float x[4];
       KVC_UNROLL for (int e = 0; e < 4; ++e) {
@@ -117,7 +122,7 @@ class Narrow {
         if (T::has_small_range) x[e] *= 1.0f / Item::column(c).unscale;  // powers of two
       }
       KVC_UNROLL for (int part = 0; part < parts; ++part) {
-        uint32_t* const words = fragments() + fragment_at<T>(step, to, part);
+        uint32_t* const words = fragments() + fragment_at<T>(i / 32, to, part);
         KVC_UNROLL for (int h = 0; h < 2; ++h) {
           words[h] = T::pack(x[2 * h], x[2 * h + 1]);
           x[2 * h] -= T::low(words[h]);
@@ -130,43 +135,50 @@ class Narrow {
   // ---- A step of 16 tokens --------------------------------------------------------------------------------------------------------
 
   /// Products become scores of tokens u0 + g and u0 + g + 8. Returns whether one of them is hidden.
-  KVC_DEVICE bool finish_scores(float (&s)[4], int u0, int end, int cells, int positions,
+  KVC_DEVICE bool finish_scores(float (&s)[eights][4], int u0, int end, int cells, int positions,
                                 int first_lane) const {
+    const int n_used = Item::task().n_used;
     KVC_UNROLL for (int r = 0; r < 2; ++r) {
       const int cell = shuffle(cells, first_lane + lane_.g + 8 * r);
       const int position = shuffle(positions, first_lane + lane_.g + 8 * r);
-      KVC_UNROLL for (int c = 0; c < 2; ++c) {
-        const int column = 2 * lane_.t + c;
-        if (column < Item::task().n_used)
-          s[2 * r + c] = item_.score(Item::column(column), s[2 * r + c], cell, position);
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+        KVC_UNROLL for (int c = 0; c < 2; ++c) {
+          const int column = column_of(eight, lane_, c);
+          float& x = s[eight][2 * r + c];
+          if (column < n_used) x = item_.score(Item::column(column), x, cell, position);
+        }
       }
     }
     if (u0 + 16 > end || !Item::all_see(u0, u0 + 16)) {
-      KVC_UNROLL for (int e = 0; e < 4; ++e) {
-        const int u = u0 + lane_.g + e / 2 * 8;
-        if (u >= end || !Item::sees(Item::column(2 * lane_.t + e % 2), u)) s[e] = -infinity();
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+        KVC_UNROLL for (int e = 0; e < 4; ++e) {
+          const int u = u0 + lane_.g + e / 2 * 8;
+          if (u >= end || !Item::sees(Item::column(column_of(eight, lane_, e % 2)), u))
+            s[eight][e] = -infinity();
+        }
       }
     }
     bool hides = false;
-    KVC_UNROLL for (int e = 0; e < 4; ++e)
-      hides = hides || (s[e] == -infinity() && 2 * lane_.t + e % 2 < Item::task().n_used);
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight)
+      KVC_UNROLL for (int e = 0; e < 4; ++e)
+        hides = hides || (s[eight][e] == -infinity() && column_of(eight, lane_, e % 2) < n_used);
     return any_lane(hides);
   }
 
-  /// Scores become weights. `fade` is what older sums are worth now. Sums of weights are this lane's tokens' alone.
-  KVC_DEVICE void soften(float (&s)[4], float (&fade)[2]) {
+  /// Scores of eight columns become weights. `fade` is what older sums are worth now. Sums of weights are this lane's tokens' alone.
+  KVC_DEVICE void soften(int eight, float (&s)[4], float (&fade)[2]) {
     KVC_UNROLL for (int c = 0; c < 2; ++c) {
       float top = fmaxf(s[c], s[c + 2]);
       top = fmaxf(top, shuffle_xor(top, 4));
       top = fmaxf(top, shuffle_xor(top, 8));
       top = fmaxf(top, shuffle_xor(top, 16));
-      top = fmaxf(top, top_[c]);
+      top = fmaxf(top, top_[eight][c]);
       const float shift = top == -infinity() ? 0.0f : top;
-      fade[c] = exp2_fast(top_[c] - shift);
-      top_[c] = top;
+      fade[c] = exp2_fast(top_[eight][c] - shift);
+      top_[eight][c] = top;
       s[c] = exp2_fast(s[c] - shift);
       s[c + 2] = exp2_fast(s[c + 2] - shift);
-      weight_[c] = multiply_add(weight_[c], fade[c], s[c] + s[c + 2]);
+      weight_[eight][c] = multiply_add(weight_[eight][c], fade[c], s[c] + s[c + 2]);
     }
   }
 
@@ -190,11 +202,11 @@ class Narrow {
       const int u0 = u + half;
       const bool has_more = half == 0 ? u0 + 16 < end : u + stride < end;
       const int more_cells = half == 0 ? cells : next_cells;
-      float s[4], fade[2];
+      float s[eights][4], fade[eights][2];
       keys_.multiply(fragments(), s);
       if (has_more) keys_.load(more_cells, 16 - half);
       const bool hides = finish_scores(s, u0, end, cells, positions, half);
-      soften(s, fade);
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight) soften(eight, s[eight], fade[eight]);
       values_.add(s, fade, hides);
       if (!has_more) break;
       values_.load(more_cells, 16 - half);
@@ -208,34 +220,41 @@ class Narrow {
 
   // ---- Results --------------------------------------------------------------------------------------------------------------------
 
-  /// Adds up the results of the warps, in their order, in the rows of the first.
+  /// Adds up the results of the warps, in their order, eight columns at a time, in the rows of the first.
   KVC_DEVICE void gather_warps() const {
-    sync_block();  // fragments are not read any more
-    KVC_UNROLL for (int c = 0; c < 2; ++c) {
-      const int column = 2 * lane_.t + c;
-      float sum = weight_[c];
-      sum += shuffle_xor(sum, 4);
-      sum += shuffle_xor(sum, 8);
-      sum += shuffle_xor(sum, 16);
-      const int at = warp_ * tile_columns + column;
-      float* const row = rows() + at * Layout::row_floats;
-      KVC_UNROLL for (int i = 0; i < Values::steps; ++i) {
-        KVC_UNROLL for (int which = 0; which < 2; ++which)
-          row[values_.dim_of(i, which)] = values_.sum(i, which, c);
-      }
-      if (lane_.g == 0) {
-        of_warps()[2 * at] = sum;
-        of_warps()[2 * at + 1] = top_[c];
-      }
-    }
-    sync_block();
     const int n = Item::task().n_used;
-    for (int i = thread_index(); i < n * Values::dim; i += n_warps * 32)
-      add_warps(i / Values::dim, i % Values::dim);
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+      sync_block();  // fragments are not read any more, nor is what was added up before
+      write_sums(eight);
+      sync_block();
+      const int first = eight * tile_columns, end = n < first + tile_columns ? n : first + tile_columns;
+      for (int i = first * Values::dim + thread_index(); i < end * Values::dim; i += n_warps * 32)
+        add_warps(i / Values::dim, i % Values::dim);
+    }
     sync_block();
     if (!Values::may_be_rotated || a_.v.coding.rotation == 0) return;
     const auto at = [](int c, int dim) -> float& { return rows()[c * Layout::row_floats + dim]; };
     rotate(n, Values::dim, a_.v.coding.rotation, true, all(), at, sync_block);
+  }
+
+  /// What this warp has summed up for eight columns.
+  KVC_DEVICE void write_sums(int eight) const {
+    KVC_UNROLL for (int c = 0; c < 2; ++c) {
+      const int at = warp_ * tile_columns + column_of(eight, lane_, c);
+      float sum = weight_[eight][c];
+      sum += shuffle_xor(sum, 4);
+      sum += shuffle_xor(sum, 8);
+      sum += shuffle_xor(sum, 16);
+      float* const row = rows() + at * Layout::row_floats;
+      KVC_UNROLL for (int i = 0; i < Values::steps; ++i) {
+        KVC_UNROLL for (int which = 0; which < 2; ++which)
+          row[values_.dim_of(i, which)] = values_.sum(eight, i, which, c);
+      }
+      if (lane_.g == 0) {
+        of_warps()[2 * at] = sum;
+        of_warps()[2 * at + 1] = top_[eight][c];
+      }
+    }
   }
 
   KVC_DEVICE void add_warps(int column, int dim) const {
@@ -253,7 +272,7 @@ class Narrow {
     rows()[column * Layout::row_floats + dim] = x;
     if (dim != 0) return;
     merged()[column] = sum;
-    merged()[tile_columns + column] = highest;
+    merged()[Layout::columns + column] = highest;
   }
 
   const Item item_;
@@ -262,7 +281,7 @@ class Narrow {
   const int warp_;
   Keys keys_;
   Values values_;
-  float top_[2], weight_[2];  // of columns 2t and 2t + 1
+  float top_[eights][2], weight_[eights][2];  // of columns 2t and 2t + 1
 };
 
 template <class Keys, class Values>

@@ -52,27 +52,36 @@ class CodedKeys : public CodedRows<type, size> {
     Rows::load_scales(cells, first_lane);
   }
 
-  /// Products of tokens g and g + 8 with columns 2t and 2t + 1.
-  KVC_DEVICE void multiply(const uint32_t* fragments, float (&s)[4]) {
+  /// Products of tokens g and g + 8 with columns 2t and 2t + 1 of each eight.
+  template <int eights>
+  KVC_DEVICE void multiply(const uint32_t* fragments, float (&s)[eights][4]) {
     trade_words();
-    float sums[2][4];  // of a block: the small ones, and the others
-    float factor[2];
-    KVC_UNROLL for (int c = 0; c < 2; ++c) factor[c] = Item::column(2 * lane_.t + c).unscale * factor_;
-    KVC_UNROLL for (int e = 0; e < 4; ++e) s[e] = 0;
+    float sums[eights][2][4];  // of a block: the small ones, and the others
+    float factor[eights][2];
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+      KVC_UNROLL for (int c = 0; c < 2; ++c)
+        factor[eight][c] = Item::column(column_of(eight, lane_, c)).unscale * factor_;
+      KVC_UNROLL for (int e = 0; e < 4; ++e) s[eight][e] = 0;
+    }
     KVC_UNROLL for (int word = 0; word < 2 * groups; ++word) {
       uint32_t x[2][parts][per_byte][2];
       KVC_UNROLL for (int r = 0; r < 2; ++r) Rows::word_.decode(words_[r][word / 2].w[word % 2], x[r]);
       KVC_UNROLL for (int n = 0; n < per_byte; ++n) {
         const int step = word * per_byte + n;
-        if (step * 16 % Rows::block == 0)
-          KVC_UNROLL for (int e = 0; e < 4; ++e) sums[0][e] = sums[1][e] = 0;
-        const Word4 right = *reinterpret_cast<const Word4*>(fragments + fragment_at<F16>(step, lane_.index, 0));
-        KVC_UNROLL for (int part = parts - 1; part >= 0; --part) {
-          const uint32_t left[4] = {x[0][part][n][0], x[1][part][n][0], x[0][part][n][1], x[1][part][n][1]};
-          if (part == 0) mma_16x8x16<F16>(sums[0], left, {right.w[2], right.w[3]});
-          mma_16x8x16<F16>(sums[part == 0 ? 1 : 0], left, {right.w[0], right.w[1]});
+        KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+          float (&of_block)[2][4] = sums[eight];
+          if (step * 16 % Rows::block == 0)
+            KVC_UNROLL for (int e = 0; e < 4; ++e) of_block[0][e] = of_block[1][e] = 0;
+          const Word4 right = *reinterpret_cast<const Word4*>(
+              fragments + fragment_at<F16>(eight * steps + step, lane_.index, 0));
+          KVC_UNROLL for (int part = parts - 1; part >= 0; --part) {
+            const uint32_t left[4] = {x[0][part][n][0], x[1][part][n][0], x[0][part][n][1], x[1][part][n][1]};
+            if (part == 0) mma_16x8x16<F16>(of_block[0], left, {right.w[2], right.w[3]});
+            mma_16x8x16<F16>(of_block[part == 0 ? 1 : 0], left, {right.w[0], right.w[1]});
+          }
+          if ((step + 1) * 16 % Rows::block == 0)
+            finish_block(step * 16 / Rows::block, of_block, factor[eight], s[eight]);
         }
-        if ((step + 1) * 16 % Rows::block == 0) finish_block(step * 16 / Rows::block, sums, factor, s);
       }
     }
   }
@@ -102,7 +111,7 @@ class CodedKeys : public CodedRows<type, size> {
   Word2 words_[2][groups];  // of rows g and g + 8
 };
 
-template <StorageType type, int size>
+template <StorageType type, int size, int n_eights = 1>
 class CodedValues : public CodedRows<type, size> {
   using Rows = CodedRows<type, size>;
   using Rows::blocks, Rows::factor_, Rows::groups, Rows::has_scales, Rows::lane_, Rows::per_byte;
@@ -112,13 +121,17 @@ class CodedValues : public CodedRows<type, size> {
 
  public:
   using Rows::dim, Rows::steps;
+  static constexpr int eights = n_eights;
   static constexpr bool may_be_rotated = has_scales;
 
   KVC_DEVICE CodedValues(const Numbers& numbers, Lane lane) : Rows(numbers, lane) {}
   KVC_DEVICE void begin(const Task& task, int64_t first_cell) {
     Rows::begin_rows(task, first_cell, 4 * lane_.g);
-    KVC_UNROLL for (int i = 0; i < steps; ++i) KVC_UNROLL for (int e = 0; e < 4; ++e) sums_[i][e] = 0;
-    KVC_UNROLL for (int c = 0; c < 2; ++c) exponent_[c] = least_exponent;
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+      KVC_UNROLL for (int i = 0; i < steps; ++i)
+        KVC_UNROLL for (int e = 0; e < 4; ++e) sums_[eight][i][e] = 0;
+      KVC_UNROLL for (int c = 0; c < 2; ++c) exponent_[eight][c] = least_exponent;
+    }
   }
 
   /// Tokens 2t, 2t + 1, 2t + 8 and 2t + 9 of a step.
@@ -131,29 +144,36 @@ class CodedValues : public CodedRows<type, size> {
   }
 
   /// Adds the step's values times its weights; what was added before fades. `hides`: a weight is 0.
-  KVC_DEVICE void add(const float (&s)[4], const float (&fade)[2], bool hides) {
+  KVC_DEVICE void add(const float (&s)[eights][4], const float (&fade)[eights][2], bool hides) {
     trade_words();
     constexpr uint32_t all[4] = {~0u, ~0u, ~0u, ~0u};
-    Weights weights;
+    Weights weights[eights];
     if constexpr (has_scales) {
-      float w[4], fades[2];
-      weigh(s, fade, w, fades);
+      float w[eights][4], fades[eights][2];
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight)
+        weigh(s[eight], fade[eight], exponent_[eight], w[eight], fades[eight]);
       KVC_UNROLL for (int b = 0; b < blocks; ++b) {
-        float x[4];  // of what is hidden, the scale may be no number
-        KVC_UNROLL for (int e = 0; e < 4; ++e) x[e] = s[e] == 0 ? 0.0f : w[e] * Rows::scale(e / 2, b);
-        split_weights<F16>(x, 1, weights);
-        add_steps(b * steps_of_block, (b + 1) * steps_of_block, weights, all, fades, -1);
+        KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+          float x[4];  // of what is hidden, the scale may be no number
+          KVC_UNROLL for (int e = 0; e < 4; ++e)
+            x[e] = s[eight][e] == 0 ? 0.0f : w[eight][e] * Rows::scale(e / 2, b);
+          split_weights<F16>(x, 1, weights[eight]);
+        }
+        add_steps(b * steps_of_block, (b + 1) * steps_of_block, weights, all, fades, -1, -1);
       }
     } else {
-      split_weights<F16>(s, weight_scale<F16>, weights);
-      if (hides && are_infinite()) {
-        KVC_NO_UNROLL for (int c = 0; c < tile_columns; ++c) {
-          uint32_t keep[4];
-          seen_by(c, s, lane_, keep);
-          add_steps(0, steps, weights, keep, fade, c);
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight)
+        split_weights<F16>(s[eight], weight_scale<F16>, weights[eight]);
+      if (hides && are_infinite()) {  // each column without the values that it does not see
+        KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+          KVC_NO_UNROLL for (int c = 0; c < 8; ++c) {
+            uint32_t keep[4];
+            seen_by(c, s[eight], lane_, keep);
+            add_steps(0, steps, weights, keep, fade, eight, c);
+          }
         }
       } else {
-        add_steps(0, steps, weights, all, fade, -1);
+        add_steps(0, steps, weights, all, fade, -1, -1);
       }
     }
   }
@@ -165,10 +185,10 @@ class CodedValues : public CodedRows<type, size> {
                                 : of_group + g * 4 + half % 2 * 2;
     return dim_of_code(type, at + which, i % per_byte);
   }
-  /// Its sum for column 2t or 2t + 1.
-  KVC_DEVICE float sum(int i, int which, int column) const {
-    const float x = sums_[i][2 * which + column];
-    const float up = has_scales ? float_of(static_cast<uint32_t>(exponent_[column] - 13) << 23)
+  /// Its sum for column 2t or 2t + 1 of an eight.
+  KVC_DEVICE float sum(int eight, int i, int which, int column) const {
+    const float x = sums_[eight][i][2 * which + column];
+    const float up = has_scales ? float_of(static_cast<uint32_t>(exponent_[eight][column] - 13) << 23)
                                 : 1.0f / weight_scale<F16>;
     return (type == StorageType::f8_e4m3 ? multiply_add(x, 0, x) : x) * up * factor_;
   }
@@ -187,8 +207,9 @@ class CodedValues : public CodedRows<type, size> {
     }
   }
 
-  /// Weights become such that they may be multiplied with scales. `fades`: what older sums are worth then.
-  KVC_DEVICE void weigh(const float (&s)[4], const float (&fade)[2], float (&w)[4], float (&fades)[2]) {
+  /// Weights of eight columns become such that they may be multiplied with scales. `fades`: what older sums are worth then.
+  KVC_DEVICE void weigh(const float (&s)[4], const float (&fade)[2], int (&exponents)[2], float (&w)[4],
+                        float (&fades)[2]) const {
     int of_token[2];
     KVC_UNROLL for (int r = 0; r < 2; ++r) {
       float largest = 0;
@@ -197,7 +218,7 @@ class CodedValues : public CodedRows<type, size> {
       of_token[r] = exponent < most_exponent ? exponent : most_exponent;
     }
     KVC_UNROLL for (int c = 0; c < 2; ++c) {
-      const int before = exponent_[c];
+      const int before = exponents[c];
       int exponent = before;
       KVC_UNROLL for (int r = 0; r < 2; ++r)
         if (s[2 * r + c] > 0 && of_token[r] > exponent) exponent = of_token[r];
@@ -205,7 +226,7 @@ class CodedValues : public CodedRows<type, size> {
         const int other = static_cast<int>(shuffle_xor(static_cast<uint32_t>(exponent), mask));
         if (other > exponent) exponent = other;
       }
-      exponent_[c] = exponent;
+      exponents[c] = exponent;
       const int lost = exponent - before;
       fades[c] = lost > 126 ? 0.0f : fade[c] * float_of(static_cast<uint32_t>(127 - lost) << 23);
       const float down = float_of(static_cast<uint32_t>(267 - exponent) << 23);
@@ -213,10 +234,11 @@ class CodedValues : public CodedRows<type, size> {
     }
   }
 
-  /// Sixteen dims of the step's values times its weights at a time. Bits of `keep` name words of which tokens count; `only`: the one
-  /// column whose sums change, −1: all.
-  KVC_DEVICE void add_steps(int first, int end, const Weights& weights, const uint32_t (&keep)[4],
-                            const float (&fade)[2], int only) {
+  /// Sixteen dims of the step's values times its weights at a time. Bits of `keep` name words of which tokens count; `lone`: the one
+  /// column of `lone_eight` whose sums change, −1: all.
+  KVC_DEVICE void add_steps(int first, int end, const Weights (&weights)[eights],
+                            const uint32_t (&keep)[4], const float (&fade)[eights][2],
+                            int lone_eight, int lone) {
     KVC_UNROLL for (int half = 0; half < 2 * groups; ++half) {  // of a group: two bytes of each token
       if (half * per_byte < first || half * per_byte >= end) continue;
       uint32_t x[2][parts][per_byte][2];
@@ -226,15 +248,19 @@ class CodedValues : public CodedRows<type, size> {
         Rows::word_.decode(permute(a, b, half % 2 == 0 ? 0x5410 : 0x7632), x[i]);
       }
       KVC_UNROLL for (int n = 0; n < per_byte; ++n) {
-        float sum[4] = {};
-        KVC_UNROLL for (int part = parts - 1; part >= 0; --part) {
-          const uint32_t left[4] = {x[0][part][n][0], x[0][part][n][1], x[1][part][n][0], x[1][part][n][1]};
-          if (part == 0) mma_16x8x16<F16>(sum, left, weights[1]);
-          mma_16x8x16<F16>(sum, left, weights[0]);
-        }
-        float (&all)[4] = sums_[half * per_byte + n];
-        KVC_UNROLL for (int e = 0; e < 4; ++e) {
-          if (only < 0 || 2 * lane_.t + e % 2 == only) all[e] = multiply_add(all[e], fade[e % 2], sum[e]);
+        KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+          if (lone_eight >= 0 && lone_eight != eight) continue;
+          float sum[4] = {};
+          KVC_UNROLL for (int part = parts - 1; part >= 0; --part) {
+            const uint32_t left[4] = {x[0][part][n][0], x[0][part][n][1], x[1][part][n][0], x[1][part][n][1]};
+            if (part == 0) mma_16x8x16<F16>(sum, left, weights[eight][1]);
+            mma_16x8x16<F16>(sum, left, weights[eight][0]);
+          }
+          float (&all)[4] = sums_[eight][half * per_byte + n];
+          KVC_UNROLL for (int e = 0; e < 4; ++e) {
+            if (lone < 0 || 2 * lane_.t + e % 2 == lone)
+              all[e] = multiply_add(all[e], fade[eight][e % 2], sum[e]);
+          }
         }
       }
     }
@@ -251,8 +277,8 @@ class CodedValues : public CodedRows<type, size> {
   }
 
   uint32_t words_[4][groups];  // of tokens 2t, 2t + 1, 2t + 8 and 2t + 9
-  float sums_[steps][4];       // dims by columns
-  int exponent_[2];            // biased: of the largest scale that columns 2t and 2t + 1 have met
+  float sums_[eights][steps][4];  // dims by columns
+  int exponent_[eights][2];  // biased: of the largest scale that columns 2t and 2t + 1 have met
 };
 
 }  // namespace kvc::cuda

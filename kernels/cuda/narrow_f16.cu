@@ -3,7 +3,7 @@
 namespace kvc::cuda {
 
 const AttentionKernel* narrow_f16_kernel(int32_t dim_k, int32_t dim_v) {
-  return narrow_instance_of<F16>(dim_k, dim_v);
+  return narrow_instance_of<F16, 1>(dim_k, dim_v);
 }
 
 }  // namespace kvc::cuda

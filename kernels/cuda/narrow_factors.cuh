@@ -39,7 +39,11 @@ KVC_DEVICE void split_weights(const float (&s)[4], float factor, uint32_t (&weig
   }
 }
 
-/// Of the weights s: a word for each token whose value lane (g, t) multiplies, without a bit where column c does not see it.
+/// Columns are multiplied in eights, of which a lane has columns 2t and 2t + 1: the c-th of these.
+KVC_DEVICE int column_of(int eight, Lane lane, int c) { return 8 * eight + 2 * lane.t + c; }
+
+/// Of the weights s of eight columns: a word for each token whose value lane (g, t) multiplies, without a bit where the c-th of these
+/// columns does not see it.
 KVC_DEVICE void seen_by(int c, const float (&s)[4], Lane lane, uint32_t (&keep)[4]) {
   KVC_UNROLL for (int r = 0; r < 4; ++r) {
     // Lane (g, c / 2) has the weight of token g in s[c % 2], that of token g + 8 two further.

@@ -14,23 +14,26 @@ const AttentionKernel* narrow_instance(const char* name) {
   return &made;
 }
 
-template <class T, int DK, int DV>
+/// For tiles of `eights` times eight columns.
+template <class T, int DK, int DV, int eights>
 const AttentionKernel* narrow_instance(const char* name) {
-  return narrow_instance<NumberKeys<T, DK>, NumberValues<T, DV>>(name);
+  return narrow_instance<NumberKeys<T, DK>, NumberValues<T, DV, eights>>(name);
 }
 
-template <class T>
+template <class T, int eights>
 const AttentionKernel* narrow_instance_of(int32_t dim_k, int32_t dim_v) {
-  if (dim_k == 192 && dim_v == 128) return narrow_instance<T, 192, 128>("narrow_192_128");
+  if (dim_k == 192 && dim_v == 128) return narrow_instance<T, 192, 128, eights>("narrow_192_128");
   if (dim_k != dim_v) return nullptr;
   switch (dim_k) {
-    case 64: return narrow_instance<T, 64, 64>("narrow_64");
-    case 80: return narrow_instance<T, 80, 80>("narrow_80");
-    case 96: return narrow_instance<T, 96, 96>("narrow_96");
-    case 112: return narrow_instance<T, 112, 112>("narrow_112");
-    case 128: return narrow_instance<T, 128, 128>("narrow_128");
-    case 192: return narrow_instance<T, 192, 192>("narrow_192");
-    case 256: return narrow_instance<T, 256, 256>("narrow_256");
+    case 64: return narrow_instance<T, 64, 64, eights>("narrow_64");
+    case 80: return narrow_instance<T, 80, 80, eights>("narrow_80");
+    case 96: return narrow_instance<T, 96, 96, eights>("narrow_96");
+    case 112: return narrow_instance<T, 112, 112, eights>("narrow_112");
+    case 128: return narrow_instance<T, 128, 128, eights>("narrow_128");
+    case 192: return narrow_instance<T, 192, 192, eights>("narrow_192");
+    case 256:  // sums of sixteen columns are more than there are registers
+      if constexpr (eights == 1) return narrow_instance<T, 256, 256, eights>("narrow_256");
+      return nullptr;
     default: return nullptr;
   }
 }

@@ -63,28 +63,36 @@ class NumberKeys {
     }
   }
 
-  /// Products of tokens g and g + 8 with columns 2t and 2t + 1. A chain of products per part; the small ones are added first.
-  KVC_DEVICE void multiply(const uint32_t* fragments, float (&s)[4]) {
+  /// Products of tokens g and g + 8 with columns 2t and 2t + 1 of each eight. A chain of products per part; the small ones are
+  /// added first.
+  template <int eights>
+  KVC_DEVICE void multiply(const uint32_t* fragments, float (&s)[eights][4]) {
     if constexpr (has_rest) words_[steps - 1] = trade(words_[steps - 1], lane_.t >= 2, 2);
-    float sums[parts][4] = {};
+    float sums[eights][parts][4] = {};
     KVC_UNROLL for (int step = 0; step < steps; ++step) {
       const bool is_rest = step == 2 * loads;
       const Word4& a = words_[is_rest ? step : step / 2];
       const Word4& b = words_[is_rest ? step : loads + step / 2];
       const uint32_t left[4] = {a.w[step % 2 * 2], b.w[is_rest ? 1 : step % 2 * 2],
                                 a.w[is_rest ? 2 : step % 2 * 2 + 1], b.w[is_rest ? 3 : step % 2 * 2 + 1]};
-      const Word4 two = *reinterpret_cast<const Word4*>(fragments + fragment_at<T>(step, lane_.index, 0));
-      mma_16x8x16<T>(sums[0], left, {two.w[0], two.w[1]});
-      mma_16x8x16<T>(sums[1], left, {two.w[2], two.w[3]});
-      if (parts > 2) {
-        const Word2 third = *reinterpret_cast<const Word2*>(fragments + fragment_at<T>(step, lane_.index, 2));
-        mma_16x8x16<T>(sums[parts - 1], left, {third.w[0], third.w[1]});
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+        const uint32_t* const right = fragments + fragment_at<T>(eight * steps + step, lane_.index, 0);
+        const Word4 two = *reinterpret_cast<const Word4*>(right);
+        mma_16x8x16<T>(sums[eight][0], left, {two.w[0], two.w[1]});
+        mma_16x8x16<T>(sums[eight][1], left, {two.w[2], two.w[3]});
+        if (parts > 2) {
+          const Word2 third = *reinterpret_cast<const Word2*>(
+              fragments + fragment_at<T>(eight * steps + step, lane_.index, 2));
+          mma_16x8x16<T>(sums[eight][parts - 1], left, {third.w[0], third.w[1]});
+        }
       }
     }
-    KVC_UNROLL for (int e = 0; e < 4; ++e) {
-      float x = sums[parts - 1][e];
-      KVC_UNROLL for (int part = parts - 2; part >= 0; --part) x += sums[part][e];
-      s[e] = T::has_small_range ? x * Item::column(2 * lane_.t + e % 2).unscale : x;
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+      KVC_UNROLL for (int e = 0; e < 4; ++e) {
+        float x = sums[eight][parts - 1][e];
+        KVC_UNROLL for (int part = parts - 2; part >= 0; --part) x += sums[eight][part][e];
+        s[eight][e] = T::has_small_range ? x * Item::column(column_of(eight, lane_, e % 2)).unscale : x;
+      }
     }
   }
 
@@ -99,7 +107,7 @@ class NumberKeys {
   Word4 words_[steps];  // rows g and g + 8 of a step
 };
 
-template <class T, int size>
+template <class T, int size, int n_eights = 1>
 class NumberValues {
   static_assert(size % 16 == 0);
   static constexpr int parts = parts_of<T>;
@@ -108,8 +116,10 @@ class NumberValues {
   static constexpr bool has_rest = size % 32 != 0;  // 16 dims, behind the half
   static constexpr int half = 4 * loads;            // the first step of the half
   static constexpr int rest = size / 16 - 1;
+  using Weights = uint32_t[parts][2];  // of eight columns
 
  public:
+  static constexpr int eights = n_eights;
   static constexpr int dim = size;
   static constexpr int steps = dim / 16;  // products per part; what a lane holds is as many words of 16 bytes
   static constexpr bool may_be_rotated = false;
@@ -119,7 +129,9 @@ class NumberValues {
   KVC_DEVICE void begin(const Task& task, int64_t first_cell) {
     data_ = numbers_.data + task.kv_head * numbers_.head_stride + first_cell * numbers_.row_stride +
             16 * lane_.g;
-    KVC_UNROLL for (int i = 0; i < steps; ++i) KVC_UNROLL for (int e = 0; e < 4; ++e) sums_[i][e] = 0;
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight)
+      KVC_UNROLL for (int i = 0; i < steps; ++i)
+        KVC_UNROLL for (int e = 0; e < 4; ++e) sums_[eight][i][e] = 0;
   }
 
   /// Tokens 2t, 2t + 1, 2t + 8 and 2t + 9 of a step.
@@ -141,19 +153,22 @@ class NumberValues {
   }
 
   /// Adds the step's values times its weights; what was added before fades. `hides`: a weight is 0.
-  KVC_DEVICE void add(const float (&s)[4], const float (&fade)[2], bool hides) {
+  KVC_DEVICE void add(const float (&s)[eights][4], const float (&fade)[eights][2], bool hides) {
     trade_words();
-    uint32_t weights[parts][2];
-    split_weights<T>(s, weight_scale<T>, weights);
-    if (hides && are_infinite()) {
-      add_apart(s, weights, fade);
-      return;
-    }
+    Weights weights[eights];
+    KVC_UNROLL for (int eight = 0; eight < eights; ++eight)
+      split_weights<T>(s[eight], weight_scale<T>, weights[eight]);
     constexpr uint32_t all[4] = {~0u, ~0u, ~0u, ~0u};
-    KVC_UNROLL for (int i = 0; i < steps; ++i) {
-      float sum[4];
-      multiply(i, weights, all, sum);
-      KVC_UNROLL for (int e = 0; e < 4; ++e) sums_[i][e] = multiply_add(sums_[i][e], fade[e % 2], sum[e]);
+    if (hides && are_infinite()) {  // each column without the values that it does not see
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+        KVC_NO_UNROLL for (int c = 0; c < 8; ++c) {
+          uint32_t keep[4];
+          seen_by(c, s[eight], lane_, keep);
+          add_steps(weights, keep, fade, eight, c);
+        }
+      }
+    } else {
+      add_steps(weights, all, fade, -1, -1);
     }
   }
 
@@ -164,9 +179,9 @@ class NumberValues {
     if (has_rest && i == rest) return 16 * i + g % 2 * 8 + g / 2 * 2 + which;
     return 16 * half + g % 4 * 8 + g / 4 * 4 + (i - half) * 2 + which;
   }
-  /// Its sum for column 2t or 2t + 1.
-  KVC_DEVICE float sum(int i, int which, int column) const {
-    return sums_[i][2 * which + column] * (1.0f / weight_scale<T>);
+  /// Its sum for column 2t or 2t + 1 of an eight.
+  KVC_DEVICE float sum(int eight, int i, int which, int column) const {
+    return sums_[eight][i][2 * which + column] * (1.0f / weight_scale<T>);
   }
 
  private:
@@ -185,28 +200,26 @@ class NumberValues {
       words_[rest] = trade(trade(words_[rest], lane_.g >= 4, 16), lane_.g / 2 % 2 != 0, 8);
   }
 
-  /// Sixteen dims of the step's values times its weights, for all columns. Bits of `keep` name words of which tokens count.
-  KVC_DEVICE void multiply(int i, const uint32_t (&weights)[parts][2], const uint32_t (&keep)[4],
-                           float (&sum)[4]) const {
-    uint32_t x[4];
-    KVC_UNROLL for (int r = 0; r < 4; ++r)
-      x[r] = (i < half ? words_[r * loads + i / 4].w[i % 4] : words_[i].w[r]) & keep[r];
-    const uint32_t left[4] = {permute(x[0], x[1], 0x5410), permute(x[0], x[1], 0x7632),
-                              permute(x[2], x[3], 0x5410), permute(x[2], x[3], 0x7632)};
-    KVC_UNROLL for (int e = 0; e < 4; ++e) sum[e] = 0;
-    KVC_UNROLL for (int part = parts - 1; part >= 0; --part) mma_16x8x16<T>(sum, left, weights[part]);
-  }
-
-  /// The same column by column, each without the values that it does not see: what is hidden may be infinite.
-  KVC_DEVICE void add_apart(const float (&s)[4], const uint32_t (&weights)[parts][2], const float (&fade)[2]) {
-    KVC_NO_UNROLL for (int c = 0; c < tile_columns; ++c) {
-      uint32_t keep[4];
-      seen_by(c, s, lane_, keep);
-      KVC_UNROLL for (int i = 0; i < steps; ++i) {
-        float sum[4];
-        multiply(i, weights, keep, sum);
-        KVC_UNROLL for (int e = 0; e < 4; ++e)
-          if (2 * lane_.t + e % 2 == c) sums_[i][e] = multiply_add(sums_[i][e], fade[e % 2], sum[e]);
+  /// Sixteen dims of the step's values times its weights at a time. Bits of `keep` name words of which tokens count; `lone`: the one
+  /// column of `lone_eight` whose sums change, −1: all.
+  KVC_DEVICE void add_steps(const Weights (&weights)[eights], const uint32_t (&keep)[4],
+                            const float (&fade)[eights][2], int lone_eight, int lone) {
+    KVC_UNROLL for (int i = 0; i < steps; ++i) {
+      uint32_t x[4];
+      KVC_UNROLL for (int r = 0; r < 4; ++r)
+        x[r] = (i < half ? words_[r * loads + i / 4].w[i % 4] : words_[i].w[r]) & keep[r];
+      const uint32_t left[4] = {permute(x[0], x[1], 0x5410), permute(x[0], x[1], 0x7632),
+                                permute(x[2], x[3], 0x5410), permute(x[2], x[3], 0x7632)};
+      KVC_UNROLL for (int eight = 0; eight < eights; ++eight) {
+        if (lone_eight >= 0 && lone_eight != eight) continue;
+        float sum[4] = {};
+        KVC_UNROLL for (int part = parts - 1; part >= 0; --part)
+          mma_16x8x16<T>(sum, left, weights[eight][part]);
+        float (&all)[4] = sums_[eight][i];
+        KVC_UNROLL for (int e = 0; e < 4; ++e) {
+          if (lone < 0 || 2 * lane_.t + e % 2 == lone)
+            all[e] = multiply_add(all[e], fade[eight][e % 2], sum[e]);
+        }
       }
     }
   }
@@ -227,7 +240,7 @@ class NumberValues {
   const Lane lane_;
   const char* data_;    // where this lane reads of row 0
   Word4 words_[steps];  // tokens 2t, 2t + 1, 2t + 8 and 2t + 9
-  float sums_[steps][4];  // dims by columns
+  float sums_[eights][steps][4];  // dims by columns
 };
 
 }  // namespace kvc::cuda

@@ -2,8 +2,8 @@
 
 namespace kvc::cuda {
 
-const AttentionKernel* narrow_q4_0_kernel(int32_t head_dim) {
-  return narrow_codes_instance_of<StorageType::q4_0>(head_dim);
+const AttentionKernel* narrow_q4_0_kernel(int32_t head_dim, int32_t columns) {
+  return narrow_codes_instance_of<StorageType::q4_0>(head_dim, columns);
 }
 
 }  // namespace kvc::cuda

@@ -46,11 +46,11 @@ bool Schedule::pays(const AttentionPlan& plan, Prefix& prefix) const {
   int64_t alone = 0;
   for (int32_t first = prefix.first_row, end = first; first < prefix.end_row; first = end) {
     while (end < prefix.end_row && plan.rows[end].list == plan.rows[first].list) ++end;
-    const TileShape shape = shape_of(is_wide(end - first));
+    const TileShape shape = cut_.shape_of(cut_.width_of(end - first));
     alone += int64_t{tiles_of(shape, end - first)} * shape.head_blocks() *
              seen_before(plan, first, end, prefix.length);
   }
-  const TileShape shape = shape_of(cut_.has_wide());
+  const TileShape shape = cut_.shape_of(cut_.widest());
   const int32_t n_tiles = tiles_of(shape, prefix.end_row - prefix.first_row);
   prefix.n_seen = seen_before(plan, prefix.first_row, prefix.end_row, prefix.length);
   prefix.stretch = wide_stretch_of(prefix.n_seen, shape.n_kv_heads, n_tiles);
@@ -61,7 +61,7 @@ bool Schedule::pays(const AttentionPlan& plan, Prefix& prefix) const {
 
 /// What its tiles leave at most: rows of some may see less.
 int64_t Schedule::slots_of(const Prefix& prefix) const {
-  const TileShape shape = shape_of(cut_.has_wide());
+  const TileShape shape = cut_.shape_of(cut_.widest());
   const int32_t n_rows = prefix.end_row - prefix.first_row, n_whole = n_rows / shape.rows();
   const int64_t slots = int64_t{n_whole} * shape.slots(shape.rows()) +
                         shape.slots(n_rows % shape.rows());
@@ -70,7 +70,7 @@ int64_t Schedule::slots_of(const Prefix& prefix) const {
 }
 
 void Schedule::add_prefixes(const AttentionPlan& plan) {
-  const int32_t rows = shape_of(cut_.has_wide()).rows();
+  const int32_t rows = cut_.shape_of(cut_.widest()).rows();
   for (int32_t i = 0; i < n_prefixes_; ++i) {
     Prefix& prefix = prefixes_[i];
     const Stretch stretch = {0, prefix.length};
@@ -81,7 +81,7 @@ void Schedule::add_prefixes(const AttentionPlan& plan) {
       Tile& tile = add_tile(plan, r, std::min(rows, prefix.end_row - r), stretch);
       tile.list = list;
       tile.is_prefix = 1;
-      add_parts(tile, cut_.has_wide(), prefix.stretch);
+      add_parts(tile, cut_.widest(), prefix.stretch);
     }
   }
 }

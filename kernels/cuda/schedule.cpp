@@ -60,26 +60,39 @@ int64_t parts_max(int64_t n_seen, int32_t n_kv_heads) {
       1, std::min<int64_t>(of_stretches, (parts_wanted + n_kv_heads - 1) / n_kv_heads));
 }
 
-/// Slots that a part of a tile takes at most, in all turns.
-int64_t slots_of_a_part(const AttentionBounds& bounds, bool may_be_wide) {
+/// Slots that a part of a tile of this shape takes at most, in all turns.
+int64_t slots_of_a_part(const TileShape& shape, int64_t n_rows) {
+  return int64_t{shape.turns()} *
+         shape.slots(static_cast<int32_t>(std::min<int64_t>(n_rows, shape.rows())));
+}
+
+/// The same of any shape.
+int64_t slots_of_a_part(const AttentionBounds& bounds) {
   const int32_t group = std::max(1, bounds.max_q_heads / bounds.n_kv_heads);
-  const TileShape narrow = {bounds.n_kv_heads, group};
-  int64_t most = narrow.turns();
-  for (const int32_t width : {wide_columns, wide_columns_max}) {
-    if (!may_be_wide) break;
-    const TileShape wide = {bounds.n_kv_heads, group, width};
+  int64_t most = 0;
+  for (const int32_t width : {tile_columns, medium_columns, wide_columns, wide_columns_max}) {
+    const TileShape shape = {bounds.n_kv_heads, group, width};
     // Layers with fewer query heads may have more rows in a tile.
     const int64_t columns = std::min<int64_t>(int64_t{bounds.max_batch} * group, width);
-    most = std::max(most, wide.turns() * ((columns + tile_columns - 1) / tile_columns));
+    most = std::max(most, shape.turns() * ((columns + tile_columns - 1) / tile_columns));
   }
   return most;
 }
 
+/// Parts of a tile, at most.
+int64_t parts_max(const AttentionBounds& bounds) {
+  return parts_max(bounds.n_token_entries, bounds.n_kv_heads);
+}
+
 /// Slots that the results of one tile of a list take at most.
 int64_t slots_of_a_tile(const AttentionBounds& bounds) {
-  const int64_t columns = int64_t{bounds.max_batch} * bounds.max_q_heads / bounds.n_kv_heads;
-  return slots_of_a_part(bounds, columns > narrow_columns_max) *
-         parts_max(bounds.n_token_entries, bounds.n_kv_heads);
+  return slots_of_a_part(bounds) * parts_max(bounds);
+}
+
+/// Launches that lists with `slots` slots in all, and up to `of_a_tile` in a tile, need at most: one is full when the next tile finds
+/// no room.
+int64_t launches_of(int64_t slots, int64_t of_a_tile, int64_t n_slots) {
+  return slots <= n_slots ? 1 : 1 + slots / (n_slots - of_a_tile + 1);
 }
 
 }  // namespace
@@ -135,57 +148,61 @@ int64_t Schedule::n_own_slots(const AttentionBounds& bounds) {
 /// Of tiles of prefixes, which stay until all launches have come. A prefix that finds no room is not shared.
 int64_t Schedule::n_prefix_slots(const AttentionBounds& bounds) {
   if (bounds.n_kv_heads == 0 || prefixes_max(bounds) == 0) return 0;
-  const int64_t of_a_tile = slots_of_a_part(bounds, true) *
-                            parts_max(bounds.n_token_entries, bounds.n_kv_heads);
-  return std::min(of_a_tile * bounds.max_batch, prefix_slots_wanted);
+  return std::min(slots_of_a_tile(bounds) * bounds.max_batch, prefix_slots_wanted);
 }
 
-/// A wave is full when the next tile finds no room, but for the last one, and the last before tiles that need prefixes.
-int32_t Schedule::most_waves(const AttentionBounds& bounds, int32_t n_tokens, bool may_share) {
+/// A launch ends where the next tile finds no room, and before tiles that need prefixes. A tile takes no more slots than its tokens would
+/// in tiles of their own.
+int32_t Schedule::most_waves(const AttentionBounds& bounds, const Cut& cut, Width width,
+                             int32_t n_tokens) {
+  const bool may_share = cut.least_saved != shares_nothing && prefixes_max(bounds) > 0 &&
+                         n_tokens > 1 && width == cut.widest();
+  const int32_t of_prefixes = may_share ? 1 : 0;
+  if (bounds.n_kv_heads == 0 || !cut.may_have(width, n_tokens)) return of_prefixes;
+  const TileShape shape = cut.shape_of(width);
+  const int64_t most_parts = parts_max(bounds);
+  const int64_t of_lists = launches_of(n_tokens * slots_of_a_part(shape, 1) * most_parts,
+                                       slots_of_a_part(shape, n_tokens) * most_parts,
+                                       n_own_slots(bounds));
+  return of_prefixes + static_cast<int32_t>(std::min<int64_t>(n_tokens, of_lists));
+}
+
+int32_t Schedule::most_waves(const AttentionBounds& bounds) {
   if (bounds.n_kv_heads == 0) return 0;
-  const int32_t more = may_share && prefixes_max(bounds) > 0 && n_tokens > 1 ? 1 : 0;
-  const int64_t n_slots = n_own_slots(bounds), of_a_tile = slots_of_a_tile(bounds);
-  const int64_t all = of_a_tile * n_tokens;
-  if (all <= n_slots) return 1 + more;
-  return more + static_cast<int32_t>(std::min<int64_t>(n_tokens, 1 + all / (n_slots - of_a_tile + 1)));
+  const int64_t of_a_tile = slots_of_a_tile(bounds);
+  const int64_t of_lists = launches_of(of_a_tile * bounds.max_batch, of_a_tile, n_own_slots(bounds));
+  return (prefixes_max(bounds) > 0 ? 1 : 0) +
+         static_cast<int32_t>(std::min<int64_t>(bounds.max_batch, of_lists));
 }
 
-bool Schedule::is_wide(int32_t n_rows) const {
-  return cut_.has_wide() && int64_t{n_rows} * cut_.narrow.group > narrow_columns_max;
-}
-
-/// Wide tiles come first: a launch serves tiles of one width, and those of long prompts take longest. What shares prefixes comes in
-/// a launch behind theirs.
+/// What shares prefixes comes in a launch behind theirs.
 void Schedule::cut(const AttentionPlan& plan, const Cut& cut) {
   cut_ = cut;
   n_tiles_ = n_rows_ = n_segments_ = n_waves_ = n_parts_ = n_prefixes_ = 0;
   slots_taken_ = prefix_slots_taken_ = 0;
   ends_wave_ = false;
   find_prefixes(plan);
-  for (const bool are_wide : {true, false}) {
-    if (are_wide && !cut.has_wide()) continue;
-    const bool has_prefixes = are_wide == cut.has_wide() && n_prefixes_ > 0;
+  for (const Width width : widths) {
+    const bool has_prefixes = width == cut.widest() && n_prefixes_ > 0;
     if (has_prefixes) add_prefixes(plan);
-    add_lists(plan, are_wide, false);
+    add_lists(plan, width, false);
     ends_wave_ = has_prefixes;
-    add_lists(plan, are_wide, true);
+    add_lists(plan, width, true);
   }
-  const int32_t rows = cut.narrow.rows();
-  for (int32_t i = 0; i < plan.n_padding; i += rows)
-    add_padding(plan, i, std::min(rows, plan.n_padding - i));
+  add_padding(plan);
   n_lists_ = plan.n_lists + n_prefixes_;
   is_cut_ = true;
 }
 
 /// Rows of one list follow one another.
-void Schedule::add_lists(const AttentionPlan& plan, bool are_wide, bool share) {
+void Schedule::add_lists(const AttentionPlan& plan, Width width, bool share) {
   const Prefix* prefix = prefixes_;
   for (int32_t first = 0, end = 0; first < plan.n_rows; first = end) {
     const int32_t list = plan.rows[first].list;
     while (end < plan.n_rows && plan.rows[end].list == list) ++end;
     while (prefix < prefixes_ + n_prefixes_ && prefix->list_end <= list) ++prefix;
     const bool shares = prefix < prefixes_ + n_prefixes_ && prefix->list_begin <= list;
-    if (is_wide(end - first) == are_wide && shares == share)
+    if (cut_.width_of(end - first) == width && shares == share)
       add_list(plan, list, first, end, share ? prefix : nullptr);
   }
 }
@@ -195,20 +212,20 @@ void Schedule::add_list(const AttentionPlan& plan, int32_t list, int32_t first_r
                         const Prefix* prefix) {
   const Stretch own = {.begin = prefix != nullptr ? prefix->length : 0};
   add_ref(plan, list, lists_[list], first_row, end_row, own);
-  const bool are_wide = is_wide(end_row - first_row);
-  const TileShape shape = shape_of(are_wide);
+  const Width width = cut_.width_of(end_row - first_row);
+  const TileShape shape = cut_.shape_of(width);
   const int32_t n_tiles = (end_row - first_row + shape.rows() - 1) / shape.rows();
   for (int32_t r = first_row; r < end_row; r += shape.rows()) {
     Tile& tile = add_tile(plan, r, std::min(shape.rows(), end_row - r), own);
     tile.list = list;
     if (prefix != nullptr) {
-      tile.prefix_columns = shape_of(cut_.has_wide()).columns;
+      tile.prefix_columns = cut_.shape_of(cut_.widest()).columns;
       tile.prefix_tile = prefix->first_tile;
       tile.prefix_row = r - prefix->first_row;
     }
-    add_parts(tile, are_wide,
-              are_wide ? wide_stretch_of(tile.n_seen, shape.n_kv_heads, n_tiles)
-                       : stretch_of(tile.n_seen, shape.n_kv_heads));
+    add_parts(tile, width,
+              width == Width::wide ? wide_stretch_of(tile.n_seen, shape.n_kv_heads, n_tiles)
+                                   : stretch_of(tile.n_seen, shape.n_kv_heads));
   }
 }
 
@@ -307,17 +324,22 @@ Tile& Schedule::add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n
 }
 
 /// Padding tokens see nothing, and so get zeros.
-void Schedule::add_padding(const AttentionPlan& plan, int32_t first, int32_t n) {
-  Tile& tile = tiles_[n_tiles_++];
-  tile = {};
-  tile.first_row = n_rows_;
-  tile.n_rows = n;
-  for (int32_t i = first; i < first + n; ++i) rows_[n_rows_++] = {plan.padding[i], 0, 0, 0, 0};
-  add_parts(tile, false, stretch_of(0, cut_.narrow.n_kv_heads));
+void Schedule::add_padding(const AttentionPlan& plan) {
+  const Width width = cut_.width_of_padding();
+  const int32_t most_rows = cut_.shape_of(width).rows();
+  for (int32_t first = 0; first < plan.n_padding; first += most_rows) {
+    Tile& tile = tiles_[n_tiles_++];
+    tile = {};
+    tile.first_row = n_rows_;
+    tile.n_rows = std::min(most_rows, plan.n_padding - first);
+    for (int32_t i = first; i < first + tile.n_rows; ++i)
+      rows_[n_rows_++] = {plan.padding[i], 0, 0, 0, 0};
+    add_parts(tile, width, stretch_of(0, cut_.narrow.n_kv_heads));
+  }
 }
 
-void Schedule::add_parts(Tile& tile, bool is_wide, int32_t stretch) {
-  const TileShape shape = shape_of(is_wide);
+void Schedule::add_parts(Tile& tile, Width width, int32_t stretch) {
+  const TileShape shape = cut_.shape_of(width);
   tile.stretch = stretch;
   tile.n_parts = static_cast<int32_t>(parts_of(tile.n_seen, tile.stretch));
   tile.first_part = n_parts_;
@@ -326,8 +348,8 @@ void Schedule::add_parts(Tile& tile, bool is_wide, int32_t stretch) {
                             ? 0
                             : int64_t{tile.n_parts} * shape.turns() * shape.slots(tile.n_rows);
   const bool has_room = tile.is_prefix != 0 || slots_taken_ + slots <= n_own_slots_;
-  if (n_waves_ == 0 || wave(n_waves_ - 1).is_wide != is_wide || ends_wave_ || !has_room) {
-    waves_[n_waves_++] = {tile.first_part, 0, is_wide};
+  if (n_waves_ == 0 || wave(n_waves_ - 1).width != width || ends_wave_ || !has_room) {
+    waves_[n_waves_++] = {tile.first_part, 0, width};
     slots_taken_ = 0;
     ends_wave_ = false;
   }

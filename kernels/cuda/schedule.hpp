@@ -18,22 +18,28 @@
 /// as tiles are wide. Where a KV head has more query heads than that, a tile is one row, and blocks take `head_blocks` turns. What a
 /// tile sees is cut into *parts*; a block serves one part for one KV head.
 ///
-/// Tiles have one of two widths: lists of many columns are cut into wide tiles, where a kernel serves those, and all others into
-/// narrow ones. Widths and parts depend on the list alone, so the bits of a sequence do not depend on what else is in the batch.
+/// Tiles have one of three widths, by how many columns their list has: more than 16 are cut into wide tiles, more than 8 into medium
+/// ones, where kernels serve those, and what is left into narrow ones. Widths and parts depend on the list alone, so the bits of a
+/// sequence do not depend on what else is in the batch.
 ///
 /// What lists share at their start is the exception. Where that saves enough, tiles of the rows of all of them see the prefix, and
-/// the tiles of each list see the rest; those merge what both have found. Tiles of prefixes are wide where the call has wide ones.
+/// the tiles of each list see the rest; those merge what both have found. Tiles of prefixes are the widest that the call has.
 namespace kvc::cuda {
 
-inline constexpr int32_t tile_columns = 8;
+inline constexpr int32_t tile_columns = 8;  // of narrow tiles
+inline constexpr int32_t medium_columns = 16;
 inline constexpr int32_t wide_columns = 64;
 inline constexpr int32_t wide_columns_max = 128;  // of any kernel
-/// Lists of more columns are cut into wide tiles: narrow ones would read K and V a third time.
-inline constexpr int32_t narrow_columns_max = 2 * tile_columns;
+/// A launch serves tiles of one width. In the order of launches: tiles of long prompts take longest.
+enum class Width : uint8_t { wide, medium, narrow };
+inline constexpr std::array widths = {Width::wide, Width::medium, Width::narrow};
 /// No prefix saves so much.
 inline constexpr int64_t shares_nothing = INT64_MAX;
-/// Shared memory that a block takes for what it is to do, at its start.
+/// Shared memory that a block takes for what it is to do, at its start: for narrow tiles, and for those of so many columns.
 inline constexpr int32_t item_bytes = 512;
+constexpr int32_t item_bytes_of(int32_t columns) {
+  return item_bytes + (columns - tile_columns) * 32;
+}
 
 /// The tokens of a sequence in the device's token arrays, as a TokenList names them.
 struct ListRef {
@@ -104,11 +110,38 @@ struct TileShape {
 /// What call and device decide about the cut of a plan.
 struct Cut {
   TileShape narrow;  // of narrow tiles
+  bool has_medium = false;
   int32_t wide = 0;  // columns of wide ones; 0: there are none
   /// Tokens, times KV heads, that blocks must not have to read twice for a prefix to be shared.
   int64_t least_saved = shares_nothing;
 
-  bool has_wide() const { return wide > 0; }
+  TileShape shape_of(Width width) const {
+    const int32_t columns = width == Width::wide     ? wide
+                            : width == Width::medium ? medium_columns
+                                                     : tile_columns;
+    return {narrow.n_kv_heads, narrow.group, columns};
+  }
+  /// Of the tiles of a list with so many rows.
+  Width width_of(int32_t n_rows) const {
+    const int64_t columns = int64_t{n_rows} * narrow.group;
+    if (wide > 0 && columns > medium_columns) return Width::wide;
+    return has_medium && columns > tile_columns ? Width::medium : Width::narrow;
+  }
+  /// Of the tiles of padding tokens, which no wide kernel serves: one that decoding lists have, too.
+  Width width_of_padding() const {
+    return has_medium && narrow.group > tile_columns ? Width::medium : Width::narrow;
+  }
+  Width widest() const {
+    return wide > 0 ? Width::wide : has_medium ? Width::medium : Width::narrow;
+  }
+  /// Whether lists and padding tokens that have so many rows together may have tiles of this width.
+  bool may_have(Width width, int32_t n_rows) const {
+    if (width == Width::narrow) return width_of_padding() == Width::narrow;
+    const int64_t columns = int64_t{n_rows} * narrow.group;
+    return width == Width::wide ? wide > 0 && columns > medium_columns
+                                : has_medium && columns > tile_columns;
+  }
+
   bool operator==(const Cut&) const = default;
 };
 
@@ -124,7 +157,7 @@ int32_t wide_stretch_of(int64_t n_seen, int32_t n_kv_heads, int32_t n_tiles);
 struct Wave {
   int32_t first_part = 0;
   int32_t n_parts = 0;
-  bool is_wide = false;
+  Width width = Width::narrow;
 };
 
 /// What a launch is to do, where that is told in device memory: a graph launches alike for every pass.
@@ -146,13 +179,16 @@ class Schedule {
   /// Slots of partial results that a launch may leave behind: each is tile_columns columns of a part, for a KV head and a turn.
   static int64_t n_slots(const AttentionBounds& bounds);
 
-  /// Launches of one width that a plan of so many tokens needs at most, and whether tiles of that width may share prefixes.
-  static int32_t most_waves(const AttentionBounds& bounds, int32_t n_tokens, bool may_share);
+  /// Launches of one width that a plan of so many tokens needs at most.
+  static int32_t most_waves(const AttentionBounds& bounds, const Cut& cut, Width width,
+                            int32_t n_tokens);
+  /// The same, however it is cut.
+  static int32_t most_waves(const AttentionBounds& bounds);
 
   void forget() { is_cut_ = false; }
   bool is_cut_for(const Cut& cut) const { return is_cut_ && cut == cut_; }
   void cut(const AttentionPlan& plan, const Cut& cut);
-  TileShape shape_of(const Wave& wave) const { return shape_of(wave.is_wide); }
+  TileShape shape_of(const Wave& wave) const { return cut_.shape_of(wave.width); }
 
   /// What the kernels read, to be copied to the device as it is.
   const std::byte* block() const { return block_; }
@@ -194,11 +230,6 @@ class Schedule {
   static int64_t n_own_slots(const AttentionBounds& bounds);
   static int64_t n_prefix_slots(const AttentionBounds& bounds);
 
-  TileShape shape_of(bool is_wide) const {
-    return {cut_.narrow.n_kv_heads, cut_.narrow.group, is_wide ? cut_.wide : tile_columns};
-  }
-  bool is_wide(int32_t n_rows) const;
-
   // Of prefixes (prefixes.cpp).
   void find_prefixes(const AttentionPlan& plan);
   bool pays(const AttentionPlan& plan, Prefix& prefix) const;
@@ -206,15 +237,15 @@ class Schedule {
   void add_prefixes(const AttentionPlan& plan);
 
   /// `share`: those that share prefixes, or those that do not.
-  void add_lists(const AttentionPlan& plan, bool are_wide, bool share);
+  void add_lists(const AttentionPlan& plan, Width width, bool share);
   void add_list(const AttentionPlan& plan, int32_t list, int32_t first_row, int32_t end_row,
                 const Prefix* prefix);
   static AttentionRow within(AttentionRow row, const Stretch& stretch);
   void add_ref(const AttentionPlan& plan, int32_t index, ListRef& made, int32_t first_row,
                int32_t end_row, const Stretch& stretch);
   Tile& add_tile(const AttentionPlan& plan, int32_t first_row, int32_t n_rows, const Stretch& stretch);
-  void add_padding(const AttentionPlan& plan, int32_t first, int32_t n);
-  void add_parts(Tile& tile, bool is_wide, int32_t stretch);
+  void add_padding(const AttentionPlan& plan);
+  void add_parts(Tile& tile, Width width, int32_t stretch);
   void add_segments(const AttentionPlan& plan, const ListRef& list, int32_t begin, int32_t end);
 
   const int64_t n_own_slots_, n_prefix_slots_;

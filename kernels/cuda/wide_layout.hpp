@@ -17,7 +17,7 @@ struct WideLayout {
   static constexpr int part_bytes = wide_columns * row_bytes;  // a part of the queries
   static constexpr int row_floats = D + 4;                     // padded against bank conflicts
 
-  static constexpr int notes_at = item_bytes + (wide_columns - tile_columns) * 32;
+  static constexpr int notes_at = item_bytes_of(wide_columns);
   static constexpr int stages_at = notes_at + n_notes * tokens * 2 * 4;
   static constexpr int fragments_at = stages_at + n_stages * 2 * plane_bytes;
   // Taken in turns with what is read while nothing of it is needed.

@@ -24,7 +24,7 @@ struct WideSm90Layout {
   static constexpr int part_bytes = 2 * n_planes * query_plane_bytes;  // of the queries of both groups
   static constexpr int row_floats = D + 4;  // padded against bank conflicts
 
-  static constexpr int barriers_at = item_bytes + (columns - tile_columns) * 32;
+  static constexpr int barriers_at = item_bytes_of(columns);
   static constexpr int notes_at = barriers_at + 2 * n_stages * 8;
   static constexpr int merged_at = notes_at + n_stages * tokens * 2 * 4;
   static constexpr int flag_at = merged_at + 2 * columns * 4;

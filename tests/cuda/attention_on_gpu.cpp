@@ -70,7 +70,8 @@ using namespace cuda_attention;
 
 const AttentionKernel& kernel_of(const AttentionArguments& a, Role role) {
   if (role == Role::weights) return weights_kernel_for(a);
-  if (role == Role::narrow) return kernel_for(a);
+  if (role == Role::narrow) return narrow_kernel_for(a);
+  if (role == Role::medium) return *medium_kernel_for(a);
   DeviceProperties properties;
   gpu::need(runtime::properties_of(0, &properties), "properties");
   const Abilities abilities = {.shared_bytes_max = properties.shared_bytes_per_block,

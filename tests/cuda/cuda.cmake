@@ -83,7 +83,7 @@ if(KVC_PLANT_BUGS AND TARGET kvc_simt_backend)
   set(programs)
   foreach(name cuda_attention cuda_narrow cuda_narrow_codes cuda_wide cuda_wide_sm90 cuda_device cuda_codecs cuda_states
       cuda_state_kernels cuda_lightning cuda_cache cuda_graphs cuda_state_graphs cuda_lightning_graphs cuda_row_graphs
-      cuda_schedule cuda_prefixes cuda_checkpoints cuda_prompts)
+      cuda_schedule cuda_prefixes cuda_prefix_graphs cuda_checkpoints cuda_prompts)
     kvc_add_test_program(planted_${name}_test unit/${name}_test.cpp kvc_static kvc_test_main kvc_simt_kernels
       $<TARGET_OBJECTS:kvc_planted_backend> "$<FILTER:$<TARGET_OBJECTS:kvc_simt_backend>,INCLUDE,/(narrow|wide)_[a-z0-9_]+\\.cu>")
     target_include_directories(planted_${name}_test PRIVATE "${KVC_XXHASH_INCLUDE}")

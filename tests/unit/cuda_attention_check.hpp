@@ -33,7 +33,7 @@ struct KernelUnderTest {
 };
 
 /// What a launch does.
-enum class Role : uint8_t { narrow, wide, weights };
+enum class Role : uint8_t { narrow, medium, wide, weights };
 /// Where launches go instead of the shim, in so many blocks (tests/cuda/attention_on_gpu.cpp).
 inline void (*launch_elsewhere)(const AttentionArguments&, Role, unsigned) = nullptr;
 
@@ -55,9 +55,9 @@ inline void vary_tokens(Options& o, uint32_t i) {
   o.strided = i % 6 == 5;
 }
 
-/// One call by a kernel, and by one for wide tiles if there is any. What they leave of the counters is checked.
+/// One call by a kernel, and by those for wide and medium tiles if there are any. What they leave of the counters is checked.
 inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
-                   const KernelUnderTest* wide = nullptr) {
+                   const KernelUnderTest* wide = nullptr, const KernelUnderTest* medium = nullptr) {
   subject.clear_results();
   const AttentionParams params = subject.params();
   AttentionBounds bounds = subject.bounds();
@@ -67,6 +67,7 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
   Schedule schedule(bounds, on_host.data());
   const int32_t n_kv_heads = params.storage.k.n_heads;
   schedule.cut(params.plan, {.narrow = {n_kv_heads, params.constants.n_q_heads / n_kv_heads},
+                             .has_medium = medium != nullptr,
                              .wide = wide != nullptr ? wide->columns : 0,
                              .least_saved = subject.o.weights ? shares_nothing : 1});
 
@@ -104,8 +105,11 @@ inline void attend(Case& subject, const KernelUnderTest& kernel, const Run& run,
   };
   for (int32_t i = 0; i < schedule.n_waves(); ++i) {
     place_wave(a, schedule, i);
-    const bool is_wide = schedule.wave(i).is_wide;
-    launch(is_wide ? *wide : kernel, is_wide ? Role::wide : Role::narrow);
+    switch (schedule.wave(i).width) {
+      case Width::wide: launch(*wide, Role::wide); break;
+      case Width::medium: launch(*medium, Role::medium); break;
+      case Width::narrow: launch(kernel, Role::narrow); break;
+    }
   }
   if (a.weights.data != nullptr)
     launch({.run = a.has_codes() ? write_weights<true> : write_weights<false>}, Role::weights);
@@ -222,19 +226,19 @@ inline void compare(Case& subject, Case& oracle) {
 
 /// One case against the oracle, and once more in another order and on another grid, which must give the same bits.
 inline void check(const Options& options, uint32_t seed, const KernelUnderTest& kernel = {},
-                  const KernelUnderTest* wide = nullptr) {
+                  const KernelUnderTest* wide = nullptr, const KernelUnderTest* medium = nullptr) {
   SCOPED_TRACE(describe(options, seed));
   Case oracle(options, seed);
   oracle.clear_results();
   reference_attention(oracle.params());
   Case subject(options, seed);
-  attend(subject, kernel, {.seed = seed, .blocks = 1 + seed % 5}, wide);
+  attend(subject, kernel, {.seed = seed, .blocks = 1 + seed % 5}, wide, medium);
   if (::testing::Test::HasFatalFailure()) return;
   compare(subject, oracle);
   if (::testing::Test::HasFatalFailure()) return;
   const std::vector<std::byte> out = subject.out;
   const std::vector<float> lse = subject.lse;
-  attend(subject, kernel, {.seed = seed + 1001, .blocks = 7, .resident = 5}, wide);
+  attend(subject, kernel, {.seed = seed + 1001, .blocks = 7, .resident = 5}, wide, medium);
   ASSERT_EQ(std::memcmp(out.data(), subject.out.data(), out.size()), 0) << "bits depend on order";
   ASSERT_EQ(std::memcmp(lse.data(), subject.lse.data(), lse.size() * 4), 0) << "so does the lse";
 }

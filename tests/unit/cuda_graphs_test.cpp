@@ -403,12 +403,14 @@ TEST(CudaGraphs, HaveLaunchesForAnyPlan) {
     plan.rows = rows.data();
     plan.lists = lists.data();
     plan.n_rows = plan.n_lists = static_cast<int32_t>(rows.size());
-    schedule.cut(plan, {{bounds.n_kv_heads, bounds.max_q_heads / bounds.n_kv_heads},
-                        round % 2 == 0 ? kvc::cuda::wide_columns_max : 0});
-    int32_t n_waves[2] = {};
-    for (int32_t i = 0; i < schedule.n_waves(); ++i) ++n_waves[schedule.wave(i).is_wide ? 1 : 0];
-    for (const int32_t n : n_waves) {
-      ASSERT_LE(n, kvc::cuda::Schedule::most_waves(bounds, plan.n_rows, false)) << round;
+    const kvc::cuda::Cut cut = {{bounds.n_kv_heads, bounds.max_q_heads / bounds.n_kv_heads},
+                                random.chance(0.5),
+                                random.chance(0.5) ? kvc::cuda::wide_columns_max : 0};
+    schedule.cut(plan, cut);
+    for (const kvc::cuda::Width width : kvc::cuda::widths) {
+      int32_t n = 0;
+      for (int32_t i = 0; i < schedule.n_waves(); ++i) n += schedule.wave(i).width == width ? 1 : 0;
+      ASSERT_LE(n, kvc::cuda::Schedule::most_waves(bounds, cut, width, plan.n_rows)) << round;
       most = std::max(most, n);
     }
   }
@@ -471,17 +473,27 @@ TEST_F(CudaGraphCalls, OnlyReservePassesAreCaptured) {
   simt::device::destroy_graph(graph);
 }
 
-/// A sequence has two query heads of a KV head for each token, and 17 of these make wide tiles.
+/// A sequence has two query heads of a KV head for each token: more than 8 columns make medium tiles, where there are any, and more
+/// than 16 wide ones.
 TEST_F(CudaGraphCalls, LaunchesThatNoPassNeedsAreLeftOut) {
-  const auto launches = [&](int32_t n) {
+  const auto launches = [](kvc_cache* cache, Tensors& tensors, int32_t n) {
     const int64_t before = simt::device::n_launches();
-    simt::device::destroy_graph(capture(cache_, tensors_, n));
+    simt::device::destroy_graph(capture(cache, tensors, n));
     return (simt::device::n_launches() - before) / layers;
   };
-  EXPECT_EQ(launches(1), 2) << "a put, and narrow tiles";
-  EXPECT_EQ(launches(2), 3) << "sequences may share a prefix";
-  EXPECT_EQ(launches(8), 3);
-  EXPECT_EQ(launches(9), 4) << "a sequence may have all tokens";
+  EXPECT_EQ(launches(cache_, tensors_, 1), 2) << "a put, and narrow tiles";
+  EXPECT_EQ(launches(cache_, tensors_, 2), 3) << "sequences may share a prefix";
+  EXPECT_EQ(launches(cache_, tensors_, 8), 3);
+  EXPECT_EQ(launches(cache_, tensors_, 9), 4) << "a sequence may have all tokens";
+  kvc_cache* const with_medium = create(device_, {.head_dim = 64});
+  Tensors tensors(device_, 64, sequences * capacity);
+  EXPECT_EQ(launches(with_medium, tensors, 1), 2);
+  EXPECT_EQ(launches(with_medium, tensors, 4), 3);
+  EXPECT_EQ(launches(with_medium, tensors, 5), 4);
+  EXPECT_EQ(launches(with_medium, tensors, 8), 4);
+  EXPECT_EQ(launches(with_medium, tensors, 9), 5);
+  simt::device::finish();
+  EXPECT_EQ(kvc_cache_destroy(with_medium), KVC_OK);
 }
 
 TEST_F(CudaGraphCalls, AReplayNeedsWhatItReplays) {

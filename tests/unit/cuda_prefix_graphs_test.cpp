@@ -99,13 +99,13 @@ class Decoding {
 };
 
 /// 64 is served by the kernels with tensor cores, 20 by the general one. One token of each sequence makes narrow tiles, and for
-/// 64 five make wide ones.
+/// 64 three make medium ones and five wide ones. Where all are narrow, those of prefixes and of lists are launches of one width.
 TEST(CudaPrefixGraphs, HaveTheBitsOfPassesThatAreNotCaptured) {
   const std::shared_ptr<kvc::Device> cuda = cuda_arena::open_cuda(), cpu = cuda_arena::open_cpu();
   for (const int32_t head_dim : {64, 20}) {
     Decoding decoding(cuda, head_dim), reference(cpu, head_dim);
     simt::device::Graph* const graph = decoding.capture(most_tokens);
-    for (const int32_t n : {1, 5}) {
+    for (const int32_t n : {1, 3, 5}) {
       const int32_t n_tokens = n * sequences;
       ASSERT_EQ(decoding.begin_tokens(n, 0), KVC_OK) << support::last_message();
       ASSERT_EQ(decoding.attend(n_tokens), KVC_OK) << support::last_message();

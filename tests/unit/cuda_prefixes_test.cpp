@@ -15,11 +15,16 @@ namespace {
 using namespace cuda_attention;
 
 const KernelUnderTest general_codes = {.run = attend_general<true>};
-using Keys = NumberKeys<Bf16, 64>;
-using Values = NumberValues<Bf16, 64>;
-const KernelUnderTest narrow = {attend_narrow<Keys, Values>, [](const AttentionArguments&) {
-                                  return static_cast<size_t>(NarrowLayout<Keys, Values>::bytes);
-                                }};
+/// For tiles of `eights` times eight columns.
+template <int eights>
+KernelUnderTest narrow_of() {
+  using Keys = NumberKeys<Bf16, 64>;
+  using Values = NumberValues<Bf16, 64, eights>;
+  return {attend_narrow<Keys, Values>, [](const AttentionArguments&) {
+            return static_cast<size_t>(NarrowLayout<Keys, Values>::bytes);
+          }};
+}
+const KernelUnderTest narrow = narrow_of<1>(), medium = narrow_of<2>();
 const KernelUnderTest wide = {attend_wide<Bf16, 64, wide_parts<Bf16>>,
                               wide_shared_bytes<Bf16, 64, wide_parts<Bf16>>};
 
@@ -75,7 +80,17 @@ TEST(CudaPrefixes, OfWideTiles) {
       o.history = 300;
       o.window = false;
     }
-    check(o, 6100 + i, narrow, &wide);
+    check(o, 6100 + i, narrow, &wide, i % 2 == 0 ? &medium : nullptr);
+    if (HasFatalFailure()) return;
+  }
+  std::printf("%.0f %% of what is promised was used\n", 100 * most_used);
+}
+
+TEST(CudaPrefixes, OfMediumTiles) {
+  for (uint32_t i = 0; i < 12; i += thinned) {
+    Options o = options_of(i);
+    o.type_k = o.type_v = StorageType::bf16;
+    check(o, 6400 + i, narrow, nullptr, &medium);
     if (HasFatalFailure()) return;
   }
   std::printf("%.0f %% of what is promised was used\n", 100 * most_used);
@@ -99,9 +114,11 @@ TEST(CudaPrefixes, AreLoadedOnce) {
   Case subject(o, 6300);
   int64_t alone = 0;
   for (const TokenList& list : subject.lists) alone += (list.total - o.history + 15) / 16 * 16;
-  simt::Statistics by_wide, by_narrow;
+  simt::Statistics by_wide, by_medium, by_narrow;
   attend(subject, narrow, {.loads = &by_wide}, &wide);
   EXPECT_EQ(by_wide.loaded_bytes, bytes_of(o.history + alone));
+  attend(subject, narrow, {.loads = &by_medium}, nullptr, &medium);
+  EXPECT_EQ(by_medium.loaded_bytes, bytes_of(3 * o.history + alone));  // four lists a tile
   attend(subject, narrow, {.loads = &by_narrow});
   EXPECT_EQ(by_narrow.loaded_bytes, bytes_of(6 * o.history + alone));  // two lists a tile
 }

@@ -77,14 +77,16 @@ struct Plan {
 };
 
 /// Waves take all parts in order, and each has room for what its tiles leave behind. What tiles of prefixes leave stays.
-void check_waves(const Schedule& schedule, const AttentionBounds& bounds, int32_t wide) {
-  int32_t tile = 0, part = 0;
+void check_waves(const Schedule& schedule, const AttentionBounds& bounds, const Cut& cut,
+                 int32_t n_tokens) {
+  int32_t tile = 0, part = 0, n_waves[widths.size()] = {};
   int64_t most_taken = 0, of_prefixes = 0, first_of_prefixes = Schedule::n_slots(bounds);
   for (int32_t w = 0; w < schedule.n_waves(); ++w) {
     const Wave& wave = schedule.wave(w);
     const TileShape shape = schedule.shape_of(wave);
     ASSERT_EQ(wave.first_part, part);
-    ASSERT_EQ(shape.columns, wave.is_wide ? wide : tile_columns);
+    ASSERT_EQ(shape, cut.shape_of(wave.width));
+    ++n_waves[static_cast<size_t>(wave.width)];
     int64_t taken = 0;
     for (; tile < schedule.n_tiles() &&
            schedule.tiles()[tile].first_part < wave.first_part + wave.n_parts;
@@ -112,6 +114,10 @@ void check_waves(const Schedule& schedule, const AttentionBounds& bounds, int32_
     ASSERT_EQ(part, wave.first_part + wave.n_parts);
   }
   ASSERT_EQ(tile, schedule.n_tiles());
+  for (const Width width : widths) {
+    ASSERT_LE(n_waves[static_cast<size_t>(width)], Schedule::most_waves(bounds, cut, width, n_tokens));
+    ASSERT_LE(Schedule::most_waves(bounds, cut, width, n_tokens), Schedule::most_waves(bounds));
+  }
   ASSERT_LE(most_taken, first_of_prefixes);
   ASSERT_LE(first_of_prefixes + of_prefixes, Schedule::n_slots(bounds));
 }
@@ -144,7 +150,7 @@ void check_what_is_seen(const Schedule& schedule, const Plan& plan) {
 }
 
 /// Each row and each padding token is in one tile, whose width its list decides.
-void check_rows(const Schedule& schedule, const Plan& plan, int32_t wide) {
+void check_rows(const Schedule& schedule, const Plan& plan, const Cut& cut) {
   std::vector<int32_t> times(static_cast<size_t>(plan.bounds.max_batch), 0);
   const int32_t group = plan.bounds.max_q_heads / plan.bounds.n_kv_heads;
   for (int32_t w = 0, i = 0; w < schedule.n_waves(); ++w) {
@@ -157,10 +163,13 @@ void check_rows(const Schedule& schedule, const Plan& plan, int32_t wide) {
         const int32_t token = schedule.rows()[r].token;
         ++times[static_cast<size_t>(token)];
         const bool is_padding = token >= static_cast<int32_t>(plan.rows.size());
-        const bool is_wide = wide > 0 && !is_padding &&
-                             plan.rows_of(plan.rows[static_cast<size_t>(token)].list) * group >
-                                 narrow_columns_max;
-        ASSERT_EQ(wave.is_wide, is_wide) << "token " << token;
+        const int32_t columns = is_padding
+                                    ? std::min(group, medium_columns)
+                                    : plan.rows_of(plan.rows[static_cast<size_t>(token)].list) * group;
+        const Width width = cut.wide > 0 && columns > 16    ? Width::wide
+                            : cut.has_medium && columns > 8 ? Width::medium
+                                                            : Width::narrow;
+        ASSERT_EQ(wave.width, width) << "token " << token;
       }
     }
   }
@@ -205,14 +214,18 @@ TEST(CudaSchedule, TakesEveryRowOnceAndHasRoom) {
                   group = 1 + random.below(random.below(2) == 0 ? 8 : 80);
     const Plan plan(random, 1 + random.below(random.pick({6, 40})), n_kv_heads, group);
     OwnSchedule schedule(plan.bounds);
+    const auto n_tokens = static_cast<int32_t>(plan.rows.size() + plan.padding.size());
     for (const int32_t wide : {wide_columns, wide_columns_max, 0}) {
-      for (const int64_t least_saved : {shares_nothing, int64_t{1}}) {
-        schedule.cut(plan.view(), {{n_kv_heads, group}, wide, least_saved});
-        check_waves(schedule, plan.bounds, wide);
-        check_rows(schedule, plan, wide);
-        check_what_is_seen(schedule, plan);
-        if (HasFatalFailure()) return;
-        if (has_prefix(schedule)) ++n_shared;
+      for (const bool has_medium : {false, true}) {
+        for (const int64_t least_saved : {shares_nothing, int64_t{1}}) {
+          const Cut cut = {{n_kv_heads, group}, has_medium, wide, least_saved};
+          schedule.cut(plan.view(), cut);
+          check_waves(schedule, plan.bounds, cut, n_tokens);
+          check_rows(schedule, plan, cut);
+          check_what_is_seen(schedule, plan);
+          if (HasFatalFailure()) return;
+          if (has_prefix(schedule)) ++n_shared;
+        }
       }
     }
   }
@@ -264,14 +277,17 @@ TEST(CudaSchedule, ReadsAPromptOnceForManySequences) {
   const OnOnePrompt batch(1);
   OwnSchedule schedule(batch.bounds);
   const TileShape narrow = {8, 4};
-  schedule.cut(batch.view(), {narrow, wide_columns});
+  schedule.cut(batch.view(), {narrow, true, wide_columns});
   EXPECT_EQ(tokens_read(schedule), 32 * (4096 + 101));
   EXPECT_EQ(schedule.n_waves(), 1);
-  schedule.cut(batch.view(), {narrow, wide_columns, 132 * 128});
+  schedule.cut(batch.view(), {narrow, true, wide_columns, 132 * 128});
   EXPECT_EQ(tokens_read(schedule), 2 * 4096 + 32 * 101);  // 128 columns are two wide tiles
   EXPECT_EQ(schedule.n_waves(), 2);
   EXPECT_EQ(schedule.wave(0).n_parts * schedule.shape_of(schedule.wave(0)).turns(), 256);
-  schedule.cut(batch.view(), {narrow, 0, 132 * 128});
+  schedule.cut(batch.view(), {narrow, true, 0, 132 * 128});
+  EXPECT_EQ(tokens_read(schedule), 8 * 4096 + 32 * 101);  // eight medium ones
+  EXPECT_EQ(schedule.n_waves(), 2);
+  schedule.cut(batch.view(), {narrow, false, 0, 132 * 128});
   EXPECT_EQ(tokens_read(schedule), 16 * 4096 + 32 * 101);  // and sixteen narrow ones
 }
 
@@ -279,7 +295,7 @@ TEST(CudaSchedule, ReadsAPromptOnceForManySequences) {
 TEST(CudaSchedule, SharesWhatPays) {
   const auto shares = [](const OnOnePrompt& batch, int64_t least_saved = 1) {
     OwnSchedule schedule(batch.bounds);
-    schedule.cut(batch.view(), {{8, 4}, wide_columns, least_saved});
+    schedule.cut(batch.view(), {{8, 4}, true, wide_columns, least_saved});
     return has_prefix(schedule);
   };
   EXPECT_TRUE(shares(OnOnePrompt(1)));
@@ -305,13 +321,14 @@ TEST(CudaSchedule, CutsAListAloneAsBesideOthers) {
     const int32_t n_kv_heads = 1 + random.below(8), group = 1 + random.below(8);
     const Plan plan(random, 5, n_kv_heads, group);
     OwnSchedule beside(plan.bounds);
-    beside.cut(plan.view(), {{n_kv_heads, group}, wide_columns});
+    const Cut cut = {{n_kv_heads, group}, seed % 2 == 0, seed % 3 == 0 ? 0 : wide_columns};
+    beside.cut(plan.view(), cut);
     for (int32_t list = 0; list < 5; ++list) {
       Plan alone = plan;
       std::erase_if(alone.rows, [&](const AttentionRow& row) { return row.list != list; });
       alone.padding.clear();
       OwnSchedule schedule(alone.bounds);
-      schedule.cut(alone.view(), {{n_kv_heads, group}, wide_columns});
+      schedule.cut(alone.view(), cut);
       ASSERT_EQ(work_of(schedule, list), work_of(beside, list)) << "list " << list;
     }
   }
@@ -338,12 +355,13 @@ TEST(CudaSchedule, HasRoomForLessThanTheBounds) {
         plan.n_rows = n_rows;
         plan.n_lists = 1;
         for (int32_t group = 1; group <= max_group; ++group) {
-          for (const int32_t wide : {wide_columns, wide_columns_max}) {
-            schedule.cut(plan, {{1, group}, wide});
+          for (const int32_t wide : {0, wide_columns, wide_columns_max}) {
+            const Cut cut = {{1, group}, true, wide};
+            schedule.cut(plan, cut);
             SCOPED_TRACE("tokens " + std::to_string(n_tokens) + " group " + std::to_string(group) +
                          " of " + std::to_string(max_group) + " rows " + std::to_string(n_rows) +
                          " columns " + std::to_string(wide));
-            check_waves(schedule, bounds, wide);
+            check_waves(schedule, bounds, cut, n_rows);
             if (HasFatalFailure()) return;
           }
         }

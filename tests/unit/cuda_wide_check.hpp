@@ -30,7 +30,7 @@ void check_wide(const KernelUnderTest& kernel, uint32_t seed, std::initializer_l
     o.group = std::initializer_list<int32_t>{4, 1, 8, 3, 20, 2}.begin()[i % 6];
     o.n_kv_heads = 1 + static_cast<int32_t>(i % 2);
     o.n_lists = 1 + static_cast<int32_t>(i % 3 == 0);
-    o.tokens_per_list = narrow_columns_max / o.group + 1 + static_cast<int32_t>(i * 7 % 24);
+    o.tokens_per_list = medium_columns / o.group + 1 + static_cast<int32_t>(i * 7 % 24);
     o.history = i % 7 == 0 ? 500 : o.tokens_per_list + 20 + static_cast<int32_t>(i * 13 % 90);
     o.dtype_q = i % 2 == 0 ? format_of(stored_as<T>).code : dtypes[i % 3];
     o.lse = true;

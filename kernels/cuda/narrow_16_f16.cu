@@ -1,0 +1,9 @@
+#include "kernels/cuda/narrow_instances.cuh"
+
+namespace kvc::cuda {
+
+const AttentionKernel* narrow_16_f16_kernel(int32_t dim_k, int32_t dim_v) {
+  return narrow_instance_of<F16, 2>(dim_k, dim_v);
+}
+
+}  // namespace kvc::cuda
