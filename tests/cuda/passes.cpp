@@ -306,8 +306,9 @@ int main(int argc, char** argv) {
                                {KVC_Q4_0, 2, 4, 64, 0, rotated}, {KVC_INT8, 1, 4, 90, 0, rotated},
                                {KVC_NF4, 1, 2, 80, 0},           {KVC_NF4, 2, 4, 128, 33, rotated}};
   for (const uint32_t dtype : {uint32_t{KVC_F32}, uint32_t{KVC_F16}, uint32_t{KVC_BF16}}) {
-    for (const Setup& setup : {Setup{dtype, 2, 2, 64, 0}, Setup{dtype, 2, 8, 128, 0},
-                               Setup{dtype, 1, 6, 80, 0}, Setup{dtype, 1, 2, 128, 33}})
+    for (const Setup& setup :
+         {Setup{dtype, 2, 2, 64, 0}, Setup{dtype, 2, 8, 128, 0}, Setup{dtype, 1, 6, 80, 0},
+          Setup{dtype, 1, 2, 128, 33}, Setup{dtype, 1, 16, 128, 0}})
       setups.push_back(setup);
   }
   for (const Setup& setup : setups) {

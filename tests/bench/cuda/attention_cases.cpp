@@ -64,7 +64,9 @@ struct Decode {
   const char* name;
   int32_t sequences, context;
   Target target;
-  double must, go_for;  // % or µs, in a graph
+  double must, go_for;     // % or µs, in a graph
+  int32_t n_q_heads = 32;  // of 8 KV heads
+  int32_t tokens = 1;      // of a sequence
 };
 
 /// The times in a graph.
@@ -72,6 +74,8 @@ std::vector<double> decode(const Roofs& roofs, const Decode& d, int32_t run = 0)
   Setup setup;
   setup.sequences = d.sequences;
   setup.context = d.context;
+  setup.n_q_heads = d.n_q_heads;
+  setup.tokens = d.tokens;
   setup.run = run;
   setup.least_bytes = 0x1p29;
   Rig rig(setup, roofs);
@@ -139,6 +143,8 @@ void decode_cases(const Roofs& roofs) {
                           Decode{"8 x 16k", 8, 16384, Target::share, 85, 92}})
     decode(roofs, d);
   const std::vector<double> contiguous = decode(roofs, {"32 x 4k", 32, 4096, Target::share, 85, 92});
+  decode(roofs, {"32 x 4k, 16 query heads of a KV head", 32, 4096, Target::share, 75, 85, 128});
+  decode(roofs, {"32 x 4k, drafts of 4", 32, 4096, Target::share, 75, 85, 32, 4});
   decode_apart(roofs, {"32 x 4k, cells in runs of 32", 32, 4096, Target::share, 0, 0}, 32,
                contiguous, 1.04, 1.02);
   decode_apart(roofs, {"32 x 4k, scattered cells", 32, 4096, Target::share, 0, 0}, 1, contiguous,
