@@ -109,6 +109,7 @@ LightningParams LightningCache::params_for(int32_t layer) const {
   params.row = rows_;
   params.n_rows = book_.n_in_batch();
   params.token = tokens_;
+  params.keeps = !settings_.is_fused;
   params.last_layer = kept_;
   params.drafted = drafted_;
   const int64_t rows = int64_t{layer} * bounds_.n_kv_heads * drafted_.n_tokens;
@@ -163,7 +164,6 @@ Status LightningCache::put(int32_t layer, const Tensor& k, const Tensor& v) {
   if (Status s = ready_to_put(layer); s != Status::ok) return s;
   if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
   LightningParams params = params_for(layer);
-  params.keeps = !settings_.is_fused;
   return run_put(layer, k, v, &params);
 }
 
@@ -187,12 +187,10 @@ Status LightningCache::put_attention(int32_t layer, const Tensor& k, const Tenso
   LightningParams params = params_for(layer);
   if (Status s = place_attention(layer, tensors, &params); s != Status::ok) return s;
   if (pass_.is_reserve() && recorder_ == nullptr) return Status::ok;
-  if (!overlap(tensors.out, k) && !overlap(tensors.out, v)) {
-    params.keeps = !settings_.is_fused;
-    return run_put(layer, k, v, &params);
-  }
+  if (!overlap(tensors.out, k) && !overlap(tensors.out, v)) return run_put(layer, k, v, &params);
   // In one run some outputs would be written before all of K and V are read.
   LightningParams put = params_for(layer);
+  put.keeps = true;
   if (Status s = run_put(layer, k, v, &put); s != Status::ok) return s;
   return attend_kept(layer, tensors);
 }
