@@ -281,6 +281,12 @@ func TestErrorsOfLightningCaches(t *testing.T) {
 	must(t, cache.Abort())
 	is(t, cache.LightningWrite(0, 0, 1, into), BadState, "empty")
 
+	fused := openKind(t, CacheDesc{NLayers: 1, NKVHeads: 2, HeadDimK: 3, HeadDimV: 5, MaxSequences: 1, MaxBatch: 1}, LightningDesc{Checkpoints: None, Fused: true})
+	must(t, fused.BindDecay(0, 1, []float32{1, 1}))
+	must(t, fused.Begin([]int32{0}, []int32{0}))
+	must(t, fused.PutAttention(0, k, v, q, out))
+	is(t, fused.Attention(0, q, out), NotSupported, "FUSED")
+
 	without := openKind(t, CacheDesc{NLayers: 1, NKVHeads: 2, HeadDimK: 3, HeadDimV: 5, MaxSequences: 1, MaxBatch: 1}, LightningDesc{Checkpoints: None})
 	must(t, without.Begin([]int32{0}, []int32{0}))
 	is(t, without.Put(0, k, v), BadState, "slopes")

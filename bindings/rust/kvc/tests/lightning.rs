@@ -416,6 +416,26 @@ fn slopes_are_those_of_their_families() {
     );
 }
 
+#[test]
+fn a_fused_cache_has_no_attention_alone() {
+    let mut cache = open(LightningDesc {
+        fused: true,
+        ..kind()
+    });
+    let inputs = inputs(&mut Random(9), 1);
+    let [k, v, q] = &inputs[0];
+    let k = Tensor::f32(k, &[1, KV, DIM_K]).unwrap();
+    let v = Tensor::f32(v, &[1, KV, DIM_V]).unwrap();
+    let q = Tensor::f32(q, &[1, Q, DIM_K]).unwrap();
+    let mut out = [0.0; Q * DIM_V];
+    let mut pass = cache.begin(&[0], &[0]).unwrap();
+    let into = TensorMut::f32(&mut out, &[1, Q, DIM_V]).unwrap();
+    pass.put_attention(0, k, v, q, into).unwrap();
+    let into = TensorMut::f32(&mut out, &[1, Q, DIM_V]).unwrap();
+    let refused = pass.attention(0, q, into);
+    fails(refused, Status::NOT_SUPPORTED, "FUSED");
+}
+
 /// Seven layers of linear attention, then one of softmax, as in MiniMax-01.
 #[test]
 fn lightning_layers_stand_beside_attention() {
