@@ -15,7 +15,7 @@ SANITIZED_OPERATIONS ?= 50000
 # The same under an emulator.
 EMULATED_OPERATIONS ?= 200000
 # How long each libFuzzer target runs; make test-long takes hours.
-FUZZ_SECONDS ?= 40
+FUZZ_SECONDS ?= 20
 LONG_FUZZ_SECONDS ?= 10800
 DEMO ?=
 BENCH ?=
@@ -28,6 +28,9 @@ say = @printf '\n== %s\n' "$(1)"
 cmake = @tools/configure build/$(1) $(2) && cmake --build build/$(1) --parallel $(JOBS) $(3)
 # What root builds and records here belongs to the owner of the tree, who may want to build again.
 give_back = @[ "$$(id -u)" != 0 ] || chown -Rh --reference=Makefile build
+# Builds with sanitizers: $(call sanitized,directory,sanitizers,targets)
+sanitized = $(call cmake,$(1),-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=$(2) \
+  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS),$(3))
 # All short tests of another kind of build: $(call optimised,build type,link-time optimisation)
 optimised = $(call cmake,optimised-$(1)-$(2),-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=$(1) \
   -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=$(2)) && $(call ctest,optimised-$(1)-$(2)) -L short
@@ -70,13 +73,11 @@ test: ## everything that CI runs
 	@tools/build_python build/developer
 	@KVC_ALL_TESTS=1 $(python) -m pytest bindings/python/tests --ignore bindings/python/tests/frameworks
 	@$(python) -m pytest -q -p no:cacheprovider tests/pictures
-	$(call say,test 4/7: all tests under ASan and UBSan)
-	$(call cmake,sanitize,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=address$(comma)undefined \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS))
-	@$(call ctest,sanitize) -L short
+	$(call say,test 4/7: random operations$(comma) bad input and kernels under ASan and UBSan)
+	$(call sanitized,sanitize,address$(comma)undefined,--target sanitized_tests)
+	@$(call ctest,sanitize) -L sanitized
 	$(call say,test 5/7: what uses threads under TSan)
-	$(call cmake,threads,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DKVC_SANITIZE=thread \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVC_SHORT_OPERATIONS=$(SANITIZED_OPERATIONS),--target thread_tests)
+	$(call sanitized,threads,thread,--target thread_tests)
 	@$(call ctest,threads) -L threads
 	$(call say,test 6/7: libFuzzer on operations and descriptors)
 	@if tools/setup has libclang-rt-dev; then $(MAKE) --no-print-directory campaign; \
@@ -88,8 +89,11 @@ test: ## everything that CI runs
 
 test-long: ## the campaigns that take hours
 	@tools/setup test
-	$(call cmake,developer,-DKVC_DEVELOPER=ON)
+	$(call cmake,developer,-DKVC_DEVELOPER=ON,--target all cuda_planted_programs)
 	@$(call ctest,developer) -C Long -L long --verbose
+	$(call say,test-long: all tests under ASan and UBSan)
+	$(call sanitized,sanitize,address$(comma)undefined)
+	@$(call ctest,sanitize) -L short
 	$(call say,test-long: all tests of a small library)
 	$(call optimised,MinSizeRel,OFF)
 	$(call say,test-long: all tests with link-time optimisation)
@@ -131,7 +135,7 @@ fuzz: ## random operations against the oracle   OPERATIONS=1000000
 	@set -e; for program in build/developer/bin/fuzz_*; do \
 	  printf '\n-- %s\n' "$${program##*/}"; "$$program" --operations $(OPERATIONS); done
 
-campaign: ## libFuzzer, with clang   FUZZ_SECONDS=40 for each target
+campaign: ## libFuzzer, with clang   FUZZ_SECONDS=20 for each target
 	$(call cmake,libfuzzer,-DKVC_DEVELOPER=ON -DKVC_PLANT_BUGS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
 	  -DKVC_SANITIZE=address$(comma)undefined$(comma)fuzzer-no-link -DKVC_FUZZ_SECONDS=$(FUZZ_SECONDS),--target fuzz_campaigns)

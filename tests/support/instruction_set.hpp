@@ -11,7 +11,8 @@ bool processor_has(const std::string& set);
 std::string set_in(const std::string& build_info);
 
 /// A run that KVC_CPU_ISA puts on one instruction set must not pass with another. 0: it is that set, or none is named; 77,
-/// which ctest reports as not run: the processor lacks it; 1: it has it, and the library runs something else.
+/// which ctest reports as not run: the processor lacks it, or KVC_SKIP_BEST_ISA is set and it is the best that the processor has;
+/// 1: the library runs something else although the processor has it.
 int wrong_instruction_set();
 
 }  // namespace support
