@@ -7,8 +7,6 @@
 namespace kvc {
 namespace {
 
-constexpr uint64_t page_bytes = 4096;
-
 int32_t cells_of(const ForwardBounds& bounds) { return bounds.max_rows * bounds.max_kv_len; }
 int32_t tokens_of(const ForwardBounds& bounds) { return bounds.max_rows * bounds.max_q_len; }
 

@@ -6,6 +6,9 @@
 
 namespace kvc {
 
+/// Memory is laid out in pages of at least this size.
+inline constexpr uint64_t page_bytes = 4096;
+
 /// Lays arrays out in one block. The same function runs twice: over no block to learn how many bytes it takes (and that
 /// no product overflows), then over the block. So the size that is told and the size that is used cannot differ.
 class Carver {

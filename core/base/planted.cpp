@@ -9,7 +9,7 @@ namespace kvc {
 namespace {
 
 // In the order of Bug.
-constexpr const char* names[] = {
+constexpr const char* bug_names[] = {
     "short_window",
     "missed_slide",
     "stale_layer",
@@ -128,14 +128,14 @@ constexpr const char* names[] = {
     "state_read_before_pass",
     "inserted_checkpoints_lost",
 };
-static_assert(std::size(names) == static_cast<size_t>(Bug::inserted_checkpoints_lost) + 1);
+static_assert(std::size(bug_names) == static_cast<size_t>(Bug::inserted_checkpoints_lost) + 1);
 
 }  // namespace
 
 bool planted(Bug bug) noexcept {
   static const char* chosen = std::getenv(
       "KVC_PLANTED_BUG");  // NOLINT(concurrency-mt-unsafe): test builds only
-  return chosen != nullptr && std::strcmp(chosen, names[static_cast<size_t>(bug)]) == 0;
+  return chosen != nullptr && std::strcmp(chosen, bug_names[static_cast<size_t>(bug)]) == 0;
 }
 
 }  // namespace kvc

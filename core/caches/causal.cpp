@@ -1,11 +1,10 @@
 #include "core/caches/causal.hpp"
 
+#include "core/base/carver.hpp"
 #include "core/caches/bounds.hpp"
 
 namespace kvc {
 namespace {
-
-constexpr uint64_t page_bytes = 4096;
 
 /// Cells that the other bounds can need at most.
 CheckedSize needed_cells(const CacheBounds& bounds, const CausalSettings& settings) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/base/carver.hpp"
 #include "core/base/digest.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/bounds.hpp"
@@ -11,8 +12,6 @@
 
 namespace kvc {
 namespace {
-
-constexpr uint64_t page_bytes = 4096;
 
 /// Inputs that a pass carries at most.
 int32_t max_carrying(const CacheBounds& bounds) {

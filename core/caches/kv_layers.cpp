@@ -10,8 +10,6 @@
 namespace kvc {
 namespace {
 
-constexpr uint64_t page_bytes = 4096;
-
 /// Heads of a layer lie this far apart: off powers of two, so that the streams of several heads, and K's and V's of one
 /// head, do not meet in the same sets of the first-level cache.
 CheckedSize head_stride(int32_t rows, size_t row_stride) {

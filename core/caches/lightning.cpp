@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <new>
 
+#include "core/base/carver.hpp"
 #include "core/base/messages.hpp"
 #include "core/caches/bounds.hpp"
 
 namespace kvc {
 namespace {
 
-constexpr uint64_t page_bytes = 4096;
 constexpr int32_t max_block = 1024;
 constexpr int32_t max_draft_states = 65536;
 

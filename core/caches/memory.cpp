@@ -24,7 +24,6 @@ CacheMemory::~CacheMemory() {
 }
 
 bool CacheMemory::measure(const Carver& host, const Carver& on_device, const Carver& pinned) {
-  constexpr uint64_t page_bytes = 4096;
   const CheckedSize host_bytes = host.used().rounded_up(page_bytes);
   const CheckedSize device_bytes = on_device.used().rounded_up(page_bytes);
   const CheckedSize pinned_bytes = pinned.used().rounded_up(page_bytes);

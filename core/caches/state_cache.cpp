@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/base/carver.hpp"
 #include "core/base/digest.hpp"
 #include "core/base/messages.hpp"
 #include "core/base/planted.hpp"
@@ -11,8 +12,6 @@
 
 namespace kvc {
 namespace {
-
-constexpr uint64_t page_bytes = 4096;
 
 constexpr int32_t default_checkpoints = 24;
 constexpr int32_t default_interval = 1664;

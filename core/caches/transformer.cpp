@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/base/carver.hpp"
 #include "core/base/digest.hpp"
 #include "core/base/planted.hpp"
 #include "core/caches/bounds.hpp"
@@ -9,8 +10,6 @@
 
 namespace kvc {
 namespace {
-
-constexpr uint64_t page_bytes = 4096;
 
 /// What a row of a batch holds, and how far a token sees.
 Status resolve_rules(const CacheBounds& bounds, const TransformerRequest& request, RowRules* rules) {
