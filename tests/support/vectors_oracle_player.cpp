@@ -13,9 +13,9 @@ class OracleChild : public Child {
   virtual model::Kind& oracle() = 0;
 };
 
-class CausalChild final : public OracleChild {
+class CausalOracleChild final : public OracleChild {
  public:
-  explicit CausalChild(const ChildScript& script) : oracle_(script.cache, script.causal) {
+  explicit CausalOracleChild(const ChildScript& script) : oracle_(script.cache, script.causal) {
     for (model::Rope& rope : oracle_.rope)
       if (script.rope) rope = {0, 4, false, {1.0, 0.01}};
   }
@@ -53,9 +53,9 @@ class CausalChild final : public OracleChild {
   model::Oracle oracle_;
 };
 
-class EncoderChild final : public OracleChild {
+class EncoderOracleChild final : public OracleChild {
  public:
-  explicit EncoderChild(const ChildScript& script) : oracle_(script.cache, script.encoder) {}
+  explicit EncoderOracleChild(const ChildScript& script) : oracle_(script.cache, script.encoder) {}
   model::Kind& oracle() override { return oracle_; }
 
   void put(const Pass& pass, const std::set<int32_t>& shared) override {
@@ -91,9 +91,10 @@ class EncoderChild final : public OracleChild {
   model::EncoderOracle oracle_;
 };
 
-class RecurrentChild final : public OracleChild {
+class RecurrentOracleChild final : public OracleChild {
  public:
-  explicit RecurrentChild(const ChildScript& script) : oracle_(script.cache, script.recurrent) {}
+  explicit RecurrentOracleChild(const ChildScript& script)
+      : oracle_(script.cache, script.recurrent) {}
   model::Kind& oracle() override { return oracle_; }
 
   void put(const Pass& pass, const std::set<int32_t>&) override {
@@ -148,9 +149,9 @@ class OraclePlayer final : public Player {
     std::vector<model::Kind*> oracles;
     for (const ChildScript& child : script.children) {
       std::unique_ptr<OracleChild> made;
-      if (child.cache.kind == KVC_CAUSAL) made = std::make_unique<CausalChild>(child);
-      if (child.cache.kind == KVC_ENCODER) made = std::make_unique<EncoderChild>(child);
-      if (child.cache.kind == KVC_RECURRENT) made = std::make_unique<RecurrentChild>(child);
+      if (child.cache.kind == KVC_CAUSAL) made = std::make_unique<CausalOracleChild>(child);
+      if (child.cache.kind == KVC_ENCODER) made = std::make_unique<EncoderOracleChild>(child);
+      if (child.cache.kind == KVC_RECURRENT) made = std::make_unique<RecurrentOracleChild>(child);
       oracles.push_back(&made->oracle());
       if (auto* encoder = dynamic_cast<model::EncoderOracle*>(oracles.back())) encoder_ = encoder;
       children.push_back(std::move(made));
