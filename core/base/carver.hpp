@@ -6,7 +6,7 @@
 
 namespace kvc {
 
-/// Memory is laid out in pages of at least this size.
+/// No processor that kvc runs on has smaller pages: what begins at a multiple of this shares none with what is before it.
 inline constexpr uint64_t page_bytes = 4096;
 
 /// Lays arrays out in one block. The same function runs twice: over no block to learn how many bytes it takes (and that

@@ -43,24 +43,16 @@ std::string info_with(
 /// Which kernels such a process runs.
 std::string set_with(const char* wanted) { return support::set_in(info_with(wanted)); }
 
-/// The best that the processor can run.
-std::string best() {
-  for (const char* set : {"amx", "avx512", "avx2", "neon"}) {
-    if (support::processor_has(set)) return set;
-  }
-  return "portable";
-}
-
-TEST(InstructionSet, WithoutAWishTheBest) { EXPECT_EQ(set_with(nullptr), best()); }
+TEST(InstructionSet, WithoutAWishTheBest) { EXPECT_EQ(set_with(nullptr), support::best_set()); }
 
 TEST(InstructionSet, TheOneThatIsNamedWhereTheProcessorHasIt) {
   for (const char* set : {"portable", "avx2", "avx512", "amx", "neon"})
-    EXPECT_EQ(set_with(set), support::processor_has(set) ? set : best()) << set;
+    EXPECT_EQ(set_with(set), support::processor_has(set) ? set : support::best_set()) << set;
 }
 
 TEST(InstructionSet, AnUnknownNameIsNoReasonToFail) {
   for (const char* name : {"", "avx", "AVX2", "avx2 ", "avx512,avx2", "sve"}) {
-    EXPECT_EQ(set_with(name), best()) << name;
+    EXPECT_EQ(set_with(name), support::best_set()) << name;
   }
 }
 

@@ -175,7 +175,7 @@ TEST_P(LightningKernels, GiveTheSameBitsWhereRowsLieAndOfCopies) {
       EXPECT_EQ(in_place.outputs(), copied.outputs()) << words(shape);
       const std::vector<float> states = in_place.states(), wanted = copied.states();
       EXPECT_EQ(std::memcmp(states.data(), wanted.data(), 4 * wanted.size()), 0) << words(shape);
-      if (n == 49) in_place.compare(words(shape));
+      in_place.compare(words(shape));
       if (HasFatalFailure()) return;
     }
   }
