@@ -131,6 +131,17 @@ KVC_INLINE int32_t unit_dims_of(const TileRows& rows) {
   });
 }
 
+/// Up to four halves, of which `left` are there.
+KVC_INLINE Quad load_halves(const std::byte* from, int32_t left) {
+  if (left >= 4) return load_four_halves(from);
+  uint32_t pair = 0;
+  uint16_t last = 0;
+  if (left >= 2) __builtin_memcpy(&pair, from, sizeof pair);
+  if (left % 2 != 0) __builtin_memcpy(&last, from + 2 * (left - 1), sizeof last);
+  const uint64_t bits = left >= 2 ? pair | uint64_t{last} << 32 : last;
+  return load_four_halves(reinterpret_cast<const std::byte*>(&bits));
+}
+
 /// Lays out the scales of a step's rows: to[chunk][step_cells][chunk_scales], of `n_dims` dimensions; of int8, to[step_cells].
 template <class Type>
 [[gnu::noinline]] static void spread_scales(float* to, const TileRows& rows, const size_t* offsets,
@@ -158,13 +169,7 @@ template <class Type>
       const int32_t n_scales = n_dims / stored::ggml_block;
       for (int32_t first = 0; first < n_scales; first += 4, at += 2 * apart) {
         const int32_t left = n_scales - first;
-        const std::byte* halves = scales + 2 * first;
-        std::byte last[8] = {};
-        if (left < 4) {
-          for (int32_t i = 0; i < 2 * left; ++i) last[i] = halves[i];
-          halves = last;
-        }
-        const Quad widened = load_four_halves(halves);
+        const Quad widened = load_halves(scales + 2 * first, left);
         __builtin_memcpy(at, &widened, 8);
         if (left > 2) __builtin_memcpy(at + apart, reinterpret_cast<const float*>(&widened) + 2, 8);
       }
