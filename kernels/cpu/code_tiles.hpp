@@ -3,16 +3,14 @@
 #include <cstdint>
 
 #include "kernels/cpu/magnitudes.hpp"
-#include "kernels/cpu/matrix_tiles.hpp"
 #include "kernels/cpu/simd.hpp"
 #include "kernels/cpu/stored_rows.hpp"
 
-/// Integer codes of K and V as operands of AMX: keys → A [16 cells][64 dimensions], values → B [64 cells][16
+/// Integer codes of K and V as operands of products, in tiles as AMX takes them: keys → A [16 cells][64 dimensions], values → B [64 cells][16
 /// dimensions], four cells a row. And their scales.
 namespace kvc::cpu::KVC_ISA_NAMESPACE::codes {
 
-using matrix::amx_tile_bytes;
-
+inline constexpr size_t tile_bytes = 1024;
 inline constexpr int32_t block_cells = 64;
 inline constexpr int32_t step_dims = 64;                        // of K in a tile
 inline constexpr int32_t tile_dims = 16;                        // of V in a tile
@@ -161,8 +159,7 @@ KVC_INLINE Keys place_keys(std::byte* to, const TileRows& rows, const BlockCells
     for (int32_t step = 0; step * step_dims < head_dim; ++step, out += block_bytes)
       _mm512_store_si512(out, key_codes<Type>(codes, step, head_dim));
   }
-  return {
-      {to, to + amx_tile_bytes, to + 2 * amx_tile_bytes, to + 3 * amx_tile_bytes}, 64, block_bytes};
+  return {{to, to + tile_bytes, to + 2 * tile_bytes, to + 3 * tile_bytes}, 64, block_bytes};
 }
 
 // ---- Values ---------------------------------------------------------------------------------------
@@ -216,11 +213,11 @@ KVC_INLINE void pack_values(std::byte* to, const TileRows& rows, const int32_t* 
       const __m512i x = interleave(cells.load(at));
       if constexpr (__is_same(Type, stored::Q4)) {
         _mm512_store_si512(out, less_eight(x));
-        _mm512_store_si512(out + amx_tile_bytes, less_eight(_mm512_maskz_srli_epi16(~0u, x, 4)));
-        out += 2 * amx_tile_bytes;
+        _mm512_store_si512(out + tile_bytes, less_eight(_mm512_maskz_srli_epi16(~0u, x, 4)));
+        out += 2 * tile_bytes;
       } else {
         _mm512_store_si512(out, x);
-        out += amx_tile_bytes;
+        out += tile_bytes;
       }
     }
     if (whole < bytes) _mm512_store_si512(out, interleave(cells.load_first(whole, bytes - whole)));
@@ -235,10 +232,32 @@ KVC_INLINE int32_t scale_stride(const TileRows& rows) {
   return rows.type == StorageType::int8 ? 1 : (rows.head_dim / stored::ggml_block + 3) / 4 * 4;
 }
 
+template <class Type>
+inline constexpr size_t stored_scale_bytes = Codes<Type>::is_scaled_by_block ? 2 : sizeof(float);
+
+/// Sixteen scales that follow each other.
+template <class Type>
+KVC_INLINE Vec load_scales(const std::byte* from) {
+  if constexpr (!Codes<Type>::is_scaled_by_block)
+    return load_unaligned(reinterpret_cast<const float*>(from));
+  return stored::from_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
 /// Writes the scales of a block, [cell][scale_stride]. Returns their magnitudes.
 template <class Type>
-[[gnu::noinline]] static Magnitudes place_scales(float* to, const TileRows& rows, const int32_t* cell) {
+[[gnu::noinline]] static Magnitudes place_scales(float* to, const TileRows& rows,
+                                                 const BlockCells& cells) {
   Magnitudes magnitudes;
+  const int32_t* cell = cells.cell;
+  if (cells.is_run && rows.scale_stride == stored_scale_bytes<Type> * scale_stride(rows)) {
+    const std::byte* from = stored::row_of(rows, cell[0]).scales;
+    for (int32_t i = 0; i < block_cells * scale_stride(rows); i += lanes) {
+      const Vec x = load_scales<Type>(from + i * stored_scale_bytes<Type>);
+      magnitudes.add(x);
+      store(to + i, x);
+    }
+    return magnitudes;
+  }
   if constexpr (!Codes<Type>::is_scaled_by_block) {
     for (int32_t i = 0; i < block_cells; ++i)
       __builtin_memcpy(to + i, stored::row_of(rows, cell[i]).scales, sizeof(float));

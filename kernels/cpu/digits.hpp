@@ -18,8 +18,8 @@ KVC_INLINE __m512i of_integers(__m512i x) {
   return _mm512_xor_si512(_mm512_add_epi32(x, offset), offset);
 }
 
-/// Rounds floats of at most 2^30 to integers.
-KVC_INLINE __m512i of_floats(Vec x) { return of_integers(_mm512_maskz_cvtps_epi32(0xffff, x)); }
+/// Rounds floats of at most 2^30.
+KVC_INLINE __m512i to_integers(Vec x) { return _mm512_maskz_cvtps_epi32(0xffff, x); }
 
 /// In each 128-bit lane: the first digits of its four numbers, their second ones, and so on.
 KVC_INLINE Vec by_digit(__m512i x) {
