@@ -39,7 +39,7 @@ struct AmxPermission {
   int error = 0;  // errno of the request that Linux refused
 
   AmxPermission() noexcept {
-    for (const char* other : {"portable", "avx2", "avx512"}) {
+    for (const char* other : {"portable", "avx2", "avx512", "vnni"}) {
       if (const char* wanted = wanted_set(); wanted != nullptr && std::strcmp(wanted, other) == 0)
         return;
     }
@@ -75,13 +75,15 @@ const KernelTable& choose() noexcept {
 }  // namespace
 
 const KernelTable* runnable_kernels(int32_t index) noexcept {
-  const KernelTable* found[4] = {};
+  const KernelTable* found[5] = {};
   int32_t n_found = 0;
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx2 && avx512 && amx_permission().given) found[n_found++] = &amx_kernels;
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
+    found[n_found++] = &vnni_kernels;
   if (avx2 && avx512) found[n_found++] = &avx512_kernels;
   if (avx2) found[n_found++] = &avx2_kernels;
 #elif defined(__aarch64__)

@@ -8,7 +8,7 @@
 /// The kernels of one instruction set. isa_*.cpp compile the same headers with different flags:
 ///
 ///   decode.hpp   process_narrow_tile(tile)        few rows; needs narrow_tile_scratch_bytes
-///   codes.hpp    process_codes_tile(tile)         few rows over integer codes, with AMX
+///   codes.hpp    process_codes_tile(tile)         few rows over integer codes, with AMX; codes_vnni.hpp: with VNNI
 ///   medium.hpp   process_medium_tile(tile)        some rows, AVX-512; needs medium_tile_scratch_bytes
 ///   prefill.hpp  process_wide_tile(tile)          many rows; needs wide_tile_scratch_bytes
 ///   matrix.hpp   process_matrix_tile(tile)        many rows, with AMX
@@ -51,7 +51,7 @@ struct TurnedRows {
 };
 
 struct KernelTable {
-  const char* name;  // "portable", "avx2", "avx512", "amx", "neon"
+  const char* name;  // "portable", "avx2", "avx512", "vnni", "amx", "neon"
 
   /// A tile of up to tile_rows_max rows, any head dimension, every option.
   void (*process_narrow_tile)(const Tile& tile);
@@ -110,7 +110,15 @@ extern const KernelTable portable_kernels;
 #if defined(__x86_64__)
 extern const KernelTable avx2_kernels;
 extern const KernelTable avx512_kernels;
+extern const KernelTable vnni_kernels;
 extern const KernelTable amx_kernels;
+
+/// The kernels that isa_vnni.cpp compiles; the others of its table are those for AVX-512.
+namespace vnni {
+void process_codes_tile(const Tile& tile);
+void process_medium_codes_tile(const Tile& tile);
+size_t codes_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v);
+}  // namespace vnni
 
 /// The kernels that isa_amx.cpp compiles; the others of its table are those for AVX-512.
 namespace amx {
@@ -126,7 +134,7 @@ extern const KernelTable neon_kernels;
 #endif
 
 /// The best table this machine can run, or the one that the environment's KVC_CPU_ISA names
-/// (portable, avx2, avx512, amx, neon) when the machine can run it. The first call chooses it for the
+/// (portable, avx2, avx512, vnni, amx, neon) when the machine can run it. The first call chooses it for the
 /// life of the process.
 const KernelTable& kernels() noexcept;
 

@@ -46,7 +46,7 @@ std::string set_with(const char* wanted) { return support::set_in(info_with(want
 TEST(InstructionSet, WithoutAWishTheBest) { EXPECT_EQ(set_with(nullptr), support::best_set()); }
 
 TEST(InstructionSet, TheOneThatIsNamedWhereTheProcessorHasIt) {
-  for (const char* set : {"portable", "avx2", "avx512", "amx", "neon"})
+  for (const char* set : {"portable", "avx2", "avx512", "vnni", "amx", "neon"})
     EXPECT_EQ(set_with(set), support::processor_has(set) ? set : support::best_set()) << set;
 }
 
@@ -76,7 +76,7 @@ TEST(InstructionSet, OneThatTheProcessMayNotUseGivesTheNextBestAndTheReason) {
   if (!support::processor_has("amx")) GTEST_SKIP() << "this processor has no AMX";
   for (const char* wanted : {"amx", static_cast<const char*>(nullptr)}) {
     const std::string info = info_with(wanted, take_a_small_signal_stack);
-    EXPECT_EQ(support::set_in(info), "avx512");
+    EXPECT_EQ(support::set_in(info), "vnni");  // which every processor with AMX has
     EXPECT_EQ(refusal_in(info), "an alternate signal stack is too small");
   }
 }
@@ -113,7 +113,7 @@ TEST(InstructionSet, TheReasonIsTheOneThatLinuxGives) {
                {EIO, "arch_prctl failed"}};
   for (const auto& [error, reason] : cases) {
     const std::string info = info_with(nullptr, [error = error] { refuse_arch_prctl(error); });
-    EXPECT_EQ(support::set_in(info), "avx512");
+    EXPECT_EQ(support::set_in(info), "vnni");  // which every processor with AMX has
     EXPECT_EQ(refusal_in(info), reason) << info;
   }
 }

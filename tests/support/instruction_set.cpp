@@ -29,8 +29,10 @@ std::set<std::string> processor_flags() {
 
 bool processor_has(const std::string& set) {
   std::string needed;
-  if (set == "avx2" || set == "avx512" || set == "amx") needed += "avx2 fma f16c ";
-  if (set == "avx512" || set == "amx") needed += "avx512f avx512bw avx512vl avx512dq ";
+  const bool has_vectors_of_512 = set == "avx512" || set == "vnni" || set == "amx";
+  if (set == "avx2" || has_vectors_of_512) needed += "avx2 fma f16c ";
+  if (has_vectors_of_512) needed += "avx512f avx512bw avx512vl avx512dq ";
+  if (set == "vnni") needed += "avx512_vnni avx512vbmi";
   if (set == "amx") needed += "amx_tile amx_bf16";
   if (needed.empty()) return set == "portable";
   const std::set<std::string> flags = processor_flags();
@@ -55,7 +57,7 @@ std::string set_in(const std::string& build_info) {
 }
 
 std::string best_set() {
-  for (const char* set : {"amx", "avx512", "avx2", "neon"}) {
+  for (const char* set : {"amx", "vnni", "avx512", "avx2", "neon"}) {
     if (processor_has(set)) return set;
   }
   return "portable";
@@ -70,7 +72,7 @@ int wrong_instruction_set() {
               << std::endl;
     return 77;
   }
-  const std::set<std::string> known = {"portable", "avx2", "avx512", "amx", "neon"};
+  const std::set<std::string> known = {"portable", "avx2", "avx512", "vnni", "amx", "neon"};
   if (known.count(wanted) == 1 && !processor_has(wanted)) {
     std::cout << "NOT RUN: this processor has no " << wanted << std::endl;
     return 77;

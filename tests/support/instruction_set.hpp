@@ -3,7 +3,7 @@
 
 namespace support {
 
-/// Whether the processor has what the kernels of a set (portable, avx2, avx512, amx, neon) need, as the system says. Of a name
+/// Whether the processor has what the kernels of a set (portable, avx2, avx512, vnni, amx, neon) need, as the system says. Of a name
 /// that it does not know: no.
 bool processor_has(const std::string& set);
 
