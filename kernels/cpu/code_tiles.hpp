@@ -249,9 +249,10 @@ template <class Type>
                                                  const BlockCells& cells) {
   Magnitudes magnitudes;
   const int32_t* cell = cells.cell;
-  if (cells.is_run && rows.scale_stride == stored_scale_bytes<Type> * scale_stride(rows)) {
+  const auto cell_scales = static_cast<size_t>(scale_stride(rows));
+  if (cells.is_run && rows.scale_stride == cell_scales * stored_scale_bytes<Type>) {
     const std::byte* from = stored::row_of(rows, cell[0]).scales;
-    for (int32_t i = 0; i < block_cells * scale_stride(rows); i += lanes) {
+    for (size_t i = 0; i < block_cells * cell_scales; i += lanes) {
       const Vec x = load_scales<Type>(from + i * stored_scale_bytes<Type>);
       magnitudes.add(x);
       store(to + i, x);
