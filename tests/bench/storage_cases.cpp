@@ -84,8 +84,8 @@ void prefill(Limits& limits) {
     rig.attend_all();
     limits.clean_caches();
     // What a put writes, K and V head by head.
-    const auto written = static_cast<size_t>(rig.bytes_of_token()) * tokens / n_parts;
-    const Blocks room(static_cast<size_t>(setup.layers) * n_parts, written);
+    const auto written = static_cast<size_t>(rig.bytes_of_token() * tokens / n_parts);
+    const Blocks room(static_cast<size_t>(setup.layers * n_parts), written);
     for (int pair = 0; pair < pairs(); ++pair) {
       const double base = timed(f16), kernel = timed(rig);
       std::vector<double> puts, writes;

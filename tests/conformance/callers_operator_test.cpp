@@ -389,7 +389,7 @@ TEST(CallersOperator, LacksWhatItDoesNotName) {
 
 TEST(CallersOperator, IsReleasedOnceInAnyOrder) {
   for (int32_t order = 0; order < 6; ++order) {
-    Table table, next;
+    Table table;
     auto device = std::make_unique<support::Device>(1);
     ASSERT_EQ(add(*device, "mine,other", table), KVC_OK);
     kvc_operator* op = create(*device, "other");

@@ -36,8 +36,7 @@ struct Batch {
     const size_t width = rows.size() / position.size();
     std::vector<T> result(static_cast<size_t>(n_slots) * width, fill);
     for (size_t i = 0; i < slot.size(); ++i)
-      std::copy_n(rows.begin() + i * width, width,
-                  result.begin() + static_cast<size_t>(slot[i]) * width);
+      std::copy_n(&rows[i * width], width, &result[static_cast<size_t>(slot[i]) * width]);
     return result;
   }
   std::vector<bool> is_padding() const {

@@ -91,7 +91,9 @@ TEST_F(RecurrentArguments, APartThatTheCacheLacks) {
   Rig convolution(device_);
   convolution.recurrent.state_size = 0;
   convolution.create();
-  for (const auto& [rig, part] : {std::pair{&rig_, conv}, std::pair{&convolution, recurrent}}) {
+  for (const auto& [its_rig, its_part] : {std::pair{&rig_, conv}, std::pair{&convolution, recurrent}}) {
+    const auto rig = its_rig;  // clang 14 captures no structured binding
+    const auto part = its_part;
     rig->pass({{0, 1}});
     BadInput bad(rig->cache);
     kvc_tensor good = states({1, 4}), view{};

@@ -77,7 +77,7 @@ TEST(Conversions, EveryMiddleBetweenTwoHalvesRoundsAsTheScalarConversionDoes) {
 TEST(Conversions, AnyFloatRoundsAsTheScalarConversionDoes) {
   std::mt19937 random(7);
   for (const DType dtype : {DType::f16, DType::bf16}) {
-    for (const size_t count : {1, 3, 7, 15, 17, 31, 1 << 20}) {  // tails included
+    for (const size_t count : {1u, 3u, 7u, 15u, 17u, 31u, 1u << 20}) {  // tails included
       std::vector<float> wide(count);
       for (float& x : wide) x = std::bit_cast<float>(static_cast<uint32_t>(random()));
       expect_rounded_alike(dtype, wide);

@@ -64,7 +64,7 @@ class Case {
     for (size_t i = 0; i + 40 < cells_.size(); i += 40) {
       if (shape_.scattered)
         std::swap_ranges(cells_.begin() + static_cast<ptrdiff_t>(i),
-                         cells_.begin() + static_cast<ptrdiff_t>(i + below(20)),
+                         cells_.begin() + static_cast<ptrdiff_t>(i) + below(20),
                          cells_.begin() + static_cast<ptrdiff_t>(i + 20));
     }
     for (int32_t l = 0; l < shape_.n_lists; ++l) {
