@@ -146,8 +146,8 @@ class Room {
   }
 
   float* values = on_stack_;
-  std::byte* codes = reinterpret_cast<std::byte*>(on_stack_ + on_stack);
-  std::byte* scales = reinterpret_cast<std::byte*>(on_stack_ + 2 * on_stack);
+  std::byte* codes = reinterpret_cast<std::byte*>(&on_stack_[on_stack]);
+  std::byte* scales = codes + on_stack * sizeof(float);
 
  private:
   static constexpr int32_t on_stack = 4096;

@@ -76,7 +76,8 @@ Status load(const char* named, const DevicePlugin** out) {
   void* const library = dlopen(place.path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (library == nullptr) {
     return fail(Status::backend_unavailable, "CUDA devices need the library libkvc_cuda, %s: %s",
-                place.origin, one_line(dlerror()).text);
+                place.origin,
+                one_line(dlerror()).text);  // NOLINT(concurrency-mt-unsafe): a thread has its own
   }
   const auto entry = reinterpret_cast<DevicePluginEntry>(dlsym(library, cuda_plugin_entry));
   const DevicePlugin* const devices = entry != nullptr ? entry(&host) : nullptr;

@@ -120,7 +120,7 @@ Status write(DecayedStates& states, int32_t layer, int32_t first, int32_t n, con
 }  // namespace
 }  // namespace kvc::capi
 
-using kvc::Cache, kvc::DecayedStates, kvc::Status;
+using kvc::Cache, kvc::DecayedStates;
 using kvc::capi::CacheObject, kvc::capi::LayerRange, kvc::capi::OfDecayedStates, kvc::capi::When;
 
 kvc_status kvc_slopes(uint32_t family, int32_t n_heads, int32_t layer, int32_t n_layers,

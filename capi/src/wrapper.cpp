@@ -166,6 +166,7 @@ Status wrap(kvc_cache* const* handles, int32_t n, const int32_t* child_of_layer,
   auto object = std::make_unique<CacheObject>();
   object->children = std::make_unique<Children>();
   std::vector<std::shared_ptr<Cache>> children;
+  children.reserve(static_cast<size_t>(n));
   for (int32_t i = 0; i < n; ++i) children.push_back(candidates.object(i).cache);
   auto wrapper = std::make_shared<WrapperCache>(std::move(children), std::move(layers));
   object->children->wrapper = wrapper.get();

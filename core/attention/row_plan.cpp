@@ -78,7 +78,7 @@ void RowPlan::copy_mask(const Tensor& mask) {
 /// Whether tokens of a type stand in several places of a row, so that what one of them sees may be no range.
 bool RowPlan::types_are_apart() const {
   for (int32_t row = 0; has_types_ && row < rules_.n_rows; ++row) {
-    const int32_t* type = type_ + row * book_.q_len();
+    const int32_t* type = type_ + static_cast<size_t>(row) * static_cast<size_t>(book_.q_len());
     const int32_t n = book_.sequence(row).n_added;
     for (int32_t i = 1; i < n; ++i) {
       if (type[i] == 0 || type[i] == type[i - 1]) continue;

@@ -145,6 +145,7 @@ template <class K, class V>
 
 }  // namespace codes
 
+// NOLINTBEGIN(misc-definitions-in-headers): isa_amx.cpp alone includes them
 size_t codes_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   codes::AmxWork work = {};
   return codes::scratch_bytes_with(codes::lay_out(work, nullptr, head_dim_k, head_dim_v),
@@ -168,5 +169,7 @@ void process_medium_codes_tile(const Tile& tile) {
   if (tile.n_rows <= codes::rows_max && codes::have_codes(tile)) return process_codes_tile(tile);
   avx512_kernels.process_medium_tile(tile);
 }
+
+// NOLINTEND(misc-definitions-in-headers)
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

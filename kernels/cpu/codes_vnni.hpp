@@ -265,7 +265,7 @@ KVC_INLINE void add_blocks(const ScoreStep& of, int32_t block, Vec (&total)[half
   __m512i sum[blocks][half_group];
 #pragma GCC unroll 2
   for (int32_t b = 0; b < blocks; ++b) {
-    const auto at = static_cast<size_t>(block + b), half = at % 2;
+    const size_t at = static_cast<size_t>(block) + static_cast<size_t>(b), half = at % 2;
     keys[b] = of.keys + at / 2 * (group_cells * step_dims) + half * stored::ggml_block;
     queries[b] = of.queries + at * tile_bytes + half * half_tile;
     const __m512i offset = _mm512_load_si512(of.offsets + at * columns);
@@ -538,6 +538,7 @@ template <class K, class V>
 
 }  // namespace codes
 
+// NOLINTBEGIN(misc-definitions-in-headers): isa_vnni.cpp alone includes them
 size_t codes_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   codes::VnniWork work = {};
   return codes::scratch_bytes_with(codes::lay_out(work, nullptr, head_dim_k, head_dim_v),
@@ -561,5 +562,7 @@ void process_medium_codes_tile(const Tile& tile) {
     return process_codes_tile(tile);
   avx512_kernels.process_medium_tile(tile);
 }
+
+// NOLINTEND(misc-definitions-in-headers)
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

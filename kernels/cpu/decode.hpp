@@ -530,7 +530,8 @@ class Walk {
                                         float* to) const {
     const RowQuad& quad = scratch_.quad[quad_index];
     const auto stride = static_cast<size_t>(tile_.q_stride);
-    const auto row = static_cast<size_t>(run * tile_.n_rows + quad.row);
+    const size_t row = static_cast<size_t>(run) * static_cast<size_t>(tile_.n_rows) +
+                       static_cast<size_t>(quad.row);
     steps_.score[quad.n_rows - 1](tile_.q + row * stride, stride, rows, to);
   }
 

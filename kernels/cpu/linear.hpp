@@ -58,17 +58,20 @@ inline constexpr int32_t step_vectors = lanes == 16 ? 8 : 4;
 
 enum class To { nowhere, caches, memory };
 
+/// Elements of an array that may have none to hold.
+constexpr int32_t at_least_one(int32_t n) { return n < 1 ? 1 : n; }
+
 /// `vectors` vectors of every row of the state.
 template <int32_t n_q, int32_t vectors, To to>
 KVC_INLINE void step_columns(const LightningStep& s, int32_t column, int32_t first_q) {
-  Vec v[vectors], out[n_q > 0 ? n_q : 1][vectors];
+  Vec v[vectors], out[at_least_one(n_q)][vectors];
   for (int32_t j = 0; j < vectors; ++j) v[j] = load(s.v + column + j * lanes);
   if constexpr (n_q > 0) clear_sums(out);
   const Vec high = broadcast(s.decay.high), low = broadcast(s.decay.low);
   const auto stride = static_cast<size_t>(s.dims_v);
   const float* from = s.from + column;
   [[maybe_unused]] float* into = s.to + (to == To::nowhere ? 0 : column);
-  const float* q[n_q > 0 ? n_q : 1];
+  const float* q[at_least_one(n_q)];
   for (int32_t i = 0; i < n_q; ++i)
     q[i] = s.q + static_cast<size_t>(first_q + i) * static_cast<size_t>(s.dims_k);
   for (int32_t d = 0; d < s.depth; ++d, from += stride) {

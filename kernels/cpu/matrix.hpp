@@ -485,6 +485,8 @@ KVC_INLINE void process_block(Work& work, int32_t begin, int32_t end) {
 
 }  // namespace matrix
 
+// NOLINTBEGIN(misc-definitions-in-headers): isa_amx.cpp alone includes them
+
 /// Scratch of one thread for tiles of up to tile_rows_max rows.
 size_t matrix_tile_scratch_bytes(int32_t head_dim_k, int32_t head_dim_v) {
   matrix::Work work = {};
@@ -524,5 +526,7 @@ void process_matrix_tile(const Tile& tile) {
   work.plain.rows.store_to(tile);
   matrix::amx_end();
 }
+
+// NOLINTEND(misc-definitions-in-headers)
 
 }  // namespace kvc::cpu::KVC_ISA_NAMESPACE

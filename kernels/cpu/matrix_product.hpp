@@ -100,7 +100,7 @@ struct Product {
   [[gnu::noinline]] static void multiply(const Operand& a, const Operand& b, int32_t steps,
                                          float* c, size_t stride, Meanwhile& meanwhile) {
     const size_t bytes = stride * sizeof(float);
-    for_sums(c, stride, [&](auto sum, float* at) {
+    for_sums(c, stride, [&](auto sum, [[maybe_unused]] float* at) {
       if constexpr (adds) {
         amx_load<sum.index>(at, bytes);
       } else {

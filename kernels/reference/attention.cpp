@@ -31,7 +31,8 @@ std::vector<Seen> visible_tokens(const AttentionPlan& plan, const AttentionRow& 
 
 void rotate(std::vector<double>& key, const Rope& rope, int32_t offset) {
   for (int32_t i = 0; i < rope.n_dims / 2; ++i) {
-    const size_t first = static_cast<size_t>(rope.first_dim + (rope.halves ? i : 2 * i));
+    const size_t first = static_cast<size_t>(rope.first_dim) +
+                         static_cast<size_t>(rope.halves ? i : 2 * i);
     const size_t second = first + static_cast<size_t>(rope.halves ? rope.n_dims / 2 : 1);
     const double angle = offset * rope.frequency[i];
     const double a = key[first];
