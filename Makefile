@@ -87,7 +87,7 @@ test: ## everything that CI runs
 	  else echo "AArch64: not run, tools are missing (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)"; fi
 	$(call say,test: everything passed)
 
-test-long: ## the campaigns that take hours
+test-long: lint ## lint, and the campaigns that take hours
 	@tools/setup test
 	$(call cmake,developer,-DKVC_DEVELOPER=ON,--target all cuda_planted_programs)
 	@$(call ctest,developer) -C Long -L long --verbose
