@@ -466,7 +466,7 @@ KVC_INLINE bool is_fastest_for(const Tile& tile) {
 
 // ---- The walk -------------------------------------------------------------------------------------
 
-/// The cells of a block, and of the next.
+/// The cells of a block.
 struct Block {
   BlockCells k, v;
 };
