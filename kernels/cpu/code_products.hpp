@@ -26,16 +26,16 @@ struct AmxWork : Work {
 };
 
 KVC_INLINE size_t lay_out(AmxWork& work, std::byte* base, int32_t head_dim_k, int32_t head_dim_v) {
-  Carver carver{base};
-  lay_out_shared(work, carver, head_dim_k, head_dim_v);
+  ScratchLayout layout{base};
+  lay_out_shared(work, layout, head_dim_k, head_dim_v);
   const int32_t scales_k = divide_up(head_dim_k, stored::ggml_block);
   const int32_t tiles_v = divide_up(value_tiles_max(head_dim_v), 4) * 4;
   for (int32_t i = 0; i < 2; ++i) {
-    carver.carve(work.key_sums[i], scales_k * block_cells * columns);
-    carver.carve(work.value_sums[i], tiles_v * columns * tile_dims);
+    layout.carve(work.key_sums[i], scales_k * block_cells * columns);
+    layout.carve(work.value_sums[i], tiles_v * columns * tile_dims);
   }
-  carver.carve(work.unused, amx_rows * columns);
-  return carver.offset;
+  layout.carve(work.unused, amx_rows * columns);
+  return layout.offset;
 }
 
 // ---- Scores ---------------------------------------------------------------------------------------
@@ -81,9 +81,7 @@ KVC_INLINE void multiply_keys(const AmxWork& work, const Keys& keys, int32_t qua
   if (is_one_sum) store_sums(sums);
 }
 
-KVC_INLINE Vec load_integers(const int32_t* p) {
-  return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_load_si512(p));
-}
+KVC_INLINE Vec load_integers(const int32_t* p) { return to_floats(_mm512_load_si512(p)); }
 
 /// Scores of a quad, [cell][row].
 template <bool has_one_scale>
@@ -104,8 +102,7 @@ template <bool has_one_scale>
         x[i] = fma(load_integers(sum + j * block_cells * columns), broadcast(scale[j]), x[i]);
       x[i] = x[i] * weight;
     }
-    digits::transpose_lanes(x[0], x[1], x[2], x[3]);  // by digit, the lowest first
-    store(to + cell * quad_rows, ((x[0] + x[1]) + x[2]) + x[3]);
+    store(to + cell * quad_rows, fold_digits(x));
   }
 }
 

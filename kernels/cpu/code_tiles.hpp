@@ -111,21 +111,32 @@ struct Ahead {
 
 // ---- Keys -----------------------------------------------------------------------------------------
 
-KVC_INLINE __m512i less_eight(__m512i nibbles) {
-  return _mm512_sub_epi8(_mm512_and_si512(nibbles, _mm512_set1_epi8(15)), _mm512_set1_epi8(8));
+template <class Type>
+inline constexpr bool is_nibble = __is_same(Type, stored::Q4);
+
+/// 4-bit codes from the low halves of bytes, 8 larger than what they stand for.
+KVC_INLINE __m512i low_nibbles(__m512i bytes) {
+  return _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+}
+/// What codes stand for, which is themselves but for 4-bit ones.
+template <class Type>
+KVC_INLINE __m512i signed_codes(__m512i stored_codes) {
+  if constexpr (!is_nibble<Type>) return stored_codes;
+  return _mm512_sub_epi8(stored_codes, _mm512_set1_epi8(8));
 }
 
-/// Codes of dimensions [64 · step, 64 · step + 64), in order, 0 past the row.
+/// Codes of dimensions [64 · step, 64 · step + 64) as they are stored, in order, 0 past the row.
 template <class Type>
-KVC_INLINE __m512i key_codes(const std::byte* codes, int32_t step, int32_t head_dim) {
+KVC_INLINE __m512i stored_keys(const std::byte* codes, int32_t step, int32_t head_dim) {
   const int32_t left = head_dim - step * step_dims;
   const auto first = [](int32_t n) { return n < 64 ? (1ull << n) - 1 : ~0ull; };
-  if constexpr (__is_same(Type, stored::Q4)) {  // two blocks: 16 bytes of low halves, of high halves
+  if constexpr (is_nibble<Type>) {  // two blocks: 16 bytes of low halves, of high halves
     const __m512i bytes = _mm512_maskz_loadu_epi8(first(left < 64 ? left / 2 : 32),
                                                   codes + step * (step_dims / 2));
     const __m512i twice = _mm512_maskz_permutexvar_epi64(
         0xff, _mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), bytes);
-    return less_eight(_mm512_maskz_srlv_epi64(0xff, twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)));
+    return low_nibbles(
+        _mm512_maskz_srlv_epi64(0xff, twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)));
   } else {
     return _mm512_maskz_loadu_epi8(first(left), codes + step * step_dims);
   }
@@ -141,7 +152,7 @@ struct Keys {
 /// Whether keys can be multiplied where they are stored.
 template <class Type>
 KVC_INLINE bool are_tiles(const TileRows& rows, const BlockCells& cells) {
-  return !__is_same(Type, stored::Q4) && cells.is_run && rows.head_dim % step_dims == 0;
+  return !is_nibble<Type> && cells.is_run && rows.head_dim % step_dims == 0;
 }
 
 /// Finds the keys of a block, which are packed, [step][cell][64 dimensions], unless they are tiles already.
@@ -157,7 +168,7 @@ KVC_INLINE Keys place_keys(std::byte* to, const TileRows& rows, const BlockCells
     const std::byte* codes = stored::row_of(rows, cells.cell[i]).codes;
     std::byte* out = to + i * step_dims;
     for (int32_t step = 0; step * step_dims < head_dim; ++step, out += block_bytes)
-      _mm512_store_si512(out, key_codes<Type>(codes, step, head_dim));
+      _mm512_store_si512(out, signed_codes<Type>(stored_keys<Type>(codes, step, head_dim)));
   }
   return {{to, to + tile_bytes, to + 2 * tile_bytes, to + 3 * tile_bytes}, 64, block_bytes};
 }
@@ -198,29 +209,27 @@ struct FourCells {
   }
 };
 
-/// Values of a block, as [dimensions / 16] B tiles. `meanwhile` is told of each row of tiles.
-template <class Type, class Meanwhile>
-KVC_INLINE void pack_values(std::byte* to, const TileRows& rows, const int32_t* cell,
+/// Values of a block, as [dimensions / 16] B tiles: `row(i)` is where the codes of cell i are, `bytes` of them, and `convert` makes
+/// operands of 4-bit codes as they are stored, or of bytes. `meanwhile` is told of each row of tiles.
+template <class Type, class Rows, class Convert, class Meanwhile>
+KVC_INLINE void pack_values(std::byte* to, size_t bytes, const Rows& row, Convert convert,
                             Meanwhile meanwhile) {
-  const size_t bytes = rows.bytes, whole = bytes / 16 * 16;
+  const size_t whole = bytes / 16 * 16;
   for (int32_t i = 0; i < block_cells / 4; ++i, to += 64) {
-    const int32_t* first = cell + first_cell_of(i);
-    const auto codes = [&](int32_t at) { return stored::row_of(rows, first[at]).codes; };
-    const FourCells cells = {codes(0), codes(4), codes(8), codes(12)};
+    const int32_t first = first_cell_of(i);
+    const FourCells cells = {row(first), row(first + 4), row(first + 8), row(first + 12)};
     std::byte* out = to;
-#pragma GCC unroll 4
+    const auto put = [&](__m512i x) {
+      _mm512_store_si512(out, convert(is_nibble<Type> ? low_nibbles(x) : x));
+      out += tile_bytes;
+    };
+#pragma GCC unroll 8
     for (size_t at = 0; at < whole; at += 16) {
       const __m512i x = interleave(cells.load(at));
-      if constexpr (__is_same(Type, stored::Q4)) {
-        _mm512_store_si512(out, less_eight(x));
-        _mm512_store_si512(out + tile_bytes, less_eight(_mm512_maskz_srli_epi16(~0u, x, 4)));
-        out += 2 * tile_bytes;
-      } else {
-        _mm512_store_si512(out, x);
-        out += tile_bytes;
-      }
+      put(x);
+      if constexpr (is_nibble<Type>) put(_mm512_maskz_srli_epi16(~0u, x, 4));
     }
-    if (whole < bytes) _mm512_store_si512(out, interleave(cells.load_first(whole, bytes - whole)));
+    if (whole < bytes) put(interleave(cells.load_first(whole, bytes - whole)));
     meanwhile(i);
   }
 }

@@ -54,8 +54,9 @@ struct Work {
 
 KVC_INLINE int32_t divide_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-/// Lays out arrays in scratch, or counts their bytes where there is none.
-struct Carver {
+/// Lays out arrays in scratch, or counts their bytes where there is none. Not core's Carver: what sources share must not be compiled
+/// for one instruction set.
+struct ScratchLayout {
   std::byte* base;
   size_t offset = 0;
 
@@ -71,21 +72,22 @@ KVC_INLINE int32_t value_tiles_max(int32_t head_dim_v) {
   return 2 * divide_up(head_dim_v, stored::ggml_block);
 }
 
-KVC_INLINE void lay_out_shared(Work& work, Carver& carver, int32_t head_dim_k, int32_t head_dim_v) {
+KVC_INLINE void lay_out_shared(Work& work, ScratchLayout& layout, int32_t head_dim_k,
+                               int32_t head_dim_v) {
   constexpr auto tile = static_cast<int32_t>(tile_bytes);
   const int32_t steps = divide_up(head_dim_k, step_dims);
   const int32_t scales_k = divide_up(head_dim_k, stored::ggml_block);
   const int32_t scales_v = divide_up(head_dim_v, stored::ggml_block);
-  carver.carve(work.quad, quads_max);
-  carver.carve(work.queries, quads_max * scales_k * tile);
-  carver.carve(work.weight, quads_max * columns);
-  carver.carve(work.keys, steps * static_cast<int32_t>(block_bytes));
-  carver.carve(work.values, divide_up(value_tiles_max(head_dim_v), 4) * 4 * tile);
-  carver.carve(work.probabilities, quads_max * scales_v * tile);
-  carver.carve(work.scores, quads_max * block_cells * quad_rows);
-  carver.carve(work.key_scales, block_cells * divide_up(scales_k, 4) * 4);
-  carver.carve(work.value_scales, block_cells * divide_up(scales_v, 4) * 4);
-  carver.carve(work.ordered_scales, divide_up(scales_v, 4) * 4 * block_cells);
+  layout.carve(work.quad, quads_max);
+  layout.carve(work.queries, quads_max * scales_k * tile);
+  layout.carve(work.weight, quads_max * columns);
+  layout.carve(work.keys, steps * static_cast<int32_t>(block_bytes));
+  layout.carve(work.values, divide_up(value_tiles_max(head_dim_v), 4) * 4 * tile);
+  layout.carve(work.probabilities, quads_max * scales_v * tile);
+  layout.carve(work.scores, quads_max * block_cells * quad_rows);
+  layout.carve(work.key_scales, block_cells * divide_up(scales_k, 4) * 4);
+  layout.carve(work.value_scales, block_cells * divide_up(scales_v, 4) * 4);
+  layout.carve(work.ordered_scales, divide_up(scales_v, 4) * 4 * block_cells);
 }
 
 // ---- Rows -----------------------------------------------------------------------------------------
@@ -210,6 +212,14 @@ KVC_INLINE void pack_queries(Work& work) {
 }
 
 // ---- Scores ---------------------------------------------------------------------------------------
+
+KVC_INLINE Vec to_floats(__m512i x) { return _mm512_maskz_cvtepi32_ps(0xffff, x); }
+
+/// Adds up the digits of four cells. → [cell][row]
+KVC_INLINE Vec fold_digits(Vec (&cell)[4]) {
+  digits::transpose_lanes(cell[0], cell[1], cell[2], cell[3]);  // by digit, the lowest first
+  return ((cell[0] + cell[1]) + cell[2]) + cell[3];
+}
 
 /// Scores of one row, from floats.
 template <class K>

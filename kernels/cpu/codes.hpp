@@ -84,10 +84,13 @@ template <class K, class V>
   multiply_keys(work, block.keys, sight.quad[0], work.key_sums[0]);
   if (before != nullptr) add_last_values(work, *before);
   if (block.has_digits) block.unit = order_value_scales(work, block.value_scale);
-  pack_values<V>(work.values, tile.v, block.v.cell, [&](int32_t i) {
-    work.prefetch_some();
-    if (i % 4 == 3) matrix::amx_stay_awake(work.unused);
-  });
+  const auto codes = [&](int32_t i) { return stored::row_of(tile.v, block.v.cell[i]).codes; };
+  pack_values<V>(
+      work.values, tile.v.bytes, codes, [](__m512i x) { return signed_codes<V>(x); },
+      [&](int32_t i) {
+        work.prefetch_some();
+        if (i % 4 == 3) matrix::amx_stay_awake(work.unused);
+      });
   for (int32_t i = 0; i < sight.n_quads; ++i) {
     const int32_t index = sight.quad[i];
     const RowQuad& quad = work.quad[index];

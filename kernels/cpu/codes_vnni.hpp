@@ -17,7 +17,7 @@
 ///   pack_keys            codes, raised → [step][16 cells][64 dimensions]
 ///   score_cells          sums of 16 cells, or 8; a lane is a digit of a row. Four dimensions of a key go to all lanes → scores
 ///   finish_scores        options and softmax → probabilities [cell][row]
-///   pack_value_tiles     codes → [16 dimensions][four cells]
+///   pack_stored_values   codes → [16 dimensions][four cells]
 ///   pack_probabilities   · scales of the cells → [digit, row][64 cells], one for each scale of a row
 ///   add_values           sums of 64 dimensions of a row; a lane is a dimension. Digits of four cells go to all lanes → o
 ///
@@ -33,8 +33,6 @@ namespace codes {
 
 inline constexpr int32_t group_cells = 16;
 
-template <class Type>
-inline constexpr bool is_nibble = __is_same(Type, stored::Q4);
 /// What raising adds to a code.
 template <class Type>
 inline constexpr int32_t raised_by = is_nibble<Type> ? 8 : 128;
@@ -45,11 +43,11 @@ struct VnniWork : Work {
 };
 
 KVC_INLINE size_t lay_out(VnniWork& work, std::byte* base, int32_t head_dim_k, int32_t head_dim_v) {
-  Carver carver{base};
-  lay_out_shared(work, carver, head_dim_k, head_dim_v);
-  carver.carve(work.query_offsets, quads_max * divide_up(head_dim_k, stored::ggml_block) * columns);
-  carver.carve(work.probability_offsets, divide_up(head_dim_v, stored::ggml_block) * columns);
-  return carver.offset;
+  ScratchLayout layout{base};
+  lay_out_shared(work, layout, head_dim_k, head_dim_v);
+  layout.carve(work.query_offsets, quads_max * divide_up(head_dim_k, stored::ggml_block) * columns);
+  layout.carve(work.probability_offsets, divide_up(head_dim_v, stored::ggml_block) * columns);
+  return layout.offset;
 }
 
 // ---- Products -------------------------------------------------------------------------------------
@@ -66,7 +64,6 @@ KVC_INLINE __m512i share_four(const std::byte* p) {
   return x;
 }
 KVC_INLINE __m512i load_bytes(const std::byte* p) { return _mm512_load_si512(p); }
-KVC_INLINE Vec to_floats(__m512i x) { return _mm512_maskz_cvtepi32_ps(0xffff, x); }
 /// What raised codes add to sums of digits, negative.
 template <class Type>
 KVC_INLINE __m512i offsets_of(__m512i digit_sums) {
@@ -122,10 +119,11 @@ struct CodeRows {
   }
 };
 
+/// Codes without a sign. 4-bit ones are stored like that.
 template <class Type>
-KVC_INLINE __m512i raise(__m512i codes) {
-  if constexpr (is_nibble<Type>) return _mm512_add_epi8(codes, _mm512_set1_epi8(8));
-  return _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+KVC_INLINE __m512i raise(__m512i stored_codes) {
+  if constexpr (is_nibble<Type>) return stored_codes;
+  return _mm512_xor_si512(stored_codes, _mm512_set1_epi8(-128));
 }
 
 /// Packs 16 keys. `dims` is head_dim, known at compile time if it is a common one.
@@ -136,7 +134,7 @@ KVC_INLINE void pack_keys_of(std::byte* to, const Rows& row, int32_t first, int3
     const std::byte* codes = row(first + i);
     std::byte* out = to + i * step_dims;
     for (int32_t step = 0; step * step_dims < dims; ++step, out += group_cells * step_dims)
-      _mm512_store_si512(out, raise<K>(key_codes<K>(codes, step, dims)));
+      _mm512_store_si512(out, raise<K>(stored_keys<K>(codes, step, dims)));
     row.prefetch_next(first + i);
   }
 }
@@ -148,38 +146,21 @@ KVC_INLINE void pack_keys(std::byte* to, const Rows& row, int32_t first) {
   pack_keys_of<K>(to, row, first, dims);
 }
 
-/// Packs the values of a block. `bytes` is that of a row, likewise.
+/// Packs the values of a block as they are stored.
 template <class V, class Rows>
-KVC_INLINE void pack_value_tiles_of(std::byte* to, const Rows& row, size_t bytes) {
-  const size_t whole = bytes / 16 * 16;
-  for (int32_t i = 0; i < block_cells / 4; ++i, to += 64) {
-    const int32_t first = first_cell_of(i);
-    const FourCells cells = {row(first), row(first + 4), row(first + 8), row(first + 12)};
-    std::byte* out = to;
-    const auto put = [&out](__m512i x) {
-      if constexpr (is_nibble<V>) {
-        const __m512i low = _mm512_set1_epi8(15);
-        _mm512_store_si512(out, _mm512_and_si512(x, low));
-        _mm512_store_si512(out + tile_bytes,
-                           _mm512_and_si512(_mm512_maskz_srli_epi16(~0u, x, 4), low));
-        out += 2 * tile_bytes;
-      } else {
-        _mm512_store_si512(out, x);
-        out += tile_bytes;
-      }
-    };
-#pragma GCC unroll 8
-    for (size_t at = 0; at < whole; at += 16) put(interleave(cells.load(at)));
-    if (whole < bytes) put(interleave(cells.load_first(whole, bytes - whole)));
-    for (int32_t j = 0; j < 16; j += 4) row.prefetch_next(first + j);
-  }
-}
-template <class V, class Rows>
-[[gnu::noinline]] static void pack_value_tiles(std::byte* to, const Rows& row) {
+[[gnu::noinline]] static void pack_stored_values(std::byte* to, const Rows& row) {
   constexpr size_t of_64 = is_nibble<V> ? 32 : 64;
-  if (row.rows.bytes == 2 * of_64) return pack_value_tiles_of<V>(to, row, 2 * of_64);
-  if (row.rows.bytes == of_64) return pack_value_tiles_of<V>(to, row, of_64);
-  pack_value_tiles_of<V>(to, row, row.rows.bytes);
+  const auto pack = [&](size_t bytes) __attribute__((always_inline)) {
+    pack_values<V>(
+        to, bytes, row, [](__m512i x) { return x; },
+        [&](int32_t i) {
+          for (int32_t j = 0; j < 16; j += 4) row.prefetch_next(first_cell_of(i) + j);
+        });
+  };
+  const size_t bytes = row.rows.bytes;
+  if (bytes == 2 * of_64) return pack(2 * of_64);  // common ones, known at compile time
+  if (bytes == of_64) return pack(of_64);
+  pack(bytes);
 }
 
 // ---- Scores ---------------------------------------------------------------------------------------
@@ -201,12 +182,6 @@ template <class K>
     }
     if (work.n_key_sums == 1) _mm512_store_si512(to, offsets_of<K>(sum));
   }
-}
-
-/// Adds up the digits of four cells. → [cell][row]
-KVC_INLINE Vec fold_digits(Vec (&cell)[4]) {
-  digits::transpose_lanes(cell[0], cell[1], cell[2], cell[3]);  // by digit, the lowest first
-  return ((cell[0] + cell[1]) + cell[2]) + cell[3];
 }
 
 /// What the scores of some cells and a quad are made of.
@@ -242,15 +217,13 @@ struct ScoreStep {
     }
   }
   stream = ahead;
-  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
   const Vec weight = load(of.weight);
 #pragma GCC unroll 4
   for (int32_t i = 0; i < group_cells; i += 4) {
     Vec x[4];
 #pragma GCC unroll 4
     for (int32_t j = 0; j < 4; ++j) x[j] = to_floats(sum[i + j]) * weight;
-    const Vec scale = _mm512_maskz_permutexvar_ps(0xffff, spread, repeat(load_quad(of.scales + i)));
-    store(of.scores + i * quad_rows, fold_digits(x) * scale);
+    store(of.scores + i * quad_rows, fold_digits(x) * spread(load_quad(of.scales + i)));
   }
 }
 
@@ -496,7 +469,7 @@ template <class K, class V>
   if (has_digits) {
     unit = order_value_scales(work, value_scales.largest());
     with_code_rows(tile.v, block.v, next.v,
-                   [&](const auto& rows) { pack_value_tiles<V>(work.values, rows); });
+                   [&](const auto& rows) { pack_stored_values<V>(work.values, rows); });
   }
   const int32_t value_steps = divide_up(work.n_value_tiles, 4) * work.quad[sight.quad[0]].n_rows *
                               (block_cells / 4);

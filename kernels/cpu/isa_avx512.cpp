@@ -7,21 +7,26 @@
 namespace kvc::cpu {
 namespace avx512 {
 
-constexpr KernelTable make_vnni_table() {
-  KernelTable table = make_table("vnni");
-  table.process_narrow_tile = vnni::process_codes_tile;
-  table.narrow_tile_scratch_bytes = vnni::codes_tile_scratch_bytes;
-  table.process_medium_tile = vnni::process_medium_codes_tile;
-  table.medium_tile_scratch_bytes = vnni::codes_tile_scratch_bytes;
+using ProcessTile = void (*)(const Tile&);
+
+/// The table of a set that has kernels of its own for a few rows of codes.
+constexpr KernelTable make_codes_table(const char* name, ProcessTile narrow, ProcessTile medium,
+                                       size_t (*scratch_bytes)(int32_t, int32_t)) {
+  KernelTable table = make_table(name);
+  table.process_narrow_tile = narrow;
+  table.process_medium_tile = medium;
+  table.narrow_tile_scratch_bytes = table.medium_tile_scratch_bytes = scratch_bytes;
   return table;
 }
 
+constexpr KernelTable make_vnni_table() {
+  return make_codes_table("vnni", vnni::process_codes_tile, vnni::process_medium_codes_tile,
+                          vnni::codes_tile_scratch_bytes);
+}
+
 constexpr KernelTable make_amx_table() {
-  KernelTable table = make_table("amx");
-  table.process_narrow_tile = amx::process_codes_tile;
-  table.narrow_tile_scratch_bytes = amx::codes_tile_scratch_bytes;
-  table.process_medium_tile = amx::process_medium_codes_tile;
-  table.medium_tile_scratch_bytes = amx::codes_tile_scratch_bytes;
+  KernelTable table = make_codes_table(
+      "amx", amx::process_codes_tile, amx::process_medium_codes_tile, amx::codes_tile_scratch_bytes);
   table.process_wide_tile = amx::process_matrix_tile;
   table.wide_tile_scratch_bytes = amx::matrix_tile_scratch_bytes;
   table.wide_tile_scales = true;

@@ -190,11 +190,14 @@ KVC_INLINE void store_sums(float* to, const Vec (&sum)[step_cells][4]) {
   store_unaligned(to, sum_quads(row[0], row[1], row[2], row[3]));
 }
 
+/// Each of four numbers, four times: a factor for each cell of [cell][row].
+KVC_INLINE Vec spread(Quad x) {
+  const __m512i cells = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm512_maskz_permutexvar_ps(0xffff, cells, _mm512_zextps128_ps512(x));
+}
 /// Multiplies what store_sums stored with a factor for each cell.
 KVC_INLINE void scale_sums(float* to, Quad factor) {
-  const __m512i cells = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const Vec four = _mm512_zextps128_ps512(factor);
-  store_unaligned(to, load_unaligned(to) * _mm512_maskz_permutexvar_ps(0xffff, cells, four));
+  store_unaligned(to, load_unaligned(to) * spread(factor));
 }
 
 /// Loads what store_sums has just stored, with loads no larger than its stores: larger ones would
